@@ -1,0 +1,1 @@
+"""Recipe and source checkpoint in, releases out: formats, layouts, plan, streaming run."""

@@ -1,0 +1,1 @@
+"""Inference for DeepSeek-V4: the referee that shows what a release computes."""

@@ -1,0 +1,1 @@
+"""Files of tensors: headers, index, slices, sequential writing. Knows nothing of models, formats or recipes."""

@@ -1,0 +1,1 @@
+"""Does a release hold what it says? Shares no code with convert."""
