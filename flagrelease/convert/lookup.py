@@ -1,0 +1,59 @@
+"""The one loop of the converter: bytes to output bits through a table chosen by block. On the CPU (numba) or a GPU.
+
+Both give the same bits: the tables hold every rounding, so a look-up computes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from flagrelease.convert.formats import NOT_A_NUMBER, U8, Tables
+
+Index = NDArray[np.uint8] | NDArray[np.int32]
+
+
+class Lookup(Protocol):
+    """Decodes one chunk: `codes` uint8 [R, C]; `index` [ceil(R/rows), ceil(C/columns)] picks the table of a block
+    of (rows, columns) bytes; `out` has the tables' dtype and the shape of `codes`."""
+
+    def __call__(self, codes: U8, index: Index, block: tuple[int, int], tables: Tables, out: NDArray[Any]) -> None:
+        """Write `tables.entries[index of block, code]` to `out`."""
+        ...
+
+
+@numba.njit(nogil=True, cache=True)
+def _decode(codes, index, rows, columns, entries, out):  # type: ignore[no-untyped-def]
+    for r in range(codes.shape[0]):
+        for b in range(index.shape[1]):
+            table = entries[index[r // rows, b]]
+            for c in range(b * columns, min((b + 1) * columns, codes.shape[1])):
+                out[r, c] = table[codes[r, c]]
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(codes, index, rows, columns, flags, counted):  # type: ignore[no-untyped-def]
+    lost = 0
+    seen = np.uint8(0)
+    for r in range(codes.shape[0]):
+        for b in range(index.shape[1]):
+            table = flags[index[r // rows, b]]
+            for c in range(b * columns, min((b + 1) * columns, codes.shape[1])):
+                flag = table[codes[r, c]]
+                lost += flag & counted
+                seen |= flag
+    return lost, seen
+
+
+def cpu_lookup(codes: U8, index: Index, block: tuple[int, int], tables: Tables, out: NDArray[Any]) -> None:
+    """`Lookup` on the CPU. Releases the GIL."""
+    _decode(codes, index, block[0], block[1], tables.entries, out)
+
+
+def count_lost(codes: U8, index: Index, block: tuple[int, int], tables: Tables) -> tuple[int, bool]:
+    """How many elements of a chunk the output cannot hold exactly, and whether a NaN is among them."""
+    lost, seen = _count(codes, index, block[0], block[1], tables.flags, np.uint8(NOT_A_NUMBER - 1))
+    return int(lost), bool(seen & NOT_A_NUMBER)

@@ -1,0 +1,191 @@
+"""The header of a safetensors file: parsed strictly, written deterministically.
+
+A file is an 8-byte little-endian length, that many bytes of JSON, then the data of all tensors without holes
+(https://huggingface.co/docs/safetensors). The JSON maps a name to `dtype`, `shape` and `data_offsets` (begin, end),
+which count from the end of the header. Nothing in a file is trusted: every rule below is checked before an offset is
+used, and each refusal names the file and the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flagrelease.errors import CheckpointError
+
+# Bits an element takes. F4 holds two elements a byte; its shape is the logical one.
+DTYPE_BITS = {
+    "F4": 4, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "F16": 16,
+    "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
+
+# The safetensors library refuses longer headers; V4-Pro in one file would need 18 MB.
+MAX_HEADER_BYTES = 100_000_000
+_LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMeta:
+    """One tensor in a file. `begin` and `end` are byte offsets from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the tensor takes in the file."""
+        return self.end - self.begin
+
+    @property
+    def elements(self) -> int:
+        """Logical elements (two a byte for F4; packed FP4 that is stored as I8 counts bytes)."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header: tensors in file order, and the header's own bytes for identity digests."""
+
+    file: Path
+    tensors: dict[str, TensorMeta]
+    metadata: dict[str, str]
+    raw: bytes
+    file_size: int
+
+
+def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor of this dtype and logical shape."""
+    return math.prod(shape) * DTYPE_BITS[dtype] // 8
+
+
+def read_header(path: Path) -> Header:
+    """Parse and check the header of `path`.
+
+    Raises:
+        CheckpointError: the file is not readable, truncated, or breaks a rule of the format.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(_LENGTH.size)
+            if len(prefix) < _LENGTH.size:
+                raise CheckpointError(f"{path}: {size} bytes; a safetensors file starts with an 8-byte header length")
+            (length,) = _LENGTH.unpack(prefix)
+            if length >= MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path}: header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
+            if _LENGTH.size + length > size:
+                raise CheckpointError(f"{path}: header of {length} bytes in a file of {size} bytes: truncated")
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) < length:
+        raise CheckpointError(f"{path}: the file shrank while its header was read")
+    return parse_header(raw, path, size)
+
+
+def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
+    """Check header bytes of a file of `file_size` bytes. Every byte string gives a Header or a CheckpointError."""
+    document = _parse_json(raw, path)
+    metadata = _check_metadata(document.pop(_METADATA, {}), path)
+    start = _LENGTH.size + len(raw)
+    metas = sorted((_check_entry(name, e, path, start) for name, e in document.items()), key=lambda m: (m.begin, m.end))
+    position = start
+    for meta in metas:
+        if meta.begin != position:
+            what = "overlaps the tensor before it" if meta.begin < position else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {meta.name!r}: begins at {meta.begin - start} and {what}")
+        position = meta.end
+    if position != file_size:
+        problem = "truncated" if position > file_size else "has bytes that no tensor owns"
+        raise CheckpointError(f"{path}: tensors end at byte {position}, the file at {file_size}: it {problem}")
+    return Header(path, {meta.name: meta for meta in metas}, metadata, raw, file_size)
+
+
+def strict_json(raw: bytes) -> Any:
+    """Parse JSON that repeats no key and holds no NaN; every failure, nesting included, is a ValueError."""
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+    if not raw.startswith(b"{"):
+        raise CheckpointError(f"{path}: the header does not start with '{{': not a safetensors file")
+    try:
+        document: dict[str, Any] = strict_json(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error})") from error
+    return document
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} appears twice")
+    return result
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _check_metadata(value: Any, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise CheckpointError(f"{path}: {_METADATA} must map strings to strings")
+    return value
+
+
+def _check_entry(name: str, entry: Any, path: Path, start: int) -> TensorMeta:
+    where = f"{path}: tensor {name!r}"
+    if not name.isprintable() or not name:
+        raise CheckpointError(f"{where}: a name must be printable text")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: an entry has exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{where}: unknown dtype {dtype!r}")
+    if not _are_sizes(shape):
+        raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise CheckpointError(f"{where}: data_offsets {offsets!r} are not two offsets")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    begin, end = offsets
+    if end - begin != bits // 8 or bits % 8:
+        raise CheckpointError(f"{where}: {dtype} {shape} takes {bits / 8:g} bytes, its offsets span {end - begin}")
+    return TensorMeta(name, dtype, tuple(shape), path, start + begin, start + end)
+
+
+def _are_sizes(value: Any) -> bool:
+    # bool is an int in Python and 2**63 the largest offset a file can have
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The first bytes of a file that holds `tensors` (name, dtype, logical shape) in this order: length and JSON.
+
+    The same tensors always give the same bytes. `{"format": "pt"}` is there because older transformers refuse files
+    without it. Data start at a multiple of 8, as the safetensors library writes them.
+    """
+    document: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    position = 0
+    for name, dtype, shape in tensors:
+        end = position + tensor_bytes(dtype, shape)
+        document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return _LENGTH.pack(len(text)) + text

@@ -1,0 +1,132 @@
+"""`CheckpointIndex`: every tensor of a folder of safetensors files, from headers alone.
+
+The index file, the headers and the folder must agree; whatever does not is refused (or, for `inspect`, listed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flagrelease.errors import CheckpointError
+from flagrelease.shard.header import Header, TensorMeta, read_header, strict_json
+
+INDEX_NAME = "model.safetensors.index.json"
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointIndex:
+    """The tensors of a checkpoint folder by name, in the order of files and of offsets in them."""
+
+    folder: Path
+    headers: tuple[Header, ...]
+    tensors: dict[str, TensorMeta]
+    declared_total_size: int | None
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(meta.nbytes for meta in self.tensors.values())
+
+    def identity(self) -> str:
+        """SHA-256 over names, sizes and header bytes of all files: changes with any name, shape, dtype or offset."""
+        digest = hashlib.sha256()
+        for header in self.headers:
+            own = hashlib.sha256(header.raw).hexdigest()
+            digest.update(f"{header.file.name}\n{header.file_size}\n{own}\n".encode())
+        return digest.hexdigest()
+
+
+def open_checkpoint(folder: Path) -> CheckpointIndex:
+    """Read all headers of `folder` and require that index, headers and folder agree.
+
+    Raises:
+        CheckpointError: the first disagreement, a bad header, a pickle file, or a folder without safetensors files.
+    """
+    index, problems = survey(folder)
+    if problems:
+        raise CheckpointError(problems[0])
+    return index
+
+
+def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
+    """Like `open_checkpoint`, but returns disagreements between index, headers and folder as a list of sentences.
+
+    Raises:
+        CheckpointError: nothing can be said at all: no folder, no safetensors file, a header that breaks the format.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file())
+    if not paths:
+        raise CheckpointError(f"{folder}: no *.safetensors file in it")
+    problems = [f"{path}: pickle files can run code when read; remove it" for path in _pickles(folder)]
+    weight_map, declared = _read_index(folder / INDEX_NAME, problems)
+    headers = tuple(read_header(path) for path in paths)
+    tensors: dict[str, TensorMeta] = {}
+    for header in headers:
+        for name, meta in header.tensors.items():
+            if name in tensors:
+                problems.append(f"tensor {name!r} is in both {tensors[name].file} and {meta.file}")
+            else:
+                tensors[name] = meta
+    if weight_map is not None:
+        problems += _compare(folder, weight_map, tensors, {path.name for path in paths})
+    elif len(paths) > 1:
+        problems.append(f"{folder / INDEX_NAME}: not found, though the folder has {len(paths)} safetensors files")
+    index = CheckpointIndex(folder, headers, tensors, declared)
+    if declared is not None and declared != index.total_size:
+        problems.append(f"{folder / INDEX_NAME}: total_size is {declared}, the headers sum to {index.total_size}")
+    return index, problems
+
+
+def _pickles(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in _PICKLES and path.is_file())
+
+
+def _read_index(path: Path, problems: list[str]) -> tuple[dict[str, str] | None, int | None]:
+    try:
+        document = strict_json(path.read_bytes())
+    except FileNotFoundError:
+        return None, None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{path}: weight_map must map tensor names to file names")
+    for name, file in weight_map.items():
+        pure = PurePosixPath(file)
+        if pure.is_absolute() or len(pure.parts) != 1 or pure.name in {"..", "."} or "\\" in file:
+            raise CheckpointError(f"{path}: tensor {name!r}: {file!r} is not a file name inside the folder")
+    return weight_map, _declared_size(document, path, problems)
+
+
+def _declared_size(document: dict[str, Any], path: Path, problems: list[str]) -> int | None:
+    metadata = document.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if type(total) is not int:
+        problems.append(f"{path}: metadata.total_size is missing or not an integer")
+        return None
+    return total
+
+
+def _compare(folder: Path, weight_map: dict[str, str], tensors: dict[str, TensorMeta], files: set[str]) -> list[str]:
+    problems = [
+        f"{folder / file}: named by the index, but not in the folder"
+        for file in sorted(set(weight_map.values()) - files)
+    ]
+    problems += [f"{folder / file}: not named by the index" for file in sorted(files - set(weight_map.values()))]
+    for name, file in weight_map.items():
+        if name not in tensors:
+            problems.append(f"tensor {name!r}: the index says {file}, but no file holds it")
+        elif tensors[name].file.name != file:
+            problems.append(f"tensor {name!r}: the index says {file}, but it is in {tensors[name].file.name}")
+    problems += [
+        f"tensor {name!r}: in {meta.file.name}, but not in the index"
+        for name, meta in tensors.items()
+        if name not in weight_map
+    ]
+    return problems
