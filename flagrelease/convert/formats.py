@@ -168,7 +168,8 @@ def encode_values(fmt: Format, values: F64) -> U8:
     tie = (code < len(middle)) & (magnitude == middle[np.minimum(code, len(middle) - 1)])
     code += tie & (code & 1 == 1)  # codes are ordered, so an odd code has an odd mantissa
     sign = 0x80 if fmt.elements_per_byte == 1 else 8
-    return np.where(np.signbit(values), code | sign, code).astype(np.uint8)
+    signed: U8 = np.where(np.signbit(values), code | sign, code).astype(np.uint8)
+    return signed
 
 
 def _positive_grid(fmt: Format) -> F64:

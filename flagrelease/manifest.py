@@ -1,0 +1,136 @@
+"""`manifest.json`: what a release holds and where it comes from. Written last, so its presence says "complete".
+
+It holds nothing of the machine, the workers or the time: two conversions of one source under one recipe have the same
+manifest, byte for byte. A digest of a tensor is BLAKE3 over its logical row-major bytes, whatever files and ranks it is
+cut into, so releases of one model in several layouts are tied together tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flagrelease.errors import VerificationError
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+Dtype = Literal["bf16", "fp8", "native"]
+OGroups = Literal["shared", "split"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ToolRecord(_Record):
+    """Which program wrote the release."""
+
+    name: Literal["flagrelease"] = "flagrelease"
+    version: str
+
+
+class TargetRecord(_Record):
+    """What the release is. `mp` and `o_groups` are null for the hf layout, `o_groups` also where mp <= o_groups."""
+
+    dtype: Dtype
+    layout: Literal["hf", "mp"]
+    mp: int | None = None
+    o_groups: OGroups | None = None
+
+
+class SourceFileRecord(_Record):
+    """One safetensors file of the source."""
+
+    path: str
+    size: int
+    header_sha256: str
+
+
+class SourceRecord(_Record):
+    """The checkpoint converted. `identity` covers names, sizes and headers; `tensors` maps each stored tensor, scales
+    included, to the BLAKE3 digest of the bytes read."""
+
+    repo: str | None
+    revision: str | None
+    license: str | None
+    identity: str
+    config_sha256: str
+    files: tuple[SourceFileRecord, ...]
+    tensors: dict[str, str]
+
+
+class FileRecord(_Record):
+    """One file of the release. `path` is relative, with forward slashes."""
+
+    path: str
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class TensorRecord(_Record):
+    """One tensor of the release, whole: dtype as in safetensors headers, logical shape, digest of all its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    blake3: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class ElementCounts(_Record):
+    """What happened to the elements of all weights: each is counted once.
+
+    copied: bits unchanged; exact: decoded to BF16 without rounding; rounded: decoded to BF16 with rounding;
+    repacked: FP4 held exactly as FP8; lost: FP4 that FP8 could not hold exactly.
+    """
+
+    copied: int = 0
+    exact: int = 0
+    rounded: int = 0
+    repacked: int = 0
+    lost: int = 0
+
+    def __add__(self, other: ElementCounts) -> ElementCounts:
+        """Sum by kind."""
+        mine, others = self.model_dump(), other.model_dump()
+        return ElementCounts(**{kind: mine[kind] + others[kind] for kind in mine})
+
+
+class Manifest(_Record):
+    """The whole document."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tool: ToolRecord
+    model: str
+    target: TargetRecord
+    source: SourceRecord
+    recipe: dict[str, Any] | None
+    options: dict[str, Any]
+    plan: str
+    elements: ElementCounts
+    files: tuple[FileRecord, ...]
+    tensors: dict[str, TensorRecord]
+
+    def to_json(self) -> bytes:
+        """The bytes of `manifest.json`: keys sorted, one space of indent, one newline at the end."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
+        return text.encode("utf-8") + b"\n"
+
+
+def read_manifest(release: Path) -> Manifest:
+    """Read and check `manifest.json` of a release folder.
+
+    Raises:
+        VerificationError: there is none (an unfinished conversion), or it does not follow the schema.
+    """
+    path = release / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise VerificationError(f"{path}: not found: not a release, or its conversion did not finish") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise VerificationError(f"{path}: {where}: {first['msg']}") from error
