@@ -1,0 +1,46 @@
+"""The operators in plain torch: their definition, the CPU path, and what every other implementation is tested against.
+
+Contract of all: leading dimensions are free unless said; nothing is written but `out`; results take the input's dtype
+unless said; float64 in gives float64 out, for oracles.
+"""
+
+from flagrelease.engine.kernels.reference.attention import compress_pool, indexer_scores, sparse_attention, topk_visible
+from flagrelease.engine.kernels.reference.experts import gate_scores, moe_experts, route, route_hashed
+from flagrelease.engine.kernels.reference.hyper_connections import hc_head, hc_post, hc_pre, hc_split_sinkhorn
+from flagrelease.engine.kernels.reference.linear import fp4_linear, fp8_linear, grouped_linear, linear
+from flagrelease.engine.kernels.reference.quantisation import (
+    act_quant,
+    act_quant_roundtrip,
+    fp4_act_quant,
+    fp4_act_quant_roundtrip,
+)
+from flagrelease.engine.kernels.reference.rows import add, apply_rope, embedding, hadamard, rms_norm, swiglu
+
+__all__ = [
+    "act_quant",
+    "act_quant_roundtrip",
+    "add",
+    "apply_rope",
+    "compress_pool",
+    "embedding",
+    "fp4_act_quant",
+    "fp4_act_quant_roundtrip",
+    "fp4_linear",
+    "fp8_linear",
+    "gate_scores",
+    "grouped_linear",
+    "hadamard",
+    "hc_head",
+    "hc_post",
+    "hc_pre",
+    "hc_split_sinkhorn",
+    "indexer_scores",
+    "linear",
+    "moe_experts",
+    "rms_norm",
+    "route",
+    "route_hashed",
+    "sparse_attention",
+    "swiglu",
+    "topk_visible",
+]

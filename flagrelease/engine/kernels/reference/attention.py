@@ -1,0 +1,102 @@
+"""Attention over chosen positions, the indexer that chooses them, and the pooling that makes compressed entries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.kernels.reference.precision import wide
+
+# Elements of gathered keys held at once: 64 MiB of FP32.
+_GATHER_ELEMENTS = 1 << 24
+
+
+def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
+    """Multi-query attention over the listed positions, with a learned sink in the denominator.
+
+    z_j = scale * (q . kv_j) over the valid j, m = max z,
+    o = sum exp(z_j - m) kv_j / (sum exp(z_j - m) + exp(sink - m)).
+    The sink is not scaled, has no value and does not enter m. exp(z - m) is rounded to q's dtype in the numerator only,
+    as upstream does for its matrix unit. A position listed twice counts twice.
+
+    Args:
+        q: [b, s, h, d], any h.
+        kv: [b, n, d], key and value in one.
+        sink: FP32 [h].
+        idx: integers [b, s, t] into n, -1 = none. A query without any valid position gets zeros.
+        scale: d^(-1/2) in V4.
+
+    Returns:
+        [b, s, h, d] in q's dtype.
+    """
+    b, s, _, d = q.shape
+    out = torch.empty_like(q)
+    chunk = max(1, _GATHER_ELEMENTS // max(1, b * idx.shape[-1] * d))
+    for start in range(0, s, chunk):
+        part = slice(start, start + chunk)
+        out[:, part] = _sparse_attention(q[:, part], kv, sink, idx[:, part].long(), scale)
+    return out
+
+
+def _sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
+    valid = (idx >= 0)[:, :, None]  # [b, s, 1, t]
+    batch = torch.arange(len(kv), device=kv.device)[:, None, None]
+    keys = wide(kv)[batch, idx.clamp(min=0)]  # [b, s, t, d]
+    z = (wide(q) @ keys.mT * scale).masked_fill(~valid, -torch.inf)  # [b, s, h, t]
+    m = z.amax(-1, keepdim=True)
+    m = m.masked_fill(m == -torch.inf, 0)  # no valid position: every exp(z - m) is 0, and so is the result
+    p = torch.exp(z - m)
+    denominator = p.sum(-1, keepdim=True) + torch.exp(wide(sink)[:, None] - m)
+    return (wide(p.to(q.dtype)) @ keys / denominator).to(q.dtype)
+
+
+def indexer_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
+    """sum_h relu(q_h . k_w) * weight_h, in FP32; partial over the local heads under tensor parallelism.
+
+    Args:
+        q: [b, s, h, d].
+        k: [b, n, d], compressed index keys.
+        weights: [b, s, h].
+
+    Returns:
+        [b, s, n].
+    """
+    scores = wide(q).new_zeros(*q.shape[:2], k.shape[1])
+    for head in range(q.shape[2]):  # the [b, s, h, n] intermediate would not fit at long context
+        scores += (wide(q[:, :, head]) @ wide(k).mT).relu() * wide(weights[:, :, head, None])
+    return scores
+
+
+def topk_visible(scores: Tensor, visible: Tensor, k: int, offset: int = 0) -> Tensor:
+    """The k best of the first `visible` entries of each row.
+
+    Args:
+        scores: [b, s, n].
+        visible: integers [b, s], entries a query may see (a prefix).
+        k: entries wanted.
+        offset: added to every index (where the compressed entries start in the attention's kv).
+
+    Returns:
+        int32 [b, s, min(k, n)]: indices ascending, then -1; of equal scores the lower indices are taken.
+    """
+    n = scores.shape[-1]
+    hidden = torch.arange(n, device=scores.device) >= visible[..., None]
+    order = scores.masked_fill(hidden, -torch.inf).sort(stable=True, descending=True).indices[..., :k]
+    best = order.masked_fill(hidden.gather(-1, order), n).sort(-1).values  # hidden ones are named n: they go last
+    return torch.where(best == n, -1, best + offset).int()
+
+
+def compress_pool(kv: Tensor, score: Tensor) -> Tensor:
+    """Softmax of `score` over the slots of a window, channel by channel, and the so weighted sum of `kv`.
+
+    Ratio 128 has 128 slots; ratio 4 has 8: the previous window's channels [0, d) and the current one's [d, 2d). Slots
+    that do not exist (the window before the first) have score -inf.
+
+    Args:
+        kv: [.., slots, d].
+        score: [.., slots, d], with ape added.
+
+    Returns:
+        [.., d] in FP32 (float64 for float64).
+    """
+    return (wide(kv) * wide(score).softmax(-2)).sum(-2)

@@ -1,0 +1,102 @@
+"""Routing tokens to experts, and computing the routed experts that a rank owns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.kernels.reference.linear import linear
+from flagrelease.engine.kernels.reference.precision import wide
+from flagrelease.engine.kernels.reference.quantisation import act_quant_roundtrip, dequantise
+from flagrelease.engine.kernels.reference.rows import swiglu
+from flagrelease.engine.kernels.weights import ExpertWeights
+
+
+def gate_scores(x: Tensor, w: Tensor) -> Tensor:
+    """sqrt(softplus(x W^T)) in FP32: x [.., H], w [E, H] -> [.., E]."""
+    return torch.sqrt(torch.nn.functional.softplus(wide(x) @ wide(w).to(wide(x)).mT))
+
+
+def route(scores: Tensor, bias: Tensor | None, topk: int, route_scale: float) -> tuple[Tensor, Tensor]:
+    """The `topk` experts of score + bias; the bias chooses, it does not weigh.
+
+    Args:
+        scores: FP32 [.., E] from `gate_scores`.
+        bias: FP32 [E] (gate.bias) or None.
+        topk: experts a token.
+        route_scale: routed_scaling_factor.
+
+    Returns:
+        ids int32 [.., topk], best first, the lower id first among equals; weights [.., topk] in scores' dtype,
+        scores[ids] / sum * route_scale.
+    """
+    biased = scores if bias is None else scores + bias
+    ids = biased.sort(stable=True, descending=True).indices[..., :topk]
+    return ids.int(), _route_weights(scores, ids, route_scale)
+
+
+def route_hashed(scores: Tensor, tid2eid: Tensor, tokens: Tensor, route_scale: float) -> tuple[Tensor, Tensor]:
+    """The experts that the token's id names (the first layers of V4).
+
+    Args:
+        scores: FP32 [.., E].
+        tid2eid: integers [V, k].
+        tokens: integers [..], token ids.
+        route_scale: routed_scaling_factor.
+
+    Returns:
+        ids int32 [.., k] and weights [.., k] as `route`.
+    """
+    ids = tid2eid[tokens.long()].long()
+    return ids.int(), _route_weights(scores, ids, route_scale)
+
+
+def _route_weights(scores: Tensor, ids: Tensor, route_scale: float) -> Tensor:
+    weights = scores.gather(-1, ids)
+    return weights / weights.sum(-1, keepdim=True) * route_scale
+
+
+def moe_experts(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    experts: ExpertWeights,
+    swiglu_limit: float,
+    quantise_activations: bool,
+) -> Tensor:
+    """Sum of the locally owned experts' outputs, to be all-reduced over ranks.
+
+    An expert is w2 swiglu(w1 x, w3 x, limit, routing weight). As upstream, each product and the SwiGLU round to x's
+    dtype, and the sum over experts is FP32.
+
+    Args:
+        x: [T, H].
+        ids: int32 or int64 [T, k], global expert ids.
+        weights: FP32 [T, k], routing weights.
+        experts: the stacked local experts, in any stored format.
+        swiglu_limit: see `swiglu`.
+        quantise_activations: round the inputs of w1/w3 and of w2 to FP8 in groups of 128 (native and fp8 numerics).
+
+    Returns:
+        FP32 (float64 for float64 x) [T, H]; zero for tokens without a local expert.
+    """
+    out = torch.zeros_like(wide(x))
+    for local in range(experts.w1.shape[0]):
+        token, slot = torch.where(ids == experts.first + local)
+        if len(token) == 0:
+            continue
+        y = _expert(x[token], weights[token, slot], experts, local, swiglu_limit, quantise_activations)
+        out.index_add_(0, token, y.to(out.dtype))
+    return out
+
+
+def _expert(
+    x: Tensor, weight: Tensor, experts: ExpertWeights, local: int, swiglu_limit: float, quantise: bool
+) -> Tensor:
+    w1, w3, w2 = (
+        dequantise(w[local], None if s is None else s[local])
+        for w, s in ((experts.w1, experts.s1), (experts.w3, experts.s3), (experts.w2, experts.s2))
+    )
+    xq = act_quant_roundtrip(x) if quantise else x
+    h = swiglu(linear(xq, w1, x.dtype), linear(xq, w3, x.dtype), swiglu_limit, weight)
+    return linear(act_quant_roundtrip(h) if quantise else h, w2, x.dtype)

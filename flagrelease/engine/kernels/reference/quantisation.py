@@ -1,0 +1,119 @@
+"""FP8 and FP4 with power-of-two scales: activations on the fly, and the decoding of stored weights.
+
+The rounded scale is R(a, M) = 2^ceil(log2(a * fl32(1/M))), taken from the bits of the FP32 number as upstream's
+kernel.py does. Values are rounded to nearest, ties to the even code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.kernels.reference.precision import wide
+from flagrelease.engine.kernels.weights import FP4_BLOCK, FP8_BLOCK, PACKED_FP4, check_fp4_weight, check_fp8_weight
+
+E4M3_MAX = 448.0
+E2M1_MAX = 6.0
+E4M3_AMAX_FLOOR = 1e-4  # upstream's guards against a zero group
+E2M1_AMAX_FLOOR = 6.0 * 2.0**-126
+
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def act_quant(x: Tensor, block: int = FP8_BLOCK) -> tuple[Tensor, Tensor]:
+    """Quantise groups of `block` columns to FP8.
+
+    Args:
+        x: [.., N], `block` divides N.
+        block: columns that share one scale.
+
+    Returns:
+        E4M3 codes [.., N], and their scales FP32 [.., N/block], powers of two; x is about code * scale.
+    """
+    groups = _groups(x, block)
+    scale = _power_of_two_scale(groups, E4M3_AMAX_FLOOR, E4M3_MAX)
+    codes = (groups / scale[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return codes.flatten(-2), scale
+
+
+def act_quant_roundtrip(x: Tensor, block: int = FP8_BLOCK, out: Tensor | None = None) -> Tensor:
+    """What is left of `x` after `act_quant`: code * scale in x's dtype (exact in BF16).
+
+    Upstream calls this inplace quantisation. Its first release cast to BF16 instead of E4M3, which made it a no-op;
+    this is the revised version.
+    """
+    codes, scale = act_quant(x, block)
+    y = (_groups(codes.float(), block) * scale[..., None]).flatten(-2).to(x.dtype)
+    return y if out is None else out.copy_(y)
+
+
+def fp4_act_quant(x: Tensor, block: int = FP4_BLOCK) -> tuple[Tensor, Tensor]:
+    """Quantise groups of `block` columns to FP4 (E2M1).
+
+    Args:
+        x: [.., N], `block` even and a divisor of N.
+        block: columns that share one scale.
+
+    Returns:
+        uint8 [.., N/2], the even column in the low nibble, and scales FP32 [.., N/block], powers of two.
+    """
+    groups = _groups(x, block)
+    scale = _power_of_two_scale(groups, E2M1_AMAX_FLOOR, E2M1_MAX)
+    codes = e2m1_codes((groups / scale[..., None]).clamp(-E2M1_MAX, E2M1_MAX)).flatten(-2)
+    return codes[..., 0::2] | (codes[..., 1::2] << 4), scale
+
+
+def fp4_act_quant_roundtrip(x: Tensor, block: int = FP4_BLOCK, out: Tensor | None = None) -> Tensor:
+    """What is left of `x` after `fp4_act_quant`: value * scale in x's dtype (exact in BF16)."""
+    packed, scale = fp4_act_quant(x, block)
+    y = (_groups(e2m1_values(packed), block) * scale[..., None]).flatten(-2).to(x.dtype)
+    return y if out is None else out.copy_(y)
+
+
+def e2m1_codes(y: Tensor) -> Tensor:
+    """The nearest E2M1 code of |y| <= 6, ties to the even code, as uint8 0..15 (bit 3 is the sign)."""
+    a = y.abs()
+    # Each comparison is one step up the list of values; its strictness sends a tie to the even code.
+    above = (a > 0.25, a >= 0.75, a > 1.25, a >= 1.75, a > 2.5, a >= 3.5, a > 5.0)
+    code = torch.stack(above).sum(0, dtype=torch.uint8)
+    return code | (torch.signbit(y).to(torch.uint8) << 3)
+
+
+def e2m1_values(packed: Tensor) -> Tensor:
+    """Decode packed FP4 [.., K/2] to FP32 [.., K]: low nibble first."""
+    raw = packed.view(torch.uint8)
+    codes = torch.stack((raw & 15, raw >> 4), dim=-1).flatten(-2)
+    table = torch.tensor((*E2M1_VALUES, *(-v for v in E2M1_VALUES)), dtype=torch.float32, device=packed.device)
+    return table[codes.long()]
+
+
+def dequantise(w: Tensor, ws: Tensor | None) -> Tensor:
+    """A stored weight as FP32 (float64 for a plain float64 weight): codes times scales, or the weight itself.
+
+    FP4: w packed [.., N, K/2], ws [.., N, K/32]. FP8: w [.., N, K], ws [.., ceil(N/128), ceil(K/128)]. Exact for the
+    power-of-two scales of V4.
+    """
+    if ws is None:
+        return wide(w)
+    if w.dtype in PACKED_FP4:
+        check_fp4_weight(w, ws)
+        return (_groups(e2m1_values(w), FP4_BLOCK) * ws.float()[..., None]).flatten(-2)
+    check_fp8_weight(w, ws)
+    rows, columns = w.shape[-2:]
+    scale = ws.float().repeat_interleave(FP8_BLOCK, -2)[..., :rows, :].repeat_interleave(FP8_BLOCK, -1)[..., :columns]
+    return w.float() * scale
+
+
+def _groups(x: Tensor, block: int) -> Tensor:
+    """x [.., N] in FP32 as [.., N/block, block]. Scales are FP32 arithmetic even under a float64 oracle."""
+    if x.shape[-1] % block:
+        raise ValueError(f"groups of {block} columns do not divide {x.shape[-1]}")
+    return x.float().view(*x.shape[:-1], x.shape[-1] // block, block)
+
+
+def _power_of_two_scale(groups: Tensor, floor: float, largest: float) -> Tensor:
+    inverse = torch.tensor(1.0 / largest, dtype=torch.float32)
+    bits = (groups.abs().amax(-1).clamp(min=floor) * inverse.to(groups.device)).view(torch.int32)
+    exponent = ((bits >> 23) & 255) + ((bits & 0x7FFFFF) != 0).int()
+    scale: Tensor = (exponent << 23).view(torch.float32)
+    return scale

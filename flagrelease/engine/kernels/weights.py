@@ -1,0 +1,92 @@
+"""Stored weights as the operators take them: raw codes beside their scales, never converted on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FP8_BLOCK = 128  # rows and columns of an FP8 weight that share one scale; columns of an activation that do
+FP4_BLOCK = 32  # columns of an FP4 weight row (or of an indexer activation) that share one scale
+PACKED_FP4 = (torch.int8, torch.uint8)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The number of blocks of `b` that cover `a`."""
+    return -(-a // b)
+
+
+def check_fp8_weight(w: Tensor, ws: Tensor) -> None:
+    """Refuse anything but E4M3 codes [.., N, K] with scales [.., ceil(N/128), ceil(K/128)] in FP32 or E8M0."""
+    if w.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"an FP8 weight holds float8_e4m3fn, not {w.dtype}")
+    expected = (*w.shape[:-2], ceil_div(w.shape[-2], FP8_BLOCK), ceil_div(w.shape[-1], FP8_BLOCK))
+    _check_scale(ws, expected, (torch.float8_e8m0fnu, torch.float32))
+
+
+def check_fp4_weight(w: Tensor, ws: Tensor) -> None:
+    """Refuse anything but packed E2M1 codes [.., N, K/2] with E8M0 or FP32 scales [.., N, K/32]."""
+    if w.dtype not in PACKED_FP4:
+        raise ValueError(f"a packed FP4 weight holds int8 or uint8, not {w.dtype}")
+    if 2 * w.shape[-1] % FP4_BLOCK:
+        raise ValueError(f"a packed FP4 weight has a multiple of {FP4_BLOCK} columns, not {2 * w.shape[-1]}")
+    _check_scale(ws, (*w.shape[:-1], 2 * w.shape[-1] // FP4_BLOCK), (torch.float8_e8m0fnu, torch.float32))
+
+
+def _check_scale(scale: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    if scale.dtype not in dtypes:  # an E8M0 byte read as an integer is a wrong number, not an error
+        raise ValueError(f"scales are {' or '.join(map(str, dtypes))}, not {scale.dtype}")
+    if tuple(scale.shape) != shape:
+        raise ValueError(f"scales have shape {tuple(scale.shape)}; the weight needs {shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """The routed experts that one rank owns, stacked: global expert `first + i` is row i of every tensor.
+
+    | format | dtype | w1, w3 (gate, up) | w2 (down) | s1, s3 (E8M0 or FP32) | s2 |
+    |---|---|---|---|---|---|
+    | fp4 | int8, uint8 | [E, MI, H/2] | [E, H, MI/2] | [E, MI, H/32] | [E, H, MI/32] |
+    | fp8 | float8_e4m3fn | [E, MI, H] | [E, H, MI] | [E, MI/128, H/128], rounded up | [E, H/128, MI/128] |
+    | plain | BF16 or wider | [E, MI, H] | [E, H, MI] | None | None |
+    """
+
+    w1: Tensor
+    w3: Tensor
+    w2: Tensor
+    s1: Tensor | None
+    s3: Tensor | None
+    s2: Tensor | None
+    first: int
+
+    def __post_init__(self) -> None:
+        """Refuse tensors that do not fit the table above."""
+        if not self.w1.dtype == self.w3.dtype == self.w2.dtype:
+            raise ValueError(f"experts of mixed types: w1 {self.w1.dtype}, w3 {self.w3.dtype}, w2 {self.w2.dtype}")
+        width = 2 if self.format == "fp4" else 1
+        experts, inter, hidden = self.w1.shape[0], self.w1.shape[1], self.w1.shape[2] * width
+        if self.w3.shape != self.w1.shape or tuple(self.w2.shape) != (experts, hidden, inter // width):
+            raise ValueError(f"expert shapes disagree: w1 {self.w1.shape}, w3 {self.w3.shape}, w2 {self.w2.shape}")
+        for weight, scale in ((self.w1, self.s1), (self.w3, self.s3), (self.w2, self.s2)):
+            check_weight(weight, scale)
+
+    @property
+    def format(self) -> str:
+        """`fp4`, `fp8` or `plain`, decided by the stored dtype."""
+        return weight_format(self.w1)
+
+
+def weight_format(w: Tensor) -> str:
+    """`fp4`, `fp8` or `plain`, decided by the stored dtype."""
+    if w.dtype in PACKED_FP4:
+        return "fp4"
+    return "fp8" if w.dtype == torch.float8_e4m3fn else "plain"
+
+
+def check_weight(w: Tensor, ws: Tensor | None) -> None:
+    """Refuse a weight whose scales do not fit its format."""
+    if (ws is None) != (weight_format(w) == "plain"):
+        raise ValueError(f"a {weight_format(w)} weight comes {'with' if ws is None else 'without'} scales")
+    if ws is not None:
+        check_fp4_weight(w, ws) if w.dtype in PACKED_FP4 else check_fp8_weight(w, ws)
