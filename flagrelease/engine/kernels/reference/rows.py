@@ -5,6 +5,7 @@ Mathematics: DeepSeek's inference/model.py and kernel.py. FP32 inside, one round
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -53,7 +54,7 @@ def hadamard(x: Tensor) -> Tensor:
         raise ValueError(f"the Hadamard transform needs a power of two, not {d} columns")
     y = wide(x)
     product = y @ _sylvester(d).to(y)
-    return (product * float(d) ** -0.5).to(x.dtype)
+    return (product * math.pow(d, -0.5)).to(x.dtype)
 
 
 @lru_cache
