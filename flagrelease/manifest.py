@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flagrelease.errors import VerificationError
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
 
 Dtype = Literal["bf16", "fp8", "native"]
 OGroups = Literal["shared", "split"]
@@ -101,7 +100,7 @@ class ElementCounts(_Record):
 class Manifest(_Record):
     """The whole document."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     tool: ToolRecord
     model: str
     target: TargetRecord

@@ -212,15 +212,16 @@ def repack_tables() -> Tables:
 
 
 def repack_scales(old: U8) -> tuple[NDArray[np.int32], U8]:
-    """Table index of each FP4 group and E8M0 code of each 128 x 128 tile, from E8M0 codes `old` [R, C/32].
+    """Table index of each FP4 group and E8M0 code of each 128 x 128 tile, from E8M0 codes `old` [R, ceil(C/32)].
 
-    R must be a multiple of 128 (or the ragged end), C/32 a multiple of 4. Code 255 (NaN) must have been refused.
+    Row 0 must be the first row of a tile. Code 255 (NaN) must have been refused.
     """
-    groups = REPACK_TILE[1] // 32
-    pad = np.zeros((-(-old.shape[0] // 128) * 128, old.shape[1]), dtype=np.uint8)
-    pad[: old.shape[0]] = old
-    largest = pad.reshape(len(pad) // 128, 128, -1, groups).max(axis=(1, 3))
-    new = np.maximum(largest.astype(np.int32) - _REPACK_HEADROOM, 0)
-    spread = new.repeat(128, axis=0)[: old.shape[0]].repeat(groups, axis=1)
-    index = np.clip(_REPACK_HEADROOM - (old.astype(np.int32) - spread), 0, _REPACK_DEEPEST)
-    return index.astype(np.int32), new.astype(np.uint8)
+    rows, groups = REPACK_TILE[0], REPACK_TILE[1] // 32
+    tiles = -(-old.shape[0] // rows), -(-old.shape[1] // groups)
+    padded = np.zeros((tiles[0] * rows, tiles[1] * groups), dtype=np.uint8)
+    padded[: old.shape[0], : old.shape[1]] = old
+    largest = padded.reshape(tiles[0], rows, tiles[1], groups).max(axis=(1, 3)).astype(np.int32)
+    new = np.maximum(largest - _REPACK_HEADROOM, 0)
+    spread = new.repeat(rows, axis=0).repeat(groups, axis=1)[: old.shape[0], : old.shape[1]]
+    index = np.clip(_REPACK_HEADROOM - (old - spread), 0, _REPACK_DEEPEST).astype(np.int32)
+    return index, new.astype(np.uint8)

@@ -1,0 +1,120 @@
+"""The files of a release that are not tensors: configs rewritten for what the weights now are, and companions.
+
+A BF16 folder whose config still says FP8 is what users of hand-made releases suffer from most; so the two configs are
+rewritten from what the release holds, and every other file of the source comes along as it is, sub-folders too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flagrelease.convert.source import Source
+from flagrelease.convert.target import Target
+from flagrelease.errors import CheckpointError
+from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.model.config import native_arguments
+from flagrelease.shard.index import INDEX_NAME
+
+CONFIG_NAME = "config.json"
+NATIVE_CONFIG_NAME = "inference/config.json"
+# Folders that download clients and git keep inside a checkpoint; they are not part of it.
+_FOREIGN_FOLDERS = {".git", ".cache", ".huggingface", "__pycache__"}
+_FOREIGN_FILES = {".ms_upload_cache", ".msc", ".mdl", ".mv", ".DS_Store"}
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Files to write (relative path -> bytes) and files to copy (relative path -> source path and its size)."""
+
+    written: dict[str, bytes]
+    copied: dict[str, tuple[Path, int]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(map(len, self.written.values())) + sum(size for _, size in self.copied.values())
+
+    def digests(self) -> list[list[str | int]]:
+        """What identifies them in a plan: the content of what is written, path and size of what is copied."""
+        written: list[list[str | int]] = [[n, hashlib.sha256(b).hexdigest()] for n, b in sorted(self.written.items())]
+        return written + [[name, size] for name, (_, size) in sorted(self.copied.items())]
+
+
+def make_documents(source: Source, target: Target, indexes: Mapping[str, tuple[dict[str, str], int]]) -> Documents:
+    """The documents of a release. `indexes` maps the name of an index file to (weight map, total size).
+
+    Raises:
+        CheckpointError: the source's inference/config.json is not a JSON object, or a link leads out of nowhere.
+    """
+    written = {
+        CONFIG_NAME: _json(release_config(source, target)),
+        NATIVE_CONFIG_NAME: _json(native_config(source, target)),
+    }
+    for name, (weight_map, total) in indexes.items():
+        written[name] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return Documents(written, _companions(source.folder, set(written)))
+
+
+def release_config(source: Source, target: Target) -> dict[str, Any]:
+    """`config.json` of the release: the source's, saying what the weights now are."""
+    config = json.loads(json.dumps(source.raw_config))
+    quantization = config.get("quantization_config")
+    config.pop("expert_dtype", None)
+    inside = isinstance(quantization, dict) and quantization.pop("expert_dtype", None) is not None
+    if target.dtype == "bf16":
+        config.pop("quantization_config", None)
+        config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
+        return dict(config)
+    experts = "fp8" if target.dtype == "fp8" or source.expert_format is None else source.expert_format.name
+    (quantization if inside else config)["expert_dtype"] = experts
+    return dict(config)
+
+
+def native_config(source: Source, target: Target) -> dict[str, Any]:
+    """`inference/config.json`: DeepSeek's ModelArgs for these weights, over what the source's own file says.
+
+    Its `expert_dtype` knows only fp4; FP8 and BF16 experts are meant by leaving it out.
+    """
+    path = source.folder / NATIVE_CONFIG_NAME
+    config: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path}: a JSON object is expected")
+    for key in ("dtype", "scale_fmt", "expert_dtype"):
+        config.pop(key, None)
+    config |= native_arguments(source.config)
+    if target.dtype == "bf16":
+        return config | {"dtype": "bf16"}
+    quantization = source.config.quantization_config
+    config |= {"dtype": "fp8", "scale_fmt": quantization.scale_fmt if quantization else None}
+    if target.dtype == "native" and source.expert_format is not None and source.expert_format.name == "fp4":
+        config["expert_dtype"] = "fp4"
+    return config
+
+
+def _companions(folder: Path, rewritten: set[str]) -> dict[str, tuple[Path, int]]:
+    """Every other file of the source. Links are followed (a hub's cache is made of them)."""
+    companions = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if _FOREIGN_FOLDERS & set(relative.parts[:-1]) or relative.name in _FOREIGN_FILES or path.is_dir():
+            continue
+        if relative.as_posix() in rewritten | {INDEX_NAME, MANIFEST_NAME} or path.suffix == ".safetensors":
+            continue
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not a file, or a link that leads nowhere")
+        companions[relative.as_posix()] = (path, path.stat().st_size)
+    return companions
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"

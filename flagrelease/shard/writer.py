@@ -1,0 +1,144 @@
+"""`SequentialFile`: writes a file front to back past the page cache, hashing it on the way; can go on after a kill.
+
+Releases are far larger than memory. Written through the page cache they push everything else out of it and make the
+kernel copy each byte once more; so blocks go to the disk directly (O_DIRECT) where the file system can, and through the
+page cache where it cannot. The bytes are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagrelease.errors import ResourceError
+
+# One write. A multiple of every device's logical block; large enough that the number of calls does not matter.
+BLOCK_BYTES = 4 << 20
+_SECTOR = 4096
+
+Bytes = NDArray[np.uint8]
+
+
+class SequentialFile:
+    """A file being written. `position` counts the bytes given so far, `durable` those that `sync` has made safe."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Create `path`, or open it to go on with `resume`. Nothing is truncated yet."""
+        self.path = path
+        self.size = size
+        self.position = 0
+        self._flushed = 0
+        self._sha256 = hashlib.sha256()
+        self._block = np.frombuffer(mmap.mmap(-1, BLOCK_BYTES), dtype=np.uint8)  # page-aligned, as O_DIRECT wants
+        self._fd = _open(path)
+
+    def resume(self, offset: int, sha256: str) -> bool:
+        """Go on behind the first `offset` bytes if they still hash to `sha256`; otherwise stay at 0 and say so."""
+        digest = hashlib.sha256()
+        with self.path.open("rb", buffering=0) as file:
+            remaining = offset
+            while remaining:
+                count = file.readinto(memoryview(self._block)[: min(remaining, BLOCK_BYTES)])  # type: ignore[arg-type]
+                if not count:
+                    return False
+                digest.update(self._block[:count])
+                remaining -= count
+        if digest.hexdigest() != sha256:
+            return False
+        self._sha256, self.position, self._flushed = digest, offset, offset
+        return True
+
+    def append(self, data: Bytes) -> None:
+        """Write `data` (contiguous) behind what is there."""
+        while len(data):
+            start = self.position - self._flushed
+            count = min(len(data), BLOCK_BYTES - start)
+            np.copyto(self._block[start : start + count], data[:count])
+            self.position += count
+            data = data[count:]
+            if start + count == BLOCK_BYTES:
+                self._flush(BLOCK_BYTES)
+
+    def sync(self) -> tuple[int, str]:
+        """Make all full blocks safe; return their length and SHA-256."""
+        os.fdatasync(self._fd)
+        return self._flushed, self._sha256.hexdigest()
+
+    def finish(self) -> str:
+        """Write what is left, make the file safe and readable by all, and return its SHA-256."""
+        if self.position != self.size:
+            raise AssertionError(f"{self.path}: {self.position} bytes given, {self.size} planned")
+        rest = self.position - self._flushed
+        if rest:
+            self._flush(rest)
+        os.ftruncate(self._fd, self.size)
+        os.fchmod(self._fd, 0o666 & ~_umask())
+        os.fsync(self._fd)
+        return self._sha256.hexdigest()
+
+    def _flush(self, count: int) -> None:
+        self._sha256.update(self._block[:count])
+        padded = -(-count // _SECTOR) * _SECTOR  # the last block: `finish` cuts the file to its size
+        self._block[count:padded] = 0
+        done = 0
+        while done < padded:
+            try:
+                done += os.pwrite(self._fd, memoryview(self._block)[done:padded], self._flushed + done)  # type: ignore[arg-type]
+            except OSError as error:
+                raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self._flushed += count
+
+    def __enter__(self) -> SequentialFile:
+        """Use as a context: the descriptor is closed at the end, whatever happened."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o600)
+    except OSError:
+        pass  # this file system has no direct writes (EINVAL), or there is another problem, which comes again below
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be created ({error.strerror})") from error
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file so that `path` is either absent or whole: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` safe."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
