@@ -1,0 +1,219 @@
+"""DeepSeek-V4, from token ids to logits.
+
+Legend: B rows, S tokens of a step, T tokens of a sequence, M streams, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.block import Block
+from flagrelease.engine.cache import Cache, LayerCache
+from flagrelease.engine.hyper_connection import HyperHead
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.mtp import MtpStage
+from flagrelease.engine.numerics import Numerics
+from flagrelease.engine.parallel import Groups
+from flagrelease.engine.rope import RopeTable
+from flagrelease.engine.step import Step, plan_step
+from flagrelease.engine.weights import Weights
+from flagrelease.errors import UsageError
+from flagrelease.model.config import ModelConfig
+
+DEFAULT_CHUNK = 512  # tokens a step appends to a row at most; longer prompts take several steps
+
+
+@dataclass(slots=True)
+class Model:
+    """A loaded model on one device, or this rank's part of one.
+
+    Under tensor parallelism every rank calls the same methods with the same arguments and gets the same results.
+    """
+
+    config: ModelConfig
+    numerics: Numerics
+    ops: Operators
+    groups: Groups
+    device: torch.device
+    embed: Tensor
+    head: Tensor
+    blocks: tuple[Block, ...]
+    final: HyperHead
+    mtp: MtpStage | None
+    chunk: int = DEFAULT_CHUNK
+    _ropes: dict[bool, RopeTable] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        weights: Weights,
+        config: ModelConfig,
+        numerics: Numerics,
+        ops: Operators,
+        groups: Groups,
+        device: torch.device,
+        *,
+        mtp: bool,
+    ) -> Model:
+        """Take every module's tensors from `weights`. `mtp`: the draft stage too."""
+        blocks = tuple(
+            Block.load(
+                weights.at(f"layers.{layer}"), config, config.compress_ratios[layer], numerics, groups,
+                hashed=layer < config.num_hash_layers,
+            )
+            for layer in range(config.num_hidden_layers)
+        )  # fmt: skip
+        return cls(
+            config=config,
+            numerics=numerics,
+            ops=ops,
+            groups=groups,
+            device=device,
+            embed=weights.plain("embed.weight"),
+            head=weights.plain("head.weight"),
+            blocks=blocks,
+            final=HyperHead.load(weights, config),
+            mtp=MtpStage.load(weights.at("mtp.0"), config, numerics, groups) if mtp else None,
+        )
+
+    # What users call.
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Logits after every token of one sequence: float32 [T, V] on the CPU. Nothing is kept."""
+        cache = self.new_cache(rows=1, context=len(token_ids))
+        return torch.cat([logits[0].cpu() for logits, _ in self._steps(cache, [token_ids], every=True)])
+
+    def new_cache(self, rows: int, context: int) -> Cache:
+        """Empty caches for `rows` sequences of at most `context` tokens.
+
+        Raises:
+            UsageError: the model does not go so far.
+            ResourceError: the device has no room.
+        """
+        ratios = tuple(self.config.compress_ratios[: self.config.num_hidden_layers])
+        chunk = min(self.chunk, context)
+        cache = Cache.allocate(self.config, ratios, rows, context, chunk, self.numerics.dtype, self.device)
+        self._cover(context)
+        return cache
+
+    def prefill(self, cache: Cache, row: int, token_ids: Sequence[int]) -> Tensor:
+        """Append a prompt, or more of one, to one row; return the logits after its last token, float32 [V]."""
+        part = cache.view(row)
+        logits = self.extend(part, [token_ids])
+        cache.lengths[row] = part.lengths[0]
+        return logits[0]
+
+    def decode(self, cache: Cache, token_ids: Sequence[int | None]) -> Tensor:
+        """Append one token to every row (None: to this row nothing); return the logits after it, float32 [B, V].
+
+        The result of a row that got None means nothing.
+        """
+        return self.extend(cache, [[] if token is None else [token] for token in token_ids])
+
+    def extend(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Append `token_ids[b]` to row b, any number of tokens each; return the logits after each row's last.
+
+        Returns:
+            float32 [B, V]; a row that got no tokens has a result without meaning.
+
+        Raises:
+            UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
+        """
+        after = torch.zeros(len(token_ids), self.config.vocab_size, device=self.device)
+        for logits, rows in self._steps(cache, token_ids, every=False):
+            after[rows] = logits[rows, 0]
+        return after
+
+    def draft_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """The MTP stage's logits: float32 [T - 1, V], row t for the token after `token_ids[t + 1]`.
+
+        Raises:
+            UsageError: the model was loaded without it, or there is no token to draft from.
+        """
+        if self.mtp is None:
+            raise UsageError("the model was loaded without its MTP stage: load(..., mtp=True)")
+        if len(token_ids) < 2:
+            raise UsageError("drafting needs two tokens: one to continue from and the one that followed it")
+        self._check(token_ids)
+        context = len(token_ids)
+        cache = self.new_cache(1, context)
+        draft = self.mtp.new_cache(self.config, context, cache.chunk, self.numerics.dtype, self.device)
+        rows = []
+        for start in range(0, context - 1, cache.chunk):
+            past = min(start + cache.chunk, context - 1)
+            streams = self._streams(self._plan(cache, [token_ids[start:past]]), cache.layers)
+            cache.lengths[0] = past
+            # the same positions, but each with the token that follows it
+            step = plan_step(self.config, [token_ids[start + 1 : past + 1]], [start], context, cache.chunk, self.device)
+            rows.append(self._draft(streams, step, draft)[0].cpu())
+        return torch.cat(rows)
+
+    # One step, top to bottom.
+
+    def _forward(self, step: Step, layers: Sequence[LayerCache], *, every: bool) -> Tensor:
+        streams = self._streams(step, layers)
+        if not every:
+            streams = streams[step.row, step.last[:, None]]
+        return self._to_logits(self.final.collapse(self.ops, streams))
+
+    def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
+        streams = self._embed(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
+        for block, cache in zip(self.blocks, layers, strict=True):
+            streams = block.forward(self.ops, streams, step, cache, self._rope(block.attn.ratio), self.groups)
+        return streams  # [B, S, M, H]
+
+    def _draft(self, streams: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        assert self.mtp is not None
+        hidden = self.mtp.forward(self.ops, streams, self._embed(step.tokens), step, cache, self._rope(0), self.groups)
+        return self._to_logits(hidden)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        first = self.groups.rank * self.embed.shape[0]
+        return self.groups.all_sum(self.ops.embedding(tokens, self.embed, first))
+
+    def _to_logits(self, x: Tensor) -> Tensor:
+        return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
+
+    # From sequences to steps.
+
+    def _steps(
+        self, cache: Cache, token_ids: Sequence[Sequence[int]], *, every: bool
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Run steps of at most `chunk` tokens a row.
+
+        Yields logits [B, S or 1, V] and the rows whose last token the step held.
+        """
+        if not any(token_ids):
+            raise UsageError("no tokens: a sequence needs at least one")
+        for row, tokens in enumerate(token_ids):
+            self._check(tokens)
+            cache.check_room(row, len(tokens))
+        for start in range(0, max(map(len, token_ids)), cache.chunk):
+            part = [tokens[start : start + cache.chunk] for tokens in token_ids]
+            logits = self._forward(self._plan(cache, part), cache.layers, every=every)
+            for row, tokens in enumerate(part):
+                cache.lengths[row] += len(tokens)
+            ended = [row for row, tokens in enumerate(token_ids) if start < len(tokens) <= start + cache.chunk]
+            yield logits, ended
+
+    def _plan(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Step:
+        return plan_step(self.config, token_ids, cache.lengths, cache.context, cache.chunk, self.device)
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.config.vocab_size:
+                raise UsageError(f"token id {token}: the vocabulary has {self.config.vocab_size}")
+
+    def _cover(self, context: int) -> None:
+        """Make the RoPE tables reach `context` positions."""
+        for compressed in (False, True):
+            table = self._ropes.get(compressed)
+            if table is None or len(table.cos) < context:
+                self._ropes[compressed] = RopeTable.build(self.config, context, self.device, compressed=compressed)
+
+    def _rope(self, ratio: int) -> RopeTable:
+        return self._ropes[ratio > 0]

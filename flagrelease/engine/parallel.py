@@ -1,0 +1,155 @@
+"""Process groups of tensor parallelism: which ranks add up what, and which share an o-group.
+
+A rank is one process with one device; all ranks run the same program on the same tokens. With mp > o_groups, npg =
+mp / o_groups consecutive ranks share one o-group (the pair group). They either hold the same piece of it (`shared`:
+heads are gathered inside the pair, and the sum runs over one rank of each pair) or each a part of it (`split`: the sum
+runs inside the pair, then over all ranks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flagrelease.errors import UsageError
+from flagrelease.manifest import OGroups
+from flagrelease.model.config import ModelConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """This rank's place. A group of None has one member: its collectives are the identity.
+
+    Attributes:
+        mp: ranks of the model.
+        rank: this one.
+        npg: ranks that share an o-group (1 if mp <= o_groups).
+        o_mode: how they share it; None if npg is 1.
+        world: all ranks.
+        pair: the npg ranks of this rank's o-group.
+        projection: one rank of each pair group, this rank's place in it.
+        control: all ranks, on the CPU, for objects.
+    """
+
+    mp: int
+    rank: int
+    npg: int = 1
+    o_mode: OGroups | None = None
+    world: dist.ProcessGroup | None = None
+    pair: dist.ProcessGroup | None = None
+    projection: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank talks to the user: reads requests, samples, writes files."""
+        return self.rank == 0
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        """Sum over all ranks, in x's dtype."""
+        return _sum(x, self.world)
+
+    def gather_vocab(self, x: Tensor) -> Tensor:
+        """Concatenate [.., V / mp] of all ranks to [.., V]."""
+        return x if self.world is None else _gather(x, self.world, self.mp)
+
+    def gather_heads(self, o: Tensor) -> Tensor:
+        """`shared`: attention outputs [.., heads, HD] of the pair concatenated to the whole o-group's heads."""
+        if self.o_mode != "shared" or self.pair is None:
+            return o
+        return _gather(o.flatten(-2), self.pair, self.npg).view(*o.shape[:-2], -1, o.shape[-1])
+
+    def sum_o_lora(self, y: Tensor) -> Tensor:
+        """`split`: partial sums [.., OR] added inside the pair; this rank keeps its 1/npg of the columns."""
+        if self.o_mode != "split" or self.pair is None:
+            return y
+        width = y.shape[-1] // self.npg
+        return _sum(y, self.pair).narrow(-1, self.rank % self.npg * width, width)
+
+    def sum_output(self, x: Tensor) -> Tensor:
+        """Partial sums of the output projection added over the ranks that hold different columns of wo_b."""
+        return _sum(x, self.projection if self.o_mode == "shared" else self.world)
+
+    def from_leader(self, value: T) -> T:
+        """The leader's `value` (any picklable object) on every rank."""
+        if self.control is None:
+            return value
+        box: list[T] = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+def alone() -> Groups:
+    """One process that holds the whole model."""
+    return Groups(mp=1, rank=0)
+
+
+def join_groups(config: ModelConfig, o_mode: OGroups) -> Groups:
+    """The groups of this process in an initialised torch.distributed job whose ranks all serve one model.
+
+    Args:
+        config: of the model.
+        o_mode: used if the job has more ranks than the model has o-groups.
+
+    Raises:
+        UsageError: the model cannot be cut over that many ranks.
+    """
+    mp, rank = dist.get_world_size(), dist.get_rank()
+    check_ranks(config, mp)
+    control = dist.new_group(backend="gloo")
+    if mp <= config.o_groups:
+        return Groups(mp, rank, world=dist.group.WORLD, control=control)
+    npg = mp // config.o_groups
+    pairs = [list(range(k * npg, (k + 1) * npg)) for k in range(config.o_groups)]
+    pair = _own_group(pairs, rank)
+    projection = _own_group([list(ranks) for ranks in zip(*pairs, strict=True)], rank)
+    return Groups(mp, rank, npg, o_mode, dist.group.WORLD, pair, projection, control)
+
+
+def check_ranks(config: ModelConfig, mp: int) -> None:
+    """Refuse a number of ranks that does not divide what is cut.
+
+    Raises:
+        UsageError: names the number that is not divided.
+    """
+    cut = {
+        "num_attention_heads": config.num_attention_heads,
+        "index_n_heads": config.index_n_heads,
+        "n_routed_experts": config.n_routed_experts,
+        "vocab_size": config.vocab_size,
+    }
+    for name, size in cut.items():
+        if size % mp:
+            raise UsageError(f"{mp} ranks do not divide {name} {size}")
+    if config.o_groups % mp and mp % config.o_groups:
+        raise UsageError(f"{mp} ranks and {config.o_groups} o_groups: one must divide the other")
+
+
+def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
+    """Of these groups the one with this rank; every rank takes part in making each of them."""
+    made: list[dist.ProcessGroup] = [dist.new_group(ranks) for ranks in groups]
+    return next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
+
+
+def _sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    if group is not None:
+        x = x.contiguous()
+        dist.all_reduce(x, group=group)
+    return x
+
+
+def _gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    return torch.cat(parts, dim=-1)
+
+
+def start_job(backend: str) -> None:
+    """Join the torch.distributed job that torchrun's environment describes."""
+    dist.init_process_group(backend)

@@ -1,0 +1,105 @@
+"""The modules' view of a release: tensors of this rank by name, in the form that the numerics ask for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.kernels.reference.quantisation import dequantise
+from flagrelease.engine.kernels.weights import PACKED_FP4, ExpertWeights
+from flagrelease.engine.linear import Linear
+from flagrelease.engine.numerics import Numerics
+from flagrelease.errors import UsageError
+
+
+class TensorSource(Protocol):
+    """What a module may ask of a release. Names are DeepSeek's; tensors are this rank's part, on the model's device."""
+
+    def read(self, name: str) -> Tensor:
+        """The stored tensor: codes as they are (FP4 packed as int8)."""
+
+    def read_scale(self, name: str) -> Tensor | None:
+        """The scale of the weight `name`, or None if the weight is stored plain."""
+
+
+class Weights:
+    """Tensors under a prefix, decoded or kept as the numerics say."""
+
+    def __init__(self, source: TensorSource, numerics: Numerics, first_expert: int, prefix: str = "") -> None:
+        """`first_expert` is the global id of this rank's first routed expert."""
+        self._source, self._numerics, self._first_expert, self._prefix = source, numerics, first_expert, prefix
+
+    def at(self, name: str) -> Weights:
+        """The tensors under `name`."""
+        return Weights(self._source, self._numerics, self._first_expert, f"{self._prefix}{name}.")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+        return self._numerics.dtype
+
+    def exact(self, name: str) -> Tensor:
+        """A tensor in its stored type: F32 parameters, id tables."""
+        return self._source.read(self._prefix + name)
+
+    def plain(self, name: str) -> Tensor:
+        """A weight in the compute dtype, decoded if it is stored in codes (exact: BF16 holds every scaled code)."""
+        full = self._prefix + name
+        return _decode(self._source.read(full), self._source.read_scale(full), self._numerics.dtype)
+
+    def linear(self, name: str) -> Linear:
+        """A layer whose weight DeepSeek stores as FP8, so whose input it quantises."""
+        full = f"{self._prefix}{name}.weight"
+        weight, scale = self._source.read(full), self._source.read_scale(full)
+        if scale is not None and not self._numerics.keep_codes:
+            weight, scale = _decode(weight, scale, self._numerics.dtype), None
+        elif scale is None:
+            weight = weight.to(self._numerics.dtype)
+        return Linear(weight, scale, self._numerics.quantise_inputs)
+
+    def experts(self, ids: range) -> ExpertWeights:
+        """The routed experts `ids` (global), stacked. Filled one by one, so that nothing is held twice.
+
+        Raises:
+            UsageError: FP4 experts under numerics that use no FP4.
+        """
+        w1, s1 = self._stack("w1", ids)
+        w3, s3 = self._stack("w3", ids)
+        w2, s2 = self._stack("w2", ids)
+        return ExpertWeights(w1, w3, w2, s1, s3, s2, self._first_expert)
+
+    def _stack(self, name: str, ids: range) -> tuple[Tensor, Tensor | None]:
+        stacked: tuple[Tensor, Tensor | None] | None = None
+        for place, expert in enumerate(ids):
+            weight, scale = self._expert(f"{self._prefix}experts.{expert}.{name}.weight")
+            if stacked is None:
+                stacked = _room(weight, len(ids)), None if scale is None else _room(scale, len(ids))
+            stacked[0][place] = weight
+            if scale is not None and stacked[1] is not None:
+                _bytes(stacked[1])[place] = _bytes(scale)
+        if stacked is None:
+            raise UsageError("a rank without experts: fewer experts than ranks")
+        return stacked
+
+    def _expert(self, full: str) -> tuple[Tensor, Tensor | None]:
+        weight, scale = self._source.read(full), self._source.read_scale(full)
+        if weight.dtype in PACKED_FP4 and self._numerics.keep_codes and not self._numerics.fp4:
+            raise UsageError(f"tensor {full!r} is FP4, which numerics {self._numerics.name!r} does not use")
+        if scale is None or not self._numerics.keep_codes:
+            return _decode(weight, scale, self._numerics.dtype), None
+        return weight, scale
+
+
+def _decode(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) if scale is None else dequantise(weight, scale).to(dtype)
+
+
+def _room(like: Tensor, count: int) -> Tensor:
+    return torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """E8M0 scales as their bytes: torch copies that type only so."""
+    return x.view(torch.uint8) if x.element_size() == 1 else x
