@@ -98,17 +98,25 @@ class ElementCounts(_Record):
 
 
 class Manifest(_Record):
-    """The whole document."""
+    """The whole document.
+
+    Attributes:
+        model, recipe: null when a bare folder was converted.
+        options: what of `convert` in a recipe decides bytes, defaults written out.
+        plan: digest of everything planned; a folder is finished under the plan that began it.
+        inexact: weight -> elements rounded or lost; a weight that is not listed has none.
+    """
 
     schema_version: Literal[1] = 1
     tool: ToolRecord
-    model: str
+    model: str | None
     target: TargetRecord
     source: SourceRecord
     recipe: dict[str, Any] | None
     options: dict[str, Any]
     plan: str
     elements: ElementCounts
+    inexact: dict[str, int]
     files: tuple[FileRecord, ...]
     tensors: dict[str, TensorRecord]
 

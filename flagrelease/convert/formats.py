@@ -13,6 +13,7 @@ converter writes +0.0 there, which is the same number with other bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,6 @@ from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
-
-NOT_A_NUMBER = 0x80  # flag of a table entry: the byte is NaN
-# The other flag bits count the elements of the byte (0, 1 or 2) that the output cannot hold exactly.
 
 
 def _e4m3_values() -> F64:
@@ -49,7 +47,7 @@ def e8m0_values() -> F64:
     return values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Format:
     """A quantised format.
 
@@ -73,6 +71,11 @@ class Format:
     def elements_per_byte(self) -> int:
         """1 for FP8, 2 for FP4."""
         return int(self.values.shape[1])
+
+    @property
+    def nan_codes(self) -> NDArray[np.bool_]:
+        """bool [256]: which byte values hold a NaN."""
+        return np.asarray(np.isnan(self.values).any(axis=1))
 
     def block(self, weight_block_size: tuple[int, int] | None) -> tuple[int, int] | None:
         """(rows, elements) of a block under this config, None if the config does not say and must."""
@@ -107,11 +110,11 @@ class Tables:
 
     Attributes:
         entries: uint16 or uint32 [U, 256]: the output bits of a byte (little endian, first element lowest).
-        flags: uint8 [U, 256]: see NOT_A_NUMBER.
+        inexact: uint8 [U, 256]: how many elements of the byte the output cannot hold exactly. NaN does not count.
     """
 
     entries: NDArray[Any]
-    flags: U8
+    inexact: U8
 
 
 def bf16_tables(fmt: Format, scales: F64) -> Tables:
@@ -121,16 +124,17 @@ def bf16_tables(fmt: Format, scales: F64) -> Tables:
         rounded = _round_to_bf16(exact)
     bits = (rounded.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     bits[np.isnan(exact)] = 0x7FC0
-    return Tables(_pack(bits), _flags(exact, rounded))
+    return Tables(_pack(bits), _inexact(exact, rounded))
 
 
 def fp8_tables(fmt: Format, ratios: F64) -> Tables:
     """Tables that repack `fmt` as E4M3: value times ratio (old scale over new scale), rounded once, to even."""
     exact = fmt.values[None, :, :] * ratios[:, None, None]
     codes = encode_values(FP8, exact)
-    return Tables(_pack(codes), _flags(exact, FP8.values[codes, 0]))
+    return Tables(_pack(codes), _inexact(exact, FP8.values[codes, 0]))
 
 
+@cache
 def e8m0_tables(fmt: Format) -> Tables:
     """`bf16_tables` for all 256 E8M0 codes, so that a stored scale code is its own table index."""
     return bf16_tables(fmt, e8m0_values())
@@ -151,9 +155,13 @@ def _pack(elements: NDArray[Any]) -> NDArray[Any]:
     return packed
 
 
-def _flags(exact: F64, held: F64) -> U8:
-    inexact = (exact != held) & ~np.isnan(exact)
-    return (inexact.sum(axis=2) | np.where(np.isnan(exact).any(axis=2), NOT_A_NUMBER, 0)).astype(np.uint8)
+def _inexact(exact: F64, held: F64) -> U8:
+    return np.asarray(((exact != held) & ~np.isnan(exact)).sum(axis=2), dtype=np.uint8)
+
+
+def inexact_possible(tables: Tables, index: NDArray[Any]) -> bool:
+    """Whether a table between the smallest and the largest of `index` has an inexact entry; else none need counting."""
+    return bool(index.size) and bool(tables.inexact[int(index.min()) : int(index.max()) + 1].any())
 
 
 def encode_values(fmt: Format, values: F64) -> U8:
@@ -206,6 +214,7 @@ _REPACK_HEADROOM = 6
 _REPACK_DEEPEST = 20
 
 
+@cache
 def repack_tables() -> Tables:
     """FP4 to FP8 tables for `repack_scales` indices: row d multiplies by 2^(6-d)."""
     return fp8_tables(FP4, np.ldexp(1.0, _REPACK_HEADROOM - np.arange(_REPACK_DEEPEST + 1)))

@@ -1,8 +1,8 @@
 """`Journal`: how far a release has come, so that the same command goes on after a kill at any moment.
 
 An append-only file of JSON lines in the release's work folder. Its first line binds it to one plan and one state of the
-source; a tensor's line holds its digests, a file's line says that its first bytes are on the disk and what they hash to.
-A line cut off by a crash is ignored; everything it would have said is then done again.
+source; a tensor's line holds its digests, a file's line says that its first bytes are on the disk and what they hash
+to. A line cut off by a crash is ignored; everything it would have said is then done again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from flagrelease.manifest import MANIFEST_NAME, ElementCounts, read_manifest
 from flagrelease.shard.writer import sync_folder
 
 WORK_FOLDER = ".flagrelease"
+WEIGHT, SCALE = "weight", "scale"
 _NAME = "journal.jsonl"
 
 
@@ -29,7 +30,8 @@ _NAME = "journal.jsonl"
 class TensorResult:
     """What was learned of one source tensor under one action.
 
-    `source` and `parts` map stored names (of the source, of the release) to BLAKE3 digests of whole tensors.
+    `source` maps the stored names read (weight, scale) to BLAKE3 digests; `parts` does so for what the action makes, by
+    WEIGHT and SCALE, since releases may name a scale differently.
     """
 
     tensor: str
@@ -97,7 +99,7 @@ class Journal:
         self.tensors[result.tensor, action] = result
 
     def add_tensor(self, result: TensorResult) -> None:
-        """Record a tensor. Called before its last bytes go to any file, so no file is ahead of its tensors."""
+        """Record a tensor. One that has no record when the work goes on is read again, though no file may want it."""
         with self._mutex:
             self.tensors[result.tensor, result.action] = result
         self._append(

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from flagrelease.convert.formats import NOT_A_NUMBER, U8, Tables
+from flagrelease.convert.formats import U8, Tables
 
 Index = NDArray[np.uint8] | NDArray[np.int32]
 
@@ -35,17 +35,25 @@ def _decode(codes, index, rows, columns, entries, out):  # type: ignore[no-untyp
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(codes, index, rows, columns, flags, counted):  # type: ignore[no-untyped-def]
-    lost = 0
-    seen = np.uint8(0)
+def _count(codes, index, rows, columns, inexact):  # type: ignore[no-untyped-def]
+    total = 0
     for r in range(codes.shape[0]):
         for b in range(index.shape[1]):
-            table = flags[index[r // rows, b]]
+            table = inexact[index[r // rows, b]]
             for c in range(b * columns, min((b + 1) * columns, codes.shape[1])):
-                flag = table[codes[r, c]]
-                lost += flag & counted
-                seen |= flag
-    return lost, seen
+                total += table[codes[r, c]]
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _contains(codes, wanted):  # type: ignore[no-untyped-def]
+    for r in range(codes.shape[0]):
+        seen = False
+        for c in range(codes.shape[1]):
+            seen |= wanted[codes[r, c]]
+        if seen:
+            return True
+    return False
 
 
 def cpu_lookup(codes: U8, index: Index, block: tuple[int, int], tables: Tables, out: NDArray[Any]) -> None:
@@ -53,7 +61,11 @@ def cpu_lookup(codes: U8, index: Index, block: tuple[int, int], tables: Tables, 
     _decode(codes, index, block[0], block[1], tables.entries, out)
 
 
-def count_lost(codes: U8, index: Index, block: tuple[int, int], tables: Tables) -> tuple[int, bool]:
-    """How many elements of a chunk the output cannot hold exactly, and whether a NaN is among them."""
-    lost, seen = _count(codes, index, block[0], block[1], tables.flags, np.uint8(NOT_A_NUMBER - 1))
-    return int(lost), bool(seen & NOT_A_NUMBER)
+def count_lost(codes: U8, index: Index, block: tuple[int, int], tables: Tables) -> int:
+    """How many elements of a chunk the output cannot hold exactly."""
+    return int(_count(codes, index, block[0], block[1], tables.inexact))
+
+
+def contains(codes: U8, wanted: NDArray[np.bool_]) -> bool:
+    """Whether one of the byte values marked in `wanted` [256] is among `codes`."""
+    return bool(_contains(codes, wanted))

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flagrelease import __version__
@@ -81,11 +81,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What one action makes of a tensor, and every place it goes to."""
+    """What one action makes of a tensor, every place it goes to, and the releases (of the plan) these belong to."""
 
     action: Action
     weight: tuple[Piece, ...]
     scale: tuple[Piece, ...]
+    releases: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,6 @@ class Job:
 
     tensor: SourceTensor
     products: tuple[Product, ...]
-
-    @property
-    def files(self) -> frozenset[int]:
-        """The files this job writes to."""
-        return frozenset(p.file for product in self.products for p in (*product.weight, *product.scale))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +135,23 @@ class ReleasePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a recipe says of the source and of itself, for the manifest; all None for a bare folder."""
+
+    model: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    license: str | None = None
+    recipe: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Several releases from one pass over one source."""
 
     source: Source
     options: ConvertSpec
+    provenance: Provenance
     releases: tuple[ReleasePlan, ...]
     files: tuple[OutputFile, ...]
     jobs: tuple[Job, ...]
@@ -160,7 +168,7 @@ class Plan:
 
 
 def make_plan(
-    source: Source, targets: Iterable[Target], options: ConvertSpec, provenance: dict[str, Any] | None = None
+    source: Source, targets: Iterable[Target], options: ConvertSpec, provenance: Provenance = Provenance()
 ) -> Plan:
     """Plan `targets` from `source`.
 
@@ -168,7 +176,7 @@ def make_plan(
         source: an understood checkpoint.
         targets: releases; duplicates are planned once.
         options: what of a recipe decides bytes.
-        provenance: the recipe as a document, recorded in each release's digest.
+        provenance: recorded in each release's manifest and digest.
 
     Raises:
         UsageError: a target that the source or the model's dimensions do not allow, two targets for one folder.
@@ -187,10 +195,16 @@ def make_plan(
         files += _place(source, draft, number, first, placed)
         releases.append(_release(source, target, draft, tuple(files[first:]), options, provenance))
     jobs = tuple(
-        Job(source.tensors[order], tuple(Product(a, tuple(w), tuple(s)) for a, (w, s) in by_action.items()))
+        Job(
+            source.tensors[order],
+            tuple(
+                Product(action, tuple(weight), tuple(scale), frozenset(files[piece.file].release for piece in weight))
+                for action, (weight, scale) in by_action.items()
+            ),
+        )
         for (_, order), by_action in sorted(placed.items(), key=lambda item: item[0])
     )
-    return Plan(source, options, tuple(releases), tuple(files), jobs)
+    return Plan(source, options, provenance, tuple(releases), tuple(files), jobs)
 
 
 # Position of a (tensor, file) in the global order of work. Tensors of the lowest alignment of a release stand at their
@@ -357,7 +371,7 @@ def _release(
     draft: _Draft,
     files: tuple[OutputFile, ...],
     options: ConvertSpec,
-    provenance: dict[str, Any] | None,
+    provenance: Provenance,
 ) -> ReleasePlan:
     parts = {
         part.name: (tensor, action, part)
@@ -378,7 +392,7 @@ def _release(
                 "config": source.config_sha256,
                 "target": [target.dtype, target.layout, draft.layout.o_groups if draft.layout else None],
                 "options": options.model_dump(mode="json"),
-                "recipe": provenance,
+                "provenance": asdict(provenance),
                 "documents": documents.digests(),
                 "files": [[f.name, f.size, hashlib.sha256(f.header).hexdigest()] for f in files],
             },

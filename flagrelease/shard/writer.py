@@ -7,6 +7,8 @@ page cache where it cannot. The bytes are the same.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import mmap
 import os
@@ -21,6 +23,7 @@ from flagrelease.errors import ResourceError
 # One write. A multiple of every device's logical block; large enough that the number of calls does not matter.
 BLOCK_BYTES = 4 << 20
 _SECTOR = 4096
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 Bytes = NDArray[np.uint8]
 
@@ -44,7 +47,7 @@ class SequentialFile:
         with self.path.open("rb", buffering=0) as file:
             remaining = offset
             while remaining:
-                count = file.readinto(memoryview(self._block)[: min(remaining, BLOCK_BYTES)])  # type: ignore[arg-type]
+                count = file.readinto(memoryview(self._block)[: min(remaining, BLOCK_BYTES)])
                 if not count:
                     return False
                 digest.update(self._block[:count])
@@ -88,11 +91,18 @@ class SequentialFile:
         self._block[count:padded] = 0
         done = 0
         while done < padded:
-            try:
-                done += os.pwrite(self._fd, memoryview(self._block)[done:padded], self._flushed + done)  # type: ignore[arg-type]
-            except OSError as error:
-                raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from error
+            done += self._write(memoryview(self._block)[done:padded], self._flushed + done)
         self._flushed += count
+
+    def _write(self, data: memoryview, offset: int) -> int:
+        try:
+            return os.pwrite(self._fd, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(self._fd, fcntl.F_GETFL) & _O_DIRECT:
+                raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from error
+        # Some file systems take O_DIRECT at open and refuse it here.
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~_O_DIRECT)
+        return self._write(data, offset)
 
     def __enter__(self) -> SequentialFile:
         """Use as a context: the descriptor is closed at the end, whatever happened."""
@@ -101,14 +111,18 @@ class SequentialFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the descriptor."""
+        """See `close`."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; what was not flushed is forgotten."""
         os.close(self._fd)
 
 
 def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
-        return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o600)
+        return os.open(path, flags | _O_DIRECT, 0o600)
     except OSError:
         pass  # this file system has no direct writes (EINVAL), or there is another problem, which comes again below
     try:
@@ -133,6 +147,23 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def copy_whole(source: Path, path: Path) -> tuple[int, str]:
+    """Copy a file like `write_whole`, in blocks; return its size and SHA-256."""
+    temporary = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with source.open("rb") as read, temporary.open("wb") as file:
+        while block := read.read(BLOCK_BYTES):
+            digest.update(block)
+            file.write(block)
+        size = file.tell()
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+    return size, digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

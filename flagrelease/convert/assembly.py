@@ -1,0 +1,88 @@
+"""The last step of a release: files get their names, documents join them, the manifest closes it.
+
+Nothing had a final name before. Each step can be repeated, so a kill between any two is repaired by the next call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from flagrelease import __version__
+from flagrelease.convert.journal import SCALE, WEIGHT, Journal, TensorResult
+from flagrelease.convert.plan import Plan, ReleasePlan
+from flagrelease.errors import CheckpointError
+from flagrelease.manifest import (
+    MANIFEST_NAME,
+    ElementCounts,
+    FileRecord,
+    Manifest,
+    SourceFileRecord,
+    SourceRecord,
+    TensorRecord,
+    ToolRecord,
+)
+from flagrelease.shard.writer import copy_whole, sync_folder, write_whole
+
+
+def assemble(plan: Plan, release: ReleasePlan, folder: Path, journal: Journal) -> None:
+    """Make `folder` the finished release. Its tensor files are whole, in the journal's work folder or in place."""
+    records = []
+    for file in release.files:
+        grown = journal.work / file.name
+        if grown.is_file():
+            grown.replace(folder / file.name)
+        records.append(FileRecord(path=file.name, size=file.size, sha256=journal.files[file.name].sha256))
+    sync_folder(folder)
+    for name, content in release.documents.written.items():
+        write_whole(folder / name, content)
+        records.append(FileRecord(path=name, size=len(content), sha256=hashlib.sha256(content).hexdigest()))
+    for name, (path, planned) in release.documents.copied.items():
+        size, sha256 = copy_whole(path, folder / name)
+        if size != planned:
+            raise CheckpointError(f"{path}: {planned} bytes when the work began, {size} now")
+        records.append(FileRecord(path=name, size=size, sha256=sha256))
+    results = [journal.tensors[t.spec.name, action] for t, action, part in release.parts.values() if not part.is_scale]
+    manifest = _manifest(plan, release, records, results)
+    write_whole(folder / MANIFEST_NAME, manifest.to_json())
+    journal.remove()
+
+
+def _manifest(plan: Plan, release: ReleasePlan, files: list[FileRecord], results: list[TensorResult]) -> Manifest:
+    by_name = {result.tensor: result for result in results}
+    source_tensors: dict[str, str] = {}
+    counts = ElementCounts()
+    for result in results:
+        source_tensors |= result.source
+        counts += result.counts
+    return Manifest(
+        tool=ToolRecord(version=__version__),
+        model=plan.provenance.model,
+        target=release.target.record(release.layout.o_groups if release.layout else None),
+        source=SourceRecord(
+            repo=plan.provenance.repo,
+            revision=plan.provenance.revision,
+            license=plan.provenance.license,
+            identity=plan.source.index.identity(),
+            config_sha256=plan.source.config_sha256,
+            files=tuple(
+                SourceFileRecord(path=h.file.name, size=h.file_size, header_sha256=hashlib.sha256(h.raw).hexdigest())
+                for h in plan.source.index.headers
+            ),
+            tensors=source_tensors,
+        ),
+        recipe=plan.provenance.recipe,
+        options=plan.options.model_dump(mode="json"),
+        plan=release.digest,
+        elements=counts,
+        inexact={r.tensor: n for r in results if (n := r.counts.rounded + r.counts.lost)},
+        files=tuple(sorted(files, key=lambda record: record.path)),
+        tensors={
+            name: TensorRecord(
+                dtype=part.dtype,
+                shape=part.shape,
+                blake3=by_name[tensor.spec.name].parts[SCALE if part.is_scale else WEIGHT],
+            )
+            for name, (tensor, _, part) in release.parts.items()
+        },
+    )

@@ -1,0 +1,227 @@
+"""`Lane`: one output file, written by a thread of its own. `Buffers`: the memory that chunks travel in.
+
+Decoding and writing meet in queues: a worker fills a buffer and puts views of it into the queues of all files that want
+a piece; each file's thread copies, hashes and writes; the buffer is free again when the last of them is done. The
+number of buffers bounds the memory. A lane never waits for a buffer, so the buffers always come back.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+
+from flagrelease.convert.formats import U8
+from flagrelease.convert.journal import Journal
+from flagrelease.convert.plan import OutputFile, Piece
+from flagrelease.shard.writer import SequentialFile
+
+# A file's first bytes are made safe and journalled this often; a kill costs at most this much of each open file.
+CHECKPOINT_BYTES = 256 << 20
+
+
+class Stopped(Exception):  # noqa: N818 - the run ends because of another thread's error, or on purpose
+    """Raised in a thread that waits when the run has been stopped."""
+
+
+class Run:
+    """What the threads of a run share: one lock, the first error, and the count of bytes written."""
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self.changed = threading.Condition()
+        self.error: BaseException | None = None
+        self.stopped = False
+        self.written = 0
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """End the run; the first error is the one that is reported."""
+        with self.changed:
+            if not self.stopped:
+                self.error = error
+            self.stopped = True
+            self.changed.notify_all()
+
+    def add_written(self, count: int) -> None:
+        """Count bytes for the progress display."""
+        with self.changed:
+            self.written += count
+
+
+class Buffers:
+    """A fixed number of byte buffers; longer requests are met with memory of their own and count as one."""
+
+    def __init__(self, run: Run, count: int, nbytes: int) -> None:
+        """`count` buffers of `nbytes`, allocated when first used."""
+        self._run = run
+        self._nbytes = nbytes
+        self._left = count
+        self._free: list[U8] = []
+
+    def take(self, nbytes: int) -> U8:
+        """Wait for a buffer.
+
+        Raises:
+            Stopped: the run was stopped.
+        """
+        with self._run.changed:
+            self._run.changed.wait_for(lambda: self._left > 0 or self._run.stopped)
+            if self._run.stopped:
+                raise Stopped
+            self._left -= 1
+            if nbytes > self._nbytes:
+                return np.empty(nbytes, dtype=np.uint8)
+            return (self._free.pop() if self._free else np.empty(self._nbytes, dtype=np.uint8))[:nbytes]
+
+    def give(self, buffer: U8) -> None:
+        """Put a buffer back."""
+        whole = buffer if buffer.base is None else buffer.base
+        with self._run.changed:
+            self._left += 1
+            if whole.nbytes == self._nbytes:
+                self._free.append(whole)
+            self._run.changed.notify_all()
+
+
+class Shared:
+    """A buffer on its way to several files; `release` by the last of them gives it back."""
+
+    def __init__(self, buffers: Buffers, data: U8, holders: int) -> None:
+        """`holders` releases are awaited."""
+        self._buffers = buffers
+        self._data = data
+        self._holders = holders
+        self._lock = threading.Lock()
+
+    def release(self) -> None:
+        """One holder is done."""
+        with self._lock:
+            self._holders -= 1
+            last = self._holders == 0
+        if last:
+            self._buffers.give(self._data)
+
+
+class Lane:
+    """One output file. Its thread starts with the first bytes put and ends with the last byte of the file."""
+
+    def __init__(self, run: Run, file: OutputFile, journal: Journal) -> None:
+        """Nothing is read yet: `recover` finds out what an earlier run has left."""
+        self.name = file.name
+        self.resume_at = 0
+        self._run = run
+        self._plan = file
+        self._journal = journal
+        self._output: SequentialFile | None = None
+        self._queue: SimpleQueue[tuple[int, U8, Shared] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file grows; it gets its final name when the whole release is there."""
+        return self._journal.work / self.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier run finished the file."""
+        return self.resume_at == self._plan.size
+
+    def recover(self) -> None:
+        """Set `resume_at` to what the journal says, if the file still has those bytes (they are hashed again)."""
+        state = self._journal.files.get(self.name)
+        if state is None:
+            return
+        if state.offset == self._plan.size:
+            placed = self._journal.work.parent / self.name
+            here = self.path if self.path.is_file() else placed
+            if here.is_file() and here.stat().st_size == self._plan.size:
+                self.resume_at = state.offset
+            return
+        if self.path.is_file():
+            output = SequentialFile(self.path, self._plan.size)
+            if output.resume(state.offset, state.sha256):
+                self.resume_at = state.offset
+            self._output = output
+
+    def put(self, begin: int, data: U8, shared: Shared) -> None:
+        """Give the bytes that belong at offset `begin`. Calls come in file order, from one thread at a time."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+            self._thread.start()
+        self._queue.put((begin, data, shared))
+
+    def close(self) -> None:
+        """Wait for the thread; in a stopped run, end it."""
+        if self._thread is not None:
+            if self._run.stopped:
+                self._queue.put(None)
+            self._thread.join()
+        elif self._output is not None:
+            self._output.close()
+
+    def _main(self) -> None:
+        try:
+            with self._output or SequentialFile(self.path, self._plan.size) as output:
+                self._write(output)
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self._run.stop(error)
+
+    def _write(self, output: SequentialFile) -> None:
+        if output.position == 0:
+            self._append(output, 0, np.frombuffer(self._plan.header, dtype=np.uint8))
+        safe = output.position
+        while output.position < self._plan.size:
+            item = self._queue.get()
+            if item is None or self._run.stopped:
+                return
+            begin, data, shared = item
+            self._append(output, begin, data)
+            shared.release()
+            if output.position - safe >= CHECKPOINT_BYTES:
+                safe = output.position
+                self._journal.add_file(self.name, *output.sync())
+        self._journal.add_file(self.name, self._plan.size, output.finish())
+
+    def _append(self, output: SequentialFile, begin: int, data: U8) -> None:
+        """Append what an earlier run has not written."""
+        skip = output.position - begin
+        if skip < 0:
+            raise AssertionError(f"{self.path}: bytes for offset {begin} come when {output.position} are there")
+        if skip < len(data):
+            output.append(data[skip:])
+            self._run.add_written(len(data) - skip)
+
+
+class LaneSink:
+    """Cuts chunks into the pieces of the files that want them."""
+
+    def __init__(self, buffers: Buffers, lanes: dict[int, Lane]) -> None:
+        """Pieces of files that are not in `lanes` belong to releases that are already complete."""
+        self.buffer = buffers.take
+        self.drop = buffers.give
+        self._buffers = buffers
+        self._lanes = lanes
+
+    def put(self, data: U8, row: int, row_bytes: int, pieces: tuple[Piece, ...]) -> None:
+        """Queue the part of each piece that lies in this chunk: whole rows from `row` on."""
+        matrix = data.reshape(-1, row_bytes)
+        cuts: dict[tuple[int, int, int, int], U8] = {}  # ranks that hold the same piece share one copy
+        queued: list[tuple[Lane, int, U8]] = []
+        for piece in pieces:
+            lane = self._lanes.get(piece.file)
+            first, end = max(row, piece.row0), min(row + len(matrix), piece.row1)
+            if lane is None or first >= end or piece.begin + piece.nbytes <= lane.resume_at:
+                continue
+            cut = (first - row, end - row, piece.byte0, piece.byte1)
+            if cut not in cuts:
+                cuts[cut] = np.ascontiguousarray(matrix[cut[0] : cut[1], cut[2] : cut[3]]).reshape(-1)
+            begin = piece.begin + (first - piece.row0) * (piece.byte1 - piece.byte0)
+            queued.append((lane, begin, cuts[cut]))
+        if not queued:
+            self._buffers.give(data)
+            return
+        shared = Shared(self._buffers, data, len(queued))
+        for lane, begin, view in queued:
+            lane.put(begin, view, shared)

@@ -1,0 +1,125 @@
+"""`convert`: from a plan to complete releases, in one pass over the source."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from flagrelease.convert.assembly import assemble
+from flagrelease.convert.journal import Journal, open_journal
+from flagrelease.convert.lanes import Buffers, Lane, LaneSink, Run
+from flagrelease.convert.lookup import Lookup
+from flagrelease.convert.plan import Plan
+from flagrelease.convert.schedule import Schedule
+from flagrelease.convert.work import CHUNK_BYTES, run_job
+from flagrelease.errors import ResourceError
+from flagrelease.manifest import Manifest, read_manifest
+from flagrelease.shard.reader import TensorReader
+
+Progress = Callable[[int], None]  # bytes written so far, of `Plan.bytes_to_write`
+
+# A worker fills one buffer while the lanes empty another; decoding holds the codes beside the result.
+_BUFFERS_PER_WORKER = 3
+
+
+def memory_bound(plan: Plan, workers: int) -> int:
+    """Bytes a conversion needs at most beside the interpreter: buffers, copies of column cuts, blocks of open files."""
+    open_files = min(len(plan.files), workers + max((r.target.mp or 0) for r in plan.releases))
+    return 2 * workers * _BUFFERS_PER_WORKER * CHUNK_BYTES + open_files * (4 << 20)
+
+
+def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Progress) -> dict[str, Manifest]:
+    """Write all releases of `plan` under `out`, going on where an earlier call stopped.
+
+    Args:
+        plan: what to write.
+        out: the folder that holds one folder a release.
+        workers: threads that decode; every open file has a writing thread of its own beside them.
+        lookup: where decoding runs.
+        progress: called now and then with the bytes written so far.
+
+    Returns:
+        The manifest of each release by folder name.
+
+    Raises:
+        ResourceError: no space, or a folder that holds something else, another plan, or another running conversion.
+        CheckpointError: the data hold what no header shows: NaN, a loss that the recipe does not allow.
+    """
+    journals: dict[int, Journal] = {}
+    try:
+        for number, release in enumerate(plan.releases):
+            journal = open_journal(out / release.target.folder, plan, release)
+            if journal is not None:
+                journals[number] = journal
+        if journals:
+            _write_files(plan, out, journals, workers, lookup, progress)
+        for number, journal in journals.items():
+            assemble(plan, plan.releases[number], out / plan.releases[number].target.folder, journal)
+    finally:
+        for journal in journals.values():
+            journal.close()
+    return {r.target.folder: read_manifest(out / r.target.folder) for r in plan.releases}
+
+
+def _write_files(
+    plan: Plan, out: Path, journals: dict[int, Journal], workers: int, lookup: Lookup, progress: Progress
+) -> None:
+    run = Run()
+    lanes = {n: Lane(run, f, journals[f.release]) for n, f in enumerate(plan.files) if f.release in journals}
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(Lane.recover, lanes.values()))
+    done = sum(lane.resume_at for lane in lanes.values())
+    done += sum(release.size for number, release in enumerate(plan.releases) if number not in journals)
+    _require_space(out, plan.bytes_to_write - done)
+    schedule = Schedule(run, plan, lanes, journals)
+    buffers = Buffers(run, workers * _BUFFERS_PER_WORKER, CHUNK_BYTES)
+    allow_loss = plan.options.lossy_repack == "allow"
+    with TensorReader() as reader:
+
+        def work() -> None:
+            try:
+                while (job := schedule.take()) is not None:
+                    sink = LaneSink(buffers, lanes)
+                    for result in run_job(job, reader.read, sink, lookup, allow_loss):
+                        schedule.record(job, result)
+                    schedule.done(job)
+            except BaseException as error:  # noqa: BLE001 - the main thread raises it
+                run.stop(error)
+
+        threads = [threading.Thread(target=work, name=f"worker {n}", daemon=True) for n in range(workers)]
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                for thread in threads:
+                    thread.join(timeout=0.1 / workers)
+                progress(done + run.written)
+        except BaseException:
+            run.stop()
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+            for lane in lanes.values():
+                lane.close()
+            progress(done + run.written)
+    if run.error is not None:
+        raise run.error
+
+
+def _require_space(out: Path, needed: int) -> None:
+    existing = out
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ResourceError(f"{out}: {needed:,} bytes are still to be written, {free:,} are free")
+
+
+def default_workers() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0))
