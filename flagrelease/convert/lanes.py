@@ -210,15 +210,15 @@ class LaneSink:
         cuts: dict[tuple[int, int, int, int], U8] = {}  # ranks that hold the same piece share one copy
         queued: list[tuple[Lane, int, U8]] = []
         for piece in pieces:
-            lane = self._lanes.get(piece.file)
-            first, end = max(row, piece.row0), min(row + len(matrix), piece.row1)
-            if lane is None or first >= end or piece.begin + piece.nbytes <= lane.resume_at:
+            lane, cut = self._lanes.get(piece.file), piece.cut
+            first, end = max(row, cut.row0), min(row + len(matrix), cut.row1)
+            if lane is None or first >= end or piece.end <= lane.resume_at:
                 continue
-            cut = (first - row, end - row, piece.byte0, piece.byte1)
-            if cut not in cuts:
-                cuts[cut] = np.ascontiguousarray(matrix[cut[0] : cut[1], cut[2] : cut[3]]).reshape(-1)
-            begin = piece.begin + (first - piece.row0) * (piece.byte1 - piece.byte0)
-            queued.append((lane, begin, cuts[cut]))
+            key = (first - row, end - row, cut.byte0, cut.byte1)
+            if key not in cuts:
+                cuts[key] = np.ascontiguousarray(matrix[key[0] : key[1], key[2] : key[3]]).reshape(-1)
+            begin = piece.begin + (first - cut.row0) * (cut.byte1 - cut.byte0)
+            queued.append((lane, begin, cuts[key]))
         if not queued:
             self._buffers.give(data)
             return

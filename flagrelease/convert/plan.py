@@ -17,13 +17,13 @@ from typing import Any
 
 from flagrelease import __version__
 from flagrelease.convert.documents import Documents, make_documents
-from flagrelease.convert.formats import REPACK_TILE
 from flagrelease.convert.layouts import Region, TensorParallel, matrix_shape, tensor_parallel
+from flagrelease.convert.parts import Cut, Part, cut, parts_of, require_whole_blocks
 from flagrelease.convert.source import Source, SourceTensor
 from flagrelease.convert.target import Action, Target, require_possible
 from flagrelease.errors import UsageError
 from flagrelease.recipe import ConvertSpec
-from flagrelease.shard.header import DTYPE_BITS, build_header, tensor_bytes
+from flagrelease.shard.header import build_header
 from flagrelease.shard.index import INDEX_NAME
 
 # What an entry adds to a header beside its name, at most: dtype, two dimensions, two offsets and punctuation.
@@ -31,52 +31,17 @@ _ENTRY_BYTES = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One stored tensor that an action makes of a source tensor: the weight, or its scale.
-
-    Attributes:
-        name, dtype, shape: as in the release's headers, for the whole tensor.
-        is_scale: whether it is the scale.
-        block: elements of the weight that one entry covers: (1, 1) for a weight, the block for a scale.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    is_scale: bool
-    block: tuple[int, int]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the byte matrix."""
-        return matrix_shape(self.shape)[0]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return matrix_shape(self.shape)[1] * DTYPE_BITS[self.dtype] // 8
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return tensor_bytes(self.dtype, self.shape)
-
-
-@dataclass(frozen=True, slots=True)
 class Piece:
-    """A rectangle of a part (rows, byte columns) and where it goes: index into `Plan.files`, offset in that file."""
+    """A rectangle of a part, and where it goes: index into `Plan.files`, offset in that file."""
 
     file: int
     begin: int
-    row0: int
-    row1: int
-    byte0: int
-    byte1: int
+    cut: Cut
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the piece."""
-        return (self.row1 - self.row0) * (self.byte1 - self.byte0)
+    def end(self) -> int:
+        """Offset behind its last byte."""
+        return self.begin + self.cut.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +197,13 @@ def _draft(source: Source, target: Target, options: ConvertSpec) -> _Draft:
     require_possible(target, source)
     layout = None if target.mp is None else tensor_parallel(source.config, target.mp, target.o_groups)
     actions = [target.action(tensor) for tensor in source.tensors]
-    parts = [_parts(t, a, target) for t, a in zip(source.tensors, actions, strict=True)]
+    parts = [parts_of(t, a, target) for t, a in zip(source.tensors, actions, strict=True)]
     ranks: dict[int, list[tuple[int, Part, Region]]] = defaultdict(list)
     for order, tensor in enumerate(source.tensors):
         whole = Region(0, matrix_shape(tensor.spec.shape)[0], 0, matrix_shape(tensor.spec.shape)[1])
         for rank, region in layout.regions(tensor.spec) if layout else [(0, whole)]:
             for part in parts[order]:
-                _require_whole_blocks(part, region, tensor.spec.shape, target)
+                require_whole_blocks(part, region, tensor.spec.shape, target)
                 ranks[rank].append((order, part, region))
     limit = options.max_file_bytes if layout is None else options.rank_part_bytes
     files = []
@@ -247,42 +212,6 @@ def _draft(source: Source, target: Target, options: ConvertSpec) -> _Draft:
         for number, entries in enumerate(groups, start=1):
             files.append(_DraftFile(_file_name(target, rank, number, len(groups)), entries))
     return _Draft(layout, actions, parts, files, 2 if target.dtype == "bf16" else 1)
-
-
-def _parts(tensor: SourceTensor, action: Action, target: Target) -> tuple[Part, ...]:
-    spec, weight, scale = tensor.spec, tensor.weight, tensor.scale
-    if tensor.format is None:
-        return (Part(spec.name, weight.dtype, weight.shape, False, (1, 1)),)
-    if action is Action.DECODE:
-        return (Part(spec.name, "BF16", spec.shape, False, (1, 1)),)
-    assert scale is not None
-    scale_name = scale.name if target.mp is None else spec.name.removesuffix(".weight") + ".scale"
-    if action is Action.REPACK:
-        blocks = tuple(-(-n // b) for n, b in zip(spec.shape, REPACK_TILE, strict=True))
-        return (
-            Part(spec.name, "F8_E4M3", spec.shape, False, (1, 1)),
-            Part(scale_name, "F8_E8M0", blocks, True, REPACK_TILE),
-        )
-    packed = tensor.format.elements_per_byte == 2
-    return (
-        Part(spec.name, "F4", spec.shape, False, (1, 1))
-        if packed and target.mp is not None
-        else Part(spec.name, weight.dtype, weight.shape, False, (1, tensor.format.elements_per_byte)),
-        Part(scale_name, scale.dtype, scale.shape, True, tensor.block),
-    )
-
-
-def _require_whole_blocks(part: Part, region: Region, shape: tuple[int, ...], target: Target) -> None:
-    rows, cols = matrix_shape(shape)
-    for edge, size, block, what in (
-        (region.row0, rows, part.block[0], "row"), (region.row1, rows, part.block[0], "row"),
-        (region.col0, cols, part.block[1], "column"), (region.col1, cols, part.block[1], "column"),
-    ):  # fmt: skip
-        if edge % block and edge != size:
-            raise UsageError(
-                f"target {target}: tensor {part.name!r} of {list(shape)} would be cut at {what} {edge}, inside a block "
-                f"of {list(part.block)}; use bf16, or fewer ranks"
-            )
 
 
 def _pack(entries: list[tuple[int, Part, Region]], limit: int | None) -> Iterator[list[tuple[int, Part, Region]]]:
@@ -297,7 +226,7 @@ def _pack(entries: list[tuple[int, Part, Region]], limit: int | None) -> Iterato
         end = at + 1
         while end < len(entries) and entries[end][0] == entries[at][0]:
             end += 1
-        cost = sum(_cut(part, region).nbytes + len(part.name) + _ENTRY_BYTES for _, part, region in entries[at:end])
+        cost = sum(cut(part, region).nbytes + len(part.name) + _ENTRY_BYTES for _, part, region in entries[at:end])
         if current and size + cost > limit:
             yield current
             current, size = [], _ENTRY_BYTES
@@ -314,18 +243,6 @@ def _file_name(target: Target, rank: int, number: int, count: int) -> str:
     return f"model{rank}-mp{target.mp}{part}.safetensors"
 
 
-def _cut(part: Part, region: Region) -> Piece:
-    """The rectangle of a part's byte matrix that covers a region of the weight; file and offset not yet set."""
-    row_block, col_block = part.block
-    columns = matrix_shape(part.shape)[1]
-    bits = DTYPE_BITS[part.dtype]
-    col1 = min(-(-region.col1 // col_block), columns)
-    return Piece(
-        -1, -1, region.row0 // row_block, min(-(-region.row1 // row_block), part.rows),
-        region.col0 // col_block * bits // 8, col1 * bits // 8,
-    )  # fmt: skip
-
-
 def _place(
     source: Source,
     draft: _Draft,
@@ -338,31 +255,19 @@ def _place(
         start = file.entries[0][0]
         keyed = []
         for order, part, region in file.entries:
-            alignment = min(_alignment(p) for p in draft.parts[order])
+            alignment = min(p.alignment for p in draft.parts[order])
             hoisted = alignment > draft.alignment
             key = (start, 0, -alignment) if hoisted else (order, 1, 0)
             keyed.append((key, order, part, region))
         keyed.sort(key=lambda entry: entry[:2])  # stable: a scale stays behind its weight
-        cuts = [_cut(part, region) for _, _, part, region in keyed]
-        header = build_header((p.name, p.dtype, _cut_shape(p, c)) for (_, _, p, _), c in zip(keyed, cuts, strict=True))
+        cuts = [cut(part, region) for _, _, part, region in keyed]
+        header = build_header((p.name, p.dtype, c.shape(p)) for (_, _, p, _), c in zip(keyed, cuts, strict=True))
         position = len(header)
-        for (key, order, part, _), cut in zip(keyed, cuts, strict=True):
+        for (key, order, part, _), piece_cut in zip(keyed, cuts, strict=True):
             weight, scale = placed.setdefault((key, order), {}).setdefault(draft.actions[order], ([], []))
-            piece = Piece(number, position, cut.row0, cut.row1, cut.byte0, cut.byte1)
-            (scale if part.is_scale else weight).append(piece)
-            position += cut.nbytes
+            (scale if part.is_scale else weight).append(Piece(number, position, piece_cut))
+            position += piece_cut.nbytes
         yield OutputFile(release, file.name, header, position)
-
-
-def _alignment(part: Part) -> int:
-    return max(1, DTYPE_BITS[part.dtype] // 8)
-
-
-def _cut_shape(part: Part, cut: Piece) -> tuple[int, ...]:
-    rows = cut.row1 - cut.row0
-    if len(part.shape) < 2:
-        return (rows,) if part.shape else ()
-    return rows, (cut.byte1 - cut.byte0) * 8 // DTYPE_BITS[part.dtype]
 
 
 def _release(

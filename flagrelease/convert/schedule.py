@@ -32,7 +32,7 @@ class Schedule:
                 piece.file
                 for product in job.products
                 for piece in (*product.weight, *product.scale)
-                if piece.file in lanes and piece.begin + piece.nbytes > lanes[piece.file].resume_at
+                if piece.file in lanes and piece.end > lanes[piece.file].resume_at
             )
             if files or self._unrecorded(job):
                 self._files[number] = files

@@ -1,0 +1,109 @@
+"""`Part`: a stored tensor of a release, as a matrix of bytes that layouts cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flagrelease.convert.formats import REPACK_TILE
+from flagrelease.convert.layouts import Region, matrix_shape
+from flagrelease.convert.source import SourceTensor
+from flagrelease.convert.target import Action, Target
+from flagrelease.errors import UsageError
+from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stored tensor that an action makes of a source tensor: the weight, or its scale.
+
+    Attributes:
+        name, dtype, shape: as in the release's headers, for the whole tensor.
+        is_scale: whether it is the scale.
+        block: (rows, elements) of the weight that one entry covers: (1, 1) for a weight, the block for a scale, (1, 2)
+            for FP4 whose header counts bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    is_scale: bool = False
+    block: tuple[int, int] = (1, 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def alignment(self) -> int:
+        """Bytes of an element, 1 for packed ones."""
+        return max(1, DTYPE_BITS[self.dtype] // 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A rectangle of a part's byte matrix: half-open rows and byte columns."""
+
+    row0: int
+    row1: int
+    byte0: int
+    byte1: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rectangle."""
+        return (self.row1 - self.row0) * (self.byte1 - self.byte0)
+
+    def shape(self, part: Part) -> tuple[int, ...]:
+        """Its shape in a header."""
+        rows = self.row1 - self.row0
+        if len(part.shape) < 2:
+            return (rows,)
+        return rows, (self.byte1 - self.byte0) * 8 // DTYPE_BITS[part.dtype]
+
+
+def parts_of(tensor: SourceTensor, action: Action, target: Target) -> tuple[Part, ...]:
+    """What `action` makes of `tensor` in a release: the weight, then its scale if it keeps one."""
+    spec, weight, scale = tensor.spec, tensor.weight, tensor.scale
+    if tensor.format is None:
+        return (Part(spec.name, weight.dtype, weight.shape),)
+    if action is Action.DECODE:
+        return (Part(spec.name, "BF16", spec.shape),)
+    assert scale is not None
+    scale_name = scale.name if target.mp is None else spec.name.removesuffix(".weight") + ".scale"
+    if action is Action.REPACK:
+        blocks = tuple(-(-n // b) for n, b in zip(spec.shape, REPACK_TILE, strict=True))
+        return Part(spec.name, "F8_E4M3", spec.shape), Part(scale_name, "F8_E8M0", blocks, True, REPACK_TILE)
+    kept_scale = Part(scale_name, scale.dtype, scale.shape, True, tensor.block)
+    if tensor.format.elements_per_byte == 2 and target.mp is not None:
+        return Part(spec.name, "F4", spec.shape), kept_scale
+    return Part(spec.name, weight.dtype, weight.shape, False, (1, tensor.format.elements_per_byte)), kept_scale
+
+
+def cut(part: Part, region: Region) -> Cut:
+    """The bytes of `part` that belong to a region of the weight, whole blocks only (`require_whole_blocks`)."""
+    row_block, col_block = part.block
+    rows, columns = matrix_shape(part.shape)
+    bits = DTYPE_BITS[part.dtype]
+    col1 = min(-(-region.col1 // col_block), columns)
+    row1 = min(-(-region.row1 // row_block), rows)
+    return Cut(region.row0 // row_block, row1, region.col0 // col_block * bits // 8, col1 * bits // 8)
+
+
+def require_whole_blocks(part: Part, region: Region, shape: tuple[int, ...], target: Target) -> None:
+    """Refuse a region that would cut a block, whose scale then would belong to two ranks.
+
+    Raises:
+        UsageError: with tensor, edge and block.
+    """
+    rows, cols = matrix_shape(shape)
+    for what, edges, size, block in (
+        ("row", (region.row0, region.row1), rows, part.block[0]),
+        ("column", (region.col0, region.col1), cols, part.block[1]),
+    ):
+        for edge in edges:
+            if edge % block and edge != size:
+                raise UsageError(
+                    f"target {target}: tensor {part.name!r} of {list(shape)} would be cut at {what} {edge}, inside a "
+                    f"block of {list(part.block)}; use bf16, or fewer ranks"
+                )
