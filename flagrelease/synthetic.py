@@ -54,8 +54,13 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def write_checkpoint(folder: Path, config: dict[str, Any], stored: Stored = Stored(), seed: int = 0) -> None:
-    """Write a checkpoint: files for embed, each layer, head and each MTP stage; index, configs, a text."""
+def write_checkpoint(
+    folder: Path, config: dict[str, Any], stored: Stored = Stored(), seed: int = 0, holes: bool = False
+) -> None:
+    """Write a checkpoint: files for embed, each layer, head and each MTP stage; index, configs, a text.
+
+    With `holes` the data are holes in sparse files: a full-size V4-Pro to plan with takes a few megabytes.
+    """
     parsed = parse_config(config, folder)
     units: dict[str, list[TensorSpec]] = defaultdict(list)
     for spec in inventory(parsed).values():
@@ -75,7 +80,10 @@ def write_checkpoint(folder: Path, config: dict[str, Any], stored: Stored = Stor
             for tensor, dtype, shape in tensors:
                 weight_map[tensor] = name
                 total += tensor_bytes(dtype, shape)
-                _write_random(file, tensor, dtype, tensor_bytes(dtype, shape), seed)
+                if holes:
+                    file.truncate(file.seek(tensor_bytes(dtype, shape), 1))
+                else:
+                    _write_random(file, tensor, dtype, tensor_bytes(dtype, shape), seed)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     _write_json(folder / INDEX_NAME, index)
     _write_json(folder / "config.json", config)
