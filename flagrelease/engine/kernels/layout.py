@@ -1,0 +1,24 @@
+"""Tensors as the kernels address them: rows of contiguous columns."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def rows(x: Tensor) -> Tensor:
+    """x [.., d] as [R, d] with unit column stride: a view where its strides allow one, else a copy. For reading."""
+    return unit_columns(x.reshape(-1, x.shape[-1]))
+
+
+def unit_columns(x: Tensor) -> Tensor:
+    """`x`, copied if its last dimension is not contiguous. For reading."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def output(like: Tensor, out: Tensor | None) -> Tensor:
+    """The tensor that a result of `like`'s shape and dtype is written to: `out` if it fits, or a new one."""
+    if out is None:
+        return like.new_empty(like.shape)
+    if out.shape != like.shape or out.dtype != like.dtype or out.device != like.device or out.stride(-1) != 1:
+        raise ValueError(f"out is {out.dtype} {tuple(out.shape)}, the result {like.dtype} {tuple(like.shape)}")
+    return out

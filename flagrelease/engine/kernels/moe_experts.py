@@ -1,0 +1,241 @@
+"""The routed experts in Triton, grouped by expert on the device: no host loop, no synchronisation, static shapes.
+
+Legend: T tokens, K experts of each, P = T*K pairs (a token and one of its experts), E local experts, H hidden size,
+MI expert width. Steps: plan (sort the local pairs by expert), quantise x, gate-up (w1, w3 and SwiGLU), quantise, down,
+combine (each token sums its local pairs, slot by slot, so that the result does not depend on the batch).
+"""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
+from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.layout import unit_columns
+from flagrelease.engine.kernels.linear import stored_scale, tile_shape
+from flagrelease.engine.kernels.product import product
+from flagrelease.engine.kernels.swiglu import clamped_swiglu
+from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
+
+
+@jit
+def _plan_kernel(
+    ids_ptr: tl.tensor,
+    pairs_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    first: tl.tensor,
+    P: tl.tensor,
+    BLOCK_P: tl.constexpr,
+) -> None:
+    """Program e lists the pairs of local expert e from start[e] on; start[E] is the number of local pairs."""
+    e = tl.program_id(0)
+    before = 0
+    for p0 in range(0, P, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)
+        local = tl.load(ids_ptr + p, mask=p < P, other=-1).to(tl.int32) - first
+        before += tl.sum(((local >= 0) & (local < e) & (p < P)).to(tl.int32), axis=0)
+    tl.store(start_ptr + e, before)
+    if e < tl.num_programs(0) - 1:
+        for p0 in range(0, P, BLOCK_P):
+            p = p0 + tl.arange(0, BLOCK_P)
+            local = tl.load(ids_ptr + p, mask=p < P, other=-1).to(tl.int32) - first
+            mine = ((local == e) & (p < P)).to(tl.int32)
+            tl.store(pairs_ptr + before + tl.cumsum(mine, axis=0) - 1, p, mask=mine > 0)
+            before += tl.sum(mine, axis=0)
+
+
+@jit
+def _gate_up_kernel(
+    x_ptr: tl.tensor,
+    xs_ptr: tl.tensor,
+    w1_ptr: tl.tensor,
+    w3_ptr: tl.tensor,
+    s1_ptr: tl.tensor,
+    s3_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    pairs_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    h_ptr: tl.tensor,
+    limit: tl.tensor,
+    slots: tl.tensor,
+    MI: tl.tensor,
+    H: tl.tensor,
+    x_row: tl.tensor,
+    xs_row: tl.tensor,
+    w_row: tl.tensor,
+    w_expert: tl.tensor,
+    s_row: tl.tensor,
+    s_expert: tl.tensor,
+    FORMAT: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """h[sorted pair] = swiglu(w1 x, w3 x) * routing weight, each product rounded to h's dtype first."""
+    e = tl.program_id(1).to(tl.int64)
+    n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    begin, end = tl.load(start_ptr + e), tl.load(start_ptr + e + 1)
+    w1, w3 = w1_ptr + e * w_expert + n * w_row, w3_ptr + e * w_expert + n * w_row
+    s1, s3 = w1, w3  # not read by a plain product
+    if FORMAT == "fp8":
+        s1, s3 = s1_ptr + e * s_expert + n // 128 * s_row, s3_ptr + e * s_expert + n // 128 * s_row
+    if FORMAT == "fp4":
+        s1, s3 = s1_ptr + e * s_expert + n * s_row, s3_ptr + e * s_expert + n * s_row
+    for m0 in range(begin, end, BLOCK_M):
+        m = (m0 + tl.arange(0, BLOCK_M)).to(tl.int64)
+        pair = tl.load(pairs_ptr + m, mask=m < end, other=0).to(tl.int64)
+        x = x_ptr + pair // slots * x_row
+        xs = x
+        if QUANTISED:
+            xs = xs_ptr + pair // slots * xs_row
+        gate = product(x, xs, m < end, w1, s1, n < MI, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        up = product(x, xs, m < end, w3, s3, n < MI, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        gate = cast(gate, h_ptr.dtype.element_ty).to(tl.float32)
+        up = cast(up, h_ptr.dtype.element_ty).to(tl.float32)
+        weight = tl.load(weights_ptr + pair, mask=m < end, other=0.0)
+        h = cast(clamped_swiglu(gate, up, limit) * weight[:, None], h_ptr.dtype.element_ty)
+        tl.store(h_ptr + m[:, None] * MI + n[None, :], h, mask=(m < end)[:, None] & (n < MI)[None, :])
+
+
+@jit
+def _down_kernel(
+    h_ptr: tl.tensor,
+    hs_ptr: tl.tensor,
+    w2_ptr: tl.tensor,
+    s2_ptr: tl.tensor,
+    pairs_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    H: tl.tensor,
+    MI: tl.tensor,
+    hs_row: tl.tensor,
+    w_row: tl.tensor,
+    w_expert: tl.tensor,
+    s_row: tl.tensor,
+    s_expert: tl.tensor,
+    FORMAT: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """y[pair] = w2 h[sorted pair], rounded to y's dtype."""
+    e = tl.program_id(1).to(tl.int64)
+    n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    begin, end = tl.load(start_ptr + e), tl.load(start_ptr + e + 1)
+    w2 = w2_ptr + e * w_expert + n * w_row
+    s2 = w2
+    if FORMAT == "fp8":
+        s2 = s2_ptr + e * s_expert + n // 128 * s_row
+    if FORMAT == "fp4":
+        s2 = s2_ptr + e * s_expert + n * s_row
+    for m0 in range(begin, end, BLOCK_M):
+        m = (m0 + tl.arange(0, BLOCK_M)).to(tl.int64)
+        pair = tl.load(pairs_ptr + m, mask=m < end, other=0).to(tl.int64)
+        h = h_ptr + m * MI
+        hs = h
+        if QUANTISED:
+            hs = hs_ptr + m * hs_row
+        acc = product(h, hs, m < end, w2, s2, n < H, MI, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        y = y_ptr + pair[:, None] * H + n[None, :]
+        tl.store(y, cast(acc, y_ptr.dtype.element_ty), mask=(m < end)[:, None] & (n < H)[None, :])
+
+
+@jit
+def _combine_kernel(
+    ids_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    first: tl.tensor,
+    E: tl.tensor,
+    H: tl.tensor,
+    SLOTS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> None:
+    t = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    acc = tl.zeros((BLOCK_H,), tl.float32)
+    for slot in tl.static_range(SLOTS):
+        local = tl.load(ids_ptr + t * SLOTS + slot + tl.arange(0, 1)).to(tl.int32) - first  # a block: masks are blocks
+        owned = (local >= 0) & (local < E)
+        acc += tl.load(y_ptr + (t * SLOTS + slot) * H + h, mask=owned & (h < H), other=0.0).to(tl.float32)
+    tl.store(out_ptr + t * H + h, acc, mask=h < H)
+
+
+def moe_experts(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    experts: ExpertWeights,
+    swiglu_limit: float,
+    quantise_activations: bool,
+) -> Tensor:
+    """See `reference.moe_experts`. BF16 or FP32 activations."""
+    (T, H), (E, MI), slots = x.shape, experts.w1.shape[:2], ids.shape[1]
+    if ids.shape != weights.shape or len(ids) != T or experts.w2.shape[1] != H:
+        raise ValueError(
+            f"{T} tokens of {H}, ids {tuple(ids.shape)}, weights {tuple(weights.shape)}, w2 of another shape"
+        )
+    ids, weights, x = ids.contiguous(), weights.float().contiguous(), x.contiguous()
+    pairs, start = _plan(ids, experts.first, E)
+    tiles = _tiles(T * slots, experts, x.dtype)
+
+    xq, xs = _quantise(x, experts.format, quantise_activations)
+    w1, w3, s1, s3 = _bytes(experts.w1), _bytes(experts.w3), stored_scale(experts.s1), stored_scale(experts.s3)
+    h = x.new_empty(T * slots, MI)
+    _gate_up_kernel[(triton.cdiv(MI, tiles["BLOCK_N"]), E)](
+        xq, xs, w1, w3, s1, s3, weights, pairs, start, h, swiglu_limit, slots, MI, H, *_strides(xq, xs, w1, s1),
+        FORMAT=experts.format, QUANTISED=xs is not None, **tiles,
+    )  # fmt: skip
+
+    hq, hs = _quantise(h, experts.format, quantise_activations)
+    w2, s2 = _bytes(experts.w2), stored_scale(experts.s2)
+    y = x.new_empty(T * slots, H)
+    _down_kernel[(triton.cdiv(H, tiles["BLOCK_N"]), E)](
+        hq, hs, w2, s2, pairs, start, y, H, MI, *_strides(hq, hs, w2, s2)[1:],
+        FORMAT=experts.format, QUANTISED=hs is not None, **tiles,
+    )  # fmt: skip
+
+    out = torch.empty(T, H, dtype=torch.float32, device=x.device)
+    block_h = min(1024, triton.next_power_of_2(H))
+    _combine_kernel[(T, triton.cdiv(H, block_h))](ids, y, out, experts.first, E, H, SLOTS=slots, BLOCK_H=block_h)
+    return out
+
+
+def _plan(ids: Tensor, first: int, experts: int) -> tuple[Tensor, Tensor]:
+    """(pairs int32 [P] sorted by local expert, start int32 [E + 1]); pairs beyond start[E] are not written."""
+    pairs = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
+    start = torch.empty(experts + 1, dtype=torch.int32, device=ids.device)
+    block = min(1024, triton.next_power_of_2(ids.numel()))
+    _plan_kernel[(experts + 1,)](ids, pairs, start, first, ids.numel(), BLOCK_P=block)
+    return pairs, start
+
+
+def _quantise(x: Tensor, fmt: str, quantise: bool) -> tuple[Tensor, Tensor | None]:
+    """The activation as the product takes it: FP8 codes and scales, or for plain weights what is left after FP8."""
+    if not quantise:
+        return x, None
+    return (act_quant_roundtrip(x), None) if fmt == "plain" else act_quant(x)
+
+
+def _bytes(w: Tensor) -> Tensor:
+    """A weight as kernels take it: packed FP4 as bytes."""
+    return unit_columns(w.view(torch.uint8) if w.dtype == torch.int8 else w)
+
+
+def _strides(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> tuple[int, ...]:
+    """Row strides of x and xs, then row and expert strides of w and ws; 0 for what is absent."""
+    return (
+        x.stride(0), 0 if xs is None else xs.stride(0),
+        w.stride(1), w.stride(0), 0 if ws is None else ws.stride(1), 0 if ws is None else ws.stride(0),
+    )  # fmt: skip
+
+
+def _tiles(pairs: int, experts: ExpertWeights, dtype: torch.dtype) -> dict[str, int]:
+    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them."""
+    mean = min(64, ceil_div(pairs, len(experts.w1)))
+    block_m, block_n, block_k, warps = tile_shape(mean, experts.format, dtype)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps}

@@ -1,0 +1,69 @@
+"""Rotary position embedding in Triton. Legend: A, B, C leading dimensions (batch, position, head); P pairs of a row."""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.layout import output, unit_columns
+
+
+@jit
+def _rope_kernel(
+    x_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    x_a: tl.tensor,
+    x_b: tl.tensor,
+    x_c: tl.tensor,
+    t_a: tl.tensor,
+    t_b: tl.tensor,
+    t_c: tl.tensor,
+    y_a: tl.tensor,
+    y_b: tl.tensor,
+    y_c: tl.tensor,
+    B: tl.tensor,
+    C: tl.tensor,
+    P: tl.tensor,
+    INVERSE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+) -> None:
+    a = (tl.program_id(0) // B).to(tl.int64)
+    b = (tl.program_id(0) % B).to(tl.int64)
+    c = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[:, None]
+    p = tl.arange(0, BLOCK_P)[None, :]
+    inside = (c < C) & (p < P)
+    x = x_ptr + a * x_a + b * x_b + c * x_c + 2 * p
+    even = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+    odd = tl.load(x + 1, mask=inside, other=0.0).to(tl.float32)
+    angle = a * t_a + b * t_b + c * t_c + p
+    cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
+    if INVERSE:
+        sin = -sin
+    y = y_ptr + a * y_a + b * y_b + c * y_c + 2 * p
+    tl.store(y, cast(even * cos - odd * sin, y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y + 1, cast(even * sin + odd * cos, y_ptr.dtype.element_ty), mask=inside)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False, out: Tensor | None = None) -> Tensor:
+    """See `reference.apply_rope`. At most three leading dimensions."""
+    if x.dim() > 4 or x.shape[-1] % 2:
+        raise ValueError(f"RoPE takes [a, b, c, r] or fewer dimensions and an even r, not {tuple(x.shape)}")
+    y = output(x, out)
+    lead = (1,) * (4 - x.dim()) + tuple(x.shape[:-1])
+    pairs = x.shape[-1] // 2
+    x4, y4 = unit_columns(x).expand(*lead, 2 * pairs), y.expand(*lead, 2 * pairs)
+    cos4, sin4 = (unit_columns(t.float()).expand(*lead, pairs) for t in (cos, sin))
+    if cos4.stride() != sin4.stride():
+        cos4, sin4 = cos4.contiguous(), sin4.contiguous()
+    block_p = triton.next_power_of_2(pairs)
+    block_c = min(triton.next_power_of_2(lead[2]), max(1, 2048 // block_p))
+    _rope_kernel[(lead[0] * lead[1], triton.cdiv(lead[2], block_c))](
+        x4, cos4, sin4, y4, *x4.stride()[:3], *cos4.stride()[:3], *y4.stride()[:3], lead[1], lead[2], pairs,
+        INVERSE=inverse, BLOCK_C=block_c, BLOCK_P=block_p,
+    )  # fmt: skip
+    return y

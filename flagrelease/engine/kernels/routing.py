@@ -1,0 +1,111 @@
+"""Routing in Triton: the best experts of a token, or those its id names. Legend: T tokens, E experts, K chosen."""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.layout import rows
+
+
+@jit
+def _route_kernel(
+    scores_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    scores_stride: tl.tensor,
+    E: tl.tensor,
+    route_scale: tl.tensor,
+    K: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    t = tl.program_id(0).to(tl.int64)
+    e = tl.arange(0, BLOCK_E)
+    k = tl.arange(0, BLOCK_K)
+    scores = tl.load(scores_ptr + t * scores_stride + e, mask=e < E, other=0.0)
+    biased = scores
+    if bias_ptr is not None:
+        biased += tl.load(bias_ptr + e, mask=e < E, other=0.0)
+    biased = tl.where(e < E, biased, float("-inf"))
+    ids = tl.zeros((BLOCK_K,), tl.int32)
+    weights = tl.zeros((BLOCK_K,), tl.float32)
+    for slot in tl.static_range(K):
+        # The lowest expert among the best: tl.argmax's tie rule differs between Triton versions.
+        best = tl.min(tl.where(biased == tl.max(biased, axis=0), e, BLOCK_E), axis=0)
+        ids = tl.where(k == slot, best, ids)
+        weights = tl.where(k == slot, tl.sum(tl.where(e == best, scores, 0.0), axis=0), weights)
+        biased = tl.where(e == best, float("-inf"), biased)
+    _store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
+
+
+@jit
+def _route_hashed_kernel(
+    scores_ptr: tl.tensor,
+    table_ptr: tl.tensor,
+    tokens_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    scores_stride: tl.tensor,
+    route_scale: tl.tensor,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    t = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    token = tl.load(tokens_ptr + t).to(tl.int64)
+    ids = tl.load(table_ptr + token * K + k, mask=k < K, other=0).to(tl.int32)
+    weights = tl.load(scores_ptr + t * scores_stride + ids, mask=k < K, other=0.0)
+    _store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
+
+
+@jit
+def _store_routes(
+    ids_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    t: tl.tensor,
+    ids: tl.tensor,
+    weights: tl.tensor,
+    route_scale: tl.tensor,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    k = tl.arange(0, BLOCK_K)
+    tl.store(ids_ptr + t * K + k, ids, mask=k < K)
+    tl.store(weights_ptr + t * K + k, weights / tl.sum(weights, axis=0) * route_scale, mask=k < K)
+
+
+def route(scores: Tensor, bias: Tensor | None, topk: int, route_scale: float) -> tuple[Tensor, Tensor]:
+    """See `reference.route`."""
+    if scores.dtype != torch.float32 or not 0 < topk <= scores.shape[-1]:
+        raise ValueError(f"the best {topk} of scores {scores.dtype} {tuple(scores.shape)}; FP32 is routed")
+    ids, weights = _routes(scores, topk)
+    table = rows(scores)
+    E = scores.shape[-1]
+    _route_kernel[(len(table),)](
+        table, None if bias is None else bias.float().contiguous(), ids, weights, table.stride(0), E, route_scale,
+        K=topk, BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(topk),
+    )  # fmt: skip
+    return ids, weights
+
+
+def route_hashed(scores: Tensor, tid2eid: Tensor, tokens: Tensor, route_scale: float) -> tuple[Tensor, Tensor]:
+    """See `reference.route_hashed`."""
+    if scores.dtype != torch.float32 or tokens.shape != scores.shape[:-1]:
+        raise ValueError(f"tokens {tuple(tokens.shape)} and FP32 scores {scores.dtype} {tuple(scores.shape)}")
+    k = tid2eid.shape[1]
+    ids, weights = _routes(scores, k)
+    table = rows(scores)
+    _route_hashed_kernel[(len(table),)](
+        table, tid2eid.contiguous(), tokens.contiguous(), ids, weights, table.stride(0), route_scale,
+        K=k, BLOCK_K=triton.next_power_of_2(k),
+    )  # fmt: skip
+    return ids, weights
+
+
+def _routes(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    shape = (*scores.shape[:-1], k)
+    return torch.empty(shape, dtype=torch.int32, device=scores.device), scores.new_empty(shape)

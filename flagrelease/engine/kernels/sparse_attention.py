@@ -1,0 +1,93 @@
+"""Sparse multi-query attention with a sink, in Triton.
+
+Legend: B sequences, S queries, H heads (padded to 16 or more, which the matrix unit needs), N positions, D head
+dimension, T listed positions a query. A program computes BLOCK_H heads of one query, walking its list in BLOCK_Ts.
+"""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.interpreter import cast, dot, jit
+from flagrelease.engine.kernels.layout import unit_columns
+
+MANY_QUERIES = 256  # from here on, programs fill the chip without splitting the heads finely
+
+
+@jit
+def _sparse_attention_kernel(
+    q_ptr: tl.tensor,
+    kv_ptr: tl.tensor,
+    sink_ptr: tl.tensor,
+    idx_ptr: tl.tensor,
+    o_ptr: tl.tensor,
+    scale: tl.tensor,
+    S: tl.tensor,
+    H: tl.tensor,
+    D: tl.tensor,
+    T: tl.tensor,
+    q_b: tl.tensor,
+    q_s: tl.tensor,
+    q_h: tl.tensor,
+    kv_b: tl.tensor,
+    kv_n: tl.tensor,
+    idx_b: tl.tensor,
+    idx_s: tl.tensor,
+    BLOCK_H: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    query = tl.program_id(0).to(tl.int64)
+    b = query // S
+    s = query % S
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    inside = (h < H)[:, None] & (d < D)[None, :]
+    q = tl.load(q_ptr + b * q_b + s * q_s + h[:, None] * q_h + d[None, :], mask=inside, other=0.0)
+
+    m = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    acc = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
+    for start in range(0, T, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        position = tl.load(idx_ptr + b * idx_b + s * idx_s + t, mask=t < T, other=-1).to(tl.int64)
+        valid = position >= 0
+        keys = kv_ptr + b * kv_b + position[:, None] * kv_n + d[None, :]
+        kv = tl.load(keys, mask=valid[:, None] & (d < D)[None, :], other=0.0)
+        z = dot(q, tl.trans(kv), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)) * scale
+        z = tl.where(valid[None, :], z, float("-inf"))
+        m_new = tl.maximum(m, tl.max(z, axis=1))
+        # Until a valid position is met the maximum is -inf, and -inf - (-inf) would be NaN.
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+        p = tl.exp(z - m_safe[:, None])
+        shrink = tl.exp(m - m_safe)
+        total = total * shrink + tl.sum(p, axis=1)
+        acc = dot(cast(p, kv.dtype), kv, acc * shrink[:, None])
+        m = m_new
+
+    sink = tl.load(sink_ptr + h, mask=h < H, other=0.0)
+    total += tl.exp(sink - tl.where(m == float("-inf"), 0.0, m))
+    o = o_ptr + (query * H + h[:, None]) * D + d[None, :]
+    tl.store(o, cast(acc / total[:, None], o_ptr.dtype.element_ty), mask=inside)
+
+
+def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
+    """See `reference.sparse_attention`. Here exp(z - m) is rounded against the running maximum, as upstream does."""
+    B, S, H, D = q.shape
+    T = idx.shape[-1]
+    if kv.dtype != q.dtype or kv.shape[0] != B or kv.shape[2] != D or idx.shape[:2] != (B, S) or sink.shape != (H,):
+        raise ValueError(
+            f"attention of q {q.dtype} {tuple(q.shape)}, kv {kv.dtype} {tuple(kv.shape)}, sink {tuple(sink.shape)}, "
+            f"idx {tuple(idx.shape)}"
+        )
+    q, kv, idx = unit_columns(q), unit_columns(kv), unit_columns(idx)
+    o = q.new_empty(B, S, H, D)
+    block_h = 16 if B * S < MANY_QUERIES else min(64, max(16, triton.next_power_of_2(H)))
+    narrow = q.element_size() == 2
+    _sparse_attention_kernel[(B * S, triton.cdiv(H, block_h))](
+        q, kv, sink.float().contiguous(), idx, o, scale, S, H, D, T, *q.stride()[:3], *kv.stride()[:2],
+        *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=64 if narrow else 16, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        num_warps=4 if block_h == 16 else 8, num_stages=2 if narrow else 1,
+    )  # fmt: skip
+    return o

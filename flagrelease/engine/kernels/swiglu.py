@@ -1,0 +1,54 @@
+"""Clamped SwiGLU in Triton. Legend: R rows, N columns; a program computes BLOCK_N columns of one row."""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.layout import rows
+
+
+@jit
+def clamped_swiglu(gate: tl.tensor, up: tl.tensor, limit: tl.tensor) -> tl.tensor:
+    """silu(min(gate, limit)) * clamp(up, -limit, limit) of FP32 tiles; also the epilogue of the experts' kernel."""
+    gate = tl.minimum(gate, limit)
+    up = tl.minimum(tl.maximum(up, -limit), limit)
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@jit
+def _swiglu_kernel(
+    gate_ptr: tl.tensor,
+    up_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    gate_stride: tl.tensor,
+    up_stride: tl.tensor,
+    N: tl.tensor,
+    limit: tl.tensor,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    r = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    gate = tl.load(gate_ptr + r * gate_stride + n, mask=n < N, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + r * up_stride + n, mask=n < N, other=0.0).to(tl.float32)
+    y = clamped_swiglu(gate, up, limit)
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + r)
+    tl.store(y_ptr + r * N + n, cast(y, y_ptr.dtype.element_ty), mask=n < N)
+
+
+def swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None) -> Tensor:
+    """See `reference.swiglu`."""
+    if gate.shape != up.shape or (weight is not None and weight.shape != gate.shape[:-1]):
+        raise ValueError(f"SwiGLU of gate {tuple(gate.shape)}, up {tuple(up.shape)} and a weight of another shape")
+    y = gate.new_empty(gate.shape)
+    gate, up = rows(gate), rows(up)
+    R, N = gate.shape
+    block = min(1024, triton.next_power_of_2(N))
+    _swiglu_kernel[(R, triton.cdiv(N, block))](
+        gate, up, None if weight is None else weight.float().contiguous(), y, gate.stride(0), up.stride(0), N, limit,
+        BLOCK_N=block,
+    )  # fmt: skip
+    return y

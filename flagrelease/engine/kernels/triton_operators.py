@@ -1,0 +1,56 @@
+"""The provider `triton`: every operator as a Triton kernel."""
+
+from __future__ import annotations
+
+from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
+from flagrelease.engine.kernels.add import add
+from flagrelease.engine.kernels.compress_pool import compress_pool
+from flagrelease.engine.kernels.embedding import embedding
+from flagrelease.engine.kernels.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
+from flagrelease.engine.kernels.hadamard import hadamard
+from flagrelease.engine.kernels.hc_post import hc_post
+from flagrelease.engine.kernels.hc_pre import hc_head, hc_pre
+from flagrelease.engine.kernels.hc_split_sinkhorn import hc_split_sinkhorn
+from flagrelease.engine.kernels.indexer_scores import indexer_scores
+from flagrelease.engine.kernels.linear import fp4_linear, fp8_linear, gate_scores, grouped_linear, linear
+from flagrelease.engine.kernels.moe_experts import moe_experts
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.kernels.rms_norm import rms_norm
+from flagrelease.engine.kernels.rope import apply_rope
+from flagrelease.engine.kernels.routing import route, route_hashed
+from flagrelease.engine.kernels.sparse_attention import sparse_attention
+from flagrelease.engine.kernels.swiglu import swiglu
+from flagrelease.engine.kernels.topk_visible import topk_visible
+
+
+class TritonOperators(Operators):
+    """All in Triton: no cuBLAS or cuDNN, no host synchronisation, shapes that depend on arguments' shapes only."""
+
+    name = "triton"
+
+    act_quant = staticmethod(act_quant)
+    act_quant_roundtrip = staticmethod(act_quant_roundtrip)
+    add = staticmethod(add)
+    apply_rope = staticmethod(apply_rope)
+    compress_pool = staticmethod(compress_pool)
+    embedding = staticmethod(embedding)
+    fp4_act_quant = staticmethod(fp4_act_quant)
+    fp4_act_quant_roundtrip = staticmethod(fp4_act_quant_roundtrip)
+    fp4_linear = staticmethod(fp4_linear)
+    fp8_linear = staticmethod(fp8_linear)
+    gate_scores = staticmethod(gate_scores)
+    grouped_linear = staticmethod(grouped_linear)
+    hadamard = staticmethod(hadamard)
+    hc_head = staticmethod(hc_head)
+    hc_post = staticmethod(hc_post)
+    hc_pre = staticmethod(hc_pre)
+    hc_split_sinkhorn = staticmethod(hc_split_sinkhorn)
+    indexer_scores = staticmethod(indexer_scores)
+    linear = staticmethod(linear)
+    moe_experts = staticmethod(moe_experts)
+    rms_norm = staticmethod(rms_norm)
+    route = staticmethod(route)
+    route_hashed = staticmethod(route_hashed)
+    sparse_attention = staticmethod(sparse_attention)
+    swiglu = staticmethod(swiglu)
+    topk_visible = staticmethod(topk_visible)
