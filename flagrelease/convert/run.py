@@ -12,7 +12,7 @@ from pathlib import Path
 from flagrelease.convert.assembly import assemble
 from flagrelease.convert.journal import Journal, open_journal
 from flagrelease.convert.lanes import Buffers, Lane, LaneSink, Run
-from flagrelease.convert.lookup import Lookup
+from flagrelease.convert.lookup import Lookup, cpu_lookup
 from flagrelease.convert.plan import Plan
 from flagrelease.convert.schedule import Schedule
 from flagrelease.convert.work import CHUNK_BYTES, run_job
@@ -118,6 +118,21 @@ def _require_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ResourceError(f"{out}: {needed:,} bytes are still to be written, {free:,} are free")
+
+
+def choose_lookup(device: str) -> Lookup:
+    """Where decoding runs: `cpu` or `cuda`. `auto` is the CPU: a look-up is bound by memory there as well, and the way
+    to a device and back costs more than it.
+
+    Raises:
+        ResourceError: `cuda` is asked for and there is no such device.
+    """
+    if device in {"auto", "cpu"}:
+        return cpu_lookup
+    from flagrelease.convert.gpu import DeviceLookup  # torch takes a second to load
+    from flagrelease.device import open_device
+
+    return DeviceLookup(open_device(device))
 
 
 def default_workers() -> int:

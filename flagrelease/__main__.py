@@ -1,0 +1,5 @@
+"""`python -m flagrelease`."""
+
+from flagrelease.cli import run
+
+run()

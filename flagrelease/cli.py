@@ -1,0 +1,229 @@
+"""The command line: parse, call, print. `main` is the only place that turns an error into text and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flagrelease import __version__, console
+from flagrelease.errors import FlagReleaseError, VerificationError
+
+EXIT_CODES = """\
+Exit codes: 0 done; 1 a bug in flagrelease; 2 bad usage or recipe; 3 bad checkpoint; 4 lack of resources (space, device,
+a folder that belongs to something else); 5 failed verification; 6 network; 130 interrupted (run again to go on).
+"""
+
+app = typer.Typer(
+    name="flagrelease",
+    help="DeepSeek-V4 for every chip: convert, prove and publish one release per platform.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+class OGroupsChoice(str, Enum):
+    """How wo_a and wo_b are cut where mp > o_groups."""
+
+    SHARED = "shared"
+    SPLIT = "split"
+
+
+class DeviceChoice(str, Enum):
+    """Where decoding runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="A recipe (YAML) or a checkpoint folder.", show_default=False)
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="The checkpoint a recipe is applied to, if the recipe names no folder."),
+]
+TargetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--target", metavar="DTYPE:LAYOUT", help="bf16, fp8 or native; hf or mpN. May be given several times."
+    ),
+]
+ChipOption = Annotated[
+    list[str], typer.Option("--chip", metavar="NAME", help="A chip of the table or of the recipe. Several times too.")
+]
+OGroupsOption = Annotated[
+    OGroupsChoice | None,
+    typer.Option("--o-groups", help="Ranks of one o-group hold the same piece (shared) or nothing twice (split)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Threads that decode. Default: the processors. Bytes never differ."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"flagrelease {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: flagrelease inspect DeepSeek-V4-Flash/")
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """What a checkpoint holds, from headers alone, and where config, index and headers disagree (exit code 3)."""
+    from flagrelease import reports
+    from flagrelease.convert.inspect import inspect_checkpoint
+
+    inspection = inspect_checkpoint(checkpoint)
+    _show(as_json, inspection.model_dump(mode="json"), lambda: reports.show_inspection(inspection))
+    if inspection.problems:
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: flagrelease plan recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/")
+def plan(
+    source: SourceArgument,
+    checkpoint: CheckpointOption = None,
+    target: TargetOption = [],  # noqa: B006 - typer reads it, nobody writes it
+    chip: ChipOption = [],  # noqa: B006
+    o_groups: OGroupsOption = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every file that convert would write, to the byte; memory, disk, cards and hub limits. Reads headers only."""
+    from flagrelease import reports
+    from flagrelease.convert.plan import make_plan
+    from flagrelease.convert.request import make_request
+    from flagrelease.convert.run import default_workers
+    from flagrelease.convert.summary import summarise
+
+    request = make_request(source, checkpoint, target, chip, _plain(o_groups))
+    made = make_plan(request.source, request.targets, request.options, request.provenance)
+    summary = summarise(made, request, workers or default_workers())
+    _show(as_json, summary.model_dump(mode="json"), lambda: reports.show_plan(summary))
+    summary.require_hubs()
+
+
+@app.command(
+    epilog="Example: flagrelease convert DeepSeek-V4-Flash/ --target bf16:mp16 --target fp8:mp8 --out releases/"
+)
+def convert(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Each release is written to DIR/DTYPE-LAYOUT/.")],
+    checkpoint: CheckpointOption = None,
+    target: TargetOption = [],  # noqa: B006
+    chip: ChipOption = [],  # noqa: B006
+    o_groups: OGroupsOption = None,
+    workers: WorkersOption = None,
+    device: Annotated[DeviceChoice, typer.Option("--device", help="auto uses the CPU.")] = DeviceChoice.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Dequantise, repack and cut a checkpoint into releases, in one pass. Interrupted, the same command goes on."""
+    from flagrelease import reports
+    from flagrelease.convert.plan import make_plan
+    from flagrelease.convert.request import make_request
+    from flagrelease.convert.run import choose_lookup, default_workers
+    from flagrelease.convert.run import convert as run_conversion
+    from flagrelease.convert.summary import summarise
+
+    request = make_request(source, checkpoint, target, chip, _plain(o_groups))
+    made = make_plan(request.source, request.targets, request.options, request.provenance)
+    threads = workers or default_workers()
+    summarise(made, request, threads).require_hubs()
+    lookup = choose_lookup(device.value)
+    with console.progress("convert", made.bytes_to_write) as report:
+        manifests = run_conversion(made, out, workers=threads, lookup=lookup, progress=report.to)
+    document = {
+        "out": str(out),
+        "releases": {
+            folder: {
+                "plan": manifest.plan,
+                "target": manifest.target.model_dump(mode="json"),
+                "files": len(manifest.files),
+                "bytes": sum(file.size for file in manifest.files),
+                "elements": manifest.elements.model_dump(mode="json"),
+            }
+            for folder, manifest in manifests.items()
+        },
+    }
+    _show(as_json, document, lambda: reports.show_releases(out, manifests))
+
+
+@app.command(epilog="Example: flagrelease verify releases/bf16-mp16 --source DeepSeek-V4-Flash/ --sample 0.1")
+def verify(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)],
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="CHECKPOINT", help="Recompute from the checkpoint it was made of."),
+    ] = None,
+    sample: Annotated[
+        float, typer.Option("--sample", min=0.0, max=1.0, help="Share of the tensors whose data are checked.")
+    ] = 1.0,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove a release: files and tensors against its manifest, and against its source with a second decoder."""
+    from flagrelease import reports
+    from flagrelease.convert.run import default_workers
+    from flagrelease.manifest import read_manifest
+    from flagrelease.validate.verify import bytes_to_read, verify_release
+
+    total = bytes_to_read(read_manifest(release), sample)
+    with console.progress("verify", total) as report:
+        result = verify_release(release, source, sample, progress=report.add, workers=workers or default_workers())
+    _show(as_json, result.model_dump(mode="json"), lambda: reports.show_verification(release, result))
+    if not result.passed:
+        raise typer.Exit(VerificationError.exit_code)
+
+
+def _plain(choice: OGroupsChoice | None) -> Any:
+    return None if choice is None else choice.value
+
+
+def _show(as_json: bool, document: dict[str, Any], render: Any) -> None:
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        render()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        result = app(words, standalone_mode=False)
+    except FlagReleaseError as error:
+        return _report(error, as_json="--json" in words)
+    except KeyboardInterrupt:
+        print("flagrelease: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of stdout has gone; Python would complain about it at exit
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: FlagReleaseError, as_json: bool) -> int:
+    if as_json:
+        document = {"error": {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}}
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(f"flagrelease: {error.kind}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""`inspect`: what a checkpoint holds, from headers alone, and where config, index and headers disagree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from flagrelease.convert.source import SourceTensor, survey_source
+from flagrelease.model.config import ModelConfig
+
+
+class Tally(BaseModel):
+    """Tensors and their bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tensors: int
+    bytes: int
+
+
+class Inspection(BaseModel):
+    """What `flagrelease inspect` reports.
+
+    Attributes:
+        dtypes: stored dtype -> tensors and bytes, scales included.
+        formats: what weights are (fp4, fp8 or the plain dtype) -> logical tensors and stored bytes with their scales.
+        scales: dtype of scales -> tensors and bytes.
+        layers: kind of attention -> number of layers.
+        logical_elements: elements of all understood weights; two FP4 codes a byte count as two.
+        problems: every disagreement, as a sentence with tensor, file and rule.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    files: int
+    tensors: int
+    bytes: int
+    identity: str
+    dtypes: dict[str, Tally]
+    formats: dict[str, Tally]
+    scales: dict[str, Tally]
+    block_size: tuple[int, int] | None
+    layers: dict[str, int]
+    mtp_stages: int
+    dspark: bool
+    experts: int
+    experts_per_token: int
+    logical_elements: int
+    problems: list[str]
+
+
+_KINDS = {0: "sliding window", 4: "compressed by 4, indexed", 128: "compressed by 128"}
+
+
+def inspect_checkpoint(folder: Path) -> Inspection:
+    """Look at the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: nothing can be said: no folder, no config, a header that breaks the format.
+    """
+    source, problems = survey_source(folder)
+    config, stored = source.config, source.index.tensors.values()
+    return Inspection(
+        folder=str(folder),
+        files=len(source.index.headers),
+        tensors=len(source.index.tensors),
+        bytes=source.index.total_size,
+        identity=source.index.identity(),
+        dtypes=_tally((meta.dtype, meta.nbytes) for meta in stored),
+        formats=_tally((_format(t), t.weight.nbytes + (t.scale.nbytes if t.scale else 0)) for t in source.tensors),
+        scales=_tally((t.scale.dtype, t.scale.nbytes) for t in source.tensors if t.scale),
+        block_size=config.block_size,
+        layers=_layers(config),
+        mtp_stages=config.n_mtp_layers,
+        dspark=config.is_dspark,
+        experts=config.n_routed_experts,
+        experts_per_token=config.num_experts_per_tok,
+        logical_elements=sum(_elements(t) for t in source.tensors),
+        problems=problems,
+    )
+
+
+def _tally(pairs: Any) -> dict[str, Tally]:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for key, nbytes in pairs:
+        counts[key] += 1
+        sizes[key] += nbytes
+    return {key: Tally(tensors=counts[key], bytes=sizes[key]) for key in sorted(sizes, key=sizes.__getitem__)[::-1]}
+
+
+def _format(tensor: SourceTensor) -> str:
+    return tensor.format.name if tensor.format else tensor.weight.dtype
+
+
+def _elements(tensor: SourceTensor) -> int:
+    return tensor.weight.elements * (tensor.format.elements_per_byte if tensor.format else 1)
+
+
+def _layers(config: ModelConfig) -> dict[str, int]:
+    counts = Counter(config.compress_ratios[: config.num_hidden_layers])
+    return {_KINDS[ratio]: counts[ratio] for ratio in sorted(counts)}
