@@ -12,6 +12,7 @@ import json
 import math
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
 def strict_json(raw: bytes) -> Any:
     """Parse JSON that repeats no key and holds no NaN; every failure, nesting included, is a ValueError."""
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+        return json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_constant, parse_int=_integer
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -133,8 +136,7 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"{twice!r} appears twice")
     return result
 
@@ -143,9 +145,19 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+def _integer(text: str) -> int:
+    if text == "-0":  # a float to other readers
+        raise ValueError("-0 is not an integer")
+    return int(text)
+
+
 def _check_metadata(value: Any, path: Path) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise CheckpointError(f"{path}: {_METADATA} must map strings to strings")
+    try:
+        "".join([*value, *value.values()]).encode()
+    except UnicodeEncodeError:  # JSON can escape half of a surrogate pair, UTF-8 cannot hold it
+        raise CheckpointError(f"{path}: {_METADATA} holds text that is not Unicode") from None
     return value
 
 
@@ -162,7 +174,7 @@ def _check_entry(name: str, entry: Any, path: Path, start: int) -> TensorMeta:
         raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{where}: data_offsets {offsets!r} are not two offsets")
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    bits = _elements(shape, where) * DTYPE_BITS[dtype]
     begin, end = offsets
     if end - begin != bits // 8 or bits % 8:
         raise CheckpointError(f"{where}: {dtype} {shape} takes {bits / 8:g} bytes, its offsets span {end - begin}")
@@ -172,6 +184,15 @@ def _check_entry(name: str, entry: Any, path: Path, start: int) -> TensorMeta:
 def _are_sizes(value: Any) -> bool:
     # bool is an int in Python and 2**63 the largest offset a file can have
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _elements(shape: list[int], where: str) -> int:
+    elements = 1
+    for size in shape:
+        elements *= size
+        if elements >= 2**63:  # stop here: the product of a megabyte of sizes takes hours, and a later 0 hides it
+            raise CheckpointError(f"{where}: a shape of {len(shape)} sizes has more elements than a file can hold")
+    return elements
 
 
 def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
