@@ -1,0 +1,98 @@
+"""Running several ranks on gloo, and releases re-cut for them by rules written out here once more.
+
+The rules are the facts' table 5.1 and section 5.4, as slices; nothing is taken from the package or the converter.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.multiprocessing as mp
+from engine_checkpoint import BLOCK, Checkpoint, Form
+from safetensors.torch import save_file
+from torch import Tensor
+
+OMode = Literal["shared", "split"]
+
+
+def own_part(name: str, x: Tensor, config: dict[str, Any], ranks: int, rank: int, o_mode: OMode) -> Tensor | None:
+    """What `rank` holds of a tensor (weight or scale alike), or None."""
+    groups = config["o_groups"]
+    sharing = max(1, ranks // groups)
+    pieces, piece, inner = ranks // sharing, rank // sharing, rank % sharing
+    expert = re.search(r"\.ffn\.experts\.(\d+)\.", name)
+    if expert:
+        per_rank = config["n_routed_experts"] // ranks
+        return x if int(expert[1]) // per_rank == rank else None
+    last = name.rsplit(".", 2)[-2] if name.endswith((".weight", ".scale")) else name.rsplit(".", 1)[-1]
+    if name in ("embed.weight", "head.weight") or last in ("wq_b", "attn_sink", "weights_proj"):
+        return x.chunk(ranks, 0)[rank]
+    if last == "wo_a":
+        rows = x.chunk(pieces, 0)[piece]
+        return rows.chunk(sharing, 1)[inner] if o_mode == "split" else rows
+    if last == "wo_b":
+        return x.chunk(ranks, 1)[rank] if o_mode == "split" else x.chunk(pieces, 1)[piece]
+    return x
+
+
+def _movable(x: Tensor) -> Tensor:
+    return x.view(torch.uint8) if x.dtype == torch.float8_e8m0fnu else x
+
+
+def write_mp(
+    checkpoint: Checkpoint, folder: Path, form: Form, ranks: int, o_mode: OMode = "shared", parts: int = 1
+) -> Path:
+    """An mp release as DeepSeek's converter writes it: wo_a in BF16, FP4 experts as F4."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(checkpoint.config_json(form)))
+    stored = checkpoint.stored(form)
+    for name in [name for name in stored if name.endswith(".wo_a.weight")]:
+        stored[name] = checkpoint.values[name]
+        stored.pop(name.removesuffix("weight") + "scale", None)
+    for rank in range(ranks):
+        own: dict[str, Tensor] = {}
+        for name, whole in stored.items():
+            part = own_part(name, _movable(whole), checkpoint.config, ranks, rank, o_mode)
+            if part is not None:
+                own[name] = part.contiguous().clone().view(whole.dtype)
+                if whole.dtype == torch.int8:
+                    own[name] = own[name].view(torch.float4_e2m1fn_x2)
+        names = sorted(own)
+        for n in range(parts):
+            suffix = f"-part{n}" if parts > 1 else ""
+            save_file(
+                {name: own[name] for name in names[n::parts]}, folder / f"model{rank}-mp{ranks}{suffix}.safetensors"
+            )
+    return folder
+
+
+def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work(*arguments)` returns on rank 0 of a gloo job of that many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer"  # a file, for a pipe would fill up before the processes are joined
+        mp.spawn(_rank, (ranks, port, answer, work, arguments), nprocs=ranks, join=True)
+        return pickle.loads(answer.read_bytes())
+
+
+def _rank(rank: int, ranks: int, port: int, answer: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    result = work(*arguments)
+    if rank == 0:
+        answer.write_bytes(pickle.dumps(result))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+assert BLOCK == 128, "own_part cuts scales like weights: parts are whole blocks"
