@@ -12,13 +12,16 @@ import fcntl
 import hashlib
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flagrelease.errors import ResourceError
+from flagrelease.errors import CheckpointError, ResourceError
 
 # One write. A multiple of every device's logical block; large enough that the number of calls does not matter.
 BLOCK_BYTES = 4 << 20
@@ -29,7 +32,7 @@ Bytes = NDArray[np.uint8]
 
 
 class SequentialFile:
-    """A file being written. `position` counts the bytes given so far, `durable` those that `sync` has made safe."""
+    """A file being written. `position` counts the bytes given so far; `sync` makes safe what it returns of them."""
 
     def __init__(self, path: Path, size: int) -> None:
         """Create `path`, or open it to go on with `resume`. Nothing is truncated yet."""
@@ -70,19 +73,20 @@ class SequentialFile:
 
     def sync(self) -> tuple[int, str]:
         """Make all full blocks safe; return their length and SHA-256."""
-        os.fdatasync(self._fd)
+        with _refused(self.path):
+            os.fdatasync(self._fd)
         return self._flushed, self._sha256.hexdigest()
 
     def finish(self) -> str:
-        """Write what is left, make the file safe and readable by all, and return its SHA-256."""
+        """Write what is left, make the file safe, and return its SHA-256."""
         if self.position != self.size:
             raise AssertionError(f"{self.path}: {self.position} bytes given, {self.size} planned")
         rest = self.position - self._flushed
         if rest:
             self._flush(rest)
-        os.ftruncate(self._fd, self.size)
-        os.fchmod(self._fd, 0o666 & ~_umask())
-        os.fsync(self._fd)
+        with _refused(self.path):
+            os.ftruncate(self._fd, self.size)
+            os.fsync(self._fd)
         return self._sha256.hexdigest()
 
     def _flush(self, count: int) -> None:
@@ -95,14 +99,15 @@ class SequentialFile:
         self._flushed += count
 
     def _write(self, data: memoryview, offset: int) -> int:
-        try:
+        with _refused(self.path):
+            try:
+                return os.pwrite(self._fd, data, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not fcntl.fcntl(self._fd, fcntl.F_GETFL) & _O_DIRECT:
+                    raise
+            # Some file systems take O_DIRECT at open and refuse it here.
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~_O_DIRECT)
             return os.pwrite(self._fd, data, offset)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not fcntl.fcntl(self._fd, fcntl.F_GETFL) & _O_DIRECT:
-                raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from error
-        # Some file systems take O_DIRECT at open and refuse it here.
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~_O_DIRECT)
-        return self._write(data, offset)
 
     def __enter__(self) -> SequentialFile:
         """Use as a context: the descriptor is closed at the end, whatever happened."""
@@ -122,48 +127,62 @@ class SequentialFile:
 def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
-        return os.open(path, flags | _O_DIRECT, 0o600)
+        return os.open(path, flags | _O_DIRECT, 0o666)
     except OSError:
         pass  # this file system has no direct writes (EINVAL), or there is another problem, which comes again below
+    with _refused(path):
+        return os.open(path, flags, 0o666)
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """No space, quota, rights, a broken disk: a ResourceError that names the file that the system could not write."""
     try:
-        return os.open(path, flags, 0o600)
+        yield
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be created ({error.strerror})") from error
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
+        raise ResourceError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file so that `path` is either absent or whole: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as file:
+    """Write a small file so that `path` is either absent or whole: temporary name, fsync, rename.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    with _refused(path), _replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def copy_whole(source: Path, path: Path) -> tuple[int, str]:
-    """Copy a file like `write_whole`, in blocks; return its size and SHA-256."""
-    temporary = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a file like `write_whole`, in blocks; return its size and SHA-256.
+
+    Raises:
+        CheckpointError: `source` cannot be opened.
+        ResourceError: the copy cannot be written.
+    """
     digest = hashlib.sha256()
-    with source.open("rb") as read, temporary.open("wb") as file:
+    try:
+        read = source.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read ({error.strerror})") from error
+    with read, _refused(path), _replacing(path) as file:
         while block := read.read(BLOCK_BYTES):
             digest.update(block)
             file.write(block)
         size = file.tell()
+    return size, digest.hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    temporary = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
-    return size, digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
