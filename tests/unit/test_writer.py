@@ -76,9 +76,9 @@ def test_bytes_and_digest_are_those_of_the_data(tmp_path: Path, size: int, file_
 
 
 @settings(max_examples=20, deadline=None)
-@given(cuts=st.lists(st.integers(0, 2 * BLOCK_BYTES + 5000), max_size=12))
+@given(cuts=st.lists(st.integers(0, SIZES[-1]), max_size=12))
 def test_how_the_data_are_cut_does_not_matter(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
-    data = noise(2 * BLOCK_BYTES + 5000)
+    data = noise(SIZES[-1])
     path = tmp_path_factory.mktemp("cuts") / "f"
     edges = [0, *sorted(cuts), len(data)]
     with SequentialFile(path, len(data)) as file:
