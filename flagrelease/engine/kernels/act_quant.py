@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import power_of_two, power_of_two_exponent
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
 from flagrelease.engine.kernels.layout import output, rows
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
@@ -36,13 +36,12 @@ def _act_quant_kernel(
     exponent = power_of_two_exponent(amax * (1.0 / 448.0))
     # The reciprocal of a power of two is exact, so this is upstream's division.
     y = x * power_of_two(254 - exponent)[:, None]
-    code = cast(tl.minimum(tl.maximum(y, -448.0), 448.0), tl.float8e4nv)
+    y = tl.minimum(tl.maximum(y, -448.0), 448.0)
     at = y_ptr + r[:, None] * y_stride + column
-    if ROUNDTRIP:
-        value = code.to(tl.float32) * power_of_two(exponent)[:, None]
-        tl.store(at, cast(value, y_ptr.dtype.element_ty), mask=inside)
+    if ROUNDTRIP:  # without the FP8 type, which not every chip has
+        tl.store(at, cast(round_e4m3(y) * power_of_two(exponent)[:, None], y_ptr.dtype.element_ty), mask=inside)
     else:
-        tl.store(at, code, mask=inside)
+        tl.store(at, cast(y, tl.float8e4nv), mask=inside)
         tl.store(scale_ptr + r * G + g, power_of_two(exponent), mask=r < R)
 
 

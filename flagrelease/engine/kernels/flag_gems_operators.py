@@ -1,6 +1,7 @@
 """The provider `flag_gems`: FlagGems' kernels (5.0.2) where it has the operator with V4's semantics, else ours.
 
-Importing this module imports flag_gems, which wants a device. What its kernels need beyond their signatures, by reading:
+Importing this module imports flag_gems, which wants a device. What its kernels need beyond their signatures (by
+reading):
 
 - act_quant_triton takes the maximum and its product with 1/448 in the input's type: BF16 would round the scale;
 - hadamard_transform adds in the input's type;

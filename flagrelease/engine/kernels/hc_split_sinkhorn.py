@@ -87,7 +87,8 @@ def _split_kernel(
     pre = tl.sigmoid(pre + tl.load(base_ptr + j, mask=j < M, other=0.0)) + eps
     tl.store(pre_ptr + t * M + j, pre, mask=j < M)
     comb, post = comb_ptr + t * M * M, post_ptr + t * M
-    store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, 1.0, 0, 1, iters, eps, M, BLOCK_M, 1)
+    # Room for two parts though there is one, and one warp: Triton 3.0 crashes on a leading dimension of 1.
+    store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, 1.0, 0, 1, iters, eps, M, BLOCK_M, 2)
 
 
 def hc_split_sinkhorn(

@@ -118,5 +118,5 @@ def _fp4_step(
 def _wide(x: tl.tensor) -> tl.tensor:
     """E4M3 as BF16 (exact), which has a matrix unit on every chip; other types as they are."""
     if x.dtype == tl.float8e4nv:
-        return x.to(tl.float32).to(tl.bfloat16)
+        x = x.to(tl.float32).to(tl.bfloat16)
     return x

@@ -14,6 +14,9 @@ from flagrelease.engine.kernels.layout import unit_columns
 
 MANY_QUERIES = 256  # from here on, programs fill the chip without splitting the heads finely
 
+# Loads in flight beside the product. The pipeliner of Triton 3.0 and 3.1 fails on keys whose addresses are loaded too.
+STAGES = 2 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2) else 1
+
 
 @jit
 def _sparse_attention_kernel(
@@ -88,6 +91,6 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
     _sparse_attention_kernel[(B * S, triton.cdiv(H, block_h))](
         q, kv, sink.float().contiguous(), idx, o, scale, S, H, D, T, *q.stride()[:3], *kv.stride()[:2],
         *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=64 if narrow else 16, BLOCK_D=max(16, triton.next_power_of_2(D)),
-        num_warps=4 if block_h == 16 else 8, num_stages=2 if narrow else 1,
+        num_warps=4 if block_h == 16 else 8, num_stages=STAGES if narrow else 1,
     )  # fmt: skip
     return o
