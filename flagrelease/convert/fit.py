@@ -66,7 +66,7 @@ def rank_bytes(source: Source, target: Target) -> int:
         if rank != 0:  # an expert of another rank
             continue
         for part in parts_of(tensor, target.action(tensor), target):
-            require_whole_blocks(part, region, tensor.spec.shape, target)
+            require_whole_blocks(part, region, tensor.spec, target)
             total += cut(part, region).nbytes
     return total
 

@@ -9,6 +9,7 @@ from flagrelease.convert.layouts import Region, matrix_shape
 from flagrelease.convert.source import SourceTensor
 from flagrelease.convert.target import Action, Target
 from flagrelease.errors import UsageError
+from flagrelease.model.tensors import TensorSpec
 from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
 
 
@@ -90,13 +91,13 @@ def cut(part: Part, region: Region) -> Cut:
     return Cut(region.row0 // row_block, row1, region.col0 // col_block * bits // 8, col1 * bits // 8)
 
 
-def require_whole_blocks(part: Part, region: Region, shape: tuple[int, ...], target: Target) -> None:
+def require_whole_blocks(part: Part, region: Region, spec: TensorSpec, target: Target) -> None:
     """Refuse a region that would cut a block, whose scale then would belong to two ranks.
 
     Raises:
         UsageError: with tensor, edge and block.
     """
-    rows, cols = matrix_shape(shape)
+    rows, cols = matrix_shape(spec.shape)
     for what, edges, size, block in (
         ("row", (region.row0, region.row1), rows, part.block[0]),
         ("column", (region.col0, region.col1), cols, part.block[1]),
@@ -104,6 +105,6 @@ def require_whole_blocks(part: Part, region: Region, shape: tuple[int, ...], tar
         for edge in edges:
             if edge % block and edge != size:
                 raise UsageError(
-                    f"target {target}: tensor {part.name!r} of {list(shape)} would be cut at {what} {edge}, inside a "
-                    f"block of {list(part.block)}; use bf16, or fewer ranks"
+                    f"target {target}: tensor {spec.name!r} of {list(spec.shape)} would be cut at {what} {edge}, "
+                    f"inside a block of {list(part.block)}; use bf16, or fewer ranks"
                 )

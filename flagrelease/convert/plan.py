@@ -203,7 +203,7 @@ def _draft(source: Source, target: Target, options: ConvertSpec) -> _Draft:
         whole = Region(0, matrix_shape(tensor.spec.shape)[0], 0, matrix_shape(tensor.spec.shape)[1])
         for rank, region in layout.regions(tensor.spec) if layout else [(0, whole)]:
             for part in parts[order]:
-                require_whole_blocks(part, region, tensor.spec.shape, target)
+                require_whole_blocks(part, region, tensor.spec, target)
                 ranks[rank].append((order, part, region))
     limit = options.max_file_bytes if layout is None else options.rank_part_bytes
     files = []

@@ -1,0 +1,26 @@
+"""What the converter's tests share: plan, run, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flagrelease.convert.lookup import cpu_lookup
+from flagrelease.convert.plan import Plan, make_plan
+from flagrelease.convert.run import convert
+from flagrelease.convert.source import read_source
+from flagrelease.convert.target import parse_target
+from flagrelease.manifest import Manifest
+from flagrelease.recipe import ConvertSpec
+
+
+def plan_of(checkpoint: Path, *targets: str, o_groups: str = "shared", **options: object) -> Plan:
+    wanted = [parse_target(target, o_groups) for target in targets]  # type: ignore[arg-type]
+    return make_plan(read_source(checkpoint), wanted, ConvertSpec(**options))  # type: ignore[arg-type]
+
+
+def run_plan(plan: Plan, out: Path, workers: int = 2) -> dict[str, Manifest]:
+    return convert(plan, out, workers=workers, lookup=cpu_lookup, progress=lambda done: None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

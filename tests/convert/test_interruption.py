@@ -1,0 +1,274 @@
+"""A kill at any moment: the same command finishes the work and ends with the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from harness import contents, plan_of, run_plan
+
+from flagrelease.convert import lanes, work
+from flagrelease.convert.journal import WORK_FOLDER
+from flagrelease.errors import ResourceError
+from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.shard import writer
+
+TARGETS = ("bf16:mp8", "fp8:hf")
+FOLDERS = ("bf16-mp8", "fp8-hf")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    run_plan(plan_of(checkpoint, *TARGETS), out)
+    return contents(out)
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks, chunks and checkpoints small enough that a tiny conversion has hundreds of moments to stop at."""
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 64 << 10)
+    monkeypatch.setattr(work, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(lanes, "CHECKPOINT_BYTES", 256 << 10)
+
+
+# Runs the real command line with small steps, so that a kill finds files half written and checkpoints taken.
+_DRIVER = """
+import sys
+from flagrelease.convert import lanes, work
+from flagrelease.shard import writer
+writer.BLOCK_BYTES = work.CHUNK_BYTES = 64 << 10
+lanes.CHECKPOINT_BYTES = 256 << 10
+from flagrelease.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_kill_at_random_moments(checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    rng = random.Random(20261122)
+    targets = [word for target in TARGETS for word in ("--target", target)]
+    command = [sys.executable, "-c", _DRIVER, "convert", str(checkpoint), "--out", str(tmp_path / "out"), *targets]
+    kills = {"writing": 0, "finished": 0}
+    for attempt in range(200):
+        folder = tmp_path / f"try{attempt}"
+        command[command.index("--out") + 1] = str(folder)
+        while True:  # kill this conversion again and again until it gets through
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            _wait_for_work(folder, process)
+            try:
+                process.wait(timeout=rng.uniform(0, 0.25))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
+            if process.returncode == 0:
+                kills["finished"] += 1
+                break
+            assert process.returncode == -signal.SIGKILL, errors.decode()
+            kills["writing"] += 1
+            _assert_nothing_half_done_looks_whole(folder)
+        assert contents(folder) == undisturbed
+        if kills["writing"] >= 20:
+            return
+    pytest.fail(f"too few kills hit: {kills}")
+
+
+def _wait_for_work(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the conversion has begun to write (or has ended): start-up is no interesting moment."""
+    before = sum(path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")) if folder.exists() else 0
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if sum(path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")) != before:
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.002)
+
+
+def _assert_nothing_half_done_looks_whole(out: Path) -> None:
+    for folder in (out / name for name in FOLDERS):
+        unfinished = (folder / WORK_FOLDER).exists()
+        if folder.exists() and not (folder / MANIFEST_NAME).exists():
+            assert unfinished or not any(folder.iterdir())
+
+
+class Crash(BaseException):
+    """The machine stops here: no handler of the program may run its own course after it."""
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("stride", [pytest.param(37, id="sample"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def test_stop_at_every_system_call(
+    stride: int, checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count the calls that change the disk; stop at the n-th, for each n (or a sample); go on; compare."""
+    plan = plan_of(checkpoint, *TARGETS)
+    counter = _Counter(monkeypatch)
+    run_plan(plan, tmp_path / "counted")
+    total = counter.calls
+    assert total > 300
+    for stop_at in range(1, total, stride):
+        out = tmp_path / "out"
+        counter.arm(stop_at)
+        with pytest.raises(Crash):
+            run_plan(plan, out)
+        counter.disarm()
+        _assert_nothing_half_done_looks_whole(out)
+        run_plan(plan, out)
+        assert contents(out) == undisturbed, stop_at
+        for path in sorted(out.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+class _Counter:
+    """Lets calls that change the disk through until the n-th, which and all after it raise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        self._stop_at: int | None = None
+        self._lock = threading.Lock()
+        for name in ("pwrite", "write", "fsync", "fdatasync", "ftruncate", "replace", "unlink", "rmdir", "mkdir"):
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def arm(self, stop_at: int) -> None:
+        self.calls, self._stop_at = 0, stop_at
+
+    def disarm(self) -> None:
+        self._stop_at = None
+
+    def _counted(self, function):  # type: ignore[no-untyped-def]
+        def call(*args, **kwargs):  # type: ignore[no-untyped-def]
+            with self._lock:
+                self.calls += 1
+                if self._stop_at is not None and self.calls >= self._stop_at:
+                    raise Crash
+            return function(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_finished_files_are_not_done_again(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(checkpoint, "bf16:hf", max_file_bytes=2_000_000)
+    counter = _Counter(monkeypatch)
+    counter.arm(900)
+    with pytest.raises(Crash):
+        run_plan(plan, tmp_path, workers=1)
+    counter.disarm()
+    finished = {path: path.stat().st_mtime_ns for path in _finished(tmp_path / "bf16-hf")}
+    assert len(finished) >= 3
+    written: list[int] = []
+    pwrite = os.pwrite
+
+    def watch(fd: int, data: bytes, offset: int) -> int:
+        written.append(fd and len(data))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", watch)
+    run_plan(plan, tmp_path, workers=1)
+    sizes = sum((tmp_path / "bf16-hf" / path.name).stat().st_size for path in finished)
+    assert sum(written) <= plan.releases[0].size - sizes + (64 << 10) * len(plan.files)
+    for path, stamp in finished.items():
+        assert (tmp_path / "bf16-hf" / path.name).stat().st_mtime_ns == stamp
+
+
+def _finished(folder: Path) -> list[Path]:
+    import json
+
+    lines = [json.loads(line) for line in (folder / WORK_FOLDER / "journal.jsonl").read_text().splitlines()[1:]]
+    ends = {record["file"]: record["offset"] for record in lines if "file" in record}
+    paths = [folder / WORK_FOLDER / name for name in ends]
+    return [path for path in paths if path.stat().st_size == ends[path.name] and path.stat().st_size % 4096]
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_changed_partial_file_is_written_anew(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(checkpoint, *TARGETS)
+    counter = _Counter(monkeypatch)
+    counter.arm(250)
+    with pytest.raises(Crash):
+        run_plan(plan, tmp_path)
+    counter.disarm()
+    for path in tmp_path.glob(f"*/{WORK_FOLDER}/*.safetensors"):
+        with path.open("r+b") as file:
+            file.seek(1000)
+            file.write(b"\xff\xff\xff\xff")
+    run_plan(plan, tmp_path)
+    assert contents(tmp_path) == undisturbed
+
+
+def test_a_torn_journal_line_is_forgotten(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(checkpoint, *TARGETS)
+    counter = _Counter(monkeypatch)
+    counter.arm(60)
+    with pytest.raises(Crash):
+        run_plan(plan, tmp_path)
+    counter.disarm()
+    for path in tmp_path.glob(f"*/{WORK_FOLDER}/journal.jsonl"):
+        path.write_bytes(path.read_bytes()[:-7])
+    run_plan(plan, tmp_path)
+    assert contents(tmp_path) == undisturbed
+
+
+def test_a_complete_release_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    plan = plan_of(checkpoint, "bf16:mp8")
+    run_plan(plan, tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    run_plan(plan, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == stamps
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_folder_begun_under_another_plan_or_source_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = _Counter(monkeypatch)
+    counter.arm(200)
+    with pytest.raises(Crash):
+        run_plan(plan_of(checkpoint, "bf16:mp16"), tmp_path)
+    counter.disarm()
+    with pytest.raises(ResourceError, match="begun under another plan"):
+        run_plan(plan_of(checkpoint, "bf16:mp16", o_groups="split"), tmp_path)
+    with pytest.raises(ResourceError, match="begun under another plan"):
+        run_plan(plan_of(checkpoint, "bf16:mp16", rank_part_bytes=10**6), tmp_path)
+    file = next(checkpoint.glob("*.safetensors"))
+    stamp = file.stat()
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    try:
+        with pytest.raises(ResourceError, match="state of the source"):
+            run_plan(plan_of(checkpoint, "bf16:mp16"), tmp_path)
+    finally:
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    run_plan(plan_of(checkpoint, "bf16:mp16"), tmp_path)
+
+
+def test_a_finished_folder_of_another_plan_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    run_plan(plan_of(checkpoint, "bf16:mp16"), tmp_path)
+    with pytest.raises(ResourceError, match="another plan"):
+        run_plan(plan_of(checkpoint, "bf16:mp16", o_groups="split"), tmp_path)
+    (tmp_path / "bf16-mp16" / "model3-mp16.safetensors").unlink()
+    with pytest.raises(ResourceError, match="model3-mp16"):
+        run_plan(plan_of(checkpoint, "bf16:mp16"), tmp_path)
+
+
+def test_two_conversions_at_once_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    from flagrelease.convert.journal import open_journal
+
+    plan = plan_of(checkpoint, "bf16:mp8")
+    journal = open_journal(tmp_path / "bf16-mp8", plan, plan.releases[0])
+    assert journal is not None
+    with pytest.raises(ResourceError, match="another flagrelease process"):
+        run_plan(plan, tmp_path)
+    journal.close()
+    run_plan(plan, tmp_path)
