@@ -68,7 +68,7 @@ def _check_native(path: Path, config: ModelConfig, source: Source | None, log: C
         log.add(Finding(file=NATIVE_CONFIG, rule=f"cannot be read ({error})"))
         return
     log.saw(1)
-    wanted = native_arguments(config) | _native_numbers(config)
+    wanted = native_arguments(config) | _native_numbers(config, "expert_dtype" in native)
     # a null and a missing key are the same to DeepSeek's dataclass only where the default is None
     found = {key: value for key, value in native.items() if value is not None or key not in _NATIVE_OF_NUMBERS}
     _compare(NATIVE_CONFIG, found, wanted, "config.json makes it", log)
@@ -78,10 +78,13 @@ def _check_native(path: Path, config: ModelConfig, source: Source | None, log: C
         _compare(NATIVE_CONFIG, _model_part(found), _model_part(original), "the source's file says", log)
 
 
-def _native_numbers(config: ModelConfig) -> dict[str, Any]:
+def _native_numbers(config: ModelConfig, names_experts: bool) -> dict[str, Any]:
     if config.quantization_config is None:
         return {"dtype": "bf16"}
-    numbers: dict[str, Any] = {"dtype": "fp8", "expert_dtype": config.declared_expert_dtype}
+    numbers: dict[str, Any] = {"dtype": "fp8"}
+    # DeepSeek's ModelArgs knows expert_dtype "fp4"; without it experts have `dtype`, so FP8 experts need no mention
+    if config.declared_expert_dtype == "fp4" or names_experts:
+        numbers["expert_dtype"] = config.declared_expert_dtype
     if config.quantization_config.scale_fmt is not None:
         numbers["scale_fmt"] = config.quantization_config.scale_fmt
     return numbers

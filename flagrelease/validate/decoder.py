@@ -20,6 +20,7 @@ F64 = npt.NDArray[np.float64]
 
 FP4_GROUP = 32  # elements of a row that share one scale
 E8M0_NAN = 255
+E4M3_NAN = 0x7F  # with either sign
 _E8M0_BIAS = 127
 # Powers of two in here keep every product of a code and a scale a normal float32, so it is exact and fast.
 _SAFE_EXPONENTS = (-100, 100)

@@ -3,13 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from plain_releases import Maker, checkpoint_tensors, write_source
+from plain_releases import Maker, ordinary_tensors, write_source
 
 
 @pytest.fixture(scope="session")
 def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     """A maker for the ordinary source; tests change copies of it (`dataclasses.replace`)."""
-    tensors = checkpoint_tensors(torch.Generator().manual_seed(0))
-    source: Path = write_source(tmp_path_factory.mktemp("plain") / "source", tensors)
-    return Maker(source, tensors)
+    source: Path = write_source(tmp_path_factory.mktemp("plain") / "source", ordinary_tensors())
+    return Maker(source, ordinary_tensors())

@@ -10,7 +10,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
 
-VOCAB, H, QR, NH, HD, OG, OR, E, MI, IH, ID, HC = 64, 256, 128, 8, 128, 4, 128, 8, 384, 8, 128, 4
+VOCAB, H, QR, NH, HD, OG, OR, E, MI, IH, ID, HC = 64, 256, 128, 8, 128, 4, 128, 8, 128, 8, 128, 4
 RATIOS = (4, 128, 0)  # two layers and one MTP stage
 
 CONFIG: dict[str, Any] = {
@@ -183,6 +184,12 @@ def checkpoint_tensors(generator: torch.Generator, spread: int = 6, scale_dtype:
     return out
 
 
+@cache
+def ordinary_tensors() -> Tensors:
+    """The tensors of the source that most tests use. Not to be changed in place."""
+    return checkpoint_tensors(torch.Generator().manual_seed(0))
+
+
 def raw(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor as a file holds them."""
     flat = tensor.contiguous().reshape(-1)
@@ -233,7 +240,9 @@ def decoded(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     else:
         values, block = weight.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64), (128, 128)
     exact = values * scale_floats(scale, *block, values.shape)
-    return torch.from_numpy(exact.astype(ml_dtypes.bfloat16).view(np.uint16)).view(torch.bfloat16)
+    with np.errstate(over="ignore"):  # a test overflows on purpose
+        bits = exact.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return torch.from_numpy(bits).view(torch.bfloat16)
 
 
 def repacked(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,9 +272,9 @@ def whole_tensors(source: Tensors, dtype: str, mp: bool) -> tuple[Tensors, dict[
             out[name], counts["exact"] = decoded(tensor, scale), counts["exact"] + elements
         elif dtype == "fp8" and tensor.dtype == torch.int8:
             out[name], out[scale_name] = repacked(tensor, scale)
-            new = out[name].double() * scale_floats(out[scale_name], 128, 128, tuple(out[name].shape))
-            old = fp4_floats(tensor) * scale_floats(scale, 1, 32, tuple(new.shape))
-            lost = int((new.numpy() != old).sum())
+            new = out[name].double().numpy() * scale_floats(out[scale_name], 128, 128, tuple(out[name].shape))
+            old = fp4_floats(tensor) * scale_floats(scale, 1, 32, new.shape)
+            lost = int((new != old).sum())
             inexact |= {name: lost} if lost else {}
             counts["lost"], counts["repacked"] = counts["lost"] + lost, counts["repacked"] + elements - lost
         else:
@@ -338,7 +347,7 @@ def source_record(folder: Path, tensors: Tensors) -> dict[str, Any]:
 
 @dataclass
 class Maker:
-    """Writes releases of one source. The hooks spoil a step; `spoil_folder` runs before the manifest is written."""
+    """Writes releases of one source. Each hook spoils the result of a step; files are recorded between the last two."""
 
     source: Path
     tensors: Tensors
@@ -347,16 +356,30 @@ class Maker:
     o_groups: str | None = None
     parts: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    made: dict[tuple[str, bool], tuple[Tensors, dict[str, int], dict[str, int]]] = field(default_factory=dict)
     spoil_whole: Callable[[Tensors], None] = lambda tensors: None
     spoil_ranks: Callable[[list[Tensors]], None] = lambda ranks: None
     spoil_folder: Callable[[Path], None] = lambda folder: None
+    spoil_manifest: Callable[[dict[str, Any]], None] = lambda manifest: None
+
+    def of(self, release: str) -> Maker:
+        """A maker of another release: `bf16-hf`, `native-mp4`, `bf16-mp8-shared`, `fp8-mp2-parts3`."""
+        dtype, layout, *more = release.split("-")
+        mp = None if layout == "hf" else int(layout.removeprefix("mp"))
+        mode = next((word for word in more if word in {"shared", "split"}), None)
+        parts = next((int(word.removeprefix("parts")) for word in more if word.startswith("parts")), 1)
+        return replace(self, dtype=dtype, mp=mp, o_groups=mode, parts=parts)
 
     def write(self, folder: Path) -> Path:
         """Write the release into `folder`, which must not exist."""
         shutil.copytree(self.source, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
-        tensors, counts, inexact = whole_tensors(self.tensors, self.dtype, self.mp is not None)
+        kind = (self.dtype, self.mp is not None)
+        if kind not in self.made:
+            self.made[kind] = whole_tensors(self.tensors, *kind)
+        whole, counts, inexact = self.made[kind]
+        tensors = dict(whole)
         self.spoil_whole(tensors)
-        ranks = [tensors]
+        ranks = [dict(tensors)]
         if self.mp is not None:
             cuts = [{n: cut(n, t, r, self.mp, self.o_groups) for n, t in tensors.items()} for r in range(self.mp)]
             ranks = [{n: t for n, t in rank.items() if t is not None} for rank in cuts]
@@ -365,6 +388,9 @@ class Maker:
         self._write_configs(folder)
         self.spoil_folder(folder)
         write_manifest(folder, self._manifest(tensors, counts, inexact))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        self.spoil_manifest(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 
     def _write_tensors(self, folder: Path, ranks: list[Tensors]) -> None:
