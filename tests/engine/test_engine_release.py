@@ -1,0 +1,230 @@
+"""A release must hold exactly the expected tensors; whatever is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_checkpoint import Checkpoint, Form, random_tokens, small_config
+from ranks import write_mp
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flagrelease import engine
+from flagrelease.engine.release import Release, find_layout
+from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
+from flagrelease.model.config import parse_config
+from flagrelease.shard.reader import TensorReader
+
+Edit = Callable[[dict[str, Tensor]], None]
+
+
+def edited(checkpoint: Checkpoint, folder: Path, form: Form, edit: Edit) -> Path:
+    """A release of one file whose tensors were changed after writing."""
+    checkpoint.write_hf(folder, form, files=1)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, {"format": "pt"})
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(tensors, file.name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def put(name: str, make: Callable[[Tensor], Tensor]) -> Edit:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = make(tensors[name]).contiguous()
+
+    return edit
+
+
+def drop(name: str) -> Edit:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+
+    return edit
+
+
+def add(name: str) -> Edit:
+    return lambda tensors: tensors.update({name: torch.zeros(1)})
+
+
+WQ_A, W1 = "layers.0.attn.wq_a", "layers.1.ffn.experts.3.w1"
+
+
+@pytest.mark.parametrize(
+    ("form", "edit", "said"),
+    [
+        ("bf16", drop("layers.2.attn.kv_norm.weight"), "layers.2.attn.kv_norm.weight' is missing"),
+        ("bf16", drop("layers.1.ffn.experts.7.w2.weight"), "layers.1.ffn.experts.7.w2.weight' is missing"),
+        ("bf16", drop("mtp.0.enorm.weight"), "mtp.0.enorm.weight' is missing"),
+        ("native", drop(f"{WQ_A}.scale"), f"{WQ_A}.scale' is missing"),
+        ("bf16", add("layers.0.attn.wq_c.weight"), "layers.0.attn.wq_c.weight' is not part of this model"),
+        ("bf16", add("layers.1.ffn.experts.8.w1.weight"), "layers.1.ffn.experts.8.w1.weight' is not part"),
+        ("bf16", add(f"{WQ_A}.scale"), f"{WQ_A}.scale' is not part of this model"),
+        ("bf16", put(f"{WQ_A}.weight", Tensor.float), f"{WQ_A}.weight' is F32; expected BF16"),
+        ("bf16", put("layers.0.hc_attn_fn", Tensor.bfloat16), "layers.0.hc_attn_fn' is BF16; expected F32"),
+        ("native", put(f"{WQ_A}.weight", Tensor.bfloat16), f"{WQ_A}.weight' is BF16; expected F8_E4M3"),
+        ("native", put(f"{W1}.weight", lambda x: x.view(torch.uint8)), f"{W1}.weight' is U8; expected I8 or F4"),
+        ("native", put(f"{W1}.scale", lambda x: x.view(torch.uint8)), f"{W1}.scale' is U8; expected F8_E8M0 or F32"),
+        ("bf16", put(f"{WQ_A}.weight", lambda x: x[:-1]), r"shape \[127, 128\]; expected \[128, 128\]"),
+        ("native", put(f"{W1}.scale", lambda x: x[:, :2]), rf"{W1}.scale' has shape \[128, 2\]; expected \[128, 4\]"),
+        ("native", put(f"{WQ_A}.scale", lambda x: x.float().repeat(2, 1)), r"shape \[2, 1\]; expected \[1, 1\]"),
+    ],
+)  # fmt: skip
+def test_a_wrong_tensor_is_named(checkpoint: Checkpoint, tmp_path: Path, form: Form, edit: Edit, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        engine.load(edited(checkpoint, tmp_path, form, edit), "bf16")
+
+
+def test_experts_are_all_of_one_kind(tmp_path: Path) -> None:
+    config = small_config()
+    fp4, fp8 = Checkpoint(config), Checkpoint(config, expert_form="fp8")
+
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors.update({n: t for n, t in fp8.stored("native").items() if n.startswith(W1)})
+
+    folder = edited(fp4, tmp_path, "native", edit)
+    document = json.loads((folder / "config.json").read_text())
+    with pytest.raises(CheckpointError, match=f"{W1}.weight' is F8_E4M3; expected I8 or F4"):
+        engine.load(folder, "native")
+    del document["expert_dtype"]  # as in the first upload: then the stored dtype decides, for all alike
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=f"{W1}.weight' is F8_E4M3, other experts are I8"):
+        engine.load(folder, "native")
+
+
+def test_float32_scales_are_the_same_numbers(checkpoint: Checkpoint, native_release: Path, tmp_path: Path) -> None:
+    # as the -Base releases store them
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors.update({n: t.float() for n, t in tensors.items() if t.dtype == torch.float8_e8m0fnu})
+
+    base = engine.load(edited(checkpoint, tmp_path, "native", edit), "native")
+    tokens = random_tokens(40)
+    assert torch.equal(base.logits(tokens), engine.load(native_release, "native").logits(tokens))
+
+
+def test_exact_weights_in_every_release(
+    checkpoint: Checkpoint, bf16_release: Path, native_release: Path, tmp_path: Path
+) -> None:
+    # bf16 numerics decode; the same numbers must come out of every form.
+    tokens = random_tokens(200)
+    expected = engine.load(bf16_release, "bf16").logits(tokens)
+    assert torch.equal(engine.load(native_release, "bf16").logits(tokens), expected)
+    mp1 = write_mp(checkpoint, tmp_path / "mp1", "native", 1, parts=3)
+    assert torch.equal(engine.load(mp1, "bf16").logits(tokens), expected)
+
+
+def test_native_numerics_of_decoded_weights(bf16_release: Path, native_release: Path) -> None:
+    # The BF16 release holds the native numbers; with activations rounded natively it computes the native result.
+    tokens = random_tokens(200)
+    native, decoded = engine.load(native_release, "native"), engine.load(bf16_release, "native")
+    assert torch.equal(native.logits(tokens), decoded.logits(tokens))
+    # ... which is not what bf16 numerics compute
+    assert (native.logits(tokens) - engine.load(bf16_release, "bf16").logits(tokens)).abs().mean() > 0.1
+
+
+def test_fp8_experts(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(small_config(), expert_form="fp8")
+    fp8, bf16 = checkpoint.write_hf(tmp_path / "fp8", "fp8"), checkpoint.write_hf(tmp_path / "bf16", "bf16")
+    tokens = random_tokens(200)
+    assert torch.equal(engine.load(fp8, "fp8").logits(tokens), engine.load(bf16, "fp8").logits(tokens))
+    assert torch.equal(engine.load(fp8, "bf16").logits(tokens), engine.load(bf16, "bf16").logits(tokens))
+
+
+def test_fp8_numerics_use_no_fp4(native_release: Path) -> None:
+    with pytest.raises(UsageError, match=r"experts\.0\.w1\.weight' is FP4, which numerics 'fp8' does not use"):
+        engine.load(native_release, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"numerics": "int8"}, "int8"),
+        ({"numerics": "native", "dtype": torch.float32}, "torch.bfloat16"),
+        ({"numerics": "bf16", "dtype": torch.float16}, "float16"),
+        ({"operators": "magic"}, "magic"),
+    ],
+)
+def test_choices_that_do_not_exist(bf16_release: Path, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        engine.load(bf16_release, **arguments)
+
+
+@pytest.mark.parametrize(("ranks", "o_mode"), [(2, "shared"), (4, "shared"), (4, "split")])
+def test_layout_is_found_by_shapes(checkpoint: Checkpoint, tmp_path: Path, ranks: int, o_mode: Any) -> None:
+    folder = write_mp(checkpoint, tmp_path, "bf16", ranks, o_mode)
+    layout = find_layout(folder, parse_config(checkpoint.config, "test"))
+    assert (layout.mp, layout.o_mode) == (ranks, o_mode if ranks > 2 else None)
+
+
+def test_manifest_and_shapes_must_agree(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = write_mp(checkpoint, tmp_path, "bf16", 4, "split")
+    digest = "0" * 64
+    source = {
+        "repo": None,
+        "revision": None,
+        "license": None,
+        "identity": digest,
+        "config_sha256": digest,
+        "files": [],
+        "tensors": {},
+    }
+    manifest = {
+        "schema_version": 1, "tool": {"name": "flagrelease", "version": "0"}, "model": "m", "source": source,
+        "recipe": None,
+        "target": {"dtype": "bf16", "layout": "mp", "mp": 4, "o_groups": "split"}, "options": {}, "plan": digest,
+        "elements": {}, "inexact": {}, "files": [], "tensors": {},
+    }  # fmt: skip
+    config = parse_config(checkpoint.config, "test")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert find_layout(folder, config).o_mode == "split"
+    manifest["target"] = {"dtype": "bf16", "layout": "mp", "mp": 4, "o_groups": "shared"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"o_groups is 'shared', but .* is cut as 'split'"):
+        find_layout(folder, config)
+
+
+def test_other_number_of_ranks(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cut for 2 ranks, but 1 run: torchrun --nproc-per-node 2"):
+        engine.load(write_mp(checkpoint, tmp_path, "bf16", 2))
+
+
+def break_missing_rank(folder: Path) -> None:
+    (folder / "model1-mp2.safetensors").unlink()
+
+
+def break_two_layouts(folder: Path) -> None:
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+
+
+def break_no_files(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def break_no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [break_missing_rank, break_two_layouts, break_no_files, break_no_config])
+def test_incomplete_folders(checkpoint: Checkpoint, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = write_mp(checkpoint, tmp_path, "bf16", 2)
+    damage(folder)
+    with pytest.raises(
+        FlagReleaseError, match=r"no file for rank 1|more than one layout|no \*.safetensors|config.json"
+    ):
+        engine.load(folder)
+
+
+def test_experts_of_another_rank(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    # A rank file that was copied to another rank's name: its experts are the wrong ones, by name.
+    folder = write_mp(checkpoint, tmp_path, "bf16", 2)
+    (folder / "model1-mp2.safetensors").write_bytes((folder / "model0-mp2.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"experts\.4\.w1\.weight' is missing"), TensorReader() as reader:
+        Release(folder, 1, 2, torch.device("cpu"), reader)
