@@ -14,8 +14,9 @@ from flagrelease.engine.kernels.layout import unit_columns
 
 MANY_QUERIES = 256  # from here on, programs fill the chip without splitting the heads finely
 
-# Loads in flight beside the product. The pipeliner of Triton 3.0 and 3.1 fails on keys whose addresses are loaded too.
-STAGES = 2 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2) else 1
+# Positions a step, heads a program, loads in flight. Triton before 3.2 fails on more when d is 512: its pipeliner on keys
+# whose addresses are loaded too, its layouts on the larger tile.
+TILE = (64, 64, 2) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2) else (32, 32, 1)
 
 
 @jit
@@ -86,11 +87,11 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
         )
     q, kv, idx = unit_columns(q), unit_columns(kv), unit_columns(idx)
     o = q.new_empty(B, S, H, D)
-    block_h = 16 if B * S < MANY_QUERIES else min(64, max(16, triton.next_power_of_2(H)))
-    narrow = q.element_size() == 2
+    block_t, most_heads, stages = TILE if q.element_size() == 2 else (16, 64, 1)
+    block_h = 16 if B * S < MANY_QUERIES else min(most_heads, max(16, triton.next_power_of_2(H)))
     _sparse_attention_kernel[(B * S, triton.cdiv(H, block_h))](
         q, kv, sink.float().contiguous(), idx, o, scale, S, H, D, T, *q.stride()[:3], *kv.stride()[:2],
-        *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=64 if narrow else 16, BLOCK_D=max(16, triton.next_power_of_2(D)),
-        num_warps=4 if block_h == 16 else 8, num_stages=STAGES if narrow else 1,
+        *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        num_warps=4 if block_h == 16 else 8, num_stages=stages,
     )  # fmt: skip
     return o
