@@ -29,12 +29,13 @@ def check_companions(manifest: Manifest, source: Source) -> Check:
             log.add(Finding(file=name, rule="in the source, but not in the release"))
         elif hashlib.sha256(raw).hexdigest() != recorded[name]:
             log.add(Finding(file=name, rule="is not the source's file"))
-    return log.close("files of the source that are not weights, index or config; hidden ones are left out")
+    return log.close("files of the source that are not weights, index or config; hidden folders are left out")
 
 
 def _companions(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder))
-        hidden = any(part.startswith(".") for part in relative.parts)  # .git, .cache of a download
-        if path.is_file() and not hidden and path.suffix != ".safetensors" and str(relative) not in _REWRITTEN:
+        hidden = any(part.startswith(".") for part in relative.parts[:-1])  # .git, .cache of a download
+        weights = len(relative.parts) == 1 and path.suffix == ".safetensors"
+        if path.is_file() and not hidden and not weights and str(relative) not in _REWRITTEN:
             yield str(relative)

@@ -6,13 +6,13 @@ A BF16 folder that still says FP8 loads as garbage, or not at all; no other chec
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from flagrelease.errors import CheckpointError
 from flagrelease.manifest import Manifest, TargetRecord
 from flagrelease.model.config import ModelConfig, native_arguments, read_config
+from flagrelease.shard.header import strict_json
 from flagrelease.validate.report import Check, CheckLog, Finding
 from flagrelease.validate.source import Source
 
@@ -41,6 +41,7 @@ def check_config(folder: Path, manifest: Manifest, source: Source | None) -> tup
     _check_native(folder / NATIVE_CONFIG, config, source, log)
     if source is not None:
         _compare_source(document, manifest, source, log)
+        _compare_experts(config, source.config, manifest.target, log)
     return config, log.close(_DETAIL)
 
 
@@ -63,9 +64,9 @@ def _check_quantised(target: TargetRecord, config: ModelConfig, log: CheckLog) -
 
 def _check_native(path: Path, config: ModelConfig, source: Source | None, log: CheckLog) -> None:
     try:
-        native = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        log.add(Finding(file=NATIVE_CONFIG, rule=f"cannot be read ({error})"))
+        native = _read_object(path)
+    except CheckpointError as error:
+        log.add(Finding(file=NATIVE_CONFIG, rule=str(error)))
         return
     log.saw(1)
     wanted = native_arguments(config) | _native_numbers(config, "expert_dtype" in native)
@@ -74,8 +75,17 @@ def _check_native(path: Path, config: ModelConfig, source: Source | None, log: C
     _compare(NATIVE_CONFIG, found, wanted, "config.json makes it", log)
     theirs = None if source is None else source.folder / NATIVE_CONFIG
     if theirs is not None and theirs.is_file():
-        original = json.loads(theirs.read_text(encoding="utf-8"))
-        _compare(NATIVE_CONFIG, _model_part(found), _model_part(original), "the source's file says", log)
+        _compare(NATIVE_CONFIG, _model_part(found), _model_part(_read_object(theirs)), "the source's file says", log)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        document = strict_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: a JSON object is expected, not {type(document).__name__}")
+    return document
 
 
 def _native_numbers(config: ModelConfig, names_experts: bool) -> dict[str, Any]:
@@ -102,17 +112,16 @@ def _compare_source(document: dict[str, Any], manifest: Manifest, source: Source
         {key: value for key, value in doc.items() if key not in _OF_NUMBERS} for doc in (document, source.document)
     )
     _compare(CONFIG, mine, theirs, "the source says", log)
-    if "quantization_config" in document and "quantization_config" in source.document:
-        blocks = (document["quantization_config"], source.document["quantization_config"])
-        mine, theirs = ({k: v for k, v in block.items() if k != "expert_dtype"} for block in blocks)
+    blocks = [doc.get("quantization_config") or {} for doc in (document, source.document)]
+    if all(blocks):
+        mine, theirs = ({key: value for key, value in block.items() if key != "expert_dtype"} for block in blocks)
         _compare(CONFIG, mine, theirs, "the source's quantization_config says", log)
-    if manifest.target.dtype == "native" and source.config.declared_expert_dtype is not None:
-        said = {
-            "expert_dtype": document.get(
-                "expert_dtype", (document.get("quantization_config") or {}).get("expert_dtype")
-            )
-        }
-        _compare(CONFIG, said, {"expert_dtype": source.config.declared_expert_dtype}, "the source says", log)
+
+
+def _compare_experts(config: ModelConfig, source: ModelConfig, target: TargetRecord, log: CheckLog) -> None:
+    experts, theirs = config.declared_expert_dtype, source.declared_expert_dtype
+    if target.dtype == "native" and theirs is not None and experts != theirs:  # the first upload of Flash does not say
+        log.add(Finding(file=CONFIG, rule=f"expert_dtype is {experts!r}, the source says {theirs!r}"))
 
 
 def _compare(file: str, found: dict[str, Any], wanted: dict[str, Any], who: str, log: CheckLog) -> None:

@@ -43,9 +43,12 @@ def _read_hf(folder: Path, log: CheckLog) -> StoredTensors:
 
 
 def _read_mp(folder: Path, mp: int, log: CheckLog) -> StoredTensors:
+    paths = sorted(folder.glob("*.safetensors"))
+    if not 1 <= mp <= len(paths):
+        raise VerificationError(f"{folder}: {len(paths)} safetensors files cannot be the {mp} ranks of the manifest")
     ranks: StoredTensors = {rank: {} for rank in range(mp)}
     parts: dict[int, list[int]] = {rank: [] for rank in range(mp)}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in paths:
         match = _MP_FILE.fullmatch(path.name)
         if match is None or int(match[2]) != mp or int(match[1]) >= mp:
             log.add(Finding(file=path.name, rule=f"is not the name of a rank's file of an mp{mp} release"))

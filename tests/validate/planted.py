@@ -285,6 +285,37 @@ DEFECTS = [
     Defect(
         "a carried file edited", "folder", p.write("tokenizer.json", "{}"), "companions", "companions: tokenizer.json"
     ),
+    Defect(
+        "more ranks recorded than there are",
+        "manifest",
+        p.set_key("target", "mp", value=4),
+        "structure",
+        "structure: 2 safetensors files cannot be the 4 ranks",
+        "bf16-mp2",
+    ),
+    Defect(
+        "inference/config.json not an object",
+        "folder",
+        p.write("inference/config.json", "[]"),
+        "config",
+        "config: a JSON object is expected",
+    ),
+    Defect(
+        "experts of a native release said to be fp8",
+        "folder",
+        p.set_in("config.json", "expert_dtype", value="fp8"),
+        "config structure",
+        "config: expert_dtype is 'fp8', the source says 'fp4'",
+        "native-hf",
+    ),
+    Defect(
+        "block size of a native release changed",
+        "folder",
+        p.set_in("config.json", "quantization_config", value=FP8_CONFIG | {"weight_block_size": [64, 128]}),
+        "config structure",
+        "config: weight_block_size is [64, 128], the source's quantization_config says [128, 128]",
+        "native-hf",
+    ),
     Defect("a digest of the manifest is wrong", "manifest", p.wrong_digest, "tensors", f"tensors: {EXPERT}"),
     Defect(
         "o-groups recorded the other way",
