@@ -11,12 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from flagrelease import __version__, console
-from flagrelease.errors import FlagReleaseError, VerificationError
+from flagrelease.errors import FlagReleaseError, ResourceError, VerificationError
 
 EXIT_CODES = """\
 Exit codes: 0 done; 1 a bug in flagrelease; 2 bad usage or recipe; 3 bad checkpoint; 4 lack of resources (space, device,
 a folder that belongs to something else); 5 failed verification; 6 network; 130 interrupted (run again to go on).
 """
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="flagrelease",
@@ -204,16 +206,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        result = app(words, standalone_mode=False)
+        app(words)
     except FlagReleaseError as error:
         return _report(error, as_json="--json" in words)
-    except KeyboardInterrupt:
-        print("flagrelease: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of stdout has gone; Python would complain about it at exit
-        return 0
-    return result if isinstance(result, int) else 0
+    except OSError as error:  # what no command expects: permissions, a vanished disk
+        return _report(ResourceError(f"{error.filename}: {error.strerror}"), as_json="--json" in words)
+    except SystemExit as end:  # typer ends so, after bad usage too
+        if end.code == INTERRUPTED:
+            print("flagrelease: interrupted; the same command goes on from here", file=sys.stderr)
+        return end.code if isinstance(end.code, int) else 0
+    raise AssertionError("typer returned")
 
 
 def _report(error: FlagReleaseError, as_json: bool) -> int:

@@ -76,10 +76,12 @@ def _show_cards(release: ReleaseSummary) -> None:
         return
     rows = table("chip", ">a card", ">weights a card", "", title=f"\n{release.folder} on its chips")
     for card in release.cards:
-        gib = f"{card.weight_bytes / 2**30:.1f} GiB"
         verdict = "[green]fits[/green]" if card.fits else f"[red]does not fit[/red]; {_need(card.smallest_mp)}"
+        if not card.hardware:
+            lacks = {"fp8": "FP8", "native": "FP4"}[release.dtype]
+            verdict += f"; [yellow]{'no' if card.hardware is False else 'unknown whether it has'} {lacks}[/yellow]"
         name = f"[bold]{card.chip}[/bold]" if card.asked else card.chip
-        rows.add_row(name, f"{card.card_bytes >> 30} GiB", gib, verdict)
+        rows.add_row(name, f"{card.card_bytes >> 30} GiB", f"{card.weight_bytes / 2**30:.1f} GiB", verdict)
     out().print(rows)
 
 
@@ -94,7 +96,8 @@ def show_releases(folder: Path, manifests: dict[str, Manifest]) -> None:
         size = sum(file.size for file in manifest.files)
         counts = manifest.elements.model_dump()
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-        rows.add_row(str(folder / name), f"{len(manifest.files)}", f"{size:,}", human_bytes(size), kinds)
+        rows.add_row(name, f"{len(manifest.files)}", f"{size:,}", human_bytes(size), kinds)
+    out().print(f"[bold]{escape(str(folder))}[/bold]")
     out().print(rows)
 
 

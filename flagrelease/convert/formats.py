@@ -96,12 +96,12 @@ def scale_storage(dtype: str) -> Any:
 
 
 def scale_values(stored: NDArray[Any], dtype: str) -> F64:
-    """The float64 values of stored scales."""
+    """The float64 values of stored scales, NaN included."""
     if dtype == "F8_E8M0":
         return np.asarray(e8m0_values()[stored])
-    if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return stored.astype(np.float64)
+    floats = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
+    with np.errstate(invalid="ignore"):  # numpy warns of a signalling NaN; `work` refuses it
+        return floats.astype(np.float64)
 
 
 @dataclass(frozen=True)

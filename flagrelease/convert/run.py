@@ -57,6 +57,8 @@ def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Pr
                 journals[number] = journal
         if journals:
             _write_files(plan, out, journals, workers, lookup, progress)
+        else:
+            progress(plan.bytes_to_write)
         for number, journal in journals.items():
             assemble(plan, plan.releases[number], out / plan.releases[number].target.folder, journal)
     finally:

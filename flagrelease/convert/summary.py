@@ -18,15 +18,22 @@ class _Record(BaseModel):
 
 
 class CardSummary(_Record):
-    """One release on the cards of one chip. `smallest_mp` is the fewest ranks that fit, null if none do."""
+    """One release on the cards of one chip.
+
+    Attributes:
+        asked: whether the release is for this chip.
+        hardware: whether the chip computes with the release's numbers; null if nobody has said.
+        smallest_mp: the fewest ranks whose weights fit, null if none do.
+    """
 
     chip: str
     asked: bool
+    hardware: bool | None
     card_bytes: int
     weight_bytes: int
     fits: bool
     smallest_mp: int | None
-    cards_per_node: int | None
+    cards_per_node: int
 
 
 class FileSummary(_Record):
@@ -123,13 +130,12 @@ def _cards(plan: Plan, release: ReleasePlan, request: Request) -> list[CardSumma
     asked = {chip for chip, target in request.chips.items() if target == release.target}
     cards = []
     for chip in load_chips().values():
-        if chip.memory_gib is None:
-            continue
         fit = card_fit(plan.source, release.target, chip.memory_gib << 30)
         cards.append(
             CardSummary(
                 chip=chip.id,
                 asked=chip.id in asked,
+                hardware={"bf16": True, "fp8": chip.fp8, "native": chip.fp4}[release.target.dtype],
                 card_bytes=fit.memory,
                 weight_bytes=fit.weights,
                 fits=fit.fits,
