@@ -38,9 +38,11 @@ class Release:
         return file.relative_to(self.folder).as_posix()
 
 
-def check_structure(folder: Path, manifest: Manifest, config: ModelConfig) -> tuple[Release | None, Check]:
-    """Compare headers with what the release must hold. The release is None if the check fails."""
+def check_structure(folder: Path, manifest: Manifest, config: ModelConfig | None) -> tuple[Release | None, Check]:
+    """Compare headers with what the release must hold. The release is None unless the check passes."""
     log = CheckLog("structure")
+    if config is None:
+        return None, log.not_run("config.json cannot be read, so nothing says which tensors to expect")
     try:
         stored = read_stored(folder, manifest.target, log)
         weights = expected_weights(manifest, config)

@@ -56,7 +56,7 @@ def open_release(folder: Path) -> Release:
     """
     manifest = read_manifest(folder)
     config, check = check_config(folder, manifest, None)
-    if config is not None and check.status == "pass":
+    if check.status == "pass":
         release, check = check_structure(folder, manifest, config)
         if release is not None:
             return release

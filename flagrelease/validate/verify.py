@@ -61,20 +61,11 @@ def verify_release(
     manifest = read_manifest(release)
     origin = None if source is None else open_source(source)
     team = Workers(workers, progress)
-    checks = [check_files(release, manifest, team)]
-    config, check = check_config(release, manifest, origin)
-    checks.append(check)
-    structure: Release | None = None
-    if config is None:
-        checks.append(
-            CheckLog("structure").not_run("config.json cannot be read, so nothing says which tensors to expect")
-        )
-    else:
-        structure, check = check_structure(release, manifest, config)
-        checks.append(check)
+    files = check_files(release, manifest, team)
+    config, config_check = check_config(release, manifest, origin)
+    structure, structure_check = check_structure(release, manifest, config)
     data, elements = _check_data(structure, origin, sample, seed, team)
-    checks += data
-    checks.append(CheckLog("companions").not_run(NO_SOURCE) if origin is None else check_companions(manifest, origin))
+    companions = CheckLog("companions").not_run(NO_SOURCE) if origin is None else check_companions(manifest, origin)
     return VerifyReport(
         manifest_sha256=hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest(),
         model=manifest.model,
@@ -82,7 +73,7 @@ def verify_release(
         sample=sample,
         seed=seed,
         elements=elements,
-        checks=tuple(checks),
+        checks=(files, config_check, structure_check, *data, companions),
     )
 
 
