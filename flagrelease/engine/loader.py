@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from flagrelease.device import open_device
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.model import DEFAULT_CHUNK, Model
 from flagrelease.engine.numerics import NumericsName, choose_numerics
-from flagrelease.engine.parallel import alone, join_groups
+from flagrelease.engine.parallel import alone, join_groups, local_rank, start_job
 from flagrelease.engine.release import Release
 from flagrelease.engine.weights import Weights
 from flagrelease.shard.reader import TensorReader
@@ -28,13 +29,13 @@ def load(
 ) -> Model:
     """Load a release: a source checkpoint or bf16-hf, fp8-hf in HF layout, or an mpN release.
 
-    In a torch.distributed job (`start_job`) every rank calls this and holds its part; otherwise mp is 1.
+    Under torchrun (or in any torch.distributed job) every rank calls this and holds its part; otherwise mp is 1.
 
     Args:
         path: the release's folder.
         numerics: what is rounded where, see `numerics.py`.
         dtype: of streams and caches; torch.float32 with numerics "bf16" makes a reference.
-        device: a torch device.
+        device: auto, cpu, or one that the chip table knows; under torchrun this process's device of that kind.
         operators: the provider of the operators: torch, triton, auto or flag_gems.
         chunk: tokens appended to a sequence in one step; more take more memory and fewer steps.
         mtp: load the draft stage too. Its tensors are checked in any case.
@@ -42,8 +43,11 @@ def load(
     Raises:
         CheckpointError: the release is not exactly what its config says.
         UsageError: the choices contradict each other or the release.
+        ResourceError: the device is not there.
     """
-    place = torch.device(device)
+    opened = open_device(device, local_rank())
+    start_job(opened)
+    place = torch.device(opened.torch_device)
     mp, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     provider = load_provider(operators, place)
     with TensorReader() as reader:
@@ -51,6 +55,6 @@ def load(
         groups = join_groups(release.config, release.o_mode or "split") if mp > 1 else alone()
         policy = choose_numerics(numerics, dtype, release.config)
         weights = Weights(release, policy, rank * (release.config.n_routed_experts // mp))
-        model = Model.build(weights, release.config, policy, provider, groups, place, mtp=mtp)
+        model = Model.build(weights, release.config, policy, provider, groups, opened, mtp=mtp)
     model.chunk = chunk
     return model

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flagrelease.device import Device
 from flagrelease.engine.block import Block
 from flagrelease.engine.cache import Cache, LayerCache
 from flagrelease.engine.hyper_connection import HyperHead
@@ -19,9 +20,10 @@ from flagrelease.engine.mtp import MtpStage
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.rope import RopeTable
+from flagrelease.engine.sampling import Sampler, Sampling
 from flagrelease.engine.step import Step, plan_step
 from flagrelease.engine.weights import Weights
-from flagrelease.errors import UsageError
+from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.config import ModelConfig
 
 DEFAULT_CHUNK = 512  # tokens a step appends to a row at most; longer prompts take several steps
@@ -38,7 +40,7 @@ class Model:
     numerics: Numerics
     ops: Operators
     groups: Groups
-    device: torch.device
+    device: Device
     embed: Tensor
     head: Tensor
     blocks: tuple[Block, ...]
@@ -55,7 +57,7 @@ class Model:
         numerics: Numerics,
         ops: Operators,
         groups: Groups,
-        device: torch.device,
+        device: Device,
         *,
         mtp: bool,
     ) -> Model:
@@ -85,7 +87,7 @@ class Model:
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Logits after every token of one sequence: float32 [T, V] on the CPU. Nothing is kept."""
         cache = self.new_cache(rows=1, context=len(token_ids))
-        return torch.cat([logits[0].cpu() for logits, _ in self._steps(cache, [token_ids], every=True)])
+        return torch.cat([logits.cpu() for logits in self.prefill_each(cache, 0, token_ids)])
 
     def new_cache(self, rows: int, context: int) -> Cache:
         """Empty caches for `rows` sequences of at most `context` tokens.
@@ -96,9 +98,16 @@ class Model:
         """
         ratios = tuple(self.config.compress_ratios[: self.config.num_hidden_layers])
         chunk = min(self.chunk, context)
-        cache = Cache.allocate(self.config, ratios, rows, context, chunk, self.numerics.dtype, self.device)
+        dtype = self.numerics.dtype
+        wanted = Cache.allocate(self.config, ratios, rows, context, chunk, dtype, torch.device("meta")).nbytes
+        free, _ = self.device.memory()
+        if wanted > free:
+            raise ResourceError(
+                f"caches for {rows} sequences of {context} tokens take {wanted / 1e9:.1f} GB; the device has "
+                f"{free / 1e9:.1f} GB left: ask for fewer sequences or a shorter context"
+            )
         self._cover(context)
-        return cache
+        return Cache.allocate(self.config, ratios, rows, context, chunk, dtype, self._place)
 
     def prefill(self, cache: Cache, row: int, token_ids: Sequence[int]) -> Tensor:
         """Append a prompt, or more of one, to one row; return the logits after its last token, float32 [V]."""
@@ -106,6 +115,31 @@ class Model:
         logits = self.extend(part, [token_ids])
         cache.lengths[row] = part.lengths[0]
         return logits[0]
+
+    def prefill_each(self, cache: Cache, row: int, token_ids: Sequence[int]) -> Iterator[Tensor]:
+        """Like `prefill`, but the logits after every token: float32 [S, V], a chunk of the sequence at a time."""
+        part = cache.view(row)
+        for logits, _ in self._steps(part, [token_ids], every=True):
+            cache.lengths[row] = part.lengths[0]
+            yield logits[0]
+
+    def generate(self, token_ids: Sequence[int], sampling: Sampling) -> list[int]:
+        """Continue one sequence, up to `sampling.max_tokens` or an EOS, which is not returned.
+
+        Stop strings need a tokenizer, and batches a scheduler: see `scheduler.generate_all`.
+        """
+        longest = self.config.max_position_embeddings - len(token_ids)
+        limit = longest if sampling.max_tokens is None else sampling.max_tokens
+        cache = self.new_cache(rows=1, context=len(token_ids) + limit)
+        logits, sampler, made = self.prefill(cache, 0, token_ids), Sampler(sampling), list[int]()
+        while len(made) < limit:
+            token = self.groups.from_leader(sampler.pick(logits))
+            if token == self.config.eos_token_id:
+                break
+            made.append(token)
+            if len(made) < limit:
+                logits = self.decode(cache, [token])[0]
+        return made
 
     def decode(self, cache: Cache, token_ids: Sequence[int | None]) -> Tensor:
         """Append one token to every row (None: to this row nothing); return the logits after it, float32 [B, V].
@@ -123,7 +157,7 @@ class Model:
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
         """
-        after = torch.zeros(len(token_ids), self.config.vocab_size, device=self.device)
+        after = torch.zeros(len(token_ids), self.config.vocab_size, device=self._place)
         for logits, rows in self._steps(cache, token_ids, every=False):
             after[rows] = logits[rows, 0]
         return after
@@ -141,14 +175,14 @@ class Model:
         self._check(token_ids)
         context = len(token_ids)
         cache = self.new_cache(1, context)
-        draft = self.mtp.new_cache(self.config, context, cache.chunk, self.numerics.dtype, self.device)
+        draft = self.mtp.new_cache(self.config, context, cache.chunk, self.numerics.dtype, self._place)
         rows = []
         for start in range(0, context - 1, cache.chunk):
             past = min(start + cache.chunk, context - 1)
             streams = self._streams(self._plan(cache, [token_ids[start:past]]), cache.layers)
             cache.lengths[0] = past
             # the same positions, but each with the token that follows it
-            step = plan_step(self.config, [token_ids[start + 1 : past + 1]], [start], context, cache.chunk, self.device)
+            step = plan_step(self.config, [token_ids[start + 1 : past + 1]], [start], context, cache.chunk, self._place)
             rows.append(self._draft(streams, step, draft)[0].cpu())
         return torch.cat(rows)
 
@@ -201,7 +235,7 @@ class Model:
             yield logits, ended
 
     def _plan(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Step:
-        return plan_step(self.config, token_ids, cache.lengths, cache.context, cache.chunk, self.device)
+        return plan_step(self.config, token_ids, cache.lengths, cache.context, cache.chunk, self._place)
 
     def _check(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -213,7 +247,11 @@ class Model:
         for compressed in (False, True):
             table = self._ropes.get(compressed)
             if table is None or len(table.cos) < context:
-                self._ropes[compressed] = RopeTable.build(self.config, context, self.device, compressed=compressed)
+                self._ropes[compressed] = RopeTable.build(self.config, context, self._place, compressed=compressed)
+
+    @property
+    def _place(self) -> torch.device:
+        return self.head.device
 
     def _rope(self, ratio: int) -> RopeTable:
         return self._ropes[ratio > 0]

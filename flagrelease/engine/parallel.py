@@ -8,6 +8,7 @@ runs inside the pair, then over all ranks).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flagrelease.device import Device
 from flagrelease.errors import UsageError
 from flagrelease.manifest import OGroups
 from flagrelease.model.config import ModelConfig
@@ -150,6 +152,13 @@ def _gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def start_job(backend: str) -> None:
-    """Join the torch.distributed job that torchrun's environment describes."""
-    dist.init_process_group(backend)
+def start_job(device: Device) -> None:
+    """Join the job that torchrun describes, if this process belongs to one and has not joined yet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        device.set_current()
+        dist.init_process_group(device.dist_backend)
+
+
+def local_rank() -> int:
+    """Which device of this machine the process has: torchrun says it, and a process alone has the first."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,90 @@
+"""The tokenizer of a release, and text that grows token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers.decoders import DecodeStream
+
+from flagrelease.errors import CheckpointError
+
+
+class Tokenizer:
+    """`tokenizer.json`. Nothing is added on the way in: the chat encoding writes the special tokens as text."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read it.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not found; text needs the release's tokenizer (token ids do not)")
+        self._tokenizer = HfTokenizer.from_file(str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens are recognised in it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`, special ones written out."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return text
+
+    def stream(self) -> TokenStream:
+        """For text that grows."""
+        return TokenStream(self._tokenizer)
+
+
+class TokenStream:
+    """Tokens in, text out as soon as it is whole characters."""
+
+    def __init__(self, tokenizer: HfTokenizer) -> None:
+        """Nothing has come yet."""
+        self._tokenizer, self._tokens, self._said = tokenizer, list[int](), ""
+        self._stream = DecodeStream(skip_special_tokens=False)
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, often empty inside a character of several tokens."""
+        self._tokens.append(token)
+        text = self._stream.step(self._tokenizer, token) or ""
+        self._said += text
+        return text
+
+    def rest(self) -> str:
+        """What was held back, at the end: an incomplete character as U+FFFD."""
+        whole: str = self._tokenizer.decode(self._tokens, skip_special_tokens=False)
+        return whole[len(self._said) :]
+
+
+class StopWatch:
+    """Text in, the same text out up to the first stop string, with nothing said that a stop string may begin with."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """No text has come yet."""
+        self._stops, self._held = tuple(stops), ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What can be said now. After a stop string nothing can; `stopped` tells."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.stopped = True
+            said, self._held = self._held[: min(found)], ""
+            return said
+        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        cut = len(self._held) - keep
+        said, self._held = self._held[:cut], self._held[cut:]
+        return said
+
+    def rest(self) -> str:
+        """What was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
