@@ -35,7 +35,9 @@ from flagrelease.convert.formats import (
     scale_storage,
     scale_values,
 )
-from flagrelease.convert.lookup import contains, count_lost, cpu_lookup
+from flagrelease.convert.gpu import DeviceLookup
+from flagrelease.convert.lookup import Lookup, contains, count_lost, cpu_lookup
+from flagrelease.device import open_device
 
 CODES = np.arange(256, dtype=np.uint8)
 NAN_BITS = 0x7FC0
@@ -263,7 +265,11 @@ def test_a_scale_where_two_roundings_differ() -> None:
 # --- whole matrices: blocks, ragged edges
 
 
-def naive(codes: NDArray[np.uint8], index: NDArray[np.generic], block: tuple[int, int], table: NDArray[np.generic]) -> NDArray[np.generic]:  # fmt: skip  # noqa: E501
+Array = NDArray[np.generic]
+Chunk = tuple[NDArray[np.uint8], Array, tuple[int, int]]  # codes, index, block
+
+
+def naive(codes: NDArray[np.uint8], index: Array, block: tuple[int, int], table: Array) -> Array:
     out = np.empty(codes.shape, dtype=table.dtype)
     for r in range(codes.shape[0]):
         for c in range(codes.shape[1]):
@@ -272,7 +278,7 @@ def naive(codes: NDArray[np.uint8], index: NDArray[np.generic], block: tuple[int
 
 
 @st.composite
-def chunks(draw: st.DrawFn) -> tuple[NDArray[np.uint8], NDArray[np.generic], tuple[int, int]]:
+def chunks(draw: st.DrawFn) -> Chunk:
     rows, columns = draw(st.integers(0, 12)), draw(st.integers(0, 12))
     block = draw(st.integers(1, 7)), draw(st.integers(1, 7))
     codes = draw(arrays(np.uint8, (rows, columns)))
@@ -294,17 +300,29 @@ TABLES = {
 }
 
 
+@pytest.fixture(scope="module", params=["cpu", "torch"])
+def lookup(request: pytest.FixtureRequest) -> Lookup:
+    """Both look-ups; torch's runs on its CPU device here."""
+    return cpu_lookup if request.param == "cpu" else DeviceLookup(open_device("cpu"))
+
+
 @pytest.mark.parametrize("width", TABLES)
 @settings(max_examples=60, deadline=None)
 @given(chunk=chunks())
-def test_lookup_equals_a_naive_loop(
-    width: str, chunk: tuple[NDArray[np.uint8], NDArray[np.generic], tuple[int, int]]
-) -> None:
+def test_lookup_equals_a_naive_loop(lookup: Lookup, width: str, chunk: Chunk) -> None:
     codes, index, block = chunk
     tables = TABLES[width]
     out = np.zeros(codes.shape, dtype=tables.entries.dtype)
-    cpu_lookup(codes, index, block, tables, out)
+    lookup(codes, index, block, tables, out)
     np.testing.assert_array_equal(out, naive(codes, index, block, tables.entries))
+
+
+@pytest.mark.parametrize("width", TABLES)
+@settings(max_examples=60, deadline=None)
+@given(chunk=chunks())
+def test_lost_elements_are_counted_as_by_a_naive_loop(width: str, chunk: Chunk) -> None:
+    codes, index, block = chunk
+    tables = TABLES[width]
     lost = int(naive(codes, index, block, tables.inexact).astype(np.int64).sum())
     assert count_lost(codes, index, block, tables) == lost
     if lost:
@@ -321,27 +339,29 @@ def test_contains_equals_a_naive_search(codes: NDArray[np.uint8], wanted: set[in
     assert contains(codes, marked) == bool(set(codes.ravel().tolist()) & wanted)
 
 
-def test_lookup_of_a_slice_of_rows_and_of_a_transposed_index() -> None:
+def test_lookup_of_a_slice_of_rows_and_of_a_transposed_index(lookup: Lookup) -> None:
     """What `work` passes: rows of a larger index, views that are not contiguous."""
     generator = np.random.default_rng(0)
     codes = generator.integers(0, 256, (6, 10), dtype=np.uint8)
     index = generator.integers(0, 5, (5, 9), dtype=np.uint8)
     for view in (index[1:4], index.T[2:5, :5], index[::2]):
         out = np.zeros(codes.shape, dtype=np.uint16)
-        cpu_lookup(codes, view, (2, 2), TABLES["uint16"], out)
+        lookup(codes, view, (2, 2), TABLES["uint16"], out)
         np.testing.assert_array_equal(out, naive(codes, view, (2, 2), TABLES["uint16"].entries))
 
 
 @formats
 @pytest.mark.parametrize(("rows", "columns", "block"), [(5, 64, (2, 32)), (130, 96, (128, 64)), (3, 40, (1, 32))])
-def test_decoded_matrix_with_ragged_blocks(fmt: Format, rows: int, columns: int, block: tuple[int, int]) -> None:
+def test_decoded_matrix_with_ragged_blocks(
+    lookup: Lookup, fmt: Format, rows: int, columns: int, block: tuple[int, int]
+) -> None:
     """W[i, j] = value[i, j] * scale[i // rows, j // columns], element by element; block in elements."""
     generator = np.random.default_rng(0)
     codes = generator.integers(0, 127, (rows, columns // fmt.elements_per_byte), dtype=np.uint8)
     scale = generator.integers(100, 140, (-(-rows // block[0]), -(-columns // block[1])), dtype=np.uint8)
     tables = e8m0_tables(fmt)
     out = np.zeros(codes.shape, dtype=tables.entries.dtype)
-    cpu_lookup(codes, scale, (block[0], block[1] // fmt.elements_per_byte), tables, out)
+    lookup(codes, scale, (block[0], block[1] // fmt.elements_per_byte), tables, out)
     decoded = out.view(ml_dtypes.bfloat16).astype(np.float64)
     assert decoded.shape == (rows, columns)
     for i in range(rows):
