@@ -172,7 +172,8 @@ def verify(
         typer.Option("--source", metavar="CHECKPOINT", help="Recompute from the checkpoint it was made of."),
     ] = None,
     sample: Annotated[
-        float, typer.Option("--sample", min=0.0, max=1.0, help="Share of the tensors whose data are checked.")
+        float,
+        typer.Option("--sample", metavar="FRACTION", help="Share of the tensors whose data are checked: 0 < F <= 1."),
     ] = 1.0,
     workers: WorkersOption = None,
     as_json: JsonOption = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def _checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
             f"{path}: names {recipe.source.repo}@{recipe.source.revision[:12]}, but no folder on this machine; "
             f"download it and pass --checkpoint FOLDER"
         )
-    return path.parent / recipe.source.path
+    return Path(os.path.normpath(path.parent / recipe.source.path))
 
 
 def _for_chip(chip: Chip, recipe: Recipe | None, source: Source, o_groups: OGroups | None) -> Target:

@@ -219,7 +219,7 @@ def _require_scales(scale: TensorMeta, stored: NDArray[Any]) -> None:
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise CheckpointError(
-            f"{scale.file}: scale {scale.name!r} at [{row}, {column}]: stored as {stored[row, column]!r}, "
+            f"{scale.file}: scale {scale.name!r} at [{row}, {column}]: stored as {stored[row, column]}, "
             f"which is NaN, infinite or negative; no weight can be decoded with it"
         )
 

@@ -195,7 +195,7 @@ def native_arguments(config: ModelConfig) -> dict[str, Any]:
         native["n_mtp_layers"] = config.n_mtp_layers
     for key in _DSPARK:
         if values[key] is not None:
-            native[key] = values[key]
+            native[key] = list(values[key]) if isinstance(values[key], tuple) else values[key]
     for key in ("rope_theta", "compress_rope_theta", "rope_factor", "beta_fast", "beta_slow"):
         if native[key].is_integer():  # DeepSeek writes 10000, not 10000.0
             native[key] = int(native[key])

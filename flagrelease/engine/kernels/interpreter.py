@@ -47,7 +47,9 @@ def cast(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
 def round_e4m3(x: tl.tensor) -> tl.tensor:
     """The E4M3 value nearest to FP32 |x| <= 448, ties to even, as FP32: needs no FP8 in hardware."""
     # The spacing of E4M3 around x: 3 mantissa bits, exponents from -6 (biased 121) up.
-    exponent = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 121)
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = tl.maximum((bits >> 23) & 255, 121)
     spacing = ((exponent - 3) << 23).to(tl.float32, bitcast=True)
     steps = x * ((257 - exponent) << 23).to(tl.float32, bitcast=True)
-    return ((steps + 12582912.0) - 12582912.0) * spacing  # 1.5 * 2^23: there FP32 addition rounds to integers
+    y = ((steps + 12582912.0) - 12582912.0) * spacing  # 1.5 * 2^23: there FP32 addition rounds to integers
+    return (y.to(tl.int32, bitcast=True) | (bits & -2147483648)).to(tl.float32, bitcast=True)  # -0 lost its sign

@@ -14,7 +14,7 @@ from flagrelease.engine.kernels.layout import unit_columns
 
 MANY_QUERIES = 256  # from here on, programs fill the chip without splitting the heads finely
 
-# Positions a step, heads a program, loads in flight. Triton before 3.2 fails on more when d is 512: its pipeliner on keys
+# Positions a step, heads a program, loads in flight. Triton before 3.2 fails on more at d = 512: its pipeliner on keys
 # whose addresses are loaded too, its layouts on the larger tile.
 TILE = (64, 64, 2) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2) else (32, 32, 1)
 

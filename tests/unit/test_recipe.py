@@ -1,0 +1,157 @@
+"""Recipes: every shipped one is planned at full size; what a recipe may not say is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flagrelease.chips import load_chips
+from flagrelease.convert.fit import card_fit, hub_problems
+from flagrelease.convert.plan import make_plan
+from flagrelease.convert.request import make_request
+from flagrelease.errors import UsageError
+from flagrelease.recipe import Recipe, parse_bytes, read_recipe
+from flagrelease.synthetic import tiny_config, write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def config_of(recipe: Path) -> dict[str, Any]:
+    if recipe.stem == "tiny":
+        return tiny_config()
+    flash: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "configs" / "flash.json").read_text())
+    pro = {
+        "hidden_size": 7168, "index_topk": 1024, "moe_intermediate_size": 3072, "n_routed_experts": 384,
+        "num_attention_heads": 128, "num_hidden_layers": 61, "o_groups": 16, "q_lora_rank": 1536,
+        "routed_scaling_factor": 2.5, "expert_dtype": "fp4", "compress_ratios": [128, 128] + 29 * [4, 128] + [4, 0],
+    }  # fmt: skip
+    return flash | (pro if recipe.stem.endswith("pro") else {})
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_fits_its_chips_and_hubs_at_full_size(path: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", config_of(path), holes=True)
+    request = make_request(path, tmp_path / "checkpoint", [], [], None)
+    plan = make_plan(request.source, request.targets, request.options, request.provenance)
+    chips = load_chips()
+    assert set(request.chips) == set(read_recipe(path).releases)
+    for release in plan.releases:
+        assert hub_problems(release, request.hubs) == []
+    for name, target in request.chips.items():
+        assert target.dtype == chips[name].release_dtype
+        assert card_fit(request.source, target, chips[name].memory_gib << 30).fits, name
+    bf16 = {target for target in request.chips.values() if target.dtype == "bf16"}
+    assert len(bf16) == 1, "the BF16 chips share one conversion"
+    assert request.chips["mthreads"].dtype == "fp8"
+
+
+def test_the_shipped_recipes_are_those_promised() -> None:
+    models = {read_recipe(path).model for path in SHIPPED}
+    assert models == {"DeepSeek-V4-Flash", "DeepSeek-V4-Pro", "flagrelease-tiny-v4"}
+    assert set(read_recipe(ROOT / "recipes" / "deepseek-v4-flash.yaml").releases) == set(load_chips())
+    assert {read_recipe(path).source.license for path in SHIPPED if "deepseek" in path.stem} == {"MIT"}
+
+
+GOOD: dict[str, Any] = {
+    "schema_version": 1,
+    "model": "M",
+    "source": {"repo": "a/b", "revision": "c", "license": "MIT"},
+    "releases": {"ascend": {"dtype": "bf16", "layout": "mp8"}},
+}
+
+
+def write(path: Path, document: Any) -> Path:
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"colour": "red"}, "colour: Extra inputs"),
+        ({"schema_version": 2}, "schema_version"),
+        ({"source": {"repo": "a/b", "license": "MIT"}}, "source.revision: Field required"),
+        ({"releases": {}}, "releases"),
+        ({"releases": {"abacus": {"dtype": "bf16", "layout": "hf"}}}, "'abacus' is not in the table"),
+        ({"releases": {"moore": {"dtype": "fp8", "layout": "hf"}}}, "'moore' is an alias; write 'mthreads'"),
+        ({"releases": {"ascend": {"dtype": "int8", "layout": "hf"}}}, "dtype"),
+        ({"releases": {"ascend": {"dtype": "bf16", "layout": "tp8"}}}, "layout"),
+        ({"releases": {"ascend": {"dtype": "bf16", "layout": "mp8", "o_groups": "twice"}}}, "o_groups"),
+        ({"convert": {"max_file_bytes": "five"}}, "convert.max_file_bytes"),
+        ({"convert": {"max_file_bytes": 0}}, "convert.max_file_bytes"),
+        ({"convert": {"lossy_repack": "maybe"}}, "lossy_repack"),
+        ({"hubs": ["github"]}, "hubs"),
+        ({"model": "../etc"}, "model"),
+    ],
+)
+def test_what_a_recipe_may_not_say(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        read_recipe(write(tmp_path / "r.yaml", GOOD | change))
+    assert "r.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: [", "not valid YAML"),
+        ("model: a\nmodel: b\n", "'model' appears twice"),
+        ("- a\n", "recipe"),
+        ("", "recipe"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_what_is_no_recipe(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_recipe(write(tmp_path / "r.yaml", text))
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("5 GB", 5 * 10**9), ("48GiB", 48 * 2**30), ("1.5 MB", 1_500_000), ("7", 7), (9, 9)]
+)
+def test_byte_sizes(text: Any, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+def test_recipe_and_arguments(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", tiny_config())
+    recipe = write(tmp_path / "r.yaml", GOOD)
+    with pytest.raises(UsageError, match=r"names a/b@c, but no folder.*--checkpoint"):
+        make_request(recipe, None, [], [], None)
+    with pytest.raises(UsageError, match="'mthreads' is not in this recipe; it has ascend"):
+        make_request(recipe, tmp_path / "checkpoint", [], ["mthreads"], None)
+    with pytest.raises(UsageError, match="belongs to a recipe"):
+        make_request(tmp_path / "checkpoint", tmp_path / "checkpoint", ["bf16:hf"], [], None)
+    with pytest.raises(UsageError, match="say what to make of it"):
+        make_request(tmp_path / "checkpoint", None, [], [], None)
+    relative = write(tmp_path / "s.yaml", GOOD | {"source": GOOD["source"] | {"path": "checkpoint"}})
+    request = make_request(relative, None, ["fp8:hf"], ["huawei"], "split")
+    assert [str(target) for target in request.targets] == ["bf16:mp8", "fp8:hf"]
+    assert request.chips.keys() == {"ascend"}
+    assert request.provenance.recipe is not None
+    assert "path" not in request.provenance.recipe["source"]
+
+
+def test_a_chip_asked_of_a_bare_checkpoint_gets_its_numbers_and_the_fewest_ranks(tmp_path: Path) -> None:
+    flash: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "configs" / "flash.json").read_text())
+    write_checkpoint(tmp_path / "checkpoint", flash, holes=True)
+    request = make_request(tmp_path / "checkpoint", None, [], ["mthreads", "ascend"], None)
+    # FP8 Flash is 292.5 GB: 36 GiB on eight of 80 GiB, 70 GiB on four; BF16 582 GB: 37 GiB on sixteen of 64 GiB
+    assert {name: str(target) for name, target in request.chips.items()} == {
+        "mthreads": "fp8:mp4",
+        "ascend": "bf16:mp16",
+    }
+
+
+def test_the_recipe_travels_in_the_manifest() -> None:
+    document = Recipe.model_validate(GOOD).model_dump(mode="json")
+    assert document["convert"] == {"max_file_bytes": 5 * 10**9, "rank_part_bytes": None, "lossy_repack": "refuse"}
