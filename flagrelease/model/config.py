@@ -31,8 +31,9 @@ _NATIVE_NAMES = {
     "sliding_window": "window_size",
 }
 _NATIVE_SAME = (
-    "vocab_size", "n_routed_experts", "n_shared_experts", "swiglu_limit", "q_lora_rank", "head_dim", "o_groups", "o_lora_rank",
-    "rope_theta", "index_n_heads", "index_head_dim", "index_topk", "hc_mult", "hc_sinkhorn_iters", "compress_rope_theta",
+    "vocab_size", "n_routed_experts", "n_shared_experts", "swiglu_limit", "q_lora_rank", "head_dim", "o_groups",
+    "o_lora_rank", "rope_theta", "index_n_heads", "index_head_dim", "index_topk", "hc_mult", "hc_sinkhorn_iters",
+    "compress_rope_theta",
 )  # fmt: skip
 _DSPARK = ("dspark_block_size", "dspark_noise_token_id", "dspark_target_layer_ids", "dspark_markov_rank")
 
@@ -144,7 +145,7 @@ class ModelConfig(BaseModel):
 
     @property
     def declared_expert_dtype(self) -> ExpertDtype | None:
-        """`expert_dtype` from where the release has it (top level, or in `quantization_config` since V4.1), if at all."""
+        """`expert_dtype` from where the release has it: top level, or in `quantization_config` (V4.1)."""
         inside = None if self.quantization_config is None else self.quantization_config.expert_dtype
         return self.expert_dtype or inside
 
