@@ -63,7 +63,7 @@ def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file())
     if not paths:
         raise CheckpointError(f"{folder}: no *.safetensors file in it")
-    problems = [f"{path}: pickle files can run code when read; remove it" for path in _pickles(folder)]
+    problems = _strangers(folder)
     weight_map, declared = _read_index(folder / INDEX_NAME, problems)
     headers = tuple(read_header(path) for path in paths)
     tensors: dict[str, TensorMeta] = {}
@@ -83,8 +83,17 @@ def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
     return index, problems
 
 
-def _pickles(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in _PICKLES and path.is_file())
+def _strangers(folder: Path) -> list[str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    problems = [
+        f"{path}: pickle files can run code when read; remove it" for path in files if path.suffix.lower() in _PICKLES
+    ]
+    problems += [
+        f"{path}: in a sub-folder, where no index names it; a checkpoint has its tensors in one folder"
+        for path in files
+        if path.suffix == ".safetensors" and path.parent != folder
+    ]
+    return problems
 
 
 def _read_index(path: Path, problems: list[str]) -> tuple[dict[str, str] | None, int | None]:
@@ -92,6 +101,8 @@ def _read_index(path: Path, problems: list[str]) -> tuple[dict[str, str] | None,
         document = strict_json(path.read_bytes())
     except FileNotFoundError:
         return None, None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
