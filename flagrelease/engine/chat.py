@@ -24,6 +24,7 @@ USER, ASSISTANT, REMINDER = "<｜User｜>", "<｜Assistant｜>", "<｜latest_rem
 THINK, END_THINK = "<think>", "</think>"
 DSML = "｜DSML｜"
 TOOL_CALLS, END_TOOL_CALLS = f"<{DSML}tool_calls>", f"</{DSML}tool_calls>"
+CALLS_OPENING = f"\n\n{TOOL_CALLS}\n"  # what ends a message's content if calls follow
 TASKS = {name: f"<｜{name}｜>" for name in ("action", "query", "authority", "domain", "title", "read_url")}
 
 _MAX_EFFORT = (
@@ -243,11 +244,16 @@ def parse_completion(text: str, mode: Mode) -> Completion:
         reasoning, closed, text = text.partition(END_THINK)
         if not closed:
             return Completion("", reasoning)
-    content, opened, block = text.partition(f"\n\n{TOOL_CALLS}\n")
-    return Completion(content, reasoning, _parse_calls(block) if opened else ())
+    content, opened, block = text.partition(CALLS_OPENING)
+    return Completion(content, reasoning, parse_tool_calls(block) if opened else ())
 
 
-def _parse_calls(block: str) -> tuple[ToolCall, ...]:
+def parse_tool_calls(block: str) -> tuple[ToolCall, ...]:
+    """The calls of a block, given what follows `CALLS_OPENING`.
+
+    Raises:
+        ChatFormatError: it is not closed, holds no call, or is not of the taught form.
+    """
     body, closed, rest = block.partition(END_TOOL_CALLS)
     if not closed or rest:
         raise ChatFormatError(f"a tool-call block must end the message with {END_TOOL_CALLS}: {block!r}")

@@ -61,6 +61,12 @@ class TokenStream:
         return whole[len(self._said) :]
 
 
+def held_back(text: str, markers: Sequence[str]) -> int:
+    """Characters at the end of `text` that one of `markers` may begin with."""
+    lengths = (n for marker in markers for n in range(1, len(marker)) if text.endswith(marker[:n]))
+    return max(lengths, default=0)
+
+
 class StopWatch:
     """Text in, the same text out up to the first stop string, with nothing said that a stop string may begin with."""
 
@@ -79,8 +85,7 @@ class StopWatch:
             self.stopped = True
             said, self._held = self._held[: min(found)], ""
             return said
-        keep = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        cut = len(self._held) - keep
+        cut = len(self._held) - held_back(self._held, self._stops)
         said, self._held = self._held[:cut], self._held[cut:]
         return said
 

@@ -1,0 +1,145 @@
+"""An OpenAI-compatible server: /v1/models, /v1/completions, /v1/chat/completions, /health."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from flagrelease.engine.answers import ChatAnswer, CompletionAnswer, usage
+from flagrelease.engine.chat import Mode, encode_messages
+from flagrelease.engine.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.service import Service
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
+
+Answer = ChatAnswer | CompletionAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model under its public name. `mode` is that of chats that do not say one."""
+
+    service: Service
+    tokenizer: Tokenizer
+    name: str
+    mode: Mode
+
+
+def make_app(served: Served) -> FastAPI:
+    """The application; the caller starts and stops the service."""
+    app = FastAPI(title="flagrelease", docs_url=None, redoc_url=None)
+    started = int(time.time())
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(status_code=200 if served.service.alive else 503)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        card = {"id": served.name, "object": "model", "created": started, "owned_by": "flagrelease"}
+        return {"object": "list", "data": [card]}
+
+    @app.post("/v1/completions")
+    async def completions(request: CompletionRequest) -> Response:
+        prompts = _prompts(request, served.tokenizer)
+        sampling = request.sampling(request.logprobs, request.max_tokens, echo=request.echo)
+        answers: list[Answer] = [
+            CompletionAnswer(n, prompt, sampling, served.tokenizer) for n, prompt in enumerate(prompts)
+        ]
+        return await _respond(served, request, answers, sampling, "text_completion")
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: ChatRequest) -> Response:
+        mode = request.mode(served.mode)
+        tools = request.tools if request.tool_choice == "auto" else []
+        prompt = served.tokenizer.encode(encode_messages(request.messages, mode, tools))
+        if request.top_logprobs is not None and not request.logprobs:
+            raise UsageError("top_logprobs needs logprobs")
+        logprobs = request.top_logprobs or 0 if request.logprobs else None
+        limits = [n for n in (request.max_tokens, request.max_completion_tokens) if n is not None]
+        sampling = request.sampling(logprobs, min(limits, default=None))
+        answer = ChatAnswer(prompt, mode, sampling, served.tokenizer)
+        return await _respond(served, request, [answer], sampling, "chat.completion")
+
+    @app.exception_handler(FlagReleaseError)
+    async def refuse(_: Request, error: FlagReleaseError) -> JSONResponse:
+        return _error(503 if isinstance(error, ResourceError) else 400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return _error(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+
+    return app
+
+
+def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [tokenizer.encode(prompt)]
+    if not prompt:
+        raise UsageError("an empty list of prompts")
+    whole = [each for each in prompt if isinstance(each, int)]
+    if whole:
+        return [whole]
+    return [
+        tokenizer.encode(each) if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)
+    ]
+
+
+async def _respond(
+    served: Served, request: GenerationRequest, answers: list[Answer], sampling: Sampling, kind: str
+) -> Response:
+    if request.model != served.name:
+        raise UsageError(f"model {request.model!r}: this server has {served.name!r}")
+    frame = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
+    if not request.stream:
+        choices = await asyncio.gather(*(_whole(served, answer, sampling) for answer in answers))
+        return JSONResponse({**frame, "object": kind, "choices": choices, "usage": usage(answers)})
+    if len(answers) > 1:
+        raise UsageError("several prompts cannot be streamed in one request")
+    chunk = {**frame, "object": "chat.completion.chunk" if kind == "chat.completion" else kind}
+    chunks = _chunks(served, answers[0], sampling, chunk, with_usage=request.wants_usage)
+    first = await anext(chunks)  # a refusal must come before the status line is sent
+    return StreamingResponse(_lines(first, chunks), media_type="text/event-stream")
+
+
+async def _whole(served: Served, answer: Answer, sampling: Sampling) -> dict[str, Any]:
+    async for event in served.service.stream(answer.prompt, sampling):
+        answer.add(event)
+    return answer.choice()
+
+
+async def _chunks(
+    served: Served, answer: Answer, sampling: Sampling, frame: dict[str, Any], *, with_usage: bool
+) -> AsyncIterator[dict[str, Any]]:
+    no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
+    async for event in served.service.stream(answer.prompt, sampling):
+        for choice in answer.add(event):
+            yield {**frame, "choices": [choice], **no_usage}
+    if with_usage:
+        yield {**frame, "choices": [], "usage": usage([answer])}
+
+
+async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Server-sent events."""
+    show: Callable[[dict[str, Any]], str] = lambda chunk: f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"  # noqa: E731
+    yield show(first)
+    async for chunk in rest:
+        yield show(chunk)
+    yield "data: [DONE]\n\n"
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    kind = "invalid_request_error" if status == 400 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
