@@ -1,0 +1,163 @@
+"""The command line of the engine: generate, serve, logits. torch is imported when one of them runs.
+
+Under torchrun every rank runs the same command: the leader reads, chooses and prints, the others follow its orders.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flagrelease.errors import UsageError
+
+if TYPE_CHECKING:
+    from flagrelease.engine.sampling import Sampling
+
+
+class NumericsChoice(str, Enum):
+    """What is rounded where; docs/engine.md."""
+
+    NATIVE = "native"
+    FP8 = "fp8"
+    BF16 = "bf16"
+
+
+class DtypeChoice(str, Enum):
+    """Of activations and caches."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class ModeChoice(str, Enum):
+    """Of a chat: answer at once, think first, think as long as it takes; or continue the text as it is."""
+
+    CHAT = "chat"
+    THINKING = "thinking"
+    MAX = "max"
+    RAW = "raw"
+
+
+class ChatModeChoice(str, Enum):
+    """Of chats that do not say one."""
+
+    CHAT = "chat"
+    THINKING = "thinking"
+    MAX = "max"
+
+
+class ReplayChoice(str, Enum):
+    """How the tokens go through the model."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+ReleaseArgument = Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)]
+NumericsOption = Annotated[NumericsChoice, typer.Option("--numerics", help="What is rounded where on the way.")]
+DtypeOption = Annotated[DtypeChoice, typer.Option("--dtype", help="float32, with --numerics bf16, makes a reference.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
+OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
+ContextOption = Annotated[int, typer.Option("--context", min=1, help="Tokens a sequence may have.")]
+RowsOption = Annotated[int, typer.Option("--batch", min=1, help="Sequences at once.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(epilog="Example: flagrelease generate releases/bf16-hf --numerics bf16 --prompt 'Who are you?'")(
+        generate
+    )
+    app.command(epilog="Example: torchrun --nproc-per-node 8 -m flagrelease serve releases/native-mp8")(serve)
+    app.command(
+        epilog="Example: flagrelease logits releases/fp8-hf --numerics fp8 --tokens t.jsonl --out l.safetensors"
+    )(logits)
+
+
+def generate(
+    release: ReleaseArgument,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt; its text goes to stdout.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="A JSONL file: a string or a list of messages a line. JSONL goes to stdout."),
+    ] = None,
+    mode: Annotated[
+        ModeChoice, typer.Option("--mode", help="How the model answers; raw: no chat at all.")
+    ] = ModeChoice.CHAT,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the most likely token.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Sample from the tokens that hold this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of an answer.")] = 512,
+    numerics: NumericsOption = NumericsChoice.NATIVE,
+    dtype: DtypeOption = DtypeChoice.BFLOAT16,
+    device: DeviceOption = "auto",
+    operators: OperatorsOption = "auto",
+    context: ContextOption = 16384,
+    batch: RowsOption = 4,
+) -> None:
+    """Continue a prompt, a file of prompts, or (with neither) chat at the terminal."""
+    from flagrelease.engine import terminal
+    from flagrelease.engine.sampling import Sampling
+    from flagrelease.engine.session import Session
+
+    if prompt is not None and prompts is not None:
+        raise UsageError("--prompt and --prompts: give one of them")
+    sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
+    with Session.open(release, numerics.value, dtype.value, device, operators) as session:
+        work = terminal.Terminal(session, mode.value, sampling)
+        if prompts is not None:
+            work.answer_file(prompts, context, batch)
+        elif prompt is not None:
+            work.answer(prompt, context)
+        elif mode is ModeChoice.RAW:
+            raise UsageError("--mode raw needs --prompt or --prompts: a chat at the terminal has turns")
+        else:
+            work.chat(context)
+
+
+def serve(
+    release: ReleaseArgument,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name. Default: the folder's.")] = None,
+    mode: Annotated[
+        ChatModeChoice, typer.Option("--mode", help="Of chats that do not choose their own.")
+    ] = ChatModeChoice.CHAT,
+    numerics: NumericsOption = NumericsChoice.NATIVE,
+    dtype: DtypeOption = DtypeChoice.BFLOAT16,
+    device: DeviceOption = "auto",
+    operators: OperatorsOption = "auto",
+    context: ContextOption = 16384,
+    batch: RowsOption = 16,
+) -> None:
+    """Serve OpenAI's API: models, completions, chat completions."""
+    from flagrelease.engine.session import Session
+
+    with Session.open(release, numerics.value, dtype.value, device, operators) as session:
+        session.serve(name or release.resolve().name, mode.value, host, port, context, batch)
+
+
+def logits(
+    release: ReleaseArgument,
+    tokens: Annotated[
+        Path, typer.Option("--tokens", help="A JSONL file: a list of token ids a line.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.", show_default=False)],
+    top: Annotated[int, typer.Option("--top", min=1, help="Most likely tokens kept at each position.")] = 1000,
+    replay: Annotated[
+        ReplayChoice, typer.Option("--replay", help="All tokens at once, or one by one through the cache.")
+    ] = ReplayChoice.PREFILL,
+    numerics: NumericsOption = NumericsChoice.NATIVE,
+    dtype: DtypeOption = DtypeChoice.BFLOAT16,
+    device: DeviceOption = "auto",
+    operators: OperatorsOption = "auto",
+) -> None:
+    """Write teacher-forced log-probabilities of given tokens, for comparing machines."""
+    from flagrelease.engine import logits_file
+    from flagrelease.engine.session import Session
+
+    sequences = logits_file.read_tokens(tokens)
+    with Session.open(release, numerics.value, dtype.value, device, operators) as session:
+        logits_file.write_logits(session.model, sequences, out, top, by_decode=replay is ReplayChoice.DECODE)

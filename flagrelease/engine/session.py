@@ -1,0 +1,82 @@
+"""A loaded release and the ranks that run it, for the length of a command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+
+from flagrelease.engine.chat import Mode
+from flagrelease.engine.loader import load
+from flagrelease.engine.model import Model
+from flagrelease.engine.numerics import NumericsName
+from flagrelease.engine.runner import Runner
+from flagrelease.engine.scheduler import Scheduler
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Use as a context: at its end the processes of the job part."""
+
+    release: Path
+    model: Model
+
+    @classmethod
+    def open(cls, release: Path, numerics: NumericsName, dtype: str, device: str, operators: str) -> Session:
+        """Load, and say on stderr what was loaded."""
+        model = load(release, numerics, getattr(torch, dtype), device, operators=operators)
+        if model.groups.is_leader:
+            said = f"{numerics} numerics in {dtype}, {model.ops.name} operators, {model.device.torch_device}"
+            print(f"{release}: {said}, {model.groups.mp} rank(s)", file=sys.stderr)
+        return cls(release, model)
+
+    def __enter__(self) -> Session:
+        """Nothing is left to do."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the job. After an error torchrun ends the other ranks, which may be waiting for this one."""
+        if dist.is_initialized() and error is None:
+            dist.destroy_process_group()
+
+    def runner(self, rows: int, context: int) -> Runner:
+        """The model with its caches, on every rank."""
+        return Runner(self.model, rows, min(context, self.model.config.max_position_embeddings))
+
+    def tokenizer(self) -> Tokenizer:
+        """The release's."""
+        return Tokenizer(self.release)
+
+    def serve(self, name: str, mode: Mode, host: str, port: int, context: int, rows: int) -> None:
+        """Answer requests until the process is interrupted.
+
+        Raises:
+            UsageError: the packages of the server are not installed.
+        """
+        runner = self.runner(rows, context)
+        if not self.model.groups.is_leader:
+            runner.follow()
+            return
+        try:
+            import uvicorn
+
+            from flagrelease.engine.server import Served, make_app
+            from flagrelease.engine.service import Service
+        except ModuleNotFoundError as error:
+            raise UsageError(f"serving needs {error.name}: pip install 'flagrelease[serve]'") from error
+        tokenizer = self.tokenizer()
+        service = Service(Scheduler(runner, tokenizer))
+        service.start()
+        try:
+            uvicorn.run(make_app(Served(service, tokenizer, name, mode)), host=host, port=port, log_level="warning")
+        finally:
+            service.stop()
+            runner.stop()

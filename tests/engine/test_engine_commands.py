@@ -1,0 +1,197 @@
+"""generate, serve and logits from the command line, alone and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from engine_checkpoint import Checkpoint, random_tokens
+from ranks import write_mp
+from safetensors import safe_open
+from small_tokenizer import write_tokenizer
+from typer.testing import CliRunner
+
+from flagrelease import engine
+from flagrelease.engine.commands import register
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import UsageError
+
+REFERENCE = ["--numerics", "bf16", "--dtype", "float32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def app() -> typer.Typer:
+    app = typer.Typer()
+    register(app)
+    return app
+
+
+@pytest.fixture(scope="module")
+def release(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = checkpoint.write_hf(tmp_path_factory.mktemp("release"), "bf16")
+    write_tokenizer(folder)
+    return folder
+
+
+def run(app: typer.Typer, *words: Any, said: str = "") -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], input=said, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def expected_text(release: Path, prompt: str, max_tokens: int) -> str:
+    model, tokenizer = engine.load(release, "bf16", torch.float32), Tokenizer(release)
+    return tokenizer.decode(model.generate(tokenizer.encode(prompt), Sampling(temperature=0, max_tokens=max_tokens)))
+
+
+def test_one_prompt(app: typer.Typer, release: Path) -> None:
+    text = run(app, "generate", release, "--prompt", "Hi", "--temperature", 0, "--max-tokens", 9, *REFERENCE)
+    assert text == expected_text(release, "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>", 9) + "\n"
+    raw = run(
+        app, "generate", release, "--prompt", "Hi", "--mode", "raw", "--temperature", 0, "--max-tokens", 9, *REFERENCE
+    )
+    assert raw == expected_text(release, "Hi", 9) + "\n"
+
+
+def test_a_file_of_prompts(app: typer.Typer, release: Path, tmp_path: Path) -> None:
+    prompts = ["one", [{"role": "system", "content": "S"}, {"role": "user", "content": "two"}], "three"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, prompts)) + "\n\n")
+    out = run(app, "generate", release, "--prompts", file, "--batch", 2, "--mode", "thinking", "--temperature", 0,
+              "--max-tokens", 5, *REFERENCE)  # fmt: skip
+    lines = [json.loads(line) for line in out.splitlines()]
+    texts = ["<｜User｜>one", "S<｜User｜>two", "<｜User｜>three"]
+    expected = [expected_text(release, f"<｜begin▁of▁sentence｜>{text}<｜Assistant｜><think>", 5) for text in texts]
+    assert lines == [{"text": text, "finish_reason": "length"} for text in expected]
+
+
+def test_a_seed_gives_the_same_text(app: typer.Typer, release: Path) -> None:
+    def once(seed: int) -> str:
+        return run(app, "generate", release, "--prompt", "x", "--seed", seed, "--max-tokens", 15, *REFERENCE)
+
+    assert once(3) == once(3) != once(4)
+
+
+def test_chat_remembers(app: typer.Typer, release: Path) -> None:
+    words = ["--temperature", 0, "--max-tokens", 4, *REFERENCE]
+    out = run(app, "generate", release, *words, said="Hi\nand?\n")
+    first = expected_text(release, "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>", 4)
+    assert out.startswith(first + "\n")
+    history = f"<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>{first}<｜end▁of▁sentence｜>"
+    assert out == first + "\n" + expected_text(release, f"{history}<｜User｜>and?<｜Assistant｜></think>", 4) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "a", "--prompts", "b"], "one of them"),
+        (["--mode", "raw"], "--mode raw needs"),
+        (["--prompt", "a", "--top-p", "0"], "top_p"),
+        (["--prompt", "a", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_contradictions(app: typer.Typer, release: Path, words: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run(app, "generate", release, *(REFERENCE + words))
+
+
+def logits_file(app: typer.Typer, release: Path, tmp_path: Path, *words: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    tokens = tmp_path / "tokens.jsonl"
+    tokens.write_text("\n".join(json.dumps(random_tokens(n, seed=n)) for n in (1, 150)))
+    out = tmp_path / "logits.safetensors"
+    run(app, "logits", release, "--tokens", tokens, "--out", out, "--top", 20, *REFERENCE, *words)
+    with safe_open(out, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+@pytest.mark.parametrize("replay", ["prefill", "decode"])
+def test_logits(app: typer.Typer, release: Path, tmp_path: Path, replay: str) -> None:
+    got, metadata = logits_file(app, release, tmp_path, "--replay", replay)
+    tokens = random_tokens(150, seed=150)
+    logp = engine.load(release, "bf16", torch.float32).logits(tokens).log_softmax(-1)
+    assert got["1.tokens"].tolist() == tokens
+    assert (got["1.logprobs"] - logp[torch.arange(149), tokens[1:]]).abs().max() < 1e-3
+    assert (got["1.top_logprobs"] - logp.sort(descending=True).values[:, :20]).abs().max() < 1e-3
+    assert (got["1.top_logprobs"] - logp.gather(-1, got["1.top_ids"].long())).abs().max() < 1e-3
+    assert got["0.logprobs"].shape == (0,)
+    assert metadata["replay"] == replay
+    assert (metadata["numerics"], metadata["dtype"], metadata["operators"]) == ("bf16", "float32", "torch")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[1, 2.5]", '"text"', "[1", "[true]"])
+def test_bad_token_files(app: typer.Typer, release: Path, tmp_path: Path, text: str) -> None:
+    tokens = tmp_path / "tokens.jsonl"
+    tokens.write_text(text)
+    with pytest.raises(UsageError, match=r"tokens\.jsonl"):
+        run(app, "logits", release, "--tokens", tokens, "--out", tmp_path / "out", *REFERENCE)
+
+
+MAIN = "import typer; from flagrelease.engine.commands import register; app = typer.Typer(); register(app); app()"
+
+
+def test_torchrun_generates_the_same_text(checkpoint: Checkpoint, release: Path, tmp_path: Path) -> None:
+    cut = write_mp(checkpoint, tmp_path / "mp2", "bf16", 2)
+    write_tokenizer(cut)
+    script = tmp_path / "main.py"
+    script.write_text(MAIN)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(_free_port()),
+    ]
+    words = ["generate", str(cut), "--prompt", "Hi", "--temperature", "0", "--max-tokens", "9", *REFERENCE]
+    done = subprocess.run([*torchrun, str(script), *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected_text(release, "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>", 9) + "\n"
+    assert "2 rank(s)" in done.stderr
+
+
+def test_serve_until_interrupted(release: Path) -> None:
+    port = _free_port()
+    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "100", *REFERENCE]
+    with subprocess.Popen([sys.executable, "-c", MAIN, *words], stderr=subprocess.PIPE, text=True) as server:
+        _wait_for(port)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
+            assert json.load(answer)["data"][0]["id"] == "small"
+        server.send_signal(signal.SIGINT)
+        _, said = server.communicate(timeout=60)
+    assert "bf16 numerics in float32, torch operators, cpu, 1 rank(s)" in said
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    with socket.socket() as probe:
+        while probe.connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < deadline, "the server does not listen"
+            time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def test_the_commands_load_no_torch_to_be_listed() -> None:
+    code = "import sys; import flagrelease.engine.commands; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert done.stdout == "False\n"
