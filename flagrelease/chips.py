@@ -1,18 +1,28 @@
-"""The chip table: what is known of the eight platforms, read from `chips.yaml`. A chip is data."""
+"""The chip table, read from `chips.yaml`: what is known of the eight platforms, and how well. A chip is data."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from flagrelease.errors import UsageError
 
 ReleaseDtype = Literal["bf16", "fp8"]
+Count = Annotated[int, Field(gt=0, strict=True)]
+# One `docker run` option as one word, so that a list of them can be joined, quoted or taken apart again.
+Flag = Annotated[str, StringConstraints(pattern=r"^--[a-z-]+(=\S+)?$")]
+Reason = Annotated[str, StringConstraints(pattern=r"^(unknown|none): \S")]
+# Fields that are claims about the world; each needs evidence. The rest are names, prose, or what the claims rest on.
+CLAIMS = (
+    "products", "torch_device", "torch_module", "dist_backend", "dist_library", "visible_devices", "smi", "fp8", "fp4",
+    "release_dtype", "host_arch", "container", "stacks", "release_stack", "published",
+)  # fmt: skip
 
 
 class _Strict(BaseModel):
@@ -20,54 +30,90 @@ class _Strict(BaseModel):
 
 
 class Product(_Strict):
-    """One product of a platform; memory is that of one card."""
+    """One product of a platform; the memory is that of one card, as sold."""
 
     name: str
-    memory_gib: int = Field(gt=0)
-    cards_per_node: int = Field(gt=0)
+    memory_gib: Count
+    cards_per_node: Count
 
 
 class VisibleDevices(_Strict):
-    """Environment variables that choose devices: for a process, and for the container runtime."""
+    """Environment variables that choose devices: for a process, and for the vendor's container runtime."""
 
     process: str
     container: str | None
 
 
+class Toolkit(_Strict):
+    """The vendor's container runtime: `command` runs in place of docker, `flags` ask for the cards."""
+
+    command: str
+    prerequisite: str
+    flags: tuple[Flag, ...]
+
+
 class Container(_Strict):
-    """How a container gets the cards: `flags` with the vendor's runtime (`prerequisite`), `raw_flags` without it."""
+    """How a container gets the cards: by the vendor's runtime, or `raw_flags` without it; `common_flags` go with both.
 
-    prerequisite: str | None
-    flags: tuple[str, ...] | None
-    raw_flags: tuple[str, ...] | None
-    flash_image: str | None
-    pro_image: str | None
+    {card} and {cards} in a flag stand for one card and all cards of a node; `Chip.docker_flags` fills them in.
+    """
+
+    toolkit: Toolkit | None
+    raw_flags: tuple[Flag, ...]
+    common_flags: tuple[Flag, ...]
+    base_image: str | None
 
 
-class Software(_Strict):
-    """Versions that FlagOS validated on the platform; several are divided by a slash."""
+class Stack(_Strict):
+    """Versions that FlagOS validated together on the platform."""
 
     driver: str | None
     sdk: str
-    python: str | None
+    python: str
     torch: str
     triton: str
     flagtree: str | None
 
 
-class Published(_Strict):
-    """What FlagOS published of DeepSeek-V4 by hand."""
+class ReleaseStack(_Strict):
+    """Versions that flag_gems 5.0.2 asks for, which the published DeepSeek-V4 releases use."""
 
-    flash: str
-    pro: str | None
+    torch: str
+    flagtree: str
+
+
+class PublishedModel(_Strict):
+    """One release that FlagOS made by hand. `repo_name` gives its repository, which is on each of `hubs`."""
+
+    hubs: tuple[Literal["huggingface", "modelscope"], ...] = Field(min_length=1)
+    dtype: ReleaseDtype | None
+    mp: tuple[Count, ...] | None
+    nodes: Count | None
+    image: str | None
+
+
+class Published(_Strict):
+    """The DeepSeek-V4 releases there are already."""
+
+    flash: PublishedModel
+    pro: PublishedModel | None
+
+
+class Evidence(_Strict):
+    """What fields rest on: `verified` was read in the source, `stated` is somebody's word, `inferred` is concluded."""
+
+    mark: Literal["verified", "stated", "inferred"]
+    sources: tuple[str, ...] = Field(min_length=1)
+    fields: tuple[str, ...] = Field(min_length=1)
 
 
 class Chip(_Strict):
-    """One platform. `unknown` maps each field that is null to the reason."""
+    """One platform. `why_null` maps each field that is null (nested ones dotted) to "unknown: ..." or "none: ..."."""
 
     id: str
     vendor: str
     products: tuple[Product, ...] = Field(min_length=1)
+    other_products: tuple[str, ...]
     aliases: tuple[str, ...]
     torch_device: str
     torch_module: str | None
@@ -79,13 +125,14 @@ class Chip(_Strict):
     fp4: bool
     release_dtype: ReleaseDtype
     release_reason: str
+    host_arch: Literal["x86_64", "aarch64"]
     container: Container
-    host_arch: str | None
-    software: Software
+    stacks: tuple[Stack, ...] = Field(min_length=1)
+    release_stack: ReleaseStack | None
     published: Published
     notes: tuple[str, ...]
-    sources: tuple[str, ...] = Field(min_length=1)
-    unknown: dict[str, str]
+    evidence: tuple[Evidence, ...]
+    why_null: dict[str, Reason]
 
     @property
     def memory_gib(self) -> int:
@@ -97,42 +144,84 @@ class Chip(_Strict):
         """Cards a node of that product."""
         return self.products[0].cards_per_node
 
+    def docker_flags(self, access: Literal["toolkit", "raw"]) -> tuple[str, ...]:
+        """`docker run` flags that give a container all cards of a node, with the vendor's container runtime or without.
+
+        Raises:
+            UsageError: no container runtime of the vendor is known.
+        """
+        toolkit, flags = self.container.toolkit, self.container.raw_flags
+        if access == "toolkit":
+            if toolkit is None:
+                raise UsageError(f"{self.id}: no toolkit flags ({self.why_null['container.toolkit']})")
+            flags = toolkit.flags
+        cards = [str(card) for card in range(self.cards_per_node)]
+        filled = [flag.replace("{cards}", ",".join(cards)) for flag in flags]
+        once_a_card = [
+            [flag.replace("{card}", card) for card in cards] if "{card}" in flag else [flag] for flag in filled
+        ]
+        return (*(flag for repeated in once_a_card for flag in repeated), *self.container.common_flags)
+
     @model_validator(mode="after")
     def _every_null_has_a_reason(self) -> Chip:
-        nulls = set(_nulls(self.model_dump(exclude={"unknown"})))
-        if nulls != set(self.unknown):
-            missing, extra = sorted(nulls - set(self.unknown)), sorted(set(self.unknown) - nulls)
-            raise ValueError(f"null without a reason: {missing}; reason beside a value: {extra}")
+        nulls, reasons = set(_nulls(self.model_dump(exclude={"why_null"}))), set(self.why_null)
+        if nulls != reasons:
+            raise ValueError(
+                f"null without a reason: {sorted(nulls - reasons)}; reason beside a value: {sorted(reasons - nulls)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_claim_has_evidence(self) -> Chip:
+        document = self.model_dump()
+        fields = [field for evidence in self.evidence for field in evidence.fields]
+        wrong = sorted(field for field in fields if not _holds(document, field))
+        bare = [claim for claim in CLAIMS if claim not in {field.split(".")[0] for field in fields}]
+        if wrong or bare:
+            raise ValueError(f"evidence for no field of a chip: {wrong}; claims without evidence: {bare}")
         return self
 
 
-def _nulls(document: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in document.items():
-        if value is None:
-            found.append(prefix + key)
-        elif isinstance(value, dict):
-            found += _nulls(value, f"{prefix}{key}.")
-    return found
+def _nulls(value: Any, path: str = "") -> Iterator[str]:
+    if value is None:
+        yield path
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _nulls(inner, f"{path}.{key}" if path else str(key))
+
+
+def _holds(document: dict[str, Any], field: str) -> bool:
+    head, _, rest = field.partition(".")
+    return head in document and (not rest or (isinstance(document[head], dict) and _holds(document[head], rest)))
 
 
 def parse_chips(text: str) -> dict[str, Chip]:
-    """Read a chip table; ids and aliases name one chip each.
+    """Read a chip table, by id.
 
     Raises:
-        ValueError: a row that breaks the schema, or a name that two rows claim.
+        ValueError: a row breaks the schema, a name is claimed by two rows, an evidence names no source of the table, or
+            chips that share a torch device differ in the module or backend it needs.
     """
-    chips = {name: Chip.model_validate({"id": name, **row}) for name, row in yaml.safe_load(text).items()}
+    table = yaml.safe_load(text)
+    chips = {name: Chip.model_validate({"id": name, **row}) for name, row in table["chips"].items()}
     names = [name for chip in chips.values() for name in (chip.id, *chip.aliases)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"names claimed twice: {', '.join(twice)}")
+    cited = {source for chip in chips.values() for evidence in chip.evidence for source in evidence.sources}
+    if cited != set(table["sources"]):
+        raise ValueError(f"cited but not listed, or listed but not cited: {sorted(cited ^ set(table['sources']))}")
+    for kind in {chip.torch_device for chip in chips.values()}:
+        seams = {(chip.torch_module, chip.dist_backend) for chip in chips.values() if chip.torch_device == kind}
+        if len(seams) > 1:
+            raise ValueError(
+                f"chips with torch device {kind!r} differ in torch module or backend: {sorted(map(str, seams))}"
+            )
     return chips
 
 
 @cache
 def load_chips() -> dict[str, Chip]:
-    """The table by id."""
+    """The table by id, in its order."""
     return parse_chips(resources.files("flagrelease").joinpath("chips.yaml").read_text(encoding="utf-8"))
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
+import platform
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
-from flagrelease.chips import load_chips
+from flagrelease.chips import Chip, get_chip, load_chips
 from flagrelease.errors import ResourceError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A torch device: type (`cpu`, `cuda`, `npu`, `musa`), index, and the torch.distributed backend that serves it."""
+    """A torch device: its type (`cpu` or one of the chip table), its index, the torch.distributed backend for it."""
 
     type: str
     index: int
@@ -24,70 +25,93 @@ class Device:
         """The device string of torch."""
         return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
 
+    @property
+    def name(self) -> str:
+        """What the device calls itself; for the CPU, its architecture."""
+        return platform.machine() if self.type == "cpu" else str(_api(self.type).get_device_name(self.index))
+
     def set_current(self) -> None:
         """Make it the default of its type in this process."""
         if self.type != "cpu":
-            _module(self.type).set_device(self.index)
+            _api(self.type).set_device(self.index)
 
     def synchronize(self) -> None:
         """Wait until all work queued on it is done."""
         if self.type != "cpu":
-            _module(self.type).synchronize(self.index)
+            _api(self.type).synchronize(self.index)
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""
         if self.type == "cpu":
             page = os.sysconf("SC_PAGE_SIZE")
             return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
-        free, total = _module(self.type).mem_get_info(self.index)
+        free, total = _api(self.type).mem_get_info(self.index)
         return int(free), int(total)
 
 
 def open_device(name: str, index: int = 0) -> Device:
     """The device `name`: `auto`, `cpu`, a torch device type of the chip table, or a chip.
 
-    `auto` is the first accelerator that is there, else the CPU.
+    `auto` is the device of this index of the first type in the table that has any, and the CPU where none has.
 
     Raises:
         UsageError: no such name.
-        ResourceError: its torch module is not installed, or shows no such device.
+        ResourceError: its torch module is not installed or does not load, or there is no device of this index.
     """
     if name == "cpu":
         return Device("cpu", 0, "gloo")
-    types = {chip.torch_device: chip for chip in reversed(load_chips().values())}
+    types = _types()
     if name == "auto":
-        for kind in types:
-            if _count(kind) > index:
-                return Device(kind, index, types[kind].dist_backend)
-        return Device("cpu", 0, "gloo")
-    chips = {alias: chip for chip in load_chips().values() for alias in (chip.id, *chip.aliases)} | types
-    if name not in chips:
-        raise UsageError(f"device {name!r} is none of auto, cpu, {', '.join(sorted(types))}, nor a chip")
-    chip = chips[name]
-    count = _count(chip.torch_device)
-    if count <= index:
-        needed = chip.torch_module or "torch"
-        raise ResourceError(f"device {name!r}, index {index}: {needed} shows {count} {chip.torch_device} devices here")
-    return Device(chip.torch_device, index, chip.dist_backend)
+        present = [kind for kind in types if _has_module(kind) and _count(kind) > 0]
+        if not present:
+            return Device("cpu", 0, "gloo")
+        name = present[0]
+    kind = name if name in types else _of_chip(name)
+    if not _has_module(kind):
+        raise ResourceError(f"device {name!r} needs the module {types[kind].torch_module}, which is not installed")
+    count = _count(kind)
+    if index >= count:
+        raise ResourceError(f"device {name!r}: no index {index}; torch.{kind} shows {count} devices")
+    return Device(kind, index, types[kind].dist_backend)
+
+
+def _of_chip(name: str) -> str:
+    try:
+        return get_chip(name).torch_device
+    except UsageError as error:
+        raise UsageError(f"device {name!r} is none of auto, cpu, {', '.join(_types())}; {error}") from None
+
+
+def _types() -> dict[str, Chip]:
+    """Torch device type -> a chip of it, in the table's order; all of one type have the same module and backend."""
+    types: dict[str, Chip] = {}
+    for chip in load_chips().values():
+        types.setdefault(chip.torch_device, chip)
+    return types
+
+
+def _has_module(kind: str) -> bool:
+    module = _types()[kind].torch_module
+    return module is None or importlib.util.find_spec(module) is not None
 
 
 def _count(kind: str) -> int:
-    try:
-        module = _module(kind)
-    except ResourceError:
-        return 0
-    return int(module.device_count()) if module.is_available() else 0
+    api = _api(kind)
+    return int(api.device_count()) if api.is_available() else 0
 
 
-def _module(kind: str) -> ModuleType:
+def _api(kind: str) -> Any:
     """`torch.cuda`, `torch.npu`, `torch.musa`: the last two appear when the vendor's module is imported."""
     import torch
 
-    extension = next((c.torch_module for c in load_chips().values() if c.torch_device == kind and c.torch_module), None)
-    if extension is not None:
+    module = _types()[kind].torch_module
+    if module is not None:
         try:
-            importlib.import_module(extension)
-        except ImportError as error:
-            raise ResourceError(f"device {kind!r} needs the module {extension}, which cannot be imported") from error
-    module: ModuleType = getattr(torch, kind)
-    return module
+            importlib.import_module(module)
+        except (
+            ImportError
+        ) as error:  # e.g. the vendor's libraries are not on the path: broken is not the same as absent
+            raise ResourceError(
+                f"device {kind!r}: the module {module} is installed but does not load: {error}"
+            ) from error
+    return getattr(torch, kind)

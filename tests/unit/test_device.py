@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import platform
 import sys
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from flagrelease.device import Device, open_device
 from flagrelease.errors import ResourceError, UsageError
+
+
+def pretend(calls: list[object], count: int) -> SimpleNamespace:
+    """A torch.<device> module with this many devices that writes down what is asked of it."""
+    return SimpleNamespace(
+        is_available=lambda: count > 0,
+        device_count=lambda: count,
+        set_device=lambda index: calls.append(("set_device", index)),
+        synchronize=lambda index: calls.append(("synchronize", index)),
+        mem_get_info=lambda index: (10 + index, 100),
+        get_device_name=lambda index: f"card {index}",
+    )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str, source: str = "") -> None:
+    """An importable module of this name, for this test."""
+    (folder / f"{module}.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, module, sys)  # so that what the import leaves there is taken out again
+    del sys.modules[module]
 
 
 @pytest.fixture
@@ -19,25 +41,21 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def musa(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A torch_musa with two cards; returns the calls made."""
+def musa(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
+    """A torch_musa with two cards, and no CUDA; returns the calls made."""
     calls: list[object] = []
-    fake = SimpleNamespace(
-        is_available=lambda: True,
-        device_count=lambda: 2,
-        set_device=lambda index: calls.append(("set_device", index)),
-        synchronize=lambda index: calls.append(("synchronize", index)),
-        mem_get_info=lambda index: (10 + index, 100),
-    )
-    monkeypatch.setitem(sys.modules, "torch_musa", ModuleType("torch_musa"))
-    monkeypatch.setattr(torch, "musa", fake, raising=False)
+    monkeypatch.setattr(torch, "cuda", pretend([], 0))
+    monkeypatch.setattr(torch, "musa", pretend(calls, 2), raising=False)
+    install(monkeypatch, tmp_path, "torch_musa")
     return calls
 
 
 def test_cpu() -> None:
     device = open_device("cpu")
-    assert (device.torch_device, device.dist_backend) == ("cpu", "gloo")
+    assert (device.torch_device, device.dist_backend, device.name) == ("cpu", "gloo", platform.machine())
     free, total = device.memory()
+    in_kib = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
+    assert total == in_kib["MemTotal"] * 1024
     assert 0 < free <= total
     device.synchronize()
     device.set_current()
@@ -45,13 +63,19 @@ def test_cpu() -> None:
 
 @pytest.mark.usefixtures("no_cuda")
 def test_auto_is_the_cpu_where_nothing_else_is() -> None:
-    assert open_device("auto").type == "cpu"
+    assert open_device("auto") == open_device("auto", 3) == Device("cpu", 0, "gloo")
 
 
 @pytest.mark.usefixtures("no_cuda")
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("cuda", "torch shows 0 cuda devices"), ("mthreads", "torch_musa shows 0 musa"), ("ascend", "torch_npu shows 0")],
+    [
+        ("cuda", r"'cuda': no index 0; torch\.cuda shows 0 devices"),
+        ("hygon", r"'hygon': no index 0; torch\.cuda shows 0 devices"),
+        ("mthreads", "'mthreads' needs the module torch_musa, which is not installed"),
+        ("npu", "'npu' needs the module torch_npu, which is not installed"),
+        ("huawei", "'huawei' needs the module torch_npu, which is not installed"),
+    ],
 )
 def test_what_is_not_there(name: str, said: str) -> None:
     with pytest.raises(ResourceError, match=said):
@@ -59,19 +83,44 @@ def test_what_is_not_there(name: str, said: str) -> None:
 
 
 def test_no_such_name() -> None:
-    with pytest.raises(UsageError, match="none of auto, cpu, cuda, musa, npu, nor a chip"):
-        open_device("tpu")
+    with pytest.raises(UsageError, match=r"'ascent' is none of auto, cpu, cuda, npu, musa; .*did you mean 'ascend'"):
+        open_device("ascent")
 
 
-@pytest.mark.usefixtures("no_cuda")
 def test_a_chip_is_its_device_with_its_backend(musa: list[object]) -> None:
     for name in ("mthreads", "moore", "musa", "auto"):
         assert open_device(name, 1) == Device("musa", 1, "mccl")
     device = open_device("musa", 1)
-    assert device.torch_device == "musa:1"
+    assert (device.torch_device, device.name, device.memory()) == ("musa:1", "card 1", (11, 100))
     device.set_current()
     device.synchronize()
     assert musa == [("set_device", 1), ("synchronize", 1)]
-    assert device.memory() == (11, 100)
-    with pytest.raises(ResourceError, match="index 2: torch_musa shows 2 musa devices"):
-        open_device("musa", 2)
+
+
+@pytest.mark.usefixtures("musa")
+@pytest.mark.parametrize("name", ["musa", "auto"])
+def test_a_rank_too_many_does_not_end_up_elsewhere(name: str) -> None:
+    with pytest.raises(ResourceError, match=r"no index 2; torch\.musa shows 2 devices"):
+        open_device(name, 2)
+
+
+@pytest.mark.parametrize(
+    ("count_cuda", "count_npu", "chosen"),
+    [(8, 8, ("cuda", "nccl")), (0, 8, ("npu", "hccl")), (0, 0, ("cpu", "gloo"))],
+)
+def test_auto_takes_the_first_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count_cuda: int, count_npu: int, chosen: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(torch, "cuda", pretend([], count_cuda))
+    monkeypatch.setattr(torch, "npu", pretend([], count_npu), raising=False)
+    install(monkeypatch, tmp_path, "torch_npu")
+    device = open_device("auto")
+    assert (device.type, device.dist_backend) == chosen
+
+
+@pytest.mark.usefixtures("no_cuda")
+@pytest.mark.parametrize("name", ["npu", "auto"])
+def test_a_broken_module_is_not_an_absent_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    install(monkeypatch, tmp_path, "torch_npu", "raise ImportError('libascendcl.so: cannot open shared object file')")
+    with pytest.raises(ResourceError, match=r"torch_npu is installed but does not load: libascendcl\.so"):
+        open_device(name)
