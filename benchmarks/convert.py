@@ -158,7 +158,8 @@ def machine() -> str:
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     memory = psutil.virtual_memory().total / 2**30
-    return f"{names[0] if names else platform.processor()}, {len(names)} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+    python = platform.python_version()
+    return f"{names[0] if names else platform.processor()}, {len(names)} cores, {memory:.0f} GiB, Python {python}"
 
 
 def commit() -> str:

@@ -51,7 +51,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_kill_at_random_moments(checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("enough", [pytest.param(6, id="few"), pytest.param(60, id="many", marks=pytest.mark.slow)])
+def test_kill_at_random_moments(enough: int, checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     rng = random.Random(20261122)
     targets = [word for target in TARGETS for word in ("--target", target)]
     command = [sys.executable, "-c", _DRIVER, "convert", str(checkpoint), "--out", str(tmp_path / "out"), *targets]
@@ -74,7 +75,7 @@ def test_kill_at_random_moments(checkpoint: Path, undisturbed: dict[str, bytes],
             kills["writing"] += 1
             _assert_nothing_half_done_looks_whole(folder)
         assert contents(folder) == undisturbed
-        if kills["writing"] >= 20:
+        if kills["writing"] >= enough:
             return
     pytest.fail(f"too few kills hit: {kills}")
 
@@ -104,7 +105,7 @@ class Crash(BaseException):
 
 
 @pytest.mark.usefixtures("small_steps")
-@pytest.mark.parametrize("stride", [pytest.param(37, id="sample"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [pytest.param(131, id="sample"), pytest.param(1, id="all", marks=pytest.mark.slow)])
 def test_stop_at_every_system_call(
     stride: int, checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
