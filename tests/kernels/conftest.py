@@ -30,3 +30,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
             "kernels are interpreted in this process" if interpreted else "kernels are compiled in this process"
         )
     return torch.device(request.param)
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """The GPU, for tests that only it can run."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda")

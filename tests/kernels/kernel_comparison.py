@@ -27,31 +27,33 @@ ROUNDS_INSIDE = {"sparse_attention": 2**-8, "moe_experts": 2**-8}
 EXACT = {"act_quant", "act_quant_roundtrip", "fp4_act_quant", "fp4_act_quant_roundtrip", "embedding"}
 
 
-def assert_same(actual: object, expected: object, operator: str = "") -> None:
-    """Compare tensors or tuples of them: shape, dtype, then values within the table; integers and FP8 codes exactly."""
+def assert_same(actual: object, expected: object, operator: str = "") -> float:
+    """Compare tensors or tuples of them: shape, dtype, then values within the table; integers and FP8 codes exactly.
+
+    Returns the largest relative error.
+    """
     if isinstance(expected, tuple):
         assert isinstance(actual, tuple)
         assert len(actual) == len(expected)
-        for a, e in zip(actual, expected, strict=True):
-            assert_same(a, e, operator)
-        return
+        return max(assert_same(a, e, operator) for a, e in zip(actual, expected, strict=True))
     assert isinstance(actual, Tensor)
     assert isinstance(expected, Tensor)
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
     if operator in EXACT and expected.dtype in TOLERANCE:
         assert torch.equal(actual, expected)  # 0 and -0 are the same value
-        return
+        return 0.0
     if expected.dtype not in TOLERANCE:
         assert torch.equal(_raw(actual), _raw(expected)), (
             f"{int((_raw(actual) != _raw(expected)).sum())} elements differ"
         )
-        return
+        return 0.0
     tolerance = TOLERANCE[expected.dtype]
     if expected.dtype == torch.bfloat16 or (operator == "moe_experts" and expected.dtype == torch.float32):
         tolerance = ROUNDS_INSIDE.get(operator, tolerance)
     error, largest = differences(actual, expected)
     assert error <= tolerance, f"relative error {error:.2e} > {tolerance:.1e}"
     assert largest <= 16 * tolerance, f"one element is off by {largest:.2e} of the largest"
+    return error
 
 
 def differences(actual: Tensor, expected: Tensor) -> tuple[float, float]:

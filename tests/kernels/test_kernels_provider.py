@@ -73,11 +73,9 @@ def test_the_torch_provider_imports_no_triton() -> None:
 
 
 @pytest.mark.gpu
-def test_the_vendors_product_agrees() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    auto = load_provider("auto", torch.device("cuda"))
-    x, w = (torch.randn(33, 512, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+def test_the_vendors_product_agrees(gpu: torch.device) -> None:
+    auto = load_provider("auto", gpu)
+    x, w = (torch.randn(33, 512, device=gpu, dtype=torch.bfloat16) for _ in range(2))
     expected = reference.linear(x, w, torch.bfloat16)
     assert (auto.linear(x, w, torch.bfloat16) - expected).norm() <= 2**-8 * expected.norm()
-    assert torch.equal(auto.linear(x, w, torch.float32), load_provider("triton", x.device).linear(x, w, torch.float32))
+    assert torch.equal(auto.linear(x, w, torch.float32), load_provider("triton", gpu).linear(x, w, torch.float32))

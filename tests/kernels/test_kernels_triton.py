@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -29,22 +31,40 @@ def test_every_operator_has_a_case_and_a_kernel() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=_ids)
-def test_kernel_gives_what_the_definition_gives(case: Case, device: torch.device) -> None:
-    _compare(case, device)
+def test_kernel_gives_what_the_definition_gives(
+    case: Case, device: torch.device, record_property: Callable[[str, object], None]
+) -> None:
+    _compare(case, device, record_property)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", flash_cases(), ids=_ids)
-def test_kernel_gives_what_the_definition_gives_at_flash_shapes(case: Case) -> None:
-    _compare(case, torch.device("cuda"))
+def test_kernel_gives_what_the_definition_gives_at_flash_shapes(
+    case: Case, gpu: torch.device, record_property: Callable[[str, object], None]
+) -> None:
+    _compare(case, gpu, record_property)
 
 
-def _compare(case: Case, device: torch.device) -> None:
+def _compare(case: Case, device: torch.device, record_property: Callable[[str, object], None]) -> None:
     arguments = case.arguments(device)
     expected = getattr(reference, case.operator)(*arguments)
     with poisoned():
         actual = getattr(TritonOperators, case.operator)(*arguments)
-    assert_same(actual, expected, case.operator)
+    record_property("relative_error", assert_same(actual, expected, case.operator))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+def test_a_captured_kernel_gives_the_same(case: Case, gpu: torch.device) -> None:
+    """In a CUDA graph nothing may wait for the device, and shapes may depend on shapes only."""
+    arguments = case.arguments(gpu)
+    operator = getattr(TritonOperators, case.operator)
+    expected = operator(*arguments)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = operator(*arguments)
+    graph.replay()
+    assert assert_same(captured, expected, case.operator) == 0
 
 
 @pytest.mark.parametrize("operator", ["rms_norm", "apply_rope", "act_quant_roundtrip", "fp4_act_quant_roundtrip"])
