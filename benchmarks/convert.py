@@ -246,9 +246,8 @@ def report(options: argparse.Namespace, read: int, written: int, rows: dict[str,
     for name, row in rows.items():
         memory = f"{row.peak_rss / 2**30:.2f} GiB" if row.peak_rss else ""
         ratio = f"{row.bytes_read / read:.2f}" if row.bytes_read else ""
-        print(
-            f"| {name} | {row.seconds:.1f} | {written / row.seconds / 1e9:.2f} | {row.seconds / floor:.2f} | {memory} | {ratio} |"
-        )
+        of_floor = f"{row.seconds / floor:.2f}"
+        print(f"| {name} | {row.seconds:.1f} | {written / row.seconds / 1e9:.2f} | {of_floor} | {memory} | {ratio} |")
 
 
 if __name__ == "__main__":
