@@ -48,8 +48,8 @@ class Source:
 
     @property
     def expert_format(self) -> Format | None:
-        """The format of the routed experts; None if they are BF16."""
-        return next(t.format for t in self.tensors if t.spec.storage is Storage.EXPERT)
+        """The format of the routed experts; None if they are BF16, or if a surveyed source has none."""
+        return next((t.format for t in self.tensors if t.spec.storage is Storage.EXPERT), None)
 
 
 def read_source(folder: Path) -> Source:
