@@ -19,6 +19,7 @@ from flagrelease.convert.work import CHUNK_BYTES, run_job
 from flagrelease.errors import ResourceError
 from flagrelease.manifest import Manifest, read_manifest
 from flagrelease.shard.reader import TensorReader
+from flagrelease.shard.writer import BLOCK_BYTES
 
 Progress = Callable[[int], None]  # bytes written so far, of `Plan.bytes_to_write`
 
@@ -28,8 +29,9 @@ _BUFFERS_PER_WORKER = 3
 
 def memory_bound(plan: Plan, workers: int) -> int:
     """Bytes a conversion needs at most beside the interpreter: buffers, copies of column cuts, blocks of open files."""
-    open_files = min(len(plan.files), workers + max((r.target.mp or 0) for r in plan.releases))
-    return 2 * workers * _BUFFERS_PER_WORKER * CHUNK_BYTES + open_files * (4 << 20)
+    # All ranks of an mp release grow together; of an hf release, at most as many files as workers write to them.
+    open_files = min(len(plan.files), sum(release.target.mp or workers for release in plan.releases))
+    return 2 * workers * _BUFFERS_PER_WORKER * CHUNK_BYTES + open_files * BLOCK_BYTES
 
 
 def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Progress) -> dict[str, Manifest]:
