@@ -59,15 +59,29 @@ class Checkpoint:
         self._bf16("head.weight", (V, H), 3 / math.sqrt(H))
         self._norm("norm.weight", H)
         self._hc("hc_head", M, 1)
-        names = [f"layers.{n}" for n in range(c["num_hidden_layers"])] + ["mtp.0"] * c["num_nextn_predict_layers"]
+        stages = len(c.get("dspark_target_layer_ids", [0] * c["num_nextn_predict_layers"]))
+        names = [f"layers.{n}" for n in range(c["num_hidden_layers"])] + [f"mtp.{n}" for n in range(stages)]
         for n, name in enumerate(names):
             self._block(name, c["compress_ratios"][n], hashed=n < c["num_hash_layers"])
-        if c["num_nextn_predict_layers"]:
+        if "dspark_block_size" in c:
+            self._dspark(stages)
+        elif stages:
             self._fp8("mtp.0.e_proj", H, H)
             self._fp8("mtp.0.h_proj", H, H)
             for norm in ("enorm", "hnorm", "norm"):
                 self._norm(f"mtp.0.{norm}.weight", H)
             self._hc("mtp.0.hc_head", M, 1)
+
+    def _dspark(self, stages: int) -> None:
+        c, last = self.config, f"mtp.{stages - 1}"
+        H, V, rank = c["hidden_size"], c["vocab_size"], c["dspark_markov_rank"]
+        self._fp8("mtp.0.main_proj", H, stages * H)
+        self._norm("mtp.0.main_norm.weight", H)
+        self._norm(f"{last}.norm.weight", H)
+        self._hc(f"{last}.hc_head", c["hc_mult"], 1)
+        self._bf16(f"{last}.confidence_head.proj.weight", (1, H + rank), 1.0)
+        self._bf16(f"{last}.markov_head.markov_w1.weight", (V, rank), 1.0)
+        self._bf16(f"{last}.markov_head.markov_w2.weight", (V, rank), 1.0)
 
     def _block(self, at: str, ratio: int, hashed: bool) -> None:
         c = self.config
