@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flagrelease import __version__, console
+from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError, VerificationError
 
 EXIT_CODES = """\
@@ -190,6 +191,9 @@ def verify(
     _show(as_json, result.model_dump(mode="json"), lambda: reports.show_verification(release, result))
     if not result.passed:
         raise typer.Exit(VerificationError.exit_code)
+
+
+engine.register(app)
 
 
 def _plain(choice: OGroupsChoice | None) -> Any:
