@@ -130,11 +130,11 @@ def test_a_planted_defect_is_caught(
     case = next(c for c in CASES if (c.operator, c.label) == (operator, label))
     arguments = case.arguments(device)
     kernel = getattr(TritonOperators, operator)(*arguments)
-    assert_same(kernel, getattr(reference, operator)(*arguments), operator)
+    assert_same(kernel, getattr(reference, operator)(*arguments), case.tolerance)
     with torch.device(device):
         wrong = defective(*arguments)
     with pytest.raises(AssertionError):
-        assert_same(kernel, wrong, operator)
+        assert_same(kernel, wrong, case.tolerance)
 
 
 def test_an_element_that_is_not_written_is_caught() -> None:

@@ -40,4 +40,4 @@ def test_flag_gems_gives_what_the_definition_gives(
     arguments = case.arguments(gpu)
     expected = getattr(reference, case.operator)(*arguments)
     actual = getattr(flag_gems, case.operator)(*arguments)
-    record_property("relative_error", assert_same(actual, expected, case.operator))
+    record_property("relative_error", assert_same(actual, expected, case.tolerance))

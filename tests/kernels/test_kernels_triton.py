@@ -50,7 +50,7 @@ def _compare(case: Case, device: torch.device, record_property: Callable[[str, o
     expected = getattr(reference, case.operator)(*arguments)
     with poisoned():
         actual = getattr(TritonOperators, case.operator)(*arguments)
-    record_property("relative_error", assert_same(actual, expected, case.operator))
+    record_property("relative_error", assert_same(actual, expected, case.tolerance))
 
 
 @pytest.mark.gpu
@@ -64,7 +64,7 @@ def test_a_captured_kernel_gives_the_same(case: Case, gpu: torch.device) -> None
     with torch.cuda.graph(graph):
         captured = operator(*arguments)
     graph.replay()
-    assert assert_same(captured, expected, case.operator) == 0
+    assert assert_same(captured, expected, case.tolerance) == 0
 
 
 @pytest.mark.parametrize("operator", ["rms_norm", "apply_rope", "act_quant_roundtrip", "fp4_act_quant_roundtrip"])

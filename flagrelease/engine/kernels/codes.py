@@ -39,8 +39,11 @@ def e2m1_code(y: tl.tensor) -> tl.tensor:
 
 @jit
 def e2m1_value(code: tl.tensor) -> tl.tensor:
-    """The FP32 value of an E2M1 code 0..15 (int32): twice the value is 0, 1, 2, 3, 4, 6, 8, 12."""
+    """The FP32 value of an E2M1 code 0..15 (int32).
+
+    From 1 on, codes 2 to 7 have the exponent and the mantissa bit of FP32, 126 below its bias; 0 and 0.5 are subnormal.
+    """
     magnitude = code & 7
-    twice = tl.where(magnitude < 2, magnitude, (2 | (magnitude & 1)) << ((tl.maximum(magnitude, 2) >> 1) - 1))
-    value = twice.to(tl.float32) * 0.5
+    normal = ((magnitude << 22) + (126 << 23)).to(tl.float32, bitcast=True)
+    value = tl.where(magnitude < 2, magnitude.to(tl.float32) * 0.5, normal)
     return tl.where(code >= 8, -value, value)

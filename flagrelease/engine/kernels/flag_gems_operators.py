@@ -5,7 +5,8 @@ reading):
 
 - act_quant_triton takes the maximum and its product with 1/448 in the input's type: BF16 would round the scale;
 - hadamard_transform adds in the input's type;
-- sparse_attn_triton needs 16 heads or more, a power of two, and a valid position in the first 64 or gives NaN;
+- sparse_attn_triton needs 16 to 64 heads (shared memory, at d = 512), a power of two, and gives NaN unless one of the
+  first 64 positions is valid;
 - hc_split_sinkhorn has eps = 1e-6 in the kernel;
 - fp8_matmul writes BF16 and needs a multiple of 128 outputs (the last block's rows wrap around).
 """
@@ -46,7 +47,8 @@ def hadamard(x: Tensor) -> Tensor:
 def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
     """See `reference.sparse_attention`."""
     heads, dim = q.shape[2:]
-    if heads < 16 or heads & (heads - 1) or dim & (dim - 1) or q.dtype != torch.bfloat16:
+    powers_of_two = heads & (heads - 1) == dim & (dim - 1) == 0
+    if not 16 <= heads <= 64 or not powers_of_two or q.dtype != torch.bfloat16:
         return triton_sparse_attention.sparse_attention(q, kv, sink, idx, scale)
     valid_first = idx.sort(dim=-1, descending=True).values
     o: Tensor = gems_sparse_attention(q, kv, sink, valid_first, scale)

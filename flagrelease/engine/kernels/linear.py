@@ -14,6 +14,8 @@ from flagrelease.engine.kernels.layout import unit_columns
 from flagrelease.engine.kernels.product import product
 from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight, weight_format
 
+FILLED = 128  # programs that keep a chip busy
+
 
 @jit
 def _linear_kernel(
@@ -114,13 +116,22 @@ def check_activation(x: Tensor, xs: Tensor | None, columns: int) -> None:
         raise ValueError(f"activation scales have shape {tuple(xs.shape)} for codes {tuple(x.shape)}")
 
 
-def tile_shape(rows: int, fmt: str, widest: torch.dtype) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, BLOCK_K, warps) for about `rows` rows of x: narrow tiles keep a small batch's launch wide."""
-    if widest == torch.float32:
-        return 16 if rows <= 16 else 64, 64, 32, 4
-    if rows <= 64:
-        return max(16, triton.next_power_of_2(rows)), 64, 128, 4
-    return (64, 128, 128, 4) if fmt == "fp4" else (128, 128, 64, 8)
+def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, BLOCK_K, warps); only speed depends on them.
+
+    Args:
+        rows: of x, or the mean number that an expert gets.
+        outputs: of all groups or experts together; few of them are cut finer, so that a small batch fills the chip.
+        fmt: of the weight.
+        single: FP32 operands, which take twice the shared memory.
+    """
+    if rows > 64 and not single:
+        return (64, 128, 128, 4) if fmt == "fp4" else (128, 128, 64, 8)
+    block_m = max(16, triton.next_power_of_2(min(rows, 64)))
+    block_n = 64
+    while block_n > 16 and outputs // block_n < FILLED:
+        block_n //= 2
+    return block_m, block_n, 32 if single else 128, 4
 
 
 def _launch(
@@ -136,9 +147,8 @@ def _launch(
     if xs is not None:
         xs = unit_columns(xs.reshape(M, -1))
     ws = stored_scale(ws)
-    block_m, block_n, block_k, warps = tile_shape(
-        M, fmt, torch.promote_types(x.dtype, w.dtype) if fmt == "plain" else x.dtype
-    )
+    single = x.dtype == torch.float32 or w.dtype == torch.float32
+    block_m, block_n, block_k, warps = tile_shape(M, G * N, fmt, single)
     _linear_kernel[(triton.cdiv(M, block_m), triton.cdiv(N, block_n), G)](
         x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), 0 if xs is None else xs.stride(0),
         w.stride(1), w.stride(0), 0 if ws is None else ws.stride(0), G * N,

@@ -181,7 +181,7 @@ def moe_experts(
         )
     ids, weights, x = ids.contiguous(), weights.float().contiguous(), x.contiguous()
     pairs, start = _plan(ids, experts.first, E)
-    tiles = _tiles(T * slots, experts, x.dtype)
+    tiles = _tiles(T * slots, min(MI, H), experts, x.dtype)
 
     xq, xs = _quantise(x, experts.format, quantise_activations)
     w1, w3, s1, s3 = _bytes(experts.w1), _bytes(experts.w3), stored_scale(experts.s1), stored_scale(experts.s3)
@@ -234,8 +234,9 @@ def _strides(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> tupl
     )  # fmt: skip
 
 
-def _tiles(pairs: int, experts: ExpertWeights, dtype: torch.dtype) -> dict[str, int]:
-    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them."""
-    mean = min(64, ceil_div(pairs, len(experts.w1)))
-    block_m, block_n, block_k, warps = tile_shape(mean, experts.format, dtype)
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps}
+def _tiles(pairs: int, outputs: int, experts: ExpertWeights, dtype: torch.dtype) -> dict[str, int]:
+    """Tile sizes for the mean number of pairs an expert gets; at most one expert a pair has any."""
+    count = len(experts.w1)
+    mean = min(64, ceil_div(pairs, count))
+    shape = tile_shape(mean, outputs * min(pairs, count), experts.format, dtype == torch.float32)
+    return dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps"), shape, strict=True))

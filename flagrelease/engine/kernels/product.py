@@ -10,7 +10,7 @@ rows of values and of scales, so that a caller may take its rows from anywhere (
 | fp4 | two codes a byte, even column low | row n, four a step | both widened to BF16 | w widened to x's type | 128 |
 
 FP4 times a power of two is exact in BF16 (scale codes 0 to 252), and so is E4M3: BF16 products lose nothing. Even and
-odd columns are multiplied apart, which spares an interleave that Triton before 3.5 gets wrong.
+odd columns are multiplied apart: x is split, which is smaller than the weight that would have to be interleaved.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -42,15 +42,16 @@ def product(
             acc = _plain_step(acc, x, x_inside, w, w_inside, start, K, BLOCK_K)
     else:
         for start in range(0, K, 128):
+            # Scales are loaded before the product, whose time hides theirs.
+            scale = tl.full((BLOCK_M, 1), 1.0, tl.float32)
+            if QUANTISED:
+                scale = tl.load(xs + start // 128, mask=x_inside, other=0.0)[:, None]
             zero = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             if FORMAT == "fp8":
-                scale = scale_value(tl.load(ws + start // 128, mask=w_inside, other=0))
-                part = _fp8_step(zero, x, x_inside, w, w_inside, start, K) * scale[None, :]
+                w_scale = scale_value(tl.load(ws + start // 128, mask=w_inside, other=0))[None, :]
+                acc += _fp8_step(zero, x, x_inside, w, w_inside, start, K) * (scale * w_scale)
             else:
-                part = _fp4_step(zero, x, x_inside, w, ws, w_inside, start, K)
-            if QUANTISED:
-                part *= tl.load(xs + start // 128, mask=x_inside, other=0.0)[:, None]
-            acc += part
+                acc += _fp4_step(zero, x, x_inside, w, ws, w_inside, start, K, BLOCK_M, BLOCK_N) * scale
     return acc
 
 
@@ -101,22 +102,18 @@ def _fp4_step(
     w_inside: tl.tensor,
     start: tl.tensor,
     K: tl.tensor,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
+    k = start + tl.arange(0, 128)
+    group = start // 32 + tl.arange(0, 4)
     pair = start // 2 + tl.arange(0, 64)
-    k_inside = pair * 2 < K
-    b_inside = w_inside[None, :] & k_inside[:, None]
-    codes = tl.load(w[None, :] + pair[:, None], mask=b_inside, other=0).to(tl.int32)
-    scale = scale_value(tl.load(ws[None, :] + (pair // 16)[:, None], mask=b_inside, other=0))
-    a_inside = x_inside[:, None] & k_inside[None, :]
-    even = _wide(tl.load(x[:, None] + 2 * pair[None, :], mask=a_inside, other=0.0))
-    odd = _wide(tl.load(x[:, None] + 2 * pair[None, :] + 1, mask=a_inside, other=0.0))
+    scale = tl.load(ws[None, :] + group[:, None], mask=w_inside[None, :] & (group * 32 < K)[:, None], other=0)
+    a = tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0)
+    codes = tl.load(w[None, :] + pair[:, None], mask=w_inside[None, :] & (pair * 2 < K)[:, None], other=0).to(tl.int32)
+    if a.dtype == tl.float8e4nv:  # BF16 holds E4M3 exactly, and every chip multiplies it
+        a = a.to(tl.float32).to(tl.bfloat16)
+    even, odd = tl.split(tl.reshape(a, (BLOCK_M, 64, 2)))
+    scale = tl.broadcast_to(scale_value(scale)[:, None, :], (4, 16, BLOCK_N)).reshape(64, BLOCK_N)
     acc = dot(even, (e2m1_value(codes & 15) * scale).to(even.dtype), acc)
     return dot(odd, (e2m1_value((codes >> 4) & 15) * scale).to(odd.dtype), acc)
-
-
-@jit
-def _wide(x: tl.tensor) -> tl.tensor:
-    """E4M3 as BF16 (exact), which has a matrix unit on every chip; other types as they are."""
-    if x.dtype == tl.float8e4nv:
-        x = x.to(tl.float32).to(tl.bfloat16)
-    return x
