@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +244,37 @@ def test_dspark_stages_are_checked_but_not_run(tmp_path: Path) -> None:
         engine.load(
             edited(checkpoint, tmp_path / "cut", "native", drop("mtp.2.markov_head.markov_w2.weight")), "native"
         )
+
+
+@pytest.fixture(scope="module")
+def real_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A public V4-Flash-0731 variant of 160 experts: real headers, index and config; the data are holes."""
+    folder = tmp_path_factory.mktemp("real")
+    with tarfile.open(Path(__file__).parent.parent / "golden" / "flash-0731-reap.tar.xz") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is None:
+                continue
+            name, data = Path(member.name).name, content.read()
+            if name.endswith(".safetensors.json"):
+                ends = [entry["data_offsets"][1] for key, entry in json.loads(data).items() if key != "__metadata__"]
+                path = folder / name.removesuffix(".json")
+                path.write_bytes(len(data).to_bytes(8, "little") + data)
+                os.truncate(path, 8 + len(data) + max(ends))
+            else:
+                (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize(("rank", "mp"), [(0, 1), (5, 8), (15, 16)])
+def test_a_real_checkpoint_is_what_is_expected(real_headers: Path, rank: int, mp: int) -> None:
+    with TensorReader() as reader:
+        release = Release(real_headers, rank, mp, torch.device("cpu"), reader)
+        assert release.o_mode == ("split" if mp > 8 else None)
+        wq_b = release.read("layers.7.attn.wq_b.weight")
+        assert (wq_b.dtype, wq_b.shape) == (torch.float8_e4m3fn, (32768 // mp, 1024))
+        scale = release.read_scale("layers.7.attn.wq_b.weight")
+        assert scale is not None
+        assert (scale.dtype, scale.shape) == (torch.float8_e8m0fnu, (256 // mp, 8))
+        expert = release.read(f"layers.7.ffn.experts.{160 // mp * rank}.w2.weight")
+        assert (expert.dtype, expert.shape) == (torch.int8, (4096, 1024))
