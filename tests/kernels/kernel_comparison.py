@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Largest ||actual - expected|| / ||expected||. No single element may be off by more than 16 times that of the largest.
+# Largest ||actual - expected|| / ||expected||; no single element may be off by more than 16 times that of the largest.
 TOLERANCE = {
-    # Sums of up to 16,384 FP32 terms in another order (their error grows like the root of the count times 2^-24), matrix
-    # units that truncate when they add (4e-6 at 4,096 terms on an H100), exp and division right to 2 units in the last
-    # place.
+    # Sums of up to 16,384 FP32 terms in another order (their error grows like the root of the count times 2^-24),
+    # matrix units that truncate when they add (4e-6 at 4,096 terms on an H100), exp and division right to 2 units in
+    # the last place.
     torch.float32: 1e-5,
     # Nearly the same FP32 number rounded once: a few per cent of the elements fall on the other side of a tie and are
     # 2^-8 off, the others are equal.
