@@ -54,7 +54,6 @@ def load(
         release = Release(Path(path), rank, mp, place, reader)
         groups = join_groups(release.config, release.o_mode or "split") if mp > 1 else alone()
         policy = choose_numerics(numerics, dtype, release.config)
-        weights = Weights(release, policy, rank * (release.config.n_routed_experts // mp))
-        model = Model.build(weights, release.config, policy, provider, groups, opened, mtp=mtp)
+        model = Model.build(Weights(release, policy), release.config, policy, provider, groups, opened, mtp=mtp)
     model.chunk = chunk
     return model

@@ -183,7 +183,9 @@ class Model:
             cache.lengths[0] = past
             # the same positions, but each with the token that follows it
             step = plan_step(self.config, [token_ids[start + 1 : past + 1]], [start], context, cache.chunk, self._place)
-            rows.append(self._draft(streams, step, draft)[0].cpu())
+            following = self._embed(step.tokens)
+            hidden = self.mtp.forward(self.ops, streams, following, step, draft, self._rope(0), self.groups)
+            rows.append(self._to_logits(hidden)[0].cpu())
         return torch.cat(rows)
 
     # One step, top to bottom.
@@ -199,11 +201,6 @@ class Model:
         for block, cache in zip(self.blocks, layers, strict=True):
             streams = block.forward(self.ops, streams, step, cache, self._rope(block.attn.ratio), self.groups)
         return streams  # [B, S, M, H]
-
-    def _draft(self, streams: Tensor, step: Step, cache: LayerCache) -> Tensor:
-        assert self.mtp is not None
-        hidden = self.mtp.forward(self.ops, streams, self._embed(step.tokens), step, cache, self._rope(0), self.groups)
-        return self._to_logits(hidden)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         first = self.groups.rank * self.embed.shape[0]

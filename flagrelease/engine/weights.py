@@ -27,13 +27,13 @@ class TensorSource(Protocol):
 class Weights:
     """Tensors under a prefix, decoded or kept as the numerics say."""
 
-    def __init__(self, source: TensorSource, numerics: Numerics, first_expert: int, prefix: str = "") -> None:
-        """`first_expert` is the global id of this rank's first routed expert."""
-        self._source, self._numerics, self._first_expert, self._prefix = source, numerics, first_expert, prefix
+    def __init__(self, source: TensorSource, numerics: Numerics, prefix: str = "") -> None:
+        """`prefix` stands before every name asked for."""
+        self._source, self._numerics, self._prefix = source, numerics, prefix
 
     def at(self, name: str) -> Weights:
         """The tensors under `name`."""
-        return Weights(self._source, self._numerics, self._first_expert, f"{self._prefix}{name}.")
+        return Weights(self._source, self._numerics, f"{self._prefix}{name}.")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,7 +68,7 @@ class Weights:
         w1, s1 = self._stack("w1", ids)
         w3, s3 = self._stack("w3", ids)
         w2, s2 = self._stack("w2", ids)
-        return ExpertWeights(w1, w3, w2, s1, s3, s2, self._first_expert)
+        return ExpertWeights(w1, w3, w2, s1, s3, s2, ids.start)
 
     def _stack(self, name: str, ids: range) -> tuple[Tensor, Tensor | None]:
         stacked: tuple[Tensor, Tensor | None] | None = None
