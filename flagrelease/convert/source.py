@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ class Source:
 
     folder: Path
     config: ModelConfig
-    raw_config: dict[str, Any]
+    raw_config: dict[str, Any] = field(repr=False)
     config_sha256: str
     index: CheckpointIndex
-    tensors: tuple[SourceTensor, ...]
+    tensors: tuple[SourceTensor, ...] = field(repr=False)  # V4-Pro has 145,000: a traceback with them takes minutes
 
     @property
     def expert_format(self) -> Format | None:

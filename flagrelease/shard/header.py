@@ -14,7 +14,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,9 @@ class Header:
     """A parsed header: tensors in file order, and the header's own bytes for identity digests."""
 
     file: Path
-    tensors: dict[str, TensorMeta]
+    tensors: dict[str, TensorMeta] = field(repr=False)
     metadata: dict[str, str]
-    raw: bytes
+    raw: bytes = field(repr=False)
     file_size: int
 
 

@@ -6,7 +6,7 @@ The index file, the headers and the folder must agree; whatever does not is refu
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,8 +22,8 @@ class CheckpointIndex:
     """The tensors of a checkpoint folder by name, in the order of files and of offsets in them."""
 
     folder: Path
-    headers: tuple[Header, ...]
-    tensors: dict[str, TensorMeta]
+    headers: tuple[Header, ...] = field(repr=False)
+    tensors: dict[str, TensorMeta] = field(repr=False)
     declared_total_size: int | None
 
     @property
