@@ -10,12 +10,10 @@ from flagrelease.convert.plan import ReleasePlan
 from flagrelease.convert.source import Source
 from flagrelease.convert.target import Target
 from flagrelease.errors import UsageError
+from flagrelease.hubs import HUB_FILE_LIMITS
 
 # Kept free on a card beside the weights: activations, caches of a short context, the runtime itself.
 RESERVE_BYTES = 4 << 30
-
-# Largest file a hub takes, in bytes (hub documentation and client constants; the facts are in docs/publishing limits).
-HUB_FILE_LIMITS = {"huggingface": 500 * 10**9, "modelscope": 100 * 10**9}
 
 
 @dataclass(frozen=True, slots=True)

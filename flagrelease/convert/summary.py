@@ -5,11 +5,12 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips import load_chips
-from flagrelease.convert.fit import HUB_FILE_LIMITS, card_fit, hub_problems
+from flagrelease.convert.fit import card_fit, hub_problems
 from flagrelease.convert.plan import Plan, ReleasePlan
 from flagrelease.convert.request import Request
 from flagrelease.convert.run import memory_bound
 from flagrelease.errors import UsageError
+from flagrelease.hubs import HUB_FILE_LIMITS
 from flagrelease.manifest import OGroups
 
 

@@ -1,0 +1,82 @@
+"""Publishing into a folder: for trying, and for mirrors. The folder is whole or it is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from flagrelease.console import Tracker
+from flagrelease.errors import ResourceError, VerificationError
+from flagrelease.publish.listing import RemoteFile, compare
+from flagrelease.publish.publication import Publication, PublishedFile
+
+_CHUNK = 8 << 20
+
+
+def publish_folder(publication: Publication, folder: Path, progress: Tracker) -> None:
+    """Write the publication to `folder`, through a folder beside it that gets the name when all is there and checked.
+
+    Files of the release are hard links where the file system allows, so they take no space and are not written to;
+    every byte is read once and compared with its digest. A folder that holds the same already is left as it is.
+
+    Raises:
+        ResourceError: the folder exists and holds something else.
+        VerificationError: a file of the release is not what the manifest says.
+    """
+    if folder.exists():
+        difference = compare(publication.by_path, list_folder(folder, progress))
+        if difference:
+            raise ResourceError(f"{folder}: exists and holds something else ({difference}); name another folder")
+        return
+    unfinished = folder.with_name(f".{folder.name}.{publication.digest[:12]}.unfinished")
+    if unfinished.exists():  # of a run that was killed; making it again is cheap, believing it is not
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    for file in publication.files:
+        _place(file, unfinished / file.path)
+    difference = compare(publication.by_path, list_folder(unfinished, progress))
+    if difference:
+        shutil.rmtree(unfinished)
+        raise VerificationError(f"{publication.records.release}: not what the manifest says ({difference})")
+    _sync(unfinished)
+    unfinished.rename(folder)
+    _sync(folder.parent)
+
+
+def list_folder(folder: Path, progress: Tracker) -> Iterator[RemoteFile]:
+    """Every file below `folder`, hashed. A link counts as a file of another content, whatever it leads to."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            yield RemoteFile(path.relative_to(folder).as_posix(), -1, None)
+        elif path.is_file():
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+                    progress.add(len(chunk))
+            yield RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest.hexdigest())
+
+
+def _place(file: PublishedFile, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(file.origin, bytes):
+        path.write_bytes(file.origin)
+        path.chmod(0o755 if path.suffix == ".sh" else 0o644)
+    else:
+        try:
+            path.hardlink_to(file.origin)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(file.origin, path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """To the disk: a file's bytes, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""`Publication`: every file that will be online, with size and digest, and where its bytes come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from flagrelease.errors import UsageError
+from flagrelease.hubs import HUB_LIMITS, Hub
+from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.publish.records import Records
+
+CARD_NAME = "README.md"
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """One file: `origin` is the local path of a file of the release, or the bytes of a document made from records."""
+
+    path: str
+    size: int
+    sha256: str
+    origin: Path | bytes
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is published where. `hub` is None for a folder."""
+
+    records: Records
+    hub: Hub | None
+    repo: str
+    private: bool
+    files: tuple[PublishedFile, ...]
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the list of files as sha256sum writes it (digest, two blanks, path), sorted by path."""
+        lines = (f"{file.sha256}  {file.path}\n" for file in sorted(self.files, key=lambda file: file.path))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def version(self) -> str:
+        """The tag: version of the tool and digest of the files, so that other files can never want the same tag."""
+        return f"v{self.records.manifest.tool.version}-{self.digest[:12]}"
+
+    @cached_property
+    def visibility(self) -> str:
+        """As both hubs call it."""
+        return "private" if self.private else "public"
+
+    @cached_property
+    def by_path(self) -> dict[str, PublishedFile]:
+        """The files by path."""
+        return {file.path: file for file in self.files}
+
+
+def make_publication(
+    records: Records, hub: Hub | None, repo: str, private: bool, documents: Mapping[str, bytes]
+) -> Publication:
+    """Join the files of the release with `documents` (path -> bytes), the manifest and the report.
+
+    Digests of the release's files are the manifest's; they are not read. The card takes the place of the source's
+    README.md; no other document may take the place of a file.
+
+    Raises:
+        UsageError: a document has the name of a file of the release.
+    """
+    written = {MANIFEST_NAME: records.manifest_bytes, **documents}
+    if records.report_bytes is not None:
+        written[REPORT_NAME] = records.report_bytes
+    taken = sorted({file.path for file in records.manifest.files} & set(written) - {CARD_NAME})
+    if taken:
+        raise UsageError(f"{records.release}: the release has files that publishing writes: {', '.join(taken)}")
+    files = [
+        PublishedFile(file.path, file.size, file.sha256, records.release / file.path)
+        for file in records.manifest.files
+        if file.path not in written
+    ]
+    files += [
+        PublishedFile(path, len(content), hashlib.sha256(content).hexdigest(), content)
+        for path, content in written.items()
+    ]
+    return Publication(records, hub, repo, private, tuple(sorted(files, key=lambda file: file.path)))
+
+
+def limit_problems(publication: Publication) -> list[str]:
+    """What the hub would refuse, as sentences; empty for a folder."""
+    if publication.hub is None:
+        return []
+    hub, limits = publication.hub, HUB_LIMITS[publication.hub]
+    problems = [
+        f"{file.path}: {file.size:,} bytes; {hub} takes files of at most {limits.file_bytes:,} "
+        "(set convert.rank_part_bytes or convert.max_file_bytes in the recipe)"
+        for file in publication.files
+        if file.size > limits.file_bytes
+    ]
+    if len(publication.files) > limits.repo_files:
+        problems.append(f"{len(publication.files):,} files; {hub} takes {limits.repo_files:,} a repository")
+    folders: dict[str, int] = {}
+    for file in publication.files:
+        folder = file.path.rpartition("/")[0]
+        folders[folder] = folders.get(folder, 0) + 1
+    problems += [
+        f"{folder or 'the top folder'}: {count:,} files; {hub} takes {limits.folder_entries:,} a folder"
+        for folder, count in folders.items()
+        if count > limits.folder_entries
+    ]
+    return problems
+
+
+def limit_advice(publication: Publication) -> list[str]:
+    """What the hub advises against but takes, as sentences."""
+    if publication.hub is None:
+        return []
+    limits = HUB_LIMITS[publication.hub]
+    return [
+        f"{file.path}: {file.size:,} bytes; {publication.hub} advises files below {limits.advised_file_bytes:,}"
+        for file in publication.files
+        if limits.advised_file_bytes < file.size <= limits.file_bytes
+    ]

@@ -1,0 +1,131 @@
+"""What publishing reads of `report.json`, the record of a validation: a data contract, checked strictly.
+
+The report is about one manifest on one chip; both are named in it, so a report of another release, or of this one
+before it was changed, is not mistaken for a proof. docs/publishing.md has an example.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flagrelease.errors import VerificationError
+from flagrelease.manifest import ToolRecord
+
+Verdict = Literal["pass", "fail", "cannot-tell"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Stage(_Strict):
+    """One stage of the validation, for example `integrity`, `weights`, `logits`. `detail` is one sentence."""
+
+    name: str = Field(min_length=1)
+    verdict: Verdict
+    detail: str = Field(min_length=1)
+
+
+class Score(_Strict):
+    """A score with its interval, all three in the unit of the metric. `confidence` is the interval's, such as 0.95."""
+
+    value: float = Field(allow_inf_nan=False)
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    confidence: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _inside(self) -> Score:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} is not inside its interval {self.low} .. {self.high}")
+        return self
+
+
+class Benchmark(_Strict):
+    """One benchmark on this chip, and of the native model where it was run with the same questions.
+
+    Attributes:
+        task: what is asked, for example "GPQA Diamond"; `dataset` is its repository, `revision` the commit of it.
+        n: questions; each was answered `repeats` times.
+        mode: how the model was asked, for example "thinking, temperature 0.6, at most 32768 tokens".
+        native_stack: machine and software of the native score. Null, like `native`, when it was not run.
+        rule: what the verdict follows, in words.
+    """
+
+    task: str = Field(min_length=1)
+    dataset: str = Field(min_length=1)
+    revision: str = Field(min_length=1)
+    metric: str = Field(min_length=1)
+    n: int = Field(gt=0)
+    repeats: int = Field(gt=0)
+    mode: str = Field(min_length=1)
+    chip: Score
+    native: Score | None
+    native_stack: str | None
+    rule: str = Field(min_length=1)
+    verdict: Verdict
+
+    @model_validator(mode="after")
+    def _native_has_a_stack(self) -> Benchmark:
+        if (self.native is None) != (self.native_stack is None):
+            raise ValueError("native and native_stack are given together, or neither")
+        return self
+
+
+class Report(_Strict):
+    """The document. `manifest_sha256` is of the bytes of the `manifest.json` that was validated."""
+
+    schema_version: Literal[1]
+    tool: ToolRecord
+    manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    chip: str
+    verdict: Verdict
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    benchmarks: tuple[Benchmark, ...]
+
+    @model_validator(mode="after")
+    def _verdict_follows(self) -> Report:
+        parts = [stage.verdict for stage in self.stages] + [benchmark.verdict for benchmark in self.benchmarks]
+        if self.verdict == "pass" and "fail" in parts:
+            raise ValueError("the verdict is pass, but a stage or a benchmark failed")
+        return self
+
+
+def parse_report(content: bytes, name: str) -> Report:
+    """Check the bytes of a report; `name` is for the message.
+
+    Raises:
+        VerificationError: it does not follow the contract.
+    """
+    try:
+        return Report.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise VerificationError(f"{name}: {where}: {first['msg']}") from error
+
+
+def read_passing_report(path: Path, manifest_sha256: str, chip: str) -> tuple[Report, bytes]:
+    """The report and its bytes, if it says that this manifest passed on this chip.
+
+    Raises:
+        VerificationError: there is none, it is of another manifest or chip, or its verdict is not "pass".
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise VerificationError(f"{path}: no report; validate the release first") from None
+    report = parse_report(content, str(path))
+    if report.manifest_sha256 != manifest_sha256:
+        raise VerificationError(
+            f"{path}: is of manifest {report.manifest_sha256[:12]}, the release has {manifest_sha256[:12]}: "
+            "another release, or changed since; validate it again"
+        )
+    if report.chip != chip:
+        raise VerificationError(f"{path}: is of chip {report.chip!r}, not {chip!r}")
+    if report.verdict != "pass":
+        raise VerificationError(f"{path}: the verdict is {report.verdict!r}; only a release that passed is published")
+    return report, content

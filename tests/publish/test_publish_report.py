@@ -1,0 +1,122 @@
+"""The data contract with validation: what is refused, and that nothing else is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from publish_release import report_for, write_report
+
+from flagrelease.errors import FlagReleaseError, UsageError, VerificationError
+from flagrelease.publish.records import read_records
+from flagrelease.publish.report import parse_report
+
+
+def test_a_passing_report_is_read(release: Path, report: Path) -> None:
+    records = read_records(release, "nvidia", report, allow_unvalidated=False)
+    assert records.report is not None
+    assert records.report.benchmarks[0].n == 198
+    assert records.report_bytes == report.read_bytes()
+    assert records.manifest_sha256 == hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
+    assert (records.layout, records.cards, records.nodes) == ("mp8", 8, 1)
+
+
+@pytest.mark.parametrize("verdict", ["fail", "cannot-tell"])
+def test_another_verdict_is_refused(release: Path, tmp_path: Path, verdict: str) -> None:
+    path = write_report(release, tmp_path / "r.json", verdict=verdict)
+    with pytest.raises(VerificationError, match=f"verdict is '{verdict}'"):
+        read_records(release, "nvidia", path, allow_unvalidated=False)
+    with pytest.raises(VerificationError, match="verdict"):  # allowed is having none, not having a bad one
+        read_records(release, "nvidia", path, allow_unvalidated=True)
+
+
+def test_a_report_of_another_manifest_or_chip_is_refused(release: Path, report: Path, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="is of chip 'mthreads'"):
+        read_records(release, "nvidia", write_report(release, tmp_path / "m.json", "mthreads"), False)
+    manifest = release / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"copied": 1000', b'"copied": 1001'))
+    with pytest.raises(VerificationError, match="changed since"):
+        read_records(release, "nvidia", report, allow_unvalidated=False)
+
+
+def test_no_report_needs_to_be_allowed(release: Path, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="no report"):
+        read_records(release, "nvidia", None, allow_unvalidated=False)
+    with pytest.raises(VerificationError, match="no report"):
+        read_records(release, "nvidia", tmp_path / "absent.json", allow_unvalidated=True)
+    assert read_records(release, "nvidia", None, allow_unvalidated=True).report is None
+
+
+def _broken(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> bytes:
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("surprise",), 1, "surprise"),
+        (("stages",), [], "stages"),
+        (("stages", 0, "verdict"), "fail", "a stage or a benchmark failed"),
+        (("benchmarks", 0, "verdict"), "fail", "a stage or a benchmark failed"),
+        (("benchmarks", 0, "n"), "198", "benchmarks.0.n"),
+        (("benchmarks", 0, "n"), 0, "benchmarks.0.n"),
+        (("benchmarks", 0, "chip", "low"), 71.0, "not inside its interval"),
+        (("benchmarks", 0, "native"), None, "together"),
+        (("manifest_sha256",), "abc", "manifest_sha256"),
+    ],
+)
+def test_what_breaks_the_contract_is_refused(path: tuple[Any, ...], value: Any, message: str) -> None:
+    with pytest.raises(VerificationError, match=message):
+        parse_report(_broken(report_for(b"m", "nvidia"), path, value), "report.json")
+
+
+def test_what_is_not_json_is_refused() -> None:
+    with pytest.raises(VerificationError, match=r"report\.json"):
+        parse_report(b"{", "report.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "message"),
+    [
+        (lambda folder: (folder / "LICENSE").unlink(), VerificationError, "not there"),
+        (lambda folder: (folder / "LICENSE").write_bytes(b"MIT"), VerificationError, "the manifest says 12"),
+        (lambda folder: (folder / "manifest.json").unlink(), VerificationError, "did not finish"),
+    ],
+)
+def test_a_damaged_release_is_refused(release: Path, damage: Any, kind: type[FlagReleaseError], message: str) -> None:
+    damage(release)
+    with pytest.raises(kind, match=message):
+        read_records(release, "nvidia", None, allow_unvalidated=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"license": "MIT"', b'"license": null', "license is null|recipe.source.license"),
+        (b'"license": "MIT"', b'"license": "WTFPL"', "no known spelling"),
+        (b'"dtype": "fp8",\n  "layout": "mp"', b'"dtype": "bf16",\n  "layout": "mp"', "this release is bf16-mp8"),
+        (b'"nvidia": {', b'"kunlunxin": {', "not in the release's recipe|appears|kunlunxin"),
+    ],
+)
+def test_records_that_contradict_each_other_are_refused(release: Path, old: bytes, new: bytes, message: str) -> None:
+    manifest = release / "manifest.json"
+    changed = manifest.read_bytes().replace(old, new)
+    assert changed != manifest.read_bytes()
+    manifest.write_bytes(changed)
+    with pytest.raises((UsageError, VerificationError), match=message):
+        read_records(release, "nvidia", None, allow_unvalidated=True)
+
+
+def test_a_release_without_a_recipe_is_refused(release: Path) -> None:
+    manifest = release / "manifest.json"
+    document = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps(document | {"recipe": None}))
+    with pytest.raises(UsageError, match="recipe is null"):
+        read_records(release, "nvidia", None, allow_unvalidated=True)
