@@ -49,7 +49,7 @@ def make_documents(source: Source, target: Target, indexes: Mapping[str, tuple[d
     """The documents of a release. `indexes` maps the name of an index file to (weight map, total size).
 
     Raises:
-        CheckpointError: inference/config.json is not a JSON object, a link leads nowhere, tensors in a sub-folder.
+        CheckpointError: inference/config.json is not a JSON object, or a link leads nowhere.
     """
     written = {
         CONFIG_NAME: _json(release_config(source, target)),
@@ -108,12 +108,8 @@ def _companions(folder: Path, rewritten: set[str]) -> dict[str, tuple[Path, int]
         relative = path.relative_to(folder)
         if _FOREIGN_FOLDERS & set(relative.parts[:-1]) or relative.name in _FOREIGN_FILES or path.is_dir():
             continue
-        if relative.as_posix() in rewritten | {INDEX_NAME, MANIFEST_NAME}:
+        if relative.as_posix() in rewritten | {INDEX_NAME, MANIFEST_NAME} or path.suffix == ".safetensors":
             continue
-        if path.suffix == ".safetensors":
-            if len(relative.parts) == 1:
-                continue  # one of the checkpoint's own
-            raise CheckpointError(f"{path}: a tensor file in a sub-folder belongs to another checkpoint; move it away")
         if not path.is_file():
             raise CheckpointError(f"{path}: not a file, or a link that leads nowhere")
         companions[relative.as_posix()] = (path, path.stat().st_size)
