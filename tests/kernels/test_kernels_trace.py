@@ -34,7 +34,9 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.operator}: {c.label}")
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if "float32" not in c.label], ids=lambda c: f"{c.operator}: {c.label}"
+)
 def test_only_memory_and_shape_operations_are_left_to_torch(case: Case, device: torch.device) -> None:
     arguments = case.arguments(device)
     with Recorder() as recorder:

@@ -54,7 +54,7 @@ def _compare(case: Case, device: torch.device, record_property: Callable[[str, o
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", CASES, ids=_ids)
+@pytest.mark.parametrize("case", [c for c in CASES if c.label != "no entries"], ids=_ids)  # launches nothing
 def test_a_captured_kernel_gives_the_same(case: Case, gpu: torch.device) -> None:
     """In a CUDA graph nothing may wait for the device, and shapes may depend on shapes only."""
     arguments = case.arguments(gpu)
