@@ -12,7 +12,7 @@ from flagrelease.errors import UsageError
 from flagrelease.manifest import Dtype, OGroups, TargetRecord
 from flagrelease.model.tensors import Split
 
-_TARGET = re.compile(r"(bf16|fp8|native):(hf|mp([1-9][0-9]*))")
+_TARGET = re.compile(r"(bf16|fp8|native):(hf|mp([1-9][0-9]{0,5}))")
 
 
 class Action(Enum):

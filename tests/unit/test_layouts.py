@@ -332,6 +332,26 @@ def test_both_o_group_layouts_are_one_up_to_o_groups(mp: int) -> None:
 # --- which N
 
 
+@pytest.mark.parametrize("text", ["bf16:hf", "fp8:mp1", "native:mp16", "bf16:mp100000"])
+def test_target_is_written_as_it_is_read(text: str) -> None:
+    target = parse_target(text)
+    assert str(target) == text
+    assert target.folder == text.replace(":", "-")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "bf16", "bf16:", ":hf", "bf16:mp", "bf16:mp0", "bf16:mp08", "bf16:mp-8", "bf16:mp8.0", "BF16:hf", "bf16:HF",
+        "int8:hf", "bf16:hf ", " bf16:hf", "bf16:hf\n", "bf16:mp٨", "bf16:mp" + "1" * 5000, "bf16:hf:hf", "bf16-mp8",
+    ],
+    ids=lambda text: repr(text[:20]),
+)  # fmt: skip
+def test_text_that_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not DTYPE:LAYOUT"):
+        parse_target(text)
+
+
 def test_refused_numbers_of_ranks_are_explained() -> None:
     for model, mp, said in (
         ("flash", 3, "n_routed_experts 256 is not divisible by 3"),
