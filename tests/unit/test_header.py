@@ -337,6 +337,7 @@ def accepted(header: bytes, file_size: int) -> Header | None:
         return None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 100), st.sampled_from([(b"", b""), (b"{", b""), (b'{"', b'":{}}')]))
 def test_any_bytes_give_a_header_or_a_refusal(noise: bytes, size: int, around: tuple[bytes, bytes]) -> None:
     parsed = accepted(around[0] + noise + around[1], size)
@@ -373,7 +374,7 @@ def test_the_fuzzed_header_is_valid() -> None:
     assert agrees_with_the_library(container(json.dumps(VALID).encode(), DATA))
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_header_with_damaged_bytes_is_refused_or_what_the_library_reads(data: st.DataObject) -> None:
     header = bytearray(json.dumps(VALID, ensure_ascii=data.draw(st.booleans())).encode())
@@ -394,7 +395,7 @@ def test_header_with_damaged_bytes_is_refused_or_what_the_library_reads(data: st
     agrees_with_the_library(container(bytes(header), DATA))
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_header_with_other_json_is_refused_or_what_the_library_reads(data: st.DataObject) -> None:
     document = copy.deepcopy(VALID)
@@ -415,7 +416,7 @@ def test_header_with_other_json_is_refused_or_what_the_library_reads(data: st.Da
     agrees_with_the_library(container(text.encode(), DATA))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.permutations(list(VALID)), st.sampled_from(["", " ", "\n\t ", " " * 64]), st.integers(0, 3))
 def test_order_and_padding_of_a_valid_header_do_not_matter(order: list[str], padding: str, indent: int) -> None:
     text = json.dumps({name: VALID[name] for name in order}, indent=indent or None) + padding
@@ -437,6 +438,7 @@ tensor_lists = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(tensor_lists)
 def test_built_header_is_read_back_by_the_library(tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
     first = build_header(tensors)

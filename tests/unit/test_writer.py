@@ -310,7 +310,7 @@ def stored(path: Path, begin: int, nbytes: int) -> TensorMeta:
     return TensorMeta("layers.0.w", "U8", (nbytes,), path, begin, begin + nbytes)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(begin=st.integers(0, 40), nbytes=st.integers(0, 60), data=st.data())
 def test_reader_gives_the_bytes_of_the_range(
     tmp_path_factory: pytest.TempPathFactory, begin: int, nbytes: int, data: st.DataObject
