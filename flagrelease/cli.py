@@ -108,9 +108,9 @@ def plan(
 ) -> None:
     """Every file that convert would write, to the byte; memory, disk, cards and hub limits. Reads headers only."""
     from flagrelease import reports
+    from flagrelease.convert.memory import default_workers
     from flagrelease.convert.plan import make_plan
     from flagrelease.convert.request import make_request
-    from flagrelease.convert.run import default_workers
     from flagrelease.convert.summary import summarise
 
     request = make_request(source, checkpoint, target, chip, _plain(o_groups))
@@ -136,9 +136,10 @@ def convert(
 ) -> None:
     """Dequantise, repack and cut a checkpoint into releases, in one pass. Interrupted, the same command goes on."""
     from flagrelease import reports
+    from flagrelease.convert.memory import default_workers
     from flagrelease.convert.plan import make_plan
     from flagrelease.convert.request import make_request
-    from flagrelease.convert.run import choose_lookup, default_workers
+    from flagrelease.convert.run import choose_lookup
     from flagrelease.convert.run import convert as run_conversion
     from flagrelease.convert.summary import summarise
 
@@ -181,7 +182,7 @@ def verify(
 ) -> None:
     """Prove a release: files and tensors against its manifest, and against its source with a second decoder."""
     from flagrelease import reports
-    from flagrelease.convert.run import default_workers
+    from flagrelease.convert.memory import default_workers
     from flagrelease.manifest import read_manifest
     from flagrelease.validate.verify import bytes_to_read, verify_release
 

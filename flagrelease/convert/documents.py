@@ -19,6 +19,7 @@ from flagrelease.errors import CheckpointError
 from flagrelease.manifest import MANIFEST_NAME
 from flagrelease.model.config import native_arguments
 from flagrelease.shard.index import INDEX_NAME
+from flagrelease.strict_json import parse_json
 
 CONFIG_NAME = "config.json"
 NATIVE_CONFIG_NAME = "inference/config.json"
@@ -70,8 +71,9 @@ def release_config(source: Source, target: Target) -> dict[str, Any]:
         config.pop("quantization_config", None)
         config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
         return dict(config)
-    experts = "fp8" if target.dtype == "fp8" or source.expert_format is None else source.expert_format.name
-    (quantization if inside else config)["expert_dtype"] = experts
+    experts = source.expert_format
+    if experts is not None:  # BF16 experts beside FP8 weights are meant by saying nothing
+        (quantization if inside else config)["expert_dtype"] = "fp8" if target.dtype == "fp8" else experts.name
     return dict(config)
 
 
@@ -84,7 +86,7 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
     config: dict[str, Any] = {}
     if path.is_file():
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = parse_json(path.read_bytes())
         except ValueError as error:
             raise CheckpointError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(config, dict):

@@ -62,10 +62,13 @@ class Journal:
         self._fd = os.open(self.work / _NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._read(header, folder)
+        except BlockingIOError:
             os.close(self._fd)
             raise ResourceError(f"{folder}: another flagrelease process is writing here") from None
-        self._read(header, folder)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def _read(self, header: dict[str, Any], folder: Path) -> None:
         content = (self.work / _NAME).read_bytes()
@@ -81,7 +84,6 @@ class Journal:
         begun = json.loads(lines[0])
         differs = [key for key in header if begun.get(key) != header[key]]
         if differs:
-            os.close(self._fd)
             raise ResourceError(
                 f"{folder}: begun under another {' and '.join(differs)}; finish it with the command that began it, or "
                 f"remove the folder"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -13,25 +12,15 @@ from flagrelease.convert.assembly import assemble
 from flagrelease.convert.journal import Journal, open_journal
 from flagrelease.convert.lanes import Buffers, Lane, LaneSink, Run
 from flagrelease.convert.lookup import Lookup, cpu_lookup
+from flagrelease.convert.memory import BUFFERS_PER_WORKER, CHUNK_BYTES
 from flagrelease.convert.plan import Plan
 from flagrelease.convert.schedule import Schedule
-from flagrelease.convert.work import CHUNK_BYTES, run_job
+from flagrelease.convert.work import run_job
 from flagrelease.errors import ResourceError
 from flagrelease.manifest import Manifest, read_manifest
 from flagrelease.shard.reader import TensorReader
-from flagrelease.shard.writer import BLOCK_BYTES
 
 Progress = Callable[[int], None]  # bytes written so far, of `Plan.bytes_to_write`
-
-# A worker fills one buffer while the lanes empty another; decoding holds the codes beside the result.
-_BUFFERS_PER_WORKER = 3
-
-
-def memory_bound(plan: Plan, workers: int) -> int:
-    """Bytes a conversion needs at most beside the interpreter: buffers, copies of column cuts, blocks of open files."""
-    # All ranks of an mp release grow together; of an hf release, at most as many files as workers write to them.
-    open_files = min(len(plan.files), sum(release.target.mp or workers for release in plan.releases))
-    return 2 * workers * _BUFFERS_PER_WORKER * CHUNK_BYTES + open_files * BLOCK_BYTES
 
 
 def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Progress) -> dict[str, Manifest]:
@@ -80,7 +69,7 @@ def _write_files(
     done += sum(release.size for number, release in enumerate(plan.releases) if number not in journals)
     _require_space(out, plan.bytes_to_write - done)
     schedule = Schedule(run, plan, lanes, journals)
-    buffers = Buffers(run, workers * _BUFFERS_PER_WORKER, CHUNK_BYTES)
+    buffers = Buffers(run, workers * BUFFERS_PER_WORKER, CHUNK_BYTES)
     allow_loss = plan.options.lossy_repack == "allow"
     with TensorReader() as reader:
 
@@ -137,8 +126,3 @@ def choose_lookup(device: str) -> Lookup:
     from flagrelease.device import open_device
 
     return DeviceLookup(open_device(device))
-
-
-def default_workers() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips import load_chips
 from flagrelease.convert.fit import card_fit, hub_problems
+from flagrelease.convert.memory import memory_bound
 from flagrelease.convert.plan import Plan, ReleasePlan
 from flagrelease.convert.request import Request
-from flagrelease.convert.run import memory_bound
 from flagrelease.errors import UsageError
 from flagrelease.hubs import HUB_FILE_LIMITS
 from flagrelease.manifest import OGroups

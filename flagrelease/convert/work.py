@@ -29,6 +29,7 @@ from flagrelease.convert.formats import (
 )
 from flagrelease.convert.journal import SCALE, WEIGHT, TensorResult
 from flagrelease.convert.lookup import Index, Lookup, contains, count_lost
+from flagrelease.convert.memory import CHUNK_BYTES
 from flagrelease.convert.plan import Job, Piece, Product
 from flagrelease.convert.source import SourceTensor
 from flagrelease.convert.target import Action
@@ -36,7 +37,6 @@ from flagrelease.errors import CheckpointError
 from flagrelease.manifest import ElementCounts
 from flagrelease.shard.header import TensorMeta
 
-CHUNK_BYTES = 8 << 20
 _E8M0_NAN = 255
 
 

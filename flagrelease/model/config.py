@@ -7,15 +7,18 @@ belong only to DSpark releases.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from flagrelease.errors import CheckpointError
+from flagrelease.strict_json import parse_json
 
 ExpertDtype = Literal["fp4", "fp8"]
+Positive = Annotated[int, Field(gt=0)]
+# JSON has lists only
+Integers = Annotated[tuple[int, ...], Strict(False)]
 
 # Hugging Face key -> key of DeepSeek's inference/config.json (its dataclass ModelArgs), where the names differ.
 _NATIVE_NAMES = {
@@ -41,7 +44,7 @@ _DSPARK = ("dspark_block_size", "dspark_noise_token_id", "dspark_target_layer_id
 class RopeScaling(BaseModel):
     """YaRN parameters (used by layers with compressed attention only)."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     factor: float
     original_max_position_embeddings: int
@@ -52,10 +55,10 @@ class RopeScaling(BaseModel):
 class QuantizationConfig(BaseModel):
     """How the FP8 weights are scaled. V4.1 puts `expert_dtype` in here."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     quant_method: Literal["fp8"]
-    weight_block_size: tuple[int, int]
+    weight_block_size: Annotated[tuple[Positive, Positive], Strict(False)]
     scale_fmt: str | None = None
     expert_dtype: ExpertDtype | None = None
 
@@ -63,47 +66,47 @@ class QuantizationConfig(BaseModel):
 class ModelConfig(BaseModel):
     """The part of `config.json` that decides tensors, sharding and mathematics. Extra keys are carried, not read."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     model_type: Literal["deepseek_v4"]
-    vocab_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
+    vocab_size: Positive
+    hidden_size: Positive
+    num_hidden_layers: Positive
     num_hash_layers: int = Field(ge=0)
     num_nextn_predict_layers: int = Field(ge=0)
-    num_attention_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    qk_rope_head_dim: int = Field(gt=0)
-    q_lora_rank: int = Field(gt=0)
-    o_lora_rank: int = Field(gt=0)
-    o_groups: int = Field(gt=0)
-    moe_intermediate_size: int = Field(gt=0)
-    n_routed_experts: int = Field(gt=0)
+    num_attention_heads: Positive
+    head_dim: Positive
+    qk_rope_head_dim: Positive
+    q_lora_rank: Positive
+    o_lora_rank: Positive
+    o_groups: Positive
+    moe_intermediate_size: Positive
+    n_routed_experts: Positive
     n_shared_experts: int = Field(ge=0)
-    num_experts_per_tok: int = Field(gt=0)
+    num_experts_per_tok: Positive
     routed_scaling_factor: float
     scoring_func: Literal["sqrtsoftplus"]
     swiglu_limit: float
-    index_n_heads: int = Field(gt=0)
-    index_head_dim: int = Field(gt=0)
-    index_topk: int = Field(gt=0)
-    hc_mult: int = Field(gt=0)
-    hc_sinkhorn_iters: int = Field(gt=0)
+    index_n_heads: Positive
+    index_head_dim: Positive
+    index_topk: Positive
+    hc_mult: Positive
+    hc_sinkhorn_iters: Positive
     hc_eps: float
     rms_norm_eps: float
-    sliding_window: int = Field(gt=0)
+    sliding_window: Positive
     rope_theta: float
     compress_rope_theta: float
     rope_scaling: RopeScaling
-    compress_ratios: tuple[int, ...]
-    max_position_embeddings: int = Field(gt=0)
+    compress_ratios: Integers
+    max_position_embeddings: Positive
     bos_token_id: int
     eos_token_id: int
     expert_dtype: ExpertDtype | None = None
     quantization_config: QuantizationConfig | None = None
     dspark_block_size: int | None = None
     dspark_noise_token_id: int | None = None
-    dspark_target_layer_ids: tuple[int, ...] | None = None
+    dspark_target_layer_ids: Integers | None = None
     dspark_markov_rank: int | None = None
 
     @model_validator(mode="after")
@@ -157,10 +160,12 @@ def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
         CheckpointError: no such file, not JSON, not DeepSeek-V4, or a key missing or of a wrong type.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; a checkpoint folder needs its config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: a JSON object is expected, not {type(raw).__name__}")

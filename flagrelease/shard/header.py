@@ -12,13 +12,13 @@ import json
 import math
 import os
 import struct
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flagrelease.errors import CheckpointError
+from flagrelease.strict_json import parse_json
 
 # Bits an element takes. F4 holds two elements a byte; its shape is the logical one.
 DTYPE_BITS = {
@@ -113,42 +113,14 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
     return Header(path, {meta.name: meta for meta in metas}, metadata, raw, file_size)
 
 
-def strict_json(raw: bytes) -> Any:
-    """Parse JSON that repeats no key and holds no NaN; every failure, nesting included, is a ValueError."""
-    try:
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_constant, parse_int=_integer
-        )
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{path}: the header does not start with '{{': not a safetensors file")
     try:
-        document: dict[str, Any] = strict_json(raw)
+        document: dict[str, Any] = parse_json(raw)
     except ValueError as error:
         raise CheckpointError(f"{path}: the header is not valid JSON ({error})") from error
     return document
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{twice!r} appears twice")
-    return result
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _integer(text: str) -> int:
-    if text == "-0":  # a float to other readers
-        raise ValueError("-0 is not an integer")
-    return int(text)
 
 
 def _check_metadata(value: Any, path: Path) -> dict[str, str]:

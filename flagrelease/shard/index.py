@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flagrelease.errors import CheckpointError
-from flagrelease.shard.header import Header, TensorMeta, read_header, strict_json
+from flagrelease.shard.header import Header, TensorMeta, read_header
+from flagrelease.strict_json import parse_json
 
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -98,7 +99,7 @@ def _strangers(folder: Path) -> list[str]:
 
 def _read_index(path: Path, problems: list[str]) -> tuple[dict[str, str] | None, int | None]:
     try:
-        document = strict_json(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None, None
     except OSError as error:

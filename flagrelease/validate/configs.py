@@ -12,7 +12,7 @@ from typing import Any
 from flagrelease.errors import CheckpointError
 from flagrelease.manifest import Manifest, TargetRecord
 from flagrelease.model.config import ModelConfig, native_arguments, read_config
-from flagrelease.shard.header import strict_json
+from flagrelease.strict_json import parse_json
 from flagrelease.validate.report import Check, CheckLog, Finding
 from flagrelease.validate.source import Source
 
@@ -80,7 +80,7 @@ def _check_native(path: Path, config: ModelConfig, source: Source | None, log: C
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        document = strict_json(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(document, dict):
