@@ -49,6 +49,7 @@ class Benchmark(_Strict):
 
     Attributes:
         task: what is asked, for example "GPQA Diamond"; `dataset` is its repository, `revision` the commit of it.
+        metric, unit: as hubs name it, for example `accuracy`, and what the numbers are in, for example "%".
         n: questions; each was answered `repeats` times.
         mode: how the model was asked, for example "thinking, temperature 0.6, at most 32768 tokens".
         native_stack: machine and software of the native score. Null, like `native`, when it was not run.
@@ -58,7 +59,8 @@ class Benchmark(_Strict):
     task: str = Field(min_length=1)
     dataset: str = Field(min_length=1)
     revision: str = Field(min_length=1)
-    metric: str = Field(min_length=1)
+    metric: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    unit: str = Field(min_length=1)
     n: int = Field(gt=0)
     repeats: int = Field(gt=0)
     mode: str = Field(min_length=1)

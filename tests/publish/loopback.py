@@ -19,7 +19,8 @@ class Fault:
     """What happens to the next `times` requests that match "METHOD path".
 
     kind: status (answer with `status` and `headers`, do nothing), cut (read half of the body, close the connection),
-    lost (do the work, close the connection without a reply), call (run `hook` first, then go on).
+    lost (do the work, close the connection without a reply), call (run `hook` first, then go on), drop (run `hook`, do
+    nothing, no reply).
     """
 
     pattern: str
@@ -113,11 +114,14 @@ class Loopback:
             handler.close_connection = True
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
-        if fault is not None and fault.hook is not None:
-            fault.hook()
         body = self._body(handler, length)
         with self.lock:
             self.seen.append(Seen(handler.command, path, len(body), "Authorization" in handler.headers))
+        if fault is not None and fault.hook is not None:
+            fault.hook()
+        if fault is not None and fault.kind == "drop":
+            handler.close_connection = True
+            return
         if fault is not None and fault.kind == "status":
             self._send(handler, Reply(fault.status, {"error": "planted"}, fault.headers))
             return
@@ -133,7 +137,7 @@ class Loopback:
         if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return handler.rfile.read(length)
         body = b""
-        while size := int(handler.rfile.readline(), 16):
+        while size := int(handler.rfile.readline() or b"0", 16):
             body += handler.rfile.read(size)
             handler.rfile.readline()
         handler.rfile.readline()

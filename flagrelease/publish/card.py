@@ -1,0 +1,197 @@
+"""The card: what the release is, what was proved, how to run it. From records only; what is not known is left out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from flagrelease.console import human_bytes
+from flagrelease.hubs import Hub
+from flagrelease.publish.front_matter import check_card, front_matter, render
+from flagrelease.publish.records import Records
+from flagrelease.publish.report import Score
+from flagrelease.publish.run_files import (
+    COMPOSE_FILE,
+    CONTAINER_FILE,
+    NODE_SCRIPT,
+    SOURCE,
+    docker_flags,
+    image_name,
+    one_node_script,
+)
+
+_DTYPES = {
+    "bf16": "BF16 everywhere, decoded from FP4 and FP8",
+    "fp8": "FP8 (E4M3, 128x128 blocks) for experts and linear layers, the rest as in the source",
+    "native": "FP4 experts and FP8 as in the source",
+}
+
+
+def make_card(records: Records, hub: Hub, repo: str) -> bytes:
+    """README.md for `hub`.
+
+    Raises:
+        VerificationError: its metadata break a rule of the hub, which is a fault of the records.
+    """
+    sections = (
+        _what_it_is, _provenance, _proof, _evaluation, lambda r: _download(r, hub, repo), _run, _limits, _licences
+    )  # fmt: skip
+    text = render(front_matter(records, hub))
+    for section in sections:
+        lines = list(section(records))
+        if lines:
+            text += "\n" + "\n".join(lines) + "\n"
+    check_card(text, hub)
+    return text.encode()
+
+
+def _what_it_is(records: Records) -> Iterator[str]:
+    chip, product, files = records.chip, records.chip.products[0], records.manifest.files
+    shards = sum(file.path.endswith(".safetensors") for file in files)
+    cut = f"for {records.cards} ranks" if records.target.mp else "with whole tensors and an index"
+    yield f"# {records.recipe.model} for {chip.vendor} {product.name}"
+    yield ""
+    yield f"{records.manifest.source.repo} for {chip.vendor} {product.name}: the same model in a format that"
+    yield f"this chip computes in, made by [flagrelease]({SOURCE})."
+    yield ""
+    yield "| what | value |"
+    yield "|---|---|"
+    yield f"| weights | {_DTYPES[records.target.dtype]} |"
+    yield f"| layout | {records.layout}: {shards} safetensors files, cut {cut}; {human_bytes(records.weight_bytes)} |"
+    if records.target.o_groups is not None:
+        yield f"| o-groups | {records.target.o_groups} between ranks |"
+    cards = f"{records.cards} cards x {product.memory_gib} GiB"
+    nodes = "one node" if records.nodes == 1 else f"{records.nodes} nodes of {chip.cards_per_node}"
+    yield f"| needs | {cards}, {nodes} |"
+
+
+def _provenance(records: Records) -> Iterator[str]:
+    source, tool = records.manifest.source, records.manifest.tool
+    yield "## Where it comes from"
+    yield ""
+    yield f"- source: `{source.repo}` at revision `{source.revision}`, identity `{source.identity}`"
+    yield f"- made by: {tool.name} {tool.version}; the recipe is in `manifest.json`"
+    yield "- `manifest.json` has the SHA-256 of every file and a digest of every tensor; its own SHA-256 is"
+    yield f"  `{records.manifest_sha256}`"
+
+
+def _proof(records: Records) -> Iterator[str]:
+    kinds = {
+        "copied": "kept bit for bit",
+        "exact": "decoded to BF16 without rounding",
+        "rounded": "decoded to BF16 with rounding",
+        "repacked": "FP4 held exactly as FP8",
+        "lost": "FP4 that FP8 could not hold exactly",
+    }
+    counts = records.manifest.elements.model_dump()
+    yield "## What was proved"
+    yield ""
+    yield (
+        "Elements of all weights: "
+        + ", ".join(f"{counts[kind]:,} {kinds[kind]}" for kind in kinds if counts[kind])
+        + "."
+    )
+    yield ""
+    if records.report is None:
+        yield "**This release was published without validation on its chip.**"
+        return
+    yield "| stage | verdict | detail |"
+    yield "|---|---|---|"
+    for stage in records.report.stages:
+        yield f"| {stage.name} | {stage.verdict} | {stage.detail} |"
+    yield ""
+    yield "The whole record is `report.json`."
+
+
+def _evaluation(records: Records) -> Iterator[str]:
+    if records.report is None or not records.report.benchmarks:
+        return
+    yield "## Evaluation"
+    yield ""
+    yield "| benchmark | n x repeats | native | this chip | verdict |"
+    yield "|---|---|---|---|---|"
+    for entry in records.report.benchmarks:
+        native = "not run" if entry.native is None else _score(entry.native)
+        yield (
+            f"| {entry.task} ({entry.metric}, {entry.unit}) | {entry.n} x {entry.repeats} "
+            f"| {native} | {_score(entry.chip)} | {entry.verdict} |"
+        )
+    yield ""
+    for entry in records.report.benchmarks:
+        stack = f" Native: {entry.native_stack}." if entry.native_stack else ""
+        yield (f"- {entry.task}: `{entry.dataset}` at `{entry.revision}`; {entry.mode}. Rule: {entry.rule}.{stack}")
+
+
+def _score(score: Score) -> str:
+    return f"{score.value:g} ({score.confidence:.0%}: {score.low:g} to {score.high:g})"
+
+
+def _download(records: Records, hub: Hub, repo: str) -> Iterator[str]:
+    folder = shlex.quote(repo.rpartition("/")[2])
+    command = {
+        "huggingface": f"hf download {shlex.quote(repo)} --local-dir {folder}",
+        "modelscope": f"modelscope download --model {shlex.quote(repo)} --local_dir {folder}",
+    }[hub]
+    yield "## Download"
+    yield ""
+    yield "```bash"
+    yield command
+    yield f'pip install "flagrelease @ git+{SOURCE}@v{records.manifest.tool.version}"'
+    yield f"cd {folder}"
+    yield "```"
+    yield ""
+    yield "Every tag of this repository is one whole publication."
+
+
+def _run(records: Records) -> Iterator[str]:
+    script = one_node_script(records)
+    yield "## Run"
+    yield ""
+    yield "In an environment with the vendor's torch, in the folder of the release:"
+    yield ""
+    yield "```bash"
+    if script is not None:
+        yield f"bash {script}                                      # OpenAI's API on port 8000"
+        yield f"bash {script} generate --prompt 'Who are you?'     # one answer"
+    else:
+        for rank in range(records.nodes):
+            yield f"MASTER_ADDR=10.0.0.1 NODE_RANK={rank} bash {NODE_SCRIPT}   # on node {rank}; 10.0.0.1 is node 0"
+    yield "```"
+    if records.chip.container.base_image is not None:
+        yield from _container(records, script or NODE_SCRIPT)
+
+
+def _container(records: Records, script: str) -> Iterator[str]:
+    name = image_name(records)
+    variables = "" if script != NODE_SCRIPT else " --env=MASTER_ADDR --env=NODE_RANK"
+    yield ""
+    yield f"In a container. `{CONTAINER_FILE}` and `{COMPOSE_FILE}` are made from documents; nobody has built"
+    yield "them on this chip yet:"
+    yield ""
+    yield "```bash"
+    yield f"docker build -t {name} - < {CONTAINER_FILE}"
+    yield f'docker run --rm{variables} --volume="$PWD":/release:ro \\'
+    for flag in docker_flags(records):
+        yield f"  {shlex.quote(flag)} \\"
+    yield f"  {name} bash /release/{script}"
+    yield "```"
+
+
+def _limits(records: Records) -> Iterator[str]:
+    yield "## Limits"
+    yield ""
+    if records.target.mp is not None:
+        yield (
+            f"- The `model{{rank}}-mp{records.target.mp}` files are for flagrelease's engine and FlagOS' engine. "
+            "vLLM and transformers do not load them."
+        )
+    if records.target.dtype == "bf16":
+        yield "- Activations are not rounded to FP8 as the native model rounds them; the two numerics differ by that."
+    yield "- The commands above are made from the chip table; what was run on the chip itself is what the report says."
+
+
+def _licences(records: Records) -> Iterator[str]:
+    yield "## Licence"
+    yield ""
+    yield f"The weights are under the licence of `{records.manifest.source.repo}`: {records.licence.spdx}."
+    yield "flagrelease itself is Apache-2.0."

@@ -1,0 +1,94 @@
+"""`publish` as a function: from a release and a target to a plan, and with `yes` to a publication that was checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagrelease.chips import get_chip, repo_name
+from flagrelease.console import Tracker, progress
+from flagrelease.errors import UsageError
+from flagrelease.hubs import Hub
+from flagrelease.publish.card import make_card
+from flagrelease.publish.folder import publish_folder
+from flagrelease.publish.publication import CARD_NAME, Publication, limit_problems, make_publication
+from flagrelease.publish.records import Records, read_records
+from flagrelease.publish.run_files import run_files
+
+HUBS: dict[str, Hub] = {"hf": "huggingface"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The plan, and whether it was carried out. `revision` is the commit or the folder; None where nothing was done."""
+
+    publication: Publication
+    revision: str | None
+
+
+def publish(
+    release: Path,
+    chip: str,
+    to: str,
+    *,
+    repo: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+    report: Path | None = None,
+    allow_unvalidated: bool = False,
+    endpoint: str | None = None,
+) -> Outcome:
+    """Plan the publication of a release for a chip, and carry it out if `yes` is given and `dry_run` is not.
+
+    Args:
+        release: folder with a manifest.
+        to: `hf`, or a folder (anything with a slash, or that is no hub's name).
+        repo: `owner/name`; by default the one that chip table and recipe give.
+        report: the validation's report for this manifest and chip.
+        endpoint: another hub than the client's own settings say.
+
+    Raises:
+        FlagReleaseError: everything that keeps the target from holding exactly what was proved.
+    """
+    records = read_records(release, chip, report, allow_unvalidated)
+    hub = HUBS.get(to)
+    if hub is None and repo is not None:
+        raise UsageError(f"--repo is for hubs ({', '.join(HUBS)}); {to!r} is a folder")
+    publication = plan(records, hub, to, repo, private)
+    if problems := limit_problems(publication):
+        raise UsageError("; ".join(problems))
+    if dry_run or not yes:
+        return Outcome(publication, None)
+    with progress("publish", publication.bytes) as tracker:
+        return Outcome(publication, _carry_out(publication, to, endpoint, tracker))
+
+
+def plan(records: Records, hub: Hub | None, to: str, repo: str | None, private: bool) -> Publication:
+    """The publication: files of the release, card, run files, report."""
+    named = repo or repo_name(records.recipe.model, records.chip)
+    # A folder holds what Hugging Face would: it is a mirror, or a look at it.
+    documents = {CARD_NAME: make_card(records, hub or "huggingface", named), **run_files(records)}
+    return make_publication(records, hub, to if hub is None else named, private, documents)
+
+
+def siblings(publication: Publication) -> tuple[str, ...]:
+    """Repositories of the recipe's other chips that get the same weights."""
+    recipe, own = publication.records.recipe, publication.records.chip.id
+    same = recipe.releases[own]
+    if publication.repo != repo_name(recipe.model, publication.records.chip):
+        return ()
+    return tuple(
+        repo_name(recipe.model, get_chip(chip))
+        for chip, spec in recipe.releases.items()
+        if chip != own and spec == same
+    )
+
+
+def _carry_out(publication: Publication, to: str, endpoint: str | None, tracker: Tracker) -> str:
+    if publication.hub is None:
+        publish_folder(publication, Path(to), tracker)
+        return to
+    from flagrelease.publish.huggingface import HuggingFace
+
+    return HuggingFace(endpoint).publish(publication, siblings(publication), tracker)

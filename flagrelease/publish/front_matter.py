@@ -1,0 +1,146 @@
+"""The YAML at the top of a card, for each hub, with the hubs' rules checked here: their own checks need the network.
+
+Rules of Hugging Face: hub-docs `modelcard.md` and `model-index`; of ModelScope: its model card documentation. The one
+clash is the licence, which each spells its own way, so each hub has a card of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from flagrelease.errors import VerificationError
+from flagrelease.hubs import Hub
+from flagrelease.publish.records import Records
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_RELATIONS = {"adapter", "merge", "quantized", "finetune"}
+_LICENCES = {"huggingface": {"mit", "apache-2.0"}, "modelscope": {"MIT License", "Apache License 2.0"}}
+_REQUIRED = {
+    "huggingface": ("license", "language", "base_model", "base_model_relation", "pipeline_tag", "tags"),
+    "modelscope": ("license", "language", "base_model", "base_model_relation", "tasks", "frameworks", "tags", "domain"),
+}
+_ALLOWED = {
+    "huggingface": {*_REQUIRED["huggingface"], "library_name", "model-index"},
+    "modelscope": set(_REQUIRED["modelscope"]),
+}
+
+
+def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
+    """The metadata, in the order they are written.
+
+    A change of format that loses nothing has no relation of its own; `quantized` is the nearest there is, and the text
+    of the card says what was exact. `library_name` is given only where transformers loads the layout.
+    """
+    product = re.sub(r"[^a-z0-9]+", "-", records.chip.products[0].name.lower()).strip("-")
+    tags = ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout]
+    common: dict[str, Any] = {"language": ["en", "zh"], "base_model": records.manifest.source.repo}
+    if hub == "modelscope":
+        return (
+            {"license": records.licence.modelscope}
+            | common
+            | {
+                "base_model_relation": "quantized",
+                "tasks": ["text-generation"],
+                "frameworks": ["pytorch"],
+                "domain": ["nlp"],
+                "tags": tags,
+            }
+        )
+    data = {"license": records.licence.huggingface} | common
+    data |= {"base_model_relation": "quantized", "pipeline_tag": "text-generation"}
+    if records.layout == "hf":
+        data["library_name"] = "transformers"
+    data["tags"] = tags
+    if records.report is not None and records.report.benchmarks:
+        data["model-index"] = [
+            {"name": f"{records.recipe.model}-{records.chip.id}", "results": list(_results(records))}
+        ]
+    return data
+
+
+def _results(records: Records) -> Iterator[dict[str, Any]]:
+    assert records.report is not None
+    for benchmark in records.report.benchmarks:
+        score = benchmark.chip
+        name = (
+            f"{benchmark.metric} ({benchmark.unit}); n = {benchmark.n}, {benchmark.repeats} repeats, "
+            f"{score.confidence:.0%} interval {score.low:g} to {score.high:g}"
+        )
+        yield {
+            "task": {"type": "text-generation"},
+            "dataset": {"type": benchmark.dataset, "name": benchmark.task, "revision": benchmark.revision},
+            "metrics": [{"type": benchmark.metric, "value": score.value, "name": name}],
+        }
+
+
+def render(data: dict[str, Any]) -> str:
+    """The block with its fences."""
+    return "---\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120) + "---\n"
+
+
+def check_card(text: str, hub: Hub) -> dict[str, Any]:
+    """The metadata of a card, if it follows the hub's rules.
+
+    Raises:
+        VerificationError: no metadata, not YAML, a blank or unknown field, a value the hub does not take.
+    """
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if match is None:
+        raise VerificationError(f"card for {hub}: no metadata")
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise VerificationError(f"card for {hub}: metadata are not YAML ({error})") from error
+    if not isinstance(data, dict):
+        raise VerificationError(f"card for {hub}: metadata are not a mapping")
+    if problems := list(_problems(data, hub)):
+        raise VerificationError(f"card for {hub}: {'; '.join(problems)}")
+    return data
+
+
+def _problems(data: dict[str, Any], hub: Hub) -> Iterator[str]:
+    yield from (f"{key} is missing" for key in _REQUIRED[hub] if key not in data)
+    yield from (f"{key} is no field of {hub}" for key in data if key not in _ALLOWED[hub])
+    yield from (f"{path} is blank" for path in _blank(data, ""))
+    if data.get("license") not in _LICENCES[hub]:
+        yield f"license {data.get('license')!r} is not how {hub} spells one"
+    if not _REPO.fullmatch(str(data.get("base_model"))):
+        yield f"base_model {data.get('base_model')!r} is no repository"
+    if data.get("base_model_relation") not in _RELATIONS:
+        yield f"base_model_relation {data.get('base_model_relation')!r} is not one of {', '.join(sorted(_RELATIONS))}"
+    for key in ("language", "tags", "tasks", "frameworks", "domain"):
+        if key in data and not (isinstance(data[key], list) and all(isinstance(item, str) for item in data[key])):
+            yield f"{key} is not a list of words"
+    for model in data.get("model-index", ()):
+        yield from _index_problems(model)
+
+
+def _index_problems(model: Any) -> Iterator[str]:
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not model.get("results"):
+        yield "model-index has an entry without name and results"
+        return
+    for result in model["results"]:
+        dataset, metrics = result.get("dataset", {}), result.get("metrics", [])
+        if not isinstance(result.get("task", {}).get("type"), str):
+            yield "model-index: a result without task.type"
+        if not all(isinstance(dataset.get(key), str) for key in ("type", "name")):
+            yield "model-index: a result without dataset.type and dataset.name"
+        if not metrics or not all(
+            isinstance(m.get("type"), str) and isinstance(m.get("value"), float) for m in metrics
+        ):
+            yield "model-index: a result without metrics of type and number"
+
+
+def _blank(value: Any, path: str) -> Iterator[str]:
+    if value is None or value == "" or value == [] or value == {}:
+        yield path
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _blank(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _blank(inner, f"{path}.{place}")

@@ -1,0 +1,149 @@
+"""Files that run a release on its chip: scripts for one node and for several, a Containerfile, a compose file.
+
+All of it is from the chip table. The scripts are run by the tests with a torchrun that only records its arguments; the
+container files were built and started by nobody here, and say so.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from flagrelease.errors import UsageError
+from flagrelease.publish.records import Records
+
+SOURCE = "https://github.com/flagos-ai/flagrelease"
+NODE_SCRIPT = "run_node.sh"
+CONTAINER_FILE = "Containerfile"
+COMPOSE_FILE = "compose.yaml"
+_NOT_BUILT = "Made from the chip table of flagrelease; nobody has built or started it on this chip yet."
+# One option of `docker run` -> the key of a compose service; a list where the option may be repeated.
+_LISTS = {
+    "--env": "environment", "--device": "devices", "--volume": "volumes", "--group-add": "group_add",
+    "--cap-add": "cap_add", "--security-opt": "security_opt", "--tmpfs": "tmpfs",
+}  # fmt: skip
+_VALUES = {"--network": "network_mode", "--ipc": "ipc", "--shm-size": "shm_size", "--runtime": "runtime"}
+
+
+def run_files(records: Records) -> dict[str, bytes]:
+    """Path -> content."""
+    files = {NODE_SCRIPT: _node_script(records)}
+    if (script := one_node_script(records)) is not None:
+        files[script] = _one_node(records)
+    if records.chip.container.base_image is not None:
+        files[CONTAINER_FILE] = _container_file(records)
+        files[COMPOSE_FILE] = _compose(records)
+    return {path: text.encode() for path, text in files.items()}
+
+
+def one_node_script(records: Records) -> str | None:
+    """Name of the script for one node; None when the release needs more."""
+    return f"run_{records.layout}.sh" if records.nodes == 1 else None
+
+
+def numerics(records: Records) -> str:
+    """The engine's policy for these weights: what the chip computes in (docs/engine.md)."""
+    return records.target.dtype
+
+
+def image_name(records: Records) -> str:
+    """What the image is called where it is built."""
+    return f"{records.recipe.model}-{records.chip.id}".lower()
+
+
+def docker_flags(records: Records) -> tuple[str, ...]:
+    """Options of docker itself: for the vendor's runtime where docker has it, else the devices one by one."""
+    toolkit = records.chip.container.toolkit
+    return records.chip.docker_flags("toolkit" if toolkit is not None and toolkit.command == "docker" else "raw")
+
+
+def _head(what: str) -> str:
+    return f"#!/usr/bin/env bash\n# {what}\nset -euo pipefail\n"
+
+
+def _one_node(records: Records) -> str:
+    name = one_node_script(records)
+    return (
+        _head(f"{records.recipe.model} on one node of {records.chip.vendor} {records.chip.products[0].name}.")
+        + f"""\
+# ./{name}                          serve OpenAI's API on port 8000
+# ./{name} generate --prompt TEXT   answer one prompt
+release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+command="${{1:-serve}}"
+exec torchrun --nproc-per-node {records.cards} -m flagrelease "$command" "$release" \\
+  --numerics {numerics(records)} "${{@:2}}"
+"""
+    )
+
+
+def _node_script(records: Records) -> str:
+    cards = min(records.cards, records.chip.cards_per_node)
+    return (
+        _head(f"{records.recipe.model} on any number of nodes: run it on each, with the same MASTER_ADDR.")
+        + f"""\
+# MASTER_ADDR=10.0.0.1 NODES={records.nodes} NODE_RANK=0 ./{NODE_SCRIPT}
+# NODE_RANK is 0 on the node of MASTER_ADDR and counts up; CARDS is the cards of a node, PORT a free port of the first.
+: "${{MASTER_ADDR:?the address of the first node}}"
+: "${{NODE_RANK:?the number of this node, from 0}}"
+nodes="${{NODES:-{records.nodes}}}"
+cards="${{CARDS:-{cards}}}"
+if [ "$((nodes * cards))" -ne {records.cards} ]; then
+  echo "NODES x CARDS must be {records.cards}, the ranks this release is cut for; it is $nodes x $cards" >&2
+  exit 2
+fi
+release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+command="${{1:-serve}}"
+exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \\
+  --master-addr "$MASTER_ADDR" --master-port "${{PORT:-29500}}" -m flagrelease "$command" "$release" \\
+  --numerics {numerics(records)} "${{@:2}}"
+"""
+    )
+
+
+def _container_file(records: Records) -> str:
+    version = records.manifest.tool.version
+    return f"""\
+# {_NOT_BUILT}
+# docker build -t {image_name(records)} - < {CONTAINER_FILE}
+FROM {records.chip.container.base_image}
+# The vendor's torch and triton are in the image and stay; the engine extra would let pip replace them.
+RUN pip install --no-cache-dir "flagrelease[serve] @ git+{SOURCE}@v{version}" "safetensors>=0.5" "tokenizers>=0.21"
+"""
+
+
+def _compose(records: Records) -> str:
+    script = one_node_script(records) or NODE_SCRIPT
+    service: dict[str, Any] = {"image": image_name(records), "command": [f"/release/{script}"]}
+    service |= compose_service(docker_flags(records))
+    service["volumes"] = [*service.get("volumes", []), ".:/release:ro"]
+    if script == NODE_SCRIPT:
+        names = ("MASTER_ADDR", "NODE_RANK")
+        service["environment"] = [*service.get("environment", []), *names]
+    document = {"services": {"model": service}}
+    return f"# {_NOT_BUILT}\n" + yaml.safe_dump(document, sort_keys=False, width=120)
+
+
+def compose_service(flags: tuple[str, ...]) -> dict[str, Any]:
+    """Options of `docker run` as keys of a compose service.
+
+    Raises:
+        UsageError: an option that has no translation here.
+    """
+    service: dict[str, Any] = {}
+    for flag in flags:
+        option, _, value = flag.partition("=")
+        if option in _LISTS:
+            service.setdefault(_LISTS[option], []).append(value)
+        elif option in _VALUES:
+            service[_VALUES[option]] = value
+        elif flag == "--privileged":
+            service["privileged"] = True
+        elif flag == "--gpus=all":
+            service["gpus"] = "all"
+        elif match := re.fullmatch(r"--ulimit=(\w+)=(-?\d+)", flag):
+            service.setdefault("ulimits", {})[match[1]] = int(match[2])
+        else:
+            raise UsageError(f"docker option {flag!r} of the chip table has no translation for a compose file")
+    return service

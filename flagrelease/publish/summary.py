@@ -1,0 +1,55 @@
+"""A publication in numbers and words, before anything is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flagrelease.console import human_bytes
+from flagrelease.hubs import HUB_LIMITS
+from flagrelease.publish.publication import Publication, limit_advice, limit_problems
+
+
+def plan_document(publication: Publication) -> dict[str, Any]:
+    """What would be done, for scripts."""
+    return {
+        "schema_version": 1,
+        "target": publication.hub or "folder",
+        "repository": publication.repo,
+        "visibility": publication.visibility,
+        "licence": publication.records.licence.spdx,
+        "version": publication.version,
+        "chip": publication.records.chip.id,
+        "validated": publication.records.report is not None,
+        "bytes": publication.bytes,
+        "commits": commits(publication),
+        "problems": limit_problems(publication),
+        "advice": limit_advice(publication),
+        "files": [{"path": file.path, "bytes": file.size, "sha256": file.sha256} for file in publication.files],
+    }
+
+
+def commits(publication: Publication) -> int:
+    """Commits the hub would get: Hugging Face one on the branch and one on main, ModelScope what its limit asks."""
+    if publication.hub is None:
+        return 0
+    if publication.hub == "huggingface":
+        return 2
+    return -(-len(publication.files) // HUB_LIMITS[publication.hub].commit_files)
+
+
+def plan_text(publication: Publication) -> str:
+    """What would be done, for people."""
+    document = plan_document(publication)
+    where = "folder" if publication.hub is None else f"repository on {publication.hub}"
+    lines = [
+        f"{where}: {publication.repo}",
+        f"visibility {publication.visibility}, licence {document['licence']}, tag {publication.version}",
+        f"{len(publication.files)} files, {publication.bytes:,} bytes ({human_bytes(publication.bytes)}), "
+        f"{document['commits']} commits",
+    ]
+    if not document["validated"]:
+        lines.append("NOT VALIDATED: there is no report, and the card will say so")
+    lines += [f"  {file.size:>18,}  {file.sha256[:12]}  {file.path}" for file in publication.files]
+    lines += [f"advice: {advice}" for advice in document["advice"]]
+    lines += [f"REFUSED: {problem}" for problem in document["problems"]]
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""`publish` as a whole: nothing without --yes, the right repository, the plan in numbers, a folder at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_standin import TOKEN, HuggingFaceStandIn
+from publish_release import write_release, write_report
+
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.publish.commands import publish, siblings
+from flagrelease.publish.summary import plan_document, plan_text
+
+
+def test_without_yes_nothing_is_done(release: Path, report: Path, tmp_path: Path) -> None:
+    for options in ({}, {"yes": True, "dry_run": True}):
+        outcome = publish(release, "nvidia", str(tmp_path / "out"), report=report, **options)
+        assert outcome.revision is None
+    # Nobody listens at this address, and planning asks nobody.
+    publish(release, "nvidia", "hf", report=report, endpoint="http://127.0.0.1:9")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fp8-mp8", "report.json"]
+
+
+def test_the_plan_is_what_is_then_done(release: Path, report: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mirror"
+    planned = plan_document(publish(release, "nvidia", str(folder), report=report).publication)
+    done = publish(release, "nvidia", str(folder), report=report, yes=True)
+    assert done.revision == str(folder)
+    found = [
+        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size,
+         "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in folder.rglob("*") if path.is_file()
+    ]  # fmt: skip
+    assert sorted(found, key=lambda file: str(file["path"])) == planned["files"]
+    assert planned["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert {"README.md", "report.json", "run_mp8.sh", "run_node.sh", "Containerfile", "compose.yaml"} <= {
+        file["path"] for file in planned["files"]
+    }
+    assert (folder / "run_mp8.sh").stat().st_mode & 0o111
+    assert json.dumps(planned)
+
+
+def test_the_repository_is_the_recipes(release: Path, report: Path) -> None:
+    publication = publish(release, "nvidia", "hf", report=report, private=True).publication
+    assert publication.repo == "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"
+    assert siblings(publication) == ("FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS",)  # the other fp8 mp8 chip
+    text = plan_text(publication)
+    assert "repository on huggingface: FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS" in text
+    assert "visibility private, licence MIT" in text
+    assert "2 commits" in text
+    assert "NOT VALIDATED" not in text
+    own = publish(release, "nvidia", "hf", report=report, repo="me/mine").publication
+    assert own.repo == "me/mine"
+    assert siblings(own) == ()
+
+
+def test_an_unvalidated_release_is_refused_or_says_so(release: Path) -> None:
+    with pytest.raises(VerificationError, match="no report"):
+        publish(release, "nvidia", "hf")
+    publication = publish(release, "nvidia", "hf", allow_unvalidated=True).publication
+    assert "NOT VALIDATED" in plan_text(publication)
+    card = publication.by_path["README.md"].origin
+    assert isinstance(card, bytes)
+    assert b"published without validation" in card
+
+
+def test_a_repo_for_a_folder_is_a_contradiction(release: Path, report: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--repo is for hubs"):
+        publish(release, "nvidia", str(tmp_path / "out"), repo="a/b", report=report)
+
+
+def test_a_file_over_the_limit_is_refused_before_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = write_release(tmp_path / "r")
+    report = write_report(release, tmp_path / "report.json")
+    monkeypatch.setattr("flagrelease.publish.commands.limit_problems", lambda _: ["too long"])
+    with pytest.raises(UsageError, match="too long"):
+        publish(release, "nvidia", "hf", report=report, yes=True, endpoint="http://127.0.0.1:9")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_to_huggingface(
+    release: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    hub = HuggingFaceStandIn(tmp_path / "cas")
+    try:
+        done = publish(release, "nvidia", "hf", report=report, yes=True, endpoint=hub.url)
+        again = publish(release, "nvidia", "hf", report=report, yes=True, endpoint=hub.url)
+    finally:
+        hub.close()
+    assert done.revision == again.revision == hub.repositories[done.publication.repo].branches["main"]
+    found = hub.files(done.publication.repo, done.publication.version)
+    assert found == {file["path"]: file["sha256"] for file in plan_document(done.publication)["files"]}
+    assert "PLANTED" not in "".join(capfd.readouterr())
