@@ -15,21 +15,19 @@ class HubLimits:
     Attributes:
         file_bytes: a longer file is refused by the hub.
         advised_file_bytes: a longer file is taken, but advised against.
-        inline_bytes: of all files that are not LFS, together; None where no limit is known.
-        commit_files: of one commit. Hugging Face: of LFS files; ModelScope: what its client puts into one request.
+        commit_files: of one commit. Hugging Face: LFS files; ModelScope: what its client puts into one request.
     """
 
     file_bytes: int
     advised_file_bytes: int
     repo_files: int
     folder_entries: int
-    inline_bytes: int | None
     commit_files: int
 
 
 HUB_LIMITS: dict[Hub, HubLimits] = {
-    "huggingface": HubLimits(500 * 10**9, 200 * 10**9, 100_000, 10_000, None, 25_000),
-    "modelscope": HubLimits(100 * 10**9, 100 * 10**9, 100_000, 50_000, 500 * 10**6, 256),
+    "huggingface": HubLimits(500 * 10**9, 200 * 10**9, 100_000, 10_000, 25_000),
+    "modelscope": HubLimits(100 * 10**9, 100 * 10**9, 100_000, 50_000, 256),
 }
 # Largest file a hub takes, in bytes.
 HUB_FILE_LIMITS: dict[str, int] = {hub: limits.file_bytes for hub, limits in HUB_LIMITS.items()}

@@ -11,16 +11,20 @@ from flagrelease.errors import UsageError
 from flagrelease.hubs import Hub
 from flagrelease.publish.card import make_card
 from flagrelease.publish.folder import publish_folder
+from flagrelease.publish.huggingface import HuggingFace
+from flagrelease.publish.modelscope import CONFIGURATION_NAME, ModelScope
 from flagrelease.publish.publication import CARD_NAME, Publication, limit_problems, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
 
-HUBS: dict[str, Hub] = {"hf": "huggingface"}
+HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
+# ModelScope shows a model by this file.
+_CONFIGURATION = b'{"framework": "pytorch", "task": "text-generation"}\n'
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The plan, and whether it was carried out. `revision` is the commit or the folder; None where nothing was done."""
+    """The plan, and whether it was carried out: `revision` is then the commit, the tag or the folder, else None."""
 
     publication: Publication
     revision: str | None
@@ -43,7 +47,7 @@ def publish(
 
     Args:
         release: folder with a manifest.
-        to: `hf`, or a folder (anything with a slash, or that is no hub's name).
+        to: `hf`, `modelscope`, or a folder.
         repo: `owner/name`; by default the one that chip table and recipe give.
         report: the validation's report for this manifest and chip.
         endpoint: another hub than the client's own settings say.
@@ -69,6 +73,8 @@ def plan(records: Records, hub: Hub | None, to: str, repo: str | None, private: 
     named = repo or repo_name(records.recipe.model, records.chip)
     # A folder holds what Hugging Face would: it is a mirror, or a look at it.
     documents = {CARD_NAME: make_card(records, hub or "huggingface", named), **run_files(records)}
+    if hub == "modelscope":
+        documents[CONFIGURATION_NAME] = _CONFIGURATION
     return make_publication(records, hub, to if hub is None else named, private, documents)
 
 
@@ -89,6 +95,6 @@ def _carry_out(publication: Publication, to: str, endpoint: str | None, tracker:
     if publication.hub is None:
         publish_folder(publication, Path(to), tracker)
         return to
-    from flagrelease.publish.huggingface import HuggingFace
-
+    if publication.hub == "modelscope":
+        return ModelScope(endpoint).publish(publication, tracker)
     return HuggingFace(endpoint).publish(publication, siblings(publication), tracker)

@@ -106,6 +106,8 @@ def limit_problems(publication: Publication) -> list[str]:
     ]
     if len(publication.files) > limits.repo_files:
         problems.append(f"{len(publication.files):,} files; {hub} takes {limits.repo_files:,} a repository")
+    if hub == "huggingface" and len(publication.files) > limits.commit_files:
+        problems.append(f"{len(publication.files):,} files; {hub} takes {limits.commit_files:,} in the one commit")
     folders: dict[str, int] = {}
     for file in publication.files:
         folder = file.path.rpartition("/")[0]

@@ -29,7 +29,7 @@ def plan_document(publication: Publication) -> dict[str, Any]:
 
 
 def commits(publication: Publication) -> int:
-    """Commits the hub would get: Hugging Face one on the branch and one on main, ModelScope what its limit asks."""
+    """Commits the hub would get: Hugging Face one on the branch and one on main, ModelScope at least this many."""
     if publication.hub is None:
         return 0
     if publication.hub == "huggingface":

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+import modelscope_hub
+import modelscope_standin
 import pytest
 from huggingface_standin import TOKEN, HuggingFaceStandIn
 from publish_release import write_release, write_report
@@ -96,3 +98,19 @@ def test_to_huggingface(
     found = hub.files(done.publication.repo, done.publication.version)
     assert found == {file["path"]: file["sha256"] for file in plan_document(done.publication)["files"]}
     assert "PLANTED" not in "".join(capfd.readouterr())
+
+
+def test_to_modelscope(release: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", modelscope_standin.TOKEN)
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+    modelscope_hub.set_default_config(modelscope_hub.HubConfig())
+    hub = modelscope_standin.ModelScopeStandIn()
+    try:
+        done = publish(release, "nvidia", "modelscope", report=report, yes=True, endpoint=hub.url)
+    finally:
+        hub.close()
+    assert done.revision == done.publication.version
+    found = hub.files(done.publication.repo, done.publication.version)
+    assert found == {file["path"]: file["sha256"] for file in plan_document(done.publication)["files"]}
+    assert json.loads(hub.repositories[done.publication.repo].master["configuration.json"])["task"] == "text-generation"
+    assert b"license: MIT License" in hub.repositories[done.publication.repo].master["README.md"]

@@ -1,0 +1,246 @@
+"""Publishing to ModelScope: blobs, then commits on master with the manifest in the last, digests by listing, the tag.
+
+The hub has tags but no branches, so master is not whole between two commits; the card and the manifest come last, and
+the tag only after the check. The client's `upload_folder` is not used: it creates a public repository for a mistyped
+name and believes a cache it keeps in the release. Nothing is kept on this side; the hub is asked by digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from flagrelease.console import Tracker
+from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
+from flagrelease.hubs import HUB_LIMITS
+from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.publish.listing import HUB_FILES, Difference, RemoteFile, compare, read_whole
+from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience
+from flagrelease.publish.publication import CARD_NAME, Publication, PublishedFile
+from flagrelease.publish.secrets import redact, redact_logs_of
+
+if TYPE_CHECKING:
+    from modelscope_hub import RepoInfo
+
+Result = TypeVar("Result")
+
+MASTER = "master"
+CONFIGURATION_NAME = "configuration.json"
+_INLINE_BYTES = 64 << 10  # a longer file is LFS, and so is a tensor file of any length
+_INLINE_NAMES = frozenset({"README.md", CONFIGURATION_NAME, "config.json", ".gitattributes", ".gitignore"})
+_COMMIT_BYTES = 8 << 20
+_LAST = (CARD_NAME, MANIFEST_NAME)
+
+
+class ModelScope:
+    """One hub, by its client. The token is the client's own business: MODELSCOPE_API_TOKEN, or its login."""
+
+    def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
+        """`endpoint`: another hub than MODELSCOPE_ENDPOINT says."""
+        from modelscope_hub import HubApi
+
+        redact_logs_of("modelscope_hub")
+        self._api = HubApi(endpoint=endpoint)
+        self._patience = patience or Patience()
+
+    def publish(self, publication: Publication, progress: Tracker) -> str:
+        """Make the repository's master hold exactly this publication, and tag it; returns the tag.
+
+        Raises:
+            UsageError: the repository has another visibility or licence, or holds something else.
+            VerificationError: a file is not what the manifest says, or the hub does not hold what it was sent.
+            NetworkError: the hub did not do it; what did pass stays, and the same command goes on.
+        """
+        repo, tag = publication.repo, publication.version
+        self._ensure_repository(publication)
+        if tag in self._tags(repo):
+            self._check(publication, tag)
+            progress.add(publication.bytes)
+            return tag
+        self._refuse_foreign(publication)
+        difference = self._difference(publication, MASTER)
+        wanted = [publication.by_path[path] for path in (*difference.missing, *difference.changed)]
+        progress.add(publication.bytes - sum(file.size for file in wanted))
+        self._send(publication, [file for file in wanted if is_lfs(file)], progress)
+        self._commit(publication, difference)
+        self._check(publication, MASTER)
+        self._tag(repo, tag)
+        self._check(publication, tag)
+        return tag
+
+    def list_files(self, repo: str, revision: str) -> list[RemoteFile]:
+        """All files of a revision with their digests; nothing is downloaded."""
+        files = self._try(
+            f"list {repo}@{revision}", lambda: self._api.list_repo_files(repo, "model", revision=revision)
+        )
+        return [
+            RemoteFile(file.path, file.size, file.sha256 or None)
+            for file in files
+            if file.path and file.type not in ("tree", "dir", "directory")
+        ]
+
+    def _ensure_repository(self, publication: Publication) -> None:
+        repo, licence = publication.repo, publication.records.licence
+
+        def call() -> RepoInfo:
+            if not self._api.repo_exists(repo, "model"):
+                self._api.create_repo(repo, "model", visibility=publication.visibility, license=licence.modelscope)
+            return self._api.get_repo(repo, "model")
+
+        info = self._try(f"create {repo}", call)
+        visibility = getattr(info.visibility, "name", str(info.visibility)).lower()
+        if visibility != publication.visibility:
+            raise UsageError(f"{repo}: is {visibility}; this publication is {publication.visibility}")
+        if (info.license or "").lower() not in {licence.modelscope.lower(), licence.spdx.lower()}:
+            raise UsageError(f"{repo}: has licence {info.license!r}; this is {licence.modelscope!r}")
+
+    def _refuse_foreign(self, publication: Publication) -> None:
+        """A publication cut off between two commits has no manifest yet, but no file of another kind either."""
+        there = {file.path for file in self.list_files(publication.repo, MASTER)} - HUB_FILES
+        if MANIFEST_NAME not in there and (foreign := sorted(there - set(publication.by_path))):
+            raise UsageError(
+                f"{publication.repo}: master holds {foreign[0]!r} and no {MANIFEST_NAME}, so nothing that flagrelease "
+                "published; name another repository or empty it"
+            )
+
+    def _tags(self, repo: str) -> set[str]:
+        _, tags = self._try(f"tags of {repo}", lambda: self._api.legacy.list_revisions_detail(repo, "model"))
+        return {tag["Revision"] for tag in tags}
+
+    def _difference(self, publication: Publication, revision: str) -> Difference:
+        return compare(publication.by_path, self.list_files(publication.repo, revision))
+
+    def _check(self, publication: Publication, revision: str) -> None:
+        if difference := self._difference(publication, revision):
+            raise VerificationError(
+                f"{publication.repo}@{revision}: the hub does not hold this publication: {difference}"
+                + ("" if revision == MASTER else "; a tag is never moved")
+            )
+
+    def _send(self, publication: Publication, files: list[PublishedFile], progress: Tracker) -> None:
+        """Blobs that the hub does not have yet, one request each; the bytes are hashed on their way."""
+        for file in files:
+            self._try(f"send {file.path}", partial(self._send_one, publication.repo, file))
+            progress.add(file.size)
+
+    def _send_one(self, repo: str, file: PublishedFile) -> None:
+        client = self._api.legacy
+        address = client.validate_blobs(repo, "model", [{"oid": file.sha256, "size": file.size}]).get(file.sha256)
+        if address is None:  # stored already
+            return
+        if urlsplit(client.endpoint).scheme == "https" and urlsplit(address).scheme != "https":
+            # The client sends the token along.
+            raise NetworkError(f"{file.path}: the hub wants it sent without encryption; refused")
+        if isinstance(file.origin, bytes):
+            client.upload_blob(address, file.origin, file.size)
+            return
+        with file.origin.open("rb") as stream:
+            hashed = _HashedStream(stream, file.size)
+            client.upload_blob(address, hashed, file.size)
+        if hashed.digest.hexdigest() != file.sha256:
+            raise VerificationError(f"{file.path}: not what the manifest says; changed since")
+
+    def _commit(self, publication: Publication, difference: Difference) -> None:
+        """As many commits as the hub's limits ask. Each looks first what is left, so a lost reply does no harm."""
+        title = f"{publication.records.recipe.model} for {publication.records.chip.id}: {publication.version}"
+
+        def call() -> None:
+            for actions in _batches(list(_actions(publication, self._difference(publication, MASTER)))):
+                self._api.legacy.create_commit(publication.repo, "model", actions, title, MASTER)
+
+        if difference:
+            self._try(f"commit to {MASTER} of {publication.repo}", call)
+
+    def _tag(self, repo: str, tag: str) -> None:
+        def call() -> None:
+            if tag not in self._tags(repo):
+                self._api.create_repo_tag(repo, "model", tag, revision=MASTER)
+
+        self._try(f"tag {tag}", call)
+
+    def _try(self, what: str, call: Callable[[], Result]) -> Result:
+        from modelscope_hub import HubError
+
+        try:
+            return self._patience.wait_out(what, call, (HubError, OSError), _obstacle)
+        except FlagReleaseError:
+            raise
+        except HubError as error:
+            raise NetworkError(f"{what}: {_reason(error)}") from None
+
+
+class _HashedStream:
+    """A file that is hashed as it is read; its length is known, so it is not sent in chunks."""
+
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self.digest = hashlib.sha256()
+        self._stream = stream
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self.digest.update(content)
+        return content
+
+
+def is_lfs(file: PublishedFile) -> bool:
+    """Whether the file is a blob of its own, or part of a commit. The hub reads some names itself; these never are."""
+    name = PurePosixPath(file.path).name
+    return name not in _INLINE_NAMES and (file.size > _INLINE_BYTES or name.endswith(".safetensors"))
+
+
+def _actions(publication: Publication, difference: Difference) -> Iterator[dict[str, Any]]:
+    """Deletions, files, and last what says that the publication is complete."""
+    empty = {"type": "normal", "size": 0, "sha256": "", "content": "", "encoding": ""}
+    for path in difference.extra:
+        yield {"action": "delete", "path": path, **empty}
+    for path in sorted((*difference.missing, *difference.changed), key=lambda path: (path in _LAST, path)):
+        file = publication.by_path[path]
+        if is_lfs(file):
+            content = {"type": "lfs", "sha256": file.sha256, "content": "", "encoding": ""}
+        else:
+            text = base64.b64encode(read_whole(file)).decode()
+            content = {"type": "normal", "sha256": "", "content": text, "encoding": "base64"}
+        yield {"action": "create", "path": path, "size": file.size, **content}
+
+
+def _batches(actions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for action in actions:
+        length = len(action["content"]) + len(action["path"]) + 256
+        if batch and (len(batch) == HUB_LIMITS["modelscope"].commit_files or size + length > _COMMIT_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(action)
+        size += length
+    if batch:
+        yield batch
+
+
+def _obstacle(error: Exception) -> Obstacle | None:
+    import requests
+    from modelscope_hub import APIError, HubError
+
+    if isinstance(error, APIError) and error.status_code in TRANSIENT_STATUS:
+        return Obstacle(_reason(error), getattr(error, "retry_after", None))
+    if isinstance(error, HubError):
+        return Obstacle(_reason(error)) if error.retryable else None
+    if isinstance(error, requests.ConnectionError | requests.Timeout | ConnectionError | TimeoutError):
+        return Obstacle(type(error).__name__)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Kind, status and the hub's words; addresses go, since they may be presigned."""
+    status = getattr(error, "status_code", None)
+    words = redact(str(getattr(error, "message", error)).partition("://")[0].splitlines()[0])
+    return f"{type(error).__name__}{'' if status is None else f' {status}'}: {words}"
