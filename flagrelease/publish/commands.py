@@ -16,6 +16,8 @@ from flagrelease.publish.modelscope import CONFIGURATION_NAME, ModelScope
 from flagrelease.publish.publication import CARD_NAME, Publication, limit_problems, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
+from flagrelease.publish.signature import SIGNATURE_NAME, make_signature
+from flagrelease.publish.statement import STATEMENT_NAME, make_statement
 
 HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
 # ModelScope shows a model by this file.
@@ -41,6 +43,7 @@ def publish(
     yes: bool = False,
     report: Path | None = None,
     allow_unvalidated: bool = False,
+    signing_key: Path | None = None,
     endpoint: str | None = None,
 ) -> Outcome:
     """Plan the publication of a release for a chip, and carry it out if `yes` is given and `dry_run` is not.
@@ -50,6 +53,7 @@ def publish(
         to: `hf`, `modelscope`, or a folder.
         repo: `owner/name`; by default the one that chip table and recipe give.
         report: the validation's report for this manifest and chip.
+        signing_key: PEM file of an EC private key; the publication then holds a signature of every file.
         endpoint: another hub than the client's own settings say.
 
     Raises:
@@ -59,7 +63,7 @@ def publish(
     hub = HUBS.get(to)
     if hub is None and repo is not None:
         raise UsageError(f"--repo is for hubs ({', '.join(HUBS)}); {to!r} is a folder")
-    publication = plan(records, hub, to, repo, private)
+    publication = plan(records, hub, to, repo, private, signing_key)
     if problems := limit_problems(publication):
         raise UsageError("; ".join(problems))
     if dry_run or not yes:
@@ -68,14 +72,24 @@ def publish(
         return Outcome(publication, _carry_out(publication, to, endpoint, tracker))
 
 
-def plan(records: Records, hub: Hub | None, to: str, repo: str | None, private: bool) -> Publication:
-    """The publication: files of the release, card, run files, report."""
+def plan(
+    records: Records, hub: Hub | None, to: str, repo: str | None, private: bool, signing_key: Path | None
+) -> Publication:
+    """The publication: files of the release, card, run files, report, statement, signature."""
     named = repo or repo_name(records.recipe.model, records.chip)
     # A folder holds what Hugging Face would: it is a mirror, or a look at it.
     documents = {CARD_NAME: make_card(records, hub or "huggingface", named), **run_files(records)}
     if hub == "modelscope":
         documents[CONFIGURATION_NAME] = _CONFIGURATION
-    return make_publication(records, hub, to if hub is None else named, private, documents)
+
+    def with_documents() -> Publication:
+        return make_publication(records, hub, to if hub is None else named, private, documents)
+
+    # The statement is about every other file; the signature is of every file but itself.
+    documents[STATEMENT_NAME] = make_statement(records, with_documents().digests)
+    if signing_key is not None:
+        documents[SIGNATURE_NAME] = make_signature(named.rpartition("/")[2], with_documents().digests, signing_key)
+    return with_documents()
 
 
 def siblings(publication: Publication) -> tuple[str, ...]:

@@ -43,6 +43,11 @@ class Publication:
         return sum(file.size for file in self.files)
 
     @cached_property
+    def digests(self) -> dict[str, str]:
+        """Path -> SHA-256."""
+        return {file.path: file.sha256 for file in self.files}
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the list of files as sha256sum writes it (digest, two blanks, path), sorted by path."""
         lines = (f"{file.sha256}  {file.path}\n" for file in sorted(self.files, key=lambda file: file.path))

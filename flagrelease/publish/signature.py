@@ -1,0 +1,138 @@
+"""An OpenSSF Model Signing signature over digests that are known already: no file is read again.
+
+Format: a Sigstore bundle v0.3 with a DSSE envelope around an in-toto Statement v1 of predicate type
+https://model_signing/signature/v1.0, as model_signing 1.1 writes and verifies it. ECDSA on P-256, P-384 or P-521 with a
+deterministic nonce (RFC 6979), so signing the same release twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flagrelease.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.hashes import HashAlgorithm
+
+SIGNATURE_NAME = "model.sig"
+PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+# What git and the hubs put beside a model; model_signing leaves it out too.
+_NOT_SIGNED = (".git", ".gitattributes", ".github", ".gitignore", SIGNATURE_NAME)
+_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+
+def make_signature(name: str, digests: Mapping[str, str], key: Path) -> bytes:
+    """The bundle for the files `digests` (path -> SHA-256) of the model `name`, by the private key in a PEM file.
+
+    Raises:
+        UsageError: the key cannot be read, is encrypted, or is not of a NIST curve.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = _read_key(key)
+    payload = json.dumps(_statement(name, digests), sort_keys=True).encode()
+    algorithm = ec.ECDSA(_hash_of(private.public_key()), deterministic_signing=True)
+    document = {
+        "mediaType": _BUNDLE_TYPE,
+        "verificationMaterial": {"publicKey": {"hint": _hint(private.public_key())}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": _PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(private.sign(_encoded(payload), algorithm)).decode()}],
+        },
+    }
+    return json.dumps(document, sort_keys=True).encode() + b"\n"
+
+
+def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
+    """Path -> SHA-256 of what was signed, if the signature in the bundle is by this key (PEM).
+
+    Raises:
+        VerificationError: not a bundle of this kind, or not signed by the key.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    key = load_pem_public_key(public_key)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise VerificationError("the public key is not of an elliptic curve")
+    try:
+        envelope = json.loads(bundle)["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+        key.verify(signature, _encoded(payload), ec.ECDSA(_hash_of(key)))
+        statement = json.loads(payload)
+        if statement["predicateType"] != PREDICATE_TYPE:
+            raise VerificationError(f"{SIGNATURE_NAME}: signs {statement['predicateType']}, not a model")
+        return {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
+    except InvalidSignature:
+        raise VerificationError(f"{SIGNATURE_NAME}: not signed by this key, or changed since") from None
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise VerificationError(f"{SIGNATURE_NAME}: not a Sigstore bundle of a model ({error!r})") from error
+
+
+def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The root digest is SHA-256 over the files' digests, one after the other in the order of their paths."""
+    signed = [path for path in sorted(digests) if path.partition("/")[0] not in _NOT_SIGNED]
+    root = hashlib.sha256(b"".join(bytes.fromhex(digests[path]) for path in signed)).hexdigest()
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": name, "digest": {"sha256": root}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "serialization": {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": list(_NOT_SIGNED),
+            },
+            "resources": [{"name": p, "algorithm": "sha256", "digest": digests[p]} for p in signed],
+        },
+    }
+
+
+def _encoded(payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding."""
+    return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD_TYPE), _PAYLOAD_TYPE.encode(), len(payload), payload)
+
+
+def _read_key(path: Path) -> EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError):
+        # What the library says may quote the file.
+        raise UsageError(f"{path}: not an unencrypted private key in PEM form") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UsageError(f"{path}: not a key of an elliptic curve")
+    return key
+
+
+def _hash_of(key: EllipticCurvePublicKey) -> HashAlgorithm:
+    from cryptography.hazmat.primitives import hashes
+
+    known: dict[str, HashAlgorithm] = {
+        "secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()
+    }  # fmt: skip
+    if (algorithm := known.get(key.curve.name)) is None:
+        raise UsageError(f"keys of {key.curve.name} do not sign models; use P-256, P-384 or P-521")
+    return algorithm
+
+
+def _hint(key: EllipticCurvePublicKey) -> str:
+    """How model_signing names a key: SHA-256 of its PEM."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
