@@ -7,11 +7,12 @@ from pathlib import Path
 
 from flagrelease.chips import get_chip, repo_name
 from flagrelease.console import Tracker, progress
-from flagrelease.errors import UsageError
+from flagrelease.errors import ResourceError, UsageError
 from flagrelease.hubs import Hub
 from flagrelease.publish.card import make_card
-from flagrelease.publish.folder import publish_folder
+from flagrelease.publish.folder import list_folder, publish_folder
 from flagrelease.publish.huggingface import HuggingFace
+from flagrelease.publish.listing import Difference, compare
 from flagrelease.publish.modelscope import CONFIGURATION_NAME, ModelScope
 from flagrelease.publish.publication import CARD_NAME, Publication, limit_problems, make_publication
 from flagrelease.publish.records import Records, read_records
@@ -103,6 +104,24 @@ def siblings(publication: Publication) -> tuple[str, ...]:
         for chip, spec in recipe.releases.items()
         if chip != own and spec == same
     )
+
+
+def check_published(publication: Publication, to: str, endpoint: str | None = None) -> Difference:
+    """What the target holds under the publication's tag, compared with what it should hold, by listing.
+
+    Nothing is downloaded from a hub; a folder is hashed.
+
+    Raises:
+        NetworkError: there is no such repository or tag, or the hub does not answer.
+        ResourceError: there is no such folder.
+    """
+    if publication.hub is None:
+        if not Path(to).is_dir():
+            raise ResourceError(f"{to}: not a folder")
+        with progress("check", publication.bytes) as tracker:
+            return compare(publication.by_path, list_folder(Path(to), tracker))
+    hub = ModelScope(endpoint) if publication.hub == "modelscope" else HuggingFace(endpoint)
+    return compare(publication.by_path, hub.list_files(publication.repo, publication.version))
 
 
 def _carry_out(publication: Publication, to: str, endpoint: str | None, tracker: Tracker) -> str:

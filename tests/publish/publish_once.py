@@ -6,20 +6,29 @@ import sys
 from pathlib import Path
 
 from flagrelease.console import progress
+from flagrelease.hubs import Hub
 from flagrelease.publish.huggingface import HuggingFace
+from flagrelease.publish.modelscope import ModelScope
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import make_publication
 from flagrelease.publish.records import read_records
 
-CARD = b"---\nlicense: mit\n---\n# the card\n"
+CARDS = {
+    "huggingface": b"---\nlicense: mit\n---\n# the card\n",
+    "modelscope": b"---\nlicense: MIT License\n---\n# the card\n",
+}
 
 
 def main(hub: str, endpoint: str, release: str, repo: str) -> None:
-    assert hub == "huggingface"
     records = read_records(Path(release), "nvidia", None, allow_unvalidated=True)
-    publication = make_publication(records, "huggingface", repo, False, {"README.md": CARD})
+    patience = Patience(sleep=lambda _: None)
+    name: Hub = "modelscope" if hub == "modelscope" else "huggingface"
+    publication = make_publication(records, name, repo, False, {"README.md": CARDS[name]})
     with progress("publish", publication.bytes) as tracker:
-        HuggingFace(endpoint, Patience(sleep=lambda _: None)).publish(publication, (), tracker)
+        if name == "modelscope":
+            ModelScope(endpoint, patience).publish(publication, tracker)
+        else:
+            HuggingFace(endpoint, patience).publish(publication, (), tracker)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import modelscope_standin
 import pytest
+import test_modelscope
 from huggingface_standin import TOKEN, HuggingFaceStandIn
-from loopback import Fault
+from loopback import Fault, Loopback
 from test_huggingface import API, REPO, assert_published, publication_of
 
 STEPS = {
@@ -28,12 +31,14 @@ STEPS = {
 class Runner:
     """Runs the publication in a process, with a home of its own."""
 
-    def __init__(self, hub: HuggingFaceStandIn, release: Path, home: Path, xet: bool) -> None:
+    def __init__(self, hub: Loopback, release: Path, home: Path, xet: bool, name: str = "huggingface") -> None:
         self.command = [
-            sys.executable, str(Path(__file__).with_name("publish_once.py")), "huggingface", hub.url, str(release), REPO
+            sys.executable, str(Path(__file__).with_name("publish_once.py")), name, hub.url, str(release), REPO
         ]  # fmt: skip
         self.environment = os.environ | {
             "HF_TOKEN": TOKEN,
+            "MODELSCOPE_API_TOKEN": modelscope_standin.TOKEN,
+            "MODELSCOPE_HOME": str(home / "modelscope"),
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "0" if xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -61,6 +66,13 @@ def hub(tmp_path: Path) -> Iterator[HuggingFaceStandIn]:
     server.close()
 
 
+def killed_at(steps: Iterable[str], also_fast: str) -> list[Any]:
+    """Each step not done (drop), and done while nobody heard of it (call), which all but one leave to the slow set."""
+    return [(step, "drop") for step in steps] + [
+        pytest.param(step, "call", marks=[] if step == also_fast else pytest.mark.slow) for step in steps
+    ]
+
+
 def assert_no_secret(folder: Path) -> None:
     """In no file below, whatever it is."""
     for path in folder.rglob("*"):
@@ -74,8 +86,7 @@ def test_the_secret_check_sees_a_secret(tmp_path: Path) -> None:
         assert_no_secret(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["drop", "call"])  # the step was not done, or done and nobody heard of it
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "kind"), killed_at(STEPS, "commit to main"))
 def test_killed_in_a_step(hub: HuggingFaceStandIn, release: Path, tmp_path: Path, step: str, kind: str) -> None:
     runner = Runner(hub, release, tmp_path / "home", xet=False)
     hub.faults = [Fault(STEPS[step], kind, hook=runner.kill)]
@@ -131,4 +142,29 @@ def test_presigned_addresses_are_not_logged(hub: HuggingFaceStandIn, release: Pa
     hub.faults = [Fault("PUT /blob/.*", "status", 2, 500)]
     assert runner.run() == 0
     assert "500" in runner.log.read_text()
+    assert_no_secret(tmp_path)
+
+
+MODELSCOPE_STEPS = {
+    "create": "POST /api/v1/models",
+    "send": "PUT /blob/.*",
+    "commit": f"POST {test_modelscope.LFS}/commit/.*",
+    "tag": f"POST {test_modelscope.OLD}/repo/tag",
+}
+
+
+@pytest.mark.parametrize(("step", "kind"), killed_at(MODELSCOPE_STEPS, "commit"))
+def test_modelscope_killed_in_a_step(release: Path, tmp_path: Path, step: str, kind: str) -> None:
+    hub = modelscope_standin.ModelScopeStandIn()
+    try:
+        runner = Runner(hub, release, tmp_path / "home", xet=False, name="modelscope")
+        hub.faults = [Fault(MODELSCOPE_STEPS[step], kind, hook=runner.kill)]
+        assert runner.run() == -signal.SIGKILL
+        assert runner.run() == 0, runner.log.read_text()
+    finally:
+        hub.close()
+    test_modelscope.assert_published(hub, test_modelscope.publication_of(release))
+    shards = sum(path.stat().st_size for path in release.glob("*.safetensors"))
+    largest = max(path.stat().st_size for path in release.glob("*.safetensors"))
+    assert hub.received("PUT .*") <= shards + largest  # finished blobs are not sent again
     assert_no_secret(tmp_path)

@@ -9,11 +9,11 @@ from pathlib import Path
 import modelscope_hub
 import modelscope_standin
 import pytest
-from huggingface_standin import TOKEN, HuggingFaceStandIn
+from huggingface_standin import TOKEN, HuggingFaceStandIn, lfs, regular
 from publish_release import write_release, write_report
 
-from flagrelease.errors import UsageError, VerificationError
-from flagrelease.publish.commands import publish, siblings
+from flagrelease.errors import ResourceError, UsageError, VerificationError
+from flagrelease.publish.commands import check_published, publish, siblings
 from flagrelease.publish.summary import plan_document, plan_text
 
 
@@ -114,3 +114,57 @@ def test_to_modelscope(release: Path, report: Path, tmp_path: Path, monkeypatch:
     assert found == {file["path"]: file["sha256"] for file in plan_document(done.publication)["files"]}
     assert json.loads(hub.repositories[done.publication.repo].master["configuration.json"])["task"] == "text-generation"
     assert b"license: MIT License" in hub.repositories[done.publication.repo].master["README.md"]
+
+
+def test_a_remote_that_lost_changed_or_gained_a_file_is_found(
+    release: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", modelscope_standin.TOKEN)
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+    modelscope_hub.set_default_config(modelscope_hub.HubConfig())
+    hub = modelscope_standin.ModelScopeStandIn()
+    try:
+        done = publish(release, "nvidia", "modelscope", report=report, yes=True, endpoint=hub.url).publication
+        assert not check_published(done, "modelscope", hub.url)
+        tree = hub.repositories[done.repo].tags[done.version]
+        del tree["LICENSE"]
+        tree["model0-mp8.safetensors"] = tree["model0-mp8.safetensors"][:-1] + b"?"
+        tree["more.txt"] = b""
+        found = check_published(done, "modelscope", hub.url)
+    finally:
+        hub.close()
+    assert (found.missing, found.changed, found.extra) == (("LICENSE",), ("model0-mp8.safetensors",), ("more.txt",))
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_huggingface_tag_that_changed_is_found(
+    release: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    hub = HuggingFaceStandIn(tmp_path / "cas")
+    try:
+        done = publish(release, "nvidia", "hf", report=report, yes=True, endpoint=hub.url).publication
+        assert not check_published(done, "hf", hub.url)
+        tree = hub.repositories[done.repo].tree(done.version)
+        assert tree is not None
+        del tree["LICENSE"]
+        tree["config.json"] = regular(b'{"model_type": "deepseek_v3"}\n')  # of the same length
+        tree["model0-mp8.safetensors"] = lfs(tree["model0-mp8.safetensors"].size, "0" * 64)
+        tree["more.txt"] = regular(b"")
+        found = check_published(done, "hf", hub.url)
+    finally:
+        hub.close()
+    assert found.missing == ("LICENSE",)
+    assert found.changed == ("config.json", "model0-mp8.safetensors")
+    assert found.extra == ("more.txt",)
+
+
+def test_a_mirror_that_changed_is_found(release: Path, report: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    done = publish(release, "nvidia", str(folder), report=report, yes=True).publication
+    assert not check_published(done, str(folder))
+    (folder / "run_node.sh").write_text("#!/bin/sh\n")
+    assert check_published(done, str(folder)).changed == ("run_node.sh",)
+    with pytest.raises(ResourceError, match="not a folder"):
+        check_published(done, str(tmp_path / "absent"))
