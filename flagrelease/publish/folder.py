@@ -64,7 +64,7 @@ def _place(file: PublishedFile, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(file.origin, bytes):
         path.write_bytes(file.origin)
-        path.chmod(0o755 if path.suffix == ".sh" else 0o644)
+        path.chmod(0o644)  # scripts too: no hub keeps the bit, so cards run them by bash
     else:
         try:
             path.hardlink_to(file.origin)

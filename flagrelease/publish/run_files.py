@@ -68,8 +68,8 @@ def _one_node(records: Records) -> str:
     return (
         _head(f"{records.recipe.model} on one node of {records.chip.vendor} {records.chip.products[0].name}.")
         + f"""\
-# ./{name}                          serve OpenAI's API on port 8000
-# ./{name} generate --prompt TEXT   answer one prompt
+# bash {name}                          serve OpenAI's API on port 8000
+# bash {name} generate --prompt TEXT   answer one prompt
 release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 command="${{1:-serve}}"
 exec torchrun --nproc-per-node {records.cards} -m flagrelease "$command" "$release" \\
@@ -83,7 +83,7 @@ def _node_script(records: Records) -> str:
     return (
         _head(f"{records.recipe.model} on any number of nodes: run it on each, with the same MASTER_ADDR.")
         + f"""\
-# MASTER_ADDR=10.0.0.1 NODES={records.nodes} NODE_RANK=0 ./{NODE_SCRIPT}
+# MASTER_ADDR=10.0.0.1 NODES={records.nodes} NODE_RANK=0 bash {NODE_SCRIPT}
 # NODE_RANK is 0 on the node of MASTER_ADDR and counts up; CARDS is the cards of a node, PORT a free port of the first.
 : "${{MASTER_ADDR:?the address of the first node}}"
 : "${{NODE_RANK:?the number of this node, from 0}}"
@@ -115,7 +115,7 @@ RUN pip install --no-cache-dir "flagrelease[serve] @ git+{SOURCE}@v{version}" "s
 
 def _compose(records: Records) -> str:
     script = one_node_script(records) or NODE_SCRIPT
-    service: dict[str, Any] = {"image": image_name(records), "command": [f"/release/{script}"]}
+    service: dict[str, Any] = {"image": image_name(records), "command": ["bash", f"/release/{script}"]}
     service |= compose_service(docker_flags(records))
     service["volumes"] = [*service.get("volumes", []), ".:/release:ro"]
     if script == NODE_SCRIPT:

@@ -41,7 +41,7 @@ def test_the_plan_is_what_is_then_done(release: Path, report: Path, tmp_path: Pa
     assert {"README.md", "report.json", "run_mp8.sh", "run_node.sh", "Containerfile", "compose.yaml"} <= {
         file["path"] for file in planned["files"]
     }
-    assert (folder / "run_mp8.sh").stat().st_mode & 0o111
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*.sh")} == {0o644}
     assert json.dumps(planned)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # DeepSeek-V4-Pro on any number of nodes: run it on each, with the same MASTER_ADDR.
 set -euo pipefail
-# MASTER_ADDR=10.0.0.1 NODES=4 NODE_RANK=0 ./run_node.sh
+# MASTER_ADDR=10.0.0.1 NODES=4 NODE_RANK=0 bash run_node.sh
 # NODE_RANK is 0 on the node of MASTER_ADDR and counts up; CARDS is the cards of a node, PORT a free port of the first.
 : "${MASTER_ADDR:?the address of the first node}"
 : "${NODE_RANK:?the number of this node, from 0}"

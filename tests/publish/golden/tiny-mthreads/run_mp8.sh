@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # flagrelease-tiny-v4 on one node of Moore Threads MTT S5000.
 set -euo pipefail
-# ./run_mp8.sh                          serve OpenAI's API on port 8000
-# ./run_mp8.sh generate --prompt TEXT   answer one prompt
+# bash run_mp8.sh                          serve OpenAI's API on port 8000
+# bash run_mp8.sh generate --prompt TEXT   answer one prompt
 release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 command="${1:-serve}"
 exec torchrun --nproc-per-node 8 -m flagrelease "$command" "$release" \

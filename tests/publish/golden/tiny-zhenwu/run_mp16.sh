@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # flagrelease-tiny-v4 on one node of T-Head Zhenwu 810E (PPU-ZW810E).
 set -euo pipefail
-# ./run_mp16.sh                          serve OpenAI's API on port 8000
-# ./run_mp16.sh generate --prompt TEXT   answer one prompt
+# bash run_mp16.sh                          serve OpenAI's API on port 8000
+# bash run_mp16.sh generate --prompt TEXT   answer one prompt
 release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 command="${1:-serve}"
 exec torchrun --nproc-per-node 16 -m flagrelease "$command" "$release" \
