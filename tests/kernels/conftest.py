@@ -1,4 +1,4 @@
-"""Where kernels run in these tests: in Triton's CPU interpreter, or on the GPU of a machine that has one."""
+"""What the kernel tests share. Where kernels run is decided in tests/conftest.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported, so before any is
 
 
 @pytest.fixture(autouse=True)
