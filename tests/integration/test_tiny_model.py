@@ -18,7 +18,9 @@ TINY = ROOT / "examples" / "tiny"
 sys.path.insert(0, str(TINY))
 
 import checkpoint  # noqa: E402
+import evaluate  # noqa: E402
 import model  # noqa: E402
+import tasks  # noqa: E402
 
 CHECKPOINT = TINY / "flagrelease-tiny-v4"
 CONFIG = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))
