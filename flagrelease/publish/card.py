@@ -9,7 +9,6 @@ from flagrelease.console import human_bytes
 from flagrelease.hubs import Hub
 from flagrelease.publish.front_matter import check_card, front_matter, render
 from flagrelease.publish.records import Records
-from flagrelease.publish.report import Score
 from flagrelease.publish.run_files import (
     COMPOSE_FILE,
     CONTAINER_FILE,
@@ -19,6 +18,7 @@ from flagrelease.publish.run_files import (
     image_name,
     one_node_script,
 )
+from flagrelease.validation_report import Score
 
 _DTYPES = {
     "bf16": "BF16 everywhere, decoded from FP4 and FP8",

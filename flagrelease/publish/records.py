@@ -12,8 +12,8 @@ from flagrelease.chips import Chip, get_chip
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.manifest import MANIFEST_NAME, Manifest, TargetRecord, read_manifest
 from flagrelease.publish.licence import Licence, find_licence
-from flagrelease.publish.report import Report, read_passing_report
 from flagrelease.recipe import Recipe
+from flagrelease.validation_report import Report, read_passing_report
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def report_for(manifest: bytes, chip: str, **changes: Any) -> dict[str, Any]:
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
         "chip": chip,
         "verdict": "pass",
+        "rules": {"stages": ["integrity", "weights"]},
         "stages": [
             {"name": "integrity", "verdict": "pass", "detail": "12 files, every byte hashed."},
             {"name": "weights", "verdict": "pass", "detail": "3,000 elements recomputed bit by bit; none differs."},

@@ -24,7 +24,7 @@ from flagrelease.publish.card import make_card
 from flagrelease.publish.front_matter import check_card
 from flagrelease.publish.licence import find_licence
 from flagrelease.publish.records import Records, read_records
-from flagrelease.publish.report import parse_report
+from flagrelease.validation_report import parse_report
 from flagrelease.publish.run_files import compose_service, docker_flags, run_files
 from flagrelease.recipe import read_recipe
 

@@ -12,7 +12,7 @@ from publish_release import report_for, write_report
 
 from flagrelease.errors import FlagReleaseError, UsageError, VerificationError
 from flagrelease.publish.records import read_records
-from flagrelease.publish.report import parse_report
+from flagrelease.validation_report import parse_report
 
 
 def test_a_passing_report_is_read(release: Path, report: Path) -> None:
@@ -26,7 +26,9 @@ def test_a_passing_report_is_read(release: Path, report: Path) -> None:
 
 @pytest.mark.parametrize("verdict", ["fail", "cannot-tell"])
 def test_another_verdict_is_refused(release: Path, tmp_path: Path, verdict: str) -> None:
-    path = write_report(release, tmp_path / "r.json", verdict=verdict)
+    stages = report_for(b"", "nvidia")["stages"]
+    stages[0]["verdict"] = verdict
+    path = write_report(release, tmp_path / "r.json", verdict=verdict, stages=stages)
     with pytest.raises(VerificationError, match=f"verdict is '{verdict}'"):
         read_records(release, "nvidia", path, allow_unvalidated=False)
     with pytest.raises(VerificationError, match="verdict"):  # allowed is having none, not having a bad one
@@ -63,8 +65,12 @@ def _broken(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> byte
     [
         (("surprise",), 1, "surprise"),
         (("stages",), [], "stages"),
-        (("stages", 0, "verdict"), "fail", "a stage or a benchmark failed"),
-        (("benchmarks", 0, "verdict"), "fail", "a stage or a benchmark failed"),
+        (("stages", 0, "verdict"), "fail", "stages and benchmarks say fail"),
+        (("stages", 1, "verdict"), "not-run", "stages and benchmarks say cannot-tell"),
+        (("stages", 0, "name"), "another", "stages.0.name"),
+        (("rules", "stages"), ["integrity", "logits"], "stages and benchmarks say cannot-tell"),
+        (("benchmarks", 0, "verdict"), "fail", "stages and benchmarks say fail"),
+        (("benchmarks", 0, "verdict"), "cannot-tell", "stages and benchmarks say cannot-tell"),
         (("benchmarks", 0, "n"), "198", "benchmarks.0.n"),
         (("benchmarks", 0, "n"), 0, "benchmarks.0.n"),
         (("benchmarks", 0, "chip", "low"), 71.0, "not inside its interval"),

@@ -1,20 +1,24 @@
-"""What publishing reads of `report.json`, the record of a validation: a data contract, checked strictly.
+"""`report.json`, the record of a validation: what `validate` writes and `publish` reads, checked strictly by both.
 
 The report is about one manifest on one chip; both are named in it, so a report of another release, or of this one
-before it was changed, is not mistaken for a proof. docs/publishing.md has an example.
+before it was changed, is not mistaken for a proof. It holds nothing of the time: a validation that was killed and went
+on writes the same report. docs/validation.md describes it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from flagrelease.errors import VerificationError
 from flagrelease.manifest import ToolRecord
+from flagrelease.validation_rules import StageName, ValidationRules
 
 Verdict = Literal["pass", "fail", "cannot-tell"]
+StageVerdict = Literal[Verdict, "not-run"]
 
 
 class _Strict(BaseModel):
@@ -22,11 +26,21 @@ class _Strict(BaseModel):
 
 
 class Stage(_Strict):
-    """One stage of the validation, for example `integrity`, `weights`, `logits`. `detail` is one sentence."""
+    """One stage of the validation.
 
-    name: str = Field(min_length=1)
-    verdict: Verdict
+    Attributes:
+        verdict: `not-run` where an earlier stage failed, or what the stage needs was not given; `detail` says which.
+        detail: one sentence.
+        proves, leaves_open: sentences for the reader: what this stage showed, and what it did not.
+        figures: the stage's own numbers, as the page draws them.
+    """
+
+    name: StageName
+    verdict: StageVerdict
     detail: str = Field(min_length=1)
+    proves: tuple[str, ...] = ()
+    leaves_open: tuple[str, ...] = ()
+    figures: dict[str, JsonValue] = {}
 
 
 class Score(_Strict):
@@ -54,6 +68,7 @@ class Benchmark(_Strict):
         mode: how the model was asked, for example "thinking, temperature 0.6, at most 32768 tokens".
         native_stack: machine and software of the native score. Null, like `native`, when it was not run.
         rule: what the verdict follows, in words.
+        figures: the test that was run, per-item table, lengths: what the page draws.
     """
 
     task: str = Field(min_length=1)
@@ -69,6 +84,7 @@ class Benchmark(_Strict):
     native_stack: str | None
     rule: str = Field(min_length=1)
     verdict: Verdict
+    figures: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _native_has_a_stack(self) -> Benchmark:
@@ -78,22 +94,42 @@ class Benchmark(_Strict):
 
 
 class Report(_Strict):
-    """The document. `manifest_sha256` is of the bytes of the `manifest.json` that was validated."""
+    """The document.
+
+    Attributes:
+        manifest_sha256: of the bytes of the `manifest.json` that was validated.
+        rules: what was fixed before the run; a pass needs every stage that they name.
+        environment: machine and versions, by name.
+        commands: the commands that made the report, without anything secret.
+        seeds: by what they seed.
+    """
 
     schema_version: Literal[1]
     tool: ToolRecord
     manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     chip: str
     verdict: Verdict
+    rules: ValidationRules
     stages: tuple[Stage, ...] = Field(min_length=1)
     benchmarks: tuple[Benchmark, ...]
+    environment: dict[str, str] = {}
+    commands: tuple[str, ...] = ()
+    seeds: dict[str, int] = {}
 
     @model_validator(mode="after")
     def _verdict_follows(self) -> Report:
-        parts = [stage.verdict for stage in self.stages] + [benchmark.verdict for benchmark in self.benchmarks]
-        if self.verdict == "pass" and "fail" in parts:
-            raise ValueError("the verdict is pass, but a stage or a benchmark failed")
+        if self.verdict != (followed := verdict_of(self.rules, self.stages, self.benchmarks)):
+            raise ValueError(f"the verdict is {self.verdict}; stages and benchmarks say {followed}")
         return self
+
+
+def verdict_of(rules: ValidationRules, stages: Sequence[Stage], benchmarks: Sequence[Benchmark]) -> Verdict:
+    """fail if anything failed; pass if every stage that the rules ask for ran and everything that ran passed."""
+    parts = [stage.verdict for stage in stages] + [benchmark.verdict for benchmark in benchmarks]
+    if "fail" in parts:
+        return "fail"
+    passed = {stage.name for stage in stages if stage.verdict == "pass"}
+    return "pass" if passed.issuperset(rules.stages) and "cannot-tell" not in parts else "cannot-tell"
 
 
 def parse_report(content: bytes, name: str) -> Report:
