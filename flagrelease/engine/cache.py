@@ -118,6 +118,16 @@ class Cache:
         if wanted > self.context:
             raise UsageError(f"sequence {row} would have {wanted} tokens; its cache has a context of {self.context}")
 
+    def take_back(self, row: int) -> None:
+        """Forget the last token of a row: a draft that was not accepted.
+
+        The count is enough, for one token. Its key sits in a ring slot that no visible key needs, the entry of a window
+        that it completed is visible to no earlier position, and of the compressors' slots it took the one of a token
+        whose windows were complete before it. What it wrote is written again by the token that takes its place.
+        """
+        assert self.lengths[row] > 0, "a row without tokens has none to take back"
+        self.lengths[row] -= 1
+
     def free(self, row: int) -> None:
         """Let another sequence have the row. Its old contents are never visible to the new one."""
         self.lengths[row] = 0

@@ -162,30 +162,72 @@ class Model:
             after[rows] = logits[rows, 0]
         return after
 
+    def advance(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Append at most `cache.chunk` tokens to every row in one step; return the streams after each, [B, S, M, H].
+
+        `read_out` makes logits of them, `draft` looks one token further. A row with fewer than S tokens has streams
+        without meaning at its end.
+
+        Raises:
+            UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
+        """
+        self._check_rows(cache, token_ids)
+        assert max(map(len, token_ids)) <= cache.chunk, "one step appends at most a chunk"
+        streams = self._streams(self._plan(cache, token_ids), cache.layers)
+        for row, tokens in enumerate(token_ids):
+            cache.lengths[row] += len(tokens)
+        return streams
+
+    def read_out(self, streams: Tensor) -> Tensor:
+        """Streams [.., M, H] -> float32 logits [.., V]."""
+        return self._to_logits(self.final.collapse(self.ops, streams))
+
+    def new_draft_cache(self, rows: int, context: int) -> Cache:
+        """An empty cache of the MTP stage's own layer.
+
+        Raises:
+            UsageError: the model was loaded without the stage.
+        """
+        self._require_mtp()
+        ratios, dtype = tuple(self.config.compress_ratios[-1:]), self.numerics.dtype
+        return Cache.allocate(self.config, ratios, rows, context, min(self.chunk, context), dtype, self._place)
+
+    def draft(self, cache: Cache, streams: Tensor, following: Sequence[Sequence[int]]) -> Tensor:
+        """The MTP stage's logits for the token after `following[b]`'s last: float32 [B, S, V], one for each position.
+
+        Args:
+            cache: of `new_draft_cache`, extended by the step.
+            streams: [B, S, M, H] of the main model, at the positions that come next in `cache`.
+            following: the token that followed each position, at most S a row (fewer: the streams' end means nothing).
+
+        Raises:
+            UsageError: as `advance`; the model was loaded without the stage.
+        """
+        mtp = self._require_mtp()
+        self._check_rows(cache, following)
+        step = self._plan(cache, following)
+        streams = streams[:, : step.tokens.shape[1]]
+        hidden = mtp.forward(
+            self.ops, streams, self._embed(step.tokens), step, cache.layers[0], self._rope(0), self.groups
+        )
+        for row, tokens in enumerate(following):
+            cache.lengths[row] += len(tokens)
+        return self._to_logits(hidden)
+
     def draft_logits(self, token_ids: Sequence[int]) -> Tensor:
         """The MTP stage's logits: float32 [T - 1, V], row t for the token after `token_ids[t + 1]`.
 
         Raises:
             UsageError: the model was loaded without it, or there is no token to draft from.
         """
-        if self.mtp is None:
-            raise UsageError("the model was loaded without its MTP stage: load(..., mtp=True)")
         if len(token_ids) < 2:
             raise UsageError("drafting needs two tokens: one to continue from and the one that followed it")
-        self._check(token_ids)
-        context = len(token_ids)
-        cache = self.new_cache(1, context)
-        draft = self.mtp.new_cache(self.config, context, cache.chunk, self.numerics.dtype, self._place)
+        cache, drafts = self.new_cache(1, len(token_ids)), self.new_draft_cache(1, len(token_ids))
         rows = []
-        for start in range(0, context - 1, cache.chunk):
-            past = min(start + cache.chunk, context - 1)
-            streams = self._streams(self._plan(cache, [token_ids[start:past]]), cache.layers)
-            cache.lengths[0] = past
-            # the same positions, but each with the token that follows it
-            step = plan_step(self.config, [token_ids[start + 1 : past + 1]], [start], context, cache.chunk, self._place)
-            following = self._embed(step.tokens)
-            hidden = self.mtp.forward(self.ops, streams, following, step, draft, self._rope(0), self.groups)
-            rows.append(self._to_logits(hidden)[0].cpu())
+        for start in range(0, len(token_ids) - 1, cache.chunk):
+            past = min(start + cache.chunk, len(token_ids) - 1)
+            streams = self.advance(cache, [token_ids[start:past]])
+            rows.append(self.draft(drafts, streams, [token_ids[start + 1 : past + 1]])[0].cpu())
         return torch.cat(rows)
 
     # One step, top to bottom.
@@ -218,11 +260,7 @@ class Model:
 
         Yields logits [B, S or 1, V] and the rows whose last token the step held.
         """
-        if not any(token_ids):
-            raise UsageError("no tokens: a sequence needs at least one")
-        for row, tokens in enumerate(token_ids):
-            self._check(tokens)
-            cache.check_room(row, len(tokens))
+        self._check_rows(cache, token_ids)
         for start in range(0, max(map(len, token_ids)), cache.chunk):
             part = [tokens[start : start + cache.chunk] for tokens in token_ids]
             logits = self._forward(self._plan(cache, part), cache.layers, every=every)
@@ -234,10 +272,19 @@ class Model:
     def _plan(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Step:
         return plan_step(self.config, token_ids, cache.lengths, cache.context, cache.chunk, self._place)
 
-    def _check(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            if not 0 <= token < self.config.vocab_size:
-                raise UsageError(f"token id {token}: the vocabulary has {self.config.vocab_size}")
+    def _check_rows(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> None:
+        if not any(token_ids):
+            raise UsageError("no tokens: a sequence needs at least one")
+        for row, tokens in enumerate(token_ids):
+            for token in tokens:
+                if not 0 <= token < self.config.vocab_size:
+                    raise UsageError(f"token id {token}: the vocabulary has {self.config.vocab_size}")
+            cache.check_room(row, len(tokens))
+
+    def _require_mtp(self) -> MtpStage:
+        if self.mtp is None:
+            raise UsageError("the model was loaded without its MTP stage: load(..., mtp=True)")
+        return self.mtp
 
     def _cover(self, context: int) -> None:
         """Make the RoPE tables reach `context` positions."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from flagrelease.engine.block import Block
-from flagrelease.engine.cache import Cache, LayerCache
+from flagrelease.engine.cache import LayerCache
 from flagrelease.engine.hyper_connection import HyperHead
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.linear import Linear, project
@@ -54,12 +53,6 @@ class MtpStage:
             HyperHead.load(weights, config),
             config.rms_norm_eps,
         )
-
-    def new_cache(
-        self, config: ModelConfig, context: int, chunk: int, dtype: torch.dtype, device: torch.device
-    ) -> LayerCache:
-        """The cache of the stage's own layer for one sequence."""
-        return Cache.allocate(config, config.compress_ratios[-1:], 1, context, chunk, dtype, device).layers[0]
 
     def forward(
         self, ops: Operators, streams: Tensor, embedded: Tensor, step: Step, cache: LayerCache, rope: RopeTable,
