@@ -134,10 +134,20 @@ def read_manifest(release: Path) -> Manifest:
     """
     path = release / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise VerificationError(f"{path}: not found: not a release, or its conversion did not finish") from None
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """Check the bytes of a manifest; `name` is for the message.
+
+    Raises:
+        VerificationError: it does not follow the schema.
+    """
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise VerificationError(f"{path}: {where}: {first['msg']}") from error
+        raise VerificationError(f"{name}: {where}: {first['msg']}") from error

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from flagrelease.console import human_bytes
 from flagrelease.hubs import Hub
+from flagrelease.provenance import PROJECT
 from flagrelease.publish.front_matter import check_card, front_matter, render
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import (
     COMPOSE_FILE,
     CONTAINER_FILE,
     NODE_SCRIPT,
-    SOURCE,
     docker_flags,
     image_name,
     one_node_script,
@@ -52,7 +52,7 @@ def _what_it_is(records: Records) -> Iterator[str]:
     yield f"# {records.recipe.model} for {chip.vendor} {product.name}"
     yield ""
     yield f"{records.manifest.source.repo} for {chip.vendor} {product.name}: the same model in a format that"
-    yield f"this chip computes in, made by [flagrelease]({SOURCE})."
+    yield f"this chip computes in, made by [flagrelease]({PROJECT})."
     yield ""
     yield "| what | value |"
     yield "|---|---|"
@@ -136,7 +136,7 @@ def _download(records: Records, hub: Hub, repo: str) -> Iterator[str]:
     yield ""
     yield "```bash"
     yield command
-    yield f'pip install "flagrelease @ git+{SOURCE}@v{records.manifest.tool.version}"'
+    yield f'pip install "flagrelease @ git+{PROJECT}@v{records.manifest.tool.version}"'
     yield f"cd {folder}"
     yield "```"
     yield ""

@@ -19,9 +19,10 @@ from flagrelease.console import Tracker
 from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
 from flagrelease.hubs import HUB_LIMITS
 from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.provenance import CARD_NAME
 from flagrelease.publish.listing import HUB_FILES, Difference, RemoteFile, compare, read_whole
 from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience
-from flagrelease.publish.publication import CARD_NAME, Publication, PublishedFile
+from flagrelease.publish.publication import Publication, PublishedFile
 from flagrelease.publish.secrets import redact, redact_logs_of
 
 if TYPE_CHECKING:

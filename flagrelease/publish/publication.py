@@ -11,9 +11,9 @@ from pathlib import Path
 from flagrelease.errors import UsageError
 from flagrelease.hubs import HUB_LIMITS, Hub
 from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.provenance import CARD_NAME
 from flagrelease.publish.records import Records
 
-CARD_NAME = "README.md"
 REPORT_NAME = "report.json"
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from flagrelease.errors import UsageError
+from flagrelease.provenance import PROJECT
 from flagrelease.publish.records import Records
 
-SOURCE = "https://github.com/flagos-ai/flagrelease"
 NODE_SCRIPT = "run_node.sh"
 CONTAINER_FILE = "Containerfile"
 COMPOSE_FILE = "compose.yaml"
@@ -109,7 +109,7 @@ def _container_file(records: Records) -> str:
 # docker build -t {image_name(records)} - < {CONTAINER_FILE}
 FROM {records.chip.container.base_image}
 # The vendor's torch and triton are in the image and stay; the engine extra would let pip replace them.
-RUN pip install --no-cache-dir "flagrelease[serve] @ git+{SOURCE}@v{version}" "safetensors>=0.5" "tokenizers>=0.21"
+RUN pip install --no-cache-dir "flagrelease[serve] @ git+{PROJECT}@v{version}" "safetensors>=0.5" "tokenizers>=0.21"
 """
 
 

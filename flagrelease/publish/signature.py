@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.provenance import SIGNATURE_NAME
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
-SIGNATURE_NAME = "model.sig"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 # What git and the hubs put beside a model; model_signing leaves it out too.
 _NOT_SIGNED = (".git", ".gitattributes", ".github", ".gitignore", SIGNATURE_NAME)

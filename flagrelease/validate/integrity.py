@@ -1,6 +1,7 @@
 """The check `files`: the folder holds exactly the files of its manifest, with their sizes and SHA-256.
 
-It proves that the release is what the converter wrote, not that the converter was right.
+It proves that the release is what the converter wrote, not that the converter was right. A published folder holds more
+(card, report, run files); there the list of its provenance statement is checked too, and nothing else may be there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from flagrelease.errors import VerificationError
 from flagrelease.manifest import MANIFEST_NAME, FileRecord, Manifest
+from flagrelease.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, read_statement
 from flagrelease.validate.report import Check, CheckLog, Finding
 from flagrelease.validate.workers import Workers
 
@@ -25,10 +27,14 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
     log = CheckLog("files")
     found = {path.relative_to(release).as_posix(): path for path in _entries(release)}
     records = _unique_records(manifest, log)
-    for name in sorted(found.keys() - records.keys() - {MANIFEST_NAME}):
-        log.add(Finding(file=name, rule="not in the manifest"))
+    listed, unlisted = "manifest", {MANIFEST_NAME}
+    if STATEMENT_NAME in found and STATEMENT_NAME not in records:
+        records = _published_records(release, manifest, records, log)
+        listed, unlisted = "manifest and provenance statement", {MANIFEST_NAME, STATEMENT_NAME, SIGNATURE_NAME}
+    for name in sorted(found.keys() - records.keys() - unlisted):
+        log.add(Finding(file=name, rule=f"not in the {listed}"))
     for name in sorted(records.keys() - found.keys()):
-        log.add(Finding(file=name, rule="in the manifest, but not in the folder"))
+        log.add(Finding(file=name, rule=f"in the {listed}, but not in the folder"))
     for name, path in sorted(found.items()):
         _check_kind(name, path, log)
 
@@ -36,7 +42,31 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
         _check_content(found[record.path], record, workers, log)
 
     workers.each(hash_one, [record for name, record in sorted(records.items()) if name in found])
-    return log.close("names, sizes and SHA-256 of all files against the manifest")
+    return log.close(f"names, sizes and SHA-256 of all files against the {listed}")
+
+
+def _published_records(
+    release: Path, manifest: Manifest, records: dict[str, FileRecord], log: CheckLog
+) -> dict[str, FileRecord]:
+    """The records of a published folder: the card is the publication's, and the statement lists what was added."""
+    try:
+        sha256 = hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest()
+        digests = read_statement((release / STATEMENT_NAME).read_bytes(), manifest, sha256)
+    except OSError as error:
+        raise VerificationError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    except VerificationError as error:
+        log.add(Finding(file=STATEMENT_NAME, rule=str(error)))
+        return records
+    added = digests.keys() - records.keys() - {MANIFEST_NAME, STATEMENT_NAME}
+    return records | {
+        name: FileRecord(path=name, size=_size(release / name), sha256=digests[name])
+        for name in (*added, *({CARD_NAME} & records.keys()))
+    }
+
+
+def _size(path: Path) -> int:
+    """Of what is there: the statement lists digests only."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _entries(release: Path) -> Iterator[Path]:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from publish_release import write_release, write_report
+from publish_release import RECIPES, write_release, write_report
+
+from flagrelease.cli import main
+from flagrelease.synthetic import tiny_config, write_checkpoint
 
 
 @pytest.fixture
@@ -14,3 +18,22 @@ def release(tmp_path: Path) -> Path:
 @pytest.fixture
 def report(release: Path, tmp_path: Path) -> Path:
     return write_report(release, tmp_path / "report.json")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A small checkpoint and what `convert` made of it; nobody writes to either."""
+
+    source: Path
+    release: Path
+    chip: str
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    folder = tmp_path_factory.mktemp("converted")
+    write_checkpoint(folder / "source", tiny_config())
+    (folder / "source" / "README.md").write_text("# the source's card\n")
+    words = ["convert", str(RECIPES / "tiny.yaml"), "--checkpoint", str(folder / "source"), "--chip", "nvidia"]
+    assert main([*words, "--out", str(folder / "releases")]) == 0
+    return Converted(folder / "source", folder / "releases" / "fp8-mp8", "nvidia")

@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def manifest_of(recipe_name: str, chip: str, files: tuple[FileRecord, ...], licence: str | None = None) -> Manifest:
     recipe = read_recipe(RECIPES / f"{recipe_name}.yaml")
-    document = recipe.model_dump(mode="json")
+    document = recipe.model_dump(mode="json", exclude={"validation"})
     del document["source"]["path"]
     spec = recipe.releases[chip]
     mp = int(spec.layout.removeprefix("mp")) if spec.layout != "hf" else None

@@ -5,6 +5,7 @@ After a wanted change: FLAGRELEASE_WRITE_GOLDEN=1 pytest tests/publish/test_card
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,9 +25,9 @@ from flagrelease.publish.card import make_card
 from flagrelease.publish.front_matter import check_card
 from flagrelease.publish.licence import find_licence
 from flagrelease.publish.records import Records, read_records
-from flagrelease.validation_report import parse_report
 from flagrelease.publish.run_files import compose_service, docker_flags, run_files
 from flagrelease.recipe import read_recipe
+from flagrelease.validation_report import parse_report
 
 GOLDEN = Path(__file__).parent / "golden"
 HUBS: tuple[Hub, ...] = ("huggingface", "modelscope")
@@ -38,11 +39,9 @@ def records_of(recipe_name: str, chip: str, validated: bool = True) -> Records:
     ranks = int(recipe.releases[chip].layout.removeprefix("mp"))
     files = [FileRecord(path=f"model{r}-mp{ranks}.safetensors", size=40 * 10**9, sha256="7" * 64) for r in range(ranks)]
     manifest = manifest_of(recipe_name, chip, tuple(files))
-    content = manifest.to_json()
+    content = b"{}\n"  # the cards name its digest, which shall not follow every new key of recipes
     report = None
     if validated:
-        import json
-
         raw = json.dumps(report_for(content, chip)).encode()
         report = parse_report(raw, "report.json")
     return Records(

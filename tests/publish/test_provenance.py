@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.publish.commands import publish
+from flagrelease.publish.publish import publish
 from flagrelease.publish.signature import make_signature, read_signature
 
 SIGNED = Path(__file__).parent / "signed"

@@ -13,7 +13,7 @@ from huggingface_standin import TOKEN, HuggingFaceStandIn, lfs, regular
 from publish_release import write_release, write_report
 
 from flagrelease.errors import ResourceError, UsageError, VerificationError
-from flagrelease.publish.commands import check_published, publish, siblings
+from flagrelease.publish.publish import check_published, publish, siblings
 from flagrelease.publish.summary import plan_document, plan_text
 
 
@@ -77,7 +77,7 @@ def test_a_repo_for_a_folder_is_a_contradiction(release: Path, report: Path, tmp
 def test_a_file_over_the_limit_is_refused_before_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = write_release(tmp_path / "r")
     report = write_report(release, tmp_path / "report.json")
-    monkeypatch.setattr("flagrelease.publish.commands.limit_problems", lambda _: ["too long"])
+    monkeypatch.setattr("flagrelease.publish.publish.limit_problems", lambda _: ["too long"])
     with pytest.raises(UsageError, match="too long"):
         publish(release, "nvidia", "hf", report=report, yes=True, endpoint="http://127.0.0.1:9")
 

@@ -9,16 +9,16 @@ from flagrelease.chips import get_chip, repo_name
 from flagrelease.console import Tracker, progress
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.hubs import Hub
+from flagrelease.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, make_statement
 from flagrelease.publish.card import make_card
 from flagrelease.publish.folder import list_folder, publish_folder
 from flagrelease.publish.huggingface import HuggingFace
 from flagrelease.publish.listing import Difference, compare
 from flagrelease.publish.modelscope import CONFIGURATION_NAME, ModelScope
-from flagrelease.publish.publication import CARD_NAME, Publication, limit_problems, make_publication
+from flagrelease.publish.publication import Publication, limit_problems, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
-from flagrelease.publish.signature import SIGNATURE_NAME, make_signature
-from flagrelease.publish.statement import STATEMENT_NAME, make_statement
+from flagrelease.publish.signature import make_signature
 
 HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
 # ModelScope shows a model by this file.
@@ -87,7 +87,9 @@ def plan(
         return make_publication(records, hub, to if hub is None else named, private, documents)
 
     # The statement is about every other file; the signature is of every file but itself.
-    documents[STATEMENT_NAME] = make_statement(records, with_documents().digests)
+    documents[STATEMENT_NAME] = make_statement(
+        records.manifest, records.manifest_sha256, records.chip.id, with_documents().digests
+    )
     if signing_key is not None:
         documents[SIGNATURE_NAME] = make_signature(named.rpartition("/")[2], with_documents().digests, signing_key)
     return with_documents()
