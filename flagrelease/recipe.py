@@ -1,7 +1,8 @@
 """A recipe: which checkpoint becomes which releases. YAML in, a strict frozen `Recipe` out.
 
 A recipe says what a release is and travels with it in the manifest. How the work is done (workers, device) is not in
-it, and nothing that changes a byte is outside it.
+it, and nothing that changes a byte is outside it. Its `validation` says how a release is judged: that changes no byte,
+so it goes into the validation's report and not into the manifest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from flagrelease.chips import get_chip
 from flagrelease.errors import UsageError
 from flagrelease.manifest import Dtype, OGroups
+from flagrelease.validation_rules import ValidationRules
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_MAX_FILE_BYTES = 5 * 10**9
@@ -77,6 +79,7 @@ class Recipe(_Strict):
     convert: ConvertSpec = ConvertSpec()
     hubs: tuple[Literal["huggingface", "modelscope"], ...] = ()
     releases: dict[str, ReleaseSpec] = Field(min_length=1)
+    validation: ValidationRules = ValidationRules()
 
     @field_validator("releases")
     @classmethod

@@ -87,6 +87,8 @@ def write(path: Path, document: Any) -> Path:
         ({"convert": {"lossy_repack": "maybe"}}, "lossy_repack"),
         ({"hubs": ["github"]}, "hubs"),
         ({"model": "../etc"}, "model"),
+        ({"validation": {"stages": ["vibes"]}}, "validation.stages"),
+        ({"validation": {"behaviour": {"loops": 1}}}, "validation.behaviour.loops: Extra inputs"),
     ],
 )
 def test_what_a_recipe_may_not_say(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -155,3 +157,19 @@ def test_a_chip_asked_of_a_bare_checkpoint_gets_its_numbers_and_the_fewest_ranks
 def test_the_recipe_travels_in_the_manifest() -> None:
     document = Recipe.model_validate(GOOD).model_dump(mode="json")
     assert document["convert"] == {"max_file_bytes": 5 * 10**9, "rank_part_bytes": None, "lossy_repack": "refuse"}
+
+
+def test_how_a_release_is_judged_changes_nothing_in_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", tiny_config())
+    judged = GOOD | {"validation": {"stages": ["integrity"], "behaviour": {"margin": 0.25}}}
+    recipes = [write(tmp_path / f"{n}.yaml", recipe) for n, recipe in enumerate((GOOD, judged))]
+    assert read_recipe(recipes[0]).validation != read_recipe(recipes[1]).validation
+    digests, recorded = set(), []
+    for recipe in recipes:
+        request = make_request(recipe, tmp_path / "checkpoint", [], [], None)
+        plan = make_plan(request.source, request.targets, request.options, request.provenance)
+        digests |= {release.digest for release in plan.releases}
+        recorded.append(plan.provenance.recipe)
+    assert len(digests) == 1
+    assert recorded[0] == recorded[1]
+    assert "validation" not in recorded[0]
