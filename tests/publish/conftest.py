@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from publish_release import RECIPES, write_release, write_report
+from publish_release import RECIPES, Converted, write_release, write_report
 
 from flagrelease.cli import main
 from flagrelease.synthetic import tiny_config, write_checkpoint
@@ -18,15 +17,6 @@ def release(tmp_path: Path) -> Path:
 @pytest.fixture
 def report(release: Path, tmp_path: Path) -> Path:
     return write_report(release, tmp_path / "report.json")
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A small checkpoint and what `convert` made of it; nobody writes to either."""
-
-    source: Path
-    release: Path
-    chip: str
 
 
 @pytest.fixture(scope="session")

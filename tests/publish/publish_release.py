@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from flagrelease.manifest import (
 from flagrelease.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A small checkpoint and what `convert` made of it; nobody writes to either."""
+
+    source: Path
+    release: Path
+    chip: str
 
 
 def manifest_of(recipe_name: str, chip: str, files: tuple[FileRecord, ...], licence: str | None = None) -> Manifest:

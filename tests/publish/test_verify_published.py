@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Converted
+from publish_release import Converted
 
 from flagrelease.publish.publish import publish
 from flagrelease.validate.verify import verify_release
