@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flagrelease import __version__, console
+from flagrelease.bench import commands as bench
 from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError, VerificationError
 
@@ -195,6 +196,7 @@ def verify(
 
 
 engine.register(app)
+bench.register(app)
 
 
 def _plain(choice: OGroupsChoice | None) -> Any:
