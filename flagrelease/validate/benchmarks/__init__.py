@@ -1,0 +1,11 @@
+"""Benchmarks: the same questions to a native model and to its port, and the test that decides whether they are aligned.
+
+    exam = read_exam(rules, paths)                    # exam.py; paths: the user's own, or what download(rules) gave
+    side = run_side(exam, answerer, subject, journal, repeats, progress)   # run.py; lm-eval asks, the answerer answers
+    side.save(path); Side.read(path)                  # side.py; the native side is made on another machine
+    benchmark = compare(rules, native, side)          # comparison.py; a validation_report.Benchmark
+    benchmark, side = examine(exam, answerer, subject, journal, native, progress)  # run.py; no more looks than needed
+
+An answerer (answerer.py) is an `EngineAnswerer` around a scheduler, or an `EndpointAnswerer` in front of a server with
+OpenAI's interface. Nothing here writes a question anywhere: files and messages name items by id.
+"""

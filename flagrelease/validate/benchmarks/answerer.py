@@ -1,0 +1,66 @@
+"""Who answers: what an answerer is asked, and what it gives back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from flagrelease.validation_rules import BenchmarkRules
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer that is wanted. `prompt` is the user's turn, `seed` that of this answer alone."""
+
+    item: str
+    repeat: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: after the reasoning.
+        reasoned: whether there was reasoning, finished or not.
+        prompt_tokens: of the whole prompt, chat format included. Unequal ones on two sides show unequal prompts.
+        tokens: generated, the reasoning included.
+        whole_sha256: of reasoning and text: repeats with the same one are the same answer again.
+    """
+
+    text: str
+    reasoned: bool
+    prompt_tokens: int
+    tokens: int
+    finish: Finish
+    whole_sha256: str
+
+
+class Answerer(Protocol):
+    """A model that answers."""
+
+    @property
+    def stack(self) -> str:
+        """Machine and software, for the reader of the report."""
+        ...
+
+    def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
+        """Answer all of `asks`, as `rules` say how, each as soon as it is there: the order is the answerer's.
+
+        Raises:
+            NetworkError: an endpoint does not answer, or not as its protocol says.
+            UsageError: an ask does not fit the model.
+        """
+        ...
+
+
+def derive_seed(rules: BenchmarkRules, item: str, repeat: int) -> int:
+    """The seed of one answer: 31 bits, which every server takes, of SHA-256(seed of the rules, title, item, repeat)."""
+    key = f"{rules.seed}\n{rules.title}\n{item}\n{repeat}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") >> 1

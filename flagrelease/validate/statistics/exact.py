@@ -1,0 +1,42 @@
+"""Exact tests for "is there any difference", reported beside the rule; they decide nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagrelease.validate.statistics.paired import Scores
+
+
+def mcnemar(only_native: int, only_chip: int) -> float:
+    """Two-sided p of the exact McNemar test, from the items that only one side solved."""
+    discordant = only_native + only_chip
+    tail: int = sum(math.comb(discordant, i) for i in range(min(only_native, only_chip) + 1))
+    return min(1.0, 2 * tail / (1 << discordant))
+
+
+def permutation(native: Scores, chip: Scores) -> float:
+    """Two-sided p of the permutation test of D that exchanges labels of answers within each item; both [n, k].
+
+    Exact: of an item with s right among its 2k answers, the chip's share under the null hypothesis is hypergeometric,
+    and the sum over items is a convolution.
+    """
+    k = native.shape[1]
+    right = (native.sum(axis=1) + chip.sum(axis=1)).astype(int)
+    total: NDArray[np.float64] = np.ones(1)
+    for s in right.tolist():
+        total = np.convolve(total, _hypergeometric(s, k))
+    # `total` is over the chip's right answers, from the fewest possible
+    fewest = int(np.maximum(0, right - k).sum())
+    counts = fewest + np.arange(len(total))
+    distance = np.abs(2 * counts - right.sum())
+    seen = abs(2 * int(chip.sum()) - int(right.sum()))
+    return min(1.0, float(total[distance >= seen].sum()))
+
+
+def _hypergeometric(right: int, k: int) -> NDArray[np.float64]:
+    """P(x of k drawn are right) for x from max(0, right - k) to min(k, right), out of 2k of which `right` are."""
+    ways = [math.comb(right, x) * math.comb(2 * k - right, k - x) for x in range(max(0, right - k), min(k, right) + 1)]
+    return np.array([way / math.comb(2 * k, k) for way in ways])

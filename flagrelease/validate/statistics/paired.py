@@ -1,0 +1,64 @@
+"""Two systems, the same items, several answers each: the difference of their scores and its standard error.
+
+Legend: n items, k repeats. An answer scores 1 or 0. All numbers are fractions, not points of 100.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]  # [n, k]
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What was seen.
+
+    Attributes:
+        difference: D, mean of the chip less mean of the native side.
+        se: standard error of D given these items, SE_w: it answers "is the port different on this exam".
+        variance: v_w, mean over items and sides of p (1 - p), estimated without bias.
+        native_run_sd, chip_run_sd: standard deviation of the score from repeat to repeat.
+    """
+
+    n: int
+    k: int
+    native: float
+    chip: float
+    difference: float
+    se: float
+    variance: float
+    native_run_sd: float
+    chip_run_sd: float
+
+
+def pair(native: Scores, chip: Scores) -> Paired:
+    """Compare two sides, each [n, k] with the same n and k, k >= 2.
+
+    SE_w = sqrt(sum_i (s_native,i^2 + s_chip,i^2) / k) / n, with s^2 the unbiased variance within an item. Difficult
+    and easy items do not add to it: both sides sit the same exam.
+    """
+    if native.shape != chip.shape or native.ndim != 2 or native.shape[1] < 2:
+        raise ValueError(f"scores of shapes {native.shape} and {chip.shape}")
+    n, k = native.shape
+    within = native.var(axis=1, ddof=1) + chip.var(axis=1, ddof=1)
+    return Paired(
+        n=n,
+        k=k,
+        native=float(native.mean()),
+        chip=float(chip.mean()),
+        difference=float(chip.mean() - native.mean()),
+        se=math.sqrt(float(within.sum()) / k) / n,
+        variance=float(within.mean()) / 2,
+        native_run_sd=float(native.mean(axis=0).std(ddof=1)),
+        chip_run_sd=float(chip.mean(axis=0).std(ddof=1)),
+    )
+
+
+def standard_error(variance: float, n: int, k: int) -> float:
+    """SE_w of D where v_w is `variance`: sqrt(2 v_w / (n k))."""
+    return math.sqrt(2 * variance / (n * k))
