@@ -9,7 +9,7 @@ from typing import Any
 from flagrelease.engine.chat import Mode, ToolCall
 from flagrelease.engine.chat_stream import CompletionStream
 from flagrelease.engine.sampling import Sampling, TokenScore
-from flagrelease.engine.scheduler import Event
+from flagrelease.engine.sequence import Event
 from flagrelease.engine.text import Tokenizer
 
 

@@ -20,7 +20,7 @@ from flagrelease.engine.mtp import MtpStage
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.rope import RopeTable
-from flagrelease.engine.sampling import Sampler, Sampling
+from flagrelease.engine.sampling import Sampler, Sampling, choose
 from flagrelease.engine.step import Step, plan_step
 from flagrelease.engine.weights import Weights
 from flagrelease.errors import ResourceError, UsageError
@@ -133,7 +133,7 @@ class Model:
         cache = self.new_cache(rows=1, context=len(token_ids) + limit)
         logits, sampler, made = self.prefill(cache, 0, token_ids), Sampler(sampling), list[int]()
         while len(made) < limit:
-            token = self.groups.from_leader(sampler.pick(logits))
+            token = self.groups.from_leader(choose(logits[None], [sampler.at(len(made))])[0])
             if token == self.config.eos_token_id:
                 break
             made.append(token)
@@ -192,13 +192,16 @@ class Model:
         ratios, dtype = tuple(self.config.compress_ratios[-1:]), self.numerics.dtype
         return Cache.allocate(self.config, ratios, rows, context, min(self.chunk, context), dtype, self._place)
 
-    def draft(self, cache: Cache, streams: Tensor, following: Sequence[Sequence[int]]) -> Tensor:
-        """The MTP stage's logits for the token after `following[b]`'s last: float32 [B, S, V], one for each position.
+    def draft(
+        self, cache: Cache, streams: Tensor, following: Sequence[Sequence[int]], *, every: bool = False
+    ) -> Tensor:
+        """The MTP stage's logits for the token after each row's last following one, float32 [B, V].
 
         Args:
             cache: of `new_draft_cache`, extended by the step.
             streams: [B, S, M, H] of the main model, at the positions that come next in `cache`.
             following: the token that followed each position, at most S a row (fewer: the streams' end means nothing).
+            every: logits for the tokens after each of them: [B, S, V].
 
         Raises:
             UsageError: as `advance`; the model was loaded without the stage.
@@ -212,7 +215,7 @@ class Model:
         )
         for row, tokens in enumerate(following):
             cache.lengths[row] += len(tokens)
-        return self._to_logits(hidden)
+        return self._to_logits(hidden if every else hidden[step.row[:, 0], step.last])
 
     def draft_logits(self, token_ids: Sequence[int]) -> Tensor:
         """The MTP stage's logits: float32 [T - 1, V], row t for the token after `token_ids[t + 1]`.
@@ -227,7 +230,8 @@ class Model:
         for start in range(0, len(token_ids) - 1, cache.chunk):
             past = min(start + cache.chunk, len(token_ids) - 1)
             streams = self.advance(cache, [token_ids[start:past]])
-            rows.append(self.draft(drafts, streams, [token_ids[start + 1 : past + 1]])[0].cpu())
+            following = [token_ids[start + 1 : past + 1]]
+            rows.append(self.draft(drafts, streams, following, every=True)[0].cpu())
         return torch.cat(rows)
 
     # One step, top to bottom.

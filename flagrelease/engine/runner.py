@@ -1,4 +1,4 @@
-"""The model and its cache as all ranks run them: the leader orders, the others do the same."""
+"""The model and its caches as all ranks run them: the leader orders, the others do the same."""
 
 from __future__ import annotations
 
@@ -7,60 +7,139 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flagrelease.engine.cache import Cache
 from flagrelease.engine.model import Model
+from flagrelease.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One call of the model. `prompt` goes to one row, or `feed` gives every row a token or None; both None: stop.
+class Prefill:
+    """A piece of a prompt for one row.
 
     Attributes:
-        freed: rows that new sequences may take, emptied first.
-        prompt: row, tokens, whether the logits after every token are wanted.
-        feed: a token for each row that continues.
+        row: which.
+        tokens: at most a chunk of them.
+        first: the row is a new sequence's.
+        following: the prompt's token after the piece; None at its end.
+        every: logits after every token are wanted.
     """
 
-    freed: tuple[int, ...] = ()
-    prompt: tuple[int, tuple[int, ...], bool] | None = None
-    feed: tuple[int | None, ...] | None = None
+    row: int
+    tokens: tuple[int, ...]
+    first: bool
+    following: int | None
+    every: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One step of all sequences whose prompts are read.
+
+    Attributes:
+        tokens: for each row none, or its last one, or that and a draft of the next.
+        rejected: rows whose draft of the step before was not the next token; their caches forget it first.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    rejected: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Look a token further.
+
+    Attributes:
+        following: for each row none, or what followed the tokens of its last order, a rejected draft not counted.
+    """
+
+    following: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No order comes any more."""
+
+
+Order = Prefill | Decode | Draft | Stop
+_NOTHING: Order = Stop()  # what a follower hands in where it receives
 
 
 class Runner:
     """A model with `rows` sequences of at most `context` tokens."""
 
-    def __init__(self, model: Model, rows: int, context: int) -> None:
-        """Allocate the cache, on every rank."""
-        self.model, self.rows, self.context = model, rows, context
-        self._cache: Cache = model.new_cache(rows, context)
+    def __init__(self, model: Model, rows: int, context: int, *, speculate: bool = False) -> None:
+        """Allocate the caches, on every rank. `speculate`: also the MTP stage's.
 
-    def run(self, order: Order) -> Tensor:
+        Raises:
+            UsageError: a step appends one token only, but is to hold a draft too; the model has no MTP stage.
+            ResourceError: the device has no room.
+        """
+        self.model, self.rows, self.context, self.speculate = model, rows, context, speculate
+        self._cache = model.new_cache(rows, context)
+        if not speculate:
+            return
+        if self._cache.chunk < 2:
+            raise UsageError("speculation appends two tokens in a step: chunk and context must be at least 2")
+        self._drafts = model.new_draft_cache(rows, context)
+        shape = rows, 2, model.config.hc_mult, model.config.hidden_size
+        # streams of the positions whose following token the MTP stage has not seen; on every rank
+        self._streams = torch.zeros(shape, dtype=model.numerics.dtype, device=self._drafts.layers[0].kv.device)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt in one order, at most."""
+        return self._cache.chunk
+
+    def run(self, order: Prefill | Decode | Draft) -> Tensor:
         """On the leader: do it on all ranks.
 
         Returns:
-            float32 logits: [T, V] or [1, V] for a prompt, [rows, V] for a feed.
+            float32 logits: [T or 1, V] of a prompt's piece, [rows, 1 or 2, V] of a step, [rows, V] of a draft.
         """
         return self._do(self.model.groups.from_leader(order))
 
     def stop(self) -> None:
         """On the leader: let the other ranks return from `follow`."""
-        self.model.groups.from_leader(Order())
+        self.model.groups.from_leader(Stop())
 
     def follow(self) -> None:
         """On the other ranks: do what the leader orders until it stops."""
-        while True:
-            order = self.model.groups.from_leader(Order())
-            if order.prompt is None and order.feed is None:
-                return
+        while not isinstance(order := self.model.groups.from_leader(_NOTHING), Stop):
             self._do(order)
 
-    def _do(self, order: Order) -> Tensor:
-        for row in order.freed:
-            self._cache.free(row)
-        if order.feed is not None:
-            return self.model.decode(self._cache, order.feed)
-        assert order.prompt is not None
-        row, tokens, every = order.prompt
-        if every:
-            return torch.cat(list(self.model.prefill_each(self._cache, row, tokens)))
-        return self.model.prefill(self._cache, row, tokens)[None]
+    def _do(self, order: Prefill | Decode | Draft) -> Tensor:
+        if isinstance(order, Prefill):
+            return self._prefill(order)
+        if isinstance(order, Decode):
+            return self._decode(order)
+        return self.model.draft(self._drafts, self._streams, order.following)
+
+    def _prefill(self, order: Prefill) -> Tensor:
+        if order.first:
+            self._cache.free(order.row)
+        part = self._cache.view(order.row)
+        streams = self.model.advance(part, [order.tokens])
+        self._cache.lengths[order.row] = part.lengths[0]
+        if self.speculate:
+            self._prefill_drafts(order, streams)
+        return self.model.read_out(streams[0] if order.every else streams[0, -1:])
+
+    def _prefill_drafts(self, order: Prefill, streams: Tensor) -> None:
+        """The MTP stage reads the piece too, all but the prompt's last position: what follows that is not known yet."""
+        if order.first:
+            self._drafts.free(order.row)
+        following = order.tokens[1:] + (() if order.following is None else (order.following,))
+        if following:
+            part = self._drafts.view(order.row)
+            self.model.draft(part, streams, [following])
+            self._drafts.lengths[order.row] = part.lengths[0]
+        self._streams[order.row, 0] = streams[0, -1]
+
+    def _decode(self, order: Decode) -> Tensor:
+        if not self.speculate:
+            return self.model.decode(self._cache, [tokens[0] if tokens else None for tokens in order.tokens])[:, None]
+        for row in order.rejected:
+            self._cache.take_back(row)
+        streams = self.model.advance(self._cache, order.tokens)
+        decoded = [row for row, tokens in enumerate(order.tokens) if tokens]  # others keep what they have
+        self._streams[decoded, : streams.shape[1]] = streams[decoded]
+        return self.model.read_out(streams)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import secrets
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,27 +55,77 @@ class Sampling:
                 raise UsageError(f"{name} {getattr(self, name)!r} is out of range")
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One choice to be made: `keys` are 64 bits that decide it, in two signed words."""
+
+    temperature: float
+    top_p: float
+    keys: tuple[int, int]
+
+
 class Sampler:
-    """One sequence's stream of choices."""
+    """One sequence's choices. The n-th depends on the seed, n and the logits: on no batch, no device and no draft."""
 
     def __init__(self, sampling: Sampling) -> None:
         """Seeded by `sampling.seed`, else by the system."""
-        self._sampling = sampling
-        self._random = torch.Generator()
-        if sampling.seed is None:
-            self._random.seed()
-        else:
-            self._random.manual_seed(sampling.seed)
+        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
-    def pick(self, logits: Tensor) -> int:
-        """The next token for logits [V]. On the CPU in float64: the same choice whatever device the logits are from."""
-        if self._sampling.temperature == 0:
-            return int(logits.argmax())
-        p = (logits.double().cpu() / self._sampling.temperature).softmax(-1)
-        ordered, ids = p.sort(descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        kept = ordered.where(before < self._sampling.top_p, 0)
-        return int(ids[torch.multinomial(kept, 1, generator=self._random)])
+    def at(self, n: int) -> Choice:
+        """The choice of the sequence's n-th new token, from 0."""
+        digest = hashlib.blake2b(f"{self._seed}/{n}".encode(), digest_size=8).digest()
+        first, second = struct.unpack("<ii", digest)
+        return Choice(self._temperature, self._top_p, (first, second))
+
+
+def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
+    """A token for each row of logits [N, V], computed where they are.
+
+    A race (the Gumbel-max trick): token t finishes after E_t / p_t, where the E are independent exponential variates
+    that the choice's keys decide, so it wins with probability p_t. Two sets of logits of nearly the same probabilities
+    choose the same token mostly if they share the keys: speculation rests on that.
+    """
+    tokens = logits.argmax(-1)
+    drawn = [n for n, choice in enumerate(choices) if choice.temperature > 0]
+    if drawn:
+        tokens[drawn] = _race(logits[drawn], [choices[n] for n in drawn])
+    chosen: list[int] = tokens.tolist()
+    return chosen
+
+
+def _race(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+    temperature = torch.tensor([choice.temperature for choice in choices], device=logits.device)[:, None]
+    scaled = (logits.float() - logits.amax(-1, keepdim=True)) / temperature
+    limit = [choice.top_p for choice in choices]
+    if min(limit) < 1:
+        scaled = _keep_top_p(scaled, torch.tensor(limit, device=logits.device)[:, None])
+    keys = torch.tensor([choice.keys for choice in choices], dtype=torch.int32, device=logits.device)
+    return (scaled - _exponential(keys, logits.shape[-1]).log()).argmax(-1)
+
+
+def _keep_top_p(scaled: Tensor, limit: Tensor) -> Tensor:
+    """All but the fewest tokens whose probabilities reach `limit` [N, 1] become -inf. A limit of 1 drops none."""
+    ordered, ids = scaled.softmax(-1).sort(descending=True, stable=True)
+    dropped = (ordered.cumsum(-1) - ordered >= limit) & (limit < 1)
+    return scaled.masked_fill(torch.zeros_like(dropped).scatter(-1, ids, dropped), -torch.inf)
+
+
+def _exponential(keys: Tensor, size: int) -> Tensor:
+    """Exponential variates [N, size] from int32 keys [N, 2], float32: on every device the same but for a last bit.
+
+    31 bits of a hash u are a uniform variate in (0, 1], as fine near 0 as float32 is, where the winners are.
+    """
+    bits = torch.arange(size, dtype=torch.int32, device=keys.device)[None] ^ keys[:, :1]
+    bits = _mix(_mix(bits) + keys[:, 1:])
+    return -torch.log1p(-((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """MurmurHash3's 32-bit finalizer; int32 products wrap, and shifts are made logical by a mask."""
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - 2**32)
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
+    return bits ^ ((bits >> 16) & 0xFFFF)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,73 +1,65 @@
-"""Many sequences on one model: each has a row of the cache, joins when one is free, and leaves when it is done."""
+"""Many sequences on one model: each has a row of the cache, joins when one is free, and leaves when it is done.
+
+A step is one token for every sequence whose prompt is read (two where a draft was right), then a piece of the prompts
+that wait, at most `budget` tokens of them: a long prompt delays running answers by that much and no more. Prompts are
+read in the order in which they came.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from flagrelease.engine.runner import Order, Runner
-from flagrelease.engine.sampling import Sampler, Sampling, TokenScore, score
-from flagrelease.engine.text import StopWatch, Tokenizer, TokenStream
+from flagrelease.engine.runner import Decode, Draft, Prefill, Runner
+from flagrelease.engine.sampling import Sampler, Sampling, TokenScore, choose, score
+from flagrelease.engine.sequence import Event, Generated, Running
+from flagrelease.engine.text import StopWatch, Tokenizer
 from flagrelease.errors import UsageError
 
-Finish = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What one step brought to one sequence.
-
-    Attributes:
-        key: the sequence.
-        text: to be appended.
-        scores: of the tokens of this step (with `echo` the prompt's, at the first), if logprobs were asked for.
-        generated: tokens so far, a final EOS included.
-        finish: why it ended, at its last event: EOS or a stop string, or a length limit.
-    """
-
-    key: int
-    text: str
-    scores: tuple[TokenScore, ...]
-    generated: int
-    finish: Finish | None
-
 
 @dataclass(slots=True)
-class _Running:
-    key: int
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    limit: int
-    sampler: Sampler
-    tokens: TokenStream
-    watch: StopWatch
-    row: int = -1
-    last: int = -1
+class Totals:
+    """Tokens since the scheduler was made: prompts read, generated, and how many of those were drafted right."""
+
+    prompt: int = 0
     generated: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
-@dataclass(slots=True)
 class Scheduler:
-    """Runs on the leader; not thread-safe. Call `step` while `busy`."""
+    """Runs on the leader; not thread-safe but for `check`. Call `step` while `busy`."""
 
-    runner: Runner
-    tokenizer: Tokenizer
-    _waiting: deque[_Running] = field(default_factory=deque)
-    _active: dict[int, _Running] = field(default_factory=dict)
-    _freed: list[int] = field(default_factory=list)
-    _keys: int = 0
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, budget: int | None = None) -> None:
+        """`budget`: tokens of prompts that a step reads at most; a chunk of the runner's if None."""
+        self.runner, self.tokenizer = runner, tokenizer
+        self.budget = runner.chunk if budget is None else budget
+        self.totals = Totals()
+        self._waiting = deque[Running]()
+        self._active = dict[int, Running]()  # by row
+        self._reading: Running | None = None  # of the active ones the one whose prompt is not all read
+        self._keys = 0
 
     @property
     def busy(self) -> bool:
         """Whether any sequence is not done."""
         return bool(self._waiting or self._active)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Queue a sequence; returns its key.
+    @property
+    def waiting(self) -> int:
+        """Sequences without a row."""
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        """Sequences with one."""
+        return len(self._active)
+
+    def check(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """How many tokens the sequence may get.
 
         Raises:
             UsageError: an empty prompt, a token the model does not have, or more tokens than the context holds.
@@ -83,90 +75,141 @@ class Scheduler:
             raise UsageError(f"{len(prompt)} tokens and {max(limit, 0)} more: the context is {context}")
         if sampling.logprobs is not None and sampling.logprobs > vocabulary:
             raise UsageError(f"logprobs {sampling.logprobs}: the vocabulary has {vocabulary}")
+        return limit
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Queue a sequence; returns its key.
+
+        Raises:
+            UsageError: as `check`.
+        """
+        limit = self.check(prompt, sampling)
         self._keys += 1
-        sampler, watch = Sampler(sampling), StopWatch(sampling.stop)
-        self._waiting.append(
-            _Running(self._keys, tuple(prompt), sampling, limit, sampler, self.tokenizer.stream(), watch)
-        )
-        return self._keys
+        tokens, watch = self.tokenizer.stream(), StopWatch(sampling.stop)
+        new = Running(self._keys, tuple(prompt), sampling, limit, Sampler(sampling), tokens, watch)
+        self._waiting.append(new)
+        return new.key
 
     def cancel(self, key: int) -> None:
         """Forget a sequence: nobody waits for it. One that is done or unknown is no error: it may just have ended."""
         self._waiting = deque(each for each in self._waiting if each.key != key)
-        for row in [row for row, each in self._active.items() if each.key == key]:
-            self._free(row)
+        for each in [each for each in self._active.values() if each.key == key]:
+            self._free(each)
 
     def step(self) -> list[Event]:
-        """One call of the model: the next waiting prompt if a row is free, else one token for every active sequence."""
-        if self._waiting and len(self._active) < self.runner.rows:
-            return [self._admit(self._waiting.popleft())]
-        feed = tuple(self._active[row].last if row in self._active else None for row in range(self.runner.rows))
-        logits = self.runner.run(Order(freed=self._take_freed(), feed=feed))
-        return [self._advance(each, logits[row], ()) for row, each in sorted(self._active.items())]
+        """A token or two for every sequence that is ready, a budget of prompts read, the next drafts."""
+        events = self._decode()
+        events += self._read_prompts()
+        if self.runner.speculate:
+            self._draft()
+        return events
 
-    def _admit(self, new: _Running) -> Event:
-        new.row = next(row for row in range(self.runner.rows) if row not in self._active)
-        self._active[new.row] = new
-        every = new.sampling.echo and new.sampling.logprobs is not None
-        logits = self.runner.run(Order(freed=self._take_freed(), prompt=(new.row, new.prompt, every)))
-        scores: list[TokenScore] = []
-        if every:
-            assert new.sampling.logprobs is not None
-            first = TokenScore(new.prompt[0], None)
-            scores = [first, *score(logits[:-1], list(new.prompt[1:]), new.sampling.logprobs)]
-        if new.limit == 0:
-            self._free(new.row)
-            return Event(new.key, "", tuple(scores), 0, "length")
-        return self._advance(new, logits[-1], tuple(scores))
+    def _decode(self) -> list[Event]:
+        ready = [each for each in self._active.values() if each.ready]
+        if not ready:
+            return []
+        rejected = tuple(each.row for each in ready if each.rejected)
+        feeds = tuple(self._active[row].feed if row in self._active else () for row in range(self.runner.rows))
+        logits = self.runner.run(Decode(feeds, rejected))
+        places = [(each, n) for each in ready for n in range(len(each.feed))]
+        chosen = choose(
+            logits[[each.row for each, _ in places], [n for _, n in places]],
+            [each.sampler.at(each.generated + n) for each, n in places],
+        )
+        tokens: dict[int, list[int]] = {each.row: [] for each in ready}
+        for (each, _), token in zip(places, chosen, strict=True):
+            tokens[each.row].append(token)
+        return [self._judge(each, tokens[each.row], logits[each.row]) for each in ready]
 
-    def _advance(self, each: _Running, logits: Tensor, scores: tuple[TokenScore, ...]) -> Event:
-        """Choose the next token; end the sequence if it is the last."""
-        token = each.sampler.pick(logits)
-        each.last, each.generated = token, each.generated + 1
-        if each.sampling.logprobs is not None:
-            scores += tuple(score(logits[None], [token], each.sampling.logprobs))
-        ended = token == self.runner.model.config.eos_token_id
-        text = "" if ended else each.watch.push(each.tokens.push(token))
-        finish: Finish | None = None
-        if ended or each.watch.stopped:
-            finish = "stop"
-        elif each.generated == each.limit:
-            finish = "length"
-        if finish:
-            text += each.watch.push(each.tokens.rest()) + each.watch.rest()
-            self._free(each.row)
-        return Event(each.key, text, scores, each.generated, finish)
+    def _judge(self, each: Running, tokens: list[int], logits: Tensor) -> Event:
+        """The first token is right. The second is if the draft, after which it was chosen, was the first."""
+        each.rejected = each.draft is not None and tokens[0] != each.draft
+        if each.draft is not None:
+            each.drafted += 1
+            self.totals.drafted += 1
+            each.accepted += not each.rejected
+            self.totals.accepted += not each.rejected
+        return self._advance(each, tokens[:1] if each.rejected else tokens, logits)
 
-    def _free(self, row: int) -> None:
-        del self._active[row]
-        self._freed.append(row)
+    def _read_prompts(self) -> list[Event]:
+        events, left = [], self.budget
+        while left and (each := self._next_to_read()) is not None:
+            piece = each.prompt[each.read : each.read + min(left, self.runner.chunk)]
+            left -= len(piece)
+            events += self._read(each, piece)
+        return events
 
-    def _take_freed(self) -> tuple[int, ...]:
-        freed, self._freed = tuple(self._freed), []
-        return freed
+    def _next_to_read(self) -> Running | None:
+        """The sequence whose prompt is being read, else the one that waits longest, if a row is free for it."""
+        if self._reading is None and self._waiting and len(self._active) < self.runner.rows:
+            self._reading = self._waiting.popleft()
+            self._reading.row = next(row for row in range(self.runner.rows) if row not in self._active)
+            self._active[self._reading.row] = self._reading
+        return self._reading
+
+    def _read(self, each: Running, piece: tuple[int, ...]) -> list[Event]:
+        """Read a piece; at the prompt's end comes the first event."""
+        past = each.read + len(piece)
+        following = None if past == len(each.prompt) else each.prompt[past]
+        top = each.sampling.logprobs if each.sampling.echo else None
+        logits = self.runner.run(Prefill(each.row, piece, each.read == 0, following, top is not None))
+        if top is not None:
+            if each.read == 0:
+                each.scores.append(TokenScore(piece[0], None))
+            known = [*piece[1:], *([] if following is None else [following])]
+            each.scores += score(logits[: len(known)], known, top)
+        each.read = past
+        self.totals.prompt += len(piece)
+        if following is not None:
+            return []
+        self._reading = None
+        if each.limit == 0:
+            self._free(each)
+            return [Event(each.key, "", tuple(each.scores), 0, "length")]
+        (token,) = choose(logits[-1:], [each.sampler.at(0)])
+        return [self._advance(each, [token], logits[-1:])]
+
+    def _advance(self, each: Running, tokens: Sequence[int], logits: Tensor) -> Event:
+        before = each.generated
+        event = each.advance(tokens, logits, self.runner.model.config.eos_token_id)
+        self.totals.generated += each.generated - before
+        if event.finish is not None:
+            self._free(each)
+        return event
+
+    def _draft(self) -> None:
+        """Guess the next token of every sequence that has gone on and may get two more."""
+        going = [each for each in self._active.values() if each.followed and each.limit - each.generated > 1]
+        if not going:
+            return
+        following = {each.row: each.followed for each in going}
+        logits = self.runner.run(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))))
+        rows = list(following)
+        drafts = choose(logits[rows], [each.sampler.at(each.generated) for each in going])
+        for each, draft in zip(going, drafts, strict=True):
+            each.draft, each.followed = draft, ()
+
+    def _free(self, each: Running) -> None:
+        del self._active[each.row]
+        if self._reading is each:
+            self._reading = None
 
 
-@dataclass(slots=True)
-class Generated:
-    """A finished sequence: text without EOS and stop strings."""
+Request = tuple[Sequence[int], Sampling]
 
-    text: str = ""
-    scores: list[TokenScore] = field(default_factory=list)
-    generated: int = 0
-    finish: Finish = "length"
 
-    def add(self, event: Event) -> None:
-        """Append what a step brought."""
-        self.text += event.text
-        self.scores += event.scores
-        self.generated = event.generated
-        self.finish = event.finish or self.finish
+def generate_each(scheduler: Scheduler, requests: Sequence[Request]) -> Iterator[tuple[int, Generated]]:
+    """Continue several prompts together; each with its place in `requests`, as they finish."""
+    places = {scheduler.submit(prompt, sampling): place for place, (prompt, sampling) in enumerate(requests)}
+    growing = {key: Generated() for key in places}
+    while scheduler.busy:
+        for event in scheduler.step():
+            growing[event.key].add(event)
+            if event.finish:
+                yield places[event.key], growing.pop(event.key)
 
 
 def generate_all(scheduler: Scheduler, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
     """Continue several prompts together, as many at once as there are rows; results in their order."""
-    results = {scheduler.submit(prompt, sampling): Generated() for prompt in prompts}
-    while scheduler.busy:
-        for event in scheduler.step():
-            results[event.key].add(event)
-    return list(results.values())
+    finished = dict(generate_each(scheduler, [(prompt, sampling) for prompt in prompts]))
+    return [finished[place] for place in range(len(prompts))]

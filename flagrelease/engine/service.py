@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Event, Scheduler
+from flagrelease.engine.scheduler import Scheduler
+from flagrelease.engine.sequence import Event
 from flagrelease.errors import ResourceError, UsageError
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 from flagrelease.engine.chat import ChatFormatError, Message, Mode, encode_messages, parse_completion
 from flagrelease.engine.jsonl import read_lines
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Generated, Scheduler, generate_all
+from flagrelease.engine.scheduler import Scheduler, generate_all
+from flagrelease.engine.sequence import Generated
 from flagrelease.engine.session import Session
 from flagrelease.errors import UsageError
 

@@ -19,7 +19,6 @@ import torch
 import uvicorn
 from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
-from torch import Tensor
 
 from flagrelease import engine
 from flagrelease.engine import chat
@@ -79,13 +78,8 @@ def script(served: Served, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def write(text: str) -> None:
         tokens = [*served.tokenizer.encode(text), 1]
-        count: dict[int, int] = {}
-
-        def pick(sampler: Sampler, logits: Tensor) -> int:
-            count[id(sampler)] = count.get(id(sampler), -1) + 1
-            return tokens[count[id(sampler)]]
-
-        monkeypatch.setattr(Sampler, "pick", pick)
+        monkeypatch.setattr(Sampler, "at", lambda sampler, n: n)
+        monkeypatch.setattr("flagrelease.engine.scheduler.choose", lambda logits, places: [tokens[n] for n in places])
 
     return write
 
