@@ -232,9 +232,9 @@ class BehaviourRules(_Strict):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=4096, ge=1)
-    repeats: int = Field(default=4, ge=1)
+    repeats: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0)
-    margin: float = Field(default=5.0, gt=0, lt=100)
+    margin: float = Field(default=10.0, gt=0, lt=100)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
 
 
