@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-_END_THINK = "</think>"
+from flagrelease.engine.chat import END_THINK
+
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathsf|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
 _LETTER = re.compile(r"(?:\(([A-D])\)(?:[\s.:,].*)?|([A-D])(?:[).:](?:\s.*)?)?)", re.DOTALL)
@@ -34,9 +35,10 @@ _DECORATION = " \t*_$()[].\\"
 Kind = Literal["multiple-choice", "integer"]
 
 
-def final_text(text: str) -> str:
-    """What follows the reasoning in a completion that began with it; nothing if it never ended."""
-    return text.rpartition(_END_THINK)[2]
+def final_text(text: str, *, reasons: bool) -> str:
+    """What follows the reasoning. A model that reasons and never came to an end of it has answered nothing."""
+    _, ended, after = text.rpartition(END_THINK)
+    return after if ended else "" if reasons else text
 
 
 def read_letter(text: str) -> str | None:
