@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -54,8 +54,8 @@ class EndpointAnswerer:
 
     def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
         """As `Answerer` says. After an error, or when the caller stops listening, open requests are given up."""
-        loop = asyncio.new_event_loop()
         client = self._client()
+        loop = asyncio.new_event_loop()
         waiting = iter(asks)
         running: dict[asyncio.Task[Reply], Ask] = {}
         try:
@@ -68,10 +68,7 @@ class EndpointAnswerer:
                 for task in done:
                     yield running.pop(task), task.result()
         finally:
-            for task in running:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
-            loop.run_until_complete(client.close())
+            loop.run_until_complete(_give_up(running, client))
             loop.close()
 
     def _client(self) -> openai.AsyncOpenAI:
@@ -151,6 +148,13 @@ def switch(rules: BenchmarkRules, dialect: Dialect) -> dict[str, Any]:
     if dialect == "template":
         return {"chat_template_kwargs": {"thinking": thinks, **effort}}
     return {"thinking": {"type": "enabled" if thinks else "disabled"}, **effort}
+
+
+async def _give_up(running: Iterable[asyncio.Task[Reply]], client: openai.AsyncOpenAI) -> None:
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await client.close()
 
 
 class _PassingError(Exception):
