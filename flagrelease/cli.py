@@ -13,7 +13,8 @@ import typer
 from flagrelease import __version__, console
 from flagrelease.bench import commands as bench
 from flagrelease.engine import commands as engine
-from flagrelease.errors import FlagReleaseError, ResourceError, VerificationError
+from flagrelease.errors import FlagReleaseError, ResourceError, UsageError, VerificationError
+from flagrelease.publish import commands as publishing
 
 EXIT_CODES = """\
 Exit codes: 0 done; 1 a bug in flagrelease; 2 bad usage or recipe; 3 bad checkpoint; 4 lack of resources (space, device,
@@ -167,9 +168,21 @@ def convert(
     _show(as_json, document, lambda: reports.show_releases(out, manifests))
 
 
-@app.command(epilog="Example: flagrelease verify releases/bf16-mp16 --source DeepSeek-V4-Flash/ --sample 0.1")
+_VERIFY_EXAMPLES = """\
+Example: flagrelease verify releases/bf16-mp16 --source DeepSeek-V4-Flash/ --sample 0.1
+
+Example: flagrelease verify hf://FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS@v0.1.0-0123456789ab --key public.pem
+"""
+
+
+@app.command(epilog=_VERIFY_EXAMPLES)
 def verify(
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)],
+    release: Annotated[
+        str,
+        typer.Argument(
+            metavar="RELEASE", help="A folder, hf://OWNER/NAME@TAG or modelscope://OWNER/NAME@TAG.", show_default=False
+        ),
+    ],
     source: Annotated[
         Path | None,
         typer.Option("--source", metavar="CHECKPOINT", help="Recompute from the checkpoint it was made of."),
@@ -178,24 +191,49 @@ def verify(
         float,
         typer.Option("--sample", metavar="FRACTION", help="Share of the tensors whose data are checked: 0 < F <= 1."),
     ] = 1.0,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="The public key (PEM) that must have signed it.")
+    ] = None,
+    sample_bytes: Annotated[
+        int,
+        typer.Option("--sample-bytes", metavar="N", min=0, help="On a hub: read that many bytes of tensors as well."),
+    ] = 0,
+    private: Annotated[bool, typer.Option("--private", help="On a hub: it must be private. Default: public.")] = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove a release: files and tensors against its manifest, and against its source with a second decoder."""
+    """Prove a release: files and tensors against its manifest, and against its source with a second decoder.
+
+    On a hub nothing but its records is downloaded: the rest is compared by the digests that the hub lists.
+    """
     from flagrelease import reports
     from flagrelease.convert.memory import default_workers
     from flagrelease.manifest import read_manifest
+    from flagrelease.publish.online import parse_address
     from flagrelease.validate.verify import bytes_to_read, verify_release
 
-    total = bytes_to_read(read_manifest(release), sample)
+    if (address := parse_address(release)) is not None:
+        if source is not None or sample != 1:
+            raise UsageError("--source and --sample need a folder; on a hub --sample-bytes reads a sample")
+        publishing.verify_published(address, key, sample_bytes, private, as_json)
+        return
+    if sample_bytes or private:
+        raise UsageError("--sample-bytes and --private are for a release on a hub")
+    folder = Path(release)
+    total = bytes_to_read(read_manifest(folder), sample)
     with console.progress("verify", total) as report:
-        result = verify_release(release, source, sample, progress=report.add, workers=workers or default_workers())
-    _show(as_json, result.model_dump(mode="json"), lambda: reports.show_verification(release, result))
-    if not result.passed:
+        result = verify_release(folder, source, sample, progress=report.add, workers=workers or default_workers())
+    unsigned = [] if key is None else publishing.signature_problems(folder, key)
+    document = result.model_dump(mode="json") | ({} if key is None else {"signature_problems": unsigned})
+    _show(as_json, document, lambda: reports.show_verification(folder, result))
+    for problem in unsigned:
+        print(f"flagrelease: signature: {problem}", file=sys.stderr)
+    if unsigned or not result.passed:
         raise typer.Exit(VerificationError.exit_code)
 
 
 engine.register(app)
+publishing.register(app)
 bench.register(app)
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from flagrelease.console import Tracker
 from flagrelease.errors import ResourceError, VerificationError
+from flagrelease.manifest import MANIFEST_NAME, read_manifest
+from flagrelease.provenance import SIGNATURE_NAME, STATEMENT_NAME, read_statement
 from flagrelease.publish.listing import RemoteFile, compare
 from flagrelease.publish.publication import Publication, PublishedFile
+from flagrelease.publish.signature import check_signed
 
 _CHUNK = 8 << 20
 
@@ -58,6 +61,23 @@ def list_folder(folder: Path, progress: Tracker) -> Iterator[RemoteFile]:
                     digest.update(chunk)
                     progress.add(len(chunk))
             yield RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest.hexdigest())
+
+
+def signature_problems(folder: Path, key: bytes) -> list[str]:
+    """What keeps the records of a published folder from being what the key signed, as sentences.
+
+    That the files are those of the records is for `verify_release` to say.
+
+    Raises:
+        VerificationError: no manifest, no statement, or one that does not fit the other.
+    """
+    manifest = read_manifest(folder)
+    sha256 = hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
+    statement, signature = folder / STATEMENT_NAME, folder / SIGNATURE_NAME
+    if not statement.is_file():
+        raise VerificationError(f"{folder}: no {STATEMENT_NAME}: not a published folder, so nobody signed it")
+    digests = read_statement(statement.read_bytes(), manifest, sha256)
+    return check_signed(signature.read_bytes() if signature.is_file() else None, key, digests)
 
 
 def _place(file: PublishedFile, path: Path) -> None:

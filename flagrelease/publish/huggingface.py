@@ -9,24 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from flagrelease.console import Tracker
-from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
+from flagrelease.errors import UsageError, VerificationError
 from flagrelease.manifest import MANIFEST_NAME
-from flagrelease.publish.listing import HUB_FILES, Difference, RemoteFile, compare, read_whole
-from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
+from flagrelease.publish.huggingface_client import MAIN, HuggingFaceClient
+from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
+from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, PublishedFile
-from flagrelease.publish.secrets import redact, redact_logs_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
     Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
-Result = TypeVar("Result")
 
-MAIN = "main"
 # Sent together before progress is shown; files inside go in parallel.
 _BATCH_BYTES = 8 * 10**9
 _BATCH_FILES = 100
@@ -35,17 +33,11 @@ _WHOLE_BYTES = 10 * 10**6
 
 
 class HuggingFace:
-    """One hub, by its client. The token is the client's own business: HF_TOKEN, or its login."""
+    """Publications on one hub."""
 
     def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
         """`endpoint`: another hub than HF_ENDPOINT says."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()
-        redact_logs_of("huggingface_hub")
-        self._api = HfApi(endpoint=endpoint)
-        self._patience = patience or Patience()
+        self._client = HuggingFaceClient(endpoint, patience)
 
     def publish(self, publication: Publication, siblings: tuple[str, ...], progress: Tracker) -> str:
         """Make the repository's main hold exactly this publication, and tag it; returns the commit.
@@ -59,7 +51,7 @@ class HuggingFace:
         """
         repo, branch = publication.repo, f"publish-{publication.digest[:12]}"
         self._ensure_repository(publication)
-        branches, tags = self._refs(repo)
+        branches, tags = self._client.refs(repo)
         if (tagged := tags.get(publication.version)) is not None:
             self._check(publication, tagged)
             progress.add(publication.bytes)
@@ -77,22 +69,6 @@ class HuggingFace:
         self._drop_branch(repo, branch)
         return commit
 
-    def list_files(self, repo: str, revision: str) -> list[RemoteFile]:
-        """All files of a revision with their digests; nothing is downloaded."""
-        from huggingface_hub.hf_api import RepoFile
-
-        def call() -> list[RemoteFile]:
-            entries = self._api.list_repo_tree(repo, recursive=True, revision=revision)
-            files = [entry for entry in entries if isinstance(entry, RepoFile)]
-            return [
-                RemoteFile(file.path, file.lfs.size, file.lfs.sha256)
-                if file.lfs
-                else RemoteFile(file.path, file.size, None, file.blob_id)
-                for file in files
-            ]
-
-        return self._try(f"list {repo}@{revision}", call)
-
     def _ensure_repository(self, publication: Publication) -> None:
         """Create the repository with its visibility; one that is there must have visibility and licence right.
 
@@ -101,43 +77,35 @@ class HuggingFace:
         repo = publication.repo
 
         def call() -> None:
-            if not self._api.repo_exists(repo):
+            if not self._client.api.repo_exists(repo):
                 # Not exist_ok: a reply that was lost is noticed by asking again.
-                self._api.create_repo(repo, private=publication.private)
+                self._client.api.create_repo(repo, private=publication.private)
 
-        self._try(f"create {repo}", call)
-        info = self._try(f"look at {repo}", lambda: self._api.model_info(repo))
-        if info.private != publication.private:
-            visibility = "private" if info.private else "public"
-            raise UsageError(f"{repo}: is {visibility}; this publication is {publication.visibility}")
-        licence = info.card_data.get("license") if info.card_data else None
-        if licence is not None and licence != publication.records.licence.huggingface:
-            raise UsageError(f"{repo}: has licence {licence!r}; this is {publication.records.licence.huggingface!r}")
+        self._client.attempt(f"create {repo}", call)
+        facts = self._client.describe(repo, MAIN)
+        if facts.visibility != publication.visibility:
+            raise UsageError(f"{repo}: is {facts.visibility}; this publication is {publication.visibility}")
+        licence = publication.records.licence.huggingface
+        if facts.licence not in (None, licence):
+            raise UsageError(f"{repo}: has licence {facts.licence!r}; this is {licence!r}")
 
     def _refuse_foreign(self, publication: Publication, main: str) -> None:
-        there = {file.path for file in self.list_files(publication.repo, main)} - HUB_FILES
+        there = {file.path for file in self._client.list_files(publication.repo, main)} - HUB_FILES
         if there and MANIFEST_NAME not in there:
             raise UsageError(
                 f"{publication.repo}: main holds {len(there)} files without a {MANIFEST_NAME}, so nothing that "
                 "flagrelease published; name another repository or empty it"
             )
 
-    def _refs(self, repo: str) -> tuple[dict[str, str], dict[str, str]]:
-        refs = self._try(f"refs of {repo}", lambda: self._api.list_repo_refs(repo))
-        branches = {ref.name: ref.target_commit for ref in refs.branches}
-        if MAIN not in branches:
-            raise NetworkError(f"{repo}: has no branch {MAIN}")
-        return branches, {ref.name: ref.target_commit for ref in refs.tags}
-
     def _ensure_branch(self, repo: str, branch: str) -> None:
         def call() -> None:
-            if branch not in self._refs(repo)[0]:
-                self._api.create_branch(repo, branch=branch, revision=MAIN)
+            if branch not in self._client.refs(repo)[0]:
+                self._client.api.create_branch(repo, branch=branch, revision=MAIN)
 
-        self._try(f"branch {branch}", call)
+        self._client.attempt(f"branch {branch}", call)
 
     def _difference(self, publication: Publication, revision: str) -> Difference:
-        return compare(publication.by_path, self.list_files(publication.repo, revision))
+        return compare(publication.by_path, self._client.list_files(publication.repo, revision))
 
     def _check(self, publication: Publication, revision: str) -> None:
         if difference := self._difference(publication, revision):
@@ -155,17 +123,17 @@ class HuggingFace:
         planned: dict[str, list[Operation]] = {}  # by parent: what was sent for a commit is not sent for it again
 
         def call() -> str:
-            head = self._refs(repo)[0][revision]
+            head = self._client.refs(repo)[0][revision]
             if difference := self._difference(publication, head):
                 if head not in planned:
                     planned[head] = operations(difference)
-                self._api.create_commit(
+                self._client.api.create_commit(
                     repo, planned[head], commit_message=title, revision=revision, parent_commit=head
                 )
-                head = self._refs(repo)[0][revision]
+                head = self._client.refs(repo)[0][revision]
             return head
 
-        head = self._try(f"commit to {revision} of {repo}", call)
+        head = self._client.attempt(f"commit to {revision} of {repo}", call)
         if difference := self._difference(publication, head):
             raise VerificationError(f"{repo}@{revision}: the hub does not hold what it was sent: {difference}")
         return head
@@ -203,9 +171,11 @@ class HuggingFace:
 
         additions = [CommitOperationAdd(file.path, _content(file)) for file in batch]
         names = batch[0].path if len(batch) == 1 else f"{batch[0].path} and {len(batch) - 1} more"
-        self._try(
+        self._client.attempt(
             f"send {names}",
-            lambda: self._api.preupload_lfs_files(publication.repo, additions, revision=branch, free_memory=False),
+            lambda: self._client.api.preupload_lfs_files(
+                publication.repo, additions, revision=branch, free_memory=False
+            ),
         )
         for file, addition in zip(batch, additions, strict=True):
             # The client hashed what it sent; that it is what was proved is decided here, before anything is committed.
@@ -218,8 +188,8 @@ class HuggingFace:
         """Operations for main: LFS files by name from the branch, the small ones again."""
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
-        head = self._refs(publication.repo)[0][branch]
-        lfs = {file.path for file in self.list_files(publication.repo, head) if file.sha256 is not None}
+        head = self._client.refs(publication.repo)[0][branch]
+        lfs = {file.path for file in self._client.list_files(publication.repo, head) if file.sha256 is not None}
         operations: list[Operation] = list(_deletions(difference))
         for path in (*difference.missing, *difference.changed):
             if path in lfs:
@@ -232,79 +202,33 @@ class HuggingFace:
         """SHA-256 -> (repository, commit, path) of the LFS files on the main branches of `siblings` that exist."""
         held: dict[str, tuple[str, str, str]] = {}
         for repo in siblings:
-            if self._try(f"look at {repo}", partial(self._api.repo_exists, repo)):
-                commit = self._refs(repo)[0][MAIN]
+            if self._client.attempt(f"look at {repo}", partial(self._client.api.repo_exists, repo)):
+                commit = self._client.refs(repo)[0][MAIN]
                 held |= {
                     file.sha256: (repo, commit, file.path)
-                    for file in self.list_files(repo, commit)
+                    for file in self._client.list_files(repo, commit)
                     if file.sha256 is not None
                 }
         return held
 
     def _tag(self, repo: str, tag: str, commit: str) -> None:
         def call() -> None:
-            there = self._refs(repo)[1].get(tag)
+            there = self._client.refs(repo)[1].get(tag)
             if there is None:
-                self._api.create_tag(repo, tag=tag, revision=commit)
+                self._client.api.create_tag(repo, tag=tag, revision=commit)
             elif there != commit:
                 raise VerificationError(
                     f"{repo}: tag {tag} is at {there[:12]}, not {commit[:12]}; a tag is never moved"
                 )
 
-        self._try(f"tag {tag}", call)
+        self._client.attempt(f"tag {tag}", call)
 
     def _drop_branch(self, repo: str, branch: str) -> None:
         def call() -> None:
-            if branch in self._refs(repo)[0]:
-                self._api.delete_branch(repo, branch=branch)
+            if branch in self._client.refs(repo)[0]:
+                self._client.api.delete_branch(repo, branch=branch)
 
-        self._try(f"remove branch {branch}", call)
-
-    def _try(self, what: str, call: Callable[[], Result]) -> Result:
-        import httpx2
-        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-        try:
-            return self._patience.wait_out(what, call, (OSError, RuntimeError, httpx2.HTTPError), _obstacle)
-        except FlagReleaseError:
-            raise
-        except LocalTokenNotFoundError:
-            raise UsageError(f"{what}: no token; set HF_TOKEN or run `hf auth login`") from None
-        except OfflineModeIsEnabled:
-            raise NetworkError(f"{what}: HF_HUB_OFFLINE is set") from None
-        except HfHubHTTPError as error:
-            raise NetworkError(f"{what}: {_reason(error)}") from None
-        except RuntimeError as error:  # the client's "Error while uploading" around what the server said
-            if not isinstance(error.__cause__, HfHubHTTPError):
-                raise
-            raise NetworkError(f"{what}: {_reason(error.__cause__)}") from None
-
-
-def _obstacle(error: Exception) -> Obstacle | None:
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        if error.response.status_code in TRANSIENT_STATUS:
-            return Obstacle(_reason(error), seconds_asked(error.response.headers))
-        # Somebody committed in between, or this did and the reply was lost: look again.
-        return Obstacle(_reason(error)) if error.response.status_code in (409, 412) else None
-    if isinstance(error, httpx2.HTTPStatusError):
-        status = error.response.status_code
-        asked = seconds_asked(error.response.headers)
-        return Obstacle(f"HTTP {status}", asked) if status in TRANSIENT_STATUS else None
-    if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
-        return Obstacle(f"{type(error).__name__}: {error}")
-    return None
-
-
-def _reason(error: Exception) -> str:
-    """Status and the server's words, without addresses: a presigned one is a secret."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    assert isinstance(error, HfHubHTTPError)
-    said = f": {redact(error.server_message)}" if error.server_message else ""
-    return f"HTTP {error.response.status_code}{said}"
+        self._client.attempt(f"remove branch {branch}", call)
 
 
 def _deletions(difference: Difference) -> Iterator[CommitOperationDelete]:

@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from flagrelease.console import Tracker
-from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
+from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.hubs import HUB_LIMITS
 from flagrelease.manifest import MANIFEST_NAME
 from flagrelease.provenance import CARD_NAME
-from flagrelease.publish.listing import HUB_FILES, Difference, RemoteFile, compare, read_whole
-from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience
+from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
+from flagrelease.publish.modelscope_client import MASTER, ModelScopeClient
+from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, PublishedFile
-from flagrelease.publish.secrets import redact, redact_logs_of
 
-if TYPE_CHECKING:
-    from modelscope_hub import RepoInfo
-
-Result = TypeVar("Result")
-
-MASTER = "master"
 CONFIGURATION_NAME = "configuration.json"
 _INLINE_BYTES = 64 << 10  # a longer file is LFS, and so is a tensor file of any length
 _INLINE_NAMES = frozenset({"README.md", CONFIGURATION_NAME, "config.json", ".gitattributes", ".gitignore"})
@@ -39,15 +33,11 @@ _LAST = (CARD_NAME, MANIFEST_NAME)
 
 
 class ModelScope:
-    """One hub, by its client. The token is the client's own business: MODELSCOPE_API_TOKEN, or its login."""
+    """Publications on one hub."""
 
     def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
         """`endpoint`: another hub than MODELSCOPE_ENDPOINT says."""
-        from modelscope_hub import HubApi
-
-        redact_logs_of("modelscope_hub")
-        self._api = HubApi(endpoint=endpoint)
-        self._patience = patience or Patience()
+        self._client = ModelScopeClient(endpoint, patience)
 
     def publish(self, publication: Publication, progress: Tracker) -> str:
         """Make the repository's master hold exactly this publication, and tag it; returns the tag.
@@ -59,7 +49,7 @@ class ModelScope:
         """
         repo, tag = publication.repo, publication.version
         self._ensure_repository(publication)
-        if tag in self._tags(repo):
+        if tag in self._client.tags(repo):
             self._check(publication, tag)
             progress.add(publication.bytes)
             return tag
@@ -74,47 +64,33 @@ class ModelScope:
         self._check(publication, tag)
         return tag
 
-    def list_files(self, repo: str, revision: str) -> list[RemoteFile]:
-        """All files of a revision with their digests; nothing is downloaded."""
-        files = self._try(
-            f"list {repo}@{revision}", lambda: self._api.list_repo_files(repo, "model", revision=revision)
-        )
-        return [
-            RemoteFile(file.path, file.size, file.sha256 or None)
-            for file in files
-            if file.path and file.type not in ("tree", "dir", "directory")
-        ]
-
     def _ensure_repository(self, publication: Publication) -> None:
         repo, licence = publication.repo, publication.records.licence
 
-        def call() -> RepoInfo:
-            if not self._api.repo_exists(repo, "model"):
-                self._api.create_repo(repo, "model", visibility=publication.visibility, license=licence.modelscope)
-            return self._api.get_repo(repo, "model")
+        def call() -> None:
+            if not self._client.api.repo_exists(repo, "model"):
+                self._client.api.create_repo(
+                    repo, "model", visibility=publication.visibility, license=licence.modelscope
+                )
 
-        info = self._try(f"create {repo}", call)
-        visibility = getattr(info.visibility, "name", str(info.visibility)).lower()
-        if visibility != publication.visibility:
-            raise UsageError(f"{repo}: is {visibility}; this publication is {publication.visibility}")
-        if (info.license or "").lower() not in {licence.modelscope.lower(), licence.spdx.lower()}:
-            raise UsageError(f"{repo}: has licence {info.license!r}; this is {licence.modelscope!r}")
+        self._client.attempt(f"create {repo}", call)
+        facts = self._client.describe(repo, MASTER)
+        if facts.visibility != publication.visibility:
+            raise UsageError(f"{repo}: is {facts.visibility}; this publication is {publication.visibility}")
+        if (facts.licence or "").lower() not in {licence.modelscope.lower(), licence.spdx.lower()}:
+            raise UsageError(f"{repo}: has licence {facts.licence!r}; this is {licence.modelscope!r}")
 
     def _refuse_foreign(self, publication: Publication) -> None:
         """A publication cut off between two commits has no manifest yet, but no file of another kind either."""
-        there = {file.path for file in self.list_files(publication.repo, MASTER)} - HUB_FILES
+        there = {file.path for file in self._client.list_files(publication.repo, MASTER)} - HUB_FILES
         if MANIFEST_NAME not in there and (foreign := sorted(there - set(publication.by_path))):
             raise UsageError(
                 f"{publication.repo}: master holds {foreign[0]!r} and no {MANIFEST_NAME}, so nothing that flagrelease "
                 "published; name another repository or empty it"
             )
 
-    def _tags(self, repo: str) -> set[str]:
-        _, tags = self._try(f"tags of {repo}", lambda: self._api.legacy.list_revisions_detail(repo, "model"))
-        return {tag["Revision"] for tag in tags}
-
     def _difference(self, publication: Publication, revision: str) -> Difference:
-        return compare(publication.by_path, self.list_files(publication.repo, revision))
+        return compare(publication.by_path, self._client.list_files(publication.repo, revision))
 
     def _check(self, publication: Publication, revision: str) -> None:
         if difference := self._difference(publication, revision):
@@ -126,11 +102,11 @@ class ModelScope:
     def _send(self, publication: Publication, files: list[PublishedFile], progress: Tracker) -> None:
         """Blobs that the hub does not have yet, one request each; the bytes are hashed on their way."""
         for file in files:
-            self._try(f"send {file.path}", partial(self._send_one, publication.repo, file))
+            self._client.attempt(f"send {file.path}", partial(self._send_one, publication.repo, file))
             progress.add(file.size)
 
     def _send_one(self, repo: str, file: PublishedFile) -> None:
-        client = self._api.legacy
+        client = self._client.api.legacy
         address = client.validate_blobs(repo, "model", [{"oid": file.sha256, "size": file.size}]).get(file.sha256)
         if address is None:  # stored already
             return
@@ -152,27 +128,17 @@ class ModelScope:
 
         def call() -> None:
             for actions in _batches(list(_actions(publication, self._difference(publication, MASTER)))):
-                self._api.legacy.create_commit(publication.repo, "model", actions, title, MASTER)
+                self._client.api.legacy.create_commit(publication.repo, "model", actions, title, MASTER)
 
         if difference:
-            self._try(f"commit to {MASTER} of {publication.repo}", call)
+            self._client.attempt(f"commit to {MASTER} of {publication.repo}", call)
 
     def _tag(self, repo: str, tag: str) -> None:
         def call() -> None:
-            if tag not in self._tags(repo):
-                self._api.create_repo_tag(repo, "model", tag, revision=MASTER)
+            if tag not in self._client.tags(repo):
+                self._client.api.create_repo_tag(repo, "model", tag, revision=MASTER)
 
-        self._try(f"tag {tag}", call)
-
-    def _try(self, what: str, call: Callable[[], Result]) -> Result:
-        from modelscope_hub import HubError
-
-        try:
-            return self._patience.wait_out(what, call, (HubError, OSError), _obstacle)
-        except FlagReleaseError:
-            raise
-        except HubError as error:
-            raise NetworkError(f"{what}: {_reason(error)}") from None
+        self._client.attempt(f"tag {tag}", call)
 
 
 class _HashedStream:
@@ -225,23 +191,3 @@ def _batches(actions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         size += length
     if batch:
         yield batch
-
-
-def _obstacle(error: Exception) -> Obstacle | None:
-    import requests
-    from modelscope_hub import APIError, HubError
-
-    if isinstance(error, APIError) and error.status_code in TRANSIENT_STATUS:
-        return Obstacle(_reason(error), getattr(error, "retry_after", None))
-    if isinstance(error, HubError):
-        return Obstacle(_reason(error)) if error.retryable else None
-    if isinstance(error, requests.ConnectionError | requests.Timeout | ConnectionError | TimeoutError):
-        return Obstacle(type(error).__name__)
-    return None
-
-
-def _reason(error: Exception) -> str:
-    """Kind, status and the hub's words; addresses go, since they may be presigned."""
-    status = getattr(error, "status_code", None)
-    words = redact(str(getattr(error, "message", error)).partition("://")[0].splitlines()[0])
-    return f"{type(error).__name__}{'' if status is None else f' {status}'}: {words}"

@@ -49,14 +49,13 @@ class Publication:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the list of files as sha256sum writes it (digest, two blanks, path), sorted by path."""
-        lines = (f"{file.sha256}  {file.path}\n" for file in sorted(self.files, key=lambda file: file.path))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        """Of the list of files."""
+        return digest_of(self.digests)
 
     @cached_property
     def version(self) -> str:
-        """The tag: version of the tool and digest of the files, so that other files can never want the same tag."""
-        return f"v{self.records.manifest.tool.version}-{self.digest[:12]}"
+        """The tag."""
+        return version_of(self.records.manifest.tool.version, self.digests)
 
     @cached_property
     def visibility(self) -> str:
@@ -67,6 +66,16 @@ class Publication:
     def by_path(self) -> dict[str, PublishedFile]:
         """The files by path."""
         return {file.path: file for file in self.files}
+
+
+def digest_of(digests: Mapping[str, str]) -> str:
+    """SHA-256 of a list (path -> SHA-256) as sha256sum writes it: digest, two blanks, path, sorted by path."""
+    return hashlib.sha256("".join(f"{digests[path]}  {path}\n" for path in sorted(digests)).encode()).hexdigest()
+
+
+def version_of(tool_version: str, digests: Mapping[str, str]) -> str:
+    """The tag: version of the tool and digest of the files, so that other files can never want the same tag."""
+    return f"v{tool_version}-{digest_of(digests)[:12]}"
 
 
 def make_publication(

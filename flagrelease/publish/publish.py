@@ -12,9 +12,12 @@ from flagrelease.hubs import Hub
 from flagrelease.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, make_statement
 from flagrelease.publish.card import make_card
 from flagrelease.publish.folder import list_folder, publish_folder
+from flagrelease.publish.hub_client import HubClient
 from flagrelease.publish.huggingface import HuggingFace
+from flagrelease.publish.huggingface_client import HuggingFaceClient
 from flagrelease.publish.listing import Difference, compare
 from flagrelease.publish.modelscope import CONFIGURATION_NAME, ModelScope
+from flagrelease.publish.modelscope_client import ModelScopeClient
 from flagrelease.publish.publication import Publication, limit_problems, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
@@ -122,8 +125,13 @@ def check_published(publication: Publication, to: str, endpoint: str | None = No
             raise ResourceError(f"{to}: not a folder")
         with progress("check", publication.bytes) as tracker:
             return compare(publication.by_path, list_folder(Path(to), tracker))
-    hub = ModelScope(endpoint) if publication.hub == "modelscope" else HuggingFace(endpoint)
-    return compare(publication.by_path, hub.list_files(publication.repo, publication.version))
+    client = open_hub(publication.hub, endpoint)
+    return compare(publication.by_path, client.list_files(publication.repo, publication.version))
+
+
+def open_hub(hub: Hub, endpoint: str | None = None) -> HubClient:
+    """The hub's client, for reading."""
+    return ModelScopeClient(endpoint) if hub == "modelscope" else HuggingFaceClient(endpoint)
 
 
 def _carry_out(publication: Publication, to: str, endpoint: str | None, tracker: Tracker) -> str:

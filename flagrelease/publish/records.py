@@ -60,6 +60,11 @@ class Records:
         return -(-self.cards // self.chip.cards_per_node)
 
 
+def default_report(release: Path, chip: str) -> Path:
+    """Where the report of a release is, unless somebody says otherwise (docs/validation.md)."""
+    return release.parent / "validation" / f"{release.name}-{chip}" / "report.json"
+
+
 def read_records(release: Path, chip_name: str, report: Path | None, allow_unvalidated: bool) -> Records:
     """Read and tie together the records of a release.
 

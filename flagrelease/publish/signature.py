@@ -55,15 +55,19 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
     """Path -> SHA-256 of what was signed, if the signature in the bundle is by this key (PEM).
 
     Raises:
+        UsageError: the key is none of an elliptic curve.
         VerificationError: not a bundle of this kind, or not signed by the key.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    key = load_pem_public_key(public_key)
+    try:
+        key = load_pem_public_key(public_key)
+    except ValueError:
+        raise UsageError("the public key is not in PEM form") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise VerificationError("the public key is not of an elliptic curve")
+        raise UsageError("the public key is not of an elliptic curve")
     try:
         envelope = json.loads(bundle)["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
@@ -77,6 +81,22 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
         raise VerificationError(f"{SIGNATURE_NAME}: not signed by this key, or changed since") from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise VerificationError(f"{SIGNATURE_NAME}: not a Sigstore bundle of a model ({error!r})") from error
+
+
+def check_signed(bundle: bytes | None, public_key: bytes, digests: Mapping[str, str]) -> list[str]:
+    """What keeps `digests` (path -> SHA-256 of every file) from being what the key signed, as sentences."""
+    if bundle is None:
+        return [f"no {SIGNATURE_NAME}: nobody signed it"]
+    try:
+        signed = read_signature(bundle, public_key)
+    except VerificationError as error:
+        return [str(error)]
+    there = {path: digest for path, digest in digests.items() if path.partition("/")[0] not in _NOT_SIGNED}
+    return [
+        f"{path}: not what was signed"
+        for path in sorted(there.keys() | signed.keys())
+        if there.get(path) != signed.get(path)
+    ]
 
 
 def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:

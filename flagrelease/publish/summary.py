@@ -6,7 +6,10 @@ from typing import Any
 
 from flagrelease.console import human_bytes
 from flagrelease.hubs import HUB_LIMITS
+from flagrelease.publish.online import OnlineReport
 from flagrelease.publish.publication import Publication, limit_advice, limit_problems
+
+_SHOWN = 20  # problems for people; --json has all
 
 
 def plan_document(publication: Publication) -> dict[str, Any]:
@@ -53,3 +56,19 @@ def plan_text(publication: Publication) -> str:
     lines += [f"advice: {advice}" for advice in document["advice"]]
     lines += [f"REFUSED: {problem}" for problem in document["problems"]]
     return "\n".join(lines)
+
+
+def online_text(report: OnlineReport) -> str:
+    """What a check of a published release found, for people."""
+    signature = {"good": "signed by the key", "not-checked": "signed; --key checks by whom", "none": "not signed"}
+    lines = [
+        f"{report.hub}: {report.repo} at {report.revision}",
+        f"{report.files} files, {report.bytes:,} bytes ({human_bytes(report.bytes)}), version {report.version}",
+        f"visibility {report.visibility}, licence {report.licence}, {signature[report.signature]}",
+    ]
+    if report.tensors:
+        lines.append(f"{report.tensors} tensors read, {human_bytes(report.tensor_bytes)} (drawn by {report.seed})")
+    lines += [f"  {problem}" for problem in report.problems[:_SHOWN]]
+    if len(report.problems) > _SHOWN:
+        lines.append(f"  and {len(report.problems) - _SHOWN} more (--json has them all)")
+    return "\n".join([*lines, "whole and unchanged" if report.passed else "NOT what it says"])

@@ -148,7 +148,7 @@ def test_progress_is_lines_where_there_is_no_terminal(source: Path, tmp_path: Pa
 def test_help_names_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "Exit codes" in capsys.readouterr().out
-    for command in ("inspect", "plan", "convert", "verify"):
+    for command in ("inspect", "plan", "convert", "verify", "publish"):
         assert main([command, "--help"]) == 0
         assert "Example: flagrelease" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import yaml
-from loopback import Loopback, Reply
+from loopback import Loopback, Reply, ranged
 
 TOKEN = "hf_PLANTEDsecretPLANTEDsecretPLANTED01"
 PART = 1 << 20
@@ -343,5 +343,4 @@ class HuggingFaceStandIn(Loopback):
         entry = (held.tree(match["rev"]) or {}).get(match["path"])
         if entry is None:
             return Reply(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
-        content = entry.content if entry.content is not None else held.blobs[entry.sha256 or ""]
-        return Reply(content=content)
+        return ranged(entry.content if entry.content is not None else held.blobs[entry.sha256 or ""], headers)

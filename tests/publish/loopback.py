@@ -49,6 +49,17 @@ class Reply:
     content: bytes | None = None
 
 
+def ranged(content: bytes, headers: Any) -> Reply:
+    """What a server answers to a GET with or without `Range: bytes=A-B`."""
+    match = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+    if match is None:
+        return Reply(content=content)
+    begin, end = int(match[1]), min(int(match[2]) + 1, len(content))
+    if begin >= end:
+        return Reply(416, {"error": "range"})
+    return Reply(206, content=content[begin:end], headers={"Content-Range": f"bytes {begin}-{end - 1}/{len(content)}"})
+
+
 class Loopback:
     """Routes are (method, pattern, function); a function gets the match, the query, the body and the headers."""
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from loopback import Loopback, Reply
+from loopback import Loopback, Reply, ranged
 
 TOKEN = "ms-deadbeef-0000-4000-8000-PLANTED00000"
 NAME = r"(?P<repo>[^/]+/[^/]+)"
@@ -50,6 +50,7 @@ class ModelScopeStandIn(Loopback):
             ("PUT", "/blob/" + NAME + "/(?P<oid>[0-9a-f]{64})", self.put),
             ("POST", LFS + "/commit/(?P<rev>.+)", self.commit),
             ("GET", OLD + "/repo/files", self.files_of),
+            ("GET", OLD + "/repo", self.download),
             ("GET", OLD + "/revisions", self.revisions),
             ("POST", OLD + "/repo/tag", self.tag),
         ]
@@ -80,8 +81,8 @@ class ModelScopeStandIn(Loopback):
         found = self._described(match)
         if found is None or found["Visibility"] == 1:  # this surface does not show private ones
             return Reply(404, {"success": False, "message": "not found", "request_id": "r"})
-        data = {"owner": found["Path"], "name": found["Name"], "visibility": 5, "license": found["License"]}
-        return Reply(200, {"success": True, "request_id": "r", "data": data})
+        data = {"owner": found["Path"], "name": found["Name"], "visibility": found["Visibility"]}
+        return Reply(200, {"success": True, "request_id": "r", "data": data | {"license": found["License"]}})
 
     def info(self, match: re.Match[str], _: Any, __: Any, ___: Any) -> Reply:
         found = self._described(match)
@@ -135,6 +136,12 @@ class ModelScopeStandIn(Loopback):
             for path, content in tree.items()
         ]  # fmt: skip
         return wrapped({"Files": entries})
+
+    def download(self, match: re.Match[str], query: dict[str, list[str]], _: Any, headers: Any) -> Reply:
+        held = self.repositories.get(match["repo"])
+        tree = held.tree(query["Revision"][0]) if held else None
+        content = (tree or {}).get(query["FilePath"][0])
+        return missing() if content is None else ranged(content, headers)
 
     def revisions(self, match: re.Match[str], _: Any, __: Any, ___: Any) -> Reply:
         tags = [{"Revision": tag, "CreatedAt": 1} for tag in self.repositories[match["repo"]].tags]

@@ -1,0 +1,125 @@
+"""The command line of publishing: `publish`, and `verify` of what is published. Hub clients are loaded when needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flagrelease.chips import get_chip
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.publish.records import default_report
+
+if TYPE_CHECKING:
+    from flagrelease.publish.online import Address
+
+_PUBLISH_EXAMPLES = """\
+Example, which shows the plan (--yes carries it out): flagrelease publish releases/fp8-mp8 --chip mthreads --to hf
+
+Example: flagrelease publish releases/fp8-mp8 --chip mthreads --to mirror/ --signing-key key.pem --yes
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add `publish` to `app`."""
+    app.command(epilog=_PUBLISH_EXAMPLES)(publish)
+
+
+def publish(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)],
+    chip: Annotated[str, typer.Option("--chip", metavar="NAME", help="The chip it is published for.")],
+    to: Annotated[str, typer.Option("--to", metavar="hf|modelscope|DIR", help="A hub, or a folder.")],
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="OWNER/NAME", help="Default: FlagRelease/MODEL-CHIP-FlagOS.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="A private repository. Default: public.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the plan, whatever else is given.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without this only the plan is shown.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="The validation's report. Default: where validate put it."),
+    ] = None,
+    allow_unvalidated: Annotated[
+        bool, typer.Option("--allow-unvalidated", help="Publish without a report; the card will say so.")
+    ] = False,
+    signing_key: Annotated[
+        Path | None, typer.Option("--signing-key", metavar="FILE", help="An EC private key (PEM) to sign with.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")] = False,
+) -> None:
+    """Put a validated release on a hub or into a folder, and check there by digest that it is what was validated."""
+    from flagrelease.publish.publish import publish as run_publication
+    from flagrelease.publish.summary import plan_document, plan_text
+
+    outcome = run_publication(
+        release,
+        chip,
+        to,
+        repo=repo,
+        private=private,
+        dry_run=dry_run,
+        yes=yes,
+        report=report or _validated(release, chip, allow_unvalidated),
+        allow_unvalidated=allow_unvalidated,
+        signing_key=signing_key,
+    )
+    if as_json:
+        _print_json({**plan_document(outcome.publication), "revision": outcome.revision})
+        return
+    print(plan_text(outcome.publication))
+    if outcome.revision is None:
+        print("nothing was done; --yes does it", file=sys.stderr)
+    else:
+        print(f"published and checked: {outcome.publication.repo} at {outcome.revision}")
+
+
+def _validated(release: Path, chip: str, allow_unvalidated: bool) -> Path | None:
+    """The report where validate puts it; None if there need be none and there is none."""
+    path = default_report(release, get_chip(chip).id)
+    return path if path.is_file() or not allow_unvalidated else None
+
+
+def verify_published(address: Address, key: Path | None, sample_bytes: int, private: bool, as_json: bool) -> None:
+    """`verify hf://OWNER/NAME@TAG`: print what was found.
+
+    Raises:
+        VerificationError: the release there is not what it says.
+    """
+    from flagrelease.publish.online import verify_online
+    from flagrelease.publish.publish import open_hub
+    from flagrelease.publish.summary import online_text
+
+    found = verify_online(
+        open_hub(address.hub),
+        address,
+        private=private,
+        key=None if key is None else _public_key(key),
+        sample_bytes=sample_bytes,
+    )
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        print(online_text(found))
+    if not found.passed:
+        raise typer.Exit(VerificationError.exit_code)
+
+
+def signature_problems(folder: Path, key: Path) -> list[str]:
+    """What keeps a published folder from being what the key signed, as sentences."""
+    from flagrelease.publish import folder as published
+
+    return published.signature_problems(folder, _public_key(key))
+
+
+def _public_key(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,0 +1,145 @@
+"""Hugging Face by its own client: listing, references, ranges, and what is waited out. It changes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
+from flagrelease.hubs import Hub
+from flagrelease.publish.hub_client import RepositoryFacts, range_header, take
+from flagrelease.publish.listing import RemoteFile
+from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
+from flagrelease.publish.secrets import redact, redact_logs_of
+
+Result = TypeVar("Result")
+
+MAIN = "main"
+
+
+class HuggingFaceClient:
+    """One hub. The token is the client's own business: HF_TOKEN, or its login."""
+
+    hub: Hub = "huggingface"
+
+    def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
+        """`endpoint`: another hub than HF_ENDPOINT says."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        redact_logs_of("huggingface_hub")
+        self.api = HfApi(endpoint=endpoint)
+        self._patience = patience or Patience()
+
+    def pin(self, repo: str, revision: str | None) -> str:
+        """The commit of a branch or tag; a commit as it is."""
+        if not self.attempt(f"look at {repo}", lambda: self.api.repo_exists(repo)):
+            raise VerificationError(f"{repo}: no such repository, or none that this token may see")
+        if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+            return revision
+        branches, tags = self.refs(repo)
+        named = revision or MAIN
+        if (commit := tags.get(named) or branches.get(named)) is None:
+            raise VerificationError(f"{repo}: no tag {named!r}; it has {', '.join(tags) or 'none'}")
+        return commit
+
+    def describe(self, repo: str, revision: str) -> RepositoryFacts:
+        """Hugging Face reads the licence from the card, so a repository without one has none."""
+        info = self.attempt(f"look at {repo}", lambda: self.api.model_info(repo, revision=revision))
+        licence = info.card_data.get("license") if info.card_data else None
+        return RepositoryFacts("private" if info.private else "public", licence)
+
+    def list_files(self, repo: str, revision: str) -> list[RemoteFile]:
+        """All files of a revision with their digests; nothing is downloaded."""
+        from huggingface_hub.hf_api import RepoFile
+
+        def call() -> list[RemoteFile]:
+            entries = self.api.list_repo_tree(repo, recursive=True, revision=revision)
+            files = [entry for entry in entries if isinstance(entry, RepoFile)]
+            return [
+                RemoteFile(file.path, file.lfs.size, file.lfs.sha256)
+                if file.lfs
+                else RemoteFile(file.path, file.size, None, file.blob_id)
+                for file in files
+            ]
+
+        return self.attempt(f"list {repo}@{revision}", call)
+
+    def refs(self, repo: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Branches and tags, each name -> commit."""
+        refs = self.attempt(f"refs of {repo}", lambda: self.api.list_repo_refs(repo))
+        branches = {ref.name: ref.target_commit for ref in refs.branches}
+        if MAIN not in branches:
+            raise NetworkError(f"{repo}: has no branch {MAIN}")
+        return branches, {ref.name: ref.target_commit for ref in refs.tags}
+
+    def read(self, repo: str, revision: str, path: str, begin: int, count: int) -> bytes:
+        """Bytes of a file by a ranged request, which goes on to where the hub stores it."""
+        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        address = hf_hub_url(repo, path, revision=revision, endpoint=self.api.endpoint)
+
+        def call() -> bytes:
+            headers = build_hf_headers() | range_header(begin, count)
+            with get_session().stream("GET", address, headers=headers) as response:
+                if response.is_error:
+                    response.read()
+                hf_raise_for_status(response)
+                return take(response.status_code, response.iter_bytes(), begin, count)
+
+        return self.attempt(f"read {path} of {repo}", call)
+
+    def attempt(self, what: str, call: Callable[[], Result]) -> Result:
+        """The result of `call`, with what passes waited out.
+
+        Raises:
+            UsageError: there is no token where one is needed.
+            NetworkError: the hub refuses, or it did not pass.
+        """
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+        try:
+            return self._patience.wait_out(what, call, (OSError, RuntimeError, httpx2.HTTPError), _obstacle)
+        except FlagReleaseError:
+            raise
+        except LocalTokenNotFoundError:
+            raise UsageError(f"{what}: no token; set HF_TOKEN or run `hf auth login`") from None
+        except OfflineModeIsEnabled:
+            raise NetworkError(f"{what}: HF_HUB_OFFLINE is set") from None
+        except HfHubHTTPError as error:
+            raise NetworkError(f"{what}: {_reason(error)}") from None
+        except RuntimeError as error:  # the client's "Error while uploading" around what the server said
+            if not isinstance(error.__cause__, HfHubHTTPError):
+                raise
+            raise NetworkError(f"{what}: {_reason(error.__cause__)}") from None
+
+
+def _obstacle(error: Exception) -> Obstacle | None:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        if error.response.status_code in TRANSIENT_STATUS:
+            return Obstacle(_reason(error), seconds_asked(error.response.headers))
+        # Somebody committed in between, or this did and the reply was lost: look again.
+        return Obstacle(_reason(error)) if error.response.status_code in (409, 412) else None
+    if isinstance(error, httpx2.HTTPStatusError):
+        status = error.response.status_code
+        asked = seconds_asked(error.response.headers)
+        return Obstacle(f"HTTP {status}", asked) if status in TRANSIENT_STATUS else None
+    if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
+        return Obstacle(f"{type(error).__name__}: {error}")
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Status and the server's words, without addresses: a presigned one is a secret."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert isinstance(error, HfHubHTTPError)
+    said = f": {redact(error.server_message)}" if error.server_message else ""
+    return f"HTTP {error.response.status_code}{said}"

@@ -1,0 +1,210 @@
+"""Checking a published release where it is: its records are read, everything else is compared by listing.
+
+Read are the manifest, the provenance statement and the signature, and the small files that a hub lists without SHA-256
+(Hugging Face keeps those in git). Nothing of this machine is needed: the records say what must be there, and the
+signature, with the public key, says who said so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.hubs import Hub
+from flagrelease.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest
+from flagrelease.provenance import SIGNATURE_NAME, STATEMENT_NAME, read_statement
+from flagrelease.publish.hub_client import HubClient
+from flagrelease.publish.licence import find_licence
+from flagrelease.publish.listing import HUB_FILES, RemoteFile, git_sha1
+from flagrelease.publish.publication import version_of
+from flagrelease.publish.sample import Sample, prove_sample
+from flagrelease.publish.signature import check_signed
+
+_SCHEMES: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
+_ADDRESS = re.compile(r"(?P<scheme>[a-z]+)://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_RECORD_BYTES = 1 << 30  # a manifest of V4-Pro has 30 MB; what is much longer is none
+_SMALL_BYTES = 64 << 20  # a hub that keeps a longer file without its SHA-256 is not believed
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a release is published. `revision` is a tag, or None for the default branch."""
+
+    hub: Hub
+    repo: str
+    revision: str | None
+
+
+class OnlineReport(BaseModel):
+    """What was found.
+
+    Attributes:
+        revision: that was read: a commit of Hugging Face, a tag of ModelScope.
+        version: the tag that these files have.
+        signature: `good`, `not-checked` (no key was given), or `none`.
+        tensors, tensor_bytes: of the sample whose bytes were read; `seed` chose them.
+        problems: sentences; none means that the publication is whole and unchanged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hub: Hub
+    repo: str
+    revision: str
+    version: str
+    model: str | None
+    target: TargetRecord
+    manifest_sha256: str
+    visibility: str
+    licence: str | None
+    files: int
+    bytes: int
+    signature: str
+    tensors: int
+    tensor_bytes: int
+    seed: str
+    problems: tuple[str, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Nothing was found."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """What a publication says of itself. `digests` lists every file, records included."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    digests: dict[str, str]
+    signature: bytes | None
+
+
+def parse_address(text: str) -> Address | None:
+    """`hf://OWNER/NAME@TAG` or `modelscope://OWNER/NAME`; None where there is no `://`.
+
+    Raises:
+        UsageError: another scheme, or not a repository.
+    """
+    if "://" not in text:
+        return None
+    match = _ADDRESS.fullmatch(text)
+    if match is None or match["scheme"] not in _SCHEMES:
+        raise UsageError(f"{text!r}: write {' or '.join(f'{scheme}://OWNER/NAME@TAG' for scheme in _SCHEMES)}")
+    return Address(_SCHEMES[match["scheme"]], match["repo"], match["revision"])
+
+
+def verify_online(
+    client: HubClient, address: Address, *, private: bool = False, key: bytes | None = None, sample_bytes: int = 0
+) -> OnlineReport:
+    """Check the release at `address` against its own manifest, statement and signature.
+
+    Args:
+        private: whether the repository is meant to be private.
+        key: PEM of the public key that must have signed it.
+        sample_bytes: bytes of tensors to read and prove as well.
+
+    Raises:
+        VerificationError: there is nothing to check: no repository, tag, manifest or statement; or the records do not
+            agree with each other.
+        NetworkError: the hub does not answer.
+    """
+    revision = client.pin(address.repo, address.revision)
+    facts = client.describe(address.repo, revision)
+    listed = {file.path: file for file in client.list_files(address.repo, revision) if file.path not in HUB_FILES}
+    records = _read_records(client, address.repo, revision, listed)
+    manifest = records.manifest
+    version = version_of(manifest.tool.version, records.digests)
+    problems = list(_differences(client, address.repo, revision, records, listed))
+    if facts.visibility != (wanted := "private" if private else "public"):
+        problems.append(f"the repository is {facts.visibility}, not {wanted}")
+    licence = find_licence(manifest.source.license)
+    if (facts.licence or "").lower() not in {getattr(licence, client.hub).lower(), licence.spdx.lower()}:
+        problems.append(f"the repository has licence {facts.licence!r}; the manifest says {licence.spdx}")
+    if address.revision is not None and _is_version(address.revision) and address.revision != version:
+        problems.append(f"these files have version {version}, not {address.revision}")
+    signature = "none" if records.signature is None else "not-checked"
+    if key is not None:
+        signature = "good"
+        problems += check_signed(records.signature, key, records.digests)
+    seed, sample = secrets.token_hex(8), Sample(0, 0, ())
+    if sample_bytes:
+        sample = prove_sample(manifest, lambda *what: client.read(address.repo, revision, *what), sample_bytes, seed)
+    return OnlineReport(
+        hub=client.hub,
+        repo=address.repo,
+        revision=revision,
+        version=version,
+        model=manifest.model,
+        target=manifest.target,
+        manifest_sha256=hashlib.sha256(records.manifest_bytes).hexdigest(),
+        visibility=facts.visibility,
+        licence=facts.licence,
+        files=len(listed),
+        bytes=sum(file.size for file in listed.values()),
+        signature=signature,
+        tensors=sample.tensors,
+        tensor_bytes=sample.bytes,
+        seed=seed,
+        problems=(*problems, *sample.problems),
+    )
+
+
+def _is_version(revision: str) -> bool:
+    return re.fullmatch(r"v.+-[0-9a-f]{12}", revision) is not None
+
+
+def _read_records(client: HubClient, repo: str, revision: str, listed: Mapping[str, RemoteFile]) -> _Records:
+    contents = {
+        name: _read_whole(client, repo, revision, listed[name], _RECORD_BYTES)
+        for name in (MANIFEST_NAME, STATEMENT_NAME, SIGNATURE_NAME)
+        if name in listed
+    }
+    for name in (MANIFEST_NAME, STATEMENT_NAME):
+        if name not in contents:
+            raise VerificationError(f"{repo}@{revision}: no {name}, so nothing that flagrelease published")
+    content = contents[MANIFEST_NAME]
+    manifest = parse_manifest(content, f"{repo}/{MANIFEST_NAME}")
+    digests = read_statement(contents[STATEMENT_NAME], manifest, hashlib.sha256(content).hexdigest())
+    signature = contents.get(SIGNATURE_NAME)
+    if signature is not None:
+        digests[SIGNATURE_NAME] = hashlib.sha256(signature).hexdigest()
+    return _Records(manifest, content, digests, signature)
+
+
+def _read_whole(client: HubClient, repo: str, revision: str, file: RemoteFile, limit: int) -> bytes:
+    """A file, compared with what the listing says of it.
+
+    Raises:
+        VerificationError: it is longer than any of its kind, or the hub serves something else than it lists.
+    """
+    if file.size > limit:
+        raise VerificationError(f"{repo}/{file.path}: {file.size:,} bytes; at most {limit:,} are read")
+    content = client.read(repo, revision, file.path, 0, file.size) if file.size else b""
+    if file.sha256 not in (None, hashlib.sha256(content).hexdigest()) or file.git_sha1 not in (None, git_sha1(content)):
+        raise VerificationError(f"{repo}/{file.path}: the hub serves something else than it lists")
+    return content
+
+
+def _differences(
+    client: HubClient, repo: str, revision: str, records: _Records, listed: Mapping[str, RemoteFile]
+) -> Iterator[str]:
+    for path in sorted(records.digests.keys() - listed.keys()):
+        yield f"{path}: lost"
+    for path in sorted(listed.keys() - records.digests.keys()):
+        yield f"{path}: not of this release"
+    for path in sorted(listed.keys() & records.digests.keys()):
+        file, digest = listed[path], records.digests[path]
+        found = file.sha256
+        if found is None:
+            found = hashlib.sha256(_read_whole(client, repo, revision, file, _SMALL_BYTES)).hexdigest()
+        if found != digest:
+            yield f"{path}: changed"
