@@ -74,7 +74,12 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Loading these costs a second or gigabytes; only what runs them may name them at the top of a file.
 HEAVY = {
-    "torch": {"bench", "engine", "convert/gpu.py"},
+    "torch": {
+        "bench",
+        "engine",
+        "convert/gpu.py",
+        *(f"validate/logits/{name}.py" for name in ("baseline", "distribution", "layers", "record", "replay")),
+    },
     "triton": {"engine"},
     "numba": {"convert/lookup.py"},
     "transformers": set(),

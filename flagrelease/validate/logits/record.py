@@ -1,0 +1,183 @@
+"""`record_baseline`: run the source on a set of documents, and keep what ports are compared with."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flagrelease import __version__
+from flagrelease.engine.loader import load
+from flagrelease.engine.model import Model
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import ResourceError
+from flagrelease.manifest import ToolRecord
+from flagrelease.model.config import read_config
+from flagrelease.shard.writer import write_whole
+from flagrelease.validate.logits.baseline import (
+    DOCUMENTS,
+    RECORD,
+    Baseline,
+    BaselineRecord,
+    DocumentRecord,
+    describe_machine,
+    parse_record,
+)
+from flagrelease.validate.logits.distribution import Kept
+from flagrelease.validate.logits.documents import Document, Given, bundled_documents, digest, read_documents, tokenise
+from flagrelease.validate.logits.files import begin, document_file, read_arrays, read_run, write_arrays, write_run
+from flagrelease.validate.logits.identity import identify
+from flagrelease.validate.logits.layers import LayerObserver, States, sampled_positions
+from flagrelease.validate.logits.localise import layer_errors
+from flagrelease.validate.logits.replay import Shape, run_document, tokens_of
+from flagrelease.validation_rules import LogitsRules, ReplayRules
+
+_BEGUN = "recording.json"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One of the three: its folder, how it is computed, and what it is compared with."""
+
+    name: str
+    shape: Shape
+    against: str | None
+    keeping: bool
+
+    @property
+    def folders(self) -> list[str]:
+        """What it writes for each document."""
+        pair = [] if self.against is None else [f"{self.name}-{self.against}"]
+        return [*([self.name] if self.keeping else []), *pair, f"{self.name}-layers"]
+
+
+def record_baseline(
+    source: Path,
+    out: Path,
+    rules: LogitsRules,
+    *,
+    documents: Path | None = None,
+    device: str = "auto",
+    operators: str = "auto",
+    progress: Progress | None = None,
+) -> Baseline:
+    """Record the native run, the BF16 oracle and its noise floor. Killed, the same call goes on.
+
+    Under torchrun every rank calls this, and all see `out`; the first rank writes.
+
+    Args:
+        source: the checkpoint, or a native release of it.
+        out: folder of the baseline; new, or one that this call began.
+        rules: what the release will be judged by; `rules.replay` decides what is run.
+        documents: a user's own set (`documents.read_documents`); None for the bundled one.
+        device: auto, cpu, or one that the chip table knows.
+        operators: who computes.
+        progress: is told (tokens done, tokens in all).
+
+    Raises:
+        UsageError: documents that cannot be used with this model, a device or operators that do not exist.
+        CheckpointError: the source is not a sound checkpoint.
+        ResourceError: `out` holds something else, cannot be written, or the device is not there.
+    """
+    given = bundled_documents() if documents is None else read_documents(documents)
+    replay = rules.replay
+    config, _ = read_config(source / "config.json")
+    encoder = Tokenizer(source) if (source / "tokenizer.json").is_file() else None
+    read = tokenise(given, encoder, replay, config.bos_token_id, config.max_position_embeddings)
+    model = load(source, "native", torch.bfloat16, device, operators=operators)
+    record = BaselineRecord(
+        tool=ToolRecord(version=__version__),
+        model=identify(source),
+        machine=describe_machine(model),
+        set="bundled" if documents is None else "own",
+        documents_sha256=digest(read),
+        documents=tuple(DocumentRecord(name=d.name, kind=d.kind, tokens=len(d.tokens)) for d in read),
+        rules=replay,
+        vocabulary=config.vocab_size,
+        layers=config.num_hidden_layers,
+    )
+    if model.groups.from_leader(model.groups.is_leader and _begin(out, record, given)):
+        return _complete(out)
+    count = _Count(3 * sum(tokens_of(d.tokens, replay) for d in read), progress)
+    _record_run(model, _Run("native", Shape(replay.chunk), None, True), out, read, replay, count)
+    del model
+    gc.collect()  # the native weights go before the decoded ones come
+    model = load(source, "bf16", torch.bfloat16, device, operators=operators)
+    _record_run(model, _Run("oracle", Shape(replay.chunk), "native", True), out, read, replay, count)
+    shape = Shape(replay.floor_chunk, replay.floor_rows)
+    _record_run(model, _Run("floor", shape, "oracle", False), out, read, replay, count)
+    if model.groups.is_leader:
+        _finish(out, record)
+    model.groups.from_leader(None)  # nobody looks before the leader has written
+    return _complete(out)
+
+
+@dataclass(slots=True)
+class _Count:
+    total: int
+    tell: Progress | None
+    done: int = 0
+
+    def add(self, tokens: int) -> None:
+        self.done += tokens
+        if self.tell is not None:
+            self.tell(self.done, self.total)
+
+
+def _record_run(
+    model: Model, run: _Run, out: Path, documents: tuple[Document, ...], rules: ReplayRules, count: _Count
+) -> None:
+    for number, document in enumerate(documents):
+        whole = all(document_file(out / folder, number).is_file() for folder in run.folders)
+        if not model.groups.from_leader(whole):
+            _record_document(model, run, out, number, document, rules)
+        count.add(tokens_of(document.tokens, rules))
+
+
+def _record_document(model: Model, run: _Run, out: Path, number: int, document: Document, rules: ReplayRules) -> None:
+    leads = model.groups.is_leader
+    against = {}
+    if run.against is not None:
+        against[run.against] = read_run(document_file(out / run.against, number), Kept) if leads else {}
+    observer = LayerObserver(model, sampled_positions(len(document.tokens), rules))
+    outcome = run_document(model, document.tokens, rules, run.shape, against, keeping=run.keeping, observer=observer)
+    if not leads:
+        return
+    states: States = observer.states()
+    if run.against is not None:
+        write_run(document_file(out / f"{run.name}-{run.against}", number), outcome.figures[run.against])
+    if outcome.kept is not None:
+        write_run(document_file(out / run.name, number), outcome.kept)
+    else:  # a floor is its errors
+        reference = read_arrays(document_file(out / f"{run.against}-layers", number))
+        states = layer_errors(reference, states, model.config.num_hidden_layers)
+    write_arrays(document_file(out / f"{run.name}-layers", number), states)
+
+
+def _begin(out: Path, record: BaselineRecord, given: tuple[Given, ...]) -> bool:
+    """Begin or go on in `out`. Whether it is complete already."""
+    if (out / RECORD).is_file():
+        found, _ = parse_record(out / RECORD)
+        if found.model_copy(update={"files": {}}) != record:
+            raise ResourceError(f"{out}: holds another baseline; give another --out or remove the folder")
+        return True
+    begin(out / _BEGUN, record.to_json())
+    write_whole(out / DOCUMENTS, "".join(f"{document.to_json()}\n" for document in given).encode())
+    return False
+
+
+def _finish(out: Path, record: BaselineRecord) -> None:
+    paths = sorted(path for path in out.rglob("*") if path.is_file() and path.name != _BEGUN)
+    files = {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    write_whole(out / RECORD, record.model_copy(update={"files": files}).to_json())
+    (out / _BEGUN).unlink()
+
+
+def _complete(out: Path) -> Baseline:
+    found, content = parse_record(out / RECORD)
+    return Baseline(out, found, hashlib.sha256(content).hexdigest())

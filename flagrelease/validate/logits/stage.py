@@ -1,0 +1,146 @@
+"""`run_logits`: the port on the documents of a baseline, and the verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagrelease import __version__
+from flagrelease.engine.model import Model
+from flagrelease.engine.text import Tokenizer
+from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.validate.logits.baseline import Baseline, Reference, describe_machine, open_baseline
+from flagrelease.validate.logits.distribution import Figures
+from flagrelease.validate.logits.documents import Document
+from flagrelease.validate.logits.files import begin, document_file, read_arrays, read_run, write_arrays, write_run
+from flagrelease.validate.logits.identity import identify
+from flagrelease.validate.logits.layers import LayerObserver, sampled_positions
+from flagrelease.validate.logits.localise import Errors, layer_errors
+from flagrelease.validate.logits.replay import FiguresRun, KeptRun, Shape, run_document, tokens_of
+from flagrelease.validate.logits.verdict import Evidence, decide
+from flagrelease.validation_report import Stage
+from flagrelease.validation_rules import LogitsRules
+
+_BEGUN = "run.json"
+_REFERENCES: tuple[Reference, ...] = ("native", "oracle")
+_LAYERS = "layers"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """The port's run: its model, its work folder, what it is compared with, and whether layers are looked at."""
+
+    model: Model
+    work: Path
+    baseline: Baseline
+    layers: bool
+
+    @property
+    def layer_reference(self) -> Reference:
+        """The run that computes as the port should."""
+        return "native" if self.model.numerics.quantise_inputs else "oracle"
+
+
+def run_logits(
+    model: Model,
+    release: Path,
+    baseline: Path,
+    rules: LogitsRules,
+    work: Path,
+    *,
+    layers: bool = False,
+    progress: Progress | None = None,
+) -> Stage:
+    """Compare a release with its baseline. Killed, the same call goes on; the stage is the same.
+
+    Under torchrun every rank calls this and gets the stage; the first rank writes.
+
+    Args:
+        model: the release, loaded with the numerics of its chip. One that rounds activations (native, fp8) is judged
+            against the native run, another against the BF16 oracle and, more loosely, the native run.
+        release: its folder.
+        baseline: folder of `record_baseline`.
+        rules: limits; `rules.replay` must be the baseline's.
+        work: folder for what each document gave; new, or one that this call began.
+        layers: look at every layer, too, and say where the first step is.
+        progress: is told (tokens done, tokens in all).
+
+    Returns:
+        The stage. `figures`: `documents`, `baseline`, `comparisons` (a list: see `comparison.compare_replay`), `ratio`
+        (a measure for each replay, empty for a port that rounds), `broken` (names of measures that failed), and with
+        `layers` `layers` (see `verdict.layer_figures`). A measure has name, label, value, low, high, at_least, at_most
+        and verdict.
+
+    Raises:
+        VerificationError: a baseline of another model, tokenizer, document set or rules, or a damaged one.
+        UsageError: documents that cannot be used with this model.
+        ResourceError: `work` holds something else, or cannot be written.
+    """
+    opened = open_baseline(baseline, identify(release), rules.replay)
+    port = _Port(model, work, opened, layers)
+    encoder = Tokenizer(release) if (release / "tokenizer.json").is_file() else None
+    config = model.config
+    documents = opened.documents(encoder, config.bos_token_id, config.max_position_embeddings)
+    if model.groups.is_leader:
+        begin(work / _BEGUN, _header(port, release))
+    total = sum(tokens_of(document.tokens, rules.replay) for document in documents)
+    done = 0
+    for number, document in enumerate(documents):
+        if not model.groups.from_leader(_is_done(port, number)):
+            _run_document(port, number, document)
+        done += tokens_of(document.tokens, rules.replay)
+        if progress is not None:
+            progress(done, total)
+    stage = model.groups.from_leader(decide(_evidence(port), rules) if model.groups.is_leader else None)
+    assert stage is not None, "the leader decides"
+    return stage
+
+
+def _header(port: _Port, release: Path) -> bytes:
+    record = {
+        "version": __version__,
+        "manifest": hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest(),
+        "baseline": port.baseline.sha256,
+        "numerics": port.model.numerics.name,
+        "dtype": str(port.model.numerics.dtype),
+        "machine": describe_machine(port.model).model_dump(),
+        "layers": port.layers,
+    }
+    return json.dumps(record, indent=1).encode() + b"\n"
+
+
+def _is_done(port: _Port, number: int) -> bool:
+    folders = [*_REFERENCES, *([_LAYERS] if port.layers else [])]
+    return all(document_file(port.work / folder, number).is_file() for folder in folders)
+
+
+def _run_document(port: _Port, number: int, document: Document) -> None:
+    rules, leads = port.baseline.record.rules, port.model.groups.is_leader
+    against: dict[str, KeptRun] = {run: port.baseline.kept(run, number) for run in _REFERENCES} if leads else {}
+    observer = LayerObserver(port.model, sampled_positions(len(document.tokens), rules)) if port.layers else None
+    outcome = run_document(
+        port.model, document.tokens, rules, Shape(rules.chunk), against, keeping=False, observer=observer
+    )
+    if not leads:
+        return
+    for run in _REFERENCES:
+        write_run(document_file(port.work / run, number), outcome.figures[run])
+    if observer is not None:
+        reference = port.baseline.layers(port.layer_reference, number)
+        errors = layer_errors(reference, observer.states(), port.baseline.record.layers)
+        write_arrays(document_file(port.work / _LAYERS, number), errors)
+
+
+def _evidence(port: _Port) -> Evidence:
+    numbers = range(len(port.baseline.record.documents))
+    runs: dict[Reference, list[FiguresRun]] = {
+        run: [read_run(document_file(port.work / run, number), Figures) for number in numbers] for run in _REFERENCES
+    }
+    errors: list[Errors] | None = None
+    if port.layers:
+        errors = [read_arrays(document_file(port.work / _LAYERS, number)) for number in numbers]
+    return Evidence(port.baseline, runs, errors, port.model.numerics.name, port.layer_reference)

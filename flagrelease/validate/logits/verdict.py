@@ -1,0 +1,218 @@
+"""From all that was measured to the stage: verdict, sentences, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import JsonValue
+
+from flagrelease.validate.logits.baseline import Baseline, Reference
+from flagrelease.validate.logits.bootstrap import draw_weights
+from flagrelease.validate.logits.comparison import Comparison, compare_replay, limits_of, oracle_sums
+from flagrelease.validate.logits.judge import Judge, Measure, exactly
+from flagrelease.validate.logits.localise import ERRORS, Errors, Step, first_step, medians
+from flagrelease.validate.logits.replay import REPLAYS, FiguresRun
+from flagrelease.validation_report import Stage, Verdict
+from flagrelease.validation_rules import LayerLimits, LogitsRules
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the port's run left: figures against each run of the source, layers' errors if asked for, by document."""
+
+    baseline: Baseline
+    runs: dict[Reference, list[FiguresRun]]
+    errors: list[Errors] | None
+    numerics: str
+    layer_reference: Reference
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the port rounds its activations, as the native run does."""
+        return self.layer_reference == "native"
+
+
+def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
+    """The stage."""
+    count = len(evidence.baseline.record.documents)
+    judge = Judge(rules, draw_weights(count, rules.resamples, rules.seed))
+    comparisons = [
+        compare_replay(
+            evidence.baseline, reference, replay, [run[replay] for run in runs], rules, judge, rounds=evidence.rounds
+        )
+        for reference, runs in evidence.runs.items()
+        for replay in REPLAYS
+    ]
+    named = {f"{c.name}: {measure.name}": measure for c in comparisons for measure in c.measures}
+    ratios: dict[str, Measure] = {}
+    if not evidence.rounds:
+        native = {c.replay: c.sums for c in comparisons if c.reference == "native"}
+        ratios = {r: judge.ratio(native[r], oracle_sums(evidence.baseline, r, rules)) for r in REPLAYS}
+        named |= {f"native/{replay}: ratio": measure for replay, measure in ratios.items()}
+    layers: dict[str, JsonValue] = {}
+    step: Step | None = None
+    if evidence.errors is not None:
+        errors, floor = _joined(evidence.errors), _joined([evidence.baseline.layers("floor", n) for n in range(count)])
+        step = first_step(errors, floor, rules.layers)
+        measured = judge_layers(errors, rules.layers)
+        named |= {f"layers: {measure.name}": measure for measure in measured}
+        layers = {"layers": layer_figures(errors, floor, step, measured, evidence.layer_reference)}
+    short = _too_short(comparisons, count, rules)
+    verdict = _verdict(named, short)
+    broken: list[JsonValue] = [name for name, measure in named.items() if measure.verdict == "fail"]
+    return Stage(
+        name="logits",
+        verdict=verdict,
+        detail=_detail(verdict, named, short, comparisons, step),
+        proves=_proves(verdict, comparisons, evidence, step),
+        leaves_open=_leaves_open(comparisons, evidence, rules),
+        figures={
+            "documents": _documents(evidence.baseline),
+            "baseline": _source(evidence.baseline),
+            "numerics": evidence.numerics,
+            "confidence": rules.confidence,
+            "comparisons": [comparison.figures(evidence.baseline) for comparison in comparisons],
+            "ratio": {replay: measure.to_json() for replay, measure in ratios.items()},
+            "broken": broken,
+            **layers,
+        },
+    )
+
+
+def judge_layers(errors: Errors, limits: LayerLimits) -> list[Measure]:
+    """Medians over positions against the limits; experts by their mean, since nearly all positions agree."""
+    cosine = medians(errors, "cosine")
+    half = (len(cosine) + 1) // 2
+    late = cosine[half:] if len(cosine) > half else cosine[-1:]
+    return [
+        exactly("last_error", float(medians(errors, "streams")[-1]), at_most=limits.last_error),
+        exactly("early_cosine", float(cosine[:half].min()), at_least=limits.early_cosine),
+        exactly("late_cosine", float(late.min()), at_least=limits.late_cosine),
+        exactly("experts", float(errors["experts"].mean(-1).min()), at_least=limits.experts),
+    ]
+
+
+def layer_figures(
+    errors: Errors, floor: Errors, step: Step | None, measures: Sequence[Measure], reference: Reference
+) -> dict[str, JsonValue]:
+    """`curves`: by kind of error (`localise.layer_errors`) the medians by layer, of the port and of the floor; experts
+    and entries are means. `step`: layer, half, before, behind; or null. `positions`: how many were looked at."""
+    return {
+        "reference": reference,
+        "positions": int(errors["streams"].shape[1]),
+        "curves": {kind: {"port": _curve(errors, kind), "floor": _curve(floor, kind)} for kind in ERRORS},
+        "step": None
+        if step is None
+        else {"layer": step.layer, "half": step.half, "before": step.before, "behind": _finite(step.behind)},
+        "measures": [measure.to_json() for measure in measures],
+    }
+
+
+def _curve(errors: Errors, kind: str) -> list[JsonValue]:
+    if kind in ("experts", "entries"):
+        rows = errors[kind]
+        means = [float(row[np.isfinite(row)].mean()) if np.isfinite(row).any() else np.nan for row in rows]
+        return [_finite(x) for x in means]
+    return [_finite(float(x)) for x in medians(errors, kind)]
+
+
+def _finite(x: float) -> float | None:
+    return x if np.isfinite(x) else None
+
+
+def _joined(documents: Sequence[Errors]) -> Errors:
+    """Positions of all documents side by side."""
+    return {kind: np.concatenate([errors[kind] for errors in documents], axis=1) for kind in ERRORS}
+
+
+def _too_short(comparisons: Sequence[Comparison], documents: int, rules: LogitsRules) -> list[str]:
+    """What is too little for a pass, in words."""
+    found = [] if documents >= rules.min_documents else [f"{documents} documents of {rules.min_documents}"]
+    least = {"prefill": rules.min_tokens, "decode": rules.min_decode_tokens}
+    for replay in REPLAYS:
+        tokens = min(c.tokens for c in comparisons if c.replay == replay)
+        if tokens < least[replay]:
+            found.append(f"{tokens} {replay} tokens of {least[replay]}")
+    return found
+
+
+def _verdict(named: dict[str, Measure], short: Sequence[str]) -> Verdict:
+    verdicts = {measure.verdict for measure in named.values()}
+    if "fail" in verdicts:
+        return "fail"
+    return "cannot-tell" if short or "cannot-tell" in verdicts else "pass"
+
+
+def _detail(
+    verdict: Verdict,
+    named: dict[str, Measure],
+    short: Sequence[str],
+    comparisons: Sequence[Comparison],
+    step: Step | None,
+) -> str:
+    if verdict == "pass":
+        tokens = {c.replay: c.tokens for c in comparisons}
+        return f"Within every limit on {tokens['prefill']} prefill and {tokens['decode']} decode tokens."
+    odd = [f"{name.split(':')[0]}: {measure}" for name, measure in named.items() if measure.verdict == verdict]
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    if verdict == "fail":
+        where = "" if step is None else f" The first step is in layer {step.layer}, {step.half}."
+        return f"Outside the limits: {'; '.join(odd[:3])}{more}.{where}"
+    parts = [f"too little was scored ({', '.join(short)})"] if short else []
+    parts += [f"intervals reach across a limit ({'; '.join(odd[:3])}{more})"] if odd else []
+    return f"Cannot tell: {' and '.join(parts)}. More documents make the intervals narrower."
+
+
+def _proves(
+    verdict: Verdict, comparisons: Sequence[Comparison], evidence: Evidence, step: Step | None
+) -> tuple[str, ...]:
+    said = []
+    if verdict == "pass":
+        main = [c for c in comparisons if c.reference == evidence.layer_reference]
+        said = [
+            f"In {c.replay}, over {c.tokens} tokens, the release gives the distributions of the source's "
+            f"{'BF16' if c.reference == 'oracle' else 'native'} run: mean KL {c.mean_kl:.2g} nats, with a noise floor "
+            f"of {c.floor:.2g}."
+            for c in main
+        ]
+    if evidence.errors is not None and step is None:
+        said.append("Errors grow smoothly through the layers: none has a step.")
+    return tuple(said)
+
+
+def _leaves_open(comparisons: Sequence[Comparison], evidence: Evidence, rules: LogitsRules) -> tuple[str, ...]:
+    record = evidence.baseline.record
+    said = ["Equal distributions on given texts are not equal answers: benchmarks measure those."]
+    if record.top < record.vocabulary:
+        tail = max(comparison.tail for comparison in comparisons)
+        said.append(
+            f"KL is a lower bound: the {record.top} most likely tokens of {record.vocabulary} one by one, the others "
+            f"(at most {tail:.1%} of the probability on average) as one."
+        )
+    said.append(
+        f"Decoding through the cache was replayed for the last {rules.replay.decode_tokens} tokens of a document."
+    )
+    if record.set == "own":
+        said.append("The documents were given by whoever recorded the baseline.")
+    if limits_of("oracle", rules, rounds=evidence.rounds) is None:
+        said.append("Rounding of activations hides small faults; the weights were proved apart, in their own stage.")
+    if evidence.errors is None:
+        said.append("Layers were not looked at one by one (--layers).")
+    return tuple(said)
+
+
+def _documents(baseline: Baseline) -> dict[str, JsonValue]:
+    record = baseline.record
+    kinds: dict[str, JsonValue] = {}
+    for kind in dict.fromkeys(document.kind for document in record.documents):
+        lengths = [document.tokens for document in record.documents if document.kind == kind]
+        kinds[kind] = {"documents": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
+    return {"set": record.set, "sha256": record.documents_sha256, "count": len(record.documents), "kinds": kinds}
+
+
+def _source(baseline: Baseline) -> dict[str, JsonValue]:
+    record = baseline.record
+    machine: dict[str, JsonValue] = dict(record.machine.model_dump())
+    return {"sha256": baseline.sha256, "machine": machine, "version": record.tool.version, "top": record.top}
