@@ -1,0 +1,80 @@
+"""`Behaviour`: what is kept of a model's answers, without their text; saved by the machine that ran it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.validation_rules import BehaviourRules
+
+Wish = Literal["text", "tool", "json"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Answer(_Strict):
+    """One answer.
+
+    Attributes:
+        prompt: id of the prompt; `wish` is what it asks for.
+        prompt_sha256: of the prompt's token ids, written in decimal with spaces; `prompt_tokens` is how many they are.
+        finish: `length` where it was cut off.
+        loops, broken: it ends in a loop; it breaks the chat format.
+        granted: it has what was asked: text, a valid tool call, a JSON object.
+    """
+
+    prompt: str
+    repeat: int = Field(ge=0)
+    wish: Wish
+    prompt_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    prompt_tokens: int = Field(ge=1)
+    tokens: int = Field(ge=0)
+    finish: Literal["stop", "length"]
+    loops: bool
+    broken: bool
+    granted: bool
+
+
+class Behaviour(_Strict):
+    """All answers of one model, in the order of prompts and repeats.
+
+    Attributes:
+        subject: what answered: a release by the SHA-256 of its manifest, or a checkpoint by its identity.
+        stack: machine and software.
+        prompts_sha256: of what was asked.
+    """
+
+    schema_version: Literal[1] = 1
+    subject: str = Field(min_length=1)
+    stack: str = Field(min_length=1)
+    prompts_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    rules: BehaviourRules
+    answers: tuple[Answer, ...] = Field(min_length=1)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, under a temporary name until it is whole."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Behaviour:
+        """The answers in `path`.
+
+        Raises:
+            UsageError: there are none.
+            VerificationError: the file is not of this form.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no recorded behaviour") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise VerificationError(f"{path}: {where}: {first['msg']}") from None

@@ -1,0 +1,118 @@
+"""Asking: every prompt as often as the rules say, on the bundled engine, into a journal that survives a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.scheduler import Scheduler
+from flagrelease.engine.sequence import Generated
+from flagrelease.validate.behaviour.answers import Answer, Behaviour
+from flagrelease.validate.behaviour.prompts import Prompt, bundled_prompts, prompts_sha256
+from flagrelease.validate.behaviour.signs import calls_tool, is_json_object, loops, read_completion
+from flagrelease.validation_rules import BehaviourRules
+
+Watch = Callable[[int, int], None]  # answers so far, of how many
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    prompt: Prompt
+    repeat: int
+    tokens: tuple[int, ...]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.prompt.id, self.repeat
+
+
+def answer_prompts(
+    scheduler: Scheduler, subject: str, stack: str, rules: BehaviourRules, journal: Path, watch: Watch
+) -> Behaviour:
+    """Ask what the journal does not hold yet, and return everything.
+
+    Args:
+        scheduler: of the model; its context must hold a prompt and `rules.max_tokens`.
+        subject: what answers; `stack` is its machine and software.
+        rules: how it is asked.
+        journal: JSONL, an answer a line, of this subject under these rules alone.
+        watch: is told after every answer.
+
+    Raises:
+        UsageError: a prompt and its answer do not fit the context.
+    """
+    done = {(answer.prompt, answer.repeat): answer for answer in _read(journal)}
+    asks = list(_asks(scheduler, rules))
+    watch(len(done), len(asks))
+    with journal.open("a", encoding="utf-8") as file:
+        for answer in _ask([ask for ask in asks if ask.key not in done], scheduler, rules):
+            file.write(answer.model_dump_json() + "\n")
+            file.flush()
+            done[answer.prompt, answer.repeat] = answer
+            watch(len(done), len(asks))
+    ordered = tuple(done[ask.key] for ask in asks)
+    return Behaviour(subject=subject, stack=stack, prompts_sha256=prompts_sha256(), rules=rules, answers=ordered)
+
+
+def _read(journal: Path) -> Iterator[Answer]:
+    """Whole lines; a line cut off by a kill is taken away, so that the next one begins a line of its own."""
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        journal.write_bytes(whole)
+    for line in whole.splitlines():
+        yield Answer.model_validate_json(line)
+
+
+def _asks(scheduler: Scheduler, rules: BehaviourRules) -> Iterator[_Ask]:
+    for prompt in bundled_prompts():
+        tokens = tuple(scheduler.tokenizer.encode(prompt.encode(rules.mode)))
+        yield from (_Ask(prompt, repeat, tokens) for repeat in range(rules.repeats))
+
+
+def _ask(asks: list[_Ask], scheduler: Scheduler, rules: BehaviourRules) -> Iterator[Answer]:
+    """Each as soon as it is there."""
+    waiting: dict[int, tuple[_Ask, Generated]] = {}
+    for ask in asks:
+        key = scheduler.submit(ask.tokens, _sampling(rules, ask))
+        waiting[key] = ask, Generated()
+    while scheduler.busy:
+        for event in scheduler.step():
+            ask, generated = waiting[event.key]
+            generated.add(event)
+            if event.finish:
+                yield _judged(ask, generated, rules)
+
+
+def _sampling(rules: BehaviourRules, ask: _Ask) -> Sampling:
+    """With a seed of its own: 31 bits of SHA-256(seed of the rules, prompt, repeat)."""
+    key = f"{rules.seed}\n{ask.prompt.id}\n{ask.repeat}"
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") >> 1
+    return Sampling(rules.temperature, rules.top_p, seed, rules.max_tokens)
+
+
+def _judged(ask: _Ask, generated: Generated, rules: BehaviourRules) -> Answer:
+    whole = generated.finish == "stop"
+    completion = read_completion(generated.text, rules.mode) if whole else None  # half a call is cut off, not broken
+    granted = {
+        "text": lambda: completion is not None and bool(completion.content.strip()),
+        "tool": lambda: completion is not None and calls_tool(completion.tool_calls, ask.prompt.tools),
+        "json": lambda: completion is not None and is_json_object(completion.content),
+    }
+    return Answer(
+        prompt=ask.prompt.id,
+        repeat=ask.repeat,
+        wish=ask.prompt.wish,
+        prompt_sha256=hashlib.sha256(" ".join(map(str, ask.tokens)).encode()).hexdigest(),
+        prompt_tokens=len(ask.tokens),
+        tokens=generated.generated,
+        finish=generated.finish,
+        loops=loops(generated.text),
+        broken=whole and completion is None,
+        granted=granted[ask.prompt.wish](),
+    )

@@ -1,0 +1,52 @@
+"""What is asked: the bundled prompts, from `prompts.json`. Other prompts make another set, which is never compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from flagrelease.engine.chat import Message, Mode, encode_messages
+from flagrelease.validate.behaviour.answers import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: a chat that the assistant continues, with the tools it may call, and what the answer should be."""
+
+    id: str
+    wish: Wish
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...]
+
+    def encode(self, mode: Mode) -> str:
+        """As text."""
+        return encode_messages(self.messages, mode, self.tools)
+
+
+@cache
+def bundled_prompts() -> tuple[Prompt, ...]:
+    """All of them, in the file's order."""
+    document = json.loads(_content())
+    return tuple(
+        Prompt(
+            each["id"],
+            each["wish"],
+            tuple(each["messages"]),
+            tuple(document["tools"][name] for name in each.get("tools", ())),
+        )
+        for each in document["prompts"]
+    )
+
+
+@cache
+def prompts_sha256() -> str:
+    """Of the file: two models that were asked under the same one were asked the same."""
+    return hashlib.sha256(_content()).hexdigest()
+
+
+def _content() -> bytes:
+    return resources.files("flagrelease.validate.behaviour").joinpath("prompts.json").read_bytes()

@@ -1,0 +1,101 @@
+"""What is looked for in an answer: loops, a broken chat format, a missing tool call, missing JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from flagrelease.engine.chat import (
+    ASSISTANT,
+    BOS,
+    DSML,
+    END_THINK,
+    EOS,
+    REMINDER,
+    THINK,
+    USER,
+    ChatFormatError,
+    Completion,
+    Mode,
+    ToolCall,
+    parse_completion,
+)
+
+LOOP_TAIL = 4096  # characters at the end in which a loop is looked for
+LOOP_TIMES = 5
+LOOP_LENGTH = 160  # characters that the repeats must fill: a table's rule or "ha ha ha" is not a loop
+
+_MARKERS = (BOS, EOS, USER, ASSISTANT, REMINDER, THINK, END_THINK, DSML)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
+    "object": (dict,),
+}  # fmt: skip
+
+
+def loops(text: str) -> bool:
+    """Whether `text` ends in a passage `LOOP_TIMES` or more times, over `LOOP_LENGTH` characters or more."""
+    tail = text.rstrip()[: -LOOP_TAIL - 1 : -1]
+    return any(
+        period + same >= max(LOOP_TIMES * period, LOOP_LENGTH) for period, same in enumerate(_self_overlap(tail))
+    )
+
+
+def _self_overlap(text: str) -> list[int]:
+    """For each place, how many characters from there on equal those at the beginning (the Z function); 0 at place 0."""
+    overlap = [0] * len(text)
+    left = right = 0
+    for place in range(1, len(text)):
+        same = min(overlap[place - left], right - place) if place < right else 0
+        while place + same < len(text) and text[same] == text[place + same]:
+            same += 1
+        overlap[place] = same
+        if place + same > right:
+            left, right = place, place + same
+    return overlap
+
+
+def read_completion(text: str, mode: Mode) -> Completion | None:
+    """What the model wrote, taken apart; None if it breaks the chat format.
+
+    Broken are tool calls that are not of the taught form, markers of the format where text should be, and bytes that
+    are no characters.
+    """
+    try:
+        completion = parse_completion(text, mode)
+    except ChatFormatError:
+        return None
+    shown = completion.content + (completion.reasoning or "")
+    return None if any(marker in shown for marker in _MARKERS) or "�" in shown else completion
+
+
+def calls_tool(calls: Sequence[ToolCall], tools: Sequence[dict[str, Any]]) -> bool:
+    """Whether there is a call, and every one names a tool of `tools` and follows its schema."""
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    return bool(calls) and all(
+        call.name in schemas and _follows(json.loads(call.arguments), schemas[call.name]) for call in calls
+    )
+
+
+def _follows(arguments: dict[str, Any], schema: dict[str, Any]) -> bool:
+    properties = schema["properties"]
+    return set(schema["required"]) <= arguments.keys() <= properties.keys() and all(
+        _is(value, properties[key]) for key, value in arguments.items()
+    )
+
+
+def _is(value: Any, schema: dict[str, Any]) -> bool:
+    if isinstance(value, bool) and schema["type"] != "boolean":
+        return False
+    return isinstance(value, _TYPES[schema["type"]]) and value in schema.get("enum", [value])
+
+
+def is_json_object(content: str) -> bool:
+    """Whether the whole content is one JSON object, bare or in a code fence."""
+    text = content.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

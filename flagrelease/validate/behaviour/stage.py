@@ -1,0 +1,161 @@
+"""The verdict on behaviour: prompts of the same tokens, the release's own format, and no rate worse than the margin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flagrelease.errors import VerificationError
+from flagrelease.validate.behaviour.answers import Answer, Behaviour
+from flagrelease.validate.behaviour.golden import GoldenPairs, check_golden_pairs
+from flagrelease.validate.behaviour.rates import Verdict, excess, needed_for_zero
+from flagrelease.validation_report import Stage
+from flagrelease.validation_rules import BehaviourRules
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RateFigures(_Strict):
+    """One thing that answers may do, on both sides: counts, and the excess of the port in points of 100."""
+
+    name: str
+    port: int
+    port_of: int
+    native: int
+    native_of: int
+    difference: float
+    low: float
+    high: float
+    verdict: Literal["pass", "fail", "cannot-tell"]
+
+
+class BehaviourFigures(_Strict):
+    """`figures` of the stage. `token_mismatches` are ids of prompts that became other tokens than the native ones."""
+
+    margin: float
+    prompts: int
+    repeats: int
+    native_stack: str
+    golden_pairs: int
+    golden_differing: tuple[str, ...]
+    token_mismatches: tuple[str, ...]
+    rates: tuple[RateFigures, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    name: str
+    among: Callable[[Answer], bool]
+    holds: Callable[[Answer], bool]
+
+
+_SIGNS = (
+    _Sign("ends in a loop", lambda answer: True, lambda answer: answer.loops),
+    _Sign("cut off at the limit of tokens", lambda answer: True, lambda answer: answer.finish == "length"),
+    _Sign("breaks the chat format", lambda answer: True, lambda answer: answer.broken),
+    _Sign("no answer in words", lambda answer: answer.wish == "text", lambda answer: not answer.granted),
+    _Sign("no valid tool call", lambda answer: answer.wish == "tool", lambda answer: not answer.granted),
+    _Sign("no valid JSON", lambda answer: answer.wish == "json", lambda answer: not answer.granted),
+)
+
+
+def behaviour_stage(release: Path, port: Behaviour, native: Behaviour) -> Stage:
+    """Compare two sides that were asked the same.
+
+    Raises:
+        VerificationError: they were not: other prompts or rules.
+    """
+    if (port.prompts_sha256, port.rules) != (native.prompts_sha256, native.rules):
+        raise VerificationError("the baseline's behaviour was asked with other prompts or rules; record it again")
+    golden = check_golden_pairs(release)
+    pairs = list(zip(port.answers, native.answers, strict=True))
+    mismatches = tuple(dict.fromkeys(a.prompt for a, b in pairs if a.prompt_sha256 != b.prompt_sha256))
+    rates = tuple(_rate(sign, port, native, port.rules) for sign in _SIGNS)
+    verdict = _verdict(golden, mismatches, rates)
+    figures = BehaviourFigures(
+        margin=port.rules.margin,
+        prompts=len({answer.prompt for answer in port.answers}),
+        repeats=port.rules.repeats,
+        native_stack=native.stack,
+        golden_pairs=golden.pairs,
+        golden_differing=golden.differing,
+        token_mismatches=mismatches,
+        rates=rates,
+    )
+    return Stage(
+        name="behaviour",
+        verdict=verdict,
+        detail=_detail(figures, port.rules),
+        proves=_proves(figures) if verdict == "pass" else (),
+        leaves_open=_leaves_open(figures),
+        figures=figures.model_dump(mode="json"),
+    )
+
+
+def _rate(sign: _Sign, port: Behaviour, native: Behaviour, rules: BehaviourRules) -> RateFigures:
+    counts = []
+    for side in (port, native):
+        among = [answer for answer in side.answers if sign.among(answer)]
+        counts.append((sum(map(sign.holds, among)), len(among)))
+    found = excess(counts[0], counts[1], rules.alpha)
+    return RateFigures(
+        name=sign.name,
+        port=counts[0][0],
+        port_of=counts[0][1],
+        native=counts[1][0],
+        native_of=counts[1][1],
+        difference=100 * found.difference,
+        low=100 * found.low,
+        high=100 * found.high,
+        verdict=found.verdict(rules.margin / 100),
+    )
+
+
+def _verdict(golden: GoldenPairs, mismatches: tuple[str, ...], rates: tuple[RateFigures, ...]) -> Verdict:
+    if golden.differing or mismatches or any(rate.verdict == "fail" for rate in rates):
+        return "fail"
+    return "cannot-tell" if any(rate.verdict == "cannot-tell" for rate in rates) else "pass"
+
+
+def _detail(figures: BehaviourFigures, rules: BehaviourRules) -> str:
+    if figures.golden_differing:
+        return f"The chat encoding does not give the release's own text for {', '.join(figures.golden_differing)}."
+    if figures.token_mismatches:
+        return f"{len(figures.token_mismatches)} prompts become other tokens than on the native side."
+    failed = [rate.name for rate in figures.rates if rate.verdict == "fail"]
+    unclear = [rate for rate in figures.rates if rate.verdict == "cannot-tell"]
+    if failed:
+        return f"More often than the native model, beyond the margin: {', '.join(failed)}."
+    if unclear:
+        fewest = min(rate.port_of for rate in unclear)
+        least = needed_for_zero(rules.margin / 100, rules.alpha)
+        return (
+            f"{fewest} answers do not tell an excess of {rules.margin:g} points: {', '.join(r.name for r in unclear)}. "
+            f"At least {least} of each kind are needed."
+        )
+    answers = figures.prompts * figures.repeats
+    return f"{answers} answers behave like the native model's, within {rules.margin:g} points of 100."
+
+
+def _proves(figures: BehaviourFigures) -> tuple[str, ...]:
+    lines = [f"All {figures.prompts} prompts become the same tokens as on the native side."]
+    if figures.golden_pairs:
+        lines.append(f"The chat encoding gives the release's own text for all {figures.golden_pairs} of its examples.")
+    lines.append(
+        f"Loops, cut-off answers, broken formats, missing tool calls and missing JSON are at most "
+        f"{figures.margin:g} points of 100 more frequent than in the native model."
+    )
+    return tuple(lines)
+
+
+def _leaves_open(figures: BehaviourFigures) -> tuple[str, ...]:
+    lines = ["Whether what the answers say is right.", "Behaviour in chats longer than these prompts."]
+    if not figures.golden_pairs:
+        lines.append("The chat format beyond these prompts: the release carries no examples of it.")
+    return tuple(lines)

@@ -1,0 +1,75 @@
+"""Error against depth: one point a layer, in which a bug is a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from flagrelease.validate.page.scale import Linear, Log
+from flagrelease.validate.page.svg import Anchor, Drawing, Point
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 30, 46
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Values above 0 of each layer, drawn in the class `style`."""
+
+    name: str
+    style: str
+    values: tuple[float, ...]
+
+
+def layer_curve(
+    ident: str,
+    lines: Sequence[Line],
+    *,
+    title: str,
+    description: str,
+    axis: str,
+    limit: float | None = None,
+    steps: Sequence[int] = (),
+    size: Point = (760, 280),
+) -> Markup:
+    """Lines over the layers on a logarithmic axis; layers in `steps` are pointed out.
+
+    Args:
+        lines: of one length, at least one layer.
+    """
+    width, height = size
+    drawing = Drawing(ident, width, height, title, description)
+    values = [value for line in lines for value in line.values] + ([] if limit is None else [limit])
+    x = Linear(0, max(len(lines[0].values) - 1, 1), _LEFT, width - _RIGHT)
+    y = Log(min(values) / 1.6, max(values) * 1.6, height - _BOTTOM, _TOP)
+    _axes(drawing, x, y, axis)
+    for layer in steps:
+        drawing.rect((x(layer) - 9, _TOP), 18, y.start - _TOP, "flagged")
+        drawing.text((x(layer), _TOP - 8), f"step at layer {layer}", _side(x(layer), width), "tick strong")
+    if limit is not None:
+        drawing.line((x.start, y(limit)), (x.end, y(limit)), "limit")
+        drawing.text((x.end - 4, y(limit) - 6), f"limit {limit:g}", "end", "tick")
+    for line in lines:
+        points = [(x(layer), y(value)) for layer, value in enumerate(line.values)]
+        drawing.polyline(points, f"curve {line.style}")
+        for layer, point in enumerate(points):
+            drawing.circle(point, 5 if layer in steps else 3, f"fill {line.style}")
+    return drawing.markup()
+
+
+def _side(place: float, width: float) -> Anchor:
+    return "start" if place < 80 else "end" if place > width - 80 else "middle"
+
+
+def _axes(drawing: Drawing, x: Linear, y: Log, axis: str) -> None:
+    base = y.start
+    for value, label in y.ticks():
+        drawing.line((x.start, y(value)), (x.end, y(value)), "grid")
+        drawing.text((x.start - 8, y(value) + 4), label, "end", "tick")
+    for value, label in x.ticks(10):
+        if value == int(value):
+            drawing.line((x(value), base), (x(value), base + 5), "axis")
+            drawing.text((x(value), base + 19), label.partition(".")[0], "middle", "tick")
+    drawing.line((x.start, base), (x.end, base), "axis")
+    drawing.text(((x.start + x.end) / 2, drawing.height - 6), axis, "middle", "tick")

@@ -1,0 +1,86 @@
+"""Histograms of several runs over one another, with limits as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from flagrelease.validate.page.scale import Linear, Log
+from flagrelease.validate.page.svg import Drawing, Point
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 40, 46
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Counts of one run in the bins that all share; drawn in the class `style`."""
+
+    name: str
+    style: str
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A value worth a line: a limit (`limit`) or what was measured (`mean`)."""
+
+    value: float
+    name: str
+    style: str
+
+
+def histogram(
+    ident: str,
+    edges: Sequence[float],
+    series: Sequence[Series],
+    *,
+    title: str,
+    description: str,
+    axis: str,
+    marks: Sequence[Mark] = (),
+    size: Point = (760, 280),
+) -> Markup:
+    """Steps of the share in each bin, on a logarithmic axis of values above 0.
+
+    Args:
+        edges: of the bins, rising, one more than counts.
+    """
+    width, height = size
+    drawing = Drawing(ident, width, height, title, description)
+    reach = [*edges, *(mark.value for mark in marks)]
+    x = Log(min(reach), max(reach), _LEFT, width - _RIGHT)
+    shares = [[count / max(sum(each.counts), 1) for count in each.counts] for each in series]
+    y = Linear(0, max(max(each) for each in shares) * 1.08 or 1, height - _BOTTOM, _TOP)
+    _axes(drawing, x, y, axis)
+    for each, share in zip(series, shares, strict=True):
+        outline = _steps(edges, share, x, y)
+        drawing.polygon([*outline, (outline[-1][0], y(0)), (outline[0][0], y(0))], f"area {each.style}")
+        drawing.polyline(outline, f"curve {each.style}")
+    for number, mark in enumerate(sorted(marks, key=lambda mark: mark.value)):
+        on_right = number > 0 or x(mark.value) < width * 0.25  # the first says its name to the left, out of the way
+        level = _TOP - 20 + 15 * (number % 2)
+        drawing.line((x(mark.value), level), (x(mark.value), y(0)), mark.style)
+        at = (x(mark.value) + (6 if on_right else -6), level + 8)
+        drawing.text(at, mark.name, "start" if on_right else "end", "tick")
+    return drawing.markup()
+
+
+def _steps(edges: Sequence[float], shares: Sequence[float], x: Log, y: Linear) -> list[Point]:
+    points: list[Point] = []
+    for low, high, share in zip(edges, edges[1:], shares, strict=False):
+        points += [(x(low), y(share)), (x(high), y(share))]
+    return points
+
+
+def _axes(drawing: Drawing, x: Log, y: Linear, axis: str) -> None:
+    base = y(0)
+    for value, _ in y.ticks(4):
+        drawing.line((x.start, y(value)), (x.end, y(value)), "grid")
+        drawing.text((x.start - 8, y(value) + 4), f"{value:.0%}", "end", "tick")
+    for value, label in x.ticks():
+        drawing.line((x(value), base), (x(value), base + 5), "axis")
+        drawing.text((x(value), base + 19), label, "middle", "tick")
+    drawing.line((x.start, base), (x.end, base), "axis")
+    drawing.text(((x.start + x.end) / 2, drawing.height - 6), axis, "middle", "tick")

@@ -1,0 +1,41 @@
+"""What the test would say of ports that are truly worse: its power, as stacked shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from flagrelease.validate.page.svg import Drawing
+
+_LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 150, 16, 30, 6, 26
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A true drop in points, and the probabilities of the three verdicts, which add up to 1."""
+
+    drop: float
+    passes: float
+    fails: float
+    cannot_tell: float
+
+
+def outcome_bars(ident: str, rows: Sequence[Outcome], description: str, width: float = 760) -> Markup:
+    """One bar a true drop; a part that is wide enough says its share."""
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+    drawing = Drawing(ident, width, height, "What the test says of a port that is truly worse", description)
+    reach = width - _LEFT - _RIGHT
+    for number, row in enumerate(rows):
+        y = _TOP + _ROW * number
+        drawing.text((_LEFT - 12, y + 17), f"{row.drop:.2f} points worse", "end", "tick")
+        left = float(_LEFT)
+        for style, share in (("pass", row.passes), ("cannot-tell", row.cannot_tell), ("fail", row.fails)):
+            drawing.rect((left, y + 3), share * reach, _ROW - 8, f"wash v-{style}")
+            if share > 0.06:
+                drawing.text((left + share * reach / 2, y + 18), f"{share:.0%}", "middle", f"on v-{style}")
+            left += share * reach
+    for share in (0.0, 0.5, 1.0):
+        drawing.text((_LEFT + share * reach, height - 6), f"{share:.0%}", "middle", "tick")
+    return drawing.markup()

@@ -1,0 +1,138 @@
+"""`render_page`: the report as one HTML document, drawn from the record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from flagrelease.manifest import Manifest
+from flagrelease.validate.page.behaviour_panels import behaviour_panels
+from flagrelease.validate.page.benchmark_panels import benchmark_panels, forest_panel
+from flagrelease.validate.page.forest import signed
+from flagrelease.validate.page.logits_panels import logits_panels
+from flagrelease.validate.page.panel import Panel, Table
+from flagrelease.validate.page.weights_panels import check_panels
+from flagrelease.validation_report import Benchmark, Report, Score, Stage
+from flagrelease.validation_rules import StageName
+
+WORDS = {"pass": "Pass", "fail": "Fail", "cannot-tell": "Cannot tell", "not-run": "Not run"}
+
+_PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
+    "integrity": check_panels,
+    "weights": check_panels,
+    "logits": logits_panels,
+    "benchmarks": lambda stage: [],  # drawn from the report's benchmarks
+    "behaviour": behaviour_panels,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """A benchmark as it is shown; `scores` are (what, number, interval)."""
+
+    benchmark: Benchmark
+    scores: tuple[tuple[str, str, str], ...]
+    panels: tuple[Panel, ...]
+
+
+def render_page(report: Report, manifest: Manifest) -> str:
+    """The HTML document, without a script and without a request to anywhere."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.tests["mono"] = lambda value: len(value) >= 40 and " " not in value
+    template = environment.from_string(_text("report.html.jinja"))
+    panels = {stage.name: _PANELS[stage.name](stage) for stage in report.stages}
+    panels["benchmarks"] = forest_panel(report.benchmarks)
+    return template.render(
+        report=report,
+        words=WORDS,
+        style=Markup(_text("report.css")),
+        model=manifest.model or "A checkpoint",
+        release=_release(manifest),
+        source=_source(manifest),
+        summary=_summary(report),
+        panels=panels,
+        exams=[_exam(number, benchmark) for number, benchmark in enumerate(report.benchmarks)],
+        identity=_identity(report, manifest),
+        environment=_environment(report),
+        rules=Table(("rule", "value"), _flat("", report.rules.model_dump(mode="json"))),
+    )
+
+
+def _text(name: str) -> str:
+    return resources.files("flagrelease.validate.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _summary(report: Report) -> str:
+    """Why the verdict is what it is, in two sentences."""
+    ran = [stage.name for stage in report.stages if stage.verdict != "not-run"]
+    if report.verdict == "pass":
+        return f"Every stage that the rules ask for passed: {_listed(report.rules.stages)}."
+    if report.verdict == "fail":
+        failed = [stage for stage in report.stages if stage.verdict == "fail"]
+        tasks = [benchmark.task for benchmark in report.benchmarks if benchmark.verdict == "fail"]
+        return failed[0].detail if failed else f"{_listed(tasks)} failed."
+    missing = [name for name in report.rules.stages if name not in ran]
+    unclear = [stage.name for stage in report.stages if stage.verdict == "cannot-tell"]
+    unclear_tasks = [benchmark.task for benchmark in report.benchmarks if benchmark.verdict == "cannot-tell"]
+    parts = [f"Nothing that ran failed: {_listed(ran)}." if ran else "Nothing ran."]
+    if missing:
+        parts.append(f"The rules also ask for {_listed(missing)}, not run.")
+    if without := [*(name for name in unclear if name != "benchmarks" or not unclear_tasks), *unclear_tasks]:
+        parts.append(f"Without a verdict: {_listed(without)}.")
+    return " ".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
+
+
+def _exam(number: int, benchmark: Benchmark) -> Exam:
+    scores = [("this chip", *_score(benchmark.chip, benchmark.unit))]
+    if benchmark.native is not None:
+        scores.append((f"native, {benchmark.native_stack}", *_score(benchmark.native, benchmark.unit)))
+        apart = f"{signed(benchmark.chip.value - benchmark.native.value)}"
+        scores.append(("difference", apart, "points" if benchmark.unit == "%" else benchmark.unit))
+    return Exam(benchmark, tuple(scores), tuple(benchmark_panels(number, benchmark)))
+
+
+def _score(score: Score, unit: str) -> tuple[str, str]:
+    shown = f"{score.value:.2f}{unit}" if unit == "%" else f"{score.value:.4g} {unit}"
+    return shown, f"{score.confidence:.0%} interval {score.low:.2f} to {score.high:.2f}"
+
+
+def _identity(report: Report, manifest: Manifest) -> list[tuple[str, str]]:
+    return [
+        ("Model", manifest.model or "not named: a bare checkpoint was converted"),
+        ("Chip", report.chip),
+        ("Release", _release(manifest)),
+        ("Manifest, SHA-256", report.manifest_sha256),
+        ("Source", _source(manifest)),
+        ("Source, identity", manifest.source.identity),
+    ]
+
+
+def _release(manifest: Manifest) -> str:
+    target = manifest.target
+    return f"{target.dtype}, {'hf' if target.mp is None else f'mp{target.mp}'}"
+
+
+def _source(manifest: Manifest) -> str:
+    source = manifest.source
+    return f"{source.repo} at {(source.revision or 'no revision')[:12]}" if source.repo else "not recorded"
+
+
+def _environment(report: Report) -> Table:
+    seeds = [(f"seed: {name}", str(value)) for name, value in sorted(report.seeds.items())]
+    return Table(("what", "version or value"), [*sorted(report.environment.items()), *seeds])
+
+
+def _flat(prefix: str, value: object) -> list[tuple[str, ...]]:
+    """Rules as (dotted name, value)."""
+    if isinstance(value, dict):
+        return [row for name, inner in value.items() for row in _flat(f"{prefix}.{name}" if prefix else name, inner)]
+    shown = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+    return [(prefix, shown)]

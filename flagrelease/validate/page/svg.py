@@ -1,0 +1,74 @@
+"""`Drawing`: an SVG picture that stands in a page, with the words for those who cannot see it.
+
+Colours are classes that the page's style gives a meaning, so one drawing serves light, dark and paper. Everything that
+is not a number goes through `markupsafe`, so no name can become markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from markupsafe import Markup
+
+Anchor = Literal["start", "middle", "end"]
+Point = tuple[float, float]
+
+
+class Drawing:
+    """Draw, then take `markup`. Lengths are user units; text is 13 units high."""
+
+    def __init__(self, ident: str, width: float, height: float, title: str, description: str) -> None:
+        """`ident` is unique in the page: title and description are tied to the picture by it."""
+        self.width, self.height = width, height
+        self._head = Markup(
+            '<svg role="img" viewBox="0 0 {} {}" aria-labelledby="{}-t {}-d" xmlns="http://www.w3.org/2000/svg">'
+            '<title id="{}-t">{}</title><desc id="{}-d">{}</desc>'
+        ).format(_number(width), _number(height), ident, ident, ident, title, ident, description)
+        self._parts: list[Markup] = []
+
+    def line(self, start: Point, end: Point, style: str) -> None:
+        """A straight line."""
+        self._add('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>', style, *start, *end)
+
+    def rect(self, corner: Point, width: float, height: float, style: str, tip: str | None = None) -> None:
+        """A rectangle from its upper left corner; `tip` is shown under a mouse."""
+        shape = '<rect class="{}" x="{}" y="{}" width="{}" height="{}"'
+        if tip is None:
+            self._add(shape + "/>", style, *corner, width, height)
+        else:
+            self._add(shape + "><title>{}</title></rect>", style, *corner, width, height, tip)
+
+    def circle(self, centre: Point, radius: float, style: str) -> None:
+        """A circle."""
+        self._add('<circle class="{}" cx="{}" cy="{}" r="{}"/>', style, *centre, radius)
+
+    def polygon(self, points: Sequence[Point], style: str) -> None:
+        """A closed shape."""
+        self._add('<polygon class="{}" points="{}"/>', style, _points(points))
+
+    def polyline(self, points: Sequence[Point], style: str) -> None:
+        """A line through points."""
+        self._add('<polyline class="{}" points="{}"/>', style, _points(points))
+
+    def text(self, at: Point, words: str, anchor: Anchor = "start", style: str = "label") -> None:
+        """One line of text; `at` is on its base line."""
+        self._add('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>', style, *at, anchor, words)
+
+    def markup(self) -> Markup:
+        """The `svg` element."""
+        return self._head + Markup("\n").join(self._parts) + Markup("</svg>")
+
+    def _add(self, shape: str, *values: str | float) -> None:
+        shown = [value if isinstance(value, str) else _number(value) for value in values]
+        self._parts.append(Markup(shape).format(*shown))
+
+
+def _number(value: float) -> str:
+    """At most two decimals: the same bytes on every machine."""
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _points(points: Sequence[Point]) -> str:
+    return " ".join(f"{_number(x)},{_number(y)}" for x, y in points)

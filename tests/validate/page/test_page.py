@@ -1,0 +1,192 @@
+"""The page as text: whole, escaped, the same every time, with words for every picture."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+import made_up
+import pytest
+
+from flagrelease.validate.page.forest import Difference, forest_plot
+from flagrelease.validate.page.histogram import Series, histogram
+from flagrelease.validate.page.page import render_page
+from flagrelease.validate.page.scale import Linear, Log
+from flagrelease.validate.page.strip import Item, item_strip
+from flagrelease.validation_report import Report
+
+REPORTS = {
+    "passing": made_up.passing, "failing": made_up.failing, "without a device": made_up.without_device,
+    "weights that fail": made_up.failing_weights,
+}  # fmt: skip
+HOSTILE = '"></title></style><script>window.broken=1</script><img src=x onerror="window.broken=1">{{ 7*7 }}&lt;'
+_VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Walk(HTMLParser):
+    """Elements with their attributes, text by element, ids."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data.strip()))
+
+    def words(self) -> str:
+        return " ".join(text for tag, text in self.texts if tag != "style")
+
+
+def page_of(report: Report, model: str = "DeepSeek-V4-Flash") -> str:
+    return render_page(report, made_up.manifest(model))
+
+
+@pytest.mark.parametrize("make", REPORTS.values(), ids=REPORTS.keys())
+def test_verdict_first_then_every_stage_with_its_reason(make: object) -> None:
+    report = make()  # type: ignore[operator]
+    walk = Walk(page_of(report))
+    words = walk.words()
+    verdict = {"pass": "Pass", "fail": "Fail", "cannot-tell": "Cannot tell"}[report.verdict]
+    after_title = words.split("on mthreads", 2)[2]
+    assert after_title.index(verdict) < after_title.index("integrity")
+    for stage in report.stages:
+        assert stage.detail in words
+        for line in (*stage.proves, *stage.leaves_open):
+            assert line in words
+    for number in (report.manifest_sha256, *report.commands, *report.environment.values()):
+        assert number in words
+
+
+@pytest.mark.parametrize("make", REPORTS.values(), ids=REPORTS.keys())
+def test_every_picture_has_words_and_ids_are_unique(make: object) -> None:
+    page = page_of(make())  # type: ignore[operator]
+    walk = Walk(page)
+    ids = [attributes["id"] for _, attributes in walk.elements if "id" in attributes]
+    assert [name for name, count in Counter(ids).items() if count > 1] == []
+    pictures = [attributes for tag, attributes in walk.elements if tag == "svg" and attributes.get("role") == "img"]
+    assert len(pictures) == page.count('class="plot"')
+    for attributes in pictures:
+        for ident in (attributes["aria-labelledby"] or "").split():
+            inside = re.search(rf'<(title|desc) id="{ident}">([^<]+)</\1>', page)
+            assert inside, ident
+            assert len(inside[2]) > 15
+    hidden = [a for tag, a in walk.elements if tag == "svg" and a.get("role") != "img"]
+    assert all(attributes.get("aria-hidden") == "true" for attributes in hidden)
+
+
+def test_a_whole_report_has_all_its_pictures() -> None:
+    page = page_of(made_up.passing())
+    for ident in (
+        "limits", "kl-oracle", "kl-native", "layers-streams", "layers-attention", "forest", "items-0", "lengths-0",
+        "power-0", "items-1", "behaviour",
+    ):  # fmt: skip
+        assert f'id="{ident}-t"' in page, ident
+
+
+def test_a_stage_that_was_not_run_is_not_drawn() -> None:
+    page = page_of(made_up.without_device())
+    assert 'class="plot"' not in page
+    assert page.count("no musa device on this machine") == 3
+
+
+def test_the_same_report_makes_the_same_bytes() -> None:
+    assert page_of(made_up.passing()) == page_of(made_up.passing())
+
+
+def test_nothing_is_asked_of_a_network_and_nothing_is_run() -> None:
+    page = page_of(made_up.passing())
+    walk = Walk(page)
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "url(" not in page
+    assert "@import" not in page
+    assert [tag for tag, _ in walk.elements if tag in ("script", "iframe", "object", "img", "form")] == []
+
+
+def test_names_cannot_become_markup() -> None:
+    honest = made_up.passing()
+    settings = made_up.rules()
+    hostile_rules = settings.benchmarks["aime"].model_copy(update={"title": HOSTILE, "dataset": HOSTILE})
+    exams = (made_up.exam(hostile_rules, 6, 0.0, 2, names=HOSTILE),)
+    stages = tuple(
+        stage.model_copy(update={"detail": HOSTILE, "proves": (HOSTILE,), "leaves_open": (HOSTILE,)})
+        for stage in honest.stages
+    )
+    report = made_up.report(settings, stages, exams).model_copy(
+        update={"chip": HOSTILE, "commands": (HOSTILE,), "environment": {HOSTILE: HOSTILE}, "seeds": {HOSTILE: 1}}
+    )
+    walk = Walk(page_of(report, model=HOSTILE))
+    assert [tag for tag, _ in walk.elements if tag in ("script", "img")] == []
+    assert not any(name.startswith("on") for _, attributes in walk.elements for name in attributes)
+    assert walk.words().count(HOSTILE) >= 20
+    assert sum(text.startswith(HOSTILE) for tag, text in walk.texts if tag == "title") >= 18  # tips of 6 items too
+    assert "49" not in [text for _, text in walk.texts]
+
+
+def test_the_margin_stands_where_the_axis_says() -> None:
+    row = Difference("exam", "pass", 0.5, -1.5, 2.5, margin=2.0)
+    plot = str(forest_plot("f", [row], "words", worse="left", axis="points"))
+    limit = float(re.search(r'<line class="limit" x1="([0-9.]+)"', plot)[1])  # type: ignore[index]
+    ticks = {text: float(x) for x, text in re.findall(r'<text class="tick" x="([0-9.]+)"[^>]*>([−0-9]+)</text>', plot)}
+    assert limit == pytest.approx(ticks["−2"], abs=0.01)
+    ends = [float(x) for x in re.findall(r'<line class="bar v-pass" x1="([0-9.]+)"', plot)]
+    assert ends[0] == pytest.approx(ticks["0"] + (ticks["2"] - ticks["0"]) / 2 * -1.5, abs=0.02)
+    turned = str(forest_plot("f", [row], "words", worse="right", axis="points"))
+    right = float(re.search(r'<line class="limit" x1="([0-9.]+)"', turned)[1])  # type: ignore[index]
+    assert right == pytest.approx(ticks["2"], abs=0.01)
+
+
+def test_a_histogram_is_as_high_as_its_shares() -> None:
+    drawn = histogram("h", [0.1, 1, 10, 100], [Series("a", "chip", (1, 3, 0))], title="t", description="d", axis="x")
+    outline = re.search(r'<polyline class="curve chip" points="([^"]+)"', str(drawn))[1]  # type: ignore[index]
+    points = [tuple(map(float, pair.split(","))) for pair in outline.split()]
+    base = points[-1][1]
+    heights = [base - points[2 * n][1] for n in range(3)]
+    assert heights[1] == pytest.approx(3 * heights[0], abs=0.05)
+    assert heights[2] == 0
+    widths = [points[2 * n + 1][0] - points[2 * n][0] for n in range(3)]
+    assert widths == pytest.approx([widths[0]] * 3, abs=0.02)  # decades are equally wide
+
+
+def test_the_strip_shades_by_share_and_marks_the_worse() -> None:
+    items = [Item("hard", 0.0, 0.0), Item("lost", 1.0, 0.25), Item("won", 0.5, 0.75)]
+    drawn = str(item_strip("s", items, "words"))
+    styles = re.findall(r'<rect class="([^"]+)"', drawn)
+    assert styles == [
+        "share s10", "share s2", "change down c4", "share s5", "share s8", "change up c2", "share s0", "share s0",
+        "change c0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scale", "labels"),
+    [
+        (Linear(-1, 1, 0, 100), ["−1.0", "−0.5", "0.0", "0.5", "1.0"]),
+        (Linear(0, 0.013, 0, 100), ["0.000", "0.005", "0.010"]),
+        (Linear(0, 42, 0, 100), ["0", "10", "20", "30", "40"]),
+    ],
+)
+def test_ticks_are_round_numbers(scale: Linear, labels: list[str]) -> None:
+    assert [label for _, label in scale.ticks()] == labels
+
+
+def test_ticks_of_a_logarithmic_axis() -> None:
+    assert [label for _, label in Log(2e-6, 0.3, 0, 1).ticks()] == ["10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1"]
+    assert [label for _, label in Log(1500, 12000, 0, 1).ticks()] == ["2,000", "5,000", "10,000"]

@@ -1,0 +1,130 @@
+"""The page in a real browser, without a window: what it shows in light, in the dark, on a telephone and on paper.
+
+On a machine without Chromium these tests are reported as not run, never as passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import made_up
+import pytest
+from browser import NAMES, Browser, find_chromium
+from test_page import HOSTILE
+
+from flagrelease.validate.page.page import render_page
+
+# Own text of each element against what is painted behind it (WCAG 2.2): [ratio, text] of all below 4.5.
+CONTRAST = r"""
+(() => {
+  const parse = c => { const m = c.match(/[\d.]+/g).map(Number); return m.length > 3 ? m : [...m, 1]; };
+  const lum = c => { const f = v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+    return 0.2126 * f(c[0]) + 0.7152 * f(c[1]) + 0.0722 * f(c[2]); };
+  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
+    if (c[3] === 1) return c; } return parse(getComputedStyle(document.body).backgroundColor); };
+  const found = []; let seen = 0;
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].filter(n => n.nodeType === 3 && n.data.trim()).map(n => n.data.trim()).join(' ');
+    if (!own || ['TITLE', 'title', 'desc', 'STYLE'].includes(e.tagName)) continue;
+    const svg = e instanceof SVGElement, style = getComputedStyle(e);
+    const ink = parse(svg ? style.fill : style.color);
+    const wash = svg && e.classList.contains('on') ? parse(getComputedStyle(e.previousElementSibling).fill) : behind(e);
+    const [a, b] = [lum(ink), lum(wash)].sort((x, y) => y - x); seen++;
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push([ratio.toFixed(2), own.slice(0, 40)]);
+  }
+  return {seen, found};
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip(f"not run: no {', '.join(NAMES)} on this machine; the page was not looked at in a browser")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render_page(made_up.passing(), made_up.manifest()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1100, "dark"), (390, "light"), (320, "dark")])
+def test_it_is_quiet_and_fits(browser: Browser, page: Path, width: int, scheme: str) -> None:
+    browser.show(page, width, scheme)
+    assert browser.requests() == [page.as_uri()]
+    assert browser.complaints() == []
+    assert browser.ask("document.documentElement.scrollWidth") == width
+    top = browser.ask("document.querySelector('.verdict .word').getBoundingClientRect().top")
+    assert 0 < top < 400, "the verdict is what one sees first"
+    blank = [
+        each for each in browser.ask("[...document.querySelectorAll('.plot svg')].map(e => e.getBBox().height)")
+        if not each > 30
+    ]  # fmt: skip
+    assert blank == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("media", ["screen", "print"])
+def test_all_text_can_be_read(browser: Browser, page: Path, scheme: str, media: str) -> None:
+    browser.show(page, scheme=scheme, media=media)
+    answer = browser.ask(CONTRAST)
+    assert answer["seen"] > 500
+    assert answer["found"] == []
+
+
+def test_the_contrast_check_sees_grey_on_grey(browser: Browser, tmp_path: Path) -> None:
+    pale = tmp_path / "pale.html"
+    pale.write_text('<body style="background:#fff;color:#999"><p>faint</p><svg><text fill="#eee">s</text></svg></body>')
+    browser.show(pale)
+    assert [text for _, text in browser.ask(CONTRAST)["found"]] == ["faint", "s"]
+
+
+def test_dark_is_dark_and_paper_is_white(browser: Browser, page: Path) -> None:
+    def background() -> int:
+        red: int = browser.ask("Number(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0])")
+        return red
+
+    browser.show(page, scheme="dark")
+    assert background() < 40
+    browser.show(page, scheme="dark", media="print")
+    assert background() == 255
+
+
+def test_on_paper_folded_tables_are_open(browser: Browser, page: Path) -> None:
+    hidden = (
+        "[...document.querySelectorAll('details table')].filter(e => !e.checkVisibility({contentVisibilityAuto: true}))"
+        ".length"
+    )
+    browser.show(page)
+    assert browser.ask(hidden) > 5
+    browser.show(page, media="print")
+    assert browser.ask(hidden) == 0
+    paper = browser.paper()
+    assert paper.startswith(b"%PDF")
+    assert paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") > 3
+
+
+def test_a_hostile_name_runs_nothing(browser: Browser, tmp_path: Path) -> None:
+    report = made_up.passing().model_copy(update={"chip": HOSTILE, "commands": (HOSTILE,)})
+    path = tmp_path / "hostile.html"
+    path.write_text(render_page(report, made_up.manifest(HOSTILE)), encoding="utf-8")
+    browser.show(path)
+    assert browser.ask("window.broken === undefined") is True
+    assert browser.requests() == [path.as_uri()]
+    assert HOSTILE in browser.ask("document.querySelector('h1').textContent")
+
+
+def test_pictures_are_named_for_those_who_do_not_see_them(browser: Browser, page: Path) -> None:
+    browser.show(page)
+    tree = browser.do("Accessibility.getFullAXTree")["nodes"]
+    images = [node for node in tree if node.get("role", {}).get("value") in ("image", "img") and not node["ignored"]]
+    drawn = browser.ask("document.querySelectorAll('.plot svg').length")
+    assert len(images) == drawn
+    assert all(len(node["name"]["value"]) > 30 for node in images)
