@@ -12,7 +12,7 @@ A letter is A to D. An integer is returned in its shortest form: "027" and "27" 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 from flagrelease.engine.chat import END_THINK
@@ -21,8 +21,9 @@ _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathsf|boldsymbol|
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
 _LETTER = re.compile(r"(?:\(([A-D])\)(?:[\s.:,].*)?|([A-D])(?:[).:](?:\s.*)?)?)", re.DOTALL)
 _INTEGER = re.compile(r"([+-]?)0*(\d+|\d{1,3}(?:,\d{3})+)")
-_BOXED = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*")
-_BARE = re.compile(r"[A-D](?![A-Za-z])|-?\d+")
+_TOKEN = re.compile(
+    r"(?P<box>\\f?box(?:ed)?(?![A-Za-z])\s*)(?:\{|(?P<bare>[A-D](?![A-Za-z])|-?\d+))|\\.|[{}]", re.DOTALL
+)
 _SAID = (
     r"(?:\b(?i:answer|correct\s+(?:option|choice))|答案)(?i:\s+to\s+(?:this|the)\s+(?:question|problem))?"
     r"(?:[\s*_]*(?:(?i:is|was|must\s+be|would\s+be|should\s+be)\b|[:：=是为]))+(?:[\s*_]*(?i:option|choice|letter)\b)?"
@@ -30,6 +31,7 @@ _SAID = (
 )
 _SAID_LETTER = re.compile(_SAID + r"([A-D])(?![\w'’-])(?!\W{0,4}(?:or|and)\W{1,4}[A-D]\b|\)?/|\)?,\s*\(?[A-D]\b)")
 _SAID_INTEGER = re.compile(_SAID + r"([+-]?\d+(?:,\d{3})*)(?!\d|[.,]\d|\w|\s*[\^/+=×·]|\s*-\s*\d|\*(?!\*)|\\(?![)\]]))")
+_NESTED = 4
 _DECORATION = " \t*_$()[].\\"
 
 Kind = Literal["multiple-choice", "integer"]
@@ -77,23 +79,22 @@ def _alone(line: str, read: Callable[[str], str | None]) -> str | None:
     return read(bare) if re.fullmatch(r"[A-D]|-?\d[\d,]*", bare) else None
 
 
-def _boxes(text: str) -> Iterator[str]:
-    """The insides of all boxes, in order; one that is not closed is left out."""
-    for opening in _BOXED.finditer(text):
-        if not text.startswith("{", opening.end()):
-            if bare := _BARE.match(text, opening.end()):
-                yield bare[0]
-            continue
-        depth = 0
-        for brace in re.finditer(r"\\.|[{}]", text[opening.end() :], re.DOTALL):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0 and brace[0] == "}":
-                yield text[opening.end() + 1 : opening.end() + brace.start()]
-                break
+def _boxes(text: str) -> list[str]:
+    """The insides of all boxes in the order in which they open; one that is not closed is left out."""
+    found: list[tuple[int, int]] = []
+    opened: list[int | None] = []  # where the inside of each open brace begins, if the brace is a box's
+    for token in _TOKEN.finditer(text):
+        if token["bare"] is not None:
+            found.append(token.span("bare"))
+        elif token[0] == "{" or token["box"]:
+            opened.append(token.end() if token["box"] else None)
+        elif token[0] == "}" and opened and (begin := opened.pop()) is not None:
+            found.append((begin, token.start()))
+    return [text[begin:end] for begin, end in sorted(found)]
 
 
 def _unwrap(text: str) -> str:
-    """Without `\\text{...}` and its like."""
-    while (inner := _WRAPPER.sub(r"\1", text)) != text:
-        text = inner
+    """Without `\\text{...}` and its like, also a few inside each other."""
+    for _ in range(_NESTED):
+        text = _WRAPPER.sub(r"\1", text)
     return text
