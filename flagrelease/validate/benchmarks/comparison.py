@@ -132,7 +132,7 @@ def _obstacles(rules: BenchmarkRules, native: Side, chip: Side) -> tuple[str, ..
         if max(points) > most:
             found.append(f"{seen}; at most {most:g}% may")
         if abs(points[0] - points[1]) > rules.most_difference:
-            found.append(f"{seen}; they may differ by {rules.most_difference:g} points")
+            found.append(f"{seen}; they may differ by {rules.most_difference:g} point(s)")
     for who, side in (("native", native), ("chip", chip)):
         if side.alike_rate() == 1:
             found.append(f"all repeats on the {who} side are the same text: a constant seed, or a cache")

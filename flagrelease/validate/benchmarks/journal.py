@@ -72,7 +72,8 @@ class AnswerJournal:
             entries = [JournalEntry.model_validate_json(line) for line in lines[1:]]
         except ValidationError as error:
             raise ResourceError(f"{self._path}: is not a journal of answers, or is damaged") from error
-        if differs := [name for name in JournalHead.model_fields if getattr(begun, name) != getattr(head, name)]:
+        was, now = _flat(begun), _flat(head)
+        if differs := [name.replace("_", " ") for name in now if was[name] != now[name]]:
             raise ResourceError(
                 f"{self._path}: was begun with another {' and '.join(differs)}; remove it to ask everything again"
             )
@@ -86,6 +87,10 @@ class AnswerJournal:
     def _append(self, record: JournalHead | JournalEntry) -> None:
         os.write(self._descriptor, json.dumps(record.model_dump(mode="json"), separators=(",", ":")).encode() + b"\n")
         os.fsync(self._descriptor)
+
+
+def _flat(head: JournalHead) -> dict[str, object]:
+    return head.model_dump(exclude={"asked"}) | head.asked.model_dump()
 
 
 @contextmanager
