@@ -7,17 +7,19 @@ that git keeps itself are in its body again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from flagrelease.console import Tracker
-from flagrelease.errors import UsageError, VerificationError
+from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.manifest import MANIFEST_NAME
 from flagrelease.publish.huggingface_client import MAIN, HuggingFaceClient
 from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
-from flagrelease.publish.patience import Patience
+from flagrelease.publish.patience import TRANSIENT_STATUS, Patience
 from flagrelease.publish.publication import Publication, PublishedFile
+from flagrelease.publish.secrets import redact
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
@@ -30,6 +32,10 @@ _BATCH_BYTES = 8 * 10**9
 _BATCH_FILES = 100
 # Smaller files are read whole and checked before they are sent; the hub keeps those that are not LFS in git itself.
 _WHOLE_BYTES = 10 * 10**6
+
+
+class CopyRefusedError(NetworkError):
+    """The hub does not copy files from another repository; they have to be sent."""
 
 
 class HuggingFace:
@@ -60,7 +66,12 @@ class HuggingFace:
         self._refuse_foreign(publication, branches[MAIN])
         if self._difference(publication, branches[MAIN]):
             self._ensure_branch(repo, branch)
-            self._bring(publication, branch, partial(self._send, publication, siblings, progress))
+            try:
+                self._bring(publication, branch, partial(self._send, publication, siblings, progress))
+            except CopyRefusedError as refusal:
+                print(f"{refusal}; the files are sent instead", file=sys.stderr, flush=True)
+                progress.to(0)
+                self._bring(publication, branch, partial(self._send, publication, (), progress))
             commit = self._bring(publication, MAIN, partial(self._take_from, publication, branch))
         else:
             commit = branches[MAIN]
@@ -127,9 +138,7 @@ class HuggingFace:
             if difference := self._difference(publication, head):
                 if head not in planned:
                     planned[head] = operations(difference)
-                self._client.api.create_commit(
-                    repo, planned[head], commit_message=title, revision=revision, parent_commit=head
-                )
+                self._commit(repo, planned[head], title, revision, head)
                 head = self._client.refs(repo)[0][revision]
             return head
 
@@ -137,6 +146,26 @@ class HuggingFace:
         if difference := self._difference(publication, head):
             raise VerificationError(f"{repo}@{revision}: the hub does not hold what it was sent: {difference}")
         return head
+
+    def _commit(self, repo: str, operations: list[Operation], title: str, revision: str, parent: str) -> None:
+        """One commit. The hub copies between repositories of one storage region only, which nobody can ask it before.
+
+        Raises:
+            CopyRefusedError: it does not copy these files.
+        """
+        from huggingface_hub.errors import FileDuplicationError, HfHubHTTPError
+
+        try:
+            self._client.api.create_commit(
+                repo, operations, commit_message=title, revision=revision, parent_commit=parent
+            )
+        except FileDuplicationError as error:
+            raise CopyRefusedError(f"{repo}: {redact(str(error).splitlines()[0].rstrip(':'))}") from None
+        except HfHubHTTPError as error:
+            status, path = error.response.status_code, error.response.url.path
+            if status in TRANSIENT_STATUS or not path.endswith("/lfs-files/duplicate"):
+                raise
+            raise CopyRefusedError(f"{repo}: the hub does not copy from another repository (HTTP {status})") from None
 
     def _send(
         self, publication: Publication, siblings: tuple[str, ...], progress: Tracker, difference: Difference

@@ -16,6 +16,7 @@ from flagrelease.publish.secrets import redact, redact_logs_of
 Result = TypeVar("Result")
 
 MAIN = "main"
+_XET_REFUSAL = re.compile(r"HTTP status client error \((\d{3})")  # in the text of a ConnectionError of hf_xet 1.8
 
 
 class HuggingFaceClient:
@@ -112,6 +113,10 @@ class HuggingFaceClient:
             raise NetworkError(f"{what}: HF_HUB_OFFLINE is set") from None
         except HfHubHTTPError as error:
             raise NetworkError(f"{what}: {_reason(error)}") from None
+        except (ConnectionError, TimeoutError, PermissionError) as error:  # of Xet, whose client has no errors of HTTP
+            if error.filename is not None:  # no: of a file of the release
+                raise
+            raise NetworkError(f"{what}: {redact(str(error))}") from None
         except RuntimeError as error:  # the client's "Error while uploading" around what the server said
             if not isinstance(error.__cause__, HfHubHTTPError):
                 raise
@@ -131,6 +136,8 @@ def _obstacle(error: Exception) -> Obstacle | None:
         status = error.response.status_code
         asked = seconds_asked(error.response.headers)
         return Obstacle(f"HTTP {status}", asked) if status in TRANSIENT_STATUS else None
+    if (refused := _XET_REFUSAL.search(str(error))) and int(refused[1]) not in TRANSIENT_STATUS:
+        return None
     if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
         return Obstacle(f"{type(error).__name__}: {error}")
     return None

@@ -11,6 +11,7 @@ _PATTERNS = (
     re.compile(r"(?<=://)[^\s/@]+:[^\s/@]+(?=@)"),
     re.compile(r"(?<=\?)[^\s'\"<>)]*(?:[Ss]ignature|[Tt]oken|[Cc]redential|[Ee]xpires)[^\s'\"<>)]*"),
     re.compile(r"(?i)(?<=bearer )[^\s'\",]+"),
+    re.compile(r"(?i)(?<=token=)[^\s'\",&]+"),
     re.compile(r"(?<=m_session_id=)[^\s'\";,]+"),
     re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
     re.compile(r"\bms-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"),

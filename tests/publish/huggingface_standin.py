@@ -73,6 +73,7 @@ class HuggingFaceStandIn(Loopback):
         self.repositories: dict[str, Repository] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.xet = False
+        self.other_region = False
         self.routes = [
             ("POST", "/api/repos/create", self.create),
             ("POST", "/api/validate-yaml", self.validate_yaml),
@@ -332,9 +333,10 @@ class HuggingFaceStandIn(Loopback):
             return held
         asked = json.loads(body)
         target = self.repositories[asked["target"]["name"]]
-        known = [item for item in asked["files"] if item["sha256"] in held.blobs]
+        known = [item for item in asked["files"] if item["sha256"] in held.blobs and not self.other_region]
         target.blobs |= {item["sha256"]: held.blobs[item["sha256"]] for item in known}
-        return Reply(200, {"failed": [item for item in asked["files"] if item not in known]})
+        failed = [item | {"error": "not in this region"} for item in asked["files"] if item not in known]
+        return Reply(200, {"failed": failed})
 
     def resolve(self, match: re.Match[str], _: Any, __: Any, headers: Any) -> Reply:
         held = self._repository(match, headers)

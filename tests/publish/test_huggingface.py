@@ -15,6 +15,7 @@ from publish_release import write_release
 from flagrelease.console import progress
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.huggingface import HuggingFace
+from flagrelease.publish.huggingface_client import HuggingFaceClient
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import read_records
@@ -296,3 +297,66 @@ def test_files_of_another_chips_repository_are_copied_on_the_server(hub: Hugging
     assert hub.files(other.repo, "main") == expected(other)
     assert hub.received(r"PUT /blob/.*") == 0
     assert hub.count(f"POST {API}/lfs-files/duplicate") == 1
+
+
+@pytest.mark.parametrize("refusal", ["in the reply", "as a status"])
+def test_files_that_the_hub_does_not_copy_are_sent(
+    hub: HuggingFaceStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str], refusal: str
+) -> None:
+    publish(hub, publication_of(write_release(tmp_path / "a")))
+    hub.seen.clear()
+    hub.other_region = refusal == "in the reply"
+    if refusal == "as a status":
+        hub.faults = [Fault(f"POST {API}/lfs-files/duplicate", "status", 1, 400)]
+    other = publication_of(tmp_path / "a", "mthreads", "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS")
+    publish(hub, other, siblings=(REPO,))
+    assert_published(hub, other)
+    assert hub.received(r"PUT /blob/.*") == sum(path.stat().st_size for path in (tmp_path / "a").glob("*.safetensors"))
+    assert "the files are sent instead" in capsys.readouterr().err
+
+
+def test_a_copy_that_fails_for_a_moment_is_tried_again(hub: HuggingFaceStandIn, tmp_path: Path) -> None:
+    publish(hub, publication_of(write_release(tmp_path / "a")))
+    hub.seen.clear()
+    hub.faults = [Fault(f"POST {API}/lfs-files/duplicate", "status", 1, 503)]
+    other = publication_of(tmp_path / "a", "mthreads", "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS")
+    publish(hub, other, siblings=(REPO,))
+    assert_published(hub, other)
+    assert hub.received(r"PUT /blob/.*") == 0
+
+
+XET = "{} error: Request error: HTTP status {} error ({}), domain: https://cas/x?token=PLANTED"
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (ConnectionError(XET.format("Server", "server", "503 Service Unavailable")), 3),
+        (ConnectionError("Network error: connection reset by peer"), 3),
+        (ConnectionError(XET.format("Network", "client", "429 Too Many Requests")), 3),
+        (ConnectionError(XET.format("Network", "client", "403 Forbidden")), 1),
+        (PermissionError("Authentication error: token=PLANTED expired"), 1),
+    ],
+    ids=["503", "reset", "429", "403", "token"],
+)
+def test_what_xet_raises(error: OSError, tries: int) -> None:
+    """Its client says everything by built-in errors; these texts are of hf_xet 1.8 against a server with faults."""
+    called: list[int] = []
+
+    def fail() -> None:
+        called.append(1)
+        raise error
+
+    waits = Waits()
+    with pytest.raises(NetworkError) as caught:
+        HuggingFaceClient("http://127.0.0.1:9", Patience(3, sleep=waits)).attempt("send x", fail)
+    assert (len(called), len(waits)) == (tries, tries - 1)
+    assert "PLANTED" not in str(caught.value)
+
+
+def test_a_local_file_that_may_not_be_read_is_no_network_error() -> None:
+    def fail() -> None:
+        raise PermissionError(13, "Permission denied", "model0-mp8.safetensors")
+
+    with pytest.raises(PermissionError, match="model0"):
+        HuggingFaceClient("http://127.0.0.1:9", Patience(3, sleep=Waits())).attempt("send x", fail)
