@@ -16,6 +16,7 @@ class HubLimits:
         file_bytes: a longer file is refused by the hub.
         advised_file_bytes: a longer file is taken, but advised against.
         commit_files: of one commit. Hugging Face: LFS files; ModelScope: what its client puts into one request.
+        inline_bytes: of all files that are not LFS; None where nothing is said of them.
     """
 
     file_bytes: int
@@ -23,11 +24,12 @@ class HubLimits:
     repo_files: int
     folder_entries: int
     commit_files: int
+    inline_bytes: int | None
 
 
 HUB_LIMITS: dict[Hub, HubLimits] = {
-    "huggingface": HubLimits(500 * 10**9, 200 * 10**9, 100_000, 10_000, 25_000),
-    "modelscope": HubLimits(100 * 10**9, 100 * 10**9, 100_000, 50_000, 256),
+    "huggingface": HubLimits(500 * 10**9, 200 * 10**9, 100_000, 10_000, 25_000, None),
+    "modelscope": HubLimits(100 * 10**9, 100 * 10**9, 100_000, 50_000, 256, 500 * 10**6),
 }
 # Largest file a hub takes, in bytes.
 HUB_FILE_LIMITS: dict[str, int] = {hub: limits.file_bytes for hub, limits in HUB_LIMITS.items()}

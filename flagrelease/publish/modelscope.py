@@ -11,25 +11,17 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
-from flagrelease.hubs import HUB_LIMITS
 from flagrelease.manifest import MANIFEST_NAME
-from flagrelease.provenance import CARD_NAME
+from flagrelease.publish.limits import commit_batches, in_commit_order, is_inline
 from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
 from flagrelease.publish.modelscope_client import MASTER, ModelScopeClient
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, PublishedFile
-
-CONFIGURATION_NAME = "configuration.json"
-_INLINE_BYTES = 64 << 10  # a longer file is LFS, and so is a tensor file of any length
-_INLINE_NAMES = frozenset({"README.md", CONFIGURATION_NAME, "config.json", ".gitattributes", ".gitignore"})
-_COMMIT_BYTES = 8 << 20
-_LAST = (CARD_NAME, MANIFEST_NAME)
 
 
 class ModelScope:
@@ -57,7 +49,7 @@ class ModelScope:
         difference = self._difference(publication, MASTER)
         wanted = [publication.by_path[path] for path in (*difference.missing, *difference.changed)]
         progress.add(publication.bytes - sum(file.size for file in wanted))
-        self._send(publication, [file for file in wanted if is_lfs(file)], progress)
+        self._send(publication, [file for file in wanted if not is_inline(file)], progress)
         self._commit(publication, difference)
         self._check(publication, MASTER)
         self._tag(repo, tag)
@@ -127,11 +119,15 @@ class ModelScope:
         title = f"{publication.records.recipe.model} for {publication.records.chip.id}: {publication.version}"
 
         def call() -> None:
-            for actions in _batches(list(_actions(publication, self._difference(publication, MASTER)))):
+            for actions in self._batches(publication):
                 self._client.api.legacy.create_commit(publication.repo, "model", actions, title, MASTER)
 
         if difference:
             self._client.attempt(f"commit to {MASTER} of {publication.repo}", call)
+
+    def _batches(self, publication: Publication) -> Iterator[list[dict[str, Any]]]:
+        actions = _actions(publication, self._difference(publication, MASTER))
+        return commit_batches((action, len(action["path"]) + len(action["content"])) for action in actions)
 
     def _tag(self, repo: str, tag: str) -> None:
         def call() -> None:
@@ -158,36 +154,16 @@ class _HashedStream:
         return content
 
 
-def is_lfs(file: PublishedFile) -> bool:
-    """Whether the file is a blob of its own, or part of a commit. The hub reads some names itself; these never are."""
-    name = PurePosixPath(file.path).name
-    return name not in _INLINE_NAMES and (file.size > _INLINE_BYTES or name.endswith(".safetensors"))
-
-
 def _actions(publication: Publication, difference: Difference) -> Iterator[dict[str, Any]]:
     """Deletions, files, and last what says that the publication is complete."""
     empty = {"type": "normal", "size": 0, "sha256": "", "content": "", "encoding": ""}
     for path in difference.extra:
         yield {"action": "delete", "path": path, **empty}
-    for path in sorted((*difference.missing, *difference.changed), key=lambda path: (path in _LAST, path)):
+    for path in in_commit_order((*difference.missing, *difference.changed)):
         file = publication.by_path[path]
-        if is_lfs(file):
+        if not is_inline(file):
             content = {"type": "lfs", "sha256": file.sha256, "content": "", "encoding": ""}
         else:
             text = base64.b64encode(read_whole(file)).decode()
             content = {"type": "normal", "sha256": "", "content": text, "encoding": "base64"}
         yield {"action": "create", "path": path, "size": file.size, **content}
-
-
-def _batches(actions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for action in actions:
-        length = len(action["content"]) + len(action["path"]) + 256
-        if batch and (len(batch) == HUB_LIMITS["modelscope"].commit_files or size + length > _COMMIT_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(action)
-        size += length
-    if batch:
-        yield batch

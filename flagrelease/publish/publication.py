@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from flagrelease.errors import UsageError
-from flagrelease.hubs import HUB_LIMITS, Hub
+from flagrelease.hubs import Hub
 from flagrelease.manifest import MANIFEST_NAME
 from flagrelease.provenance import CARD_NAME
 from flagrelease.publish.records import Records
@@ -105,42 +105,3 @@ def make_publication(
         for path, content in written.items()
     ]
     return Publication(records, hub, repo, private, tuple(sorted(files, key=lambda file: file.path)))
-
-
-def limit_problems(publication: Publication) -> list[str]:
-    """What the hub would refuse, as sentences; empty for a folder."""
-    if publication.hub is None:
-        return []
-    hub, limits = publication.hub, HUB_LIMITS[publication.hub]
-    problems = [
-        f"{file.path}: {file.size:,} bytes; {hub} takes files of at most {limits.file_bytes:,} "
-        "(set convert.rank_part_bytes or convert.max_file_bytes in the recipe)"
-        for file in publication.files
-        if file.size > limits.file_bytes
-    ]
-    if len(publication.files) > limits.repo_files:
-        problems.append(f"{len(publication.files):,} files; {hub} takes {limits.repo_files:,} a repository")
-    if hub == "huggingface" and len(publication.files) > limits.commit_files:
-        problems.append(f"{len(publication.files):,} files; {hub} takes {limits.commit_files:,} in the one commit")
-    folders: dict[str, int] = {}
-    for file in publication.files:
-        folder = file.path.rpartition("/")[0]
-        folders[folder] = folders.get(folder, 0) + 1
-    problems += [
-        f"{folder or 'the top folder'}: {count:,} files; {hub} takes {limits.folder_entries:,} a folder"
-        for folder, count in folders.items()
-        if count > limits.folder_entries
-    ]
-    return problems
-
-
-def limit_advice(publication: Publication) -> list[str]:
-    """What the hub advises against but takes, as sentences."""
-    if publication.hub is None:
-        return []
-    limits = HUB_LIMITS[publication.hub]
-    return [
-        f"{file.path}: {file.size:,} bytes; {publication.hub} advises files below {limits.advised_file_bytes:,}"
-        for file in publication.files
-        if limits.advised_file_bytes < file.size <= limits.file_bytes
-    ]

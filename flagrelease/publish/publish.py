@@ -15,16 +15,16 @@ from flagrelease.publish.folder import list_folder, publish_folder
 from flagrelease.publish.hub_client import HubClient
 from flagrelease.publish.huggingface import HuggingFace
 from flagrelease.publish.huggingface_client import HuggingFaceClient
+from flagrelease.publish.limits import CONFIGURATION_NAME, limit_problems
 from flagrelease.publish.listing import Difference, compare
-from flagrelease.publish.modelscope import CONFIGURATION_NAME, ModelScope
+from flagrelease.publish.modelscope import ModelScope
 from flagrelease.publish.modelscope_client import ModelScopeClient
-from flagrelease.publish.publication import Publication, limit_problems, make_publication
+from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
 from flagrelease.publish.signature import make_signature
 
 HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
-# ModelScope shows a model by this file.
 _CONFIGURATION = b'{"framework": "pytorch", "task": "text-generation"}\n'
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flagrelease.console import human_bytes
-from flagrelease.hubs import HUB_LIMITS
+from flagrelease.publish.limits import commits, limit_advice, limit_problems
 from flagrelease.publish.online import OnlineReport
-from flagrelease.publish.publication import Publication, limit_advice, limit_problems
+from flagrelease.publish.publication import Publication
 
 _SHOWN = 20  # problems for people; --json has all
 
@@ -29,15 +29,6 @@ def plan_document(publication: Publication) -> dict[str, Any]:
         "advice": limit_advice(publication),
         "files": [{"path": file.path, "bytes": file.size, "sha256": file.sha256} for file in publication.files],
     }
-
-
-def commits(publication: Publication) -> int:
-    """Commits the hub would get: Hugging Face one on the branch and one on main, ModelScope at least this many."""
-    if publication.hub is None:
-        return 0
-    if publication.hub == "huggingface":
-        return 2
-    return -(-len(publication.files) // HUB_LIMITS[publication.hub].commit_files)
 
 
 def plan_text(publication: Publication) -> str:

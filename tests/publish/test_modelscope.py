@@ -14,6 +14,7 @@ from publish_release import write_release
 
 from flagrelease.console import progress
 from flagrelease.errors import NetworkError, UsageError, VerificationError
+from flagrelease.publish import limits
 from flagrelease.publish.modelscope import ModelScope
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, make_publication
@@ -139,7 +140,8 @@ def test_many_files_take_several_commits_and_the_manifest_is_in_the_last(
     hub: ModelScopeStandIn, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publication = publication_of(release)
-    monkeypatch.setattr("flagrelease.publish.modelscope._COMMIT_BYTES", 1000)
+    monkeypatch.setattr("flagrelease.publish.limits._COMMIT_BYTES", 1000)
+    planned = limits.commits(publication)
     commits: list[set[str]] = []
     original = hub.commit
 
@@ -151,7 +153,7 @@ def test_many_files_take_several_commits_and_the_manifest_is_in_the_last(
     hub.routes = [(m, p, watch if f == original else f) for m, p, f in hub.routes]  # type: ignore[misc]
     publish(hub, publication)
     assert_published(hub, publication)
-    assert len(commits) > 2
+    assert len(commits) == planned > 2
     assert all("manifest.json" not in held and "README.md" not in held for held in commits[:-2])
     assert "manifest.json" in commits[-1] - commits[-2]
 
@@ -159,7 +161,7 @@ def test_many_files_take_several_commits_and_the_manifest_is_in_the_last(
 def test_a_publication_cut_between_two_commits_goes_on(
     hub: ModelScopeStandIn, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flagrelease.publish.modelscope._COMMIT_BYTES", 1000)
+    monkeypatch.setattr("flagrelease.publish.limits._COMMIT_BYTES", 1000)
     publication = publication_of(release)
     publish(hub, publication)
     repo = hub.repositories[REPO]

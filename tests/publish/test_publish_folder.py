@@ -14,8 +14,9 @@ from flagrelease.errors import ResourceError, UsageError, VerificationError
 from flagrelease.hubs import HUB_LIMITS
 from flagrelease.manifest import FileRecord, Manifest
 from flagrelease.publish.folder import list_folder, publish_folder
+from flagrelease.publish.limits import commits, limit_advice, limit_problems
 from flagrelease.publish.listing import RemoteFile, compare, git_sha1
-from flagrelease.publish.publication import Publication, limit_advice, limit_problems, make_publication
+from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import read_records
 
 CARD = b"---\nlicense: mit\n---\n# the card\n"
@@ -151,6 +152,23 @@ def test_limits_of_the_hubs(release: Path) -> None:
     assert "410,700,000,000" in problem
     assert "100,000,000,000" in problem
     assert limit_problems(make_publication(records, None, "x", False, {})) == []
+
+
+def test_modelscope_takes_half_a_gigabyte_outside_lfs_and_256_files_a_commit(release: Path) -> None:
+    records = read_records(release, "nvidia", None, True)
+    on = make_publication(records, "modelscope", "FlagRelease/x", False, {})
+    assert commits(on) == 1
+    small = [FileRecord(path=f"notes/{n}.txt", size=60_000, sha256="0" * 64) for n in range(9000)]
+    manifest = records.manifest.model_copy(update={"files": (*records.manifest.files, *small)})
+    records = type(records)(
+        records.release, manifest, records.manifest_bytes, records.recipe, records.chip, records.licence, None, None
+    )
+    on = make_publication(records, "modelscope", "FlagRelease/x", False, {})
+    (problem,) = limit_problems(on)
+    assert "takes 500,000,000 outside LFS" in problem
+    # base64 makes 80,000 bytes of 60,000, and 8 MiB hold 104 of them
+    assert commits(on) == -(-9000 // 104)
+    assert not limit_problems(make_publication(records, "huggingface", "FlagRelease/x", False, {}))
 
 
 def test_comparison_sees_missing_changed_and_extra(release: Path) -> None:
