@@ -18,7 +18,7 @@ class CompletionAnswer:
 
     def __init__(self, index: int, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer) -> None:
         """`index` is that of the prompt in its request."""
-        self.prompt, self.generated = prompt, 0
+        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
         self._index, self._sampling, self._tokenizer = index, sampling, tokenizer
         self._text, self._scores, self._finish = "", list[TokenScore](), "length"
         self._begun = False
@@ -31,7 +31,7 @@ class CompletionAnswer:
         self._begun = True
         self._text += text
         self._scores += event.scores
-        self.generated = event.generated
+        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
         self._finish = event.finish or self._finish
         if not text and not event.finish:
             return []
@@ -64,7 +64,7 @@ class ChatAnswer:
 
     def __init__(self, prompt: list[int], mode: Mode, sampling: Sampling, tokenizer: Tokenizer) -> None:
         """The answer to a prompt that was encoded in `mode`."""
-        self.prompt, self.generated = prompt, 0
+        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
         self._sampling, self._tokenizer = sampling, tokenizer
         self._stream = CompletionStream.start(mode)
         self._parts: dict[str, str] = {"content": ""} if mode == "chat" else {"content": "", "reasoning_content": ""}
@@ -75,7 +75,7 @@ class ChatAnswer:
         """Take an event in; returns the choices of stream chunks that it makes."""
         said = self._stream.push(event.text)
         self._scores += event.scores
-        self.generated = event.generated
+        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
         if event.finish:
             rest, self._calls = self._stream.end()
             said += rest
@@ -123,10 +123,15 @@ class ChatAnswer:
         return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
 
 
-def usage(answers: Sequence[ChatAnswer | CompletionAnswer]) -> dict[str, int]:
-    """Tokens in and out, of all answers of a request."""
+def usage(answers: Sequence[ChatAnswer | CompletionAnswer]) -> dict[str, Any]:
+    """Tokens in and out, of all answers of a request; drafts under OpenAI's names for predicted tokens."""
     prompt, completion = sum(len(a.prompt) for a in answers), sum(a.generated for a in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    drafted, accepted = sum(a.drafted for a in answers), sum(a.accepted for a in answers)
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    if not drafted:
+        return counts
+    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
+    return {**counts, "completion_tokens_details": details}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

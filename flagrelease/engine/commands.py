@@ -62,6 +62,9 @@ DtypeOption = Annotated[DtypeChoice, typer.Option("--dtype", help="float32, with
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
 ContextOption = Annotated[int, typer.Option("--context", min=1, help="Tokens a sequence may have.")]
+SpeculateOption = Annotated[
+    bool, typer.Option("--speculate", help="Draft a token ahead with the MTP stage: the same text, faster.")
+]
 RowsOption = Annotated[int, typer.Option("--batch", min=1, help="Sequences at once.")]
 
 
@@ -131,12 +134,20 @@ def serve(
     operators: OperatorsOption = "auto",
     context: ContextOption = 16384,
     batch: RowsOption = 16,
+    queue: Annotated[int, typer.Option("--queue", min=0, help="Sequences that may wait; more are told 429.")] = 64,
+    budget: Annotated[
+        int, typer.Option("--budget", min=1, help="Prompt tokens read between two tokens of running answers.")
+    ] = 512,
+    grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that answers get when it is stopped.")] = 30,
+    speculate: SpeculateOption = False,
 ) -> None:
     """Serve OpenAI's API: models, completions, chat completions."""
-    from flagrelease.engine.session import Session
+    from flagrelease.engine.session import Serving, Session
 
-    with Session.open(release, numerics.value, dtype.value, device, operators) as session:
-        session.serve(name or release.resolve().name, mode.value, host, port, context, batch)
+    public = name or release.resolve().name
+    serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace)
+    with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
+        session.serve(serving)
 
 
 def logits(

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server: /v1/models, /v1/completions, /v1/chat/completions, /health."""
+"""An OpenAI-compatible server: /v1/models, /v1/completions, /v1/chat/completions; /health and /metrics beside them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from flagrelease.engine.answers import ChatAnswer, CompletionAnswer, usage
 from flagrelease.engine.chat import Mode, encode_messages
+from flagrelease.engine.metrics import exposition
 from flagrelease.engine.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.service import Service
+from flagrelease.engine.service import BusyError, Service, Stream
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 
 Answer = ChatAnswer | CompletionAnswer
+_CLIENT_LEFT = 499  # nginx's number, for logs: nobody reads the response
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +47,26 @@ def make_app(served: Served) -> FastAPI:
     async def health() -> Response:
         return Response(status_code=200 if served.service.alive else 503)
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(exposition(served.service.load), media_type="text/plain; version=0.0.4")
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         card = {"id": served.name, "object": "model", "created": started, "owned_by": "flagrelease"}
         return {"object": "list", "data": [card]}
 
     @app.post("/v1/completions")
-    async def completions(request: CompletionRequest) -> Response:
+    async def completions(request: CompletionRequest, http: Request) -> Response:
         prompts = _prompts(request, served.tokenizer)
         sampling = request.sampling(request.logprobs, request.max_tokens, echo=request.echo)
         answers: list[Answer] = [
             CompletionAnswer(n, prompt, sampling, served.tokenizer) for n, prompt in enumerate(prompts)
         ]
-        return await _respond(served, request, answers, sampling, "text_completion")
+        return await _respond(served, http, request, answers, sampling, "text_completion")
 
     @app.post("/v1/chat/completions")
-    async def chat_completions(request: ChatRequest) -> Response:
+    async def chat_completions(request: ChatRequest, http: Request) -> Response:
         mode = request.mode(served.mode)
         tools = request.tools if request.tool_choice == "auto" else []
         prompt = served.tokenizer.encode(encode_messages(request.messages, mode, tools))
@@ -69,10 +76,12 @@ def make_app(served: Served) -> FastAPI:
         limits = [n for n in (request.max_tokens, request.max_completion_tokens) if n is not None]
         sampling = request.sampling(logprobs, min(limits, default=None))
         answer = ChatAnswer(prompt, mode, sampling, served.tokenizer)
-        return await _respond(served, request, [answer], sampling, "chat.completion")
+        return await _respond(served, http, request, [answer], sampling, "chat.completion")
 
     @app.exception_handler(FlagReleaseError)
     async def refuse(_: Request, error: FlagReleaseError) -> JSONResponse:
+        if isinstance(error, BusyError):
+            return _error(429, str(error), {"Retry-After": str(error.retry_after)})
         return _error(503 if isinstance(error, ResourceError) else 400, str(error))
 
     @app.exception_handler(RequestValidationError)
@@ -98,13 +107,15 @@ def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]
 
 
 async def _respond(
-    served: Served, request: GenerationRequest, answers: list[Answer], sampling: Sampling, kind: str
+    served: Served, http: Request, request: GenerationRequest, answers: list[Answer], sampling: Sampling, kind: str
 ) -> Response:
     if request.model != served.name:
         raise UsageError(f"model {request.model!r}: this server has {served.name!r}")
     frame = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
     if not request.stream:
-        choices = await asyncio.gather(*(_whole(served, answer, sampling) for answer in answers))
+        if not await _fill(served, http, answers, sampling):
+            return Response(status_code=_CLIENT_LEFT)
+        choices = [answer.choice() for answer in answers]
         return JSONResponse({**frame, "object": kind, "choices": choices, "usage": usage(answers)})
     if len(answers) > 1:
         raise UsageError("several prompts cannot be streamed in one request")
@@ -114,19 +125,43 @@ async def _respond(
     return StreamingResponse(_lines(first, chunks), media_type="text/event-stream")
 
 
-async def _whole(served: Served, answer: Answer, sampling: Sampling) -> dict[str, Any]:
-    async for event in served.service.stream(answer.prompt, sampling):
+async def _fill(served: Served, http: Request, answers: list[Answer], sampling: Sampling) -> bool:
+    """Let the answers be written. False: the caller left before they were, and nothing goes on for it."""
+    streams = served.service.open([answer.prompt for answer in answers], sampling)
+    written = asyncio.gather(*(_write(answer, stream) for answer, stream in zip(answers, streams, strict=True)))
+    left = asyncio.ensure_future(_left(http))
+    try:
+        done, _ = await asyncio.wait((written, left), return_when=asyncio.FIRST_COMPLETED)
+        if written in done:
+            written.result()
+        return written in done
+    finally:
+        written.cancel()
+        left.cancel()
+        for stream in streams:
+            stream.close()
+
+
+async def _write(answer: Answer, stream: Stream) -> None:
+    async for event in stream:
         answer.add(event)
-    return answer.choice()
+
+
+async def _left(http: Request) -> None:
+    """Ends when the caller does; the request's body has been read."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _chunks(
     served: Served, answer: Answer, sampling: Sampling, frame: dict[str, Any], *, with_usage: bool
 ) -> AsyncIterator[dict[str, Any]]:
     no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
-    async for event in served.service.stream(answer.prompt, sampling):
-        for choice in answer.add(event):
-            yield {**frame, "choices": [choice], **no_usage}
+    (stream,) = served.service.open([answer.prompt], sampling)
+    with closing(stream):
+        async for event in stream:
+            for choice in answer.add(event):
+                yield {**frame, "choices": [choice], **no_usage}
     if with_usage:
         yield {**frame, "choices": [], "usage": usage([answer])}
 
@@ -140,6 +175,7 @@ async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> 
     yield "data: [DONE]\n\n"
 
 
-def _error(status: int, message: str) -> JSONResponse:
-    kind = "invalid_request_error" if status == 400 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    kinds = {400: "invalid_request_error", 429: "rate_limit_error"}
+    error = {"message": message, "type": kinds.get(status, "server_error"), "param": None, "code": None}
+    return JSONResponse({"error": error}, status, headers)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,33 @@ from flagrelease.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """How a model is served.
+
+    Attributes:
+        name: the model's, for clients.
+        mode: of chats that do not say one.
+        host: address to listen on.
+        port: port to listen on.
+        context: tokens a sequence may have.
+        rows: sequences at once.
+        queue: sequences that may wait for a row.
+        budget: tokens of prompts read in a step, between two tokens of running answers.
+        grace: seconds that running answers get at the end.
+    """
+
+    name: str
+    mode: Mode
+    host: str
+    port: int
+    context: int
+    rows: int
+    queue: int
+    budget: int
+    grace: int
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """Use as a context: at its end the processes of the job part."""
 
@@ -28,9 +56,11 @@ class Session:
     model: Model
 
     @classmethod
-    def open(cls, release: Path, numerics: NumericsName, dtype: str, device: str, operators: str) -> Session:
-        """Load, and say on stderr what was loaded."""
-        model = load(release, numerics, getattr(torch, dtype), device, operators=operators)
+    def open(
+        cls, release: Path, numerics: NumericsName, dtype: str, device: str, operators: str, *, speculate: bool = False
+    ) -> Session:
+        """Load, and say on stderr what was loaded. `speculate`: also the MTP stage, for runners that draft with it."""
+        model = load(release, numerics, getattr(torch, dtype), device, operators=operators, mtp=speculate)
         if model.groups.is_leader:
             said = f"{numerics} numerics in {dtype}, {model.ops.name} operators, {model.device.torch_device}"
             print(f"{release}: {said}, {model.groups.mp} rank(s)", file=sys.stderr)
@@ -49,19 +79,20 @@ class Session:
 
     def runner(self, rows: int, context: int) -> Runner:
         """The model with its caches, on every rank."""
-        return Runner(self.model, rows, min(context, self.model.config.max_position_embeddings))
+        context = min(context, self.model.config.max_position_embeddings)
+        return Runner(self.model, rows, context, speculate=self.model.mtp is not None)
 
     def tokenizer(self) -> Tokenizer:
         """The release's."""
         return Tokenizer(self.release)
 
-    def serve(self, name: str, mode: Mode, host: str, port: int, context: int, rows: int) -> None:
-        """Answer requests until the process is interrupted.
+    def serve(self, serving: Serving) -> None:
+        """Answer requests until SIGINT or SIGTERM; then no new ones, and the others get `grace` seconds to end.
 
         Raises:
             UsageError: the packages of the server are not installed.
         """
-        runner = self.runner(rows, context)
+        runner = self.runner(serving.rows, serving.context)
         if not self.model.groups.is_leader:
             runner.follow()
             return
@@ -73,10 +104,18 @@ class Session:
         except ModuleNotFoundError as error:
             raise UsageError(f"serving needs {error.name}: pip install 'flagrelease[serve]'") from error
         tokenizer = self.tokenizer()
-        service = Service(Scheduler(runner, tokenizer))
+        service = Service(Scheduler(runner, tokenizer, serving.budget), serving.queue)
+        app = make_app(Served(service, tokenizer, serving.name, serving.mode))
+        signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it is done
         service.start()
         try:
-            uvicorn.run(make_app(Served(service, tokenizer, name, mode)), host=host, port=port, log_level="warning")
+            uvicorn.run(
+                app, host=serving.host, port=serving.port, log_level="warning", timeout_graceful_shutdown=serving.grace
+            )
         finally:
             service.stop()
             runner.stop()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

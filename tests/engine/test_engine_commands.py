@@ -174,6 +174,27 @@ def test_serve_until_interrupted(release: Path) -> None:
     assert "bf16 numerics in float32, torch operators, cpu, 1 rank(s)" in said
 
 
+def test_a_terminated_server_finishes_its_answers(release: Path) -> None:
+    port = _free_port()
+    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "700", "--speculate",
+             *REFERENCE]  # fmt: skip
+    body = {"model": "small", "prompt": "x", "max_tokens": 600, "temperature": 0, "stream": True}
+    with subprocess.Popen([sys.executable, "-c", MAIN, *words], stderr=subprocess.PIPE, text=True) as server:
+        _wait_for(port)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            lines = [answer.readline()]
+            server.send_signal(signal.SIGTERM)
+            lines += answer.readlines()
+        _, said = server.communicate(timeout=60)
+    chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: {")]
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+    assert lines[-2] == b"data: [DONE]\n"
+    assert server.returncode == 0, said
+
+
 def _wait_for(port: int) -> None:
     deadline = time.monotonic() + 60
     with socket.socket() as probe:

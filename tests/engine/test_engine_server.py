@@ -44,7 +44,7 @@ def served(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Serv
     write_tokenizer(folder)
     tokenizer = Tokenizer(folder)
     runner = Runner(engine.load(bf16_release, "bf16", torch.float32), rows=3, context=CONTEXT)
-    return Served(Service(Scheduler(runner, tokenizer)), tokenizer, NAME, "chat")
+    return Served(Service(Scheduler(runner, tokenizer), queue_limit=8), tokenizer, NAME, "chat")
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_a_stopped_engine_tells_its_callers(
     bf16_release: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = Runner(engine.load(bf16_release, "bf16", torch.float32), rows=1, context=50)
-    service = Service(Scheduler(runner, served.tokenizer))
+    service = Service(Scheduler(runner, served.tokenizer), queue_limit=8)
     app = make_app(Served(service, served.tokenizer, NAME, "chat"))
     body = {"model": NAME, "prompt": "x", "max_tokens": 2}
 

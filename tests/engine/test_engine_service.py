@@ -1,0 +1,221 @@
+"""A service under load: the queue and its limit, callers who leave, what a monitor sees, drafts in the usage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+import uvicorn
+from engine_checkpoint import random_tokens
+from small_tokenizer import write_tokenizer
+
+from flagrelease import engine
+from flagrelease.engine.runner import Runner
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.scheduler import Scheduler
+from flagrelease.engine.server import Served, make_app
+from flagrelease.engine.service import BusyError, Service, Stream
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import ResourceError, UsageError
+
+ROWS, QUEUE, CONTEXT = 2, 3, 1500
+LONG = Sampling(temperature=1, seed=0, max_tokens=1000)
+SHORT = Sampling(temperature=0, max_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return Tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def runner(bf16_release: Path) -> Runner:
+    model = engine.load(bf16_release, "bf16", torch.float32, mtp=True)
+    model.config = model.config.model_copy(update={"eos_token_id": -1})  # answers end by length only
+    return Runner(model, ROWS, CONTEXT, speculate=True)
+
+
+@contextlib.contextmanager
+def running(runner: Runner, tokenizer: Tokenizer, clock: Callable[[], float] = time.monotonic) -> Iterator[Service]:
+    service = Service(Scheduler(runner, tokenizer), QUEUE, clock)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+async def first(stream: Stream) -> int:
+    return (await anext(stream)).generated
+
+
+def test_a_full_queue_refuses_at_once(runner: Runner, tokenizer: Tokenizer) -> None:
+    async def work(service: Service) -> None:
+        prompts = [random_tokens(5, seed=n, vocabulary=263) for n in range(ROWS + QUEUE)]
+        streams = service.open(prompts, LONG)
+        assert [await first(stream) for stream in streams[:ROWS]] == [1] * ROWS
+        assert (service.load.running, service.load.waiting) == (ROWS, QUEUE)
+        with pytest.raises(BusyError, match="3 sequences wait; try again in 1 s"):
+            service.open([prompts[0]], SHORT)
+        with pytest.raises(UsageError, match="the context is 1500"):  # a place would not help it
+            service.open([random_tokens(1499)], LONG)
+        with pytest.raises(UsageError, match="6 prompts in one request: this server takes 5"):
+            service.open([prompts[0]] * 6, SHORT)
+        assert service.load.refused == 1
+        streams[0].close()
+        streams[0].close()
+        assert await first(streams[ROWS]) == 1  # the one that waited longest has the row
+        (late,) = service.open([prompts[0]], SHORT)
+        for stream in streams:
+            stream.close()
+        assert [event.generated async for event in late][-1] == 2
+        late.close()
+        assert (service.load.running, service.load.waiting) == (0, 0)
+
+    with running(runner, tokenizer) as service:
+        asyncio.run(work(service))
+
+
+def test_all_prompts_of_a_request_or_none(runner: Runner, tokenizer: Tokenizer) -> None:
+    async def work(service: Service) -> None:
+        held = service.open([random_tokens(5)] * 3, LONG)
+        with pytest.raises(BusyError):
+            service.open([random_tokens(5)] * 3, SHORT)
+        with pytest.raises(UsageError, match="outside the vocabulary"):
+            service.open([random_tokens(5), [9999]], SHORT)
+        assert service.load.running + service.load.waiting == 3
+        for stream in held:
+            stream.close()
+
+    with running(runner, tokenizer) as service:
+        asyncio.run(work(service))
+
+
+def test_the_advice_is_the_time_between_ends(runner: Runner, tokenizer: Tokenizer) -> None:
+    now = 0.0
+
+    async def work(service: Service) -> list[int]:
+        nonlocal now
+        advice = []
+        for pause in (40.0, 40.0, 0.0):
+            streams = service.open([random_tokens(5)] * (ROWS + QUEUE), LONG)
+            with pytest.raises(BusyError) as caught:
+                service.open([random_tokens(5)], SHORT)
+            advice.append(caught.value.retry_after)
+            for stream in streams:
+                stream.close()
+            now += pause
+        return advice
+
+    with running(runner, tokenizer, lambda: now) as service:
+        assert asyncio.run(work(service)) == [1, 8, 8]  # nothing known; 5 ends in 40 s; 10 in 80 s
+        now += 3000
+        # 15 ends in 3080 s: told the longest wait
+        assert asyncio.run(work(service))[0] == 60
+
+
+def test_a_stopped_service_tells_who_waits(runner: Runner, tokenizer: Tokenizer) -> None:
+    async def work(service: Service) -> None:
+        streams = service.open([random_tokens(5)] * 4, LONG)
+        await first(streams[0])
+        await asyncio.to_thread(service.stop)
+        for stream in streams:
+            with pytest.raises(ResourceError, match="has stopped"):
+                async for _ in stream:
+                    pass
+            stream.close()
+        with pytest.raises(ResourceError, match="has stopped"):
+            service.open([random_tokens(5)], SHORT)
+
+    service = Service(Scheduler(runner, tokenizer), QUEUE)
+    service.start()
+    asyncio.run(work(service))
+
+
+@pytest.fixture(scope="module")
+def server(runner: Runner, tokenizer: Tokenizer) -> Iterator[tuple[str, Service]]:
+    with running(runner, tokenizer) as service, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = make_app(Served(service, tokenizer, "small", "chat"))
+        web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=web.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
+        web.should_exit = True
+        thread.join()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_full_server_answers_429(server: tuple[str, Service]) -> None:
+    address, service = server
+    body = {"model": "small", "prompt": "x", "max_tokens": 1000, "stream": True}
+    with httpx2.Client(base_url=address) as client, contextlib.ExitStack() as stack:
+        for _ in range(ROWS):
+            answer = stack.enter_context(client.stream("POST", "/v1/completions", json=body))
+            assert answer.status_code == 200
+        short = {"json": body | {"stream": False, "max_tokens": 1}}
+        waiting = [threading.Thread(target=client.post, args=("/v1/completions",), kwargs=short) for _ in range(QUEUE)]
+        for thread in waiting:
+            thread.start()
+        until(lambda: service.load.waiting == QUEUE)
+        refused = client.post("/v1/completions", json=body)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        too_long = client.post("/v1/completions", json=body | {"max_tokens": 5000})
+        assert too_long.status_code == 400
+        assert "flagrelease_sequences_waiting 3\n" in client.get("/metrics").text
+        stack.close()
+        for thread in waiting:
+            thread.join()
+        until(lambda: service.load.running == 0)
+        again = client.post("/v1/completions", json=body | {"stream": False, "max_tokens": 3})
+        assert again.json()["usage"]["completion_tokens"] == 3
+
+
+def test_a_caller_of_a_whole_answer_who_leaves_frees_the_row(server: tuple[str, Service]) -> None:
+    address, service = server
+    body = json.dumps({"model": "small", "prompt": ["x"] * 4, "max_tokens": 1400}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(head.encode() + b"\r\n\r\n" + body)
+        until(lambda: (service.load.running, service.load.waiting) == (ROWS, 2))
+    until(lambda: service.load.running == 0 and not service._scheduler.busy)
+    assert service.load.totals.generated < 4 * 1400
+
+
+def test_usage_and_metrics_count_drafts(server: tuple[str, Service]) -> None:
+    address, service = server
+    with httpx2.Client(base_url=address) as client:
+        before = service.load.totals.drafted, service.load.totals.accepted
+        usage = client.post("/v1/completions", json={"model": "small", "prompt": "abc", "max_tokens": 50}).json()[
+            "usage"
+        ]
+        details = usage["completion_tokens_details"]
+        drafted = service.load.totals.drafted - before[0]
+        assert details["accepted_prediction_tokens"] == service.load.totals.accepted - before[1]
+        assert details["accepted_prediction_tokens"] + details["rejected_prediction_tokens"] == drafted > 0
+        # 50 tokens: the first from the prompt, each later step one and an accepted draft; the last step has no draft
+        assert drafted + details["accepted_prediction_tokens"] in (48, 49)
+        metrics = client.get("/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+        values = dict(line.split() for line in metrics.text.splitlines() if not line.startswith("#"))
+        assert int(values["flagrelease_drafted_tokens_total"]) == service.load.totals.drafted
+        assert values["flagrelease_sequences_running"] == "0"
