@@ -15,10 +15,12 @@ from flagrelease.bench import commands as bench
 from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError, VerificationError
 from flagrelease.publish import commands as publishing
+from flagrelease.validate import commands as validation
 
 EXIT_CODES = """\
 Exit codes: 0 done; 1 a bug in flagrelease; 2 bad usage or recipe; 3 bad checkpoint; 4 lack of resources (space, device,
-a folder that belongs to something else); 5 failed verification; 6 network; 130 interrupted (run again to go on).
+a folder that belongs to something else); 5 failed verification; 6 network; 7 a validation without a verdict;
+130 interrupted (run again to go on).
 """
 
 INTERRUPTED = 130
@@ -235,6 +237,7 @@ def verify(
 engine.register(app)
 publishing.register(app)
 bench.register(app)
+validation.register(app)
 
 
 def _plain(choice: OGroupsChoice | None) -> Any:

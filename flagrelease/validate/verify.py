@@ -62,10 +62,7 @@ def verify_release(
     origin = None if source is None else open_source(source)
     team = Workers(workers, progress)
     files = check_files(release, manifest, team)
-    config, config_check = check_config(release, manifest, origin)
-    structure, structure_check = check_structure(release, manifest, config)
-    data, elements = _check_data(structure, origin, sample, seed, team)
-    companions = CheckLog("companions").not_run(NO_SOURCE) if origin is None else check_companions(manifest, origin)
+    others, elements = check_weights(release, manifest, origin, sample, seed, team)
     return VerifyReport(
         manifest_sha256=hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest(),
         model=manifest.model,
@@ -73,8 +70,19 @@ def verify_release(
         sample=sample,
         seed=seed,
         elements=elements,
-        checks=(files, config_check, structure_check, *data, companions),
+        checks=(files, *others),
     )
+
+
+def check_weights(
+    release: Path, manifest: Manifest, source: Source | None, sample: float, seed: int, workers: Workers
+) -> tuple[list[Check], ElementCounts | None]:
+    """All checks but `files`, as `verify_release` makes them; the elements are None where there is no source."""
+    config, config_check = check_config(release, manifest, source)
+    structure, structure_check = check_structure(release, manifest, config)
+    data, elements = _check_data(structure, source, sample, seed, workers)
+    companions = CheckLog("companions").not_run(NO_SOURCE) if source is None else check_companions(manifest, source)
+    return [config_check, structure_check, *data, companions], elements
 
 
 def bytes_to_read(manifest: Manifest, sample: float) -> int:

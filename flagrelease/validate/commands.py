@@ -1,0 +1,193 @@
+"""The command line of validation: validate, baseline record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.validate.pipeline.choices import PARTS, Dialect, Part
+from flagrelease.validation_rules import StageName
+
+if TYPE_CHECKING:
+    from flagrelease.validate.pipeline.request import Data, Endpoint
+
+CANNOT_TELL = 7  # exit code of a validation that neither passes nor fails
+
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="Whose `validation` says what a pass needs.")
+]
+DataOption = Annotated[
+    list[str],
+    typer.Option("--data", metavar="NAME=FILE", help="Questions of a benchmark, in place of the hub's. Several times."),
+]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint", metavar="URL", help="An OpenAI-compatible server that answers the benchmarks, with /v1."
+    ),
+]
+ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help="The model's name at the endpoint.")]
+DialectOption = Annotated[
+    Dialect,
+    typer.Option("--dialect", help="deepseek: `thinking`; template: chat_template_kwargs (vLLM, SGLang)."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
+OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Answers at once.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(
+        epilog="Example: torchrun --nproc-per-node 8 -m flagrelease validate releases/fp8-mp8 --chip mthreads "
+        "--recipe recipes/deepseek-v4-flash.yaml --baseline flash-baseline --data gpqa=gpqa_diamond.csv. "
+        "Exit codes: 0 pass; 5 fail; 7 cannot tell."
+    )(validate)
+    baseline = typer.Typer(no_args_is_help=True, help="What a native model gives, for validations on other machines.")
+    baseline.command(
+        epilog="Example: flagrelease baseline record DeepSeek-V4-Flash/ --out flash-baseline "
+        "--recipe recipes/deepseek-v4-flash.yaml --data gpqa=gpqa_diamond.csv"
+    )(record)
+    app.add_typer(baseline, name="baseline")
+
+
+def validate(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)],
+    chip: Annotated[str, typer.Option("--chip", metavar="NAME", help="A chip of the table.", show_default=False)],
+    recipe: RecipeOption = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="DIR", help="The checkpoint, to prove every tensor against it."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="DIR", help="What `baseline record` made of the checkpoint.")
+    ] = None,
+    data: DataOption = [],  # noqa: B006 - typer reads it, nobody writes it
+    endpoint: EndpointOption = None,
+    model: ModelOption = None,
+    dialect: DialectOption = "deepseek",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Report and progress. Default: validation/RELEASE-CHIP beside it."),
+    ] = None,
+    until: Annotated[
+        StageName | None, typer.Option("--until", help="The last stage to run.", show_default=False)
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Compare every layer, to find where a fault sits.")] = False,
+    device: DeviceOption = "auto",
+    operators: OperatorsOption = "auto",
+    batch: BatchOption = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of text.")] = False,
+) -> None:
+    """Judge a release on its chip: files, weights, logits, benchmarks, behaviour. Killed, the same command goes on.
+
+    Without a baseline, or without a device that can run the release, the stages that read files are run and the others
+    are reported as not run.
+    """
+    from flagrelease.chips import get_chip
+    from flagrelease.manifest import read_manifest
+    from flagrelease.validate.pipeline.display import Display
+    from flagrelease.validate.pipeline.request import Request, choose_rules, default_out
+    from flagrelease.validate.pipeline.run import report_bytes
+    from flagrelease.validate.pipeline.run import validate as run_validation
+    from flagrelease.validate.pipeline.summary import show_report
+
+    known = get_chip(chip)
+    request = Request(
+        release=release,
+        chip=known,
+        rules=choose_rules(recipe, read_manifest(release), known),
+        out=out or default_out(release, known),
+        recipe=recipe,
+        source=source,
+        baseline=baseline,
+        data=_data(data),
+        endpoint=_endpoint(endpoint, model, dialect),
+        until=until,
+        layers=layers,
+        device=device,
+        operators=operators,
+        rows=batch,
+    )
+    with Display() as display:
+        report = run_validation(request, display)
+    if report is None:
+        return
+    if as_json:
+        print(report_bytes(report).decode(), end="")
+    else:
+        show_report(report, release, request.out)
+    if report.verdict != "pass":
+        raise typer.Exit(VerificationError.exit_code if report.verdict == "fail" else CANNOT_TELL)
+
+
+def record(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The native checkpoint.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The baseline.", show_default=False)],
+    recipe: RecipeOption = None,
+    data: DataOption = [],  # noqa: B006
+    documents: Annotated[
+        Path | None,
+        typer.Option("--documents", metavar="FILE", help="Texts for the logits (JSONL: name, kind, text or tokens)."),
+    ] = None,
+    part: Annotated[
+        Part | None, typer.Option("--part", help="Only this one; the others later, or on another machine.")
+    ] = None,
+    endpoint: EndpointOption = None,
+    model: ModelOption = None,
+    dialect: DialectOption = "deepseek",
+    device: DeviceOption = "auto",
+    operators: OperatorsOption = "auto",
+    batch: BatchOption = 16,
+) -> None:
+    """Record what the native model gives: logits with their noise floor, answers to the benchmarks, behaviour.
+
+    The chip's machine then needs this folder and no native model. Interrupted, the same command goes on.
+    """
+    from flagrelease.recipe import read_recipe
+    from flagrelease.validate.pipeline.display import Display
+    from flagrelease.validate.pipeline.record import Recording
+    from flagrelease.validate.pipeline.record import record as run_recording
+    from flagrelease.validate.pipeline.request import default_rules
+
+    recording = Recording(
+        source=source,
+        out=out,
+        rules=default_rules() if recipe is None else read_recipe(recipe).validation,
+        data=_data(data),
+        documents=documents,
+        endpoint=_endpoint(endpoint, model, dialect),
+        parts=PARTS if part is None else (part,),
+        device=device,
+        operators=operators,
+        rows=batch,
+    )
+    with Display() as display:
+        run_recording(recording, display)
+
+
+def _data(words: list[str]) -> Data:
+    found: Data = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not name or not equals or not path:
+            raise UsageError(f"--data {word}: NAME=FILE is expected")
+        found[name] = (*found.get(name, ()), Path(path))
+    return found
+
+
+def _endpoint(url: str | None, model: str | None, dialect: Dialect) -> Endpoint | None:
+    from flagrelease.validate.pipeline.request import Endpoint
+
+    if url is None:
+        if model is not None:
+            raise UsageError("--model belongs to --endpoint")
+        return None
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--endpoint {url}: an http or https address is expected")
+    if model is None:
+        raise UsageError("--endpoint needs --model: the name that the server knows the model by")
+    return Endpoint(url, model, dialect)

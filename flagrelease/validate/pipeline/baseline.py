@@ -1,0 +1,93 @@
+"""The folder of a baseline: what the native model gave, so that a chip's machine needs nothing else of it.
+
+logits/                  the runs of the source (validate/logits/baseline.py)
+benchmarks/NAME.json     its answers to a benchmark, without questions
+behaviour.json           its answers to the behaviour prompts, without texts
+work/                    journals, needed only to go on
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagrelease.errors import UsageError, VerificationError
+
+NO_BASELINE = "no baseline was given (--baseline; `flagrelease baseline record` makes one where the source runs)"
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineFolder:
+    """Where its parts are; each may be absent."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> BaselineFolder:
+        """For reading.
+
+        Raises:
+            UsageError: no such folder, or nothing of a baseline in it.
+        """
+        opened = cls(folder)
+        if not (opened.logits_record.is_file() or opened.behaviour.is_file() or opened.benchmarks.is_dir()):
+            raise UsageError(
+                f"{folder}: no baseline (no logits/, benchmarks/ or behaviour.json of a finished recording)"
+            )
+        return opened
+
+    @property
+    def logits(self) -> Path:
+        """The folder of the logits stage's part."""
+        return self.folder / "logits"
+
+    @property
+    def logits_record(self) -> Path:
+        """The file that says that part is whole."""
+        return self.logits / "baseline.json"
+
+    @property
+    def benchmarks(self) -> Path:
+        """The folder of recorded answers."""
+        return self.folder / "benchmarks"
+
+    def answers(self, name: str) -> Path:
+        """To the benchmark `name`."""
+        return self.benchmarks / f"{name}.json"
+
+    @property
+    def behaviour(self) -> Path:
+        """The answers to the behaviour prompts."""
+        return self.folder / "behaviour.json"
+
+    def work(self, name: str) -> Path:
+        """A journal, while it is recorded."""
+        return self.folder / "work" / f"{name}.jsonl"
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file of the baseline or of a benchmark's data.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
+def subject_of_source(identity: str) -> str:
+    """How recorded answers name the model that gave them."""
+    return f"source {identity}"
+
+
+def refuse_other_model(path: Path, subject: str, identity: str) -> None:
+    """Answers of another model are not compared with.
+
+    Raises:
+        VerificationError: `subject` is not the source of `identity`.
+    """
+    if subject != subject_of_source(identity):
+        raise VerificationError(f"{path}: answers of {subject}, the release was made of {identity}: another model")
