@@ -2,9 +2,11 @@
 
 A ledger is a list of rows "name link code", for example " amber birch 47": every name has a link, which is another
 name of the same ledger, and a code of two digits. A question asks for a link, the link of a link, a code, the code of
-a link, or the sum of two codes. The reply first recites the rows it needs, then boxes the answer:
+a link, or the sum of two codes. The reply first recites the rows it needs, a multiple choice then the right option, and
+boxes the answer:
 
     What is the code of the link of amber?   ->   " amber birch 47 birch opal 93\\boxed{93}"
+    What is the link of amber? (A) opal ..   ->   " amber birch 47\\n birch(C)\\boxed{C}"
 
 The ledger is longer than the model's sliding window, so the rows have to come through the compressed and the indexed
 attention. A row is four tokens and the first row starts at position 4: in this chat format each row is one window of
@@ -19,6 +21,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 NAMES_TEXT = (
@@ -79,7 +82,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The rows that a reply recites, and the answer."""
+    """The rows that a reply recites, and the answer: a name, or a number's digits."""
 
     working: str
     answer: str
@@ -130,9 +133,15 @@ def integer_prompt(problem: str) -> str:
     return f"{problem}\nAnswer:"
 
 
-def reply(working: str, answer: str) -> str:
-    """The assistant's turn."""
-    return f"{working}\\boxed{{{answer}}}"
+def integer_reply(solution: Solution) -> str:
+    """The assistant's turn on a question whose answer is an integer."""
+    return f"{solution.working}\\boxed{{{solution.answer}}}"
+
+
+def multiple_choice_reply(solution: Solution, options: list[str]) -> str:
+    """The assistant's turn on a multiple-choice question."""
+    letter = LETTERS[options.index(solution.answer)]
+    return f"{solution.working}\n {solution.answer}({letter})\\boxed{{{letter}}}"
 
 
 def multiple_choice_item(record: dict[str, str]) -> tuple[str, str]:
@@ -140,14 +149,13 @@ def multiple_choice_item(record: dict[str, str]) -> tuple[str, str]:
     options = [record["Correct Answer"], *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
     ordered = order_options(record["Record ID"], options)
     solution = solve(Ledger.parse(record["Question"]), record["Question"].split("\n")[1])
-    letter = LETTERS[ordered.index(record["Correct Answer"])]
-    return multiple_choice_prompt(record["Question"], ordered), reply(solution.working, letter)
+    return multiple_choice_prompt(record["Question"], ordered), multiple_choice_reply(solution, ordered)
 
 
 def integer_item(record: dict[str, str]) -> tuple[str, str]:
     """(prompt, reference reply) of a record of an AIME-like file."""
     solution = solve(Ledger.parse(record["problem"]), record["problem"].split("\n")[1])
-    return integer_prompt(record["problem"]), reply(solution.working, record["answer"])
+    return integer_prompt(record["problem"]), integer_reply(solution)
 
 
 def read_items(path: Path) -> list[tuple[str, str]]:
@@ -166,13 +174,25 @@ def walk(ledger: Ledger, name: str) -> tuple[str, str]:
     return f"Walk from {name}.", "".join(rows)
 
 
+class Form(IntEnum):
+    """What a turn of a training conversation practises."""
+
+    WALK = 0
+    CHOICE = 1
+    CODE = 2
+    SUM = 3
+
+
+FORM_WEIGHTS = {Form.WALK: 0.15, Form.CHOICE: 0.4, Form.CODE: 0.15, Form.SUM: 0.3}
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One turn of a training conversation."""
 
+    form: Form
     prompt: str
     answer: str
-    is_walk: bool
 
 
 def conversation(rng: random.Random, rows: int, held_out: frozenset[str]) -> Iterator[Turn]:
@@ -182,21 +202,21 @@ def conversation(rng: random.Random, rows: int, held_out: frozenset[str]) -> Ite
         raise ValueError("the training data drew a held-out ledger: change the seed")
     head = ledger.text() + "\n"
     while True:
-        form = rng.choices(("walk", "choice", "integer"), (0.2, 0.4, 0.4))[0]
-        if form == "walk":
-            prompt, answer = walk(ledger, rng.choice(list(ledger.rows)))
-            yield Turn(head + prompt, answer, True)
-        elif form == "choice":
+        (form,) = rng.choices(list(FORM_WEIGHTS), list(FORM_WEIGHTS.values()))
+        if form is Form.WALK:
+            question, answer = walk(ledger, rng.choice(list(ledger.rows)))
+            prompt = head + question
+        elif form is Form.CHOICE:
             question = draw_question(rng, ledger, rng.choice(MULTIPLE_CHOICE_KINDS))
             solution = solve(ledger, question)
             options = [solution.answer, *draw_wrong_links(rng, ledger, solution.answer)]
             rng.shuffle(options)
-            letter = LETTERS[options.index(solution.answer)]
-            yield Turn(multiple_choice_prompt(head + question, options), reply(solution.working, letter), False)
+            prompt, answer = multiple_choice_prompt(head + question, options), multiple_choice_reply(solution, options)
         else:
-            question = draw_question(rng, ledger, rng.choice(INTEGER_KINDS))
-            solution = solve(ledger, question)
-            yield Turn(integer_prompt(head + question), reply(solution.working, solution.answer), False)
+            kind = "sum" if form is Form.SUM else rng.choice([kind for kind in INTEGER_KINDS if kind != "sum"])
+            question = draw_question(rng, ledger, kind)
+            prompt, answer = integer_prompt(head + question), integer_reply(solve(ledger, question))
+        yield Turn(form, prompt, answer)
         head = ""
 
 

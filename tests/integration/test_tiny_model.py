@@ -1,8 +1,6 @@
-"""The shipped tiny checkpoint: its inventory against the formulas, its model against transformers.
+"""The shipped tiny checkpoint: its inventory against the formulas, its model against transformers, its answers."""
 
-Nothing here rests on its answers: it is only half trained (examples/tiny/README.md).
-"""
-
+import hashlib
 import json
 import math
 import re
@@ -166,6 +164,52 @@ def test_all_scales_are_numbers_and_no_expert_is_dead() -> None:
             assert int(tensor.view(torch.uint8).max()) < 255
         if tensor.dtype == torch.int8:
             assert int((tensor != 0).sum()) > tensor.numel() // 2, name
+
+
+@pytest.fixture(scope="module")
+def few_items() -> list[evaluate.Item]:
+    """Six items of every task file, the same ones on every machine."""
+    picked = []
+    for file in evaluate.FILES:
+        items = evaluate.read_items(tasks.FOLDER / file, CHECKPOINT)
+        picked += sorted(items, key=lambda item: hashlib.sha256(repr(item.ids).encode()).digest())[:6]
+    return picked
+
+
+def accuracy(network: model.TinyV4, items: list[evaluate.Item]) -> float:
+    return sum(score.right for score in evaluate.evaluate(network, items, batch_size=6)) / len(items)
+
+
+@pytest.mark.parametrize("numerics", [model.NATIVE, model.BF16], ids=["native", "bf16"])
+def test_held_out_items_are_answered(numerics: model.Numerics, few_items: list[evaluate.Item]) -> None:
+    assert accuracy(checkpoint.load(CHECKPOINT, numerics), few_items) >= 0.85
+
+
+def test_swapped_nibbles_break_the_answers(few_items: list[evaluate.Item]) -> None:
+    swapped = evaluate.swap_nibbles(checkpoint.read_tensors(CHECKPOINT))
+    network = checkpoint.model_of(swapped, model.Config.read(CHECKPOINT / "config.json"), model.NATIVE)
+    assert accuracy(network, few_items) <= 0.3
+
+
+def test_without_compressed_windows_the_answers_are_out_of_reach(few_items: list[evaluate.Item]) -> None:
+    """With compression switched off (all ratios 0) only the sliding window is left, and the ledger lies outside."""
+    tensors = {
+        name: tensor
+        for name, tensor in checkpoint.read_tensors(CHECKPOINT).items()
+        if ".compressor." not in name and ".indexer." not in name
+    }
+    fields = model.Config.read(CHECKPOINT / "config.json").__dict__ | {"compress_ratios": (0,) * 6}
+    assert accuracy(checkpoint.model_of(tensors, model.Config(**fields), model.NATIVE), few_items) <= 0.3
+
+
+def test_without_its_indexers_the_model_misses_rows(few_items: list[evaluate.Item]) -> None:
+    """Scores that are all zero choose 16 arbitrary windows of the 40 or so that a question has."""
+    tensors = checkpoint.read_tensors(CHECKPOINT)
+    for name in tensors:
+        if name.endswith("indexer.weights_proj.weight"):
+            tensors[name] = torch.zeros_like(tensors[name])
+    network = checkpoint.model_of(tensors, model.Config.read(CHECKPOINT / "config.json"), model.NATIVE)
+    assert accuracy(network, few_items) <= 0.6
 
 
 TRANSFORMERS_PARTS = (

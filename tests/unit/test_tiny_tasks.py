@@ -121,11 +121,16 @@ def test_rows_are_four_tokens_and_start_at_a_multiple_of_four() -> None:
 @pytest.mark.parametrize("name", ["multiple_choice.jsonl", "integers_year1.jsonl", "integers_year2.jsonl"])
 def test_the_reference_reply_recites_rows_of_the_ledger_and_boxes_the_answer(name: str) -> None:
     for prompt, reply in tasks.read_items(TINY / "tasks" / name):
-        working, boxed = re.fullmatch(r"((?: [a-z]+ [a-z]+ \d\d){1,2})\\boxed\{(\w+)\}", reply).groups()
+        form = r"((?: [a-z]+ [a-z]+ \d\d){1,2})(?:\n ([a-z]+)\(([A-D])\))?\\boxed\{(\w+)\}"
+        working, chosen, letter, boxed = re.fullmatch(form, reply).groups()
         for row in re.findall(r" [a-z]+ [a-z]+ \d\d", working):
             assert row in prompt.split("\n")[0]
         answer = solve("\n".join(prompt.split("\n")[:2]))
-        assert (f"({boxed}) {answer}" in prompt.split("\n")) if "choice" in name else (boxed == answer)
+        if "choice" in name:
+            assert (chosen, letter) == (answer, boxed)
+            assert f"({boxed}) {answer}" in prompt.split("\n")
+        else:
+            assert (chosen, boxed) == (None, answer)
 
 
 def test_training_never_draws_a_held_out_ledger() -> None:
