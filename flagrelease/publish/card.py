@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from flagrelease.publish.run_files import (
     docker_flags,
     image_name,
     one_node_script,
+    requirements,
 )
 from flagrelease.validation_report import Score
 
@@ -98,9 +100,14 @@ def _proof(records: Records) -> Iterator[str]:
     yield "| stage | verdict | detail |"
     yield "|---|---|---|"
     for stage in records.report.stages:
-        yield f"| {stage.name} | {stage.verdict} | {stage.detail} |"
+        yield f"| {stage.name} | {stage.verdict} | {_cell(stage.detail)} |"
+    proved = [f"- {sentence}" for stage in records.report.stages for sentence in stage.proves]
+    yield from ("", *proved) if proved else ()
     yield ""
     yield "The whole record is `report.json`."
+    if records.report.environment:
+        machine = ", ".join(f"{name} {value}" for name, value in records.report.environment.items())
+        yield f"It was made with {machine}."
 
 
 def _evaluation(records: Records) -> Iterator[str]:
@@ -122,12 +129,18 @@ def _evaluation(records: Records) -> Iterator[str]:
         yield (f"- {entry.task}: `{entry.dataset}` at `{entry.revision}`; {entry.mode}. Rule: {entry.rule}.{stack}")
 
 
+def _cell(text: str) -> str:
+    """Text inside a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 def _score(score: Score) -> str:
     return f"{score.value:g} ({score.confidence:.0%}: {score.low:g} to {score.high:g})"
 
 
 def _download(records: Records, hub: Hub, repo: str) -> Iterator[str]:
     folder = shlex.quote(repo.rpartition("/")[2])
+    scheme = {"huggingface": "hf", "modelscope": "modelscope"}[hub]
     command = {
         "huggingface": f"hf download {shlex.quote(repo)} --local-dir {folder}",
         "modelscope": f"modelscope download --model {shlex.quote(repo)} --local_dir {folder}",
@@ -136,11 +149,13 @@ def _download(records: Records, hub: Hub, repo: str) -> Iterator[str]:
     yield ""
     yield "```bash"
     yield command
-    yield f'pip install "flagrelease @ git+{PROJECT}@v{records.manifest.tool.version}"'
+    yield f"pip install {requirements(records)}"
     yield f"cd {folder}"
+    yield "flagrelease verify .   # every file and tensor against the manifest"
     yield "```"
     yield ""
-    yield "Every tag of this repository is one whole publication."
+    yield "Every tag of this repository is one whole publication. What is online is checked without downloading it by"
+    yield f"`flagrelease verify {scheme}://{repo}@TAG`."
 
 
 def _run(records: Records) -> Iterator[str]:
@@ -156,6 +171,18 @@ def _run(records: Records) -> Iterator[str]:
     else:
         for rank in range(records.nodes):
             yield f"MASTER_ADDR=10.0.0.1 NODE_RANK={rank} bash {NODE_SCRIPT}   # on node {rank}; 10.0.0.1 is node 0"
+    yield "```"
+    yield ""
+    if script is None:
+        yield f"With `generate --prompt 'Who are you?'` behind `{NODE_SCRIPT}` on each node there is one answer and no"
+        yield "server. Ask the server on node 0:"
+    else:
+        yield f"Across nodes: `{NODE_SCRIPT}`, which says how. Ask the server:"
+    yield ""
+    yield "```bash"
+    yield "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\"
+    request = {"model": records.recipe.model, "messages": [{"role": "user", "content": "Who are you?"}]}
+    yield f"  -d '{json.dumps(request)}'"
     yield "```"
     if records.chip.container.base_image is not None:
         yield from _container(records, script or NODE_SCRIPT)
@@ -187,6 +214,8 @@ def _limits(records: Records) -> Iterator[str]:
         )
     if records.target.dtype == "bf16":
         yield "- Activations are not rounded to FP8 as the native model rounds them; the two numerics differ by that."
+    for stage in records.report.stages if records.report else ():
+        yield from (f"- {sentence}" for sentence in stage.leaves_open)
     yield "- The commands above are made from the chip table; what was run on the chip itself is what the report says."
 
 

@@ -70,10 +70,11 @@ def _results(records: Records) -> Iterator[dict[str, Any]]:
             f"{benchmark.metric} ({benchmark.unit}); n = {benchmark.n}, {benchmark.repeats} repeats, "
             f"{score.confidence:.0%} interval {score.low:g} to {score.high:g}"
         )
+        args = {"n": benchmark.n, "repeats": benchmark.repeats, "low": score.low, "high": score.high}
         yield {
             "task": {"type": "text-generation"},
             "dataset": {"type": benchmark.dataset, "name": benchmark.task, "revision": benchmark.revision},
-            "metrics": [{"type": benchmark.metric, "value": score.value, "name": name}],
+            "metrics": [{"type": benchmark.metric, "value": score.value, "name": name, "args": args}],
         }
 
 

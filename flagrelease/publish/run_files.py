@@ -48,6 +48,12 @@ def numerics(records: Records) -> str:
     return records.target.dtype
 
 
+def requirements(records: Records) -> str:
+    """What pip is asked for where the vendor's torch is. The `engine` extra would let pip replace that torch."""
+    version = records.manifest.tool.version
+    return f'"flagrelease[serve] @ git+{PROJECT}@v{version}" "safetensors>=0.5" "tokenizers>=0.21"'
+
+
 def image_name(records: Records) -> str:
     """What the image is called where it is built."""
     return f"{records.recipe.model}-{records.chip.id}".lower()
@@ -63,6 +69,18 @@ def _head(what: str) -> str:
     return f"#!/usr/bin/env bash\n# {what}\nset -euo pipefail\n"
 
 
+def _command(records: Records) -> str:
+    """The server gets the model's name, since the folder may have any."""
+    return f"""\
+release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+command="${{1:-serve}}"
+options=(--numerics {numerics(records)})
+if [ "$command" = serve ]; then
+  options+=(--name {records.recipe.model})
+fi
+"""
+
+
 def _one_node(records: Records) -> str:
     name = one_node_script(records)
     return (
@@ -70,10 +88,8 @@ def _one_node(records: Records) -> str:
         + f"""\
 # bash {name}                          serve OpenAI's API on port 8000
 # bash {name} generate --prompt TEXT   answer one prompt
-release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
-command="${{1:-serve}}"
-exec torchrun --nproc-per-node {records.cards} -m flagrelease "$command" "$release" \\
-  --numerics {numerics(records)} "${{@:2}}"
+{_command(records)}exec torchrun --nproc-per-node {records.cards} \\
+  -m flagrelease "$command" "$release" "${{options[@]}}" "${{@:2}}"
 """
     )
 
@@ -93,23 +109,20 @@ if [ "$((nodes * cards))" -ne {records.cards} ]; then
   echo "NODES x CARDS must be {records.cards}, the ranks this release is cut for; it is $nodes x $cards" >&2
   exit 2
 fi
-release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
-command="${{1:-serve}}"
-exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \\
-  --master-addr "$MASTER_ADDR" --master-port "${{PORT:-29500}}" -m flagrelease "$command" "$release" \\
-  --numerics {numerics(records)} "${{@:2}}"
+{_command(records)}exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \\
+  --master-addr "$MASTER_ADDR" --master-port "${{PORT:-29500}}" \\
+  -m flagrelease "$command" "$release" "${{options[@]}}" "${{@:2}}"
 """
     )
 
 
 def _container_file(records: Records) -> str:
-    version = records.manifest.tool.version
     return f"""\
 # {_NOT_BUILT}
 # docker build -t {image_name(records)} - < {CONTAINER_FILE}
 FROM {records.chip.container.base_image}
-# The vendor's torch and triton are in the image and stay; the engine extra would let pip replace them.
-RUN pip install --no-cache-dir "flagrelease[serve] @ git+{PROJECT}@v{version}" "safetensors>=0.5" "tokenizers>=0.21"
+# The vendor's torch and triton are in the image and stay.
+RUN pip install --no-cache-dir {requirements(records)}
 """
 
 

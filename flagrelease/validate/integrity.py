@@ -20,6 +20,8 @@ from flagrelease.validate.workers import Workers
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _BLOCK = 4 << 20
+# Beside what they download: git's file of the repository itself, and the bookkeeping of `hf download`.
+_LEFT_BY_DOWNLOADS = (".gitattributes", ".cache/huggingface/")
 
 
 def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
@@ -29,6 +31,7 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
     records = _unique_records(manifest, log)
     listed, unlisted = "manifest", {MANIFEST_NAME}
     if STATEMENT_NAME in found and STATEMENT_NAME not in records:
+        found = {name: path for name, path in found.items() if not name.startswith(_LEFT_BY_DOWNLOADS)}
         records = _published_records(release, manifest, records, log)
         listed, unlisted = "manifest and provenance statement", {MANIFEST_NAME, STATEMENT_NAME, SIGNATURE_NAME}
     for name in sorted(found.keys() - records.keys() - unlisted):

@@ -95,6 +95,7 @@ class HuggingFaceStandIn(Loopback):
             ("POST", MODEL + "/tag/(?P<rev>.+)", self.tag),
             ("POST", MODEL + "/lfs-files/duplicate", self.duplicate),
             ("GET", "/" + NAME + "/resolve/(?P<rev>[^/]+)/(?P<path>.+)", self.resolve),
+            ("HEAD", "/" + NAME + "/resolve/(?P<rev>[^/]+)/(?P<path>.+)", self.head),
         ]
 
     # what a test looks at
@@ -346,3 +347,14 @@ class HuggingFaceStandIn(Loopback):
         if entry is None:
             return Reply(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         return ranged(entry.content if entry.content is not None else held.blobs[entry.sha256 or ""], headers)
+
+    def head(self, match: re.Match[str], _: Any, __: Any, headers: Any) -> Reply:
+        """What a download asks first."""
+        reply = self.resolve(match, _, __, headers)
+        held = self.repositories[match["repo"]]
+        entry = (held.tree(match["rev"]) or {}).get(match["path"])
+        if entry is not None:
+            commit = held.branches.get(match["rev"]) or held.tags.get(match["rev"]) or match["rev"]
+            etag = f'"{entry.sha256 or entry.oid}"'
+            reply.headers |= {"X-Repo-Commit": commit, "ETag": etag, "X-Linked-Size": str(entry.size)}
+        return reply

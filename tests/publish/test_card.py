@@ -195,7 +195,7 @@ def test_one_node_serves_and_generates(tmp_path: Path, recorded: Any) -> None:
     folder = scripts(tmp_path, "deepseek-v4-flash", "mthreads")
     served = recorded(folder / "run_mp8.sh").stdout.splitlines()
     base = ["--nproc-per-node", "8", "-m", "flagrelease"]
-    assert served == [*base, "serve", str(folder), "--numerics", "fp8"]
+    assert served == [*base, "serve", str(folder), "--numerics", "fp8", "--name", "DeepSeek-V4-Flash"]
     asked = recorded(folder / "run_mp8.sh", "generate", "--prompt", "who are you?").stdout.splitlines()
     assert asked == [*base, "generate", str(folder), "--numerics", "fp8", "--prompt", "who are you?"]
 
@@ -207,6 +207,7 @@ def test_several_nodes(tmp_path: Path, recorded: Any) -> None:
     assert done.stdout.splitlines() == [
         "--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "8", "--master-addr", "10.0.0.1",
         "--master-port", "29500", "-m", "flagrelease", "serve", str(folder), "--numerics", "bf16",
+        "--name", "DeepSeek-V4-Flash",
     ]  # fmt: skip
     four = recorded(folder / "run_node.sh", MASTER_ADDR="a", NODE_RANK="0", NODES="4", CARDS="4", PORT="1")
     assert four.stdout.splitlines()[1:6:4] == ["4", "4"]

@@ -5,5 +5,9 @@ set -euo pipefail
 # bash run_mp16.sh generate --prompt TEXT   answer one prompt
 release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 command="${1:-serve}"
-exec torchrun --nproc-per-node 16 -m flagrelease "$command" "$release" \
-  --numerics bf16 "${@:2}"
+options=(--numerics bf16)
+if [ "$command" = serve ]; then
+  options+=(--name DeepSeek-V4-Flash)
+fi
+exec torchrun --nproc-per-node 16 \
+  -m flagrelease "$command" "$release" "${options[@]}" "${@:2}"

@@ -13,6 +13,10 @@ if [ "$((nodes * cards))" -ne 64 ]; then
 fi
 release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 command="${1:-serve}"
+options=(--numerics bf16)
+if [ "$command" = serve ]; then
+  options+=(--name DeepSeek-V4-Pro)
+fi
 exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \
-  --master-addr "$MASTER_ADDR" --master-port "${PORT:-29500}" -m flagrelease "$command" "$release" \
-  --numerics bf16 "${@:2}"
+  --master-addr "$MASTER_ADDR" --master-port "${PORT:-29500}" \
+  -m flagrelease "$command" "$release" "${options[@]}" "${@:2}"

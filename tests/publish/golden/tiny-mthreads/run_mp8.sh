@@ -5,5 +5,9 @@ set -euo pipefail
 # bash run_mp8.sh generate --prompt TEXT   answer one prompt
 release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 command="${1:-serve}"
-exec torchrun --nproc-per-node 8 -m flagrelease "$command" "$release" \
-  --numerics fp8 "${@:2}"
+options=(--numerics fp8)
+if [ "$command" = serve ]; then
+  options+=(--name flagrelease-tiny-v4)
+fi
+exec torchrun --nproc-per-node 8 \
+  -m flagrelease "$command" "$release" "${options[@]}" "${@:2}"
