@@ -221,6 +221,7 @@ class BehaviourRules(_Strict):
 
     Attributes:
         mode: how the model answers, as in its chat encoding.
+        prompts: of each kind (text, tool call, JSON), at most: the first ones.
         repeats: answers to each prompt, each with a seed of its own, derived from `seed`.
         max_tokens: of an answer with its reasoning.
         margin: largest excess over the native model's rate that still counts as aligned, in points of 100: of answers
@@ -232,6 +233,7 @@ class BehaviourRules(_Strict):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=4096, ge=1)
+    prompts: int = Field(default=16, ge=1)
     repeats: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0)
     margin: float = Field(default=10.0, gt=0, lt=100)

@@ -11,7 +11,7 @@ from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scheduler import Scheduler
 from flagrelease.engine.sequence import Generated
 from flagrelease.validate.behaviour.answers import Answer, Behaviour
-from flagrelease.validate.behaviour.prompts import Prompt, bundled_prompts, prompts_sha256
+from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256
 from flagrelease.validate.behaviour.signs import calls_tool, is_json_object, loops, read_completion
 from flagrelease.validation_rules import BehaviourRules
 
@@ -70,7 +70,7 @@ def _read(journal: Path) -> Iterator[Answer]:
 
 
 def _asks(scheduler: Scheduler, rules: BehaviourRules) -> Iterator[_Ask]:
-    for prompt in bundled_prompts():
+    for prompt in prompts_of(rules):
         tokens = tuple(scheduler.tokenizer.encode(prompt.encode(rules.mode)))
         yield from (_Ask(prompt, repeat, tokens) for repeat in range(rules.repeats))
 

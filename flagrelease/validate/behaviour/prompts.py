@@ -7,10 +7,11 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, get_args
 
 from flagrelease.engine.chat import Message, Mode, encode_messages
 from flagrelease.validate.behaviour.answers import Wish
+from flagrelease.validation_rules import BehaviourRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,12 @@ def bundled_prompts() -> tuple[Prompt, ...]:
         )
         for each in document["prompts"]
     )
+
+
+def prompts_of(rules: BehaviourRules) -> list[Prompt]:
+    """Those that the rules ask for."""
+    kinds = {wish: [prompt for prompt in bundled_prompts() if prompt.wish == wish] for wish in get_args(Wish)}
+    return [prompt for prompts in kinds.values() for prompt in prompts[: rules.prompts]]
 
 
 @cache

@@ -178,7 +178,6 @@ def _short(value: float | None) -> str:
 def _distribution_panel(reference: str, comparisons: list[_Comparison]) -> Panel:
     first = comparisons[0]
     edges, counts = _trimmed(first.kl.edges, [c.kl.histogram for c in comparisons])
-    series = [Series(c.replay, _STYLES[c.replay], part) for c, part in zip(comparisons, counts, strict=True)]
     marks = []
     if first.mean_kl:
         marks.append(Mark(first.mean_kl, f"mean, {first.replay}", "mean"))
@@ -195,6 +194,7 @@ def _distribution_panel(reference: str, comparisons: list[_Comparison]) -> Panel
         for row in table.rows
     )
     if edges:
+        series = [Series(c.replay, _STYLES[c.replay], part) for c, part in zip(comparisons, counts, strict=True)]
         picture = histogram(
             f"kl-{reference}", edges, series, title=f"KL to {_REFERENCES[reference]}, by token", description=words,
             axis="KL of a token, nats", marks=marks,

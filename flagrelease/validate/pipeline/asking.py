@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flagrelease.engine.chat import encode_messages
 from flagrelease.validate.behaviour.answers import Behaviour
-from flagrelease.validate.behaviour.prompts import bundled_prompts
+from flagrelease.validate.behaviour.prompts import prompts_of
 from flagrelease.validate.benchmarks.answerer import Answerer
 from flagrelease.validate.benchmarks.endpoint import EndpointAnswerer
 from flagrelease.validate.benchmarks.engine_answerer import EngineAnswerer
@@ -53,7 +53,7 @@ def ask_behaviour(port: Port, subject: str, rules: BehaviourRules, journal: Path
     from flagrelease.validate.behaviour.ask import answer_prompts
 
     tokenizer = port.session.tokenizer()
-    longest = max(len(tokenizer.encode(prompt.encode(rules.mode))) for prompt in bundled_prompts())
+    longest = max(len(tokenizer.encode(prompt.encode(rules.mode))) for prompt in prompts_of(rules))
 
     def progress(done: int, total: int) -> None:
         watch("behaviour", done, total, "answers")
