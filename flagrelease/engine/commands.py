@@ -86,12 +86,18 @@ def generate(
         Path | None,
         typer.Option("--prompts", help="A JSONL file: a string or a list of messages a line. JSONL goes to stdout."),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --prompts: where JSONL goes; run again, it is completed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --prompt: one JSON document on stdout.")] = False,
     mode: Annotated[
         ModeChoice, typer.Option("--mode", help="How the model answers; raw: no chat at all.")
     ] = ModeChoice.CHAT,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the most likely token.")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Sample from the tokens that hold this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="The same seed gives the same text; prompt n of a file has seed + n.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of an answer.")] = 512,
     numerics: NumericsOption = NumericsChoice.NATIVE,
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
@@ -99,6 +105,7 @@ def generate(
     operators: OperatorsOption = "auto",
     context: ContextOption = 16384,
     batch: RowsOption = 4,
+    speculate: SpeculateOption = False,
 ) -> None:
     """Continue a prompt, a file of prompts, or (with neither) chat at the terminal."""
     from flagrelease.engine import terminal
@@ -107,13 +114,17 @@ def generate(
 
     if prompt is not None and prompts is not None:
         raise UsageError("--prompt and --prompts: give one of them")
+    if out is not None and prompts is None:
+        raise UsageError("--out is for the answers of --prompts")
+    if as_json and prompt is None:
+        raise UsageError("--json is for the answer of --prompt; --prompts always writes JSON lines")
     sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
-    with Session.open(release, numerics.value, dtype.value, device, operators) as session:
+    with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
         work = terminal.Terminal(session, mode.value, sampling)
         if prompts is not None:
-            work.answer_file(prompts, context, batch)
+            work.answer_file(prompts, out, context, batch)
         elif prompt is not None:
-            work.answer(prompt, context)
+            work.answer(prompt, context, as_json=as_json)
         elif mode is ModeChoice.RAW:
             raise UsageError("--mode raw needs --prompt or --prompts: a chat at the terminal has turns")
         else:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from flagrelease.engine.answer_file import AnswerFile, answer_document, request_digest
 from flagrelease.engine.chat import ChatFormatError, Message, Mode, encode_messages, parse_completion
 from flagrelease.engine.jsonl import read_lines
+from flagrelease.engine.pace import Pace
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler, generate_all
+from flagrelease.engine.scheduler import Request, Scheduler, generate_each
 from flagrelease.engine.sequence import Generated
 from flagrelease.engine.session import Session
 from flagrelease.errors import UsageError
 
 Prompt = str | list[Message]
+Write = Callable[[int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +32,58 @@ class Terminal:
     mode: Mode | Literal["raw"]
     sampling: Sampling
 
-    def answer(self, prompt: str, context: int) -> None:
-        """Print the continuation of one prompt while it is being written."""
+    def answer(self, prompt: str, context: int, *, as_json: bool) -> None:
+        """Print the continuation of one prompt while it is being written, or one JSON document at its end."""
         scheduler = self._scheduler(1, context)
-        if scheduler is not None:
-            with _stopping(scheduler):
-                self._print(scheduler, self._encode(scheduler, prompt))
+        if scheduler is None:
+            return
+        with _stopping(scheduler):
+            tokens, pace = self._encode(scheduler, prompt), Pace(1, scheduler.totals)
+            result = self._generate(scheduler, tokens, silent=as_json)
+            pace.answered()
+            if as_json:
+                print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
+            print(pace.summary(), file=sys.stderr)
 
-    def answer_file(self, path: Path, context: int, rows: int) -> None:
-        """Print an answer a line: {"text": .., "finish_reason": ..}, in the order of the file."""
+    def answer_file(self, path: Path, out: Path | None, context: int, rows: int) -> None:
+        """Write a line for each prompt of a file as it is answered: to `out`, which may hold some already, or stdout.
+
+        The n-th prompt, from 0, is sampled with the seed plus n.
+        """
         prompts = read_prompts(path)
         scheduler = self._scheduler(rows, context)
         if scheduler is None:
             return
         with _stopping(scheduler):
-            tokens = [self._encode(scheduler, prompt) for prompt in prompts]
-            for result in generate_all(scheduler, tokens, self.sampling):
-                line = {"text": result.text, "finish_reason": result.finish}
-                print(json.dumps(line, ensure_ascii=False), flush=True)
+            requests = [
+                (self._encode(scheduler, prompt), self._sampling_of(place)) for place, prompt in enumerate(prompts)
+            ]
+            for place, request in enumerate(requests):  # before any of them runs
+                _check(scheduler, request, f"{path}: prompt {place}")
+            numerics = self.session.model.numerics
+            digests = [request_digest(*request, f"{numerics.name} {numerics.dtype}") for request in requests]
+            if out is None:
+                self._answer_each(scheduler, requests, range(len(requests)), _print_line)
+                return
+            with AnswerFile(out, digests) as file:
+                missing = [place for place in range(len(requests)) if place not in file.finished]
+                if file.finished:
+                    print(f"{out}: {len(file.finished)} answers are there, {len(missing)} to go", file=sys.stderr)
+                self._answer_each(scheduler, requests, missing, file.add)
+
+    def _answer_each(
+        self, scheduler: Scheduler, requests: Sequence[Request], wanted: Sequence[int], write: Write
+    ) -> None:
+        pace = Pace(len(wanted), scheduler.totals)
+        for n, result in generate_each(scheduler, [requests[place] for place in wanted]):
+            write(wanted[n], answer_document(requests[wanted[n]][0], result))
+            pace.answered()
+        print(pace.summary(), file=sys.stderr)
+
+    def _sampling_of(self, place: int) -> Sampling:
+        """Its own for each prompt: the same prompt twice is to be answered twice."""
+        seed = self.sampling.seed
+        return self.sampling if seed is None else replace(self.sampling, seed=seed + place)
 
     def chat(self, context: int) -> None:
         """A line is a turn; the end of input ends the chat."""
@@ -57,7 +94,7 @@ class Terminal:
         with _stopping(scheduler):
             while (said := _ask()) is not None:
                 messages.append({"role": "user", "content": said})
-                messages.append(self._turn(self._print(scheduler, self._encode(scheduler, messages))))
+                messages.append(self._turn(self._generate(scheduler, self._encode(scheduler, messages)).text))
 
     def _scheduler(self, rows: int, context: int) -> Scheduler | None:
         """On the leader; the other ranks work here until it is done, and get None."""
@@ -75,15 +112,17 @@ class Terminal:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return scheduler.tokenizer.encode(encode_messages(messages, self.mode))
 
-    def _print(self, scheduler: Scheduler, tokens: Sequence[int]) -> str:
+    def _generate(self, scheduler: Scheduler, tokens: Sequence[int], *, silent: bool = False) -> Generated:
         scheduler.submit(tokens, self.sampling)
         result = Generated()
         while scheduler.busy:
             for event in scheduler.step():
                 result.add(event)
-                print(event.text, end="", flush=True)
-        print(flush=True)
-        return result.text
+                if not silent:
+                    print(event.text, end="", flush=True)
+        if not silent:
+            print(flush=True)
+        return result
 
     def _turn(self, text: str) -> Message:
         """What the model wrote, as a message of the history."""
@@ -93,6 +132,17 @@ class Terminal:
         except ChatFormatError:  # no tools were offered: calls are only text here
             return {"role": "assistant", "content": text}
         return {"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning}
+
+
+def _check(scheduler: Scheduler, request: Request, what: str) -> None:
+    try:
+        scheduler.check(*request)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from error
+
+
+def _print_line(place: int, document: dict[str, Any]) -> None:
+    print(json.dumps({"index": place, **document}, ensure_ascii=False), flush=True)
 
 
 @contextmanager

@@ -71,10 +71,78 @@ def test_a_file_of_prompts(app: typer.Typer, release: Path, tmp_path: Path) -> N
     file.write_text("\n".join(map(json.dumps, prompts)) + "\n\n")
     out = run(app, "generate", release, "--prompts", file, "--batch", 2, "--mode", "thinking", "--temperature", 0,
               "--max-tokens", 5, *REFERENCE)  # fmt: skip
-    lines = [json.loads(line) for line in out.splitlines()]
+    lines = {line["index"]: line for line in map(json.loads, out.splitlines())}
     texts = ["<｜User｜>one", "S<｜User｜>two", "<｜User｜>three"]
-    expected = [expected_text(release, f"<｜begin▁of▁sentence｜>{text}<｜Assistant｜><think>", 5) for text in texts]
-    assert lines == [{"text": text, "finish_reason": "length"} for text in expected]
+    for n, text in enumerate(texts):
+        encoded = f"<｜begin▁of▁sentence｜>{text}<｜Assistant｜><think>"
+        assert lines[n] == {
+            "index": n, "text": expected_text(release, encoded, 5), "finish_reason": "length",
+            "prompt_tokens": len(Tokenizer(release).encode(encoded)), "generated_tokens": 5,
+        }  # fmt: skip
+
+
+def test_one_prompt_as_a_document(app: typer.Typer, release: Path) -> None:
+    words = ["--prompt", "Hi", "--mode", "raw", "--temperature", 0, "--max-tokens", 9, *REFERENCE]
+    plain = json.loads(run(app, "generate", release, *words, "--json"))
+    assert plain == {
+        "text": expected_text(release, "Hi", 9), "finish_reason": "length", "prompt_tokens": 2, "generated_tokens": 9,
+    }  # fmt: skip
+    result = CliRunner().invoke(app, ["generate", str(release), *map(str, words), "--json", "--speculate"])
+    drafted = json.loads(result.stdout)
+    assert drafted.items() >= plain.items()
+    share = drafted["accepted_tokens"] / drafted["drafted_tokens"]
+    assert f"{share:.1%} of {drafted['drafted_tokens']} drafts right" in result.stderr
+
+
+def test_equal_prompts_of_a_file_have_their_own_seeds(app: typer.Typer, release: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"x"\n' * 3)
+    words = ["--seed", 3, "--max-tokens", 12, *REFERENCE]
+    out = [json.loads(line) for line in run(app, "generate", release, "--prompts", file, *words).splitlines()]
+    texts = [line["text"] for line in sorted(out, key=lambda line: line["index"])]
+    assert len(set(texts)) == 3
+    assert texts[0] + "\n" == run(app, "generate", release, "--prompt", "x", *words)
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_any_runs(app: typer.Typer, release: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps("x") + "\n" + json.dumps("x" * 100) + "\n")
+    with pytest.raises(UsageError, match=r"prompts\.jsonl: prompt 1: .* the context is 90"):
+        run(app, "generate", release, "--prompts", file, "--context", 90, "--max-tokens", 9, *REFERENCE)
+
+
+def test_a_killed_run_goes_on(app: typer.Typer, release: Path, tmp_path: Path) -> None:
+    file, whole, out = tmp_path / "prompts.jsonl", tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps(f"prompt {n}") + "\n" for n in range(14)))
+    words = ["--prompts", str(file), "--seed", "1", "--max-tokens", "20", "--batch", "2", *REFERENCE]
+    begin = [sys.executable, "-c", MAIN, "generate", str(release), *words, "--out", str(out)]
+    with subprocess.Popen(begin, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not out.exists() or out.read_bytes().count(b"\n") < 3:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    kept = out.read_bytes().splitlines(keepends=True)
+    assert 3 <= len(kept) < 14
+    with out.open("ab") as torn:
+        torn.write(b'{"index": 13, "request": "')  # the worst a kill can leave
+    run(app, "generate", release, *words, "--out", out)
+    assert out.read_bytes().startswith(b"".join(line for line in kept if line.endswith(b"\n")))
+    run(app, "generate", release, *words, "--out", whole)
+    by_index = [
+        sorted(map(json.loads, f.read_text().splitlines()), key=lambda line: line["index"]) for f in (out, whole)
+    ]
+    assert [line["index"] for line in by_index[0]] == list(range(14))
+    assert by_index[0] == by_index[1]
+    before = out.read_bytes()
+    run(app, "generate", release, *words, "--out", out)  # nothing to do
+    assert out.read_bytes() == before
+    with pytest.raises(UsageError, match="line 1 answers another prompt"):
+        run(app, "generate", release, *words, "--out", out, "--temperature", 0.5)
+    out.write_text("[1]\n")
+    with pytest.raises(UsageError, match="line 1 is no answer"):
+        run(app, "generate", release, *words, "--out", out)
 
 
 def test_a_seed_gives_the_same_text(app: typer.Typer, release: Path) -> None:
@@ -97,6 +165,8 @@ def test_chat_remembers(app: typer.Typer, release: Path) -> None:
     ("words", "said"),
     [
         (["--prompt", "a", "--prompts", "b"], "one of them"),
+        (["--prompt", "a", "--out", "b"], "--out is for"),
+        (["--prompts", "a", "--json"], "--json is for"),
         (["--mode", "raw"], "--mode raw needs"),
         (["--prompt", "a", "--top-p", "0"], "top_p"),
         (["--prompt", "a", "--device", "abacus"], "abacus"),
@@ -176,9 +246,9 @@ def test_serve_until_interrupted(release: Path) -> None:
 
 def test_a_terminated_server_finishes_its_answers(release: Path) -> None:
     port = _free_port()
-    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "700", "--speculate",
+    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "200", "--speculate",
              *REFERENCE]  # fmt: skip
-    body = {"model": "small", "prompt": "x", "max_tokens": 600, "temperature": 0, "stream": True}
+    body = {"model": "small", "prompt": "x", "max_tokens": 150, "temperature": 0, "stream": True}
     with subprocess.Popen([sys.executable, "-c", MAIN, *words], stderr=subprocess.PIPE, text=True) as server:
         _wait_for(port)
         request = urllib.request.Request(
