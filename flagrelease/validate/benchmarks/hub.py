@@ -8,8 +8,12 @@ from flagrelease.errors import NetworkError, UsageError
 from flagrelease.validation_rules import BenchmarkRules
 
 
-def download(rules: BenchmarkRules) -> tuple[list[Path], str]:
-    """The files that the rules name, in the hub client's own cache, and the commit they are of.
+def download(rules: BenchmarkRules, endpoint: str | None = None, cache: Path | None = None) -> tuple[list[Path], str]:
+    """The files that the rules name, and the commit they are of: `read_exam(rules, *download(rules))`.
+
+    Args:
+        endpoint: another hub than HF_ENDPOINT says.
+        cache: another folder than the hub client's own.
 
     Raises:
         UsageError: the client is not installed.
@@ -24,7 +28,9 @@ def download(rules: BenchmarkRules) -> tuple[list[Path], str]:
     paths, commit = [], rules.revision
     for file in rules.files:
         try:
-            path = Path(hf_hub_download(rules.dataset, file, repo_type="dataset", revision=commit))
+            path = hf_hub_download(
+                rules.dataset, file, repo_type="dataset", revision=commit, endpoint=endpoint, cache_dir=cache
+            )
         except GatedRepoError:
             raise NetworkError(
                 f"{place}: access is given by its owners; ask for it on its page and run `hf auth login`, or give a "
@@ -34,8 +40,8 @@ def download(rules: BenchmarkRules) -> tuple[list[Path], str]:
             raise NetworkError(f"{place}: the hub cannot be reached; give a file of your own") from None
         except HfHubHTTPError as error:
             raise NetworkError(f"{place}: {file}: HTTP {error.response.status_code}") from None
-        paths.append(path)
-        commit = _commit(path, file)  # the further files of the same one
+        paths.append(Path(path))
+        commit = _commit(paths[-1], file)  # the further files of the same one
     return paths, commit
 
 

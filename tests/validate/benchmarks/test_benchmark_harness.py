@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from scripted_exam import choice_exam, choice_records, write_jsonl
+from scripted_exam import MARKER, choice_exam, choice_records, write_jsonl
 
 from flagrelease.engine.chat import BOS
 from flagrelease.engine.scheduler import Scheduler
@@ -121,7 +124,7 @@ def test_all_repeats_count(choices: Path) -> None:
 
 def test_lm_evals_runner_uses_the_engine_by_name(small_release: Path, tmp_path: Path) -> None:
     exam = choice_exam(tmp_path, count=2, max_tokens=10)
-    args = f"release={small_release},numerics=bf16,dtype=float32,device=cpu,context=400,batch=4"
+    args = f"release={small_release},numerics=bf16,dtype=float32,on=cpu,context=400,batch=4"
     results = evaluate(
         "flagrelease", args, [tasks.definition(exam, 4)], TaskManager(include_defaults=False), apply_chat_template=True
     )
@@ -206,3 +209,17 @@ def test_there_is_one_begin_of_sentence_token(model: EngineLM) -> None:
     for text in (BOS + prompt, f"Hi {BOS}"):
         with pytest.raises(VerificationError, match="begin-of-sentence"):
             model.tok_encode(text)
+
+
+@pytest.mark.slow
+def test_lm_evals_command_line_knows_the_engine(small_release: Path, choices: Path) -> None:
+    """It looks through its 14,000 own tasks first."""
+    command = [
+        sys.executable, "-m", "flagrelease.validate.benchmarks.harness", "run", "--model", "flagrelease",
+        "--model_args", f"release={small_release},numerics=bf16,on=cpu,context=800", "--include_path", str(HARNESS),
+        "--tasks", "flagrelease_gpqa_diamond", "--metadata", json.dumps({"data": str(choices)}),
+        "--gen_kwargs", "max_gen_toks=2", "--apply_chat_template", "--limit", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "flagrelease_gpqa_diamond" in done.stdout
+    assert MARKER not in done.stdout + done.stderr

@@ -38,15 +38,22 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         release: str,
         numerics: NumericsName = "native",
         dtype: str = "bfloat16",
-        device: str = "auto",
+        on: str = "auto",
         operators: str = "auto",
         context: int = 16384,
         batch: int = 16,
         mode: Mode = "chat",
         seed: int = 0,
-        **_: Any,
+        device: object = None,
+        batch_size: object = None,
+        max_batch_size: object = None,
     ) -> None:
-        """Load a release. lm-eval passes `batch_size` and `max_batch_size` to every model; `batch` is this one's.
+        """Load a release.
+
+        Args:
+            on: the device, as `--device` of the package's own commands.
+            device, batch_size, max_batch_size: what lm-eval gives to every model ("cuda:0" and 1 if nobody chose); not
+                used.
 
         Raises:
             UsageError: under torchrun, where every rank would run all of lm-eval.
@@ -54,7 +61,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         from flagrelease.engine.scheduler import Scheduler
         from flagrelease.engine.session import Session
 
-        session = Session.open(Path(release), numerics, dtype, device, operators)
+        session = Session.open(Path(release), numerics, dtype, on, operators)
         if session.model.groups.mp > 1:
             raise UsageError("this model of lm-eval is one process; for several ranks use `flagrelease serve`")
         self._take(Scheduler(session.runner(batch, context), session.tokenizer()), mode, seed)
