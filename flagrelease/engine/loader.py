@@ -53,7 +53,8 @@ def load(
     with TensorReader() as reader:
         release = Release(Path(path), rank, mp, place, reader)
         groups = join_groups(release.config, release.o_mode or "split") if mp > 1 else alone()
-        policy = choose_numerics(numerics, dtype, release.config)
+        parts = release.config.o_groups if groups.o_mode == "shared" else mp
+        policy = choose_numerics(numerics, dtype, release.config, parts)
         model = Model.build(Weights(release, policy), release.config, policy, provider, groups, opened, mtp=mtp)
     model.chunk = chunk
     return model

@@ -38,11 +38,12 @@ class Numerics:
     quantise_index: bool
 
 
-def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig) -> Numerics:
+def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig, output_parts: int = 1) -> Numerics:
     """The policy called `name`, computing in `dtype`.
 
     float32 goes with `bf16` only (its weights decoded to float32: the reference for other implementations): rounding
-    activations to FP8 is defined on BF16 values.
+    activations to FP8 is defined on BF16 values. `output_parts`: into how many the ranks cut wo_b's input, the only
+    rounded one that they cut.
 
     Raises:
         UsageError: an unknown name, a dtype that does not go with it, or widths that FP8 groups do not divide.
@@ -59,16 +60,17 @@ def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig) -> Numer
     if dtype not in dtypes:
         raise UsageError(f"numerics {name!r} computes in {' or '.join(map(str, dtypes))}, not {dtype}")
     if numerics.quantise_inputs:
-        _check_groups(config)
+        _check_groups(config, output_parts)
     return numerics
 
 
-def _check_groups(config: ModelConfig) -> None:
+def _check_groups(config: ModelConfig, output_parts: int) -> None:
+    cut = f" / {output_parts} ranks" if output_parts > 1 else ""
     widths = {
         "hidden_size": (config.hidden_size, 128),
         "q_lora_rank": (config.q_lora_rank, 128),
         "moe_intermediate_size": (config.moe_intermediate_size, 128),
-        "o_groups * o_lora_rank": (config.o_groups * config.o_lora_rank, 128),
+        f"o_groups * o_lora_rank{cut}": (config.o_groups * config.o_lora_rank // output_parts, 128),
         "head_dim - qk_rope_head_dim": (config.head_dim - config.qk_rope_head_dim, KV_GROUP),
     }
     for name, (width, group) in widths.items():

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.engine.parallel import Groups
 from flagrelease.engine.release import Release, find_layout
 from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
 from flagrelease.model.config import parse_config
@@ -244,6 +245,19 @@ def test_dspark_stages_are_checked_but_not_run(tmp_path: Path) -> None:
         engine.load(
             edited(checkpoint, tmp_path / "cut", "native", drop("mtp.2.markov_head.markov_w2.weight")), "native"
         )
+
+
+def test_a_cut_of_wo_b_inside_a_group_is_refused_before_weights_are_read(
+    bf16_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 2 o-groups of rank 128 on 4 ranks, as the job would have it: 64 columns each, but rounding groups have 128
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("flagrelease.engine.loader.join_groups", lambda *_: Groups(4, 0, npg=2, o_mode="split"))
+    monkeypatch.setattr(Release, "read", lambda *_: pytest.fail("a weight was read"))
+    with pytest.raises(UsageError, match=r"o_groups \* o_lora_rank / 4 ranks is 64: .* groups of 128"):
+        engine.load(bf16_release, "native")
 
 
 @pytest.fixture(scope="module")
