@@ -24,6 +24,7 @@ from flagrelease.validate.logits.baseline import (
     Baseline,
     BaselineRecord,
     DocumentRecord,
+    DocumentSet,
     describe_machine,
     parse_record,
 )
@@ -42,10 +43,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One of the three: its folder, how it is computed, and what it is compared with."""
+    """One of the three: its name, what it is compared with, and whether its distributions are kept."""
 
     name: str
-    shape: Shape
     against: str | None
     keeping: bool
 
@@ -54,6 +54,13 @@ class _Run:
         """What it writes for each document."""
         pair = [] if self.against is None else [f"{self.name}-{self.against}"]
         return [*([self.name] if self.keeping else []), *pair, f"{self.name}-layers"]
+
+    def shape(self, rules: ReplayRules) -> Shape:
+        """Of its steps."""
+        return Shape(rules.floor_chunk, rules.floor_rows) if self is _FLOOR else Shape(rules.chunk)
+
+
+_NATIVE, _ORACLE, _FLOOR = _Run("native", None, True), _Run("oracle", "native", True), _Run("floor", "oracle", False)
 
 
 def record_baseline(
@@ -90,31 +97,36 @@ def record_baseline(
     encoder = Tokenizer(source) if (source / "tokenizer.json").is_file() else None
     read = tokenise(given, encoder, replay, config.bos_token_id, config.max_position_embeddings)
     model = load(source, "native", torch.bfloat16, device, operators=operators)
-    record = BaselineRecord(
-        tool=ToolRecord(version=__version__),
-        model=identify(source),
-        machine=describe_machine(model),
-        set="bundled" if documents is None else "own",
-        documents_sha256=digest(read),
-        documents=tuple(DocumentRecord(name=d.name, kind=d.kind, tokens=len(d.tokens)) for d in read),
-        rules=replay,
-        vocabulary=config.vocab_size,
-        layers=config.num_hidden_layers,
-    )
+    record = _describe(source, model, read, replay, "bundled" if documents is None else "own")
     if model.groups.from_leader(model.groups.is_leader and _begin(out, record, given)):
         return _complete(out)
     count = _Count(3 * sum(tokens_of(d.tokens, replay) for d in read), progress)
-    _record_run(model, _Run("native", Shape(replay.chunk), None, True), out, read, replay, count)
+    _record_run(model, _NATIVE, out, read, replay, count)
     del model
     gc.collect()  # the native weights go before the decoded ones come
     model = load(source, "bf16", torch.bfloat16, device, operators=operators)
-    _record_run(model, _Run("oracle", Shape(replay.chunk), "native", True), out, read, replay, count)
-    shape = Shape(replay.floor_chunk, replay.floor_rows)
-    _record_run(model, _Run("floor", shape, "oracle", False), out, read, replay, count)
+    _record_run(model, _ORACLE, out, read, replay, count)
+    _record_run(model, _FLOOR, out, read, replay, count)
     if model.groups.is_leader:
         _finish(out, record)
     model.groups.from_leader(None)  # nobody looks before the leader has written
     return _complete(out)
+
+
+def _describe(
+    source: Path, model: Model, documents: tuple[Document, ...], rules: ReplayRules, chosen: DocumentSet
+) -> BaselineRecord:
+    return BaselineRecord(
+        tool=ToolRecord(version=__version__),
+        model=identify(source),
+        machine=describe_machine(model),
+        set=chosen,
+        documents_sha256=digest(documents),
+        documents=tuple(DocumentRecord(name=d.name, kind=d.kind, tokens=len(d.tokens)) for d in documents),
+        rules=rules,
+        vocabulary=model.config.vocab_size,
+        layers=model.config.num_hidden_layers,
+    )
 
 
 @dataclass(slots=True)
@@ -145,7 +157,9 @@ def _record_document(model: Model, run: _Run, out: Path, number: int, document: 
     if run.against is not None:
         against[run.against] = read_run(document_file(out / run.against, number), Kept) if leads else {}
     observer = LayerObserver(model, sampled_positions(len(document.tokens), rules))
-    outcome = run_document(model, document.tokens, rules, run.shape, against, keeping=run.keeping, observer=observer)
+    outcome = run_document(
+        model, document.tokens, rules, run.shape(rules), against, keeping=run.keeping, observer=observer
+    )
     if not leads:
         return
     states: States = observer.states()
@@ -172,7 +186,9 @@ def _begin(out: Path, record: BaselineRecord, given: tuple[Given, ...]) -> bool:
 
 
 def _finish(out: Path, record: BaselineRecord) -> None:
-    paths = sorted(path for path in out.rglob("*") if path.is_file() and path.name != _BEGUN)
+    folders = [out / folder for run in (_NATIVE, _ORACLE, _FLOOR) for folder in run.folders]
+    numbers = range(len(record.documents))
+    paths = [out / DOCUMENTS, *(document_file(folder, number) for folder in sorted(folders) for number in numbers)]
     files = {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     write_whole(out / RECORD, record.model_copy(update={"files": files}).to_json())
     (out / _BEGUN).unlink()

@@ -65,7 +65,7 @@ def _power(numbers: Numbers) -> str:
             result = result * square % modulus
         else:
             lines.append(f"The bit of {place} is 0, the result stays {result}.")
-        lines.append(f"Squaring, {square}^2 = {square**2} = {square**2 % modulus} modulo {modulus}.")
+        lines.append(f"Squaring, {square}^2 = {square**2}, which leaves {square**2 % modulus}.")
         square, place = square**2 % modulus, place * 2
     return "\n".join([*lines, f"The answer is {result}."])
 

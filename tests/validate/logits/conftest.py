@@ -1,0 +1,41 @@
+"""One source, its BF16 release and its baseline for all tests of the logits stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from defective_ports import RULES, convert_source, write_documents, write_source
+
+from flagrelease import engine
+from flagrelease.engine.model import Model
+from flagrelease.validate.logits.record import record_baseline
+
+
+@dataclass(frozen=True)
+class Study:
+    source: Path
+    documents: Path
+    release: Path
+    baseline: Path
+    model: Model  # of the release, sound
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("logits")
+    source, documents = write_source(folder / "source"), write_documents(folder / "documents.jsonl")
+    release = convert_source(source, folder)
+    record_baseline(source, folder / "baseline", RULES, documents=documents, device="cpu")
+    return Study(source, documents, release, folder / "baseline", engine.load(release, "bf16"))
