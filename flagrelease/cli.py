@@ -14,6 +14,7 @@ from flagrelease import __version__, console
 from flagrelease.bench import commands as bench
 from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError, VerificationError
+from flagrelease.pipeline import commands as pipeline
 from flagrelease.publish import commands as publishing
 from flagrelease.validate import commands as validation
 
@@ -236,6 +237,7 @@ def verify(
 
 engine.register(app)
 publishing.register(app)
+pipeline.register(app)
 bench.register(app)
 validation.register(app)
 

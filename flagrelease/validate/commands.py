@@ -104,7 +104,7 @@ def validate(
         recipe=recipe,
         source=source,
         baseline=baseline,
-        data=_data(data),
+        data=parse_data(data),
         endpoint=_endpoint(endpoint, model, dialect),
         until=until,
         layers=layers,
@@ -157,7 +157,7 @@ def record(
         source=source,
         out=out,
         rules=default_rules() if recipe is None else read_recipe(recipe).validation,
-        data=_data(data),
+        data=parse_data(data),
         documents=documents,
         endpoint=_endpoint(endpoint, model, dialect),
         parts=PARTS if part is None else (part,),
@@ -169,7 +169,12 @@ def record(
         run_recording(recording, display)
 
 
-def _data(words: list[str]) -> Data:
+def parse_data(words: list[str]) -> Data:
+    """What `--data` was given as: files by the name of their benchmark.
+
+    Raises:
+        UsageError: not NAME=FILE.
+    """
     found: Data = {}
     for word in words:
         name, equals, path = word.partition("=")

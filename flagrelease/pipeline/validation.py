@@ -1,0 +1,201 @@
+"""The stages in the middle: files and weights once a release, the rest once a chip.
+
+`verify` is the first two stages of a validation, so that a release is read once for both. What they showed holds for
+every chip that gets the release, and is handed to their validations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flagrelease.errors import ResourceError, VerificationError
+from flagrelease.manifest import MANIFEST_NAME, read_manifest
+from flagrelease.pipeline.request import RunRequest
+from flagrelease.pipeline.steps import ChipRun, Step
+from flagrelease.validate.pipeline.display import Display
+from flagrelease.validate.pipeline.file_stages import IntegrityStage, WeightsStage
+from flagrelease.validate.pipeline.record import Recording, record
+from flagrelease.validate.pipeline.request import Request, choose_rules, default_out
+from flagrelease.validate.pipeline.run import FILE_STAGES, PAGE_NAME, REPORT_NAME, validate
+from flagrelease.validate.pipeline.stage import Outcome, StageRunner
+from flagrelease.validate.pipeline.state import Binding, State, rules_sha256
+from flagrelease.validation_report import Report, parse_report
+from flagrelease.validation_rules import StageName
+
+CANNOT_TELL = 7  # exit code of `validate`
+
+
+def validation_request(request: RunRequest, run: ChipRun, source: Path, until: StageName | None = None) -> Request:
+    """The validation of one chip, as `flagrelease validate` would be asked for it."""
+    return Request(
+        release=run.release,
+        chip=run.chip,
+        rules=choose_rules(request.path, read_manifest(run.release), run.chip),
+        out=default_out(run.release, run.chip),
+        recipe=request.path,
+        source=source,
+        baseline=None if until in FILE_STAGES else baseline_folder(request),
+        data=request.data,
+        until=until,
+        device=request.device,
+        operators=request.operators,
+        workers=request.workers,
+    )
+
+
+def baseline_folder(request: RunRequest) -> Path:
+    """Made elsewhere, or here."""
+    return request.baseline or request.out / "baseline"
+
+
+def verify(request: RunRequest, runs: Sequence[ChipRun], source: Path) -> None:
+    """Files and weights of one release, which all of `runs` get, against the source.
+
+    Raises:
+        FlagReleaseError: the release cannot be judged, or its folder of validation is of something else.
+    """
+    first, *others = [validation_request(request, run, source, "weights") for run in runs]
+    stages = _file_stages(first)
+    if not all(stages):
+        with Display() as display:
+            validate(first, display)
+        stages = _file_stages(first)
+    outcomes = [outcome for outcome in stages if outcome is not None]
+    for other in others:
+        state = _state(other)
+        for outcome, there in zip(outcomes, _file_stages(other), strict=False):
+            if there is None:
+                state.finish(outcome)
+    failed = "; ".join(o.stage.detail for o in outcomes if o.stage.verdict == "fail")
+    for run in runs:
+        run.steps["verify"] = _failed(failed) if failed else Step("done", outcomes[-1].stage.detail)
+
+
+def _state(request: Request) -> State:
+    """The folder of a validation, begun or found; the machine is added by `validate`."""
+    manifest_sha256 = hashlib.sha256((request.release / MANIFEST_NAME).read_bytes()).hexdigest()
+    binding = Binding(
+        manifest_sha256=manifest_sha256,
+        chip=request.chip.id,
+        rules_sha256=rules_sha256(request.rules),
+        environment={},
+    )
+    return State.open(request.out, binding)
+
+
+def _file_stages(request: Request) -> list[Outcome | None]:
+    state, manifest = _state(request), read_manifest(request.release)
+    runners: tuple[StageRunner, ...] = (IntegrityStage(request, manifest), WeightsStage(request, manifest))
+    return [state.finished(runner.name, runner.inputs()) for runner in runners]
+
+
+def record_baseline(request: RunRequest, runs: Sequence[ChipRun], source: Path) -> None:
+    """What the native model gives, unless it was made elsewhere; on as many ranks as the first chip's release has.
+
+    Raises:
+        FlagReleaseError: as recording does.
+    """
+    if request.baseline is not None:
+        return
+    folder = baseline_folder(request)
+    ranks = _ranks(runs[0])
+    if ranks == 1:
+        recording = Recording(
+            source=source,
+            out=folder,
+            rules=request.recipe.validation,
+            data=request.data,
+            documents=request.documents,
+            device=request.device,
+            operators=request.operators,
+        )
+        with Display() as display:
+            record(recording, display)
+        return
+    words = ["baseline", "record", str(source), "--out", str(folder), *_common(request)]
+    words += [] if request.documents is None else ["--documents", str(request.documents)]
+    if (code := _torchrun(ranks, words)) != 0:
+        raise ResourceError(f"{folder}: the native model was not recorded (exit code {code}; its words are above)")
+
+
+def earlier_validation(request: RunRequest, run: ChipRun, source: Path) -> Step | None:
+    """What a report says that is there already, if it decides: a pass or a failure is not tried again.
+
+    Raises:
+        ResourceError: the report is of another release, chip or set of rules.
+        VerificationError: it is no report.
+    """
+    asked = validation_request(request, run, source)
+    path = asked.out / REPORT_NAME
+    if not path.is_file():
+        return None
+    _state(asked)  # refuses a folder of something else
+    step = _judge(asked, parse_report(path.read_bytes(), str(path)))
+    return None if step.status == "cannot-tell" else step
+
+
+def validate_chip(request: RunRequest, run: ChipRun, source: Path) -> Step:
+    """The whole validation of one chip.
+
+    Raises:
+        FlagReleaseError: it could not be run.
+    """
+    asked = validation_request(request, run, source)
+    _run_validation(request, run, asked)
+    path = asked.out / REPORT_NAME
+    if not path.is_file():
+        raise ResourceError(f"{path}: was not written")
+    return _judge(asked, parse_report(path.read_bytes(), str(path)))
+
+
+def _judge(asked: Request, report: Report) -> Step:
+    if report.verdict == "pass":
+        return Step("done", f"{', '.join(stage.name for stage in report.stages)}: pass; {asked.out / PAGE_NAME}")
+    if report.verdict == "fail":
+        return _failed("; ".join(stage.detail for stage in report.stages if stage.verdict == "fail"))
+    open_ = [stage for stage in report.stages if stage.verdict in ("cannot-tell", "not-run")]
+    return Step("cannot-tell", "; ".join(f"{stage.name}: {stage.detail}" for stage in open_), CANNOT_TELL)
+
+
+def _run_validation(request: RunRequest, run: ChipRun, asked: Request) -> None:
+    ranks = _ranks(run)
+    if ranks == 1:
+        with Display() as display:
+            validate(asked, display)
+        return
+    if ranks > run.chip.cards_per_node:
+        raise ResourceError(
+            f"{run.release.name} takes {ranks} ranks, a node of {run.chip.id} has {run.chip.cards_per_node} cards: run "
+            f"`flagrelease validate {run.release} --chip {run.chip.id} --recipe {request.path}` by torchrun on its "
+            "nodes, then this command again"
+        )
+    words = ["validate", str(asked.release), "--chip", run.chip.id, "--source", str(asked.source)]
+    words += ["--baseline", str(asked.baseline), "--out", str(asked.out), *_common(request)]
+    code = _torchrun(ranks, words)
+    if code not in (0, VerificationError.exit_code, CANNOT_TELL):
+        raise ResourceError(f"{asked.out}: the validation ended with exit code {code} (its words are above)")
+
+
+def _common(request: RunRequest) -> list[str]:
+    words = ["--recipe", str(request.path), "--device", request.device, "--operators", request.operators]
+    return words + [
+        word for name, paths in request.data.items() for path in paths for word in ("--data", f"{name}={path}")
+    ]
+
+
+def _torchrun(ranks: int, words: list[str]) -> int:
+    """Run a command of this program on `ranks` processes of this machine. Its words go where this one's go."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run([*launcher, "-m", "flagrelease", *words], stdout=sys.stderr, check=False).returncode
+
+
+def _ranks(run: ChipRun) -> int:
+    return read_manifest(run.release).target.mp or 1
+
+
+def _failed(detail: str) -> Step:
+    return Step("failed", detail, VerificationError.exit_code)
