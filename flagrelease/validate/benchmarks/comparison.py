@@ -52,20 +52,29 @@ def judge(rules: BenchmarkRules, native: Side, chip: Side) -> Judgement:
         VerificationError: the sides were asked different things, or have too few answers for the first look.
     """
     refuse_differences(native, chip, rules)
+    refuse_too_few(rules, native)
+    refuse_too_few(rules, chip)
     plan = plan_of(rules)
-    reached = [k for k in plan.looks if k <= min(native.repeats, chip.repeats)]
-    if not reached:
-        raise VerificationError(
-            f"{rules.title}: {native.repeats} answers to each question on the native side and {chip.repeats} on the "
-            f"chip; the rules look after {plan.looks[0]}"
-        )
-    for k in reached:
+    for k in [k for k in plan.looks if k <= min(native.repeats, chip.repeats)]:
         sides = native.first(k), chip.first(k)
         seen = pair(sides[0].scores(), sides[1].scores())
         decision = decide(plan, seen)
         if decision.verdict != "cannot-tell":
             break
     return Judgement(*sides, seen, decision, _obstacles(rules, *sides))
+
+
+def refuse_too_few(rules: BenchmarkRules, side: Side) -> None:
+    """A side must have the answers of the first look.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    if side.repeats < rules.repeats:
+        raise VerificationError(
+            f"{rules.title}: {side.stack} gave {side.repeats} answers to each question; the rules look after "
+            f"{rules.repeats}"
+        )
 
 
 def compare(rules: BenchmarkRules, native: Side | None, chip: Side) -> Benchmark:

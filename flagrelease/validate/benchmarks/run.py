@@ -8,11 +8,11 @@ from pathlib import Path
 
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.validate.benchmarks.answerer import Answerer, Ask, Reply
-from flagrelease.validate.benchmarks.comparison import compare, judge, plan_of
+from flagrelease.validate.benchmarks.comparison import compare, judge, plan_of, refuse_too_few
 from flagrelease.validate.benchmarks.exam import Exam, Item
 from flagrelease.validate.benchmarks.extraction import extract
 from flagrelease.validate.benchmarks.journal import AnswerJournal, JournalEntry, JournalHead, open_journal
-from flagrelease.validate.benchmarks.side import Answer, AnsweredItem, Asked, Side
+from flagrelease.validate.benchmarks.side import Answer, AnsweredItem, Asked, Side, refuse_other_exam
 from flagrelease.validate.benchmarks.suspicion import Suspicion
 from flagrelease.validation_report import Benchmark
 
@@ -30,19 +30,30 @@ def examine(
         ResourceError: the journal belongs to another run.
     """
     looks = plan_of(exam.rules).looks
-    reach = looks[:1] if native is None else [k for k in looks if k <= native.repeats] or looks[:1]
-    for repeats in reach:
-        side = run_side(exam, answerer, subject, journal, repeats, progress)
+    if native is not None:
+        refuse_other_exam(native, exam)
+        refuse_too_few(exam.rules, native)
+    for repeats in looks[:1] if native is None else [k for k in looks if k <= native.repeats]:
+        side = run_side(exam, answerer, subject, journal, repeats, progress, native)
         if native is None or judge(exam.rules, native, side).decision.verdict != "cannot-tell":
             break
     return compare(exam.rules, native, side), side
 
 
-def run_side(exam: Exam, answerer: Answerer, subject: str, journal: Path, repeats: int, progress: Progress) -> Side:
+def run_side(
+    exam: Exam,
+    answerer: Answerer,
+    subject: str,
+    journal: Path,
+    repeats: int,
+    progress: Progress,
+    native: Side | None = None,
+) -> Side:
     """`repeats` answers to each question; those in the journal are not asked for again.
 
     Args:
         subject: what answers: the SHA-256 of a release's manifest, or a model and its address.
+        native: what the answers will be compared with, so that the first unequal prompt ends the run.
 
     Raises:
         As `examine`.
@@ -53,7 +64,8 @@ def run_side(exam: Exam, answerer: Answerer, subject: str, journal: Path, repeat
         raise UsageError(f"benchmarks need {error.name}: pip install 'flagrelease[eval]'") from error
     head = JournalHead(title=exam.rules.title, subject=subject, stack=answerer.stack, asked=Asked.of(exam))
     with open_journal(journal, head) as kept:
-        examinee = _Examinee(exam, answerer, kept, progress)
+        lengths = {} if native is None else {item.id: item.prompt_tokens for item in native.items}
+        examinee = _Examinee(exam, answerer, kept, progress, Suspicion(exam.rules, lengths, journal))
         shares = evaluate_exam(exam, repeats, examinee)
         side = _collect(exam, kept, subject, answerer.stack, repeats)
     ours = dict(zip((item.id for item in side.items), side.scores().mean(axis=1).tolist(), strict=True))
@@ -65,8 +77,11 @@ def run_side(exam: Exam, answerer: Answerer, subject: str, journal: Path, repeat
 class _Examinee:
     """Answers from the journal, and from the answerer what is not there."""
 
-    def __init__(self, exam: Exam, answerer: Answerer, journal: AnswerJournal, progress: Progress) -> None:
-        self._exam, self._answerer, self._journal, self._progress = exam, answerer, journal, progress
+    def __init__(
+        self, exam: Exam, answerer: Answerer, journal: AnswerJournal, progress: Progress, suspicion: Suspicion
+    ) -> None:
+        self._exam, self._answerer, self._journal = exam, answerer, journal
+        self._progress, self._suspicion = progress, suspicion
         self._items = {item.id: item for item in exam.items}
 
     def __call__(self, asks: Sequence[Ask]) -> list[str]:
@@ -75,11 +90,11 @@ class _Examinee:
             if ask.prompt != self._items[ask.item].prompt:
                 raise VerificationError(f"{ask.item}: lm-eval asks another question than the exam has; was it changed?")
         missing = [ask for ask in asks if _key(ask, self._items) not in self._journal.entries]
-        suspicion, there = Suspicion(self._exam.rules), len(asks) - len(missing)
+        there = len(asks) - len(missing)
         self._progress(there, len(asks))
         for ask, reply in self._answerer.answer(missing, self._exam.rules):
+            self._suspicion.look_at(ask, reply)
             self._journal.add(self._entry(ask, reply))
-            suspicion.look_at(ask, reply)
             there += 1
             self._progress(there, len(asks))
         return [_canonical(self._journal.entries[_key(ask, self._items)].answer) for ask in asks]

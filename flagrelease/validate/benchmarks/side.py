@@ -151,6 +151,20 @@ def refuse_other_rules(side: Side, rules: BenchmarkRules, name: str) -> None:
         raise VerificationError(f"{rules.title}: the {name} side was asked under another {' and '.join(differs)}")
 
 
+def refuse_other_exam(native: Side, exam: Exam) -> None:
+    """Before anything is asked: would the answers be comparable with the native side's?
+
+    Raises:
+        VerificationError: names what differs.
+    """
+    refuse_other_rules(native, exam.rules, "native")
+    if native.asked != Asked.of(exam):
+        raise VerificationError(
+            f"{exam.rules.title}: the native side sat another exam: its data, options or answers are not those of "
+            f"{exam.rules.dataset} as it is here ({exam.revision})"
+        )
+
+
 def refuse_differences(native: Side, chip: Side, rules: BenchmarkRules) -> None:
     """Two sides that were asked different things are not compared.
 

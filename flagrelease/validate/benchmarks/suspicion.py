@@ -1,6 +1,9 @@
-"""Two faults of an endpoint that waste a whole run, noticed after its first answers."""
+"""Faults that would waste a whole run, noticed after its first answers."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
 
 from flagrelease.errors import VerificationError
 from flagrelease.validate.benchmarks.answerer import Ask, Reply
@@ -13,9 +16,10 @@ _LONG = 64  # tokens; shorter answers may well be the same text
 class Suspicion:
     """Looks at the answers of one run as they come."""
 
-    def __init__(self, rules: BenchmarkRules) -> None:
-        """Nothing has come yet."""
-        self._rules = rules
+    def __init__(self, rules: BenchmarkRules, prompt_tokens: Mapping[str, int], journal: Path) -> None:
+        """`prompt_tokens`: by item, as far as another side has them. `journal`: where the answers are, for messages."""
+        self._rules, self._prompt_tokens = rules, prompt_tokens
+        self._remedy = f"mend that and remove {journal}"
         self._first: dict[str, str] = {}
         self._same = self._different = 0
         self._as_asked = self._otherwise = 0
@@ -24,8 +28,18 @@ class Suspicion:
         """Take one answer into account.
 
         Raises:
-            VerificationError: no answer follows the mode, or every repeated question had the same long answer again.
+            VerificationError: a prompt is longer or shorter than the other side's, no answer follows the mode, or every
+                repeated question had the same long answer again.
         """
+        if reply.prompt_tokens != (expected := self._prompt_tokens.get(ask.item, reply.prompt_tokens)):
+            raise VerificationError(
+                f"the prompt of {ask.item!r} has {reply.prompt_tokens} tokens, on the native side {expected}: another "
+                f"chat format or tokenizer"
+            )
+        self._look_at_mode(reply)
+        self._look_at_repeat(ask, reply)
+
+    def _look_at_mode(self, reply: Reply) -> None:
         if reply.reasoned == (self._rules.mode != "chat"):
             self._as_asked += 1
         else:
@@ -34,8 +48,10 @@ class Suspicion:
             had = "had none" if self._rules.mode != "chat" else "had some"
             raise VerificationError(
                 f"mode {self._rules.mode} was asked for, but as to reasoning all of {_ENOUGH} answers {had}; "
-                f"does the server understand the switch?"
+                f"does the server understand the switch? {self._remedy}"
             )
+
+    def _look_at_repeat(self, ask: Ask, reply: Reply) -> None:
         if ask.item not in self._first:
             self._first[ask.item] = reply.whole_sha256
             return
@@ -48,5 +64,5 @@ class Suspicion:
         if self._same >= _ENOUGH and not self._different:
             raise VerificationError(
                 f"{_ENOUGH} repeats of an answer, each with a seed of its own and of {_LONG} tokens or more, were the "
-                f"first one word for word: the server has a constant seed, or answers from a cache"
+                f"first one word for word: the server has a constant seed, or answers from a cache; {self._remedy}"
             )

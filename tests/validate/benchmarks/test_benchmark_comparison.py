@@ -104,8 +104,26 @@ def test_items_that_differ(change: dict[str, Any], said: str) -> None:
 
 
 def test_too_few_repeats_for_the_first_look() -> None:
-    with pytest.raises(VerificationError, match="4 answers to each question on the native side and 3 on the chip"):
-        compare(RULES, side(GOOD), side([row[:3] for row in GOOD]))
+    few = side([row[:3] for row in GOOD])
+    for sides in ((side(GOOD), few), (few, side(GOOD))):
+        with pytest.raises(VerificationError, match="machine gave 3 answers to each question; the rules look after 4"):
+            compare(RULES, *sides)
+
+
+def test_nothing_is_asked_where_it_could_not_be_compared(tmp_path: Path) -> None:
+    exam = choice_exam(tmp_path / "data", margin=8)
+    native = run_side(exam, ScriptedAnswerer(exam), "n", tmp_path / "n", 4, nothing)
+    shorter, hotter = choice_exam(tmp_path / "s", count=11), choice_exam(tmp_path / "h", temperature=0.6)
+    longer = choice_exam(tmp_path / "l", repeats=8)
+    for other, said in ((shorter, "sat another exam"), (hotter, "another temperature"), (longer, "look after 8")):
+        answerer = ScriptedAnswerer(other)
+        with pytest.raises(VerificationError, match=said):
+            examine(other, answerer, "c", tmp_path / "c", native, nothing)
+        assert not answerer.asked
+    another_format = ScriptedAnswerer(exam, prompt_tokens=51)
+    with pytest.raises(VerificationError, match="has 51 tokens, on the native side 50: another chat format"):
+        examine(exam, another_format, "c", tmp_path / "c", native, nothing)
+    assert len(another_format.asked) == 1
 
 
 @pytest.mark.parametrize(

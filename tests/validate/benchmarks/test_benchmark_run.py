@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -134,6 +135,35 @@ def test_no_question_leaves_the_process(
         assert stat.S_IMODE((out / name).stat().st_mode) == 0o600
 
 
+SCRIPT = """
+import socket, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from scripted_exam import ScriptedAnswerer, choice_exam, nothing
+from flagrelease.validate.benchmarks.run import run_side
+
+def no_network(*_):
+    raise AssertionError("asked for an address")
+
+socket.getaddrinfo = socket.socket.connect = no_network
+exam = choice_exam(Path("data"))
+run_side(exam, ScriptedAnswerer(exam), "s", Path("out/journal"), 4, nothing)
+"""
+
+
+def test_the_harness_keeps_no_copy_and_calls_nobody(tmp_path: Path) -> None:
+    """In a process with a home of its own: datasets and lm-eval have caches, and one of them telemetry."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home), "TMPDIR": str(home), "LM_HARNESS_CACHE_PATH": str(home / "lm")}
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, str(Path(__file__).parent)]
+    done = subprocess.run(command, cwd=home, env=environment, check=True, capture_output=True, text=True)
+    written = {path.relative_to(home) for path in home.rglob("*") if path.is_file()}
+    assert {path for path in written if MARKER in (home / path).read_text()} == {Path("data/choices.jsonl")}
+    assert Path("out/journal") in written
+    assert MARKER not in done.stdout + done.stderr
+
+
 def test_a_side_is_saved_and_read(exam: Exam, tmp_path: Path) -> None:
     result = side(exam, tmp_path / "j", invalid=0.2)
     result.save(tmp_path / "side.json")
@@ -171,7 +201,7 @@ def test_a_harness_that_asks_something_else_is_caught(
 def test_long_answers_that_never_differ_stop_the_run_early(exam: Exam, tmp_path: Path) -> None:
     """Trap: stock lm-eval sends the same seed with every repeat, and a server that honours it answers k times alike."""
     answerer = ScriptedAnswerer(exam, constant=True, tokens=4000)
-    with pytest.raises(VerificationError, match="constant seed, or answers from a cache"):
+    with pytest.raises(VerificationError, match=r"constant seed, or answers from a cache; mend that and remove .*/j$"):
         run_side(exam, answerer, "s", tmp_path / "j", 8, nothing)
     assert len(answerer.asked) < 48
     side(exam, tmp_path / "short", constant=True, tokens=5)  # short ones may be alike; the comparison says so
