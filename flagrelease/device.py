@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,27 @@ class Device:
         """Wait until all work queued on it is done."""
         if self.type != "cpu":
             _api(self.type).synchronize(self.index)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what `work` queues, and return what queues all of it at once.
+
+        `work` runs twice before it is recorded, so that kernels are compiled; whatever it writes must bear that. Where
+        the device's torch module has no graphs, and on a CPU, `work` itself is returned.
+        """
+        api = None if self.type == "cpu" else _api(self.type)
+        if api is None or not hasattr(api, "CUDAGraph"):
+            return work
+        beside = api.Stream()
+        beside.wait_stream(api.current_stream())
+        with api.stream(beside):
+            work()
+            work()
+        api.current_stream().wait_stream(beside)
+        graph = api.CUDAGraph()
+        with api.graph(graph):
+            work()
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""

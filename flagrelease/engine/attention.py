@@ -8,7 +8,7 @@ Legend: B rows, S tokens, H hidden, NH local heads, HD head_dim, QR q_lora_rank,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from flagrelease.engine.cache import OVERLAP_RATIO, LayerCache
 from flagrelease.engine.compressor import Compressor
 from flagrelease.engine.indexer import Indexer
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.linear import Linear, project
+from flagrelease.engine.linear import Linear, join, project
 from flagrelease.engine.numerics import KV_GROUP, Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.rope import RopeTable
@@ -28,9 +28,19 @@ from flagrelease.model.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """`wo_a` [G, OR, K]: K inputs of an o-group, or of its part that this rank holds."""
+    """Of one layer.
+
+    Attributes:
+        latents: wq_a and wkv as one, which decoding multiplies; they are views of it.
+        wo_a: [G, OR, K]: K inputs of an o-group, or of its part that this rank holds; in FP8 codes or plain.
+        wo_a_scale: [G, OR/128, K/128] of codes.
+        side: what a compressed layer multiplies its input with beside that, as one: wkv and wgate of the compressor,
+            of the indexer's, and the indexer's weights_proj, which are views of it.
+    """
 
     ratio: int
+    window: int
+    latents: Linear
     wq_a: Linear
     q_norm: Tensor
     wq_b: Linear
@@ -38,7 +48,9 @@ class Attention:
     kv_norm: Tensor
     sink: Tensor
     wo_a: Tensor
+    wo_a_scale: Tensor | None
     wo_b: Linear
+    side: Tensor | None
     compressor: Compressor | None
     indexer: Indexer | None
     head_dim: int
@@ -49,20 +61,25 @@ class Attention:
     @classmethod
     def load(cls, weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics) -> Attention:
         """The layer under `weights`, whose compression ratio is 0, 4 or 128."""
-        compressor = Compressor.load(weights.at("compressor"), config, ratio) if ratio else None
-        overlaps = ratio == OVERLAP_RATIO
+        latents, wq_a, wkv = join(weights.linear("wq_a"), weights.linear("wkv"))
+        wo_a, wo_a_scale = weights.grouped("wo_a", config.o_lora_rank)
+        side, compressor, indexer = _load_side(weights, config, ratio, numerics)
         return cls(
             ratio=ratio,
-            wq_a=weights.linear("wq_a"),
+            window=config.sliding_window,
+            latents=latents,
+            wq_a=wq_a,
             q_norm=weights.plain("q_norm.weight"),
             wq_b=weights.linear("wq_b"),
-            wkv=weights.linear("wkv"),
+            wkv=wkv,
             kv_norm=weights.plain("kv_norm.weight"),
             sink=weights.exact("attn_sink"),
-            wo_a=_by_group(weights.plain("wo_a.weight"), config.o_lora_rank),
+            wo_a=wo_a,
+            wo_a_scale=wo_a_scale,
             wo_b=weights.linear("wo_b"),
+            side=side,
             compressor=compressor,
-            indexer=Indexer.load(weights.at("indexer"), config, numerics.quantise_index) if overlaps else None,
+            indexer=indexer,
             head_dim=config.head_dim,
             rope_dim=config.qk_rope_head_dim,
             eps=config.rms_norm_eps,
@@ -114,13 +131,33 @@ class Attention:
         """o [B, S, NH, HD] -> [B, S, H]. The sum over ranks is FP32."""
         o = groups.gather_heads(o)
         partial = torch.float32 if groups.o_mode == "split" else o.dtype
-        by_group = o.reshape(*o.shape[:-2], self.wo_a.shape[0], self.wo_a.shape[2])
-        y = ops.grouped_linear(by_group, self.wo_a, partial)
-        y = groups.sum_o_lora(y).to(o.dtype).flatten(-2)
+        y = groups.sum_o_lora(self.project_groups(ops, o, partial)).to(o.dtype).flatten(-2)
         (out,) = project(ops, y, self.wo_b, out_dtype=torch.float32)
         return groups.sum_output(out).to(o.dtype)
 
+    def project_groups(self, ops: Operators, o: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """o [.., NH, HD] through wo_a, group by group: [.., G, OR]."""
+        by_group = o.reshape(*o.shape[:-2], self.wo_a.shape[0], self.wo_a.shape[2])
+        if self.wo_a_scale is None:
+            return ops.grouped_linear(by_group, self.wo_a, out_dtype)
+        return ops.fp8_grouped_linear(by_group, self.wo_a, self.wo_a_scale, out_dtype)
 
-def _by_group(wo_a: Tensor, o_lora_rank: int) -> Tensor:
-    """[G * OR, K] -> [G, OR, K]."""
-    return wo_a.view(-1, o_lora_rank, wo_a.shape[-1])
+
+def _load_side(
+    weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics
+) -> tuple[Tensor | None, Compressor | None, Indexer | None]:
+    """The compressor and the indexer of a layer, if it has them, their plain weights joined."""
+    if not ratio:
+        return None, None, None
+    compressor, indexer = Compressor.load(weights.at("compressor"), config, ratio), None
+    parts = [compressor.wkv, compressor.wgate]
+    if ratio == OVERLAP_RATIO:
+        indexer = Indexer.load(weights.at("indexer"), config, numerics.quantise_index)
+        parts += [indexer.compressor.wkv, indexer.compressor.wgate, indexer.weights_proj]
+    side = torch.cat(parts)
+    views = iter(torch.split(side, [len(part) for part in parts]))
+    compressor = replace(compressor, wkv=next(views), wgate=next(views))
+    if indexer is not None:
+        inner = replace(indexer.compressor, wkv=next(views), wgate=next(views))
+        indexer = replace(indexer, compressor=inner, weights_proj=next(views))
+    return side, compressor, indexer

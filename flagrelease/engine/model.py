@@ -171,7 +171,7 @@ class Model:
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
         """
-        self._check_rows(cache, token_ids)
+        self.check_rows(cache, token_ids)
         assert max(map(len, token_ids)) <= cache.chunk, "one step appends at most a chunk"
         streams = self._streams(self._plan(cache, token_ids), cache.layers)
         for row, tokens in enumerate(token_ids):
@@ -207,11 +207,11 @@ class Model:
             UsageError: as `advance`; the model was loaded without the stage.
         """
         mtp = self._require_mtp()
-        self._check_rows(cache, following)
+        self.check_rows(cache, following)
         step = self._plan(cache, following)
         streams = streams[:, : step.tokens.shape[1]]
         hidden = mtp.forward(
-            self.ops, streams, self._embed(step.tokens), step, cache.layers[0], self._rope(0), self.groups
+            self.ops, streams, self.embed_tokens(step.tokens), step, cache.layers[0], self.rope(0), self.groups
         )
         for row, tokens in enumerate(following):
             cache.lengths[row] += len(tokens)
@@ -243,12 +243,13 @@ class Model:
         return self._to_logits(self.final.collapse(self.ops, streams))
 
     def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
-        streams = self._embed(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
+        streams = self.embed_tokens(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
         for block, cache in zip(self.blocks, layers, strict=True):
-            streams = block.forward(self.ops, streams, step, cache, self._rope(block.attn.ratio), self.groups)
+            streams = block.forward(self.ops, streams, step, cache, self.rope(block.attn.ratio), self.groups)
         return streams  # [B, S, M, H]
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens [..] -> [.., H]."""
         first = self.groups.rank * self.embed.shape[0]
         return self.groups.all_sum(self.ops.embedding(tokens, self.embed, first))
 
@@ -264,7 +265,7 @@ class Model:
 
         Yields logits [B, S or 1, V] and the rows whose last token the step held.
         """
-        self._check_rows(cache, token_ids)
+        self.check_rows(cache, token_ids)
         for start in range(0, max(map(len, token_ids)), cache.chunk):
             part = [tokens[start : start + cache.chunk] for tokens in token_ids]
             logits = self._forward(self._plan(cache, part), cache.layers, every=every)
@@ -276,7 +277,12 @@ class Model:
     def _plan(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Step:
         return plan_step(self.config, token_ids, cache.lengths, cache.context, cache.chunk, self._place)
 
-    def _check_rows(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> None:
+    def check_rows(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> None:
+        """Refuse tokens that the model or a row has no place for.
+
+        Raises:
+            UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
+        """
         if not any(token_ids):
             raise UsageError("no tokens: a sequence needs at least one")
         for row, tokens in enumerate(token_ids):
@@ -301,5 +307,6 @@ class Model:
     def _place(self) -> torch.device:
         return self.head.device
 
-    def _rope(self, ratio: int) -> RopeTable:
+    def rope(self, ratio: int) -> RopeTable:
+        """The table of layers with this compression ratio, as long as the longest cache so far."""
         return self._ropes[ratio > 0]

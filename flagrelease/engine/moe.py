@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.weights import ExpertWeights
-from flagrelease.engine.linear import Linear, project
+from flagrelease.engine.linear import Linear, join, project
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.weights import Weights
 from flagrelease.model.config import ModelConfig
@@ -45,10 +45,11 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class MoE:
-    """The shared expert is on every rank, the routed ones on their owners."""
+    """The shared expert is on every rank, the routed ones on their owners. Its w1 and w3 are views of `w13`."""
 
     router: Router
     experts: ExpertWeights
+    w13: Linear
     w1: Linear
     w2: Linear
     w3: Linear
@@ -58,9 +59,9 @@ class MoE:
     def load(cls, weights: Weights, config: ModelConfig, hashed: bool, experts: range) -> MoE:
         """`experts`: the global ids that this rank owns."""
         shared = weights.at("shared_experts")
-        w1, w2, w3 = (shared.linear(name) for name in ("w1", "w2", "w3"))
+        w13, w1, w3 = join(shared.linear("w1"), shared.linear("w3"))
         router = Router.load(weights.at("gate"), config, hashed)
-        return cls(router, weights.experts(experts), w1, w2, w3, config.swiglu_limit)
+        return cls(router, weights.experts(experts), w13, w1, shared.linear("w2"), w3, config.swiglu_limit)
 
     def forward(self, ops: Operators, x: Tensor, tokens: Tensor, groups: Groups) -> Tensor:
         """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32."""

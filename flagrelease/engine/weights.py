@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.reference.quantisation import dequantise
-from flagrelease.engine.kernels.weights import PACKED_FP4, ExpertWeights
+from flagrelease.engine.kernels.weights import FP8_BLOCK, PACKED_FP4, ExpertWeights
 from flagrelease.engine.linear import Linear
 from flagrelease.engine.numerics import Numerics
 from flagrelease.errors import UsageError
@@ -59,29 +59,45 @@ class Weights:
             weight = weight.to(self._numerics.dtype)
         return Linear(weight, scale, self._numerics.quantise_inputs)
 
+    def grouped(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
+        """A weight [G * rows, K] by group: [G, rows, K], and the scales of its codes [G, rows/128, K/128].
+
+        Its input is not rounded, so codes and their plain values give the same products. None: it is plain, as
+        numerics without codes want it and where a group's rows are not whole blocks of scales.
+        """
+        full = f"{self._prefix}{name}.weight"
+        weight, scale = self._source.read(full), self._source.read_scale(full)
+        if scale is None or not self._numerics.keep_codes or rows % FP8_BLOCK:
+            weight, scale = _decode(weight, scale, self._numerics.dtype), None
+        groups = weight.shape[0] // rows
+        return weight.view(groups, rows, -1), None if scale is None else scale.view(groups, rows // FP8_BLOCK, -1)
+
     def experts(self, ids: range) -> ExpertWeights:
         """The routed experts `ids` (global), stacked. Filled one by one, so that nothing is held twice.
 
         Raises:
             UsageError: FP4 experts under numerics that use no FP4.
         """
-        w1, s1 = self._stack("w1", ids)
-        w3, s3 = self._stack("w3", ids)
-        w2, s2 = self._stack("w2", ids)
+        (w1, w3), (s1, s3) = self._stack(("w1", "w3"), ids)
+        (w2,), (s2,) = self._stack(("w2",), ids)
         return ExpertWeights(w1, w3, w2, s1, s3, s2, ids.start)
 
-    def _stack(self, name: str, ids: range) -> tuple[Tensor, Tensor | None]:
-        stacked: tuple[Tensor, Tensor | None] | None = None
+    def _stack(self, names: tuple[str, ...], ids: range) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """Weights and scales of every name, [E, ..] each; those of one expert lie side by side."""
+        weights: Tensor | None = None
+        scales: Tensor | None = None
         for place, expert in enumerate(ids):
-            weight, scale = self._expert(f"{self._prefix}experts.{expert}.{name}.weight")
-            if stacked is None:
-                stacked = _room(weight, len(ids)), None if scale is None else _room(scale, len(ids))
-            stacked[0][place] = weight
-            if scale is not None and stacked[1] is not None:
-                _bytes(stacked[1])[place] = _bytes(scale)
-        if stacked is None:
+            for column, name in enumerate(names):
+                weight, scale = self._expert(f"{self._prefix}experts.{expert}.{name}.weight")
+                if weights is None:
+                    weights = _room(weight, len(ids), len(names))
+                    scales = None if scale is None else _room(scale, len(ids), len(names))
+                weights[place, column] = weight
+                if scale is not None and scales is not None:
+                    _bytes(scales)[place, column] = _bytes(scale)
+        if weights is None:
             raise UsageError("a rank without experts: fewer experts than ranks")
-        return stacked
+        return weights.unbind(1), (None,) * len(names) if scales is None else scales.unbind(1)
 
     def _expert(self, full: str) -> tuple[Tensor, Tensor | None]:
         weight, scale = self._source.read(full), self._source.read_scale(full)
@@ -96,8 +112,8 @@ def _decode(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype) if scale is None else dequantise(weight, scale).to(dtype)
 
 
-def _room(like: Tensor, count: int) -> Tensor:
-    return torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
+def _room(like: Tensor, count: int, names: int) -> Tensor:
+    return torch.empty((count, names, *like.shape), dtype=like.dtype, device=like.device)
 
 
 def _bytes(x: Tensor) -> Tensor:

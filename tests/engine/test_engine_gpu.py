@@ -46,7 +46,7 @@ def test_decode_and_batches_on_the_device(bf16_release: Path, operators: str) ->
 def after_layer(model: Model, layer: int, streams: Tensor, tokens: list[int]) -> Tensor:
     cache = model.new_cache(rows=1, context=len(tokens))
     step = model._plan(cache, [tokens])
-    rope = model._rope(model.config.compress_ratios[layer])
+    rope = model.rope(model.config.compress_ratios[layer])
     streams = streams.to(model.head.device)
     return model.blocks[layer].forward(model.ops, streams, step, cache.layers[layer], rope, model.groups).cpu()
 
@@ -63,7 +63,7 @@ def test_native_layers(native_release: Path, operators: str, layer: int) -> None
     # with about 14 bits, which moves many results by a rounding step, so Triton's FP8 products are only near.
     tokens = random_tokens(140)
     cpu = engine.load(native_release, "native")
-    streams = cpu._embed(torch.tensor([tokens]))[:, :, None].repeat(1, 1, 4, 1)
+    streams = cpu.embed_tokens(torch.tensor([tokens]))[:, :, None].repeat(1, 1, 4, 1)
     for before in range(layer):
         streams = after_layer(cpu, before, streams, tokens)
     expected = after_layer(cpu, layer, streams, tokens)

@@ -105,7 +105,7 @@ def _yarn_everywhere(ratio: int) -> bool:
 def test_planted_rope_defect_is_caught(
     float32_model: Model, oracle: Oracle, choice: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "_rope", lambda model, ratio: model._ropes[choice(ratio)])
+    monkeypatch.setattr(Model, "rope", lambda model, ratio: model._ropes[choice(ratio)])
     tokens = random_tokens(300)
     assert (float32_model.logits(tokens) - oracle.logits(tokens)).abs().max() > 100 * LIMIT
 

@@ -39,7 +39,7 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, list[Tensor
     release = checkpoint.write_hf(tmp_path_factory.mktemp("native"), "native")
     model = engine.load(release, "native", mtp=True)
     transcription = Transcription(checkpoint.config, checkpoint.values)
-    streams = model._embed(torch.tensor([TOKENS]))[:, :, None].repeat(1, 1, 4, 1)
+    streams = model.embed_tokens(torch.tensor([TOKENS]))[:, :, None].repeat(1, 1, 4, 1)
     inputs, expected = [], []
     for layer, ratio in enumerate(RATIOS):
         inputs.append(streams)
@@ -54,7 +54,7 @@ def run_layer(model: Model, layer: int, streams: Tensor, block: Block | None = N
     cache = model.new_cache(rows=1, context=len(TOKENS))
     step = model._plan(cache, [TOKENS])
     block = block or model.blocks[layer]
-    return block.forward(model.ops, streams, step, cache.layers[layer], model._rope(RATIOS[layer]), model.groups)
+    return block.forward(model.ops, streams, step, cache.layers[layer], model.rope(RATIOS[layer]), model.groups)
 
 
 def same(got: Tensor, expected: Any) -> float:

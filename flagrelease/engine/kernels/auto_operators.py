@@ -9,11 +9,11 @@ from flagrelease.engine.kernels import linear as triton_linear
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 
 
-def linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:
+def linear(x: Tensor, w: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """See `reference.linear`: the vendor's product where all three types agree, Triton otherwise."""
-    if x.dtype == w.dtype == out_dtype:
+    if x.dtype == w.dtype == out_dtype and out is None:
         return torch.nn.functional.linear(x, w)
-    return triton_linear.linear(x, w, out_dtype)
+    return triton_linear.linear(x, w, out_dtype, out)
 
 
 def grouped_linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:

@@ -79,10 +79,13 @@ def hc_post(o: Tensor, x: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     return y.view(x.shape)
 
 
-def fp8_linear(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def fp8_linear(
+    xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """See `reference.fp8_linear`."""
-    if xs is None or out_dtype != torch.bfloat16 or w.shape[0] % FP8_BLOCK:
-        return triton_linear.fp8_linear(xq, xs, w, ws, out_dtype)
+    if xs is None or out_dtype != torch.bfloat16 or w.shape[0] % FP8_BLOCK or out is not None:
+        return triton_linear.fp8_linear(xq, xs, w, ws, out_dtype, out)
     check_fp8_weight(w, ws)
     triton_linear.check_activation(xq, xs, w.shape[1])
     y: Tensor = gems_fp8_matmul(xq.contiguous(), xs.contiguous(), w.contiguous(), ws.float())

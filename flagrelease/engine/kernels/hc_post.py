@@ -1,4 +1,4 @@
-"""mHC after a sub-layer, in Triton. Legend: T tokens, M streams (BLOCK_M padded), H hidden size."""
+"""mHC after a sub-layer, in Triton. Legend: T tokens, S parts of an output, M streams (BLOCK_M padded), H hidden."""
 # ruff: noqa: N803  (dimensions of the legend)
 
 import triton
@@ -7,6 +7,9 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.row_vectors import rounded, sum_parts
+
+FEW = 8  # tokens, whose columns are divided finer: one after the other the loads take longer than the work
 
 
 @jit
@@ -17,8 +20,11 @@ def _post_kernel(
     comb_ptr: tl.tensor,
     y_ptr: tl.tensor,
     o_stride: tl.tensor,
+    part_stride: tl.tensor,
     x_stride: tl.tensor,
+    S: tl.tensor,
     H: tl.tensor,
+    ROUND: tl.constexpr,
     M: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -27,7 +33,9 @@ def _post_kernel(
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_M)
-    o = tl.load(o_ptr + t * o_stride + h, mask=h < H, other=0.0).to(tl.float32)
+    o = sum_parts(o_ptr + t * o_stride, h, h < H, part_stride, S)
+    if ROUND:  # parts of a product that has a row's dtype when it is whole
+        o = rounded(o, y_ptr.dtype.element_ty)
     y = tl.load(post_ptr + t * M + k, mask=k < M, other=0.0)[:, None] * o[None, :]
     for j in tl.static_range(M):
         comb = tl.load(comb_ptr + (t * M + j) * M + k, mask=k < M, other=0.0)
@@ -39,16 +47,30 @@ def _post_kernel(
 
 def hc_post(o: Tensor, x: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     """See `reference.hc_post`."""
+    o_rows = rows(o)
+    if o.shape != (*x.shape[:-2], x.shape[-1]):
+        raise ValueError(f"o {tuple(o.shape)} for streams {tuple(x.shape)}")
+    return _launch(o_rows[None], x, post, comb, rounds=False)
+
+
+def hc_post_parts(parts: Tensor, x: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    """See `reference.hc_post_parts`."""
+    if parts.shape[1:] != (x.shape[0], x.shape[2]) or parts.stride(-1) != 1:
+        raise ValueError(f"parts {tuple(parts.shape)} for streams {tuple(x.shape)}")
+    return _launch(parts, x, post, comb, rounds=True)
+
+
+def _launch(parts: Tensor, x: Tensor, post: Tensor, comb: Tensor, *, rounds: bool) -> Tensor:
     *lead, M, H = x.shape
-    if o.shape != (*lead, H) or post.shape != (*lead, M) or comb.shape != (*lead, M, M):
-        raise ValueError(
-            f"o {tuple(o.shape)}, post {tuple(post.shape)} and comb {tuple(comb.shape)} of streams {tuple(x.shape)}"
-        )
-    o_rows, x_rows = rows(o), rows(x.flatten(-2))
+    if post.shape != (*lead, M) or comb.shape != (*lead, M, M):
+        raise ValueError(f"post {tuple(post.shape)} and comb {tuple(comb.shape)} of streams {tuple(x.shape)}")
+    x_rows = rows(x.flatten(-2))
     y = x.new_empty(x.shape)
     block = min(1024, triton.next_power_of_2(H))
-    _post_kernel[(len(o_rows), triton.cdiv(H, block))](
-        o_rows, x_rows, post.contiguous(), comb.contiguous(), y, o_rows.stride(0), x_rows.stride(0), H,
-        M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_H=block,
+    if len(x_rows) <= FEW:
+        block = min(128, block)
+    _post_kernel[(len(x_rows), triton.cdiv(H, block))](
+        parts, x_rows, post.contiguous(), comb.contiguous(), y, parts.stride(1), parts.stride(0), x_rows.stride(0),
+        len(parts), H, ROUND=rounds, M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_H=block,
     )  # fmt: skip
     return y

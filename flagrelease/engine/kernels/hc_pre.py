@@ -14,6 +14,7 @@ from torch import Tensor
 from flagrelease.engine.kernels.hc_split_sinkhorn import partial_sum, store_post_and_comb
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.row_vectors import normed, rounded, store_fp8
 
 TOKENS = 16  # of a program
 STEP = 128  # columns
@@ -97,6 +98,80 @@ def _pre_kernel(
             store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, rho, T * N, S, iters, eps, M, BLOCK_M, BLOCK_S)
 
 
+@jit
+def _pre_norm_kernel(
+    x_ptr: tl.tensor,
+    mixes_ptr: tl.tensor,
+    squares_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    base_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    codes_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    post_ptr: tl.tensor,
+    comb_ptr: tl.tensor,
+    x_stride: tl.tensor,
+    T: tl.tensor,
+    H: tl.tensor,
+    S: tl.tensor,
+    iters: tl.tensor,
+    eps: tl.tensor,
+    norm_eps: tl.tensor,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> None:
+    """Program (t, 0): the streams' weighted sum, normed and rounded. Program (t, 1), beside it: post and comb."""
+    t = tl.program_id(0).to(tl.int64)
+    s = tl.arange(0, BLOCK_S)
+    squares = tl.load(squares_ptr + s * T + t, mask=s < S, other=0.0)
+    rho = tl.rsqrt(tl.sum(squares, axis=0) / (M * H) + norm_eps)
+    mixes = mixes_ptr + t * N
+    if tl.program_id(1) == 0:
+        dtype = y_ptr.dtype.element_ty
+        m, h = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_H)
+        pre = partial_sum(mixes + m, m < M, T * N, S, BLOCK_S) * rho
+        pre = tl.sigmoid(pre * tl.load(scale_ptr) + tl.load(base_ptr + m, mask=m < M, other=0.0)) + eps
+        y = tl.zeros((BLOCK_H,), tl.float32)
+        for j in tl.static_range(M):
+            x = tl.load(x_ptr + t * x_stride + j * H + h, mask=h < H, other=0.0).to(tl.float32)
+            y += tl.sum(tl.where(m == j, pre, 0.0), axis=0) * x
+        weight = tl.load(weight_ptr + h, mask=h < H, other=0.0).to(tl.float32)
+        y = rounded(normed(rounded(y, dtype), weight, H, norm_eps), dtype)
+        tl.store(y_ptr + t * H + h, cast(y, dtype), mask=h < H)
+        if codes_ptr is not None:
+            store_fp8(y, codes_ptr + t * H, scales_ptr + t * (H // 128), H, BLOCK_H)
+    else:
+        comb, post = comb_ptr + t * M * M, post_ptr + t * M
+        store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, rho, T * N, S, iters, eps, M, BLOCK_M, BLOCK_S)
+
+
+def hc_pre_norm(
+    x: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float, norm_eps: float, weight: Tensor,
+    quantise: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """See `reference.hc_pre_norm`."""
+    *lead, M, H = x.shape
+    if scale.shape != (3,) or weight.shape != (H,) or (quantise and H % 128):
+        raise ValueError(f"3 scales, not {tuple(scale.shape)}; a norm of {H}, not {tuple(weight.shape)}; groups of 128")
+    x_rows, mixes, squares = _mixes(x, fn, base, M * (M + 2))
+    T, S = len(x_rows), len(mixes)
+    post = torch.empty(*lead, M, dtype=torch.float32, device=x.device)
+    comb = torch.empty(*lead, M, M, dtype=torch.float32, device=x.device)
+    y = x.new_empty(*lead, H)
+    codes = torch.empty(*lead, H, dtype=torch.float8_e4m3fn, device=x.device) if quantise else None
+    scales = torch.empty(*lead, H // 128, dtype=torch.float32, device=x.device) if quantise else None
+    _pre_norm_kernel[(T, 2)](
+        x_rows, mixes, squares, scale.contiguous(), base.contiguous(), weight, y, codes, scales, post, comb,
+        x_rows.stride(0), T, H, S, iters, eps, norm_eps, N=M * (M + 2), M=M, BLOCK_M=triton.next_power_of_2(M),
+        BLOCK_S=triton.next_power_of_2(S), BLOCK_H=max(128, triton.next_power_of_2(H)), num_warps=8,
+    )  # fmt: skip
+    return y, codes, scales, post, comb
+
+
 def hc_pre(
     x: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float, norm_eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,6 +204,20 @@ def _launch(
     norm_eps: float,
 ) -> Tensor:
     *lead, M, H = x.shape
+    x_rows, mixes, squares = _mixes(x, fn, base, N)
+    T, splits = len(x_rows), len(mixes)
+    y = x.new_empty(*lead, H)
+    block_h = min(1024, triton.next_power_of_2(H))
+    _pre_kernel[(T, triton.cdiv(H, block_h))](
+        x_rows, mixes, squares, scale.contiguous(), base.contiguous(), y, post, comb, x_rows.stride(0), T, H, splits,
+        iters, eps, norm_eps, N=N, M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_S=MOST_SPLITS, BLOCK_H=block_h,
+    )  # fmt: skip
+    return y
+
+
+def _mixes(x: Tensor, fn: Tensor, base: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The streams as rows [T, M*H], parts of fn . x [S, T, N] and of the sums of squares [S, T]."""
+    M, H = x.shape[-2:]
     if fn.shape != (N, M * H) or fn.dtype != torch.float32 or base.shape != (N,):
         raise ValueError(f"fn {fn.dtype} {tuple(fn.shape)}, base {tuple(base.shape)}: FP32 [{N}, {M * H}] is needed")
     x_rows = rows(x.flatten(-2))
@@ -142,10 +231,4 @@ def _launch(
         x_rows, fn.contiguous(), mixes, squares, x_rows.stride(0), T, M * H, N, per_split,
         BLOCK_T=TOKENS, BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_K=STEP,
     )  # fmt: skip
-    y = x.new_empty(*lead, H)
-    block_h = min(1024, triton.next_power_of_2(H))
-    _pre_kernel[(T, triton.cdiv(H, block_h))](
-        x_rows, mixes, squares, scale.contiguous(), base.contiguous(), y, post, comb, x_rows.stride(0), T, H, splits,
-        iters, eps, norm_eps, N=N, M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_S=MOST_SPLITS, BLOCK_H=block_h,
-    )  # fmt: skip
-    return y
+    return x_rows, mixes, squares

@@ -22,3 +22,15 @@ def output(like: Tensor, out: Tensor | None) -> Tensor:
     if out.shape != like.shape or out.dtype != like.dtype or out.device != like.device or out.stride(-1) != 1:
         raise ValueError(f"out is {out.dtype} {tuple(out.shape)}, the result {like.dtype} {tuple(like.shape)}")
     return out
+
+
+def power_of_two_columns(x: Tensor) -> int:
+    """The columns of `x`, contiguous and a power of two: what kernels hold whole.
+
+    Raises:
+        ValueError: they are not.
+    """
+    columns = x.shape[-1]
+    if columns & (columns - 1) or x.stride(-1) != 1 or x.stride(-2) != columns:
+        raise ValueError(f"{tuple(x.shape)} with strides {x.stride()}: contiguous rows of a power of two are needed")
+    return columns

@@ -1,6 +1,7 @@
 """Linear layers in Triton: one kernel for every stored format.
 
-Legend: M rows of activations, N outputs, K inputs, G groups (the o-groups' wo_a; otherwise 1).
+Legend: M rows of activations, N outputs, K inputs, G groups (the o-groups' wo_a; otherwise 1), S parts of K. Few rows
+make few tiles, so K is cut too, and what comes next adds the parts up.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -15,6 +16,8 @@ from flagrelease.engine.kernels.product import product
 from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight, weight_format
 
 FILLED = 128  # programs that keep a chip busy
+PROGRAMS = 1024  # that keep its memory busy, when each has few rows
+SHORTEST_PART = 512  # columns
 
 
 @jit
@@ -34,6 +37,9 @@ def _linear_kernel(
     w_group: tl.tensor,
     ws_row: tl.tensor,
     y_row: tl.tensor,
+    y_part: tl.tensor,
+    G: tl.tensor,
+    per_part: tl.tensor,
     FORMAT: tl.constexpr,
     QUANTISED: tl.constexpr,
     SQRT_SOFTPLUS: tl.constexpr,
@@ -43,7 +49,9 @@ def _linear_kernel(
 ) -> None:
     m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    group = tl.program_id(2).to(tl.int64)
+    group = (tl.program_id(2) % G).to(tl.int64)
+    part = tl.program_id(2) // G
+    begin, end = part * per_part, tl.minimum((part + 1) * per_part, K)
     x = x_ptr + m * x_row + group * x_group
     w = w_ptr + n * w_row + group * w_group
     xs = x  # not read unless there are scales
@@ -51,13 +59,13 @@ def _linear_kernel(
     if QUANTISED:
         xs = xs_ptr + m * xs_row
     if FORMAT == "fp8":
-        ws = ws_ptr + n // 128 * ws_row
+        ws = ws_ptr + (group * N + n) // 128 * ws_row
     if FORMAT == "fp4":
         ws = ws_ptr + n * ws_row
-    acc = product(x, xs, m < M, w, ws, n < N, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+    acc = product(x, xs, m < M, w, ws, n < N, begin, end, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
     if SQRT_SOFTPLUS:
         acc = sqrt_softplus(acc)
-    y = y_ptr + m[:, None] * y_row + group * N + n[None, :]
+    y = y_ptr + part.to(tl.int64) * y_part + m[:, None] * y_row + group * N + n[None, :]
     tl.store(y, cast(acc, y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 
 
@@ -70,9 +78,14 @@ def sqrt_softplus(x: tl.tensor) -> tl.tensor:
     return tl.sqrt(tl.maximum(x, 0.0) + log1p)
 
 
-def linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:
+def linear(x: Tensor, w: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """See `reference.linear`. BF16 or FP32 operands."""
-    return grouped_linear(x[..., None, :], w[None], out_dtype)[..., 0, :]
+    return _launch(x[..., None, :], None, w[None], None, out_dtype, out)[..., 0, :]
+
+
+def linear_parts(x: Tensor, w: Tensor) -> Tensor:
+    """See `reference.linear_parts`. BF16 or FP32 operands."""
+    return _parts(x[:, None], None, w[None], None)
 
 
 def grouped_linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -82,16 +95,37 @@ def grouped_linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:
     return _launch(x, None, w, None, out_dtype)
 
 
-def fp8_linear(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def fp8_linear(
+    xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """See `reference.fp8_linear`."""
     check_fp8_weight(w, ws)
-    return _launch(xq[..., None, :], xs, w[None], ws, out_dtype)[..., 0, :]
+    return _launch(xq[..., None, :], xs, w[None], ws[None], out_dtype, out)[..., 0, :]
+
+
+def fp8_linear_parts(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Tensor:
+    """See `reference.fp8_linear_parts`."""
+    check_fp8_weight(w, ws)
+    return _parts(xq[:, None], xs, w[None], ws[None])
+
+
+def fp8_grouped_linear(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """See `reference.fp8_grouped_linear`. A group has a multiple of 128 outputs."""
+    _check_groups(x, w, ws)
+    return _launch(x, None, w, ws, out_dtype)
+
+
+def fp8_grouped_linear_parts(x: Tensor, w: Tensor, ws: Tensor) -> Tensor:
+    """See `reference.fp8_grouped_linear_parts`. A group has a multiple of 128 outputs."""
+    _check_groups(x, w, ws)
+    return _parts(x, None, w, ws)
 
 
 def fp4_linear(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """See `reference.fp4_linear`."""
     check_fp4_weight(w, ws)
-    return _launch(xq[..., None, :], xs, w[None], ws, out_dtype)[..., 0, :]
+    return _launch(xq[..., None, :], xs, w[None], ws[None], out_dtype)[..., 0, :]
 
 
 def gate_scores(x: Tensor, w: Tensor) -> Tensor:
@@ -128,31 +162,70 @@ def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, in
     if rows > 64 and not single:
         return (64, 128, 128, 4) if fmt == "fp4" else (128, 128, 64, 8)
     block_m = max(16, triton.next_power_of_2(min(rows, 64)))
-    block_n = 64
+    block_n = 64 if rows > 16 else 32
     while block_n > 16 and outputs // block_n < FILLED:
         block_n //= 2
     return block_m, block_n, 32 if single else 128, 4
 
 
+def _check_groups(x: Tensor, w: Tensor, ws: Tensor) -> None:
+    check_fp8_weight(w, ws)
+    if x.shape[-2] != w.shape[0] or w.shape[1] % FP8_BLOCK:
+        raise ValueError(f"x {tuple(x.shape)} [.., G, K] does not fit w {tuple(w.shape)} [G, N, K], N in blocks of 128")
+
+
+def _parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> Tensor:
+    """x [B, G, K], w [G, N, K] -> FP32 [S, B, G * N]: S as many as fill a chip."""
+    G, N, K = w.shape
+    most = max(1, K // SHORTEST_PART)
+    block_m, block_n, _, _ = tile_shape(len(x), G * N * most, weight_format(w), x.dtype == torch.float32)
+    programs = ceil_div(len(x), block_m) * ceil_div(N, block_n) * G
+    parts = max(1, min(PROGRAMS // programs, most))
+    per_part = ceil_div(ceil_div(K, parts), FP8_BLOCK) * FP8_BLOCK
+    parts = ceil_div(K, per_part)
+    y = torch.empty(parts, len(x), G * N, dtype=torch.float32, device=x.device)
+    _run(x, xs, w, ws, y, per_part)
+    return y
+
+
 def _launch(
-    x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None, out_dtype: torch.dtype, sqrt_softplus: bool = False
-) -> Tensor:
+    x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None, out_dtype: torch.dtype, out: Tensor | None = None,
+    sqrt_softplus: bool = False,
+) -> Tensor:  # fmt: skip
     """x [.., G, K], w [G, N, K or K/2] -> [.., G, N]."""
+    G, N = w.shape[:2]
+    if out is None:
+        y = torch.empty(*x.shape[:-1], N, dtype=out_dtype, device=x.device)
+        _run(x.reshape(-1, G, x.shape[-1]), xs, w, ws, y.view(1, -1, G * N), 0, sqrt_softplus)
+        return y
+    if out.dtype != out_dtype or out.shape != (*x.shape[:-2], N) or out.dim() != 2 or out.stride(-1) != 1 or G != 1:
+        raise ValueError(f"out is {out.dtype} {tuple(out.shape)} for rows of {N} in {out_dtype}")
+    _run(x, xs, w, ws, out[None], 0, sqrt_softplus)
+    return out[:, None]
+
+
+def _run(
+    x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None, y: Tensor, per_part: int, sqrt_softplus: bool = False
+) -> None:
+    """x [M, G, K], w [G, N, K or K/2], scales [.., rows, K/128 or K/32] -> y [S, M, G * N]; per_part 0: S is 1."""
     fmt = weight_format(w)
-    G, N, K = w.shape[0], w.shape[1], w.shape[2] * (2 if fmt == "fp4" else 1)
+    M, (G, N), K = len(x), w.shape[:2], w.shape[2] * (2 if fmt == "fp4" else 1)
     check_activation(x, xs, K)
-    y = torch.empty(*x.shape[:-1], N, dtype=out_dtype, device=x.device)
-    x, w = unit_columns(x.reshape(-1, G, K)), unit_columns(w.view(torch.uint8) if fmt == "fp4" else w)
-    M = len(x)
+    x, w = unit_columns(x), unit_columns(w.view(torch.uint8) if fmt == "fp4" else w)
     if xs is not None:
         xs = unit_columns(xs.reshape(M, -1))
-    ws = stored_scale(ws)
+    if ws is not None:
+        ws = stored_scale(ws.flatten(0, 1))
     single = x.dtype == torch.float32 or w.dtype == torch.float32
-    block_m, block_n, block_k, warps = tile_shape(M, G * N, fmt, single)
-    _linear_kernel[(triton.cdiv(M, block_m), triton.cdiv(N, block_n), G)](
-        x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), 0 if xs is None else xs.stride(0),
-        w.stride(1), w.stride(0), 0 if ws is None else ws.stride(0), G * N,
+    block_m, block_n, block_k, warps = tile_shape(M, G * N * len(y), fmt, single)
+    _linear_kernel[(triton.cdiv(M, block_m), triton.cdiv(N, block_n), G * len(y))](
+        x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), 0 if xs is None else xs.stride(0), w.stride(1), w.stride(0),
+        0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
         FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=_stages(M, fmt, single),
     )  # fmt: skip
-    return y
+
+
+def _stages(rows: int, fmt: str, single: bool) -> int:
+    """Tiles on their way from memory at once: with few rows nothing else hides its latency."""
+    return 5 if rows <= 16 and fmt != "fp4" and not single else 3

@@ -11,39 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels import fp4_experts
 from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
+from flagrelease.engine.kernels.expert_plan import plan_pairs
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import unit_columns
 from flagrelease.engine.kernels.linear import stored_scale, tile_shape
 from flagrelease.engine.kernels.product import product
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
 from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
-
-
-@jit
-def _plan_kernel(
-    ids_ptr: tl.tensor,
-    pairs_ptr: tl.tensor,
-    start_ptr: tl.tensor,
-    first: tl.tensor,
-    P: tl.tensor,
-    BLOCK_P: tl.constexpr,
-) -> None:
-    """Program e lists the pairs of local expert e from start[e] on; start[E] is the number of local pairs."""
-    e = tl.program_id(0)
-    before = 0
-    for p0 in range(0, P, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        local = tl.load(ids_ptr + p, mask=p < P, other=-1).to(tl.int32) - first
-        before += tl.sum(((local >= 0) & (local < e) & (p < P)).to(tl.int32), axis=0)
-    tl.store(start_ptr + e, before)
-    if e < tl.num_programs(0) - 1:
-        for p0 in range(0, P, BLOCK_P):
-            p = p0 + tl.arange(0, BLOCK_P)
-            local = tl.load(ids_ptr + p, mask=p < P, other=-1).to(tl.int32) - first
-            mine = ((local == e) & (p < P)).to(tl.int32)
-            tl.store(pairs_ptr + before + tl.cumsum(mine, axis=0) - 1, p, mask=mine > 0)
-            before += tl.sum(mine, axis=0)
 
 
 @jit
@@ -91,8 +67,8 @@ def _gate_up_kernel(
         xs = x
         if QUANTISED:
             xs = xs_ptr + pair // slots * xs_row
-        gate = product(x, xs, m < end, w1, s1, n < MI, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
-        up = product(x, xs, m < end, w3, s3, n < MI, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        gate = product(x, xs, m < end, w1, s1, n < MI, 0, H, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        up = product(x, xs, m < end, w3, s3, n < MI, 0, H, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
         gate = cast(gate, h_ptr.dtype.element_ty).to(tl.float32)
         up = cast(up, h_ptr.dtype.element_ty).to(tl.float32)
         weight = tl.load(weights_ptr + pair, mask=m < end, other=0.0)
@@ -139,7 +115,7 @@ def _down_kernel(
         hs = h
         if QUANTISED:
             hs = hs_ptr + m * hs_row
-        acc = product(h, hs, m < end, w2, s2, n < H, MI, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        acc = product(h, hs, m < end, w2, s2, n < H, 0, MI, MI, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
         y = y_ptr + pair[:, None] * H + n[None, :]
         tl.store(y, cast(acc, y_ptr.dtype.element_ty), mask=(m < end)[:, None] & (n < H)[None, :])
 
@@ -165,6 +141,27 @@ def _combine_kernel(
     tl.store(out_ptr + t * H + h, acc, mask=h < H)
 
 
+@jit
+def _place_kernel(
+    ids_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    first: tl.tensor,
+    E: tl.tensor,
+    H: tl.tensor,
+    slots: tl.tensor,
+    out_token: tl.tensor,
+    out_slot: tl.tensor,
+    BLOCK_H: tl.constexpr,
+) -> None:
+    """out[token, slot] = y[pair], zero where the pair's expert is not here."""
+    p = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    local = tl.load(ids_ptr + p + tl.arange(0, 1)).to(tl.int32) - first  # a block: masks are blocks
+    y = tl.load(y_ptr + p * H + h, mask=(local >= 0) & (local < E) & (h < H), other=0.0)
+    tl.store(out_ptr + p // slots * out_token + p % slots * out_slot + h, y, mask=h < H)
+
+
 def moe_experts(
     x: Tensor,
     ids: Tensor,
@@ -174,44 +171,69 @@ def moe_experts(
     quantise_activations: bool,
 ) -> Tensor:
     """See `reference.moe_experts`. BF16 or FP32 activations."""
-    (T, H), (E, MI), slots = x.shape, experts.w1.shape[:2], ids.shape[1]
-    if ids.shape != weights.shape or len(ids) != T or experts.w2.shape[1] != H:
-        raise ValueError(
-            f"{T} tokens of {H}, ids {tuple(ids.shape)}, weights {tuple(weights.shape)}, w2 of another shape"
-        )
-    ids, weights, x = ids.contiguous(), weights.float().contiguous(), x.contiguous()
-    pairs, start = _plan(ids, experts.first, E)
-    tiles = _tiles(T * slots, min(MI, H), experts, x.dtype)
-
-    xq, xs = _quantise(x, experts.format, quantise_activations)
-    w1, w3, s1, s3 = _bytes(experts.w1), _bytes(experts.w3), stored_scale(experts.s1), stored_scale(experts.s3)
-    h = x.new_empty(T * slots, MI)
-    _gate_up_kernel[(triton.cdiv(MI, tiles["BLOCK_N"]), E)](
-        xq, xs, w1, w3, s1, s3, weights, pairs, start, h, swiglu_limit, slots, MI, H, *_strides(xq, xs, w1, s1),
-        FORMAT=experts.format, QUANTISED=xs is not None, **tiles,
-    )  # fmt: skip
-
-    hq, hs = _quantise(h, experts.format, quantise_activations)
-    w2, s2 = _bytes(experts.w2), stored_scale(experts.s2)
-    y = x.new_empty(T * slots, H)
-    _down_kernel[(triton.cdiv(H, tiles["BLOCK_N"]), E)](
-        hq, hs, w2, s2, pairs, start, y, H, MI, *_strides(hq, hs, w2, s2)[1:],
-        FORMAT=experts.format, QUANTISED=hs is not None, **tiles,
-    )  # fmt: skip
-
+    ids, weights, x = _checked(x, ids, weights, experts)
+    (T, H), E, slots = x.shape, len(experts.w1), ids.shape[1]
+    if fp4_experts.takes(experts, x.dtype):
+        y = x.new_empty(T, slots, H)
+        fp4_experts.fp4_expert_outputs(x, ids, weights, experts, swiglu_limit, quantise_activations, y, zeros=False)
+    else:
+        y = _outputs(x, None, None, ids, weights, experts, swiglu_limit, quantise_activations)
     out = torch.empty(T, H, dtype=torch.float32, device=x.device)
     block_h = min(1024, triton.next_power_of_2(H))
     _combine_kernel[(T, triton.cdiv(H, block_h))](ids, y, out, experts.first, E, H, SLOTS=slots, BLOCK_H=block_h)
     return out
 
 
-def _plan(ids: Tensor, first: int, experts: int) -> tuple[Tensor, Tensor]:
-    """(pairs int32 [P] sorted by local expert, start int32 [E + 1]); pairs beyond start[E] are not written."""
-    pairs = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
-    start = torch.empty(experts + 1, dtype=torch.int32, device=ids.device)
-    block = min(1024, triton.next_power_of_2(ids.numel()))
-    _plan_kernel[(experts + 1,)](ids, pairs, start, first, ids.numel(), BLOCK_P=block)
-    return pairs, start
+def expert_outputs(
+    x: Tensor, xq: Tensor | None, xs: Tensor | None, ids: Tensor, weights: Tensor, experts: ExpertWeights,
+    swiglu_limit: float, quantise: bool, out: Tensor,
+) -> Tensor:  # fmt: skip
+    """See `reference.expert_outputs`."""
+    ids, weights, x = _checked(x, ids, weights, experts)
+    if fp4_experts.takes(experts, x.dtype):
+        fp4_experts.fp4_expert_outputs(x, ids, weights, experts, swiglu_limit, quantise, out, zeros=True)
+        return out
+    y = _outputs(x, xq, xs, ids, weights, experts, swiglu_limit, quantise)
+    block_h, H, slots = min(1024, triton.next_power_of_2(x.shape[1])), x.shape[1], ids.shape[1]
+    _place_kernel[(ids.numel(), triton.cdiv(H, block_h))](
+        ids, y, out, experts.first, len(experts.w1), H, slots, out.stride(0), out.stride(1), BLOCK_H=block_h
+    )
+    return out
+
+
+def _checked(x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights) -> tuple[Tensor, Tensor, Tensor]:
+    T, H = x.shape
+    if ids.shape != weights.shape or len(ids) != T or experts.w2.shape[1] != H:
+        raise ValueError(
+            f"{T} tokens of {H}, ids {tuple(ids.shape)}, weights {tuple(weights.shape)}, w2 of another shape"
+        )
+    return ids.contiguous(), weights.float().contiguous(), x.contiguous()
+
+
+def _outputs(
+    x: Tensor, xq: Tensor | None, xs: Tensor | None, ids: Tensor, weights: Tensor, experts: ExpertWeights,
+    swiglu_limit: float, quantise: bool,
+) -> Tensor:  # fmt: skip
+    """Outputs of the local pairs [P, H]; the others' are not written. xq, xs: see `reference.expert_outputs`."""
+    (T, H), (E, MI), slots = x.shape, experts.w1.shape[:2], ids.shape[1]
+    pairs, start = plan_pairs(ids, experts.first, E)
+    tiles = _tiles(T * slots, min(MI, H), experts, x.dtype)
+    if xq is None or experts.format == "plain":
+        xq, xs = _quantise(x, experts.format, quantise)
+    w1, w3, s1, s3 = _bytes(experts.w1), _bytes(experts.w3), stored_scale(experts.s1), stored_scale(experts.s3)
+    h = x.new_empty(T * slots, MI)
+    _gate_up_kernel[(triton.cdiv(MI, tiles["BLOCK_N"]), E)](
+        xq, xs, w1, w3, s1, s3, weights, pairs, start, h, swiglu_limit, slots, MI, H, *_strides(xq, xs, w1, s1),
+        FORMAT=experts.format, QUANTISED=xs is not None, **tiles,
+    )  # fmt: skip
+    hq, hs = _quantise(h, experts.format, quantise)
+    w2, s2 = _bytes(experts.w2), stored_scale(experts.s2)
+    y = x.new_empty(T * slots, H)
+    _down_kernel[(triton.cdiv(H, tiles["BLOCK_N"]), E)](
+        hq, hs, w2, s2, pairs, start, y, H, MI, *_strides(hq, hs, w2, s2)[1:],
+        FORMAT=experts.format, QUANTISED=hs is not None, **tiles,
+    )  # fmt: skip
+    return y
 
 
 def _quantise(x: Tensor, fmt: str, quantise: bool) -> tuple[Tensor, Tensor | None]:

@@ -28,6 +28,8 @@ def product(
     w: tl.tensor,
     ws: tl.tensor,
     w_inside: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
     K: tl.tensor,
     FORMAT: tl.constexpr,
     QUANTISED: tl.constexpr,
@@ -35,13 +37,16 @@ def product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """FP32 [BLOCK_M, BLOCK_N]; rows outside are zero. The format's constraints are the caller's to check."""
+    """FP32 [BLOCK_M, BLOCK_N] over the columns begin (a multiple of the step) to end; rows outside are zero.
+
+    The format's constraints are the caller's to check.
+    """
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if FORMAT == "plain":
-        for start in range(0, K, BLOCK_K):
+        for start in range(begin, end, BLOCK_K):
             acc = _plain_step(acc, x, x_inside, w, w_inside, start, K, BLOCK_K)
     else:
-        for start in range(0, K, 128):
+        for start in range(begin, end, 128):
             # Scales are loaded before the product, whose time hides theirs.
             scale = tl.full((BLOCK_M, 1), 1.0, tl.float32)
             if QUANTISED:

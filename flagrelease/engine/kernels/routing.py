@@ -11,6 +11,33 @@ from flagrelease.engine.kernels.layout import rows
 
 
 @jit
+def best_experts(
+    scores: tl.tensor,
+    bias_ptr: tl.tensor,
+    e: tl.tensor,
+    E: tl.tensor,
+    K: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """The K best of score + bias, best first: ids and scores, both [BLOCK_K]."""
+    k = tl.arange(0, BLOCK_K)
+    biased = scores
+    if bias_ptr is not None:
+        biased += tl.load(bias_ptr + e, mask=e < E, other=0.0)
+    biased = tl.where(e < E, biased, float("-inf"))
+    ids = tl.zeros((BLOCK_K,), tl.int32)
+    weights = tl.zeros((BLOCK_K,), tl.float32)
+    for slot in tl.static_range(K):
+        # The lowest expert among the best: tl.argmax's tie rule differs between Triton versions.
+        best = tl.min(tl.where(biased == tl.max(biased, axis=0), e, BLOCK_E), axis=0)
+        ids = tl.where(k == slot, best, ids)
+        weights = tl.where(k == slot, tl.sum(tl.where(e == best, scores, 0.0), axis=0), weights)
+        biased = tl.where(e == best, float("-inf"), biased)
+    return ids, weights
+
+
+@jit
 def _route_kernel(
     scores_ptr: tl.tensor,
     bias_ptr: tl.tensor,
@@ -25,21 +52,9 @@ def _route_kernel(
 ) -> None:
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK_E)
-    k = tl.arange(0, BLOCK_K)
     scores = tl.load(scores_ptr + t * scores_stride + e, mask=e < E, other=0.0)
-    biased = scores
-    if bias_ptr is not None:
-        biased += tl.load(bias_ptr + e, mask=e < E, other=0.0)
-    biased = tl.where(e < E, biased, float("-inf"))
-    ids = tl.zeros((BLOCK_K,), tl.int32)
-    weights = tl.zeros((BLOCK_K,), tl.float32)
-    for slot in tl.static_range(K):
-        # The lowest expert among the best: tl.argmax's tie rule differs between Triton versions.
-        best = tl.min(tl.where(biased == tl.max(biased, axis=0), e, BLOCK_E), axis=0)
-        ids = tl.where(k == slot, best, ids)
-        weights = tl.where(k == slot, tl.sum(tl.where(e == best, scores, 0.0), axis=0), weights)
-        biased = tl.where(e == best, float("-inf"), biased)
-    _store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
+    ids, weights = best_experts(scores, bias_ptr, e, E, K, BLOCK_E, BLOCK_K)
+    store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
 
 
 @jit
@@ -59,11 +74,11 @@ def _route_hashed_kernel(
     token = tl.load(tokens_ptr + t).to(tl.int64)
     ids = tl.load(table_ptr + token * K + k, mask=k < K, other=0).to(tl.int32)
     weights = tl.load(scores_ptr + t * scores_stride + ids, mask=k < K, other=0.0)
-    _store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
+    store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
 
 
 @jit
-def _store_routes(
+def store_routes(
     ids_ptr: tl.tensor,
     weights_ptr: tl.tensor,
     t: tl.tensor,
@@ -73,6 +88,7 @@ def _store_routes(
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
+    """Weights in proportion, their sum `route_scale`."""
     k = tl.arange(0, BLOCK_K)
     tl.store(ids_ptr + t * K + k, ids, mask=k < K)
     tl.store(weights_ptr + t * K + k, weights / tl.sum(weights, axis=0) * route_scale, mask=k < K)

@@ -31,6 +31,7 @@ def _topk_visible_kernel(
     N: tl.tensor,
     K: tl.tensor,
     offset: tl.tensor,
+    SHORT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
@@ -38,16 +39,22 @@ def _topk_visible_kernel(
     scores = scores_ptr + row * scores_stride
     visible = tl.minimum(tl.load(visible_ptr + row).to(tl.int32), N)
 
+    n = tl.arange(0, BLOCK_N)
+    whole = _ordered(tl.load(scores + n, mask=n < visible, other=0.0))  # all of the row, where it is short
+
     # The largest threshold that K entries reach; 0, which all reach, where there are no more than K.
     threshold = tl.zeros((), tl.uint32)
     if visible > K:
         for step in range(32):
             candidate = threshold | (tl.full((), -2147483648, tl.int32).to(tl.uint32, bitcast=True) >> step)
             reached = 0
-            for start in range(0, visible, BLOCK_N):
-                n = start + tl.arange(0, BLOCK_N)
-                key = _ordered(tl.load(scores + n, mask=n < visible, other=0.0))
-                reached += tl.sum(((key >= candidate) & (n < visible)).to(tl.int32), axis=0)
+            if SHORT:
+                reached += tl.sum(((whole >= candidate) & (n < visible)).to(tl.int32), axis=0)
+            else:
+                for start in range(0, visible, BLOCK_N):
+                    i = start + tl.arange(0, BLOCK_N)
+                    key = _ordered(tl.load(scores + i, mask=i < visible, other=0.0))
+                    reached += tl.sum(((key >= candidate) & (i < visible)).to(tl.int32), axis=0)
             threshold = tl.where(reached >= K, candidate, threshold)
 
     larger = 0
@@ -82,9 +89,9 @@ def topk_visible(scores: Tensor, visible: Tensor, k: int, offset: int = 0) -> Te
     if K == 0:
         return y
     table = rows(scores)
-    block_n = min(4096, max(16, triton.next_power_of_2(N)))
+    block_n = min(8192, max(16, triton.next_power_of_2(N)))
     _topk_visible_kernel[(len(table),)](
         table, visible.contiguous(), y, table.stride(0), N, K, offset,
-        BLOCK_N=block_n, BLOCK_K=min(1024, triton.next_power_of_2(K)), num_warps=8,
+        SHORT=block_n >= N, BLOCK_N=block_n, BLOCK_K=min(1024, triton.next_power_of_2(K)), num_warps=8,
     )  # fmt: skip
     return y

@@ -5,18 +5,34 @@ from __future__ import annotations
 from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
 from flagrelease.engine.kernels.add import add
 from flagrelease.engine.kernels.compress_pool import compress_pool
+from flagrelease.engine.kernels.compress_token import compress_token
+from flagrelease.engine.kernels.decode_attention import decode_attention
 from flagrelease.engine.kernels.embedding import embedding
 from flagrelease.engine.kernels.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
+from flagrelease.engine.kernels.gate_route import gate_route, gate_route_hashed
 from flagrelease.engine.kernels.hadamard import hadamard
-from flagrelease.engine.kernels.hc_post import hc_post
-from flagrelease.engine.kernels.hc_pre import hc_head, hc_pre
+from flagrelease.engine.kernels.hc_post import hc_post, hc_post_parts
+from flagrelease.engine.kernels.hc_pre import hc_head, hc_pre, hc_pre_norm
 from flagrelease.engine.kernels.hc_split_sinkhorn import hc_split_sinkhorn
+from flagrelease.engine.kernels.index_queries import index_queries
 from flagrelease.engine.kernels.indexer_scores import indexer_scores
-from flagrelease.engine.kernels.linear import fp4_linear, fp8_linear, gate_scores, grouped_linear, linear
-from flagrelease.engine.kernels.moe_experts import moe_experts
+from flagrelease.engine.kernels.latents import latents
+from flagrelease.engine.kernels.linear import (
+    fp4_linear,
+    fp8_grouped_linear,
+    fp8_grouped_linear_parts,
+    fp8_linear,
+    fp8_linear_parts,
+    gate_scores,
+    grouped_linear,
+    linear,
+    linear_parts,
+)
+from flagrelease.engine.kernels.moe_experts import expert_outputs, moe_experts
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.rms_norm import rms_norm
 from flagrelease.engine.kernels.rope import apply_rope
+from flagrelease.engine.kernels.round_parts import round_parts, swiglu_parts
 from flagrelease.engine.kernels.routing import route, route_hashed
 from flagrelease.engine.kernels.sparse_attention import sparse_attention
 from flagrelease.engine.kernels.swiglu import swiglu
@@ -33,24 +49,39 @@ class TritonOperators(Operators):
     add = staticmethod(add)
     apply_rope = staticmethod(apply_rope)
     compress_pool = staticmethod(compress_pool)
+    compress_token = staticmethod(compress_token)
+    decode_attention = staticmethod(decode_attention)
     embedding = staticmethod(embedding)
+    expert_outputs = staticmethod(expert_outputs)
     fp4_act_quant = staticmethod(fp4_act_quant)
     fp4_act_quant_roundtrip = staticmethod(fp4_act_quant_roundtrip)
     fp4_linear = staticmethod(fp4_linear)
+    fp8_grouped_linear = staticmethod(fp8_grouped_linear)
+    fp8_grouped_linear_parts = staticmethod(fp8_grouped_linear_parts)
     fp8_linear = staticmethod(fp8_linear)
+    fp8_linear_parts = staticmethod(fp8_linear_parts)
+    gate_route = staticmethod(gate_route)
+    gate_route_hashed = staticmethod(gate_route_hashed)
     gate_scores = staticmethod(gate_scores)
     grouped_linear = staticmethod(grouped_linear)
     hadamard = staticmethod(hadamard)
     hc_head = staticmethod(hc_head)
     hc_post = staticmethod(hc_post)
+    hc_post_parts = staticmethod(hc_post_parts)
     hc_pre = staticmethod(hc_pre)
+    hc_pre_norm = staticmethod(hc_pre_norm)
     hc_split_sinkhorn = staticmethod(hc_split_sinkhorn)
+    index_queries = staticmethod(index_queries)
     indexer_scores = staticmethod(indexer_scores)
+    latents = staticmethod(latents)
     linear = staticmethod(linear)
+    linear_parts = staticmethod(linear_parts)
     moe_experts = staticmethod(moe_experts)
     rms_norm = staticmethod(rms_norm)
+    round_parts = staticmethod(round_parts)
     route = staticmethod(route)
     route_hashed = staticmethod(route_hashed)
     sparse_attention = staticmethod(sparse_attention)
     swiglu = staticmethod(swiglu)
+    swiglu_parts = staticmethod(swiglu_parts)
     topk_visible = staticmethod(topk_visible)

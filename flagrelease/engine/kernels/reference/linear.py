@@ -15,10 +15,14 @@ from flagrelease.engine.kernels.reference.quantisation import dequantise
 from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight
 
 
-def linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """x [.., K] times w [N, K] transposed -> [.., N] in `out_dtype`; BF16, FP32 or float64 operands."""
+def linear(x: Tensor, w: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """x [.., K] times w [N, K] transposed -> [.., N] in `out_dtype`; BF16, FP32 or float64 operands.
+
+    `out` is where to write, of the result's shape and dtype; its columns are contiguous.
+    """
     wide = wide_dtype(out_dtype)
-    return (x.to(wide) @ w.to(wide).mT).to(out_dtype)
+    y = (x.to(wide) @ w.to(wide).mT).to(out_dtype)
+    return y if out is None else out.copy_(y)
 
 
 def grouped_linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -27,7 +31,10 @@ def grouped_linear(x: Tensor, w: Tensor, out_dtype: torch.dtype) -> Tensor:
     return torch.einsum("...gk,gnk->...gn", x.to(wide), w.to(wide)).to(out_dtype)
 
 
-def fp8_linear(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def fp8_linear(
+    xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """FP8 weight: out[m, n] = sum_k xq[m, k] xs[m, k/128] w[n, k] ws[n/128, k/128].
 
     Args:
@@ -36,9 +43,10 @@ def fp8_linear(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: 
         w: E4M3 [N, K].
         ws: FP32 or E8M0 [ceil(N/128), ceil(K/128)].
         out_dtype: of the result [.., N].
+        out: see `linear`.
     """
     check_fp8_weight(w, ws)
-    return linear(_activation(xq, xs, w.shape[-1], out_dtype), dequantise(w, ws), out_dtype)
+    return linear(_activation(xq, xs, w.shape[-1], out_dtype), dequantise(w, ws), out_dtype, out)
 
 
 def fp4_linear(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -1,0 +1,66 @@
+"""Dimensions to measure with: those of the published models, and small ones for a CPU."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from flagrelease.errors import UsageError
+from flagrelease.model.config import ModelConfig, parse_config
+
+DimensionsName = Literal["flash", "pro", "tiny"]
+
+_FLASH: dict[str, Any] = {
+    "model_type": "deepseek_v4", "vocab_size": 129280, "hidden_size": 4096, "num_hidden_layers": 43,
+    "num_hash_layers": 3, "num_nextn_predict_layers": 1, "num_attention_heads": 64, "head_dim": 512,
+    "qk_rope_head_dim": 64, "q_lora_rank": 1024, "o_lora_rank": 1024, "o_groups": 8, "moe_intermediate_size": 2048,
+    "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 6, "routed_scaling_factor": 1.5,
+    "scoring_func": "sqrtsoftplus", "swiglu_limit": 10.0, "index_n_heads": 64, "index_head_dim": 128,
+    "index_topk": 512, "hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6,
+    "sliding_window": 128, "rope_theta": 10000.0, "compress_rope_theta": 160000.0,
+    "rope_scaling": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "original_max_position_embeddings": 65536,
+    },
+    "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0], "max_position_embeddings": 1048576, "bos_token_id": 0,
+    "eos_token_id": 1, "expert_dtype": "fp4",
+    "quantization_config": {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
+}  # fmt: skip
+
+# The configs of DeepSeek-V4-Flash and -Pro, preview revisions, and what a test can afford.
+_DIMENSIONS: dict[DimensionsName, dict[str, Any]] = {
+    "flash": _FLASH,
+    "pro": _FLASH | {
+        "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "o_groups": 16,
+        "moe_intermediate_size": 3072, "n_routed_experts": 384, "routed_scaling_factor": 2.5, "index_topk": 1024,
+        "compress_ratios": [128, 128, *[4, 128] * 29, 4, 0],
+    },
+    "tiny": _FLASH | {
+        "vocab_size": 512, "hidden_size": 256, "num_hidden_layers": 4, "num_hash_layers": 1, "num_attention_heads": 4,
+        "head_dim": 128, "q_lora_rank": 128, "o_lora_rank": 128, "o_groups": 2, "moe_intermediate_size": 128,
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "index_n_heads": 16, "index_topk": 16, "sliding_window": 32,
+        "compress_ratios": [0, 4, 128, 4, 0],
+    },
+}  # fmt: skip
+
+
+def dimensions(name: str, layers: int | None = None, experts: int | None = None) -> ModelConfig:
+    """The config called `name`, cut to its first `layers` layers and `experts` routed experts.
+
+    Raises:
+        UsageError: an unknown name, or more layers or experts than there are.
+    """
+    if name not in get_args(DimensionsName):
+        raise UsageError(f"dimensions {name!r}: known are {', '.join(get_args(DimensionsName))}")
+    raw = dict(_DIMENSIONS[name])  # type: ignore[index]
+    ratios = raw["compress_ratios"]
+    if layers is not None:
+        if not 0 < layers <= raw["num_hidden_layers"]:
+            raise UsageError(f"{layers} layers: {name} has {raw['num_hidden_layers']}")
+        raw |= {"num_hidden_layers": layers, "compress_ratios": [*ratios[:layers], ratios[-1]]}
+    if experts is not None:
+        if not raw["num_experts_per_tok"] <= experts <= raw["n_routed_experts"]:
+            raise UsageError(
+                f"{experts} experts: {name} has {raw['n_routed_experts']}, and a token takes "
+                f"{raw['num_experts_per_tok']}"
+            )
+        raw |= {"n_routed_experts": experts}
+    return parse_config(raw, f"dimensions {name}")

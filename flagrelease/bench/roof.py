@@ -1,0 +1,116 @@
+"""What the device could do at best: its copy bandwidth and matrix rate, and the bytes and products of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from flagrelease.device import Device
+from flagrelease.engine.model import Model
+
+
+def seconds(device: Device, work: Callable[[], object], repeats: int = 5, inner: int = 1) -> float:
+    """The median time of `work`, of `repeats` runs of `inner` calls each, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        device.synchronize()
+        start = perf_counter()
+        for _ in range(inner):
+            work()
+        device.synchronize()
+        times.append((perf_counter() - start) / inner)
+    return median(times)
+
+
+def copy_bandwidth(device: Device, size: int) -> float:
+    """Bytes a second, read and written, of a copy of `size` bytes on the device."""
+    a = torch.empty(size, dtype=torch.uint8, device=device.torch_device).random_()
+    b = torch.empty_like(a)
+    return 2 * size / seconds(device, lambda: b.copy_(a), inner=5)
+
+
+def matrix_rate(device: Device, n: int) -> float:
+    """Operations a second of an n x n x n product in BF16, by the vendor's library."""
+    a, b = (torch.randn(n, n, device=device.torch_device).bfloat16() for _ in range(2))
+    return 2 * n**3 / seconds(device, lambda: a @ b, inner=3)
+
+
+def layer_bytes(model: Model) -> tuple[int, int]:
+    """Bytes of all weights that every step reads, and of one routed expert in all layers."""
+    expert = sum(_expert_bytes(model, layer) for layer in range(len(model.blocks)))
+    seen: dict[int, int] = {}
+    for block in model.blocks:
+        for part in (block.attn_hc, block.attn, block.ffn_hc, block.ffn):
+            _collect(part, seen)
+    routed = sum(
+        _expert_bytes(model, layer) * len(model.blocks[layer].ffn.experts.w1) for layer in range(len(model.blocks))
+    )
+    tables = sum(_size(t) for block in model.blocks for t in [block.ffn.router.tid2eid] if t is not None)
+    head = _size(model.head)
+    return sum(seen.values()) - routed - tables + head, expert
+
+
+def cache_bytes(model: Model, context: int) -> int:
+    """Bytes of caches that one row's token at `context` reads: listed keys, index keys, a compressor's memory."""
+    config, element = model.config, 2
+    total = 0
+    for block in model.blocks:
+        keys = config.sliding_window
+        if block.attn.indexer is not None:
+            keys += min(config.index_topk, context // 4)
+            total += context // 4 * config.index_head_dim * element
+        elif block.attn.ratio:
+            keys += context // block.attn.ratio
+        total += keys * config.head_dim * element
+    return total
+
+
+def distinct_experts(model: Model, rows: int) -> float:
+    """Experts of a layer that `rows` tokens take together, if every choice is equally likely."""
+    experts, k = model.config.n_routed_experts, model.config.num_experts_per_tok
+    return experts * (1 - (1 - k / experts) ** rows)
+
+
+def token_operations(model: Model, context: int) -> float:
+    """Operations (two a product) of one token's matrix products and attention at a mean depth of `context` / 2."""
+    config = model.config
+    dense = 0
+    for block in model.blocks:
+        attn, ffn = block.attn, block.ffn
+        linears = [attn.latents, attn.wq_b, attn.wo_b, ffn.w13, ffn.w2]
+        dense += sum(linear.weight.numel() for linear in linears) + attn.wo_a.numel() + ffn.router.weight.numel()
+        dense += 0 if attn.side is None else attn.side.numel()
+        dense += 0 if attn.indexer is None else attn.indexer.wq_b.weight.numel()
+        dense += 3 * config.num_experts_per_tok * config.moe_intermediate_size * config.hidden_size
+        keys = config.sliding_window
+        if attn.indexer is not None:
+            keys += min(config.index_topk, context // 8)
+            dense += config.index_n_heads * config.index_head_dim * context // 8
+        elif attn.ratio:
+            keys += context // 2 // attn.ratio
+        dense += 2 * keys * config.num_attention_heads * config.head_dim
+    return 2.0 * dense
+
+
+def _expert_bytes(model: Model, layer: int) -> int:
+    experts = model.blocks[layer].ffn.experts
+    parts = (experts.w1, experts.w3, experts.w2, experts.s1, experts.s3, experts.s2)
+    return sum(_size(part[0]) for part in parts if part is not None)
+
+
+def _collect(part: object, seen: dict[int, int]) -> None:
+    """Bytes of the tensors in a module, by address: views of joined weights count with the whole, once."""
+    if isinstance(part, torch.Tensor):
+        storage = part.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+    elif hasattr(part, "__slots__"):
+        for name in part.__slots__:
+            _collect(getattr(part, name), seen)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

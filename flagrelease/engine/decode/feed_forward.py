@@ -1,0 +1,30 @@
+"""The feed-forward of one layer for one token a row. Legend: B rows, H hidden, k experts a token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.linear import Rounded, project_into, project_parts
+from flagrelease.engine.moe import MoE, Router
+
+
+def feed_forward(ops: Operators, moe: MoE, x: Rounded, step: DecodeStep) -> Tensor:
+    """x [B, H] -> parts [k + 1, B, H] of the output: each routed expert's, then the shared one's."""
+    ids, weights = _route(ops, moe.router, x.plain, step)
+    k = ids.shape[1]
+    y = x.plain.new_empty(len(ids), k + 1, x.plain.shape[1])
+    quantise = moe.w2.quantise
+    ops.expert_outputs(x.plain, x.codes, x.scales, ids, weights, moe.experts, moe.swiglu_limit, quantise, y[:, :k])
+    both = project_parts(ops, x, moe.w13)
+    hidden = Rounded(*ops.swiglu_parts(both, moe.swiglu_limit, y.dtype, moe.w2.takes_codes))
+    project_into(ops, hidden, moe.w2, y[:, k])
+    return y.transpose(0, 1)
+
+
+def _route(ops: Operators, router: Router, x: Tensor, step: DecodeStep) -> tuple[Tensor, Tensor]:
+    parts = ops.linear_parts(x, router.weight)
+    if router.tid2eid is not None:
+        return ops.gate_route_hashed(parts, router.tid2eid, step.tokens, step.positions, router.route_scale)
+    return ops.gate_route(parts, router.bias, step.positions, router.topk, router.route_scale)

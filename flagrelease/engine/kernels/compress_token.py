@@ -1,0 +1,152 @@
+"""A compressor's step for one token a row, in Triton.
+
+Legend: B rows, S parts, D width of an entry, c channels of a token (2D if windows overlap), P pending slots, R rotated
+columns. Program b remembers row b's token and, if that completes a window, pools it into an entry.
+"""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.layout import power_of_two_columns
+from flagrelease.engine.kernels.reference.decoding import Rounding
+from flagrelease.engine.kernels.row_vectors import (
+    fp4_rounded,
+    fp8_rounded,
+    hadamard_signs,
+    normed,
+    rotated,
+    rounded,
+    sum_parts,
+)
+
+SLOTS = 8  # pooled at once
+
+
+@jit
+def _remember(
+    kv_ptr: tl.tensor,
+    score_ptr: tl.tensor,
+    ape_ptr: tl.tensor,
+    pending_kv_ptr: tl.tensor,
+    pending_score_ptr: tl.tensor,
+    channel: tl.tensor,
+    kv_stride: tl.tensor,
+    score_stride: tl.tensor,
+    S: tl.tensor,
+) -> tl.tensor:
+    """The token's numbers in some channels, stored and returned."""
+    everywhere = channel >= 0
+    kv = sum_parts(kv_ptr, channel, everywhere, kv_stride, S)
+    score = sum_parts(score_ptr, channel, everywhere, score_stride, S) + tl.load(ape_ptr + channel)
+    tl.store(pending_kv_ptr + channel, kv)
+    tl.store(pending_score_ptr + channel, score)
+    return kv, score
+
+
+@jit
+def _pool(
+    kv: tl.tensor,
+    score: tl.tensor,
+    kv_ptr: tl.tensor,
+    score_ptr: tl.tensor,
+    position: tl.tensor,
+    channels: tl.tensor,
+    D: tl.constexpr,
+    RATIO: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """`reference.compress_pool` over the last P tokens, of which the newest, kv and score, is at hand."""
+    d = tl.arange(0, D)
+    most, total, acc = score, tl.full((D,), 1.0, tl.float32), kv
+    for start in range(0, P, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        token = position + 1 - P + j
+        there = ((token >= 0) & (token < position))[:, None]
+        half = tl.where(j < P - RATIO, 0, (P - RATIO) // RATIO * D)  # overlapping: own tokens' second channels
+        at = (token % P * channels + half)[:, None] + d[None, :]
+        other_score = tl.load(score_ptr + at, mask=there, other=float("-inf"))
+        other_kv = tl.load(kv_ptr + at, mask=there, other=0.0)
+        above = tl.maximum(most, tl.max(other_score, axis=0))
+        shrink = tl.exp(most - above)
+        p = tl.exp(other_score - above[None, :])
+        total = total * shrink + tl.sum(p, axis=0)
+        acc = acc * shrink + tl.sum(p * other_kv, axis=0)
+        most = above
+    return acc / total
+
+
+@jit
+def _compress_token_kernel(
+    kv_ptr: tl.tensor,
+    score_ptr: tl.tensor,
+    ape_ptr: tl.tensor,
+    norm_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    positions_ptr: tl.tensor,
+    pending_kv_ptr: tl.tensor,
+    pending_score_ptr: tl.tensor,
+    entries_ptr: tl.tensor,
+    kv_part: tl.tensor,
+    kv_row: tl.tensor,
+    score_part: tl.tensor,
+    score_row: tl.tensor,
+    S: tl.tensor,
+    pending_row: tl.tensor,
+    entries_row: tl.tensor,
+    eps: tl.tensor,
+    ROUNDING: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    RATIO: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    b = tl.program_id(0).to(tl.int64)
+    dtype = entries_ptr.dtype.element_ty
+    channels: tl.constexpr = D * (P // RATIO)
+    position = tl.load(positions_ptr + b).to(tl.int32)
+    if position >= 0:
+        d = tl.arange(0, D)
+        kv_row_ptr, score_row_ptr = kv_ptr + b * kv_row, score_ptr + b * score_row
+        pending_kv, pending_score = pending_kv_ptr + b * pending_row, pending_score_ptr + b * pending_row
+        slot = position % P * channels
+        ape = ape_ptr + position % RATIO * channels
+        kv, score = _remember(
+            kv_row_ptr, score_row_ptr, ape, pending_kv + slot, pending_score + slot, d, kv_part, score_part, S
+        )
+        if P > RATIO:
+            kv, score = _remember(
+                kv_row_ptr, score_row_ptr, ape, pending_kv + slot, pending_score + slot, D + d, kv_part, score_part, S
+            )
+        if (position + 1) % RATIO == 0:
+            x = _pool(kv, score, pending_kv, pending_score, position, channels, D, RATIO, P, BLOCK)
+            x = rounded(normed(rounded(x, dtype), tl.load(norm_ptr + d).to(tl.float32), D, eps), dtype)
+            x = rounded(rotated(x, cos_ptr, sin_ptr, position + 1 - RATIO, D, R, False), dtype)
+            if ROUNDING == "fp8":
+                x = fp8_rounded(x, D, R, 64)
+            elif ROUNDING != "none":
+                x = rounded(tl.sum(x[:, None] * hadamard_signs(D), axis=0) * tl.rsqrt(D + 0.0), dtype)
+                if ROUNDING == "hadamard_fp4":
+                    x = fp4_rounded(x, D)
+            tl.store(entries_ptr + b * entries_row + position // RATIO * D + d, cast(x, dtype))
+
+
+def compress_token(
+    kv: Tensor, score: Tensor, ape: Tensor, norm: Tensor, eps: float, cos: Tensor, sin: Tensor, positions: Tensor,
+    pending_kv: Tensor, pending_score: Tensor, entries: Tensor, rounding: Rounding,
+) -> None:  # fmt: skip
+    """See `reference.compress_token`. Entries have a power of two columns; their slots are contiguous."""
+    S, B, channels = kv.shape
+    D, ratio, slots = power_of_two_columns(entries), len(ape), pending_kv.shape[1] - 2
+    if channels != D * (slots // ratio) or score.stride(-1) != 1 or kv.stride(-1) != 1:
+        raise ValueError(f"{channels} channels of a token for entries of {D} and {slots} slots of ratio {ratio}")
+    _compress_token_kernel[(B,)](
+        kv, score, ape, norm, cos, sin, positions, pending_kv, pending_score, entries,
+        kv.stride(0), kv.stride(1), score.stride(0), score.stride(1), S, pending_kv.stride(0), entries.stride(0), eps,
+        ROUNDING=rounding, D=D, R=2 * cos.shape[1], RATIO=ratio, P=slots, BLOCK=SLOTS,
+        num_warps=8 if D > 256 or "hadamard" in rounding else 4,
+    )  # fmt: skip

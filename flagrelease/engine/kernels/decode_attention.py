@@ -1,0 +1,196 @@
+"""Attention of one query a row in Triton, its keys divided over programs and the parts joined (flash decoding).
+
+Legend: B rows, H heads, N slots, D head dimension, R rotated columns, K chosen entries, W window, T = K + W listed
+positions, P parts of them. The list is never stored: a program computes its slots from the position.
+"""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.interpreter import cast, dot, jit
+from flagrelease.engine.kernels.layout import power_of_two_columns
+from flagrelease.engine.kernels.row_vectors import rotated
+from flagrelease.engine.kernels.weights import ceil_div
+
+HEADS = 16  # of a program: as few as the matrix unit takes
+STEP = 32  # positions
+PROGRAMS = 264  # that fill a chip
+
+
+@jit
+def _queries(
+    q: tl.tensor,
+    inside: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    position: tl.tensor,
+    eps: tl.tensor,
+    dtype: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+) -> tl.tensor:
+    """The heads at pointers `q` [BLOCK_H], normed and rotated: [BLOCK_H, D]."""
+    pair = tl.arange(0, D // 2)
+    even = tl.load(q[:, None] + 2 * pair[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+    odd = tl.load(q[:, None] + 2 * pair[None, :] + 1, mask=inside[:, None], other=0.0).to(tl.float32)
+    rho = tl.rsqrt(tl.sum(even * even + odd * odd, axis=1) / D + eps)[:, None]
+    even, odd = cast(even * rho, dtype).to(tl.float32), cast(odd * rho, dtype).to(tl.float32)
+    turn = pair - (D - R) // 2
+    cos = tl.load(cos_ptr + position * (R // 2) + turn, mask=turn >= 0, other=1.0)[None, :]
+    sin = tl.load(sin_ptr + position * (R // 2) + turn, mask=turn >= 0, other=0.0)[None, :]
+    turned = tl.join(even * cos - odd * sin, even * sin + odd * cos)
+    return cast(tl.reshape(turned, (BLOCK_H, D)), dtype)
+
+
+@jit
+def _slots(
+    j: tl.tensor,
+    chosen_ptr: tl.tensor,
+    position: tl.tensor,
+    first: tl.tensor,
+    ring: tl.tensor,
+    K: tl.tensor,
+    W: tl.tensor,
+    ratio: tl.tensor,
+) -> tl.tensor:
+    """The cache slots of listed positions j, -1 where there is none."""
+    back = position - (W - 1) + (j - K)
+    slot = tl.where((j >= K) & (j < K + W) & (back >= 0), first + back % ring, -1)
+    if chosen_ptr is not None:
+        slot = tl.where(j < K, tl.load(chosen_ptr + j, mask=j < K, other=-1), slot)
+    else:
+        slot = tl.where((j < K) & ((j + 1) * ratio <= position + 1), j, slot)
+    return tl.where(position >= 0, slot, -1)
+
+
+@jit
+def _part_kernel(
+    q_ptr: tl.tensor,
+    kv_ptr: tl.tensor,
+    chosen_ptr: tl.tensor,
+    positions_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    acc_ptr: tl.tensor,
+    most_ptr: tl.tensor,
+    total_ptr: tl.tensor,
+    scale: tl.tensor,
+    eps: tl.tensor,
+    q_row: tl.tensor,
+    kv_row: tl.tensor,
+    H: tl.tensor,
+    first: tl.tensor,
+    ring: tl.tensor,
+    K: tl.tensor,
+    W: tl.tensor,
+    ratio: tl.tensor,
+    per_part: tl.tensor,
+    BLOCK_H: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+) -> None:
+    """Part p of row b for some heads: the sum over its positions, the maximum and the denominator there."""
+    b, p = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    d = tl.arange(0, D)
+    dtype = q_ptr.dtype.element_ty
+    position = tl.load(positions_ptr + b).to(tl.int32)
+    at = tl.maximum(position, 0)
+    q = _queries(q_ptr + b * q_row + h * D, h < H, cos_ptr, sin_ptr, at, eps, dtype, BLOCK_H, D, R)
+    chosen = chosen_ptr
+    if chosen_ptr is not None:
+        chosen = chosen_ptr + b * K
+    most = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    acc = tl.zeros((BLOCK_H, D), tl.float32)
+    for start in range(p * per_part, tl.minimum((p + 1) * per_part, K + W), BLOCK_T):
+        j = start + tl.arange(0, BLOCK_T)
+        slot = _slots(j, chosen, position, first, ring, K, W, ratio)
+        keys = kv_ptr + b * kv_row + slot[:, None] * D + d[None, :]
+        kv = tl.load(keys, mask=(slot >= 0)[:, None], other=0.0)
+        z = dot(q, tl.trans(kv), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)) * scale
+        z = tl.where((slot >= 0)[None, :], z, float("-inf"))
+        above = tl.maximum(most, tl.max(z, axis=1))
+        # Until a valid position is met the maximum is -inf, and -inf - (-inf) would be NaN.
+        safe = tl.where(above == float("-inf"), 0.0, above)
+        prob = tl.exp(z - safe[:, None])
+        shrink = tl.exp(most - safe)
+        total = total * shrink + tl.sum(prob, axis=1)
+        acc = dot(cast(prob, dtype), kv, acc * shrink[:, None])
+        most = above
+    row = (b * tl.num_programs(2) + p) * H + h
+    tl.store(acc_ptr + row[:, None] * D + d[None, :], acc, mask=(h < H)[:, None])
+    tl.store(most_ptr + row, most, mask=h < H)
+    tl.store(total_ptr + row, total, mask=h < H)
+
+
+@jit
+def _join_kernel(
+    acc_ptr: tl.tensor,
+    most_ptr: tl.tensor,
+    total_ptr: tl.tensor,
+    sink_ptr: tl.tensor,
+    positions_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    o_ptr: tl.tensor,
+    H: tl.tensor,
+    P: tl.tensor,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+) -> None:
+    """One head of one row: the parts joined, the sink added, the result rotated back."""
+    b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    p, d = tl.arange(0, BLOCK_P), tl.arange(0, D)
+    dtype = o_ptr.dtype.element_ty
+    row = (b * P + p) * H + h
+    most = tl.load(most_ptr + row, mask=p < P, other=float("-inf"))
+    safe = tl.max(most, axis=0)
+    safe = tl.where(safe == float("-inf"), 0.0, safe)
+    share = tl.exp(most - safe)
+    total = tl.sum(tl.load(total_ptr + row, mask=p < P, other=0.0) * share, axis=0)
+    total += tl.exp(tl.load(sink_ptr + h) - safe)
+    o = tl.zeros((D,), tl.float32)
+    for part in range(P):
+        mine = tl.sum(tl.where(p == part, share, 0.0), axis=0)
+        o += tl.load(acc_ptr + ((b * P + part) * H + h) * D + d) * mine
+    o = cast(o / total, dtype).to(tl.float32)
+    position = tl.maximum(tl.load(positions_ptr + b), 0)
+    o = rotated(o, cos_ptr, sin_ptr, position, D, R, True)
+    tl.store(o_ptr + (b * H + h) * D + d, cast(o, dtype))
+
+
+def decode_attention(
+    q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
+    window: int, ratio: int, entries: int, eps: float,
+) -> Tensor:  # fmt: skip
+    """See `reference.decode_attention`. Heads have a power of two columns, 16 or more, and are contiguous."""
+    B, H, D = q.shape
+    if power_of_two_columns(kv) != D or kv.dtype != q.dtype or q.stride(2) != 1 or q.stride(1) != D:
+        raise ValueError(f"attention of q {q.dtype} {tuple(q.shape)} over kv {kv.dtype} {tuple(kv.shape)}")
+    K = entries if chosen is None else chosen.shape[1]
+    step = STEP if q.element_size() == 2 else 16
+    steps, blocks = ceil_div(K + window, step), ceil_div(H, HEADS)
+    parts = max(1, min(steps, PROGRAMS // (B * blocks)))
+    per_part = ceil_div(steps, parts) * step
+    parts = ceil_div(K + window, per_part)
+    acc = torch.empty(B, parts, H, D, dtype=torch.float32, device=q.device)
+    most = torch.empty(B, parts, H, dtype=torch.float32, device=q.device)
+    total = torch.empty(B, parts, H, dtype=torch.float32, device=q.device)
+    _part_kernel[(B, blocks, parts)](
+        q, kv, None if chosen is None else chosen.contiguous(), positions, cos, sin, acc, most, total, D**-0.5, eps,
+        q.stride(0), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
+        BLOCK_H=HEADS, BLOCK_T=step, D=D, R=2 * cos.shape[1], num_stages=2,
+    )  # fmt: skip
+    o = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
+    _join_kernel[(B, H)](
+        acc, most, total, sink, positions, cos, sin, o, H, parts,
+        D=D, R=2 * cos.shape[1], BLOCK_P=triton.next_power_of_2(parts), num_warps=2,
+    )  # fmt: skip
+    return o

@@ -1,0 +1,262 @@
+"""The routed experts of FP4 weights and BF16 activations in Triton, from one token to thousands.
+
+The weights are the left operand of the matrix unit and the tokens its columns: a tile of codes goes from memory to the
+registers and is decoded there, once for all tokens, and few tokens waste no more than idle columns.
+
+Legend: T tokens, K experts of each, P = T*K pairs (a token and one of its experts), E local experts, H hidden size,
+MI expert width. Activations come as `split_columns` leaves them: even columns, then odd ones.
+"""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.expert_plan import plan_pairs
+from flagrelease.engine.kernels.fp4_codes import SCALED, compiles_ptx, fp4_factor, fp4_weights
+from flagrelease.engine.kernels.interpreter import cast, dot, jit
+from flagrelease.engine.kernels.split_columns import split_columns
+from flagrelease.engine.kernels.swiglu import clamped_swiglu
+from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
+
+FEW_PAIRS = 128  # up to here every program finds the pairs of its expert by itself
+
+
+@jit
+def _rows_product(
+    w_ptr: tl.tensor,
+    w_at: tl.tensor,
+    s_ptr: tl.tensor,
+    s_at: tl.tensor,
+    n_inside: tl.tensor,
+    x_ptr: tl.tensor,
+    x_at: tl.tensor,
+    m_inside: tl.tensor,
+    K: tl.tensor,
+    PTX: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """FP32 [BLOCK_N, BLOCK_M]: rows of codes at w_ptr + w_at with scales, times rows of split activations.
+
+    Addresses are a pointer and offsets, which take half the registers of as many pointers.
+    """
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    half = K // 2
+    for start in range(0, half, BLOCK_K // 2):
+        i = start + tl.arange(0, BLOCK_K // 2)
+        group = start // 16 + tl.arange(0, BLOCK_K // 32)
+        s_inside = n_inside[:, None] & (group * 16 < half)[None, :]
+        factor = fp4_factor(tl.load(s_ptr + (s_at[:, None] + group[None, :]), mask=s_inside, other=0))
+        packed = tl.load(w_ptr + (w_at[:, None] + i[None, :]), mask=n_inside[:, None] & (i < half)[None, :], other=0)
+        x_inside = (i < half)[:, None] & m_inside[None, :]
+        even = tl.load(x_ptr + (x_at[None, :] + i[:, None]), mask=x_inside, other=0.0)
+        odd = tl.load(x_ptr + (x_at[None, :] + half + i[:, None]), mask=x_inside, other=0.0)
+        factor = tl.broadcast_to(factor[:, :, None], (BLOCK_N, BLOCK_K // 32, 16)).reshape(BLOCK_N, BLOCK_K // 2)
+        low, high = fp4_weights(packed, factor, PTX)
+        acc = dot(low, even, acc)
+        acc = dot(high, odd, acc)
+    return acc * SCALED
+
+
+@jit
+def _same_expert(ids_ptr: tl.tensor, p: tl.tensor, P: tl.tensor, BLOCK_P: tl.constexpr) -> tl.tensor:
+    """Which pairs have the expert of pair p, and how many come before p."""
+    i = tl.arange(0, BLOCK_P)
+    ids = tl.load(ids_ptr + i, mask=i < P, other=-1).to(tl.int32)
+    same = ((ids == tl.load(ids_ptr + p).to(tl.int32)) & (i < P)).to(tl.int32)
+    return same, tl.sum(same * (i < p).to(tl.int32), axis=0)
+
+
+@jit
+def _columns(pairs_ptr: tl.tensor, same: tl.tensor, m: tl.tensor, end: tl.tensor, BLOCK_P: tl.constexpr) -> tl.tensor:
+    """The pairs in columns m of a tile: read from the plan, or the m-th that are in `same`."""
+    if BLOCK_P == 0:
+        return tl.load(pairs_ptr + m, mask=m < end, other=0)
+    else:  # noqa: RET505 - Triton compiles what follows a return
+        i = tl.arange(0, BLOCK_P)
+        place = tl.where(same > 0, tl.cumsum(same, axis=0) - 1, -1)
+        return tl.sum(tl.where(place[:, None] == m[None, :], i[:, None], 0), axis=0)
+
+
+@jit
+def _gate_up_kernel(
+    x_ptr: tl.tensor,
+    w_ptr: tl.tensor,
+    s_ptr: tl.tensor,
+    w3_from_w1: tl.tensor,
+    s3_from_s1: tl.tensor,
+    ids_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    pairs_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    h_ptr: tl.tensor,
+    limit: tl.tensor,
+    first: tl.tensor,
+    E: tl.tensor,
+    P: tl.tensor,
+    slots: tl.tensor,
+    MI: tl.tensor,
+    H: tl.tensor,
+    w_row: tl.tensor,
+    w_expert: tl.tensor,
+    s_row: tl.tensor,
+    s_expert: tl.tensor,
+    PTX: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """h[pair] = swiglu(w1 x, w3 x) * routing weight, each product rounded to h's dtype first.
+
+    A tile's rows are w1's and w3's in turn, so that the two numbers of an output meet in it.
+    """
+    item = tl.program_id(1)
+    same = item
+    if BLOCK_P == 0:
+        e = item.to(tl.int64)
+        begin, end = tl.load(start_ptr + e), tl.load(start_ptr + e + 1)
+    else:
+        e = (tl.load(ids_ptr + item).to(tl.int32) - first).to(tl.int64)
+        same, before = _same_expert(ids_ptr, item, P, BLOCK_P)
+        begin, end = 0, tl.where((before == 0) & (e >= 0) & (e < E), tl.sum(same, axis=0), 0)
+        e = tl.where((e >= 0) & (e < E), e, 0)
+    row = tl.arange(0, BLOCK_N)
+    n = tl.program_id(0) * (BLOCK_N // 2) + row // 2
+    w, s = w_ptr + e * w_expert, s_ptr + e * s_expert
+    w_at, s_at = n * w_row + row % 2 * w3_from_w1, n * s_row + row % 2 * s3_from_s1
+    out = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    for m0 in range(begin, end, BLOCK_M):
+        m = m0 + tl.arange(0, BLOCK_M)
+        pair = _columns(pairs_ptr, same, m, end, BLOCK_P)
+        acc = _rows_product(
+            w, w_at, s, s_at, n < MI, x_ptr, pair // slots * H, m < end, H, PTX, BLOCK_N, BLOCK_M, BLOCK_K
+        )
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N // 2, 2, BLOCK_M)), (0, 2, 1)))
+        gate = cast(gate, h_ptr.dtype.element_ty).to(tl.float32)
+        up = cast(up, h_ptr.dtype.element_ty).to(tl.float32)
+        weight = tl.load(weights_ptr + pair, mask=m < end, other=0.0)
+        h = cast(clamped_swiglu(gate, up, limit) * weight[None, :], h_ptr.dtype.element_ty)
+        at = h_ptr + pair[None, :] * MI + out[:, None]
+        tl.store(at, h, mask=(out < MI)[:, None] & (m < end)[None, :])
+
+
+@jit
+def _down_kernel(
+    h_ptr: tl.tensor,
+    w_ptr: tl.tensor,
+    s_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    pairs_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    first: tl.tensor,
+    E: tl.tensor,
+    P: tl.tensor,
+    slots: tl.tensor,
+    H: tl.tensor,
+    MI: tl.tensor,
+    w_row: tl.tensor,
+    w_expert: tl.tensor,
+    s_row: tl.tensor,
+    s_expert: tl.tensor,
+    y_token: tl.tensor,
+    y_slot: tl.tensor,
+    PTX: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """y[token, slot] = w2 h[pair], rounded to y's dtype.
+
+    Zeros for pairs of other ranks' experts: by the pairs' own items without a plan, by one more item with one.
+    """
+    item = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    same = item
+    none = tl.zeros((BLOCK_N,), tl.float32).to(y_ptr.dtype.element_ty)
+    if BLOCK_P == 0:
+        e = tl.minimum(item, E - 1).to(tl.int64)
+        begin, end = tl.load(start_ptr + e), tl.load(start_ptr + e + 1)
+        if item == E:
+            end = begin
+            for p in range(P):
+                local = tl.load(ids_ptr + p).to(tl.int32) - first
+                if (local < 0) | (local >= E):
+                    tl.store(y_ptr + p // slots * y_token + p % slots * y_slot + n, none, mask=n < H)
+    else:
+        e = (tl.load(ids_ptr + item).to(tl.int32) - first).to(tl.int64)
+        same, before = _same_expert(ids_ptr, item, P, BLOCK_P)
+        begin, end = 0, tl.where((before == 0) & (e >= 0) & (e < E), tl.sum(same, axis=0), 0)
+        if (e < 0) | (e >= E):
+            tl.store(y_ptr + item // slots * y_token + item % slots * y_slot + n, none, mask=n < H)
+        e = tl.where((e >= 0) & (e < E), e, 0)
+    w, s = w_ptr + e * w_expert, s_ptr + e * s_expert
+    for m0 in range(begin, end, BLOCK_M):
+        m = m0 + tl.arange(0, BLOCK_M)
+        pair = _columns(pairs_ptr, same, m, end, BLOCK_P)
+        acc = _rows_product(
+            w, n * w_row, s, n * s_row, n < H, h_ptr, pair * MI, m < end, MI, PTX, BLOCK_N, BLOCK_M, BLOCK_K
+        )
+        at = y_ptr + pair[None, :] // slots * y_token + pair[None, :] % slots * y_slot + n[:, None]
+        tl.store(at, cast(acc, y_ptr.dtype.element_ty), mask=(n < H)[:, None] & (m < end)[None, :])
+
+
+def takes(experts: ExpertWeights, dtype: torch.dtype) -> bool:
+    """Whether these kernels compute such experts."""
+    scale = experts.s1
+    return experts.format == "fp4" and dtype == torch.bfloat16 and scale is not None and scale.element_size() == 1
+
+
+def fp4_expert_outputs(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    experts: ExpertWeights,
+    limit: float,
+    quantise: bool,
+    y: Tensor,
+    zeros: bool,
+) -> None:
+    """Every pair's output to y [T, K, H] (columns contiguous); `zeros`: to the pairs of other ranks' experts too."""
+    (E, MI), slots, H, P = experts.w1.shape[:2], ids.shape[1], x.shape[1], ids.numel()
+    few = P <= FEW_PAIRS
+    pairs, start = (ids, ids) if few else plan_pairs(ids, experts.first, E)
+    tile = _tile(ceil_div(P, E)) | {"PTX": compiles_ptx(), "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0}
+    items = P if few else E
+    w1, w3, w2 = (w.view(torch.uint8) for w in (experts.w1, experts.w3, experts.w2))
+    s1, s3, s2 = (_scale_bytes(s) for s in (experts.s1, experts.s3, experts.s2))
+    h = x.new_empty(P, MI)
+    _gate_up_kernel[(triton.cdiv(2 * MI, tile["BLOCK_N"]), items)](
+        split_columns(x, quantise), w1, s1, _apart(w1, w3), _apart(s1, s3), ids, weights, pairs, start, h, limit,
+        experts.first, E, P, slots, MI, H, w1.stride(1), w1.stride(0), s1.stride(1), s1.stride(0), **tile,
+    )  # fmt: skip
+    _down_kernel[(triton.cdiv(H, tile["BLOCK_N"]), items + (zeros and not few))](
+        split_columns(h, quantise), w2, s2, ids, pairs, start, y, experts.first, E, P, slots, H, MI,
+        w2.stride(1), w2.stride(0), s2.stride(1), s2.stride(0), y.stride(0), y.stride(1), **tile,
+    )  # fmt: skip
+
+
+def _scale_bytes(scale: Tensor | None) -> Tensor:
+    assert scale is not None, "FP4 weights have scales"
+    return scale.view(torch.uint8)
+
+
+def _apart(a: Tensor, b: Tensor) -> int:
+    """Bytes from `a` to `b`: a number of 32 bits where both lie in one tensor, as the loader puts them."""
+    return b.data_ptr() - a.data_ptr()
+
+
+def _tile(mean: int) -> dict[str, int]:
+    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them."""
+    if not compiles_ptx():
+        return {"BLOCK_N": 32, "BLOCK_M": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
+    if mean <= 8:  # 168 registers: three programs a multiprocessor
+        return {"BLOCK_N": 64, "BLOCK_M": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 6, "maxnreg": 168}
+    if mean <= 64:
+        return {"BLOCK_N": 128, "BLOCK_M": 32, "BLOCK_K": 128, "num_warps": 8, "num_stages": 4}
+    return {"BLOCK_N": 128, "BLOCK_M": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 3}

@@ -1,0 +1,267 @@
+"""The fused operators of decoding, one token a row: each is a composition of the other definitions.
+
+`positions` [B] says where each row's token goes; -1 marks a row that gets none: nothing of it is written to a cache,
+and its results mean nothing. So shapes depend on the batch alone, and a captured step can be replayed.
+
+A product may come in parts [S, B, N] in FP32 that are still to be added up: how many is the implementation's choice.
+Their sum is rounded to the compute dtype first wherever the plain forward pass rounds the product.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.kernels.reference.attention import compress_pool, sparse_attention
+from flagrelease.engine.kernels.reference.experts import moe_experts, route, route_hashed
+from flagrelease.engine.kernels.reference.hyper_connections import hc_post, hc_pre
+from flagrelease.engine.kernels.reference.linear import fp8_linear, linear
+from flagrelease.engine.kernels.reference.precision import wide
+from flagrelease.engine.kernels.reference.quantisation import (
+    act_quant,
+    act_quant_roundtrip,
+    dequantise,
+    fp4_act_quant_roundtrip,
+)
+from flagrelease.engine.kernels.reference.rows import apply_rope, hadamard, rms_norm, swiglu
+from flagrelease.engine.kernels.weights import ExpertWeights
+
+Rounding = Literal["none", "fp8", "hadamard", "hadamard_fp4"]
+KEY_GROUP = 64  # columns of a cached key that share one FP8 scale
+Quantised = tuple[Tensor, Tensor | None, Tensor | None]  # values, and their FP8 codes and scales if asked for
+
+
+def hc_pre_norm(
+    x: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float, norm_eps: float, weight: Tensor,
+    quantise: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """`hc_pre`, then the sub-layer's RMSNorm, then (`quantise`) `act_quant`: y, codes, scales, post, comb."""
+    y, post, comb = hc_pre(x, fn, scale, base, iters, eps, norm_eps)
+    return *_quantised(rms_norm(y, weight, norm_eps), quantise), post, comb
+
+
+def hc_post_parts(parts: Tensor, x: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    """`hc_post` of an output in parts [S, B, H] (any float dtype), added in FP32 and rounded to x's dtype."""
+    return hc_post(_whole(parts, x.dtype), x, post, comb)
+
+
+def linear_parts(x: Tensor, w: Tensor) -> Tensor:
+    """`linear` in FP32 parts [S, B, N]: x [B, K], w [N, K]."""
+    return linear(x, w, torch.float32)[None]
+
+
+def fp8_linear_parts(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Tensor:
+    """`fp8_linear` in FP32 parts [S, B, N]: xq [B, K], w [N, K]."""
+    return fp8_linear(xq, xs, w, ws, torch.float32)[None]
+
+
+def fp8_grouped_linear(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """x [.., G, K], not rounded, times E4M3 weights [G, N, K] with scales [G, N/128, K/128], rounded up: [.., G, N]."""
+    return torch.einsum("...gk,gnk->...gn", wide(x), wide(dequantise(w, ws))).to(out_dtype)
+
+
+def fp8_grouped_linear_parts(x: Tensor, w: Tensor, ws: Tensor) -> Tensor:
+    """`fp8_grouped_linear` in FP32 parts [S, B, G * N]."""
+    return fp8_grouped_linear(x, w, ws, torch.float32).flatten(1)[None]
+
+
+def round_parts(parts: Tensor, dtype: torch.dtype, quantise: bool) -> Quantised:
+    """FP32 parts [S, B, N] added up and rounded to `dtype`; then (`quantise`) `act_quant`."""
+    return _quantised(_whole(parts, dtype), quantise)
+
+
+def latents(
+    parts: Tensor, q_norm: Tensor, kv_norm: Tensor, eps: float, cos: Tensor, sin: Tensor, positions: Tensor, kv: Tensor,
+    first: int, quantise: bool, quantise_kv: bool,
+) -> Quantised:  # fmt: skip
+    """The query latent, normed and (`quantise`) rounded; the key normed, rotated, rounded and written to the ring.
+
+    Args:
+        parts: FP32 [S, B, QR + HD], x through wq_a and wkv.
+        q_norm: [QR].
+        kv_norm: [HD].
+        eps: of both norms.
+        cos: FP32 [positions, r/2], whole table.
+        sin: like cos.
+        positions: int64 [B].
+        kv: [B, slots, HD], written to: the ring runs from slot `first` to the last but one.
+        first: compressed entries before the ring.
+        quantise: also return `act_quant` of the latent.
+        quantise_kv: round the key to FP8 in all but the rotated columns.
+    """
+    whole = _whole(parts, kv.dtype)
+    key = _rotated(rms_norm(whole[:, len(q_norm) :], kv_norm, eps), cos, sin, positions)
+    rotary = 2 * cos.shape[-1]
+    if quantise_kv:
+        key[:, :-rotary] = act_quant_roundtrip(key[:, :-rotary], KEY_GROUP)
+    ring = kv.shape[1] - 1 - first
+    rows = torch.arange(len(positions), device=kv.device)
+    slot = torch.where(positions < 0, kv.shape[1] - 1, first + positions % ring)
+    kv[rows, slot] = key.where((positions >= 0)[:, None], kv[rows, slot])
+    return _quantised(rms_norm(whole[:, : len(q_norm)], q_norm, eps), quantise)
+
+
+def compress_token(
+    kv: Tensor, score: Tensor, ape: Tensor, norm: Tensor, eps: float, cos: Tensor, sin: Tensor, positions: Tensor,
+    pending_kv: Tensor, pending_score: Tensor, entries: Tensor, rounding: Rounding,
+) -> None:  # fmt: skip
+    """Remember a token in a compressor; where it completes a window, pool that into an entry and write it.
+
+    Args:
+        kv: FP32 parts [S, B, c]; c is twice the entries' width where windows overlap.
+        score: like kv, without ape.
+        ape: FP32 [ratio, c].
+        norm: [d].
+        eps: of the norm.
+        cos: FP32 [positions, r/2], whole table.
+        sin: like cos.
+        positions: int64 [B].
+        pending_kv: FP32 [B, P + 2, c], written to at position mod P; slot P is empty for ever.
+        pending_score: like pending_kv; slot P is -inf.
+        entries: [B, .., d], entry w at index w, written to in its dtype.
+        rounding: of an entry: FP8 in all but the rotated columns, or Hadamard and (the indexer's) FP4.
+    """
+    ratio, d = len(ape), entries.shape[-1]
+    slots = pending_kv.shape[1] - 2
+    now_kv, now_score = kv.sum(0), score.sum(0) + ape[positions % ratio]
+    for row, position in enumerate(positions.tolist()):
+        if position < 0:
+            continue
+        pending_kv[row, position % slots], pending_score[row, position % slots] = now_kv[row], now_score[row]
+        if (position + 1) % ratio:
+            continue
+        tokens = torch.arange(position + 1 - slots, position + 1, device=kv.device)
+        source = torch.where(tokens < 0, slots, tokens % slots)
+        window_kv, window_score = pending_kv[row, source], pending_score[row, source]
+        if slots > ratio:  # the previous window's first channels, the current one's second
+            window_kv = torch.cat((window_kv[:ratio, :d], window_kv[ratio:, d:]))
+            window_score = torch.cat((window_score[:ratio, :d], window_score[ratio:, d:]))
+        entry = rms_norm(compress_pool(window_kv, window_score)[None].to(entries.dtype), norm, eps)
+        entry = _rotated(entry, cos, sin, positions[row : row + 1] + 1 - ratio)
+        entries[row, position // ratio] = _rounded(entry, 2 * cos.shape[-1], rounding)[0]
+
+
+def index_queries(
+    q: Tensor, weights: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quantise: bool
+) -> tuple[Tensor, Tensor]:
+    """The indexer's queries rotated and through `hadamard` (and FP4): [B, IH, ID]; head weights added up: [B, IH].
+
+    q [B, IH, ID]; weights FP32 parts [S, B, IH].
+    """
+    rotated = _rotated(q, cos, sin, positions)
+    return _rounded(rotated, 0, "hadamard_fp4" if quantise else "hadamard"), weights.sum(0)
+
+
+def decode_attention(
+    q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
+    window: int, ratio: int, entries: int, eps: float,
+) -> Tensor:  # fmt: skip
+    """Attention of one query a row: norm and rotate q, attend, rotate back.
+
+    A query sees the `window` last positions in the ring, and compressed entries: those `chosen`, or all complete ones.
+
+    Args:
+        q: [B, NH, HD], as wq_b gives it.
+        kv: [B, slots, HD], see `latents`.
+        sink: FP32 [NH].
+        chosen: int32 [B, k] entries, -1 = none; None: every entry that is complete.
+        positions: int64 [B].
+        cos: FP32 [positions, r/2], whole table.
+        sin: like cos.
+        first: compressed entries before the ring.
+        window: tokens, this one included.
+        ratio: tokens of an entry; 0: there are none.
+        entries: no row has more complete ones than this.
+        eps: of the heads' norm.
+    """
+    q = _rotated(rms_norm(q, None, eps), cos, sin, positions)
+    back = positions[:, None] - torch.arange(window - 1, -1, -1, device=q.device)
+    listed = torch.where(back < 0, -1, first + back % (kv.shape[1] - 1 - first))
+    if chosen is not None:
+        listed = torch.cat((chosen, listed), 1)
+    elif ratio:
+        entry = torch.arange(entries, device=q.device)
+        listed = torch.cat((torch.where(entry < ((positions + 1) // ratio)[:, None], entry, -1), listed), 1)
+    listed = listed.where((positions >= 0)[:, None], -1)
+    o = sparse_attention(q[:, None], kv, sink, listed[:, None].int(), q.shape[-1] ** -0.5)[:, 0]
+    return _rotated(o, cos, sin, positions, inverse=True)
+
+
+def gate_route(
+    parts: Tensor, bias: Tensor | None, positions: Tensor, topk: int, route_scale: float
+) -> tuple[Tensor, Tensor]:
+    """`gate_scores` of the gate's FP32 parts [S, B, E], then `route`; rows without a token go to expert -1."""
+    ids, weights = route(_gate(parts), bias, topk, route_scale)
+    return _routed(ids, positions), weights
+
+
+def gate_route_hashed(
+    parts: Tensor, tid2eid: Tensor, tokens: Tensor, positions: Tensor, route_scale: float
+) -> tuple[Tensor, Tensor]:
+    """`gate_scores` of the gate's FP32 parts [S, B, E], then `route_hashed`; rows without a token go to expert -1."""
+    ids, weights = route_hashed(_gate(parts), tid2eid, tokens, route_scale)
+    return _routed(ids, positions), weights
+
+
+def expert_outputs(
+    x: Tensor, xq: Tensor | None, xs: Tensor | None, ids: Tensor, weights: Tensor, experts: ExpertWeights,
+    swiglu_limit: float, quantise: bool, out: Tensor,
+) -> Tensor:  # fmt: skip
+    """What `moe_experts` adds up, not added: out[b, slot], zero for experts of other ranks.
+
+    Args:
+        x: [B, H].
+        xq: E4M3 [B, H], of `act_quant(x)`; given where experts are stored in codes and inputs are rounded.
+        xs: FP32 [B, H/128].
+        ids: int32 [B, k].
+        weights: FP32 [B, k].
+        experts: stacked local experts.
+        swiglu_limit: see `swiglu`.
+        quantise: round inputs to FP8.
+        out: [B, k, H] in x's dtype, written to.
+    """
+    for slot in range(ids.shape[1]):
+        one = slice(slot, slot + 1)
+        out[:, slot] = moe_experts(x, ids[:, one], weights[:, one], experts, swiglu_limit, quantise)
+    return out
+
+
+def swiglu_parts(parts: Tensor, limit: float, dtype: torch.dtype, quantise: bool) -> Quantised:
+    """`swiglu` of FP32 parts [S, B, 2 MI] (gate, up), each rounded to `dtype`; then (`quantise`) `act_quant`."""
+    gate, up = _whole(parts, dtype).chunk(2, -1)
+    return _quantised(swiglu(gate, up, limit), quantise)
+
+
+def _whole(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    return wide(parts).sum(0).to(dtype)
+
+
+def _gate(parts: Tensor) -> Tensor:
+    return torch.sqrt(torch.nn.functional.softplus(parts.sum(0)))
+
+
+def _routed(ids: Tensor, positions: Tensor) -> Tensor:
+    return ids.where((positions >= 0)[:, None], -1)
+
+
+def _quantised(y: Tensor, quantise: bool) -> Quantised:
+    return (y, *act_quant(y)) if quantise else (y, None, None)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, inverse: bool = False) -> Tensor:
+    """A copy of x [B, d] or [B, heads, d] with its last columns rotated to (or from) the rows' positions."""
+    y, rotary, at = x.clone(), 2 * cos.shape[-1], positions.clamp(min=0)
+    c, s = (t[at] if x.dim() == 2 else t[at][:, None] for t in (cos, sin))
+    apply_rope(x[..., -rotary:], c, s, inverse, out=y[..., -rotary:])
+    return y
+
+
+def _rounded(x: Tensor, rotary: int, rounding: Rounding) -> Tensor:
+    if rounding == "fp8":
+        return torch.cat((act_quant_roundtrip(x[..., :-rotary], KEY_GROUP), x[..., -rotary:]), -1)
+    if rounding == "none":
+        return x
+    spread = hadamard(x)
+    return fp4_act_quant_roundtrip(spread) if rounding == "hadamard_fp4" else spread

@@ -1,0 +1,116 @@
+"""Arguments for the fused operators of decoding. A case's operator writes to some of its arguments."""
+
+from __future__ import annotations
+
+import torch
+from kernel_cases import BF16, FP32, Case, e4m3, e8m0, experts, fp8_weight, of, quantised, randn, streams
+from torch import Tensor
+
+CONTEXT = 64  # positions of the tables
+# operator -> the arguments that it writes to
+WRITTEN = {"latents": (7,), "compress_token": (8, 9, 10), "expert_outputs": (8,)}
+
+
+def tables(r: int) -> tuple[Tensor, Tensor]:
+    angle = torch.rand(CONTEXT * 8, r // 2) * 6
+    return angle.cos(), angle.sin()
+
+
+def positions(*at: int) -> Tensor:
+    return torch.tensor(at)
+
+
+def latents(dtype: torch.dtype, s: int, at: Tensor, quantise: bool) -> tuple:  # type: ignore[type-arg]
+    qr, hd = 256, 128
+    parts, kv = randn(s, len(at), qr + hd), randn(len(at), 29, hd, dtype=dtype)
+    return parts, randn(qr), randn(hd), 1e-6, *tables(64), at, kv, 5, quantise, quantise
+
+
+def compress(dtype: torch.dtype, ratio: int, d: int, at: Tensor, rounding: str) -> tuple:  # type: ignore[type-arg]
+    slots, c = (8, 2 * d) if ratio == 4 else (ratio, d)
+    both = randn(2, len(at), 2 * c + 5)  # columns of a wider product, as in the model
+    pending = randn(len(at), slots + 2, c), randn(len(at), slots + 2, c)
+    pending[0][:, slots], pending[1][:, slots] = 0, -torch.inf
+    entries = randn(len(at), CONTEXT + 1, d, dtype=dtype)
+    return (
+        both[..., 5 : 5 + c], both[..., 5 + c :], randn(ratio, c), randn(d), 1e-6, *tables(min(64, d)), at, *pending,
+        entries, rounding,
+    )  # fmt: skip
+
+
+def attention(dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen: int | None) -> tuple:  # type: ignore[type-arg]
+    first = 40
+    q, kv = randn(len(at), h * d + 8, dtype=dtype)[:, : h * d].view(len(at), h, d), randn(len(at), 90, d, dtype=dtype)
+    listed = None if chosen is None else torch.randint(-1, first, (len(at), chosen), dtype=torch.int32)
+    return q, kv, randn(h), listed, at, *tables(16), first, 33, ratio, min(first, 20) if ratio else 0, 1e-6
+
+
+def outputs(t: int, k: int, fmt: str, dtype: torch.dtype, quantise: bool) -> tuple:  # type: ignore[type-arg]
+    x = randn(t, 256, dtype=dtype)
+    ids = torch.rand(t, 6).argsort(-1)[:, :k].int() - 1  # -1: a row without a token
+    held = experts(fmt, 3, 128, 256, 2, dtype)
+    return x, None, None, ids, torch.rand(t, k), held, 10.0, quantise, randn(t, k + 1, 256, dtype=dtype)[:, :k]
+
+
+def by_dtype(dtype: torch.dtype) -> list[Case]:
+    codes = dtype == BF16
+    return [
+        of("hc_pre_norm", "4 streams", lambda: (*streams(3, 4, 256, dtype, 24), 20, 1e-6, 1e-6, randn(256), codes)),
+        of("hc_pre_norm", "odd", lambda: (*streams(2, 3, 35, dtype, 15), 4, 1e-6, 1e-6, randn(35), False)),
+        of("hc_post_parts", "parts", lambda: (randn(3, 5, 70), randn(5, 4, 70, dtype=dtype), *_post(5))),
+        of("hc_post_parts", "slots", lambda: (_turned(5, 7, 70, dtype), randn(5, 4, 70, dtype=dtype), *_post(5))),
+        of("linear_parts", "odd", lambda: (randn(5, 1300, dtype=dtype), randn(131, 1300, dtype=dtype))),
+        of("latents", "parts", lambda: latents(dtype, 3, positions(0, 61, -1, 24), codes)),
+        of("latents", "unrounded", lambda: latents(dtype, 1, positions(7), False)),
+        of("compress_token", "ratio 4", lambda: compress(dtype, 4, 128, positions(3, 30, 31, -1, 0), "fp8")),
+        of("compress_token", "ratio 4 plain", lambda: compress(dtype, 4, 32, positions(7, 2), "none")),
+        of("compress_token", "ratio 128", lambda: compress(dtype, 128, 64, positions(127, 255, 100), "none")),
+        of("compress_token", "index", lambda: compress(dtype, 4, 128, positions(3, 43), "hadamard_fp4")),
+        of("compress_token", "index unrounded", lambda: compress(dtype, 4, 64, positions(7), "hadamard")),
+        of("decode_attention", "window", lambda: attention(dtype, 5, 64, positions(7, 60, -1), 0, None)),
+        of("decode_attention", "prefix", lambda: attention(dtype, 20, 32, positions(2, 79), 4, None)),
+        of("decode_attention", "chosen", lambda: attention(dtype, 16, 64, positions(0, 100, 45), 4, 70)),
+        of("index_queries", "rounded", lambda: _index(dtype, 20, 128, True)),
+        of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),
+        of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
+        of("expert_outputs", "fp4 unquantised", lambda: outputs(5, 3, "fp4", dtype, False)),
+        of("expert_outputs", "fp4 planned", lambda: outputs(67, 2, "fp4", dtype, True)),
+        of("expert_outputs", "fp8", lambda: outputs(5, 3, "fp8", dtype, True)),
+        of("expert_outputs", "plain", lambda: outputs(5, 3, "plain", dtype, False)),
+        of("round_parts", "codes", lambda: (randn(3, 5, 640), dtype, codes)),
+        of("swiglu_parts", "codes", lambda: (randn(2, 5, 768) * 4, 5.0, dtype, codes)),
+    ]  # fmt: skip
+
+
+def _post(t: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(t, 4) * 2, torch.rand(t, 4, 4)
+
+
+def _turned(t: int, k: int, h: int, dtype: torch.dtype) -> Tensor:
+    return randn(t, k, h, dtype=dtype).transpose(0, 1)
+
+
+def _index(dtype: torch.dtype, h: int, d: int, quantise: bool) -> tuple:  # type: ignore[type-arg]
+    at = positions(9, -1, 40)
+    return randn(3, h, d, dtype=dtype), randn(2, 3, h + 3)[..., 3:], *tables(16), at, quantise
+
+
+def _grouped(b: int, g: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    return randn(b, g, k, dtype=BF16), e4m3(g, n, k), e8m0(g, -(-n // 128), -(-k // 128))
+
+
+DECODING_CASES = [
+    *[Case(c.operator, f"{c.label} bfloat16", c.make) for c in by_dtype(BF16)],
+    *[Case(c.operator, f"{c.label} float32", c.make) for c in by_dtype(FP32)],
+    of("fp8_linear_parts", "odd", lambda: (*quantised(5, 1280), *fp8_weight(130, 1280))),
+    of("fp8_linear_parts", "many rows", lambda: (*quantised(70, 384), *fp8_weight(7, 384))),
+    of("fp8_grouped_linear", "2 groups", lambda: (*_grouped(5, 2, 128, 300), BF16)),
+    of("fp8_grouped_linear_parts", "3 groups", lambda: _grouped(3, 3, 256, 1100)),
+    of("gate_route", "biased", lambda: (randn(3, 5, 40), randn(40), positions(1, 2, -1, 0, 7), 6, 1.5)),
+    of("gate_route", "unbiased", lambda: (randn(1, 2, 256), None, positions(1, 2), 6, 1.5)),
+    of("gate_route_hashed", "int64", lambda: (randn(2, 3, 9), *_hashed(), positions(5, -1, 0), 1.5)),
+]
+
+
+def _hashed() -> tuple[Tensor, Tensor]:
+    return torch.randint(0, 9, (20, 3)), torch.randint(0, 20, (3,))

@@ -1,0 +1,109 @@
+"""The fused operators of decoding against their definitions, and definitions against the plain forward pass's.
+
+Results and what the operators write in place are compared alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from decoding_cases import DECODING_CASES, WRITTEN
+from kernel_cases import Case
+from kernel_comparison import assert_same, poisoned
+from torch import Tensor
+
+from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.triton_operators import TritonOperators
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+# What is one of the model's roundings away from a result in parts or behind it, by the dtype of the case.
+AFTER_ROUNDING = {"latents", "compress_token", "index_queries", "decode_attention", "round_parts", "swiglu_parts"}
+
+
+def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The results, parts added up, and the arguments that were written to."""
+    copies = tuple(a.clone() if isinstance(a, Tensor) and i in WRITTEN.get(case.operator, ()) else a
+                   for i, a in enumerate(arguments))  # fmt: skip
+    result = getattr(operators, case.operator)(*copies)
+    results = result if isinstance(result, tuple) else (result,)
+    if case.operator.endswith("_parts") and case.operator.startswith(("linear", "fp8")):
+        results = (results[0].sum(0),)
+    written = tuple(copies[i] for i in WRITTEN.get(case.operator, ()))
+    return *(r for r in results if isinstance(r, Tensor)), *written
+
+
+def compare(case: Case, arguments: tuple[Any, ...], actual: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    rows = given_rows(case, arguments)
+    for a, e in zip(actual, expected, strict=True):
+        if rows is not None and len(a) == len(rows):
+            a, e = a[rows], e[rows]
+        if e.dtype == torch.float8_e4m3fn or case.operator in AFTER_ROUNDING:
+            assert_nearly_all_same(a, e)
+        else:
+            assert_same(a, e, "moe_experts" if case.operator == "expert_outputs" else case.operator)
+
+
+def assert_nearly_all_same(actual: Tensor, expected: Tensor) -> None:
+    """A sum on the other side of a tie moves a value by one step of its format: few may, and none by more."""
+    a, e = actual.double(), expected.double()
+    assert torch.equal(a.isinf(), e.isinf())
+    a, e = a.nan_to_num(0, 0, 0), e.nan_to_num(0, 0, 0)
+    assert (a - e).norm() <= 4e-3 * e.norm()
+    assert (a - e).abs().max() <= e.abs().max() / 4
+
+
+def given_rows(case: Case, arguments: tuple[Any, ...]) -> Tensor | None:
+    """The rows that have a token: results of the others mean nothing."""
+    places = {"latents": 6, "decode_attention": 4, "index_queries": 4, "gate_route": 2, "gate_route_hashed": 3}
+    place = places.get(case.operator)
+    return None if place is None else (arguments[place] >= 0).cpu()
+
+
+def _ids(case: Case) -> str:
+    return f"{case.operator}: {case.label}"
+
+
+@pytest.mark.parametrize("case", DECODING_CASES, ids=_ids)
+def test_kernel_gives_what_the_definition_gives(case: Case, device: torch.device) -> None:
+    arguments = case.arguments(device)
+    expected = call(reference, case, arguments)
+    with poisoned():
+        actual = call(TritonOperators, case, arguments)
+    compare(case, arguments, actual, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", DECODING_CASES, ids=_ids)
+def test_a_captured_kernel_gives_the_same(case: Case, gpu: torch.device) -> None:
+    arguments = case.arguments(gpu)
+    expected = call(TritonOperators, case, arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call(TritonOperators, case, arguments)
+    graph.replay()
+    compare(case, arguments, captured, expected)
+
+
+PLANTED: list[tuple[str, str, Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = [
+    ("latents", "parts bfloat16", lambda a: (*a[:6], a[6] + 1, *a[7:])),
+    ("latents", "parts bfloat16", lambda a: (*a[:8], a[8] + 1, *a[9:])),
+    ("compress_token", "ratio 4 bfloat16", lambda a: (*a[:7], a[7] - (a[7] > 0).long(), *a[8:])),
+    ("compress_token", "index bfloat16", lambda a: (*a[:11], "hadamard")),
+    ("decode_attention", "window bfloat16", lambda a: (*a[:8], a[8] - 1, *a[9:])),
+    ("decode_attention", "prefix bfloat16", lambda a: (*a[:9], a[9] * 2, *a[10:])),
+    ("index_queries", "rounded bfloat16", lambda a: (*a[:5], False)),
+    ("round_parts", "codes bfloat16", lambda a: (a[0][1:], *a[1:])),
+]
+
+
+@pytest.mark.parametrize(("operator", "label", "change"), PLANTED)
+def test_planted_defects_are_caught(
+    operator: str, label: str, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+) -> None:
+    case = next(c for c in DECODING_CASES if (c.operator, c.label) == (operator, label))
+    arguments = case.arguments(torch.device("cpu"))
+    with pytest.raises(AssertionError):
+        compare(case, arguments, call(reference, case, change(arguments)), call(reference, case, arguments))
