@@ -143,6 +143,14 @@ def spoil_config(release: Path) -> None:
     record(release, json.loads((release / "manifest.json").read_text()))
 
 
+def flip_bit(release: Path) -> None:
+    """One sign in the last file, behind the manifest's back."""
+    path = sorted(release.glob("*.safetensors"))[-1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x80
+    path.write_bytes(data)
+
+
 def record(release: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest whose files have the sizes and digests that they have."""
     for file in manifest["files"]:
@@ -212,6 +220,7 @@ class Defect:
 
 
 DEFECTS = [
+    Defect("one bit flipped in the finished release", flip_bit),
     Defect("scale of one block doubled (wq_b, layer 2)", lambda path: spoil_tensors(path, double_block)),
     Defect("rows rolled by one (wo_b, layer 2)", lambda path: spoil_tensors(path, roll_rows)),
     Defect("gate and up swapped (layer 2)", lambda path: spoil_tensors(path, swap_gate_and_up)),
