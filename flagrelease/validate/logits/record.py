@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flagrelease import __version__
 from flagrelease.engine.loader import load
 from flagrelease.engine.model import Model
 from flagrelease.engine.text import Tokenizer
-from flagrelease.errors import ResourceError
+from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.manifest import ToolRecord
 from flagrelease.model.config import read_config
 from flagrelease.shard.writer import write_whole
@@ -34,7 +35,7 @@ from flagrelease.validate.logits.files import begin, document_file, read_arrays,
 from flagrelease.validate.logits.identity import identify
 from flagrelease.validate.logits.layers import LayerObserver, States, sampled_positions
 from flagrelease.validate.logits.localise import layer_errors
-from flagrelease.validate.logits.replay import Shape, run_document, tokens_of
+from flagrelease.validate.logits.replay import Outcome, Shape, run_document, tokens_of
 from flagrelease.validation_rules import LogitsRules, ReplayRules
 
 _BEGUN = "recording.json"
@@ -88,7 +89,7 @@ def record_baseline(
 
     Raises:
         UsageError: documents that cannot be used with this model, a device or operators that do not exist.
-        CheckpointError: the source is not a sound checkpoint.
+        CheckpointError: the source is not a sound checkpoint, or what it computes is not numbers.
         ResourceError: `out` holds something else, cannot be written, or the device is not there.
     """
     given = bundled_documents() if documents is None else read_documents(documents)
@@ -162,6 +163,7 @@ def _record_document(model: Model, run: _Run, out: Path, number: int, document: 
     )
     if not leads:
         return
+    _check_numbers(outcome, f"document {document.name!r}: the source's {run.name} run")
     states: States = observer.states()
     if run.against is not None:
         write_run(document_file(out / f"{run.name}-{run.against}", number), outcome.figures[run.against])
@@ -171,6 +173,14 @@ def _record_document(model: Model, run: _Run, out: Path, number: int, document: 
         reference = read_arrays(document_file(out / f"{run.against}-layers", number))
         states = layer_errors(reference, states, model.config.num_hidden_layers)
     write_arrays(document_file(out / f"{run.name}-layers", number), states)
+
+
+def _check_numbers(outcome: Outcome, what: str) -> None:
+    """A reference must be made of numbers."""
+    logp = [kept.logp for kept in (outcome.kept or {}).values()]
+    finite = [figures.finite for run in outcome.figures.values() for figures in run.values()]
+    if not all(np.isfinite(array).all() for array in logp) or not all(array.all() for array in finite):
+        raise CheckpointError(f"{what} gives logits that are NaN or infinite: nothing can be compared with it")
 
 
 def _begin(out: Path, record: BaselineRecord, given: tuple[Given, ...]) -> bool:

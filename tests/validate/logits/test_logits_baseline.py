@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Study
 from defective_ports import DOCUMENTS, RULES, VOCABULARY, CalmCheckpoint
 from engine_checkpoint import small_config
@@ -19,7 +20,7 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.model import Model
 from flagrelease.engine.text import Tokenizer
-from flagrelease.errors import ResourceError, UsageError, VerificationError
+from flagrelease.errors import CheckpointError, ResourceError, UsageError, VerificationError
 from flagrelease.manifest import ToolRecord
 from flagrelease.validate.logits import files, record, stage
 from flagrelease.validate.logits.baseline import (
@@ -142,6 +143,16 @@ def test_documents_that_do_not_fit_the_model_are_refused(study: Study, tmp_path:
     with pytest.raises(UsageError, match="has no tokenizer"):
         record_baseline(study.source, tmp_path / "out", RULES, device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_gives_no_numbers_is_refused(study: Study, tmp_path: Path) -> None:
+    broken = CalmCheckpoint(small_config(), seed=5)
+    broken.values["norm.weight"][7] = torch.nan
+    source = broken.write_hf(tmp_path / "source", "native")
+    with pytest.raises(
+        CheckpointError, match="document 'document 0': the source's native run gives logits that are NaN"
+    ):
+        record_baseline(source, tmp_path / "out", RULES, documents=study.documents, device="cpu")
 
 
 # What a port refuses of a baseline.
