@@ -19,8 +19,10 @@ from flagrelease.engine.chat import END_THINK
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathsf|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
-_LETTER = re.compile(r"(?:\(([A-D])\)(?:[\s.:,].*)?|([A-D])(?:[).:](?:\s.*)?)?)", re.DOTALL)
-_INTEGER = re.compile(r"([+-]?)0*(\d+|\d{1,3}(?:,\d{3})+)")
+_LETTER = re.compile(
+    r"(?:(?i:option|choice|answer)\s*:?\s*)?(?:\(([A-D])\)(?:[\s.:,].*)?|([A-D])(?:[).:](?:\s.*)?)?)", re.DOTALL
+)
+_INTEGER = re.compile(r"([+-]?)(\d{1,18}|\d{1,3}(?:,\d{3}){1,5})")  # longer ones are the loop of a broken model
 _TOKEN = re.compile(
     r"(?P<box>\\f?box(?:ed)?(?![A-Za-z])\s*)(?:\{|(?P<bare>[A-D](?![A-Za-z])|-?\d+))|\\.|[{}]", re.DOTALL
 )

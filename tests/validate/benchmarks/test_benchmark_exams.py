@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import random
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scripted_exam import MARKER, ScriptedAnswerer, choice_exam, choice_records, choice_rules, nothing, write_jsonl
 
@@ -17,6 +20,7 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.validate.benchmarks import exam as exam_module
 from flagrelease.validate.benchmarks.comparison import compare
 from flagrelease.validate.benchmarks.exam import read_exam
+from flagrelease.validate.benchmarks.records import read_records
 from flagrelease.validate.benchmarks.run import run_side
 from flagrelease.validation_rules import BENCHMARK_PRESETS, BenchmarkRules
 
@@ -124,6 +128,18 @@ def test_data_that_cannot_be_read(tmp_path: Path) -> None:
             read_exam(choice_rules(), [path])
     with pytest.raises(UsageError, match="the answer is not an integer"):
         read_exam(choice_rules(**INTEGER_RULES), [write_jsonl(tmp_path / "b.jsonl", [AIME | {"answer": "1/2"}])])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=60) | st.text('{}[]",:\\n\\ abc0.', max_size=60).map(str.encode),
+    st.sampled_from(["csv", "jsonl"]),
+)
+def test_any_file_is_read_or_refused(tmp_path: Path, content: bytes, form: str) -> None:
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(content)
+    with contextlib.suppress(UsageError):
+        assert all(record["a"] for record in read_records(path, ["a"]))
 
 
 SCRIPT = """

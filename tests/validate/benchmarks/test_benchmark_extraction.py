@@ -3,6 +3,8 @@ r"""What counts as an answer. The traps of the facts sheet (1.8, points 3 and 4)
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flagrelease.validate.benchmarks.extraction import Kind, extract, final_text, read_integer, read_letter
 
@@ -13,6 +15,8 @@ LETTERS = [
     (r"\boxed{\mathrm{C})}", "C"),
     (r"\boxed{(C) 3 m}", "C"),
     (r"\boxed{C. 3 m}", "C"),
+    (r"\boxed{\text{Option C}}", "C"),
+    (r"\boxed{\text{Answer: (C) 3 m}}", "C"),
     (r"$$\boxed{A}$$", "A"),
     (r"\boxed B", "B"),
     (r"\fbox{B}", "B"),
@@ -91,6 +95,8 @@ INTEGERS = [
     (r"\boxed{1,2}", None),
     (r"\boxed{70.0}", None),
     (r"\boxed{2^{10}}", None),
+    (r"\boxed{" + "7" * 5000 + "}", None),  # Python's int() refuses to read so many digits
+    ("The answer is " + "7" * 5000, None),
 ]
 
 
@@ -125,3 +131,16 @@ def test_a_text_that_nearly_matches_everywhere_has_no_answer() -> None:
         assert extract(piece * 20_000, "multiple-choice") is None
         assert extract(piece * 20_000, "integer") is None
     assert read_letter("(" * 10_000) is None
+
+
+PIECES = st.sampled_from(
+    ["\\boxed", "{", "}", "\\text", "(", ")", "B", "C", "70", ",", "The answer is ", "**", "\n", " ", "="]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES | st.text(max_size=3), max_size=30).map("".join))
+def test_any_text_has_an_answer_of_the_asked_form_or_none(text: str) -> None:
+    assert extract(text, "multiple-choice") in ("A", "B", "C", "D", None)
+    integer = extract(text, "integer")
+    assert integer is None or integer == str(int(integer))

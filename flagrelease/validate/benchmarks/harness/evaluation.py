@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -25,6 +27,7 @@ class _ExamLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, exam: Exam, examinee: Examinee) -> None:
         super().__init__()
         self._exam, self._examinee = exam, examinee
+        self._stderr = sys.stderr
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """lm-eval passes the same instance as often as it has repeats."""
@@ -34,7 +37,8 @@ class _ExamLM(LM):  # type: ignore[misc]  # lm-eval has no types
             item, repeat = self._exam.items[request.doc_id].id, seen[request.doc_id]
             seen[request.doc_id] += 1
             asks.append(Ask(item, repeat, request.args[0], derive_seed(self._exam.rules, item, repeat)))
-        return self._examinee(asks)
+        with redirect_stderr(self._stderr):
+            return self._examinee(asks)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """An exam is answered in words."""
@@ -51,19 +55,21 @@ def evaluate_exam(exam: Exam, repeats: int, examinee: Examinee) -> dict[str, flo
     Returns:
         Item id -> share of its answers that are right, by lm-eval's scoring.
     """
+    model = _ExamLM(exam, examinee)
     with _quiet():
         tasks = TaskManager(include_defaults=False).load([definition(exam, repeats)])
-        results = evaluate(lm=_ExamLM(exam, examinee), task_dict=tasks, bootstrap_iters=0)
+        results = evaluate(lm=model, task_dict=tasks, bootstrap_iters=0)
     return {sample["doc"]["id"]: sample["accuracy"] for sample in results["samples"][NAME]}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's advice to users of its command line is not for those of ours."""
+    """lm-eval's advice and progress bars are for users of its command line, not of ours; the examinee is heard."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
