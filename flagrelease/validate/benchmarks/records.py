@@ -76,12 +76,10 @@ def _read_csv(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _pick(raw: dict[str, Any], columns: Sequence[str], place: str) -> Record:
     missing = [column for column in columns if column not in raw]
     if missing:
-        raise UsageError(f"{place}: lacks {_quoted(missing)}; it has {_quoted(sorted(raw))}")
+        # the names that are there stay unsaid: of a table without a header they are the first question
+        lacks = ", ".join(repr(column) for column in missing)
+        raise UsageError(f"{place}: lacks {lacks}; it has {len(raw)} fields")
     return {column: _text(raw[column], f"{place}: {column!r}") for column in columns}
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "nothing"
 
 
 def _text(value: Any, place: str) -> str:

@@ -104,7 +104,8 @@ RECORD = choice_records(1)[0]
         ("a.csv", f'Record ID,Question\n1,"{MARKER}', "not CSV"),
         ("a.jsonl", f'{{"Question": "{MARKER}"', "a.jsonl:1: not JSON"),
         ("a.jsonl", f'["{MARKER}"]\n', "a.jsonl:1: not a JSON object"),
-        ("a.jsonl", json.dumps({"Question": MARKER, "q": 1}), "lacks 'Record ID'.*it has 'Question', 'q'"),
+        ("a.jsonl", json.dumps({"Question": MARKER, "q": 1}), "lacks 'Record ID'.*; it has 2 fields"),
+        ("a.csv", f"1,{MARKER} one,{MARKER} two\n2,a,b\n", "lacks 'Record ID'.*; it has 3 fields"),  # no header
         ("a.jsonl", json.dumps(RECORD | {"Question": f"{MARKER} \frac12"}), "control character"),
         ("a.jsonl", json.dumps(RECORD | {"Question": "  "}), "'Question' is empty"),
         ("a.jsonl", json.dumps(RECORD | {"Incorrect Answer 1": RECORD["Correct Answer"]}), "same as the right one"),
