@@ -2,11 +2,81 @@
 
 from __future__ import annotations
 
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from flagrelease.errors import UsageError
+
 group = typer.Typer(help="Measure a machine: the engine, its operators, a server.", no_args_is_help=True)
+
+
+class DimensionsChoice(str, Enum):
+    """Of a model whose weights are random."""
+
+    FLASH = "flash"
+    PRO = "pro"
+    TINY = "tiny"
+
+
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Also draw it.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group to `app`."""
     app.add_typer(group, name="bench")
+
+
+@group.command(epilog="Example: flagrelease bench engine --dimensions flash --experts 88 --json > h100.json")
+def engine(
+    name: Annotated[
+        DimensionsChoice, typer.Option("--dimensions", help="Whose; the weights are random.")
+    ] = DimensionsChoice.FLASH,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="The first so many. Default: all.")] = None,
+    experts: Annotated[
+        int | None, typer.Option("--experts", min=1, help="Routed experts of a layer. Default: all.")
+    ] = None,
+    numerics: Annotated[str, typer.Option("--numerics", help="native, fp8 or bf16; docs/engine.md.")] = "native",
+    operators: Annotated[
+        str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")
+    ] = "auto",
+    batch: Annotated[str, typer.Option("--batch", help="Rows that decode together, one row of the table each.")] = (
+        "1,16,64"
+    ),
+    prompt: Annotated[str, typer.Option("--prompt", help="Tokens of prompts to prefill.")] = "512,4096,8192,32768",
+    context: Annotated[int, typer.Option("--context", min=1, help="Tokens before those that are decoded.")] = 4096,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens that prefill appends in one step.")] = 8192,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Decoding steps that one time is the mean of.")] = 20,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Decoding and prefill with random weights, made on the device, beside what its memory and matrix units allow."""
+    from flagrelease.bench.engine import EngineRequest, bench_engine
+    from flagrelease.bench.engine_report import plot_engine, show_engine
+    from flagrelease.device import open_device
+
+    request = EngineRequest(
+        name.value, layers, experts, numerics, operators, _numbers("--batch", batch), _numbers("--prompt", prompt),
+        context, chunk, steps,
+    )  # fmt: skip
+    report = bench_engine(request, open_device(device))
+    if plot is not None:
+        plot_engine(report, plot)
+    if as_json:
+        print(json.dumps(report.document(), indent=2))
+    else:
+        show_engine(report)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """`1,16,64`; nothing at all is no rows."""
+    words = [word for word in text.split(",") if word]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(f"{option} {text!r}: numbers from 1 on, with commas between")
+    return tuple(int(word) for word in words)

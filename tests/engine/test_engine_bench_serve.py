@@ -1,0 +1,68 @@
+"""`bench serve` measures this package's own server: what it counts is what the server did."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+import uvicorn
+from small_tokenizer import write_tokenizer
+from typer.testing import CliRunner
+
+from flagrelease import engine
+from flagrelease.bench.serve.commands import register
+from flagrelease.engine.runner import Runner
+from flagrelease.engine.scheduler import Scheduler
+from flagrelease.engine.server import Served, make_app
+from flagrelease.engine.service import Service
+from flagrelease.engine.text import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def server(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Service]]:
+    """Two rows and one place to wait; answers end by length only."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    tokenizer = Tokenizer(folder)
+    model = engine.load(bf16_release, "bf16", torch.float32)
+    model.config = model.config.model_copy(update={"eos_token_id": -1})
+    service = Service(Scheduler(Runner(model, rows=2, context=2000), tokenizer), queue_limit=1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = make_app(Served(service, tokenizer, "small", "chat"))
+        web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        service.start()
+        thread = threading.Thread(target=web.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", service
+        web.should_exit = True
+        thread.join()
+        service.stop()
+
+
+def test_rows_and_refusals(server: tuple[str, Service]) -> None:
+    address, service = server
+    app = typer.Typer()
+    register(app)
+    words = [address, "--scenario", "chat", "--scenario", "context", "--concurrency", "2,6", "--contexts", "600,5000",
+             "--chat-tokens", "300", "--answer-tokens", "8", "--rounds", "2", "--json"]  # fmt: skip
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    two, six, fits, too_long = json.loads(result.stdout)["rows"]
+    assert (two["answered"], two["failures"], two["tokens"]) == (4, {}, 4 * 8)
+    assert two["counted"]
+    assert 250 < two["prompt_tokens"] < 350
+    assert two["throughput"] == pytest.approx(32 / two["seconds"])
+    assert 0 < two["first"]["p50"] <= two["first"]["p99"] < two["whole"]["p99"] <= two["seconds"]
+    # six callers at once where three fit
+    assert six["answered"] + sum(six["failures"].values()) == 12
+    assert six["failures"].keys() == {"429"}
+    assert six["failures"]["429"] == service.load.refused >= 3
+    assert (fits["answered"], too_long["answered"], too_long["failures"]) == (2, 0, {"400": 2})
+    assert "the context is 2000" in result.stderr
