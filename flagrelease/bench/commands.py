@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from flagrelease.bench.serve import commands as serve
 from flagrelease.errors import UsageError
 
 group = typer.Typer(help="Measure a machine: the engine, its operators, a server.", no_args_is_help=True)
@@ -29,6 +30,7 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", h
 
 def register(app: typer.Typer) -> None:
     """Add the group to `app`."""
+    serve.register(group)
     app.add_typer(group, name="bench")
 
 
