@@ -143,8 +143,8 @@ def _obstacles(rules: BenchmarkRules, native: Side, chip: Side) -> tuple[str, ..
         if abs(points[0] - points[1]) > rules.most_difference:
             found.append(f"{seen}; they may differ by {rules.most_difference:g} point(s)")
     for who, side in (("native", native), ("chip", chip)):
-        if side.alike_rate() == 1:
-            found.append(f"all repeats on the {who} side are the same text: a constant seed, or a cache")
+        if side.repeats_are_copies():
+            found.append(f"repeats on the {who} side are copies of the first answer: a constant seed, or a cache")
         reasoned = side.reasoned_rate()
         if (reasoned < _REASONED) if rules.mode != "chat" else (reasoned > 1 - _REASONED):
             found.append(f"{100 * reasoned:.0f}% of the {who} answers have reasoning, in mode {rules.mode}")

@@ -65,7 +65,7 @@ class EndpointAnswerer:
                 if not running:
                     return
                 done, _ = loop.run_until_complete(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
-                for task in done:
+                for task in sorted(done, key=lambda task: task.exception() is not None):  # answers before an error
                     yield running.pop(task), task.result()
         finally:
             loop.run_until_complete(_give_up(running, client))

@@ -14,6 +14,9 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.validate.benchmarks.exam import Exam
 from flagrelease.validation_rules import BenchmarkRules
 
+ENOUGH_ANSWERS = 16  # by chance a sound server does not go wrong in all of them
+LONG_ANSWER = 64  # tokens; shorter answers may well be the same text
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -113,8 +116,17 @@ class Side(_Strict):
         return float(np.mean([a.reasoned for item in self.items for a in item.answers]))
 
     def alike_rate(self) -> float:
-        """Share of items whose answers are all one text. At temperature 1 a high one is a constant seed or a cache."""
+        """Share of items whose answers are all one text."""
         return float(np.mean([len({a.whole_sha256 for a in item.answers}) == 1 for item in self.items]))
+
+    def repeats_are_copies(self) -> bool:
+        """Whether long answers, of which there are some, are the first to their question again, every time.
+
+        No sound server does that at a temperature above 0: its seed is constant, or it answers from a cache.
+        """
+        repeats = [(item.answers[0], again) for item in self.items for again in item.answers[1:]]
+        same = [first.whole_sha256 == again.whole_sha256 for first, again in repeats if again.tokens >= LONG_ANSWER]
+        return len(same) >= ENOUGH_ANSWERS and all(same)
 
     def save(self, path: Path) -> None:
         """Write it as JSON, an item a line."""

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from flagrelease.errors import VerificationError
 from flagrelease.validate.benchmarks.answerer import Ask, Reply
+from flagrelease.validate.benchmarks.side import ENOUGH_ANSWERS, LONG_ANSWER
 from flagrelease.validation_rules import BenchmarkRules
-
-_ENOUGH = 16  # answers; by chance a sound server does not go wrong in all of them
-_LONG = 64  # tokens; shorter answers may well be the same text
 
 
 class Suspicion:
@@ -44,10 +42,10 @@ class Suspicion:
             self._as_asked += 1
         else:
             self._otherwise += 1
-        if self._otherwise >= _ENOUGH and not self._as_asked:
+        if self._otherwise >= ENOUGH_ANSWERS and not self._as_asked:
             had = "had none" if self._rules.mode != "chat" else "had some"
             raise VerificationError(
-                f"mode {self._rules.mode} was asked for, but as to reasoning all of {_ENOUGH} answers {had}; "
+                f"mode {self._rules.mode} was asked for, but as to reasoning all of {ENOUGH_ANSWERS} answers {had}; "
                 f"does the server understand the switch? {self._remedy}"
             )
 
@@ -55,14 +53,14 @@ class Suspicion:
         if ask.item not in self._first:
             self._first[ask.item] = reply.whole_sha256
             return
-        if reply.tokens < _LONG:
+        if reply.tokens < LONG_ANSWER:
             return
         if reply.whole_sha256 == self._first[ask.item]:
             self._same += 1
         else:
             self._different += 1
-        if self._same >= _ENOUGH and not self._different:
+        if self._same >= ENOUGH_ANSWERS and not self._different:
             raise VerificationError(
-                f"{_ENOUGH} repeats of an answer, each with a seed of its own and of {_LONG} tokens or more, were the "
+                f"{ENOUGH_ANSWERS} repeats of an answer, each with a seed of its own and of {LONG_ANSWER} tokens or more, were the "
                 f"first one word for word: the server has a constant seed, or answers from a cache; {self._remedy}"
             )

@@ -149,15 +149,22 @@ def test_invalid_answers_are_wrong_and_a_fail_stands() -> None:
     assert judged.verdict == "fail"
 
 
-def test_repeats_that_are_all_alike_are_no_pass() -> None:
-    same = answer("A")
-    alike = side(GOOD).model_copy(
-        update={"items": tuple(i.model_copy(update={"answers": (same,) * 4}) for i in side(GOOD).items)}
-    )
-    judged = judge(RULES, side(GOOD), alike)
+@pytest.mark.parametrize(("tokens", "copies"), [(4000, True), (10, False)])
+def test_long_repeats_that_are_all_alike_are_no_pass(tokens: int, copies: bool) -> None:
+    same = answer("A", tokens=tokens)
+    items = tuple(item.model_copy(update={"answers": (same,) * 4}) for item in side(GOOD).items)
+    judged = judge(RULES, side(GOOD), side(GOOD).model_copy(update={"items": items}))
+    assert judged.chip.alike_rate() == 1
     assert judged.decision.verdict == "pass"
-    assert judged.verdict == "cannot-tell"
-    assert "all repeats on the chip side are the same text" in judged.obstacles[0]
+    assert judged.verdict == ("cannot-tell" if copies else "pass")
+    assert ("repeats on the chip side are copies" in " ".join(judged.obstacles)) is copies
+
+
+def test_one_answer_that_differs_is_enough() -> None:
+    same, other = answer("A", tokens=4000), answer("A", tokens=4000, text="other")
+    items = [item.model_copy(update={"answers": (same,) * 4}) for item in side(GOOD).items]
+    items[7] = items[7].model_copy(update={"answers": (same, same, other, same)})
+    assert not side(GOOD).model_copy(update={"items": tuple(items)}).repeats_are_copies()
 
 
 def test_a_mode_that_did_not_take_effect_is_no_pass() -> None:
