@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ class Study:
     documents: Path
     release: Path
     baseline: Path
-    model: Model  # of the release, sound
+    model: Model = field(repr=False)  # of the release, sound
 
 
 @pytest.fixture(scope="session", autouse=True)
