@@ -61,6 +61,7 @@ class Suspicion:
             self._different += 1
         if self._same >= ENOUGH_ANSWERS and not self._different:
             raise VerificationError(
-                f"{ENOUGH_ANSWERS} repeats of an answer, each with a seed of its own and of {LONG_ANSWER} tokens or more, were the "
-                f"first one word for word: the server has a constant seed, or answers from a cache; {self._remedy}"
+                f"{ENOUGH_ANSWERS} repeats, each with a seed of its own and of {LONG_ANSWER} tokens or more, "
+                f"were the first answer word for word: the server has a constant seed, or answers from a cache; "
+                f"{self._remedy}"
             )
