@@ -66,7 +66,7 @@ def run_logits(
         baseline: folder of `record_baseline`.
         rules: limits; `rules.replay` must be the baseline's.
         work: folder for what each document gave; new, or one that this call began.
-        layers: look at every layer, too, and say where the first step is.
+        layers: look at every layer, too, and say where the first step is; what was run without is run again.
         progress: is told (tokens done, tokens in all).
 
     Returns:
@@ -108,7 +108,6 @@ def _header(port: _Port, release: Path) -> bytes:
         "numerics": port.model.numerics.name,
         "dtype": str(port.model.numerics.dtype),
         "machine": describe_machine(port.model).model_dump(),
-        "layers": port.layers,
     }
     return json.dumps(record, indent=1).encode() + b"\n"
 

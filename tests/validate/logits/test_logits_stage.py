@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,19 @@ def test_the_stage_is_the_same_after_a_kill(
     assert len(read) == DOCUMENTS - 3
     assert run(study, tmp_path / "killed") == whole  # everything is there
     assert len(read) == DOCUMENTS - 3
+    shutil.rmtree(tmp_path / "killed" / "layers")
+    plain = run(study, tmp_path / "killed", layers=False)
+    assert plain.verdict == "pass"
+    assert "layers" not in plain.figures
+    assert len(read) == DOCUMENTS - 3
+    assert run(study, tmp_path / "killed") == whole  # layers later: every document once more
+    assert len(read) == DOCUMENTS - 3 + DOCUMENTS
+
+
+def test_a_work_folder_of_another_run_is_refused(study: Study, work: Path) -> None:
+    run(study, work)
     with pytest.raises(ResourceError, match="begun with another"):
-        run(study, tmp_path / "killed", layers=False)
+        run_logits(ported(study.model, None), study.release, study.baseline, RULES, work)
 
 
 @pytest.mark.parametrize(
