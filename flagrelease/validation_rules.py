@@ -27,7 +27,7 @@ class ReplayRules(_Strict):
         top: most likely tokens kept at each position; a smaller vocabulary is kept whole.
         chunk: tokens the engine takes in one step; the noise floor is another run with `floor_chunk`, and with
             `floor_rows` equal sequences side by side where tokens are fed one by one.
-        layer_positions: of a document, at which the states of all layers are kept.
+        layer_positions: of a document, evenly spread to its end, at which the states of all layers are kept.
     """
 
     documents: int = Field(64, ge=2)
@@ -38,7 +38,7 @@ class ReplayRules(_Strict):
     chunk: int = Field(512, ge=1)
     floor_chunk: int = Field(192, ge=1)
     floor_rows: int = Field(3, ge=1)
-    layer_positions: int = Field(2, ge=1)
+    layer_positions: int = Field(1, ge=1)
 
 
 class LogitsLimits(_Strict):
