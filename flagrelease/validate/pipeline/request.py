@@ -6,7 +6,6 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from flagrelease.chips import Chip
@@ -92,8 +91,9 @@ def default_out(release: Path, chip: Chip) -> Path:
 
 def default_rules() -> ValidationRules:
     """The published practice, for whom no recipe says otherwise: all stages, GPQA Diamond and AIME."""
-    presets: tuple[Literal["gpqa-diamond", "aime"], ...] = ("gpqa-diamond", "aime")
-    return ValidationRules(benchmarks={name: BenchmarkRules.model_validate({"preset": name}) for name in presets})
+    presets = {"gpqa": "gpqa-diamond", "aime": "aime"}
+    benchmarks = {name: BenchmarkRules.model_validate({"preset": preset}) for name, preset in presets.items()}
+    return ValidationRules(benchmarks=benchmarks)
 
 
 def choose_rules(recipe: Path | None, manifest: Manifest, chip: Chip) -> ValidationRules:
