@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,16 @@ class Rounded(NamedTuple):
     def of(cls, ops: Operators, x: Tensor, linear: Linear) -> Rounded:
         """`x` as `linear` takes it."""
         return cls(x, *ops.act_quant(x)) if linear.takes_codes else cls(x)
+
+    @classmethod
+    def stack(cls, parts: list[Rounded]) -> Rounded:
+        """Rows of several, one below the other."""
+        return cls(*(_stack([part[n] for part in parts]) for n in range(3))) if len(parts) > 1 else parts[0]
+
+
+def _stack(parts: list[Tensor | None]) -> Any:
+    there = [part for part in parts if part is not None]
+    return torch.cat([_bytes(part) for part in there]).view(there[0].dtype) if there else None
 
 
 def join(first: Linear, second: Linear) -> tuple[Linear, Linear, Linear]:

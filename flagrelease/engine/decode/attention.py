@@ -1,10 +1,11 @@
-"""Attention of one layer for one token a row: the same mathematics as `engine.attention`, in fewer launches.
+"""Attention of one layer for a token or two a row: the same mathematics as `engine.attention`, in fewer launches.
 
-Legend: B rows, H hidden, NH heads, HD head_dim, G o-groups, S parts of a product.
+Legend: B rows, W tokens a row, H hidden, NH heads, HD head_dim, G o-groups, S parts of a product.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flagrelease.engine.attention import Attention
@@ -19,22 +20,36 @@ from flagrelease.engine.rope import RopeTable
 
 
 def attend(ops: Operators, attn: Attention, x: Rounded, step: DecodeStep, cache: LayerCache, rope: RopeTable) -> Tensor:
-    """x [B, H] -> FP32 parts [S, B, H] of the output; extends the cache by the step's tokens."""
-    entries = step.entries(attn.ratio)
-    latents = ops.latents(
-        project_parts(ops, x, attn.latents), attn.q_norm, attn.kv_norm, attn.eps, rope.cos, rope.sin, step.positions,
-        cache.kv, entries, attn.wq_b.takes_codes, attn.quantise_kv,
-    )  # fmt: skip
-    qr = Rounded(*latents)
+    """x [W * B, H] -> FP32 parts [S, W * B, H] of the output; extends the cache by the step's tokens.
+
+    Products are of all tokens together: weights are read once. Caches take one token a row at a time.
+    """
+    entries, parts, apart = step.entries(attn.ratio), project_parts(ops, x, attn.latents), step.apart()
+    latents = [
+        ops.latents(
+            parts[:, rows], attn.q_norm, attn.kv_norm, attn.eps, rope.cos, rope.sin, each.positions, cache.kv, entries,
+            attn.wq_b.takes_codes, attn.quantise_kv,
+        )
+        for rows, each in apart
+    ]  # fmt: skip
+    qr = Rounded.stack([Rounded(*latent) for latent in latents])
     (q,) = project_rounded(ops, qr, attn.wq_b)
-    chosen = None
-    if attn.side is not None:
-        chosen = _compress(ops, attn, ops.linear_parts(x.plain, attn.side), qr, step, cache, rope)
-    reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
-    o = ops.decode_attention(
-        q.view(len(q), -1, attn.head_dim), cache.kv, attn.sink, chosen, step.positions, rope.cos, rope.sin, entries,
-        attn.window, attn.ratio, reached, attn.eps,
-    )  # fmt: skip
+    q = q.view(len(q), -1, attn.head_dim)
+    side = None if attn.side is None else ops.linear_parts(x.plain, attn.side)
+    index_q = None if attn.indexer is None else project_rounded(ops, qr, attn.indexer.wq_b)[0]
+    outputs = []
+    for rows, each in apart:
+        chosen = None
+        if side is not None:
+            own = None if index_q is None else index_q[rows]
+            chosen = _compress(ops, attn, side[:, rows], own, each, cache, rope)
+        reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
+        o = ops.decode_attention(
+            q[rows], cache.kv, attn.sink, chosen, each.positions, rope.cos, rope.sin, entries,
+            attn.window, attn.ratio, reached, attn.eps,
+        )  # fmt: skip
+        outputs.append(o)
+    o = torch.cat(outputs) if step.width > 1 else outputs[0]
     return project_parts(ops, _project_groups(ops, attn, o), attn.wo_b)
 
 
@@ -48,20 +63,22 @@ def _project_groups(ops: Operators, attn: Attention, o: Tensor) -> Rounded:
 
 
 def _compress(
-    ops: Operators, attn: Attention, side: Tensor, qr: Rounded, step: DecodeStep, cache: LayerCache, rope: RopeTable
-) -> Tensor | None:
-    """Feed both compressors from `side` [S, B, ..]; let the indexer choose."""
+    ops: Operators, attn: Attention, side: Tensor, index_q: Tensor | None, step: DecodeStep, cache: LayerCache,
+    rope: RopeTable,
+) -> Tensor | None:  # fmt: skip
+    """Feed both compressors from `side` [S, B, ..]; let the indexer choose by its queries [B, IH * ID]."""
     assert attn.compressor is not None
     assert cache.pending is not None
     rounding: Rounding = "fp8" if attn.quantise_kv else "none"
     side = _feed(ops, attn.compressor, side, step, cache.pending, cache.kv, rope, rounding)
     if attn.indexer is None:
         return None
+    assert index_q is not None
     assert cache.index_k is not None
     assert cache.index_pending is not None
     rounding = "hadamard_fp4" if attn.indexer.quantise else "hadamard"
     side = _feed(ops, attn.indexer.compressor, side, step, cache.index_pending, cache.index_k, rope, rounding)
-    return _choose(ops, attn.indexer, side, qr, step, cache.index_k, rope)
+    return _choose(ops, attn.indexer, side, index_q, step, cache.index_k, rope)
 
 
 def _feed(
@@ -78,9 +95,8 @@ def _feed(
 
 
 def _choose(
-    ops: Operators, indexer: Indexer, weights: Tensor, qr: Rounded, step: DecodeStep, keys: Tensor, rope: RopeTable
+    ops: Operators, indexer: Indexer, weights: Tensor, q: Tensor, step: DecodeStep, keys: Tensor, rope: RopeTable
 ) -> Tensor:
-    (q,) = project_rounded(ops, qr, indexer.wq_b)
     q = q.view(len(q), -1, indexer.head_dim)
     q, weights = ops.index_queries(q, weights, rope.cos, rope.sin, step.positions, indexer.quantise)
     reached = min(keys.shape[1] - 1, step.reach // OVERLAP_RATIO)

@@ -1,4 +1,4 @@
-"""One step of decoding, as the device sees it. Legend: B rows."""
+"""One step of decoding, as the device sees it. Legend: B rows, W tokens a row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ class DecodeStep:
     """What every layer reads. Shapes are those of the batch, so a captured step is replayed with other numbers.
 
     Attributes:
-        tokens: int64 [B]; of a row without a token any id of the vocabulary.
-        positions: int64 [B], where each token goes; -1: this row gets none.
-        visible: int32 [B], complete windows of the overlapping ratio, from which the indexer chooses.
+        tokens: int64 [W * B], first those that all rows get first; of a row without a token any id of the vocabulary.
+        positions: int64 [W * B], where each token goes; -1: there is none.
+        visible: int32 [W * B], complete windows of the overlapping ratio, from which the indexer chooses.
         context: tokens that the caches have room for.
         reach: no position is as large as this.
+        width: W.
     """
 
     tokens: Tensor
@@ -27,12 +28,22 @@ class DecodeStep:
     visible: Tensor
     context: int
     reach: int
+    width: int
 
     @classmethod
-    def at(cls, tokens: Tensor, positions: Tensor, context: int, reach: int) -> DecodeStep:
+    def at(cls, tokens: Tensor, positions: Tensor, context: int, reach: int, width: int = 1) -> DecodeStep:
         """The step that appends `tokens` at `positions`."""
         visible = torch.div(positions + 1, OVERLAP_RATIO, rounding_mode="floor").int()
-        return cls(tokens, positions, visible, context, reach)
+        return cls(tokens, positions, visible, context, reach, width)
+
+    def apart(self) -> list[tuple[slice, DecodeStep]]:
+        """Steps of one token a row, to be taken in this order: a cache has a row of its own for each sequence only."""
+        rows = len(self.tokens) // self.width
+        parts = [slice(n * rows, (n + 1) * rows) for n in range(self.width)]
+        return [
+            (part, DecodeStep(self.tokens[part], self.positions[part], self.visible[part], self.context, self.reach, 1))
+            for part in parts
+        ]
 
     def entries(self, ratio: int) -> int:
         """Compressed entries that the caches of a layer have room for; its ring begins there."""
