@@ -31,8 +31,9 @@ def of_two_sides(plan: Plan, seen: Paired, decision: Decision, native: Side, chi
     """The comparison, of sides with the repeats of one look.
 
     Keys:
-        test: difference, se, lower, upper, margin, look, looks, critical, verdict, further_planned, further_needed,
-            equivalent (the upper bound is below the margin, too), variance (v_w, a fraction).
+        test: difference, se, se_within (without the rule's floor), lower, upper, margin, look, looks, critical,
+            verdict, further_planned, further_needed, equivalent (the upper bound is below the margin, too),
+            variance (v_w, a fraction).
         chances: of each verdict by the true drop, with the variance that was seen.
         mcnemar: items that one side alone solved (more than half of its answers right), and the exact p.
         permutation_p: of any difference, labels exchanged within items.
@@ -67,7 +68,8 @@ def of_two_sides(plan: Plan, seen: Paired, decision: Decision, native: Side, chi
 def _test(plan: Plan, seen: Paired, decision: Decision) -> Figures:
     return {
         "difference": 100 * seen.difference,
-        "se": 100 * seen.se,
+        "se": 100 * decision.se,
+        "se_within": 100 * seen.se,
         "lower": 100 * decision.lower,
         "upper": 100 * decision.upper,
         "margin": 100 * plan.margin,

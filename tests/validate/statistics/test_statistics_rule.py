@@ -131,6 +131,10 @@ def test_answers_that_never_vary_are_compared_as_they_are() -> None:
 def test_power_at_the_margins_of_the_facts_sheet(n: int, variance: float, rows: dict[int, tuple[float, float]]) -> None:
     for k, margins in rows.items():
         for margin, power in zip(margins, (0.8, 0.9), strict=True):
+            needed = (1.645 + normal.quantile(power)) * standard_error(variance, n, k)
+            assert 100 * needed == pytest.approx(margin, abs=0.051 if margin < 10 else 0.51)
+            if margin / 100 * (1 - margin / 100) / 2 > 0.9 * variance:
+                continue  # few repeats of a nearly solved exam: the floor of the error makes the rule stricter
             ends = [chances(Plan((margin + d) / 100, 0.05, (k,)), 0.0, variance, n).passes for d in (-0.051, 0.051)]
             assert ends[0] <= power <= ends[1]  # the sheet's margins are rounded to 0.1
 
@@ -225,10 +229,39 @@ def test_chances_by_scipy(drop: float, looks: tuple[int, ...]) -> None:
 
 
 def test_chances_where_answers_never_vary() -> None:
+    """They are those of answers that vary as little as the floor of the error assumes."""
     plan = Plan(0.02, 0.05, (8, 16))
-    assert chances(plan, 0.01, 0.0, 198).passes == 1
-    assert chances(plan, 0.03, 0.0, 198).fails == 1
-    assert chances(plan, 0.02, 0.0, 198).cannot_tell == 1
+    assert chances(plan, 0.01, 0.0, 198) == chances(plan, 0.01, 0.02 * 0.98 / 2, 198)
+    assert chances(plan, 0.01, 0.0, 198) != chances(plan, 0.01, 0.02, 198)
+
+
+SATURATED = [(198, 8, 0.02), (30, 32, 0.0333), (30, 4, 0.10), (12, 4, 0.10), (4, 8, 0.10)]
+
+
+@pytest.mark.parametrize(("n", "k", "margin"), SATURATED)
+@pytest.mark.parametrize("native", [1.0, 0.995])
+def test_size_in_simulation_where_nearly_all_is_right(n: int, k: int, margin: float, native: float) -> None:
+    rng = np.random.default_rng(n + k)
+    p = np.full(n, native)
+    ends = shares(Plan(margin, 0.05, (k,)), pairs(p, p - margin, (k,), RUNS, rng))
+    assert ends["pass"] <= (0.05 if native == 1 else 0.065) + sampling_error(0.05)
+
+
+def test_without_the_floor_it_would_not_hold() -> None:
+    rng = np.random.default_rng(2)
+    p = np.ones(12)
+    runs = pairs(p, p - 0.1, (4,), RUNS, rng)
+    naive = np.mean([seen.difference - 1.645 * seen.se > -0.1 for (seen,) in runs])
+    assert naive > 0.1
+
+
+def test_a_handful_of_right_answers_is_no_pass() -> None:
+    """A port that is wrong in one of ten answers gets 16 right in 18 % of all cases."""
+    right = np.ones((4, 4))
+    decision = decide(Plan(0.10, 0.05, (4,)), pair(right, right))
+    assert decision.verdict == "cannot-tell"
+    assert decision.se == pytest.approx(math.sqrt(0.1 * 0.9 / 16))
+    assert decide(Plan(0.10, 0.05, (8,)), pair(np.ones((4, 8)), np.ones((4, 8)))).verdict == "pass"
 
 
 def sampling_error(p: float) -> float:
