@@ -82,6 +82,7 @@ class LayerLimits(_Strict):
         last_error: relative RMS error of the streams behind the last layer.
         early_cosine, late_cosine: of the streams in the first and the second half of the layers.
         experts: mean share of a token's experts that both runs chose.
+        floors: where the noise floor's difference, so many times, is more than a limit allows, it is the limit.
         step: a layer is where a fault sits if its error is this many times the error before it, the floor's, and
             `rounding` (one rounding to BF16).
     """
@@ -90,6 +91,7 @@ class LayerLimits(_Strict):
     early_cosine: float = Field(0.9999, gt=0, lt=1)
     late_cosine: float = Field(0.999, gt=0, lt=1)
     experts: float = Field(0.99, gt=0, lt=1)
+    floors: float = Field(3.0, gt=0)
     step: float = Field(3.0, gt=1)
     rounding: float = Field(2**-8, gt=0)
 

@@ -56,7 +56,7 @@ def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
     if evidence.errors is not None:
         errors, floor = _joined(evidence.errors), _joined([evidence.baseline.layers("floor", n) for n in range(count)])
         step = first_step(errors, floor, rules.layers)
-        measured = judge_layers(errors, rules.layers)
+        measured = judge_layers(errors, floor, rules.layers)
         named |= {f"layers: {measure.name}": measure for measure in measured}
         layers = {"layers": layer_figures(errors, floor, step, measured, evidence.layer_reference)}
     short = _too_short(comparisons, count, rules)
@@ -81,17 +81,31 @@ def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
     )
 
 
-def judge_layers(errors: Errors, limits: LayerLimits) -> list[Measure]:
+def judge_layers(errors: Errors, floor: Errors, limits: LayerLimits) -> list[Measure]:
     """Medians over positions against the limits; experts by their mean, since nearly all positions agree."""
-    cosine = medians(errors, "cosine")
-    half = (len(cosine) + 1) // 2
-    late = cosine[half:] if len(cosine) > half else cosine[-1:]
+    ours, noise = _worst(errors), _worst(floor)
+
+    def at_least(name: str, limit: float) -> Measure:
+        return exactly(name, ours[name], at_least=1 - max(1 - limit, limits.floors * (1 - noise[name])))
+
     return [
-        exactly("last_error", float(medians(errors, "streams")[-1]), at_most=limits.last_error),
-        exactly("early_cosine", float(cosine[:half].min()), at_least=limits.early_cosine),
-        exactly("late_cosine", float(late.min()), at_least=limits.late_cosine),
-        exactly("experts", float(errors["experts"].mean(-1).min()), at_least=limits.experts),
+        exactly("last_error", ours["last_error"], at_most=max(limits.last_error, limits.floors * noise["last_error"])),
+        at_least("early_cosine", limits.early_cosine),
+        at_least("late_cosine", limits.late_cosine),
+        at_least("experts", limits.experts),
     ]
+
+
+def _worst(errors: Errors) -> dict[str, float]:
+    """What is judged, by the name of its measure."""
+    cosine = medians(errors, "cosine")
+    half = len(cosine) // 2
+    return {
+        "last_error": float(medians(errors, "streams")[-1]),
+        "early_cosine": float(cosine[: half or 1].min()),
+        "late_cosine": float(cosine[half:].min()),
+        "experts": float(errors["experts"].mean(-1).min()),
+    }
 
 
 def layer_figures(

@@ -16,6 +16,7 @@ from flagrelease.engine.kernels.operators import Operators
 from flagrelease.validate.logits.layers import LayerObserver, floats, sampled_positions
 from flagrelease.validate.logits.localise import ERRORS, Errors, first_step, layer_errors
 from flagrelease.validate.logits.replay import Shape, run_document
+from flagrelease.validate.logits.verdict import judge_layers
 from flagrelease.validation_rules import LayerLimits, ReplayRules
 
 LIMITS = LayerLimits()
@@ -133,6 +134,28 @@ def test_a_step_is_put_where_it_is() -> None:
     assert (ffn.layer, ffn.half) == (7, "feed-forward")
     noisy = curves([0.05] * 12, [0.05] * 12)
     assert first_step(curves(stepped, stepped), noisy, LIMITS) is None  # the floor is as high
+
+
+def judged(errors: Errors, floor: Errors) -> dict[str, str]:
+    return {measure.name: measure.verdict for measure in judge_layers(errors, floor, LIMITS)}
+
+
+def test_layers_are_judged_by_their_limits_or_by_the_floor() -> None:
+    sound, noisy = curves([0.01] * 8, [0.01] * 8), curves([0.03] * 8, [0.03] * 8)
+    for errors in (sound, noisy):
+        errors["cosine"] += 1
+        errors["experts"] += 1
+    assert set(judged(sound, sound).values()) == {"pass"}
+    assert judged(noisy, sound) == judged(sound, sound) | {"last_error": "pass"}  # 0.03 is three floors
+    noisy["streams"] += 0.001
+    noisy["cosine"][2] -= 2e-4
+    noisy["experts"][7, :2] = 0.9
+    assert judged(noisy, sound) == {
+        "last_error": "fail", "early_cosine": "fail", "late_cosine": "pass", "experts": "fail"
+    }  # fmt: skip
+    noisy["cosine"][4] -= 2e-3
+    assert judged(noisy, sound)["late_cosine"] == "fail"
+    assert set(judged(noisy, noisy).values()) == {"pass"}
 
 
 def test_a_wrong_operator_in_one_layer_is_put_there(study: Study) -> None:
