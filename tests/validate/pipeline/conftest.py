@@ -1,0 +1,35 @@
+"""One source with its releases and its baseline, and one validation of them, for all tests of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_validation import Workshop, build
+
+from flagrelease import cli
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    made = build(tmp_path_factory.mktemp("validation"))
+    assert cli.main(made.recording(made.baseline)) == 0
+    return made
+
+
+@pytest.fixture(scope="session")
+def validated(workshop: Workshop) -> Path:
+    """The folder of a whole validation of the BF16 release, never interrupted."""
+    out = workshop.folder / "validated"
+    assert cli.main(workshop.validation(workshop.release("bf16"), out)) == 0
+    return out

@@ -1,0 +1,126 @@
+"""A validation that is killed goes on and writes the same bytes; one that would become another is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_validation import Workshop, read_report, recipe, write_recipe
+
+from flagrelease import cli
+
+FILES = ("report.json", "report.html")
+
+
+def kill_when(words: list[str], ready: Callable[[], bool]) -> None:
+    """Run flagrelease in a process of its own and kill it, without a chance to tidy up, when `ready` says so."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flagrelease", *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    until = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_killed_in_logits_and_in_benchmarks_it_writes_the_same_report(
+    workshop: Workshop, validated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = workshop.validation(workshop.release("bf16"), out)
+    kill_when(words, lambda: any((out / "work" / "logits").rglob("*.safetensors")))
+    assert not (out / "state" / "logits.json").exists()
+    kill_when(words, lambda: lines(out / "work" / "benchmarks" / "choices.jsonl") >= 4)
+    assert (out / "state" / "logits.json").exists()
+    assert not (out / "report.json").exists()
+    assert cli.main(words) == 0
+    for name in FILES:
+        assert (out / name).read_bytes() == (validated / name).read_bytes(), name
+
+
+def test_a_cut_off_line_of_behaviour_is_asked_again(workshop: Workshop, validated: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(validated, tmp_path / "out")
+    journal = out / "work" / "behaviour" / "answers.jsonl"
+    content = journal.read_bytes()
+    first = content.index(b"\n") + 1
+    journal.write_bytes(content[: first + 20])
+    for path in (out / "state" / "behaviour.json", *(out / name for name in FILES)):
+        path.unlink()
+    assert cli.main(workshop.validation(workshop.release("bf16"), out)) == 0
+    for name in FILES:
+        assert (out / name).read_bytes() == (validated / name).read_bytes(), name
+    assert sorted(journal.read_bytes().splitlines()) == sorted(content.splitlines())
+
+
+def test_stages_can_be_asked_for_one_after_the_other(workshop: Workshop, validated: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["validate", str(workshop.release("bf16")), "--chip", "ascend", "--out", str(out)]
+    words += ["--recipe", str(workshop.recipe), "--source", str(workshop.source)]
+    assert cli.main(words) == 7  # no baseline yet
+    assert cli.main(workshop.validation(workshop.release("bf16"), out, "--until", "weights")) == 7
+    for name in ("integrity", "weights"):
+        assert (out / "state" / f"{name}.json").read_bytes() == (validated / "state" / f"{name}.json").read_bytes()
+
+
+def test_what_would_be_another_validation_is_refused(
+    workshop: Workshop, validated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(validated, tmp_path / "out")
+    report = (out / "report.json").read_bytes()
+    lenient = recipe(workshop.source, behaviour={"prompts": 1, "repeats": 4, "max_tokens": 4, "margin": 95})
+    other_rules = ["--recipe", str(write_recipe(tmp_path / "lenient.yaml", lenient))]
+    other_data = tmp_path / "other.jsonl"
+    other_data.write_text(workshop.data.read_text() + "\n")
+    bf16, fp8 = workshop.release("bf16"), workshop.release("fp8")
+    cases = [
+        (workshop.validation(bf16, out, *other_rules), "begun for another set of rules"),
+        (workshop.validation(fp8, out, chip="mthreads"), "begun for another release"),
+        (workshop.validation(bf16, out, "--layers"), "logits was finished with another look at"),
+        (workshop.validation(bf16, out, "--data", f"choices={other_data}"), "another data of choices"),
+    ]
+    for words, said in cases:
+        assert cli.main(words) == 4
+        assert said in capfd.readouterr().err
+    assert (out / "report.json").read_bytes() == report
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.txt").write_text("mine")
+    assert cli.main(workshop.validation(workshop.release("bf16"), strange)) == 4
+    assert "was not begun by validate" in capfd.readouterr().err
+    assert [path.name for path in strange.iterdir()] == ["thesis.txt"]
+
+
+def test_other_versions_are_not_mixed(
+    workshop: Workshop, validated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(validated, tmp_path / "out")
+    begun = out / "state" / "validation.json"
+    begun.write_text(begun.read_text().replace(read_report(out)["environment"]["torch"], "1.0.0"))
+    assert cli.main(workshop.validation(workshop.release("bf16"), out)) == 4
+    assert "was begun with torch 1.0.0" in capfd.readouterr().err
+
+
+def test_recording_again_changes_nothing(workshop: Workshop) -> None:
+    def whole() -> dict[str, bytes]:
+        files = (path for path in workshop.baseline.rglob("*") if path.is_file())
+        return {path.relative_to(workshop.baseline).as_posix(): path.read_bytes() for path in files}
+
+    before = whole()
+    assert {"behaviour.json", "benchmarks/choices.json", "logits/baseline.json"} <= before.keys()
+    assert cli.main(workshop.recording(workshop.baseline)) == 0
+    assert whole() == before

@@ -1,0 +1,152 @@
+"""What a validation refuses, by name; and endpoints that misbehave: nothing that was answered is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from endpoint_standin import Answer, Standin
+from engine_checkpoint import Checkpoint, small_config
+from small_tokenizer import write_tokenizer
+from small_validation import QUESTIONS, Workshop, recipe, verdicts, write_recipe
+
+from flagrelease import cli
+
+Said = pytest.CaptureFixture[str]
+
+
+def refused(words: list[str], code: int, said: str, capfd: Said) -> None:
+    assert cli.main(words) == code
+    assert said in capfd.readouterr().err
+
+
+def test_what_is_no_release(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
+    release = shutil.copytree(workshop.release("bf16"), tmp_path / "bf16-hf")
+    (release / "manifest.json").unlink()
+    refused(workshop.validation(release, tmp_path / "out"), 5, "not a release, or its conversion did not", capfd)
+    refused(workshop.validation(tmp_path / "nowhere", tmp_path / "out"), 5, "nowhere", capfd)
+    inside = workshop.release("bf16") / "report"
+    refused(workshop.validation(workshop.release("bf16"), inside), 2, "is inside the release", capfd)
+    assert not (tmp_path / "out").exists()
+    assert not inside.exists()
+
+
+def test_a_recipe_of_something_else(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
+    document = recipe(workshop.source)
+    cases = [
+        (document | {"model": "other-v4"}, "is of 'other-v4', the release of 'small-v4'"),
+        (document | {"releases": {"hygon": {"dtype": "bf16", "layout": "hf"}}}, "has no release for 'ascend'"),
+        (document | {"releases": {"ascend": {"dtype": "bf16", "layout": "mp2"}}}, "ascend gets bf16 in mp2"),
+    ]
+    for number, (changed, said) in enumerate(cases):
+        path = write_recipe(tmp_path / f"{number}.yaml", changed)
+        words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--recipe", str(path))
+        refused(words, 2, said, capfd)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--data", "gpqa=x.csv"], "the rules have no such benchmark (they have: choices)"),
+        (["--data", "choices"], "NAME=FILE is expected"),
+        (["--model", "m"], "--model belongs to --endpoint"),
+        (["--endpoint", "http://127.0.0.1:1/v1"], "--endpoint needs --model"),
+        (["--endpoint", "127.0.0.1:1", "--model", "m"], "an http or https address"),
+        (["--chip", "abacus"], "'abacus' is not in the table"),
+        (["--device", "abacus"], "device 'abacus' is none of"),
+    ],
+)
+def test_arguments_that_contradict_each_other(
+    workshop: Workshop, tmp_path: Path, more: list[str], said: str, capfd: Said
+) -> None:
+    refused(workshop.validation(workshop.release("bf16"), tmp_path / "out", *more), 2, said, capfd)
+
+
+def test_data_without_its_columns(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
+    lines = [json.loads(line) for line in workshop.data.read_text().splitlines()]
+    for line in lines:
+        del line["Correct Answer"]
+    data = tmp_path / "choices.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = workshop.validation(workshop.release("bf16"), tmp_path / "out")
+    words[words.index(f"choices={workshop.data}")] = f"choices={data}"
+    refused(words, 2, "choices.jsonl:1: lacks 'Correct Answer'", capfd)
+    assert (tmp_path / "out" / "state" / "logits.json").is_file(), "what was finished before is kept"
+
+
+def test_a_baseline_of_another_model_or_under_other_rules(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
+    release, out = workshop.release("bf16"), tmp_path / "out"
+    other = tmp_path / "other"
+    Checkpoint(small_config(), seed=77).write_hf(other, "native")
+    write_tokenizer(other)
+    words = workshop.recording(tmp_path / "b", "--part", "logits")
+    words[words.index(str(workshop.source))] = str(other)
+    assert cli.main(words) == 0
+    refused(workshop.validation(release, out, "--baseline", str(tmp_path / "b")), 5, "another model", capfd)
+    changed = recipe(workshop.source)
+    changed["validation"]["logits"] = changed["validation"]["logits"] | {
+        "replay": changed["validation"]["logits"]["replay"] | {"tokens": 36}
+    }
+    path = str(write_recipe(tmp_path / "tokens.yaml", changed))
+    refused(workshop.validation(release, tmp_path / "o2", "--recipe", path), 5, "recorded under other rules", capfd)
+    refused(workshop.validation(release, out, "--baseline", str(tmp_path / "none")), 2, "no baseline", capfd)
+
+
+@pytest.mark.parametrize("name", ["benchmarks/choices.json", "behaviour.json"])
+def test_answers_of_another_model(workshop: Workshop, validated: Path, tmp_path: Path, name: str, capfd: Said) -> None:
+    baseline = shutil.copytree(workshop.baseline, tmp_path / "baseline")
+    path = baseline / name
+    identity = json.loads((workshop.release("bf16") / "manifest.json").read_text())["source"]["identity"]
+    path.write_text(path.read_text().replace(identity, "0" * 64))
+    out = shutil.copytree(validated, tmp_path / "out")
+    for stage in ("benchmarks", "behaviour"):
+        (out / "state" / f"{stage}.json").unlink()
+    words = workshop.validation(workshop.release("bf16"), out, "--baseline", str(baseline))
+    refused(words, 5, "another model", capfd)
+
+
+def test_a_baseline_with_a_part_missing(workshop: Workshop, tmp_path: Path) -> None:
+    baseline = shutil.copytree(workshop.baseline, tmp_path / "baseline")
+    shutil.rmtree(baseline / "logits")
+    (baseline / "benchmarks" / "choices.json").unlink()
+    (baseline / "behaviour.json").rename(baseline / "behaviour.bak")
+    words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--baseline", str(baseline))
+    assert cli.main(words) == 7
+    stages = json.loads((tmp_path / "out" / "report.json").read_bytes())["stages"]
+    assert [stage["detail"] for stage in stages[2:]] == [
+        "Not run: the baseline has no logits.",
+        "Not run: the baseline has no answers to choices.",
+        "Not run: the baseline has no behaviour.",
+    ]
+
+
+def test_an_endpoint_answers_the_benchmarks(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
+    baseline, out = tmp_path / "baseline", tmp_path / "out"
+    with Standin() as server:
+        there = ["--endpoint", server.url, "--model", "m"]
+        assert cli.main(workshop.recording(baseline, "--part", "benchmarks", *there)) == 0
+    asked = 0
+
+    def fail_midway(request: object) -> Answer | None:
+        nonlocal asked
+        asked += 1
+        return Answer(status=403) if asked > 6 else None
+
+    with Standin(fail_midway) as server:
+        there = ["--endpoint", server.url, "--model", "m"]
+        words = workshop.validation(workshop.release("bf16"), out, "--baseline", str(baseline), *there)
+        refused(words, 6, "HTTP 403", capfd)
+        journal = out / "work" / "benchmarks" / "choices.jsonl"
+        kept = journal.read_bytes().count(b"\n") - 1
+        assert kept >= 1
+        server.behave = lambda request: None
+        before = len(server.requests)
+        assert cli.main(words) == 7
+        assert len(server.requests) - before == QUESTIONS * 4 - kept, "only what was not answered is asked"
+    assert verdicts(out) == {
+        "integrity": "pass", "weights": "pass", "logits": "not-run", "benchmarks": "pass", "behaviour": "not-run",
+    }  # fmt: skip
+    benchmarks = json.loads((out / "report.json").read_bytes())["stages"][3]
+    assert "nothing in its answers shows its weights" in benchmarks["leaves_open"][1]
