@@ -96,7 +96,7 @@ HEAVY = {
     "triton": {"engine"},
     "numba": {"convert/lookup.py"},
     "transformers": set(),
-    "lm_eval": {"validate/benchmarks/harness/evaluation.py", "validate/benchmarks/harness/model.py"},
+    "lm_eval": {f"validate/benchmarks/harness/{name}.py" for name in ("__main__", "evaluation", "model")},
     "datasets": set(),
     "openai": set(),
     "huggingface_hub": set(),
