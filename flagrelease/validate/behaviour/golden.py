@@ -40,6 +40,8 @@ def _reproduces(path: Path) -> bool:
         wanted = expected.read_text(encoding="utf-8")
         given = {"messages": document} if isinstance(document, list) else document
         modes: tuple[Mode, ...] = ("chat", "thinking")
+        if not all(isinstance(message, dict) for message in given["messages"]):
+            return False
         texts = [encode_messages(given["messages"], mode, given.get("tools", ())) for mode in modes]
     except (OSError, ValueError, KeyError, TypeError, FlagReleaseError):
         return False  # a pair that cannot be read or encoded is not reproduced
