@@ -180,7 +180,7 @@ class Model:
 
     def read_out(self, streams: Tensor) -> Tensor:
         """Streams [.., M, H] -> float32 logits [.., V]."""
-        return self._to_logits(self.final.collapse(self.ops, streams))
+        return self.to_logits(self.final.collapse(self.ops, streams))
 
     def new_draft_cache(self, rows: int, context: int) -> Cache:
         """An empty cache of the MTP stage's own layer.
@@ -188,7 +188,7 @@ class Model:
         Raises:
             UsageError: the model was loaded without the stage.
         """
-        self._require_mtp()
+        self.require_mtp()
         ratios, dtype = tuple(self.config.compress_ratios[-1:]), self.numerics.dtype
         return Cache.allocate(self.config, ratios, rows, context, min(self.chunk, context), dtype, self._place)
 
@@ -206,7 +206,7 @@ class Model:
         Raises:
             UsageError: as `advance`; the model was loaded without the stage.
         """
-        mtp = self._require_mtp()
+        mtp = self.require_mtp()
         self.check_rows(cache, following)
         step = self._plan(cache, following)
         streams = streams[:, : step.tokens.shape[1]]
@@ -215,7 +215,7 @@ class Model:
         )
         for row, tokens in enumerate(following):
             cache.lengths[row] += len(tokens)
-        return self._to_logits(hidden if every else hidden[step.row[:, 0], step.last])
+        return self.to_logits(hidden if every else hidden[step.row[:, 0], step.last])
 
     def draft_logits(self, token_ids: Sequence[int]) -> Tensor:
         """The MTP stage's logits: float32 [T - 1, V], row t for the token after `token_ids[t + 1]`.
@@ -240,7 +240,7 @@ class Model:
         streams = self._streams(step, layers)
         if not every:
             streams = streams[step.row, step.last[:, None]]
-        return self._to_logits(self.final.collapse(self.ops, streams))
+        return self.to_logits(self.final.collapse(self.ops, streams))
 
     def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
         streams = self.embed_tokens(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
@@ -253,7 +253,8 @@ class Model:
         first = self.groups.rank * self.embed.shape[0]
         return self.groups.all_sum(self.ops.embedding(tokens, self.embed, first))
 
-    def _to_logits(self, x: Tensor) -> Tensor:
+    def to_logits(self, x: Tensor) -> Tensor:
+        """Hidden [.., H] -> float32 [.., V]."""
         return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
 
     # From sequences to steps.
@@ -291,7 +292,12 @@ class Model:
                     raise UsageError(f"token id {token}: the vocabulary has {self.config.vocab_size}")
             cache.check_room(row, len(tokens))
 
-    def _require_mtp(self) -> MtpStage:
+    def require_mtp(self) -> MtpStage:
+        """The draft stage.
+
+        Raises:
+            UsageError: the model was loaded without it.
+        """
         if self.mtp is None:
             raise UsageError("the model was loaded without its MTP stage: load(..., mtp=True)")
         return self.mtp

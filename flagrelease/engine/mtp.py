@@ -59,7 +59,11 @@ class MtpStage:
         groups: Groups,
     ) -> Tensor:  # fmt: skip
         """Streams of the main model [B, S, M, H] and the following tokens' embeddings [B, S, H] -> hidden [B, S, H]."""
+        mixed = self.mix(ops, streams, embedded)
+        return self.final.collapse(ops, self.block.forward(ops, mixed, step, cache, rope, groups))
+
+    def mix(self, ops: Operators, streams: Tensor, embedded: Tensor) -> Tensor:
+        """What the block reads: streams [.., M, H] and the following tokens' embeddings [.., H] -> [.., M, H]."""
         (e,) = project(ops, ops.rms_norm(embedded, self.enorm, self.eps), self.e_proj)
         (h,) = project(ops, ops.rms_norm(streams, self.hnorm, self.eps), self.h_proj)
-        mixed = ops.add(e[..., None, :], h, streams.dtype)
-        return self.final.collapse(ops, self.block.forward(ops, mixed, step, cache, rope, groups))
+        return ops.add(e[..., None, :], h, streams.dtype)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from flagrelease.engine.cache import Cache
 from flagrelease.engine.model import Model
+from flagrelease.engine.stepper import choose_stepper
 from flagrelease.errors import UsageError
 
 
@@ -75,14 +76,10 @@ class Runner:
         """
         self.model, self.rows, self.context, self.speculate = model, rows, context, speculate
         self._cache = model.new_cache(rows, context)
-        if not speculate:
-            return
-        if self._cache.chunk < 2:
+        if speculate and self._cache.chunk < 2:
             raise UsageError("speculation appends two tokens in a step: chunk and context must be at least 2")
-        self._drafts = model.new_draft_cache(rows, context)
-        shape = rows, 2, model.config.hc_mult, model.config.hidden_size
-        # streams of the positions whose following token the MTP stage has not seen; on every rank
-        self._streams = torch.zeros(shape, dtype=model.numerics.dtype, device=self._drafts.layers[0].kv.device)
+        self._drafts = model.new_draft_cache(rows, context) if speculate else None
+        self._stepper = choose_stepper(model, self._cache, self._drafts)
 
     @property
     def chunk(self) -> int:
@@ -111,7 +108,7 @@ class Runner:
             return self._prefill(order)
         if isinstance(order, Decode):
             return self._decode(order)
-        return self.model.draft(self._drafts, self._streams, order.following)
+        return self._stepper.draft(order.following)
 
     def _prefill(self, order: Prefill) -> Tensor:
         if order.first:
@@ -119,27 +116,22 @@ class Runner:
         part = self._cache.view(order.row)
         streams = self.model.advance(part, [order.tokens])
         self._cache.lengths[order.row] = part.lengths[0]
-        if self.speculate:
-            self._prefill_drafts(order, streams)
+        if self._drafts is not None:
+            self._prefill_drafts(self._drafts, order, streams)
         return self.model.read_out(streams[0] if order.every else streams[0, -1:])
 
-    def _prefill_drafts(self, order: Prefill, streams: Tensor) -> None:
+    def _prefill_drafts(self, drafts: Cache, order: Prefill, streams: Tensor) -> None:
         """The MTP stage reads the piece too, all but the prompt's last position: what follows that is not known yet."""
         if order.first:
-            self._drafts.free(order.row)
+            drafts.free(order.row)
         following = order.tokens[1:] + (() if order.following is None else (order.following,))
         if following:
-            part = self._drafts.view(order.row)
+            part = drafts.view(order.row)
             self.model.draft(part, streams, [following])
-            self._drafts.lengths[order.row] = part.lengths[0]
-        self._streams[order.row, 0] = streams[0, -1]
+            drafts.lengths[order.row] = part.lengths[0]
+        self._stepper.keep(order.row, streams[0, -1])
 
     def _decode(self, order: Decode) -> Tensor:
-        if not self.speculate:
-            return self.model.decode(self._cache, [tokens[0] if tokens else None for tokens in order.tokens])[:, None]
         for row in order.rejected:
             self._cache.take_back(row)
-        streams = self.model.advance(self._cache, order.tokens)
-        decoded = [row for row, tokens in enumerate(order.tokens) if tokens]  # others keep what they have
-        self._streams[decoded, : streams.shape[1]] = streams[decoded]
-        return self.model.read_out(streams)
+        return self._stepper.advance(order.tokens)

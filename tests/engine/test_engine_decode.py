@@ -9,7 +9,7 @@ import torch
 from engine_checkpoint import random_tokens
 
 from flagrelease import engine
-from flagrelease.engine.decode import decoder as decoder_module
+from flagrelease.engine.decode import feed as feed_module
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.model import Model
 from flagrelease.errors import UsageError
@@ -71,7 +71,7 @@ def test_rows_without_a_token_keep_their_caches(bf16_release: Path, prompts: lis
 def test_growing_sizes_and_reaches(
     bf16_release: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder_module, "SHORTEST_REACH", 8)
+    monkeypatch.setattr(feed_module, "SHORTEST_REACH", 8)
     more = columns(5)
     more[0], more[1] = [more[0][0], None, None], [None, more[1][1], None]
     expected, got = replay(engine.load(bf16_release, "bf16", torch.float32), prompts, more)

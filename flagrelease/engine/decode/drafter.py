@@ -1,0 +1,56 @@
+"""`Drafter`: the MTP stage's step with static tensors, as `Decoder` is the model's.
+
+Legend: B rows, W tokens a row, M streams, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.cache import Cache
+from flagrelease.engine.decode.decoder import decode_block
+from flagrelease.engine.decode.feed import Feed
+from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.model import Model
+
+
+class Drafter:
+    """On one device. Results are those of `Model.draft` up to the order of additions."""
+
+    def __init__(self, model: Model, cache: Cache, streams: Tensor) -> None:
+        """`cache`: of `Model.new_draft_cache`. `streams` [W, B, M, H]: where the model's are found at each call.
+
+        Raises:
+            UsageError: the model was loaded without the stage.
+        """
+        self._model, self._mtp, self._cache, self._streams = model, model.require_mtp(), cache, streams
+        width, rows = streams.shape[:2]
+        self._feed = Feed(model, cache, width, self._run)
+        self._last = torch.zeros(rows, dtype=torch.int64, device=streams.device)
+        self._logits = torch.zeros(rows, model.config.vocab_size, device=streams.device)
+
+    def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
+        """`following[b]`: the tokens that followed the first positions in `streams[:, b]`.
+
+        Returns:
+            float32 [B, V], for the token after the last of them; overwritten by the next call.
+
+        Raises:
+            UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
+        """
+        self._last.copy_(torch.tensor([max(len(tokens) - 1, 0) for tokens in following]))
+        self._feed.advance(following)
+        return self._logits
+
+    def _run(self, step: DecodeStep) -> None:
+        rows = len(step.tokens) // step.width
+        streams = self._streams[: step.width, :rows].flatten(0, 1)
+        model = self._model
+        mixed = self._mtp.mix(model.ops, streams, model.embed_tokens(step.tokens))
+        cache = self._cache.layers[0].view(slice(0, rows))
+        out = decode_block(model.ops, self._mtp.block, mixed, step, cache, model.rope(0))
+        kept = out.view(step.width, rows, *out.shape[1:])[self._last[:rows], torch.arange(rows, device=out.device)]
+        self._logits[:rows] = model.to_logits(self._mtp.final.collapse(model.ops, kept))

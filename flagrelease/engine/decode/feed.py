@@ -1,0 +1,92 @@
+"""The numbers of a step in tensors that stay where they are, and steps captured once for each size and replayed.
+
+Legend: B rows, W tokens a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from flagrelease.engine.cache import Cache
+from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.model import Model
+
+SHORTEST_REACH = 4096  # positions that the smallest captured step can see; the others double
+
+Size = tuple[int, int, int]  # tokens a row, rows, reach
+
+
+class Feed:
+    """`tokens` and `positions` are int64 [W * B] with room for `width` tokens a row: first each row's first token."""
+
+    def __init__(self, model: Model, cache: Cache, width: int, run: Callable[[DecodeStep], None]) -> None:
+        """`run` queues the step's work and is captured."""
+        self._model, self._cache, self._width, self._run = model, cache, width, run
+        self._rows = len(cache.lengths)
+        place = model.head.device
+        self.tokens = torch.zeros(width * self._rows, dtype=torch.int64, device=place)
+        self.positions = torch.full((width * self._rows,), -1, dtype=torch.int64, device=place)
+        self._captured: dict[Size, Callable[[], None]] = {}
+
+    def advance(self, token_ids: Sequence[Sequence[int]]) -> int:
+        """Run the step that appends `token_ids[b]` to row b of the cache, at most `width` each.
+
+        Returns the most tokens that a row got.
+
+        Raises:
+            UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
+        """
+        self._model.check_rows(self._cache, token_ids)
+        lengths, width = self._cache.lengths, max(map(len, token_ids))
+        assert width <= self._width, "a step appends at most its width"
+        places = [[_nth(tokens, n) for tokens in token_ids] for n in range(self._width)]
+        positions = [
+            [lengths[row] + n if token is not None else -1 for row, token in enumerate(tokens)]
+            for n, tokens in enumerate(places)
+        ]
+        self.tokens.copy_(torch.tensor([token or 0 for tokens in places for token in tokens]))
+        self.positions.copy_(torch.tensor([position for each in positions for position in each]))
+        for row, tokens in enumerate(token_ids):
+            lengths[row] += len(tokens)
+        rows = max(row for row, tokens in enumerate(token_ids) if tokens) + 1
+        self.step(width, rows, max(map(max, positions)))
+        return width
+
+    def step(self, width: int, rows: int, last: int) -> None:
+        """Run what the tensors say: `width` tokens for each of the first `rows`; `last` is the largest position."""
+        rows = min(_at_least(rows, 1), self._rows)
+        reach = min(_at_least(last + 1, SHORTEST_REACH), self._cache.context)
+        size = width, rows, reach
+        if size not in self._captured:
+            self._captured[size] = self._capture(size)
+        self._captured[size]()
+
+    def _capture(self, size: Size) -> Callable[[], None]:
+        """Recorded, and run for that, while no row has a token: a step with two of a row must not run twice.
+
+        Of a compressor's slots the second token may take the one that the first still reads.
+        """
+        positions = self.positions.clone()
+        self.positions.fill_(-1)
+        captured = self._model.device.capture(lambda: self._run(self._at(*size)))
+        self.positions.copy_(positions)
+        return captured
+
+    def _at(self, width: int, rows: int, reach: int) -> DecodeStep:
+        tokens, positions = (
+            every.view(self._width, self._rows)[:width, :rows].reshape(-1) for every in (self.tokens, self.positions)
+        )
+        return DecodeStep.at(tokens, positions, self._cache.context, reach, width)
+
+
+def _nth(tokens: Sequence[int], n: int) -> int | None:
+    return tokens[n] if n < len(tokens) else None
+
+
+def _at_least(n: int, smallest: int) -> int:
+    """The first of smallest, 2 smallest, 4 smallest, .. that is not below n."""
+    while smallest < n:
+        smallest *= 2
+    return smallest

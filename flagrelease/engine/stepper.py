@@ -1,0 +1,85 @@
+"""What a runner does with a batch: steps of a token or two a row, and drafts, plainly or captured.
+
+Both keep, on every rank, the streams of the positions whose following token the MTP stage has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.cache import Cache
+from flagrelease.engine.decode.decoder import Decoder
+from flagrelease.engine.decode.drafter import Drafter
+from flagrelease.engine.model import Model
+
+
+class Stepper(Protocol):
+    """Legend: B rows, S the most tokens that a row gets, V vocabulary."""
+
+    def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Append up to two tokens (without drafts: one) to every row; float32 logits after each, [B, S, V]."""
+
+    def keep(self, row: int, streams: Tensor) -> None:
+        """Streams [M, H] of the last position of a prompt, from which the first draft is made."""
+
+    def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
+        """The MTP stage's float32 logits [B, V] for the token after those that followed each row's last ones."""
+
+
+class PlainStepper:
+    """By the model's plain forward pass, on any number of ranks."""
+
+    def __init__(self, model: Model, cache: Cache, drafts: Cache | None) -> None:
+        """`drafts`: the MTP stage's cache, if there is to be any draft."""
+        self._model, self._cache, self._drafts = model, cache, drafts
+        shape = 0 if drafts is None else len(cache.lengths), 2, model.config.hc_mult, model.config.hidden_size
+        self._streams = torch.zeros(shape, dtype=model.numerics.dtype, device=model.head.device)
+
+    def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """See `Stepper`."""
+        streams = self._model.advance(self._cache, token_ids)
+        if self._drafts is not None:
+            self._streams[:, : streams.shape[1]] = streams
+        return self._model.read_out(streams)
+
+    def keep(self, row: int, streams: Tensor) -> None:
+        """See `Stepper`."""
+        self._streams[row, 0] = streams
+
+    def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
+        """See `Stepper`."""
+        assert self._drafts is not None
+        return self._model.draft(self._drafts, self._streams, following)
+
+
+class CapturedStepper:
+    """By steps with static tensors, on one rank."""
+
+    def __init__(self, model: Model, cache: Cache, drafts: Cache | None) -> None:
+        """`drafts`: the MTP stage's cache, if there is to be any draft."""
+        self._decoder = Decoder(model, cache, width=1 if drafts is None else 2)
+        self._drafter = None if drafts is None else Drafter(model, drafts, self._decoder.streams)
+
+    def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """See `Stepper`."""
+        return self._decoder.advance(token_ids)
+
+    def keep(self, row: int, streams: Tensor) -> None:
+        """See `Stepper`."""
+        self._decoder.streams[0, row] = streams
+
+    def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
+        """See `Stepper`."""
+        assert self._drafter is not None
+        return self._drafter.draft(following)
+
+
+def choose_stepper(model: Model, cache: Cache, drafts: Cache | None) -> Stepper:
+    """Captured on one accelerator; plain over several ranks, whose collectives are not captured, and on a CPU."""
+    if model.groups.mp == 1 and model.device.type != "cpu":
+        return CapturedStepper(model, cache, drafts)
+    return PlainStepper(model, cache, drafts)

@@ -1,0 +1,116 @@
+"""Decoding two tokens a row with static shapes, and drafts: what the plain passes give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from engine_checkpoint import random_tokens
+from small_tokenizer import write_tokenizer
+
+from flagrelease import engine
+from flagrelease.device import Device
+from flagrelease.engine import runner as runner_module
+from flagrelease.engine.decode.decoder import Decoder
+from flagrelease.engine.decode.drafter import Drafter
+from flagrelease.engine.model import Model
+from flagrelease.engine.runner import Runner
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.scheduler import Scheduler, generate_all
+from flagrelease.engine.stepper import CapturedStepper
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import UsageError
+
+LENGTHS = (7, 127, 62)  # the first step, in which sizes are captured, completes windows
+CONTEXT = 300
+# Tokens of each row in each step: windows of 4 and of 128 are completed by first and by second tokens.
+STEPS = [(2, 2, 2), (1, 2, 0), (2, 0, 1), (2, 1, 2), (0, 2, 2), (1, 1, 1), (2, 2, 2), (2, 2, 1)]
+
+
+def recorded_like_a_graph(device: Device, work: Callable[[], None]) -> Callable[[], None]:
+    """As a device with graphs: the work runs twice before it is recorded."""
+    work()
+    work()
+    return work
+
+
+def replay(model: Model, native: bool = False) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits of every token, and of every draft, by the plain passes and by static ones; rejecting one now and then."""
+    plain, static = model.new_cache(3, CONTEXT), model.new_cache(3, CONTEXT)
+    plain_drafts, static_drafts = model.new_draft_cache(3, CONTEXT), model.new_draft_cache(3, CONTEXT)
+    decoder = Decoder(model, static, width=2)
+    drafter = Drafter(model, static_drafts, decoder.streams)
+    for cache in (plain, static):
+        model.extend(cache, [random_tokens(n, seed=n) for n in LENGTHS])
+    for drafts in (plain_drafts, static_drafts):
+        streams = torch.randn(3, 127, model.config.hc_mult, model.config.hidden_size, generator=torch.manual_seed(0))
+        model.draft(drafts, streams.to(model.numerics.dtype), [random_tokens(n, seed=n + 1) for n in LENGTHS])
+    expected, got = [], []
+    for n, counts in enumerate(STEPS):
+        tokens = [random_tokens(count, seed=10 * n + row) for row, count in enumerate(counts)]
+        streams = model.advance(plain, tokens)
+        logits, static_logits = model.read_out(streams), decoder.advance(tokens)
+        assert plain.lengths == static.lengths
+        drafted = model.draft(plain_drafts, streams, tokens), drafter.draft(tokens)
+        for row, count in enumerate(counts):
+            if count:
+                expected += [*logits[row, :count], drafted[0][row]]
+                got += [*static_logits[row, :count].clone(), drafted[1][row].clone()]
+            if count == 2 and n % 2:
+                plain.take_back(row)
+                static.take_back(row)
+                plain_drafts.take_back(row)
+                static_drafts.take_back(row)
+    return expected, got
+
+
+def test_float32_logits_of_every_step(bf16_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "capture", recorded_like_a_graph)
+    expected, got = replay(engine.load(bf16_release, "bf16", torch.float32, mtp=True))
+    assert len(expected) > 40
+    for a, b in zip(expected, got, strict=True):
+        assert (a - b).abs().max() <= 1e-4
+
+
+def test_native_numerics(native_release: Path) -> None:
+    expected, got = replay(engine.load(native_release, "native", mtp=True))
+    difference = torch.stack([(a - b).norm() / a.norm() for a, b in zip(expected, got, strict=True)])
+    # one flipped rounding changes all that follows, so most, not all, are the same
+    assert difference.median() <= 0.05
+
+
+def test_planted_recording_with_tokens_is_seen(bf16_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "capture", recorded_like_a_graph)
+    monkeypatch.setattr(
+        "flagrelease.engine.decode.feed.Feed._capture",
+        lambda feed, size: feed._model.device.capture(lambda: feed._run(feed._at(*size))),
+    )
+    expected, got = replay(engine.load(bf16_release, "bf16", torch.float32, mtp=True))
+    assert max((a - b).abs().max() for a, b in zip(expected, got, strict=True)) > 1e-2
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_runner_with_captured_steps_gives_the_same_text(
+    bf16_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speculate: bool
+) -> None:
+    write_tokenizer(tmp_path)
+    model, tokenizer = engine.load(bf16_release, "bf16", torch.float32, mtp=True), Tokenizer(tmp_path)
+    prompts = [random_tokens(n, seed=n, vocabulary=263) for n in (1, 30, 127, 64)]
+    how = Sampling(temperature=1, seed=5, max_tokens=25)
+    plain = generate_all(Scheduler(Runner(model, 3, CONTEXT), tokenizer), prompts, how)
+    monkeypatch.setattr(runner_module, "choose_stepper", CapturedStepper)
+    captured = generate_all(Scheduler(Runner(model, 3, CONTEXT, speculate=speculate), tokenizer), prompts, how)
+    assert [result.text for result in captured] == [result.text for result in plain]
+    assert any(result.drafted for result in captured) == speculate
+
+
+def test_refusals(bf16_release: Path) -> None:
+    model = engine.load(bf16_release, "bf16", torch.float32)
+    decoder = Decoder(model, model.new_cache(1, 3), width=2)
+    decoder.advance([[1, 2]])
+    with pytest.raises(UsageError, match="4 tokens; its cache has a context of 3"):
+        decoder.advance([[1, 2]])
+    with pytest.raises(UsageError, match="without its MTP stage"):
+        Drafter(model, model.new_cache(1, 3), decoder.streams)
