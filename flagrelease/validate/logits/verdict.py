@@ -55,8 +55,8 @@ def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
     step: Step | None = None
     if evidence.errors is not None:
         errors, floor = _joined(evidence.errors), _joined([evidence.baseline.layers("floor", n) for n in range(count)])
-        step = first_step(errors, floor, rules.layers)
-        measured = judge_layers(errors, floor, rules.layers)
+        limits = rules.layers.loosened(rules.rounded) if evidence.rounds else rules.layers
+        step, measured = first_step(errors, floor, limits), judge_layers(errors, floor, limits)
         named |= {f"layers: {measure.name}": measure for measure in measured}
         layers = {"layers": layer_figures(errors, floor, step, measured, evidence.layer_reference)}
     short = _too_short(comparisons, count, rules)

@@ -158,6 +158,15 @@ def test_layers_are_judged_by_their_limits_or_by_the_floor() -> None:
     assert set(judged(noisy, noisy).values()) == {"pass"}
 
 
+def test_a_port_that_rounds_may_differ_by_what_rounding_does() -> None:
+    loose = LIMITS.loosened(2)
+    growth, nothing = [0.0, 0.0, 0.05, 0.05], [0.0] * 4
+    assert first_step(curves(growth, growth), curves(nothing, nothing), LIMITS) is not None
+    assert first_step(curves(growth, growth), curves(nothing, nothing), loose) is None
+    assert (loose.last_error, loose.experts) == pytest.approx((0.04, 0.98))
+    assert (loose.early_cosine, loose.late_cosine) == pytest.approx((0.9996, 0.996))
+
+
 def test_a_wrong_operator_in_one_layer_is_put_there(study: Study) -> None:
     calls = 0
 
