@@ -200,7 +200,7 @@ CASES = [
     of("topk_visible", "ties", lambda: (tied_scores(3, 4, 50), torch.randint(0, 51, (3, 4)), 12, 100)),
     of("topk_visible", "all", lambda: (tied_scores(3, 4, 50), torch.full((3, 4), 50), 50)),
     of("topk_visible", "fewer than k", lambda: (tied_scores(3, 4, 20), torch.randint(0, 21, (3, 4)), 64)),
-    of("topk_visible", "two blocks", lambda: (tied_scores(1, 2, 4500), torch.tensor([[4500, 4200]]), 1500)),
+    of("topk_visible", "two blocks", lambda: (tied_scores(1, 2, 8500), torch.tensor([[8500, 8200]]), 1500)),
     of("topk_visible", "no entries", lambda: (tied_scores(2, 3, 0), torch.zeros(2, 3, dtype=torch.int64), 8)),
 ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from flagrelease.engine.kernels.weights import ceil_div
 HEADS = 16  # of a program: as few as the matrix unit takes
 STEP = 32  # positions
 PROGRAMS = 264  # that fill a chip
+MOST_PARTS = 32  # that are joined at once
 
 
 @jit
@@ -35,8 +36,8 @@ def _queries(
 ) -> tl.tensor:
     """The heads at pointers `q` [BLOCK_H], normed and rotated: [BLOCK_H, D]."""
     pair = tl.arange(0, D // 2)
-    even = tl.load(q[:, None] + 2 * pair[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-    odd = tl.load(q[:, None] + 2 * pair[None, :] + 1, mask=inside[:, None], other=0.0).to(tl.float32)
+    x = tl.load(q[:, None] + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(x, (BLOCK_H, D // 2, 2)))
     rho = tl.rsqrt(tl.sum(even * even + odd * odd, axis=1) / D + eps)[:, None]
     even, odd = cast(even * rho, dtype).to(tl.float32), cast(odd * rho, dtype).to(tl.float32)
     turn = pair - (D - R) // 2
@@ -156,10 +157,9 @@ def _join_kernel(
     share = tl.exp(most - safe)
     total = tl.sum(tl.load(total_ptr + row, mask=p < P, other=0.0) * share, axis=0)
     total += tl.exp(tl.load(sink_ptr + h) - safe)
-    o = tl.zeros((D,), tl.float32)
-    for part in range(P):
-        mine = tl.sum(tl.where(p == part, share, 0.0), axis=0)
-        o += tl.load(acc_ptr + ((b * P + part) * H + h) * D + d) * mine
+    inside = (p < P)[:, None]
+    parts = tl.load(acc_ptr + row.to(tl.int64)[:, None] * D + d[None, :], mask=inside, other=0.0)
+    o = tl.sum(parts * share[:, None], axis=0)
     o = cast(o / total, dtype).to(tl.float32)
     position = tl.maximum(tl.load(positions_ptr + b), 0)
     o = rotated(o, cos_ptr, sin_ptr, position, D, R, True)
@@ -177,7 +177,7 @@ def decode_attention(
     K = entries if chosen is None else chosen.shape[1]
     step = STEP if q.element_size() == 2 else 16
     steps, blocks = ceil_div(K + window, step), ceil_div(H, HEADS)
-    parts = max(1, min(steps, PROGRAMS // (B * blocks)))
+    parts = max(1, min(steps, MOST_PARTS, PROGRAMS // (B * blocks)))
     per_part = ceil_div(steps, parts) * step
     parts = ceil_div(K + window, per_part)
     acc = torch.empty(B, parts, H, D, dtype=torch.float32, device=q.device)
@@ -191,6 +191,6 @@ def decode_attention(
     o = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
     _join_kernel[(B, H)](
         acc, most, total, sink, positions, cos, sin, o, H, parts,
-        D=D, R=2 * cos.shape[1], BLOCK_P=triton.next_power_of_2(parts), num_warps=2,
+        D=D, R=2 * cos.shape[1], BLOCK_P=triton.next_power_of_2(parts), num_warps=8 if parts > 4 else 2,
     )  # fmt: skip
     return o

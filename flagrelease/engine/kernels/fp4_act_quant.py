@@ -31,9 +31,9 @@ def _fp4_act_quant_kernel(
     g = tl.program_id(1)
     pair = g * HALF + tl.arange(0, HALF)[None, :]
     inside = (r < R)[:, None]
-    x = x_ptr + r[:, None] * x_stride + 2 * pair
-    even = tl.load(x, mask=inside, other=0.0).to(tl.float32)
-    odd = tl.load(x + 1, mask=inside, other=0.0).to(tl.float32)
+    d = tl.arange(0, 2 * HALF)[None, :] + g * 2 * HALF
+    x = tl.load(x_ptr + r[:, None] * x_stride + d, mask=inside, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(x, (BLOCK, HALF, 2)))
     amax = tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), axis=1)
     exponent = power_of_two_exponent(tl.maximum(amax, 6.0 * 2.0**-126) * (1.0 / 6.0))
     inverse = power_of_two(254 - exponent)[:, None]
@@ -41,9 +41,8 @@ def _fp4_act_quant_kernel(
     high = e2m1_code(tl.minimum(tl.maximum(odd * inverse, -6.0), 6.0))
     if ROUNDTRIP:
         scale = power_of_two(exponent)[:, None]
-        y = y_ptr + r[:, None] * y_stride + 2 * pair
-        tl.store(y, cast(e2m1_value(low) * scale, y_ptr.dtype.element_ty), mask=inside)
-        tl.store(y + 1, cast(e2m1_value(high) * scale, y_ptr.dtype.element_ty), mask=inside)
+        y = tl.reshape(tl.join(e2m1_value(low) * scale, e2m1_value(high) * scale), (BLOCK, 2 * HALF))
+        tl.store(y_ptr + r[:, None] * y_stride + d, cast(y, y_ptr.dtype.element_ty), mask=inside)
     else:
         tl.store(y_ptr + r[:, None] * y_stride + pair, (low | (high << 4)).to(tl.uint8), mask=inside)
         tl.store(scale_ptr + r * G + g, power_of_two(exponent), mask=r < R)

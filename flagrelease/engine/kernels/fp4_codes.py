@@ -27,18 +27,15 @@ def fp4_factor(scale: tl.tensor) -> tl.tensor:
 
 
 @jit
-def fp4_weights(packed: tl.tensor, factor: tl.tensor, PTX: tl.constexpr) -> tl.tensor:
-    """Bytes of two codes and their factors -> BF16 weights times 2^-64, exactly.
-
-    Returns the low nibbles', then the high ones': even columns, odd columns.
-    """
+def fp4_weights(words: tl.tensor, factor: tl.tensor, PTX: tl.constexpr) -> tl.tensor:
+    """int32 words of eight codes and their factors -> BF16 weights times 2^-64, exactly: eight tensors, code by code."""
     if PTX:
-        # p holds two of four bytes, each in the upper half of 16 bits
-        low, high = tl.inline_asm_elementwise(
+        # Two words at a time. p holds byte b of both, each in the upper half of 16 bits: codes 2b and 2b + 1.
+        c0, c1, c2, c3, c4, c5, c6, c7 = tl.inline_asm_elementwise(
             """
             {
             .reg .b32 p, s, m;
-            prmt.b32 p, $4, 0, 0x1404;
+            prmt.b32 p, $8, $9, 0x4000;
             shl.b32 s, p, 4;
             shr.b32 m, p, 2;
             and.b32 s, s, 0x80008000;
@@ -47,28 +44,78 @@ def fp4_weights(packed: tl.tensor, factor: tl.tensor, PTX: tl.constexpr) -> tl.t
             shr.b32 m, p, 6;
             and.b32 s, p, 0x80008000;
             and.b32 m, m, 0x01C001C0;
-            or.b32 $2, s, m;
-            prmt.b32 p, $4, 0, 0x3424;
+            or.b32 $1, s, m;
+            prmt.b32 p, $8, $9, 0x5010;
             shl.b32 s, p, 4;
             shr.b32 m, p, 2;
             and.b32 s, s, 0x80008000;
             and.b32 m, m, 0x01C001C0;
-            or.b32 $1, s, m;
+            or.b32 $2, s, m;
             shr.b32 m, p, 6;
             and.b32 s, p, 0x80008000;
             and.b32 m, m, 0x01C001C0;
             or.b32 $3, s, m;
+            prmt.b32 p, $8, $9, 0x6020;
+            shl.b32 s, p, 4;
+            shr.b32 m, p, 2;
+            and.b32 s, s, 0x80008000;
+            and.b32 m, m, 0x01C001C0;
+            or.b32 $4, s, m;
+            shr.b32 m, p, 6;
+            and.b32 s, p, 0x80008000;
+            and.b32 m, m, 0x01C001C0;
+            or.b32 $5, s, m;
+            prmt.b32 p, $8, $9, 0x7030;
+            shl.b32 s, p, 4;
+            shr.b32 m, p, 2;
+            and.b32 s, s, 0x80008000;
+            and.b32 m, m, 0x01C001C0;
+            or.b32 $6, s, m;
+            shr.b32 m, p, 6;
+            and.b32 s, p, 0x80008000;
+            and.b32 m, m, 0x01C001C0;
+            or.b32 $7, s, m;
             }
             """,
-            "=r,=r,=r,=r,r",
-            [packed],
-            dtype=(tl.bfloat16, tl.bfloat16),
+            "=r,=r,=r,=r,=r,=r,=r,=r,r,r",
+            [words],
+            dtype=(
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+            ),
             is_pure=True,
-            pack=4,
+            pack=2,
         )
-        return low * factor, high * factor
+        return (
+            c0 * factor,
+            c1 * factor,
+            c2 * factor,
+            c3 * factor,
+            c4 * factor,
+            c5 * factor,
+            c6 * factor,
+            c7 * factor,
+        )
     else:  # noqa: RET505 - Triton compiles what follows a return
-        codes = packed.to(tl.int32)
         wide = factor.to(tl.float32) * 2.0**-126
-        low, high = e2m1_value(codes & 15) * wide, e2m1_value((codes >> 4) & 15) * wide
-        return cast(low, tl.bfloat16), cast(high, tl.bfloat16)
+        return (
+            _weight(words, 0, wide),
+            _weight(words, 1, wide),
+            _weight(words, 2, wide),
+            _weight(words, 3, wide),
+            _weight(words, 4, wide),
+            _weight(words, 5, wide),
+            _weight(words, 6, wide),
+            _weight(words, 7, wide),
+        )
+
+
+@jit
+def _weight(words: tl.tensor, code: tl.constexpr, wide: tl.tensor) -> tl.tensor:
+    return cast(e2m1_value((words >> (4 * code)) & 15) * wide, tl.bfloat16)

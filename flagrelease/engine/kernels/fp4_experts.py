@@ -44,21 +44,53 @@ def _rows_product(
     Addresses are a pointer and offsets, which take half the registers of as many pointers.
     """
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    half = K // 2
-    for start in range(0, half, BLOCK_K // 2):
-        i = start + tl.arange(0, BLOCK_K // 2)
-        group = start // 16 + tl.arange(0, BLOCK_K // 32)
-        s_inside = n_inside[:, None] & (group * 16 < half)[None, :]
-        factor = fp4_factor(tl.load(s_ptr + (s_at[:, None] + group[None, :]), mask=s_inside, other=0))
-        packed = tl.load(w_ptr + (w_at[:, None] + i[None, :]), mask=n_inside[:, None] & (i < half)[None, :], other=0)
-        x_inside = (i < half)[:, None] & m_inside[None, :]
-        even = tl.load(x_ptr + (x_at[None, :] + i[:, None]), mask=x_inside, other=0.0)
-        odd = tl.load(x_ptr + (x_at[None, :] + half + i[:, None]), mask=x_inside, other=0.0)
-        factor = tl.broadcast_to(factor[:, :, None], (BLOCK_N, BLOCK_K // 32, 16)).reshape(BLOCK_N, BLOCK_K // 2)
-        low, high = fp4_weights(packed, factor, PTX)
-        acc = dot(low, even, acc)
-        acc = dot(high, odd, acc)
+    eighth = K // 8
+    step: tl.constexpr = BLOCK_K // 8
+    # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead (of more
+    # steps it makes a loop whose other loads are not ahead either).
+    scale = _scales(s_ptr, s_at, n_inside, 0, eighth, BLOCK_K)
+    for start in range(0, eighth, step):
+        next_scale = _scales(s_ptr, s_at, n_inside, start + step, eighth, BLOCK_K)
+        i = start + tl.arange(0, step)
+        w_inside = n_inside[:, None] & (i < eighth)[None, :]
+        words = tl.load(w_ptr + (w_at[:, None] + i[None, :]), mask=w_inside, other=0)
+        x_inside = (i < eighth)[:, None] & m_inside[None, :]
+        x = x_ptr + (x_at[None, :] + i[:, None])
+        x0 = tl.load(x, mask=x_inside, other=0.0)
+        x1 = tl.load(x + eighth, mask=x_inside, other=0.0)
+        x2 = tl.load(x + 2 * eighth, mask=x_inside, other=0.0)
+        x3 = tl.load(x + 3 * eighth, mask=x_inside, other=0.0)
+        x4 = tl.load(x + 4 * eighth, mask=x_inside, other=0.0)
+        x5 = tl.load(x + 5 * eighth, mask=x_inside, other=0.0)
+        x6 = tl.load(x + 6 * eighth, mask=x_inside, other=0.0)
+        x7 = tl.load(x + 7 * eighth, mask=x_inside, other=0.0)
+        factor = tl.broadcast_to(fp4_factor(scale)[:, :, None], (BLOCK_N, BLOCK_K // 32, 4)).reshape(BLOCK_N, step)
+        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_weights(words, factor, PTX)
+        acc = dot(w0, x0, acc)
+        acc = dot(w1, x1, acc)
+        acc = dot(w2, x2, acc)
+        acc = dot(w3, x3, acc)
+        acc = dot(w4, x4, acc)
+        acc = dot(w5, x5, acc)
+        acc = dot(w6, x6, acc)
+        acc = dot(w7, x7, acc)
+        scale = next_scale
     return acc * SCALED
+
+
+@jit
+def _scales(
+    s_ptr: tl.tensor,
+    s_at: tl.tensor,
+    n_inside: tl.tensor,
+    start: tl.tensor,
+    eighth: tl.tensor,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """The scales of BLOCK_K columns that begin at word `start`."""
+    group = start // 4 + tl.arange(0, BLOCK_K // 32)
+    inside = n_inside[:, None] & (group * 4 < eighth)[None, :]
+    return tl.load(s_ptr + (s_at[:, None] + group[None, :]), mask=inside, other=0)
 
 
 @jit
@@ -228,7 +260,7 @@ def fp4_expert_outputs(
     pairs, start = (ids, ids) if few else plan_pairs(ids, experts.first, E)
     tile = _tile(ceil_div(P, E)) | {"PTX": compiles_ptx(), "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0}
     items = P if few else E
-    w1, w3, w2 = (w.view(torch.uint8) for w in (experts.w1, experts.w3, experts.w2))
+    w1, w3, w2 = (w.view(torch.int32) for w in (experts.w1, experts.w3, experts.w2))
     s1, s3, s2 = (_scale_bytes(s) for s in (experts.s1, experts.s3, experts.s2))
     h = x.new_empty(P, MI)
     _gate_up_kernel[(triton.cdiv(2 * MI, tile["BLOCK_N"]), items)](
@@ -247,8 +279,8 @@ def _scale_bytes(scale: Tensor | None) -> Tensor:
 
 
 def _apart(a: Tensor, b: Tensor) -> int:
-    """Bytes from `a` to `b`: a number of 32 bits where both lie in one tensor, as the loader puts them."""
-    return b.data_ptr() - a.data_ptr()
+    """Elements from `a` to `b`: a number of 32 bits where both lie in one tensor, as the loader puts them."""
+    return (b.data_ptr() - a.data_ptr()) // a.element_size()
 
 
 def _tile(mean: int) -> dict[str, int]:

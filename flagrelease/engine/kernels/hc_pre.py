@@ -23,6 +23,20 @@ PROGRAMS = 256  # enough to fill a chip
 
 
 @jit
+def _exact_dot(x: tl.tensor, fn: tl.tensor, acc: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """acc + x fn to FP32's precision: for BF16 x on the matrix unit, with fn as a sum of three BF16 numbers."""
+    if dtype == tl.bfloat16:
+        x = cast(x, tl.bfloat16)
+        high = cast(fn, tl.bfloat16)
+        rest = fn - high.to(tl.float32)
+        middle = cast(rest, tl.bfloat16)
+        low = cast(rest - middle.to(tl.float32), tl.bfloat16)
+        return dot(x, low, dot(x, middle, dot(x, high, acc)))
+    else:  # noqa: RET505 - Triton compiles what follows a return
+        return dot(x, fn, acc)
+
+
+@jit
 def _mixes_kernel(
     x_ptr: tl.tensor,
     fn_ptr: tl.tensor,
@@ -48,7 +62,7 @@ def _mixes_kernel(
         x_inside = (t < T)[:, None] & (k < K)[None, :]
         x = tl.load(x_ptr + t[:, None] * x_stride + k[None, :], mask=x_inside, other=0.0).to(tl.float32)
         fn = tl.load(fn_ptr + n[None, :] * K + k[:, None], mask=(n < N)[None, :] & (k < K)[:, None], other=0.0)
-        acc = dot(x, fn, acc)
+        acc = _exact_dot(x, fn, acc, x_ptr.dtype.element_ty)
         squares += tl.sum(x * x, axis=1)
     row = s * T + t
     tl.store(mixes_ptr + row[:, None] * N + n[None, :], acc, mask=(t < T)[:, None] & (n < N)[None, :])
@@ -81,8 +95,7 @@ def _pre_kernel(
     """y = sum_j pre_j x_j for a block of columns; the first block also stores post and comb (hc_head has none)."""
     t = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, BLOCK_S)
-    squares = tl.load(squares_ptr + s * T + t, mask=s < S, other=0.0)
-    rho = tl.rsqrt(tl.sum(squares, axis=0) / (M * H) + norm_eps)
+    rho = _rho(squares_ptr + s * T + t, s < S, M * H, norm_eps)
     mixes = mixes_ptr + t * N
     j = tl.arange(0, BLOCK_M)
     pre = partial_sum(mixes + j, j < M, T * N, S, BLOCK_S) * rho
@@ -96,6 +109,12 @@ def _pre_kernel(
         if tl.program_id(1) == 0:
             comb, post = comb_ptr + t * M * M, post_ptr + t * M
             store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, rho, T * N, S, iters, eps, M, BLOCK_M, BLOCK_S)
+
+
+@jit
+def _rho(squares: tl.tensor, inside: tl.tensor, count: tl.tensor, eps: tl.tensor) -> tl.tensor:
+    """One over the root mean square of `count` values, from parts of their sum of squares."""
+    return tl.rsqrt(tl.sum(tl.load(squares, mask=inside, other=0.0), axis=0) / count + eps)
 
 
 @jit
@@ -127,24 +146,24 @@ def _pre_norm_kernel(
     """Program (t, 0): the streams' weighted sum, normed and rounded. Program (t, 1), beside it: post and comb."""
     t = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, BLOCK_S)
-    squares = tl.load(squares_ptr + s * T + t, mask=s < S, other=0.0)
-    rho = tl.rsqrt(tl.sum(squares, axis=0) / (M * H) + norm_eps)
     mixes = mixes_ptr + t * N
     if tl.program_id(1) == 0:
         dtype = y_ptr.dtype.element_ty
         m, h = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_H)
+        # The streams are loaded first: the mixes' way to `pre` is long.
+        inside = (m < M)[:, None] & (h < H)[None, :]
+        x = tl.load(x_ptr + t * x_stride + m[:, None] * H + h[None, :], mask=inside, other=0.0)
+        weight = tl.load(weight_ptr + h, mask=h < H, other=0.0).to(tl.float32)
+        rho = _rho(squares_ptr + s * T + t, s < S, M * H, norm_eps)
         pre = partial_sum(mixes + m, m < M, T * N, S, BLOCK_S) * rho
         pre = tl.sigmoid(pre * tl.load(scale_ptr) + tl.load(base_ptr + m, mask=m < M, other=0.0)) + eps
-        y = tl.zeros((BLOCK_H,), tl.float32)
-        for j in tl.static_range(M):
-            x = tl.load(x_ptr + t * x_stride + j * H + h, mask=h < H, other=0.0).to(tl.float32)
-            y += tl.sum(tl.where(m == j, pre, 0.0), axis=0) * x
-        weight = tl.load(weight_ptr + h, mask=h < H, other=0.0).to(tl.float32)
+        y = tl.sum(pre[:, None] * x.to(tl.float32), axis=0)
         y = rounded(normed(rounded(y, dtype), weight, H, norm_eps), dtype)
         tl.store(y_ptr + t * H + h, cast(y, dtype), mask=h < H)
         if codes_ptr is not None:
             store_fp8(y, codes_ptr + t * H, scales_ptr + t * (H // 128), H, BLOCK_H)
     else:
+        rho = _rho(squares_ptr + s * T + t, s < S, M * H, norm_eps)
         comb, post = comb_ptr + t * M * M, post_ptr + t * M
         store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, rho, T * N, S, iters, eps, M, BLOCK_M, BLOCK_S)
 

@@ -40,9 +40,9 @@ def _index_queries_kernel(
     position = tl.maximum(tl.load(positions_ptr + b), 0)
     pair = tl.arange(0, D // 2)
     inside = (h < H)[:, None]
-    at = q_ptr + b * q_row + h[:, None] * D + 2 * pair[None, :]
-    even = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    odd = tl.load(at + 1, mask=inside, other=0.0).to(tl.float32)
+    d = tl.arange(0, D)
+    x = tl.load(q_ptr + b * q_row + h[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(x, (BLOCK_H, D // 2, 2)))
     turn = pair - (D - R) // 2
     cos = tl.load(cos_ptr + position * (R // 2) + turn, mask=turn >= 0, other=1.0)[None, :]
     sin = tl.load(sin_ptr + position * (R // 2) + turn, mask=turn >= 0, other=0.0)[None, :]
@@ -52,7 +52,6 @@ def _index_queries_kernel(
     x = cast(x, dtype).to(tl.float32)
     if QUANTISE:
         x = tl.reshape(fp4_rounded(tl.reshape(x, (BLOCK_H * D,)), BLOCK_H * D), (BLOCK_H, D))
-    d = tl.arange(0, D)
     tl.store(y_ptr + (b * H + h[:, None]) * D + d[None, :], cast(x, dtype), mask=inside)
     weights = sum_parts(parts_ptr + b * part_row, h, h < H, part_stride, S)
     tl.store(weights_ptr + b * H + h, weights, mask=h < H)

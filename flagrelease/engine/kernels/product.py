@@ -46,18 +46,45 @@ def product(
         for start in range(begin, end, BLOCK_K):
             acc = _plain_step(acc, x, x_inside, w, w_inside, start, K, BLOCK_K)
     else:
+        # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead.
+        x_scale, w_scale = _scales(xs, x_inside, ws, w_inside, begin, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N)
         for start in range(begin, end, 128):
-            # Scales are loaded before the product, whose time hides theirs.
-            scale = tl.full((BLOCK_M, 1), 1.0, tl.float32)
-            if QUANTISED:
-                scale = tl.load(xs + start // 128, mask=x_inside, other=0.0)[:, None]
+            next_x, next_w = _scales(xs, x_inside, ws, w_inside, start + 128, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N)
             zero = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             if FORMAT == "fp8":
-                w_scale = scale_value(tl.load(ws + start // 128, mask=w_inside, other=0))[None, :]
-                acc += _fp8_step(zero, x, x_inside, w, w_inside, start, K) * (scale * w_scale)
+                scale = x_scale[:, None] * scale_value(w_scale)[None, :]
+                acc += _fp8_step(zero, x, x_inside, w, w_inside, start, K) * scale
             else:
-                acc += _fp4_step(zero, x, x_inside, w, ws, w_inside, start, K, BLOCK_M, BLOCK_N) * scale
+                y = _fp4_step(zero, x, x_inside, w, scale_value(w_scale), w_inside, start, K, BLOCK_M, BLOCK_N)
+                acc += y * x_scale[:, None]
+            x_scale, w_scale = next_x, next_w
     return acc
+
+
+@jit
+def _scales(
+    xs: tl.tensor,
+    x_inside: tl.tensor,
+    ws: tl.tensor,
+    w_inside: tl.tensor,
+    start: tl.tensor,
+    K: tl.tensor,
+    FORMAT: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """x's scales of 128 columns [BLOCK_M], and the weight's as they are stored: [BLOCK_N], FP4 [4, BLOCK_N]."""
+    x_scale = tl.full((BLOCK_M,), 1.0, tl.float32)
+    last = tl.minimum(start, K - 1) // 128  # beyond the end any scale will do
+    if QUANTISED:
+        x_scale = tl.load(xs + last, mask=x_inside, other=0.0)
+    if FORMAT == "fp8":
+        w_scale = tl.load(ws + last, mask=w_inside, other=0)
+    else:
+        group = start // 32 + tl.arange(0, 4)
+        w_scale = tl.load(ws[None, :] + group[:, None], mask=w_inside[None, :] & (group * 32 < K)[:, None], other=0)
+    return x_scale, w_scale
 
 
 @jit
@@ -103,7 +130,7 @@ def _fp4_step(
     x: tl.tensor,
     x_inside: tl.tensor,
     w: tl.tensor,
-    ws: tl.tensor,
+    scale: tl.tensor,
     w_inside: tl.tensor,
     start: tl.tensor,
     K: tl.tensor,
@@ -111,14 +138,12 @@ def _fp4_step(
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
     k = start + tl.arange(0, 128)
-    group = start // 32 + tl.arange(0, 4)
     pair = start // 2 + tl.arange(0, 64)
-    scale = tl.load(ws[None, :] + group[:, None], mask=w_inside[None, :] & (group * 32 < K)[:, None], other=0)
     a = tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0)
     codes = tl.load(w[None, :] + pair[:, None], mask=w_inside[None, :] & (pair * 2 < K)[:, None], other=0).to(tl.int32)
     if a.dtype == tl.float8e4nv:  # BF16 holds E4M3 exactly, and every chip multiplies it
         a = a.to(tl.float32).to(tl.bfloat16)
     even, odd = tl.split(tl.reshape(a, (BLOCK_M, 64, 2)))
-    scale = tl.broadcast_to(scale_value(scale)[:, None, :], (4, 16, BLOCK_N)).reshape(64, BLOCK_N)
+    scale = tl.broadcast_to(scale[:, None, :], (4, 16, BLOCK_N)).reshape(64, BLOCK_N)
     acc = dot(even, (e2m1_value(codes & 15) * scale).to(even.dtype), acc)
     return dot(odd, (e2m1_value((codes >> 4) & 15) * scale).to(odd.dtype), acc)

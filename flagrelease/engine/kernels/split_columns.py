@@ -1,6 +1,6 @@
-"""Even columns, then odd ones, as products with packed FP4 weights take them; with FP8's rounding on the way.
+"""Columns sorted by their place in a packed FP4 word of eight, as products with such weights take them.
 
-Legend: R rows, G groups of a row, GROUP columns that share one scale.
+FP8's rounding may happen on the way. Legend: R rows, G groups of a row, GROUP columns that share one scale.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -29,25 +29,22 @@ def _split_columns_kernel(
 ) -> None:
     part = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     r, g = part // G, part % G
-    half: tl.constexpr = GROUP // 2
-    i = tl.arange(0, half)
+    word: tl.constexpr = GROUP // 8
+    d = tl.arange(0, GROUP)
     inside = (r < R)[:, None]
-    at = x_ptr + (r * x_stride + g * GROUP)[:, None] + 2 * i[None, :]
-    even = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    odd = tl.load(at + 1, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + (r * x_stride + g * GROUP)[:, None] + d[None, :], mask=inside, other=0.0).to(tl.float32)
     if QUANTISE:  # see `act_quant`
-        amax = tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), axis=1)
-        exponent = power_of_two_exponent(tl.maximum(amax, 1e-4) * (1.0 / 448.0))
-        inverse, scale = power_of_two(254 - exponent)[:, None], power_of_two(exponent)[:, None]
-        even = round_e4m3(tl.minimum(tl.maximum(even * inverse, -448.0), 448.0)) * scale
-        odd = round_e4m3(tl.minimum(tl.maximum(odd * inverse, -448.0), 448.0)) * scale
-    y = y_ptr + (r * G * GROUP + g * half)[:, None] + i[None, :]
-    tl.store(y, cast(even, y_ptr.dtype.element_ty), mask=inside)
-    tl.store(y + G * half, cast(odd, y_ptr.dtype.element_ty), mask=inside)
+        exponent = power_of_two_exponent(tl.maximum(tl.max(tl.abs(x), axis=1), 1e-4) * (1.0 / 448.0))
+        x = tl.minimum(tl.maximum(x * power_of_two(254 - exponent)[:, None], -448.0), 448.0)
+        x = round_e4m3(x) * power_of_two(exponent)[:, None]
+    x = tl.permute(tl.reshape(x, (BLOCK, word, 8)), (0, 2, 1))
+    at = (r * G * GROUP + g * word)[:, None, None]
+    at = at + (tl.arange(0, 8) * G * word)[None, :, None] + tl.arange(0, word)[None, None, :]
+    tl.store(y_ptr + at, cast(x, y_ptr.dtype.element_ty), mask=inside[:, :, None])
 
 
 def split_columns(x: Tensor, quantise: bool) -> Tensor:
-    """x [R, d] with its even columns in [:, : d/2] and its odd ones in [:, d/2 :]; `quantise`: see act_quant_roundtrip.
+    """x [R, d], columns 8i + j at place j d/8 + i; `quantise`: see act_quant_roundtrip.
 
     d is a multiple of 128 if it is rounded, else of 32.
     """
