@@ -85,6 +85,17 @@ def test_a_choice_does_not_depend_on_its_batch() -> None:
     assert choose(logits.flip(0), choices[::-1]) == alone[::-1]
 
 
+def test_two_distributions_with_the_same_keys_mostly_agree() -> None:
+    # Independent races would agree for sum p q = 0.35; these do by sum_x 1 / sum_y max(p_y / p_x, q_y / q_x), because
+    # x wins both if its variate is the smallest of all when the others are scaled so.
+    p, q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.6, 0.2, 0.15, 0.05])
+    expected = sum(1 / np.maximum(p / p[x], q / q[x]).sum() for x in range(4))
+    choices = [Sampler(Sampling(seed=3)).at(n) for n in range(10000)]
+    a, b = (choose(torch.tensor(np.log(each)).repeat(10000, 1), choices) for each in (p, q))
+    assert abs(np.mean(np.array(a) == b) - expected) < 0.015  # 4 standard deviations
+    assert expected > 1 - np.abs(p - q).sum() / 2 - 0.02
+
+
 def test_a_tiny_temperature_takes_the_best() -> None:
     assert choose(torch.tensor([[1.0, 80.0, 79.9]]), [Sampler(Sampling(seed=1, temperature=1e-30)).at(0)]) == [1]
 
