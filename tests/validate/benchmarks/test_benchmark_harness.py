@@ -143,7 +143,7 @@ def request(*arguments: Any, document: int = 0) -> Instance:
 
 @pytest.fixture
 def model(scheduler: Scheduler) -> EngineLM:
-    return EngineLM.of(scheduler, "chat", seed=0)
+    return EngineLM(scheduler, "chat", seed=0)
 
 
 def test_log_likelihoods_are_teacher_forced(model: EngineLM) -> None:

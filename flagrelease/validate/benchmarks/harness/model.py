@@ -29,51 +29,11 @@ _KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 _MAX_GEN_TOKS = 256  # lm-eval's own default
 
 
-@register_model("flagrelease")
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """One model with `batch` sequences of `context` tokens."""
+    """Around a scheduler. Repeats of a document have seeds of their own, derived from `seed`."""
 
-    def __init__(
-        self,
-        release: str,
-        numerics: NumericsName = "native",
-        dtype: str = "bfloat16",
-        on: str = "auto",
-        operators: str = "auto",
-        context: int = 16384,
-        batch: int = 16,
-        mode: Mode = "chat",
-        seed: int = 0,
-        device: object = None,
-        batch_size: object = None,
-        max_batch_size: object = None,
-    ) -> None:
-        """Load a release.
-
-        Args:
-            on: the device, as `--device` of the package's own commands.
-            device, batch_size, max_batch_size: what lm-eval gives to every model ("cuda:0" and 1 if nobody chose); not
-                used.
-
-        Raises:
-            UsageError: under torchrun, where every rank would run all of lm-eval.
-        """
-        from flagrelease.engine.scheduler import Scheduler
-        from flagrelease.engine.session import Session
-
-        session = Session.open(Path(release), numerics, dtype, on, operators)
-        if session.model.groups.mp > 1:
-            raise UsageError("this model of lm-eval is one process; for several ranks use `flagrelease serve`")
-        self._take(Scheduler(session.runner(batch, context), session.tokenizer()), mode, seed)
-
-    @classmethod
-    def of(cls, scheduler: Scheduler, mode: Mode, seed: int) -> EngineLM:
-        """Around a scheduler that is there already."""
-        model = cls.__new__(cls)
-        model._take(scheduler, mode, seed)
-        return model
-
-    def _take(self, scheduler: Scheduler, mode: Mode, seed: int) -> None:
+    def __init__(self, scheduler: Scheduler, mode: Mode, seed: int) -> None:
+        """`mode`: of the chat template, where lm-eval is told to apply one."""
         super().__init__()
         self.scheduler, self.mode, self.seed = scheduler, mode, seed
         (self._bos,) = scheduler.tokenizer.encode(BOS)
@@ -164,3 +124,41 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text behind a begin-of-sentence token."""
         return [self._score([self._bos], self.tok_encode(r.args[0], add_special_tokens=False))[0] for r in requests]
+
+
+@register_model("flagrelease")
+class ReleaseLM(EngineLM):
+    """The same, made from words on a command line: one model with `batch` sequences of `context` tokens."""
+
+    def __init__(
+        self,
+        release: str,
+        numerics: NumericsName = "native",
+        dtype: str = "bfloat16",
+        on: str = "auto",
+        operators: str = "auto",
+        context: int = 16384,
+        batch: int = 16,
+        mode: Mode = "chat",
+        seed: int = 0,
+        device: object = None,
+        batch_size: object = None,
+        max_batch_size: object = None,
+    ) -> None:
+        """Load a release.
+
+        Args:
+            on: the device, as `--device` of the package's own commands.
+            device, batch_size, max_batch_size: what lm-eval gives to every model ("cuda:0" and 1 if nobody chose); not
+                used.
+
+        Raises:
+            UsageError: under torchrun, where every rank would run all of lm-eval.
+        """
+        from flagrelease.engine.scheduler import Scheduler
+        from flagrelease.engine.session import Session
+
+        session = Session.open(Path(release), numerics, dtype, on, operators)
+        if session.model.groups.mp > 1:
+            raise UsageError("this model of lm-eval is one process; for several ranks use `flagrelease serve`")
+        super().__init__(Scheduler(session.runner(batch, context), session.tokenizer()), mode, seed)
