@@ -46,7 +46,9 @@ def replay(model: Model, native: bool = False) -> tuple[list[torch.Tensor], list
         model.extend(cache, [random_tokens(n, seed=n) for n in LENGTHS])
     for drafts in (plain_drafts, static_drafts):
         streams = torch.randn(3, 127, model.config.hc_mult, model.config.hidden_size, generator=torch.manual_seed(0))
-        model.draft(drafts, streams.to(model.numerics.dtype), [random_tokens(n, seed=n + 1) for n in LENGTHS])
+        model.draft(
+            drafts, streams.to(model.head.device, model.numerics.dtype), [random_tokens(n, seed=n + 1) for n in LENGTHS]
+        )
     expected, got = [], []
     for n, counts in enumerate(STEPS):
         tokens = [random_tokens(count, seed=10 * n + row) for row, count in enumerate(counts)]
@@ -72,6 +74,29 @@ def test_float32_logits_of_every_step(bf16_release: Path, monkeypatch: pytest.Mo
     assert len(expected) > 40
     for a, b in zip(expected, got, strict=True):
         assert (a - b).abs().max() <= 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operators", ["torch", "triton", "auto"])
+def test_captured_on_the_device(bf16_release: Path, operators: str) -> None:
+    model = engine.load(bf16_release, "bf16", torch.float32, "auto", operators=operators, mtp=True)
+    expected, got = replay(model)
+    for a, b in zip(expected, got, strict=True):
+        assert (a - b).abs().max() <= 1e-3
+
+
+@pytest.mark.gpu
+def test_the_same_text_on_the_device_with_drafts_and_without(bf16_release: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    model, tokenizer = engine.load(bf16_release, "bf16", torch.float32, "auto", mtp=True), Tokenizer(tmp_path)
+    prompts = [random_tokens(n, seed=n, vocabulary=263) for n in (1, 30, 127, 64)]
+    how = Sampling(temperature=1, seed=5, max_tokens=60)
+    plain, drafted = (
+        generate_all(Scheduler(Runner(model, 3, CONTEXT, speculate=speculate), tokenizer), prompts, how)
+        for speculate in (False, True)
+    )
+    assert [result.text for result in drafted] == [result.text for result in plain]
+    assert all(result.drafted for result in drafted)
 
 
 def test_native_numerics(native_release: Path) -> None:
