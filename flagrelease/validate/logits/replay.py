@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.model import Model
+from flagrelease.engine.stepper import choose_stepper
 from flagrelease.validate.logits.distribution import Figures, Kept, compare, join, keep, part
 from flagrelease.validate.logits.layers import LayerObserver
 from flagrelease.validation_rules import ReplayRules
@@ -108,14 +109,15 @@ def _prefill(
 
 
 def _decode(model: Model, tokens: Sequence[int], rules: ReplayRules, shape: Shape) -> Iterator[tuple[int, Tensor]]:
-    """(position, logits [1, V]), one token a step."""
+    """(position, logits [1, V]), one token a step: the steps with which the engine generates on this device."""
     start = decode_start(tokens, rules)
     shaped = replace(model, chunk=shape.chunk)
     cache = shaped.new_cache(rows=shape.rows, context=len(tokens) - 1)
     for row in range(shape.rows if start else 0):
         shaped.prefill(cache, row, tokens[:start])
+    stepper = choose_stepper(shaped, cache, None)
     for position in range(start, len(tokens) - 1):
-        yield position, shaped.decode(cache, [tokens[position]] * shape.rows)[:1]
+        yield position, stepper.advance([[tokens[position]]] * shape.rows)[0]
 
 
 def tokens_of(tokens: Sequence[int], rules: ReplayRules) -> int:

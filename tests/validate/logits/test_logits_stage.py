@@ -13,9 +13,12 @@ from conftest import Study
 from defective_ports import DOCUMENTS, RULES, ported
 
 from flagrelease import cli, engine
+from flagrelease.engine.cache import Cache
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.model import Model
+from flagrelease.engine.stepper import CapturedStepper
 from flagrelease.errors import ResourceError
-from flagrelease.validate.logits import stage
+from flagrelease.validate.logits import replay, stage
 from flagrelease.validate.logits.stage import run_logits
 from flagrelease.validation_report import Stage
 from flagrelease.validation_rules import LogitsRules
@@ -40,13 +43,13 @@ def test_the_same_computation_differs_by_exactly_nothing(study: Study, work: Pat
     )  # fmt: skip
     assert made.verdict == "pass", made.detail
     by_name = {(c["reference"], c["replay"]): c for c in made.figures["comparisons"]}
-    for replay in ("prefill", "decode"):
-        oracle, native = by_name["oracle", replay], by_name["native", replay]
+    for way in ("prefill", "decode"):
+        oracle, native = by_name["oracle", way], by_name["native", way]
         assert oracle["mean_kl"] == 0
         assert oracle["token_logp"] == {"mean_abs": 0, "k1": 0, "k3": 0}
         assert oracle["kl"]["below"] == oracle["tokens"]
         assert native["mean_kl"] > 0.01
-        assert made.figures["ratio"][replay]["value"] == 1
+        assert made.figures["ratio"][way]["value"] == 1
     assert by_name["oracle", "prefill"]["tokens"] == 9 * 71 + 159
     assert by_name["oracle", "decode"]["tokens"] == 10 * DOCUMENTS
     layers = made.figures["layers"]
@@ -115,6 +118,25 @@ def test_a_work_folder_of_another_run_is_refused(study: Study, work: Path) -> No
     run(study, work)
     with pytest.raises(ResourceError, match="begun with another"):
         run_logits(ported(study.model, None), study.release, study.baseline, RULES, work)
+
+
+def test_captured_steps_are_what_is_replayed_where_the_engine_generates_by_them(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on one accelerator; a CPU runs the same operators without capturing them."""
+    made_steppers = []
+
+    def choose(model: Model, cache: Cache, drafts: Cache | None) -> CapturedStepper:
+        made_steppers.append(CapturedStepper(model, cache, drafts))
+        return made_steppers[-1]
+
+    monkeypatch.setattr(replay, "choose_stepper", choose)
+    made = run(study, tmp_path / "work", layers=False)
+    assert made.verdict == "pass", made.detail
+    oracle = {c["replay"]: c["mean_kl"] for c in made.figures["comparisons"] if c["reference"] == "oracle"}
+    assert oracle["prefill"] == 0
+    assert oracle["decode"] < 1e-3
+    assert len(made_steppers) == DOCUMENTS
 
 
 @pytest.mark.parametrize(
