@@ -70,10 +70,10 @@ def run_logits(
         progress: is told (tokens done, tokens in all).
 
     Returns:
-        The stage. `figures`: `documents`, `baseline`, `comparisons` (a list: see `comparison.compare_replay`), `ratio`
-        (a measure for each replay, empty for a port that rounds), `broken` (names of measures that failed), and with
-        `layers` `layers` (see `verdict.layer_figures`). A measure has name, label, value, low, high, at_least, at_most
-        and verdict.
+        The stage. `figures`: `documents`, `baseline`, `comparisons` (a list: see `comparison.Comparison.figures`),
+        `ratio` (a measure for each replay, empty for a port that rounds), `broken` (names of measures that failed), and
+        with `layers` `layers` (see `layer_verdict.LayerVerdict.figures`). A measure has name, label, value, low, high,
+        at_least, at_most and verdict.
 
     Raises:
         VerificationError: a baseline of another model, tokenizer, document set or rules, or a damaged one.

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from pydantic import JsonValue
 
 from flagrelease.validate.logits.baseline import Baseline, Reference
 from flagrelease.validate.logits.bootstrap import draw_weights
 from flagrelease.validate.logits.comparison import Comparison, compare_replay, limits_of, oracle_sums
-from flagrelease.validate.logits.judge import Judge, Measure, exactly
-from flagrelease.validate.logits.localise import ERRORS, Errors, Step, first_step, medians
+from flagrelease.validate.logits.judge import Judge, Measure
+from flagrelease.validate.logits.layer_verdict import LayerVerdict, judge_layers, side_by_side
+from flagrelease.validate.logits.localise import Errors, Step
 from flagrelease.validate.logits.replay import REPLAYS, FiguresRun
 from flagrelease.validation_report import Stage, Verdict
-from flagrelease.validation_rules import LayerLimits, LogitsRules
+from flagrelease.validation_rules import LogitsRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,10 @@ def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
         native = {c.replay: c.sums for c in comparisons if c.reference == "native"}
         ratios = {r: judge.ratio(native[r], oracle_sums(evidence.baseline, r, rules)) for r in REPLAYS}
         named |= {f"native/{replay}: ratio": measure for replay, measure in ratios.items()}
-    layers: dict[str, JsonValue] = {}
-    step: Step | None = None
-    if evidence.errors is not None:
-        errors, floor = _joined(evidence.errors), _joined([evidence.baseline.layers("floor", n) for n in range(count)])
-        limits = rules.layers.loosened(rules.rounded) if evidence.rounds else rules.layers
-        step, measured = first_step(errors, floor, limits), judge_layers(errors, floor, limits)
-        named |= {f"layers: {measure.name}": measure for measure in measured}
-        layers = {"layers": layer_figures(errors, floor, step, measured, evidence.layer_reference)}
+    layers = _layers(evidence, rules)
+    if layers is not None:
+        named |= {f"layers: {measure.name}": measure for measure in layers.measures}
+    step = None if layers is None else layers.step
     short = _too_short(comparisons, count, rules)
     verdict = _verdict(named, short)
     broken: list[JsonValue] = [name for name, measure in named.items() if measure.verdict == "fail"]
@@ -67,7 +63,7 @@ def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
         verdict=verdict,
         detail=_detail(verdict, named, short, comparisons, step),
         proves=_proves(verdict, comparisons, evidence, step),
-        leaves_open=_leaves_open(comparisons, evidence, rules),
+        leaves_open=_leaves_open(comparisons, evidence, rules, step),
         figures={
             "documents": _documents(evidence.baseline),
             "baseline": _source(evidence.baseline),
@@ -76,69 +72,17 @@ def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
             "comparisons": [comparison.figures(evidence.baseline) for comparison in comparisons],
             "ratio": {replay: measure.to_json() for replay, measure in ratios.items()},
             "broken": broken,
-            **layers,
+            **({} if layers is None else {"layers": layers.figures(evidence.layer_reference)}),
         },
     )
 
 
-def judge_layers(errors: Errors, floor: Errors, limits: LayerLimits) -> list[Measure]:
-    """Medians over positions against the limits; experts by their mean, since nearly all positions agree."""
-    ours, noise = _worst(errors), _worst(floor)
-
-    def at_least(name: str, limit: float) -> Measure:
-        return exactly(name, ours[name], at_least=1 - max(1 - limit, limits.floors * (1 - noise[name])))
-
-    return [
-        exactly("last_error", ours["last_error"], at_most=max(limits.last_error, limits.floors * noise["last_error"])),
-        at_least("early_cosine", limits.early_cosine),
-        at_least("late_cosine", limits.late_cosine),
-        at_least("experts", limits.experts),
-    ]
-
-
-def _worst(errors: Errors) -> dict[str, float]:
-    """What is judged, by the name of its measure."""
-    cosine = medians(errors, "cosine")
-    half = len(cosine) // 2
-    return {
-        "last_error": float(medians(errors, "streams")[-1]),
-        "early_cosine": float(cosine[: half or 1].min()),
-        "late_cosine": float(cosine[half:].min()),
-        "experts": float(errors["experts"].mean(-1).min()),
-    }
-
-
-def layer_figures(
-    errors: Errors, floor: Errors, step: Step | None, measures: Sequence[Measure], reference: Reference
-) -> dict[str, JsonValue]:
-    """`curves`: by kind of error (`localise.layer_errors`) the medians by layer, of the port and of the floor; experts
-    and entries are means. `step`: layer, half, before, behind; or null. `positions`: how many were looked at."""
-    return {
-        "reference": reference,
-        "positions": int(errors["streams"].shape[1]),
-        "curves": {kind: {"port": _curve(errors, kind), "floor": _curve(floor, kind)} for kind in ERRORS},
-        "step": None
-        if step is None
-        else {"layer": step.layer, "half": step.half, "before": step.before, "behind": _finite(step.behind)},
-        "measures": [measure.to_json() for measure in measures],
-    }
-
-
-def _curve(errors: Errors, kind: str) -> list[JsonValue]:
-    if kind in ("experts", "entries"):
-        rows = errors[kind]
-        means = [float(row[np.isfinite(row)].mean()) if np.isfinite(row).any() else np.nan for row in rows]
-        return [_finite(x) for x in means]
-    return [_finite(float(x)) for x in medians(errors, kind)]
-
-
-def _finite(x: float) -> float | None:
-    return x if np.isfinite(x) else None
-
-
-def _joined(documents: Sequence[Errors]) -> Errors:
-    """Positions of all documents side by side."""
-    return {kind: np.concatenate([errors[kind] for errors in documents], axis=1) for kind in ERRORS}
+def _layers(evidence: Evidence, rules: LogitsRules) -> LayerVerdict | None:
+    if evidence.errors is None:
+        return None
+    floor = [evidence.baseline.layers("floor", n) for n in range(len(evidence.baseline.record.documents))]
+    limits = rules.layers.loosened(rules.rounded) if evidence.rounds else rules.layers
+    return judge_layers(side_by_side(evidence.errors), side_by_side(floor), limits)
 
 
 def _too_short(comparisons: Sequence[Comparison], documents: int, rules: LogitsRules) -> list[str]:
@@ -196,7 +140,9 @@ def _proves(
     return tuple(said)
 
 
-def _leaves_open(comparisons: Sequence[Comparison], evidence: Evidence, rules: LogitsRules) -> tuple[str, ...]:
+def _leaves_open(
+    comparisons: Sequence[Comparison], evidence: Evidence, rules: LogitsRules, step: Step | None
+) -> tuple[str, ...]:
     record = evidence.baseline.record
     said = ["Equal distributions on given texts are not equal answers: benchmarks measure those."]
     if record.top < record.vocabulary:
@@ -212,6 +158,8 @@ def _leaves_open(comparisons: Sequence[Comparison], evidence: Evidence, rules: L
         said.append("The documents were given by whoever recorded the baseline.")
     if limits_of("oracle", rules, rounds=evidence.rounds) is None:
         said.append("Rounding of activations hides small faults; the weights were proved apart, in their own stage.")
+    if step is not None:
+        said.append(f"Errors have a step in layer {step.layer}, {step.half}: look there first.")
     if evidence.errors is None:
         said.append("Layers were not looked at one by one (--layers).")
     return tuple(said)

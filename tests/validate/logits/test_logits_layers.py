@@ -13,10 +13,10 @@ from engine_checkpoint import random_tokens
 
 from flagrelease.engine.block import Block
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.validate.logits.layer_verdict import judge_layers
 from flagrelease.validate.logits.layers import LayerObserver, floats, sampled_positions
 from flagrelease.validate.logits.localise import ERRORS, Errors, first_step, layer_errors
 from flagrelease.validate.logits.replay import Shape, run_document
-from flagrelease.validate.logits.verdict import judge_layers
 from flagrelease.validation_rules import LayerLimits, ReplayRules
 
 LIMITS = LayerLimits()
@@ -137,7 +137,7 @@ def test_a_step_is_put_where_it_is() -> None:
 
 
 def judged(errors: Errors, floor: Errors) -> dict[str, str]:
-    return {measure.name: measure.verdict for measure in judge_layers(errors, floor, LIMITS)}
+    return {measure.name: measure.verdict for measure in judge_layers(errors, floor, LIMITS).measures}
 
 
 def test_layers_are_judged_by_their_limits_or_by_the_floor() -> None:
