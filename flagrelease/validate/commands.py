@@ -90,6 +90,7 @@ def validate(
     from flagrelease.chips import get_chip
     from flagrelease.manifest import read_manifest
     from flagrelease.validate.pipeline.display import Display
+    from flagrelease.validate.pipeline.port import is_leader
     from flagrelease.validate.pipeline.request import Request, choose_rules, default_out
     from flagrelease.validate.pipeline.run import report_bytes
     from flagrelease.validate.pipeline.run import validate as run_validation
@@ -112,7 +113,7 @@ def validate(
         operators=operators,
         rows=batch,
     )
-    with Display() as display:
+    with Display(quiet=not is_leader()) as display:
         report = run_validation(request, display)
     if report is None:
         return
@@ -149,6 +150,7 @@ def record(
     """
     from flagrelease.recipe import read_recipe
     from flagrelease.validate.pipeline.display import Display
+    from flagrelease.validate.pipeline.port import is_leader
     from flagrelease.validate.pipeline.record import Recording
     from flagrelease.validate.pipeline.record import record as run_recording
     from flagrelease.validate.pipeline.request import default_rules
@@ -165,7 +167,7 @@ def record(
         operators=operators,
         rows=batch,
     )
-    with Display() as display:
+    with Display(quiet=not is_leader()) as display:
         run_recording(recording, display)
 
 

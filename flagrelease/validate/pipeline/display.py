@@ -16,13 +16,14 @@ _PLAIN_INTERVAL = 10.0  # seconds
 class Display:
     """A `Watch` for people; use it as a context."""
 
-    def __init__(self) -> None:
-        """Nothing is shown yet."""
+    def __init__(self, *, quiet: bool) -> None:
+        """Nothing is shown yet. `quiet`: nothing ever is, as on ranks that only hold a part of the model."""
+        self._quiet = quiet
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, tuple[float, int]] = {}
         self._last = 0.0
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}")
             self._bar = Progress(*columns, TimeRemainingColumn(), console=err(), transient=True)
 
@@ -41,6 +42,8 @@ class Display:
 
     def __call__(self, what: str, done: int, total: int, unit: str) -> None:
         """As `Watch` says."""
+        if self._quiet:
+            return
         if self._bar is None:
             self._line(what, done, total, unit)
             return
