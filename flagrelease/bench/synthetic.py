@@ -59,8 +59,10 @@ class RandomTensors:
         return torch.randint(past, shape, dtype=torch.uint8, generator=self._random, device=self._device)
 
 
-def random_model(config: ModelConfig, numerics: str, operators: str, device: Device, chunk: int) -> Model:
-    """A model of these dimensions on `device`.
+def random_model(
+    config: ModelConfig, numerics: str, operators: str, device: Device, chunk: int, *, mtp: bool = False
+) -> Model:
+    """A model of these dimensions on `device`; `mtp`: with the draft stage.
 
     Raises:
         UsageError: the choices contradict each other.
@@ -69,6 +71,6 @@ def random_model(config: ModelConfig, numerics: str, operators: str, device: Dev
     place = torch.device(device.torch_device)
     policy = choose_numerics(numerics, torch.bfloat16, config)
     weights = Weights(RandomTensors(config, place), policy)
-    model = Model.build(weights, config, policy, load_provider(operators, place), alone(), device, mtp=False)
+    model = Model.build(weights, config, policy, load_provider(operators, place), alone(), device, mtp=mtp)
     model.chunk = chunk
     return model
