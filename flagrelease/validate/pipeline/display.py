@@ -16,7 +16,7 @@ _PLAIN_INTERVAL = 10.0  # seconds
 class Display:
     """A `Watch` for people; use it as a context."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         """Nothing is shown yet. `quiet`: nothing ever is, as on ranks that only hold a part of the model."""
         self._quiet = quiet
         self._bar: Progress | None = None
