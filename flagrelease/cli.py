@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -279,4 +280,7 @@ def _report(error: FlagReleaseError, as_json: bool) -> int:
 
 def run() -> None:
     """The console script."""
+    # torch's threads wait for each other in a spin, which takes 20 times as long where other programs have the cores.
+    # OpenMP reads this when torch is imported, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main())
