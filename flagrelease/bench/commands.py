@@ -76,6 +76,29 @@ def engine(
         show_engine(report)
 
 
+@group.command(epilog="Example: flagrelease bench kernels --tokens 1,64")
+def kernels(
+    name: Annotated[
+        DimensionsChoice, typer.Option("--dimensions", help="Whose shapes; the numbers are random.")
+    ] = DimensionsChoice.FLASH,
+    tokens: Annotated[str, typer.Option("--tokens", help="Tokens of a call, one block of the table each.")] = (
+        "1,64,1024"
+    ),
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Each operator beside its torch definition, and beside FlagGems' where that is installed."""
+    from flagrelease.bench.kernel_report import show_kernels
+    from flagrelease.bench.kernels import bench_kernels
+    from flagrelease.device import open_device
+
+    report = bench_kernels(name.value, _numbers("--tokens", tokens), open_device(device))
+    if as_json:
+        print(json.dumps(report.document(), indent=2))
+    else:
+        show_kernels(report)
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     """`1,16,64`; nothing at all is no rows."""
     words = [word for word in text.split(",") if word]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -41,6 +41,10 @@ class Block:
             HyperConnection.load(weights, config, "ffn"),
             MoE.load(weights.at("ffn"), config, hashed, owned),
         )
+
+    def arranged(self, ops: Operators) -> Block:
+        """With weights as the operators' kernels read them."""
+        return replace(self, ffn=self.ffn.arranged(ops))
 
     def forward(
         self, ops: Operators, streams: Tensor, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups

@@ -66,7 +66,7 @@ class Model:
             Block.load(
                 weights.at(f"layers.{layer}"), config, config.compress_ratios[layer], numerics, groups,
                 hashed=layer < config.num_hash_layers,
-            )
+            ).arranged(ops)
             for layer in range(config.num_hidden_layers)
         )  # fmt: skip
         return cls(

@@ -5,7 +5,7 @@ Legend: B rows, S tokens, H hidden, E experts, k experts a token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -62,6 +62,10 @@ class MoE:
         w13, w1, w3 = join(shared.linear("w1"), shared.linear("w3"))
         router = Router.load(weights.at("gate"), config, hashed)
         return cls(router, weights.experts(experts), w13, w1, shared.linear("w2"), w3, config.swiglu_limit)
+
+    def arranged(self, ops: Operators) -> MoE:
+        """With the experts as the operators' kernels read them."""
+        return replace(self, experts=ops.arrange_experts(self.experts))
 
     def forward(self, ops: Operators, x: Tensor, tokens: Tensor, groups: Groups) -> Tensor:
         """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32."""

@@ -6,6 +6,7 @@ Results and what the operators write in place are compared alike.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from kernel_comparison import assert_same, poisoned
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.fp4_codes import arrange_experts
 from flagrelease.engine.kernels.triton_operators import TritonOperators
+from flagrelease.engine.kernels.weights import ExpertWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # What is one of the model's roundings away from a result in parts or behind it, by the dtype of the case.
@@ -27,6 +30,8 @@ def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, .
     """The results, parts added up, and the arguments that were written to."""
     copies = tuple(a.clone() if isinstance(a, Tensor) and i in WRITTEN.get(case.operator, ()) else a
                    for i, a in enumerate(arguments))  # fmt: skip
+    if operators is TritonOperators:  # as the model's loader does
+        copies = tuple(arrange_experts(deepcopy(a)) if isinstance(a, ExpertWeights) else a for a in copies)
     result = getattr(operators, case.operator)(*copies)
     results = result if isinstance(result, tuple) else (result,)
     if case.operator.endswith("_parts") and case.operator.startswith(("linear", "fp8")):

@@ -1,16 +1,26 @@
-"""Packed FP4 codes to BF16, for use inside kernels.
+"""Packed FP4 codes: put in an order in which they become BF16 quickly, and decoded inside kernels.
 
-An E2M1 code s ee m is moved to the same bits of a BF16 number, whose exponent has a bias 126 higher: it has the code's
-value times 2^-126, zero and the subnormal 0.5 included. On NVIDIA chips that takes two instructions a code, which
-matters: one token reads 160 million codes a layer.
+An E2M1 code s ee m at the same bits of a BF16 number, whose exponent has a bias 126 higher, has its value times 2^-126,
+zero and the subnormal 0.5 included. One token reads 160 million codes a layer, and an instruction a code takes as long
+as their bytes do, so each 16 bits of four codes are put in an order (`arrange`) in which one mask finds a code:
+
+    bit   15  14  13  12  11  10   9   8   7   6   5   4   3   2   1   0
+    code  s0  s3  m3  s1  e3  e3  s2  e0  e0  m0  e1  e1  m1  e2  e2  m2
+
+A word of 32 bits gives four pairs: codes j and j + 4. Two words make eight registers of two weights (`COLUMN_ORDER`).
 """
 # ruff: noqa: N803  (constants)
 
+from dataclasses import replace
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from flagrelease.engine.kernels.codes import e2m1_value
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, jit
+from flagrelease.engine.kernels.weights import ExpertWeights
 
 SCALED = tl.constexpr(2.0**64)  # what `fp4_weights` leaves to be multiplied, so that BF16 can hold it
 
@@ -27,54 +37,43 @@ def fp4_factor(scale: tl.tensor) -> tl.tensor:
 
 
 @jit
-def fp4_weights(words: tl.tensor, factor: tl.tensor, PTX: tl.constexpr) -> tl.tensor:
-    """int32 words of eight codes and their factors -> BF16 weights times 2^-64, exactly: eight tensors, code by code."""
+def fp4_weights(words: tl.tensor, factor: tl.tensor, N: tl.constexpr, W: tl.constexpr, PTX: tl.constexpr) -> tl.tensor:
+    """Arranged words [N, W] and their factors -> BF16 weights times 2^-64, exactly: eight tensors [N, W].
+
+    Of words w (even) and w + 1, tensor j < 4 has codes j and j + 4 of w in places w and w + 1; tensor j + 4 those of
+    w + 1.
+    """
     if PTX:
-        # Two words at a time. p holds byte b of both, each in the upper half of 16 bits: codes 2b and 2b + 1.
-        c0, c1, c2, c3, c4, c5, c6, c7 = tl.inline_asm_elementwise(
+        t0, t1, t2, t3, t4, t5, t6, t7 = tl.inline_asm_elementwise(
             """
             {
-            .reg .b32 p, s, m;
-            prmt.b32 p, $8, $9, 0x4000;
-            shl.b32 s, p, 4;
-            shr.b32 m, p, 2;
-            and.b32 s, s, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $0, s, m;
-            shr.b32 m, p, 6;
-            and.b32 s, p, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $1, s, m;
-            prmt.b32 p, $8, $9, 0x5010;
-            shl.b32 s, p, 4;
-            shr.b32 m, p, 2;
-            and.b32 s, s, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $2, s, m;
-            shr.b32 m, p, 6;
-            and.b32 s, p, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $3, s, m;
-            prmt.b32 p, $8, $9, 0x6020;
-            shl.b32 s, p, 4;
-            shr.b32 m, p, 2;
-            and.b32 s, s, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $4, s, m;
-            shr.b32 m, p, 6;
-            and.b32 s, p, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $5, s, m;
-            prmt.b32 p, $8, $9, 0x7030;
-            shl.b32 s, p, 4;
-            shr.b32 m, p, 2;
-            and.b32 s, s, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $6, s, m;
-            shr.b32 m, p, 6;
-            and.b32 s, p, 0x80008000;
-            and.b32 m, m, 0x01C001C0;
-            or.b32 $7, s, m;
+            .reg .b32 a, b, c;
+            and.b32 $0, $8, 0x81C081C0;
+            shl.b32 a, $8, 3;
+            and.b32 $1, a, 0x81C081C0;
+            shl.b32 a, $8, 6;
+            and.b32 $2, a, 0x81C081C0;
+            shl.b32 a, $8, 1;
+            shr.b32 b, $8, 3;
+            shr.b32 c, $8, 7;
+            and.b32 a, a, 0x80008000;
+            and.b32 b, b, 0x01800180;
+            and.b32 c, c, 0x00400040;
+            or.b32 a, a, b;
+            or.b32 $3, a, c;
+            and.b32 $4, $9, 0x81C081C0;
+            shl.b32 a, $9, 3;
+            and.b32 $5, a, 0x81C081C0;
+            shl.b32 a, $9, 6;
+            and.b32 $6, a, 0x81C081C0;
+            shl.b32 a, $9, 1;
+            shr.b32 b, $9, 3;
+            shr.b32 c, $9, 7;
+            and.b32 a, a, 0x80008000;
+            and.b32 b, b, 0x01800180;
+            and.b32 c, c, 0x00400040;
+            or.b32 a, a, b;
+            or.b32 $7, a, c;
             }
             """,
             "=r,=r,=r,=r,=r,=r,=r,=r,r,r",
@@ -93,29 +92,73 @@ def fp4_weights(words: tl.tensor, factor: tl.tensor, PTX: tl.constexpr) -> tl.te
             pack=2,
         )
         return (
-            c0 * factor,
-            c1 * factor,
-            c2 * factor,
-            c3 * factor,
-            c4 * factor,
-            c5 * factor,
-            c6 * factor,
-            c7 * factor,
+            t0 * factor,
+            t1 * factor,
+            t2 * factor,
+            t3 * factor,
+            t4 * factor,
+            t5 * factor,
+            t6 * factor,
+            t7 * factor,
         )
     else:  # noqa: RET505 - Triton compiles what follows a return
         wide = factor.to(tl.float32) * 2.0**-126
+        first, second = tl.split(tl.reshape(words, (N, W // 2, 2)))
         return (
-            _weight(words, 0, wide),
-            _weight(words, 1, wide),
-            _weight(words, 2, wide),
-            _weight(words, 3, wide),
-            _weight(words, 4, wide),
-            _weight(words, 5, wide),
-            _weight(words, 6, wide),
-            _weight(words, 7, wide),
+            _pair(first, wide, 0, N, W),
+            _pair(first, wide, 1, N, W),
+            _pair(first, wide, 2, N, W),
+            _pair(first, wide, 3, N, W),
+            _pair(second, wide, 0, N, W),
+            _pair(second, wide, 1, N, W),
+            _pair(second, wide, 2, N, W),
+            _pair(second, wide, 3, N, W),
         )
 
 
 @jit
-def _weight(words: tl.tensor, code: tl.constexpr, wide: tl.tensor) -> tl.tensor:
-    return cast(e2m1_value((words >> (4 * code)) & 15) * wide, tl.bfloat16)
+def _pair(words: tl.tensor, wide: tl.tensor, J: tl.constexpr, N: tl.constexpr, W: tl.constexpr) -> tl.tensor:
+    """Codes J and J + 4 of each word, side by side, times `wide` [N, W]."""
+    codes = tl.join(_code(words, J), _code(words >> 16, J))
+    return cast(e2m1_value(tl.reshape(codes, (N, W))) * wide, tl.bfloat16)
+
+
+@jit
+def _code(half: tl.tensor, J: tl.constexpr) -> tl.tensor:
+    """Code J of the four in the low 16 bits, as E2M1 has it."""
+    if J == 3:
+        return ((half >> 11) & 8) | ((half >> 9) & 6) | ((half >> 13) & 1)
+    else:  # noqa: RET505 - Triton compiles what follows a return
+        return ((half >> (12 - 3 * J)) & 8) | ((half >> (6 - 3 * J)) & 7)
+
+
+def arrange(packed: Tensor) -> None:
+    """Put packed codes [.., K/2] (uint8 or int8, K a multiple of 8) into the order above, in place."""
+    words = packed.view(torch.int32)
+    ordered = torch.zeros_like(words)
+    for code, moves in enumerate(_MOVES):
+        for bit, to in moves:
+            for half in (0, 16):
+                ordered |= ((words >> (half + 4 * code + bit)) & 1) << (half + to)
+    words.copy_(ordered)
+
+
+# Of each of four codes: (bit of the code, bit of the half word).
+_MOVES = (
+    ((3, 15), (2, 8), (1, 7), (0, 6)),
+    ((3, 12), (2, 5), (1, 4), (0, 3)),
+    ((3, 9), (2, 2), (1, 1), (0, 0)),
+    ((3, 14), (2, 11), (1, 10), (0, 13)),
+)
+
+
+def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
+    """See `reference.arrange_experts`: FP4 ones with E8M0 scales and widths in blocks of 128, expert by expert."""
+    scale = experts.s1
+    blocks = experts.w1.shape[1] % 128 == 0 and experts.w2.shape[1] % 128 == 0
+    if experts.format != "fp4" or experts.arranged or not blocks or scale is None or scale.element_size() != 1:
+        return experts
+    for weights in (experts.w1, experts.w3, experts.w2):
+        for weight in weights:
+            arrange(weight)
+    return replace(experts, arranged=True)

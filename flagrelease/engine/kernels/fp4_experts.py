@@ -44,7 +44,7 @@ def _rows_product(
     Addresses are a pointer and offsets, which take half the registers of as many pointers.
     """
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    eighth = K // 8
+    eighth = tl.multiple_of(K // 8, 16)  # else loads are four bytes wide
     step: tl.constexpr = BLOCK_K // 8
     # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead (of more
     # steps it makes a loop whose other loads are not ahead either).
@@ -65,7 +65,7 @@ def _rows_product(
         x6 = tl.load(x + 6 * eighth, mask=x_inside, other=0.0)
         x7 = tl.load(x + 7 * eighth, mask=x_inside, other=0.0)
         factor = tl.broadcast_to(fp4_factor(scale)[:, :, None], (BLOCK_N, BLOCK_K // 32, 4)).reshape(BLOCK_N, step)
-        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_weights(words, factor, PTX)
+        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_weights(words, factor, BLOCK_N, step, PTX)
         acc = dot(w0, x0, acc)
         acc = dot(w1, x1, acc)
         acc = dot(w2, x2, acc)
@@ -238,12 +238,6 @@ def _down_kernel(
         tl.store(at, cast(acc, y_ptr.dtype.element_ty), mask=(n < H)[:, None] & (m < end)[None, :])
 
 
-def takes(experts: ExpertWeights, dtype: torch.dtype) -> bool:
-    """Whether these kernels compute such experts."""
-    scale = experts.s1
-    return experts.format == "fp4" and dtype == torch.bfloat16 and scale is not None and scale.element_size() == 1
-
-
 def fp4_expert_outputs(
     x: Tensor,
     ids: Tensor,
@@ -254,7 +248,10 @@ def fp4_expert_outputs(
     y: Tensor,
     zeros: bool,
 ) -> None:
-    """Every pair's output to y [T, K, H] (columns contiguous); `zeros`: to the pairs of other ranks' experts too."""
+    """Every pair's output to y [T, K, H] (columns contiguous); `zeros`: to the pairs of other ranks' experts too.
+
+    The experts are arranged, the activations BF16.
+    """
     (E, MI), slots, H, P = experts.w1.shape[:2], ids.shape[1], x.shape[1], ids.numel()
     few = P <= FEW_PAIRS
     pairs, start = (ids, ids) if few else plan_pairs(ids, experts.first, E)
@@ -288,7 +285,7 @@ def _tile(mean: int) -> dict[str, int]:
     if not compiles_ptx():
         return {"BLOCK_N": 32, "BLOCK_M": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
     if mean <= 8:  # 168 registers: three programs a multiprocessor
-        return {"BLOCK_N": 64, "BLOCK_M": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 6, "maxnreg": 168}
+        return {"BLOCK_N": 64, "BLOCK_M": 16, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4, "maxnreg": 168}
     if mean <= 64:
-        return {"BLOCK_N": 128, "BLOCK_M": 32, "BLOCK_K": 128, "num_warps": 8, "num_stages": 4}
-    return {"BLOCK_N": 128, "BLOCK_M": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 3}
+        return {"BLOCK_N": 128, "BLOCK_M": 32, "BLOCK_K": 256, "num_warps": 8, "num_stages": 3}
+    return {"BLOCK_N": 128, "BLOCK_M": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2}

@@ -229,7 +229,8 @@ def _launch(
     block_h = min(1024, triton.next_power_of_2(H))
     _pre_kernel[(T, triton.cdiv(H, block_h))](
         x_rows, mixes, squares, scale.contiguous(), base.contiguous(), y, post, comb, x_rows.stride(0), T, H, splits,
-        iters, eps, norm_eps, N=N, M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_S=MOST_SPLITS, BLOCK_H=block_h,
+        iters, eps, norm_eps, N=N, M=M, BLOCK_M=triton.next_power_of_2(M),
+        BLOCK_S=triton.next_power_of_2(splits), BLOCK_H=block_h,
     )  # fmt: skip
     return y
 
@@ -242,7 +243,8 @@ def _mixes(x: Tensor, fn: Tensor, base: Tensor, N: int) -> tuple[Tensor, Tensor,
     x_rows = rows(x.flatten(-2))
     T = len(x_rows)
     blocks = triton.cdiv(T, TOKENS)
-    splits = max(1, min(MOST_SPLITS, PROGRAMS // max(blocks, 1), triton.cdiv(M * H, STEP)))
+    most = MOST_SPLITS if T > TOKENS else 4 * MOST_SPLITS  # parts as short as can be, where nothing else hides latency
+    splits = max(1, min(most, PROGRAMS // max(blocks, 1), triton.cdiv(M * H, STEP)))
     per_split = triton.cdiv(triton.cdiv(M * H, splits), STEP) * STEP
     mixes = torch.empty(splits, T, N, dtype=torch.float32, device=x.device)
     squares = torch.empty(splits, T, dtype=torch.float32, device=x.device)

@@ -53,12 +53,15 @@ def store_post_and_comb(
 ) -> None:
     """post and comb of one token from its S partial mixes."""
     j = tl.arange(0, BLOCK_M)
+    # Flat, so that the matrix lands in one warp: its sums would take a barrier each if it were spread.
+    flat = tl.arange(0, BLOCK_M * BLOCK_M)
+    row, column = flat // BLOCK_M, flat % BLOCK_M
+    flat_at, flat_inside = 2 * M + row * M + column, (row < M) & (column < M)
     at = 2 * M + j[:, None] * M + j[None, :]
     inside = (j < M)[:, None] & (j < M)[None, :]
     post = partial_sum(mixes + M + j, j < M, split_stride, S, BLOCK_S) * rho
-    s = tl.arange(0, BLOCK_S)[:, None, None]
-    parts = tl.load(mixes + s * split_stride + at[None], mask=(s < S) & inside[None], other=0.0)
-    comb = tl.sum(parts, axis=0) * rho
+    comb = partial_sum(mixes + flat_at, flat_inside, split_stride, S, BLOCK_S)
+    comb = tl.reshape(comb, (BLOCK_M, BLOCK_M)) * rho
     post = post * tl.load(scale_ptr + 1) + tl.load(base_ptr + M + j, mask=j < M, other=0.0)
     comb = comb * tl.load(scale_ptr + 2) + tl.load(base_ptr + at, mask=inside, other=0.0)
     tl.store(post_ptr + j, 2.0 * tl.sigmoid(post), mask=j < M)

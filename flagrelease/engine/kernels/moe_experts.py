@@ -173,7 +173,7 @@ def moe_experts(
     """See `reference.moe_experts`. BF16 or FP32 activations."""
     ids, weights, x = _checked(x, ids, weights, experts)
     (T, H), E, slots = x.shape, len(experts.w1), ids.shape[1]
-    if fp4_experts.takes(experts, x.dtype):
+    if experts.arranged:
         y = x.new_empty(T, slots, H)
         fp4_experts.fp4_expert_outputs(x, ids, weights, experts, swiglu_limit, quantise_activations, y, zeros=False)
     else:
@@ -190,7 +190,7 @@ def expert_outputs(
 ) -> Tensor:  # fmt: skip
     """See `reference.expert_outputs`."""
     ids, weights, x = _checked(x, ids, weights, experts)
-    if fp4_experts.takes(experts, x.dtype):
+    if experts.arranged:
         fp4_experts.fp4_expert_outputs(x, ids, weights, experts, swiglu_limit, quantise, out, zeros=True)
         return out
     y = _outputs(x, xq, xs, ids, weights, experts, swiglu_limit, quantise)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.reference.experts import arrange_experts
 
 
 class Operators:
     """The provider `torch`, and the signatures of every other: a subclass replaces operators one by one."""
 
     name = "torch"
+
+    arrange_experts = staticmethod(arrange_experts)  # not an operator: what is done to weights once
 
     act_quant = staticmethod(reference.act_quant)
     act_quant_roundtrip = staticmethod(reference.act_quant_roundtrip)

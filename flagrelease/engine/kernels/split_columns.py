@@ -1,4 +1,4 @@
-"""Columns sorted by their place in a packed FP4 word of eight, as products with such weights take them.
+"""Columns sorted by their place in packed FP4 words, as products with such weights take them.
 
 FP8's rounding may happen on the way. Legend: R rows, G groups of a row, GROUP columns that share one scale.
 """
@@ -31,20 +31,23 @@ def _split_columns_kernel(
     r, g = part // G, part % G
     word: tl.constexpr = GROUP // 8
     d = tl.arange(0, GROUP)
+    kind, place = d // word, d % word
+    source = 16 * (place // 2) + 8 * (kind // 4) + 4 * (place % 2) + kind % 4
     inside = (r < R)[:, None]
-    x = tl.load(x_ptr + (r * x_stride + g * GROUP)[:, None] + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + (r * x_stride + g * GROUP)[:, None] + source[None, :], mask=inside, other=0.0).to(tl.float32)
     if QUANTISE:  # see `act_quant`
         exponent = power_of_two_exponent(tl.maximum(tl.max(tl.abs(x), axis=1), 1e-4) * (1.0 / 448.0))
         x = tl.minimum(tl.maximum(x * power_of_two(254 - exponent)[:, None], -448.0), 448.0)
         x = round_e4m3(x) * power_of_two(exponent)[:, None]
-    x = tl.permute(tl.reshape(x, (BLOCK, word, 8)), (0, 2, 1))
-    at = (r * G * GROUP + g * word)[:, None, None]
-    at = at + (tl.arange(0, 8) * G * word)[None, :, None] + tl.arange(0, word)[None, None, :]
-    tl.store(y_ptr + at, cast(x, y_ptr.dtype.element_ty), mask=inside[:, :, None])
+    at = (r * G * GROUP + g * word)[:, None] + (kind * G * word + place)[None, :]
+    tl.store(y_ptr + at, cast(x, y_ptr.dtype.element_ty), mask=inside)
 
 
 def split_columns(x: Tensor, quantise: bool) -> Tensor:
-    """x [R, d], columns 8i + j at place j d/8 + i; `quantise`: see act_quant_roundtrip.
+    """x [R, d] in the order in which `fp4_weights` gives the columns of weights; `quantise`: see act_quant_roundtrip.
+
+    Tensor j's columns, j = 0..7, are those from j d/8 on. Of every 16 columns of x it has two, side by side: 4i + j of
+    the first eight (i = 0, 1), or 4i + j - 4 of the second eight if j > 3.
 
     d is a multiple of 128 if it is rounded, else of 32.
     """

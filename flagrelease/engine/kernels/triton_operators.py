@@ -9,6 +9,7 @@ from flagrelease.engine.kernels.compress_token import compress_token
 from flagrelease.engine.kernels.decode_attention import decode_attention
 from flagrelease.engine.kernels.embedding import embedding
 from flagrelease.engine.kernels.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
+from flagrelease.engine.kernels.fp4_codes import arrange_experts
 from flagrelease.engine.kernels.gate_route import gate_route, gate_route_hashed
 from flagrelease.engine.kernels.hadamard import hadamard
 from flagrelease.engine.kernels.hc_post import hc_post, hc_post_parts
@@ -43,6 +44,8 @@ class TritonOperators(Operators):
     """All in Triton: no cuBLAS or cuDNN, no host synchronisation, shapes that depend on arguments' shapes only."""
 
     name = "triton"
+
+    arrange_experts = staticmethod(arrange_experts)
 
     act_quant = staticmethod(act_quant)
     act_quant_roundtrip = staticmethod(act_quant_roundtrip)

@@ -50,6 +50,8 @@ class ExpertWeights:
     | fp4 | int8, uint8 | [E, MI, H/2] | [E, H, MI/2] | [E, MI, H/32] | [E, H, MI/32] |
     | fp8 | float8_e4m3fn | [E, MI, H] | [E, H, MI] | [E, MI/128, H/128], rounded up | [E, H/128, MI/128] |
     | plain | BF16 or wider | [E, MI, H] | [E, H, MI] | None | None |
+
+    `arranged`: the codes are in the order of a provider's kernels (`Operators.arrange_experts`), which alone read them.
     """
 
     w1: Tensor
@@ -59,6 +61,7 @@ class ExpertWeights:
     s3: Tensor | None
     s2: Tensor | None
     first: int
+    arranged: bool = False
 
     def __post_init__(self) -> None:
         """Refuse tensors that do not fit the table above."""

@@ -80,6 +80,8 @@ def moe_experts(
     Returns:
         FP32 (float64 for float64 x) [T, H]; zero for tokens without a local expert.
     """
+    if experts.arranged:
+        raise ValueError("these experts are in the order of another provider's kernels")
     out = torch.zeros_like(wide(x))
     for local in range(experts.w1.shape[0]):
         token, slot = torch.where(ids == experts.first + local)
@@ -88,6 +90,11 @@ def moe_experts(
         y = _expert(x[token], weights[token, slot], experts, local, swiglu_limit, quantise_activations)
         out.index_add_(0, token, y.to(out.dtype))
     return out
+
+
+def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
+    """Experts as this provider's kernels read them; what is given may be changed in place. Here: as they are."""
+    return experts
 
 
 def _expert(

@@ -1,0 +1,18 @@
+"""What people see of `bench kernels`: a table."""
+
+from __future__ import annotations
+
+from flagrelease.bench.kernels import KernelReport
+from flagrelease.console import out, table
+
+
+def show_kernels(report: KernelReport) -> None:
+    """Print the report on stdout: microseconds, a column for each provider, and the floor of the bytes."""
+    names = list(dict.fromkeys(name for row in report.rows for name in row.seconds))
+    title = f"{report.dimensions} dimensions, {report.device}: microseconds"
+    rows = table("operator", "of", ">tokens", *(f">{name}" for name in names), ">floor", title=title)
+    for row in report.rows:
+        times = (f"{row.seconds[name] * 1e6:.4g}" if name in row.seconds else "" for name in names)
+        rows.add_row(row.operator, row.what, str(row.tokens), *times, f"{row.floor * 1e6:.3g}")
+    out().print(rows)
+    out().print(f"floor: bytes over the copy bandwidth measured here, {report.copy_bandwidth / 1e12:.3g} TB/s")
