@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +59,7 @@ class Device:
             work()
         api.current_stream().wait_stream(beside)
         graph = api.CUDAGraph()
-        with api.graph(graph):
+        with _without_collection(), api.graph(graph):
             work()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -69,6 +71,18 @@ class Device:
             return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
         free, total = _api(self.type).mem_get_info(self.index)
         return int(free), int(total)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Garbage waits: among it may be an earlier graph, and destroying one breaks a recording."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def open_device(name: str, index: int = 0) -> Device:

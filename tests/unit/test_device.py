@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,3 +127,31 @@ def test_a_broken_module_is_not_an_absent_one(monkeypatch: pytest.MonkeyPatch, t
     install(monkeypatch, tmp_path, "torch_npu", "raise ImportError('libascendcl.so: cannot open shared object file')")
     with pytest.raises(ResourceError, match=r"torch_npu is installed but does not load: libascendcl\.so"):
         open_device(name)
+
+
+class Graphs:
+    """A torch module with graphs, as far as recording goes; says when it records."""
+
+    def __init__(self) -> None:
+        self.recording = False
+        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: None)
+        self.Stream = self.current_stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+
+    def stream(self, beside: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def graph(self, graph: object) -> Iterator[None]:
+        self.recording = True
+        yield
+        self.recording = False
+
+
+def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier graph that dies then breaks the recording: seen on an H200, where each document had a graph."""
+    graphs = Graphs()
+    monkeypatch.setattr(torch, "cuda", graphs)
+    seen = []
+    Device("cuda", 0, "nccl").capture(lambda: seen.append((graphs.recording, gc.isenabled())))
+    assert seen == [(False, True), (False, True), (True, False)]
+    assert gc.isenabled()

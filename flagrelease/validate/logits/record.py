@@ -35,7 +35,7 @@ from flagrelease.validate.logits.files import begin, document_file, read_arrays,
 from flagrelease.validate.logits.identity import identify
 from flagrelease.validate.logits.layers import LayerObserver, States, sampled_positions
 from flagrelease.validate.logits.localise import layer_errors
-from flagrelease.validate.logits.replay import Outcome, Shape, run_document, tokens_of
+from flagrelease.validate.logits.replay import Outcome, Replayer, Shape, tokens_of
 from flagrelease.validation_rules import LogitsRules, ReplayRules
 
 _BEGUN = "recording.json"
@@ -145,22 +145,23 @@ class _Count:
 def _record_run(
     model: Model, run: _Run, out: Path, documents: tuple[Document, ...], rules: ReplayRules, count: _Count
 ) -> None:
+    replayer = Replayer(model, rules, run.shape(rules), max(len(document.tokens) for document in documents))
     for number, document in enumerate(documents):
         whole = all(document_file(out / folder, number).is_file() for folder in run.folders)
         if not model.groups.from_leader(whole):
-            _record_document(model, run, out, number, document, rules)
+            observer = LayerObserver(model, sampled_positions(len(document.tokens), rules))
+            _record_document(replayer, observer, run, out, number, document)
         count.add(tokens_of(document.tokens, rules))
 
 
-def _record_document(model: Model, run: _Run, out: Path, number: int, document: Document, rules: ReplayRules) -> None:
-    leads = model.groups.is_leader
+def _record_document(
+    replayer: Replayer, observer: LayerObserver, run: _Run, out: Path, number: int, document: Document
+) -> None:
+    leads = observer.model.groups.is_leader
     against = {}
     if run.against is not None:
         against[run.against] = read_run(document_file(out / run.against, number), Kept) if leads else {}
-    observer = LayerObserver(model, sampled_positions(len(document.tokens), rules))
-    outcome = run_document(
-        model, document.tokens, rules, run.shape(rules), against, keeping=run.keeping, observer=observer
-    )
+    outcome = replayer.run(document.tokens, against, keeping=run.keeping, observer=observer)
     if not leads:
         return
     _check_numbers(outcome, f"document {document.name!r}: the source's {run.name} run")
@@ -171,7 +172,7 @@ def _record_document(model: Model, run: _Run, out: Path, number: int, document: 
         write_run(document_file(out / run.name, number), outcome.kept)
     else:  # a floor is its errors
         reference = read_arrays(document_file(out / f"{run.against}-layers", number))
-        states = layer_errors(reference, states, model.config.num_hidden_layers)
+        states = layer_errors(reference, states, observer.model.config.num_hidden_layers)
     write_arrays(document_file(out / f"{run.name}-layers", number), states)
 
 

@@ -19,7 +19,7 @@ from flagrelease.validate.logits.files import begin, document_file, read_arrays,
 from flagrelease.validate.logits.identity import identify
 from flagrelease.validate.logits.layers import LayerObserver, sampled_positions
 from flagrelease.validate.logits.localise import Errors, layer_errors
-from flagrelease.validate.logits.replay import FiguresRun, KeptRun, Shape, run_document, tokens_of
+from flagrelease.validate.logits.replay import FiguresRun, KeptRun, Replayer, Shape, tokens_of
 from flagrelease.validate.logits.verdict import Evidence, decide
 from flagrelease.validation_report import Stage
 from flagrelease.validation_rules import LogitsRules
@@ -88,10 +88,12 @@ def run_logits(
     if model.groups.is_leader:
         begin(work / _BEGUN, _header(port, release))
     total = sum(tokens_of(document.tokens, rules.replay) for document in documents)
+    longest = max(len(document.tokens) for document in documents)
+    replayer = Replayer(model, rules.replay, Shape(rules.replay.chunk), longest)
     done = 0
     for number, document in enumerate(documents):
         if not model.groups.from_leader(_is_done(port, number)):
-            _run_document(port, number, document)
+            _run_document(port, replayer, number, document)
         done += tokens_of(document.tokens, rules.replay)
         if progress is not None:
             progress(done, total)
@@ -117,13 +119,11 @@ def _is_done(port: _Port, number: int) -> bool:
     return all(document_file(port.work / folder, number).is_file() for folder in folders)
 
 
-def _run_document(port: _Port, number: int, document: Document) -> None:
+def _run_document(port: _Port, replayer: Replayer, number: int, document: Document) -> None:
     rules, leads = port.baseline.record.rules, port.model.groups.is_leader
     against: dict[str, KeptRun] = {run: port.baseline.kept(run, number) for run in _REFERENCES} if leads else {}
     observer = LayerObserver(port.model, sampled_positions(len(document.tokens), rules)) if port.layers else None
-    outcome = run_document(
-        port.model, document.tokens, rules, Shape(rules.chunk), against, keeping=False, observer=observer
-    )
+    outcome = replayer.run(document.tokens, against, keeping=False, observer=observer)
     if not leads:
         return
     for run in _REFERENCES:

@@ -18,7 +18,6 @@ from engine_checkpoint import small_config
 from safetensors.numpy import load_file
 from small_tokenizer import write_tokenizer
 
-from flagrelease.engine.model import Model
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import CheckpointError, ResourceError, UsageError, VerificationError
 from flagrelease.manifest import ToolRecord
@@ -271,13 +270,13 @@ def test_a_damaged_baseline_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage, "run_document", without_running)
+    monkeypatch.setattr(stage.Replayer, "run", without_running)
     how(copied / folder / "0000.safetensors")
     with pytest.raises(VerificationError, match=rf"{folder}/0000\.safetensors"):
         run(study, copied, tmp_path / "work")
 
 
-def without_running(model: Model, tokens: list[int], *args: Any, **more: Any) -> Outcome:
+def without_running(*args: Any, **more: Any) -> Outcome:
     """Figures of nothing."""
     empty = {
         "kl": np.zeros(9), "margin": np.zeros(9), "agree": np.ones(9, bool), "reference": np.zeros(9),

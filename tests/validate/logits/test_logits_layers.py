@@ -16,7 +16,7 @@ from flagrelease.engine.kernels.operators import Operators
 from flagrelease.validate.logits.layer_verdict import judge_layers
 from flagrelease.validate.logits.layers import LayerObserver, floats, sampled_positions
 from flagrelease.validate.logits.localise import ERRORS, Errors, first_step, layer_errors
-from flagrelease.validate.logits.replay import Shape, run_document
+from flagrelease.validate.logits.replay import Replayer, Shape
 from flagrelease.validation_rules import LayerLimits, ReplayRules
 
 LIMITS = LayerLimits()
@@ -25,7 +25,7 @@ TOKENS = random_tokens(150, seed=77)
 
 def observed(study: Study, positions: tuple[int, ...], chunk: int) -> dict[str, np.ndarray]:
     observer = LayerObserver(study.model, positions)
-    run_document(study.model, TOKENS, RULES.replay, Shape(chunk), {}, keeping=False, observer=observer)
+    Replayer(study.model, RULES.replay, Shape(chunk), len(TOKENS)).run(TOKENS, {}, keeping=False, observer=observer)
     return observer.states()
 
 
@@ -183,7 +183,7 @@ def test_a_wrong_operator_in_one_layer_is_put_there(study: Study) -> None:
     sound = observed(study, (100, 148), chunk=512)
     port = ported(study.model, spoil)
     observer = LayerObserver(port, (100, 148))
-    run_document(port, TOKENS, RULES.replay, Shape(512), {}, keeping=False, observer=observer)
+    Replayer(port, RULES.replay, Shape(512), len(TOKENS)).run(TOKENS, {}, keeping=False, observer=observer)
     errors = layer_errors(sound, observer.states(), 5)
     step = first_step(errors, layer_errors(sound, sound, 5), LIMITS)
     assert step is not None
