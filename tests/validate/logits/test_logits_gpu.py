@@ -29,7 +29,7 @@ def test_a_port_on_the_oracles_device_passes(study: Study, tmp_path: Path) -> No
 
 
 def test_a_port_on_another_device_is_near_the_oracle(study: Study, tmp_path: Path) -> None:
-    """A port whose device is not the oracle's: near it, and an order of magnitude nearer than to the native run."""
+    """Ten times nearer than to the native run; an H200 and an x86 CPU are 3e-4 and 4e-4 nats apart."""
     model = engine.load(study.release, "bf16", device="cuda")
     made = run_logits(model, study.release, study.baseline, RULES, tmp_path / "work")
     kl = {(c["reference"], c["replay"]): c["mean_kl"] for c in made.figures["comparisons"]}
