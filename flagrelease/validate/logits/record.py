@@ -159,8 +159,8 @@ def _record_document(
 ) -> None:
     leads = observer.model.groups.is_leader
     against = {}
-    if run.against is not None:
-        against[run.against] = read_run(document_file(out / run.against, number), Kept) if leads else {}
+    if run.against is not None and leads:
+        against[run.against] = read_run(document_file(out / run.against, number), Kept)
     outcome = replayer.run(document.tokens, against, keeping=run.keeping, observer=observer)
     if not leads:
         return

@@ -70,7 +70,7 @@ class Replayer:
 
         Args:
             tokens: at least two.
-            against: kept runs of the same tokens.
+            against: kept runs of the same tokens; only the leader needs them.
             keeping: keep this run, too.
             observer: of the prefill replay's layers.
 
