@@ -132,12 +132,12 @@ def _limits_panel(figures: _Figures) -> Panel:
     table.rows.extend((where, *_measured(measure)) for where, measure in named)
     held = sum(measure.verdict == "pass" for _, measure in named)
     used = [found for where, measure in named if (found := _allowance(where, measure)) is not None]
-    words = f"{held} of {len(named)} limits hold. " + "; ".join(
-        f"{row.name}: {row.used:.0%} of the limit" for row in sorted(used, key=lambda row: -row.used)[:3]
-    )
-    words += " are the nearest to theirs." if len(used) > 2 else "."
+    words = f"{held} of {len(named)} limits hold."
+    if used:
+        nearest = sorted(used, key=lambda row: -row.used)[:3]
+        words += f" Nearest to their limits: {', '.join(f'{row.name} ({row.used:.0%})' for row in nearest)}."
     picture = allowance_plot("limits", used, words) if used else None
-    return Panel("Limits, and how much of each is used", words, picture, table, folded=held == len(named))
+    return Panel("Limits, and how much of each is used", words, picture, table)
 
 
 def _allowance(where: str, measure: _Measure) -> Allowance | None:

@@ -93,10 +93,7 @@ def _run_stages(runners: Sequence[StageRunner], state: State, request: Request, 
             stage = Stage(name=runner.name, verdict="not-run", detail=f"Not run: {reason}.")
             outcomes.append(Outcome(stage=stage, inputs={}))
         else:
-            outcome = state.finished(runner.name, runner.inputs())
-            if outcome is None:
-                outcome = runner.run(watch)
-                state.finish(outcome)
+            outcome = state.finished(runner.name, runner.inputs()) or state.finish(runner.run(watch))
             outcomes.append(outcome)
             if outcome.stage.verdict == "fail":
                 stopped = f"the stage {runner.name} failed"
