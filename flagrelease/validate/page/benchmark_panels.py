@@ -24,6 +24,7 @@ class _Read(BaseModel):
 class _Test(_Read):
     difference: float
     se: float
+    se_within: float
     lower: float
     upper: float
     margin: float
@@ -143,7 +144,8 @@ def _test_panel(verdict: Verdict, figures: _Figures) -> Panel:
     assert test is not None
     rows: list[tuple[str, ...]] = [
         ("difference of the scores, points", signed(test.difference)),
-        ("its standard error within items", f"{test.se:.3f}"),
+        ("standard error, as the test takes it", f"{test.se:.3f}"),
+        ("standard error, as seen within items", f"{test.se_within:.3f}"),
         (
             f"bounds of the test at look {test.look} of {len(test.looks)}",
             f"{signed(test.lower)} to {signed(test.upper)}",

@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 30, 46
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Values above 0 of each layer, drawn in the class `style`."""
+    """A value of each layer, at least 0, drawn in the class `style`."""
 
     name: str
     style: str
@@ -33,14 +33,15 @@ def layer_curve(
     steps: Sequence[int] = (),
     size: Point = (760, 280),
 ) -> Markup:
-    """Lines over the layers on a logarithmic axis; layers in `steps` are pointed out.
+    """Lines over the layers on a logarithmic axis, 0 at its bottom; layers in `steps` are pointed out.
 
     Args:
         lines: of one length, at least one layer.
     """
     width, height = size
     drawing = Drawing(ident, width, height, title, description)
-    values = [value for line in lines for value in line.values] + ([] if limit is None else [limit])
+    drawn = [value for line in lines for value in line.values] + ([] if limit is None else [limit])
+    values = [value for value in drawn if value > 0] or [1.0]
     x = Linear(0, max(len(lines[0].values) - 1, 1), _LEFT, width - _RIGHT)
     y = Log(min(values) / 1.6, max(values) * 1.6, height - _BOTTOM, _TOP)
     _axes(drawing, x, y, axis)

@@ -30,7 +30,7 @@ _BRIEF = {
     "late_cosine": "cosine, late",
     "experts": "same experts",
 }
-_LEAST = 1e-12  # errors of exactly 0 have no place on a logarithmic axis
+_LEAST = 1e-12  # a ratio of exactly 0 has no logarithm
 
 
 class _Read(BaseModel):
@@ -259,8 +259,8 @@ def _layer_panels(layers: _Layers) -> list[Panel]:
         ("attention", "Error behind each layer's attention", None),
     ):
         lines = [
-            Line("this chip", "chip", tuple(max(x or 0, _LEAST) for x in layers.curves[kind].port)),
-            Line("noise floor", "floor", tuple(max(x or 0, _LEAST) for x in layers.curves[kind].floor)),
+            Line("this chip", "chip", tuple(x or 0.0 for x in layers.curves[kind].port)),
+            Line("noise floor", "floor", tuple(x or 0.0 for x in layers.curves[kind].floor)),
         ]
         steps = [layers.step.layer] if layers.step is not None else []
         words = _say_layers(layers, lines[0].values)

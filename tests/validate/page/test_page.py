@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import made_up
 import pytest
 
+from flagrelease.validate.page.curve import Line, layer_curve
 from flagrelease.validate.page.forest import Difference, forest_plot
 from flagrelease.validate.page.histogram import Series, histogram
 from flagrelease.validate.page.page import render_page
@@ -163,6 +164,21 @@ def test_a_histogram_is_as_high_as_its_shares() -> None:
     assert heights[2] == 0
     widths = [points[2 * n + 1][0] - points[2 * n][0] for n in range(3)]
     assert widths == pytest.approx([widths[0]] * 3, abs=0.02)  # decades are equally wide
+
+
+def test_a_step_is_marked_and_an_error_of_zero_is_at_the_bottom() -> None:
+    line = Line("port", "chip", (0.0, 0.001, 0.1, 0.1))
+    drawn = str(layer_curve("c", [line], title="t", description="d", axis="layer", limit=0.02, steps=[2]))
+    places = [
+        tuple(map(float, at)) for at in re.findall(r'<circle class="fill chip" cx="([0-9.]+)" cy="([0-9.]+)"', drawn)
+    ]
+    base = float(re.search(r'<line class="axis" x1="[0-9.]+" y1="([0-9.]+)" x2="742"', drawn)[1])  # type: ignore[index]
+    assert places[0][1] == base
+    assert places[0][1] > places[1][1] > places[2][1] == places[3][1]
+    assert "step at layer 2" in drawn
+    mark = float(re.search(r'<rect class="flagged" x="([0-9.]+)"', drawn)[1])  # type: ignore[index]
+    assert mark < places[2][0] < mark + 18
+    assert layer_curve("c", [Line("p", "chip", (0.0, 0.0))], title="t", description="d", axis="layer")
 
 
 def test_the_strip_shades_by_share_and_marks_the_worse() -> None:
