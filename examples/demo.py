@@ -1,36 +1,88 @@
-"""`make demo`: the main job on a small checkpoint: look at it, plan, convert for every chip, prove, and catch a defect.
+"""`make demo`: the whole way on a small trained model: convert, prove, ask, compare with native, publish into a folder.
 
-The checkpoint has the architecture, formats and files of DeepSeek-V4 and random weights.
+The model is flagrelease-tiny-v4 of examples/tiny: the architecture, formats and files of DeepSeek-V4, trained to look
+things up in ledgers. It runs on a CPU, in about a minute.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import shlex
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from flagrelease.cli import main
-from flagrelease.synthetic import tiny_config, write_checkpoint
 
 OUT = Path("demo-out")
-CHECKPOINT = OUT / "checkpoint"
-RECIPE = Path("recipes/tiny.yaml")
+TINY = Path("examples/tiny")
+CHECKPOINT = TINY / "flagrelease-tiny-v4"
+RECIPE = Path("examples/demo.yaml")
+RELEASES = {"ascend": "bf16-hf", "mthreads": "fp8-hf"}
+QUESTIONS = 12  # held-out ones, for the benchmark; the next one is asked by itself
 console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A held-out question about a ledger, and its answer."""
+
+    problem: str
+    answer: str
 
 
 def run(*words: str | Path, expect: int = 0) -> None:
     """Show a command, run it as a user would, and stop the demo if it ends otherwise than expected."""
     arguments = [str(word) for word in words]
-    console.print(f"\n[bold cyan]$ flagrelease {shlex.join(arguments)}[/bold cyan]")
+    console.print(f"\n[bold cyan]$ flagrelease {shlex.join(arguments)}[/bold cyan]", markup=True)
     code = main(arguments)
     if code != expect:
         sys.exit(f"demo: exit code {code}, expected {expect}")
 
 
-def flip_a_byte(path: Path) -> None:
+def say(text: str) -> None:
+    """A word of the demo itself."""
+    console.print(f"\n[bold]{text}[/bold]")
+
+
+def held_out() -> list[Item]:
+    """Questions that the model was not trained on."""
+    lines = (TINY / "tasks" / "integers_year1.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Item(row["problem"], row["answer"]) for row in map(json.loads, lines[: QUESTIONS + 1])]
+
+
+def write_inputs(items: list[Item]) -> tuple[Path, Path]:
+    """The benchmark's data, and texts of the kind the model was trained on for the logits stage."""
+    questions, texts = OUT / "integers.jsonl", OUT / "documents.jsonl"
+    rows = [{"problem": item.problem, "answer": item.answer} for item in items[:QUESTIONS]]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    subprocess.run([sys.executable, TINY / "documents.py", texts, "--per-file", "4"], check=True)
+    return questions, texts
+
+
+def ask(release: Path, numerics: str, item: Item) -> None:
+    """Show what a model answers, and stop if it is wrong."""
+    prompt = f"{item.problem}\nAnswer:"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+        code = main([
+            "generate", str(release), "--numerics", numerics, "--prompt", prompt, "--temperature", "0",
+            "--max-tokens", "32", "--device", "cpu",
+        ])  # fmt: skip
+    answer = said.getvalue().strip()
+    right = code == 0 and f"\\boxed{{{item.answer}}}" in answer
+    console.print(f"  {release.name:<20} {numerics:<7} {answer}", markup=False)
+    if not right:
+        sys.exit(f"demo: the answer is {item.answer}")
+
+
+def flip_a_bit(path: Path) -> None:
     """Change one bit in the middle of a file."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
@@ -41,21 +93,37 @@ def flip_a_byte(path: Path) -> None:
 
 def demo() -> None:
     """All steps, in order."""
-    if not (CHECKPOINT / "config.json").is_file():
-        write_checkpoint(CHECKPOINT, tiny_config())
+    OUT.mkdir(exist_ok=True)
+    items = held_out()
+    questions, texts = write_inputs(items)
+    way = ["run", RECIPE, "--out", OUT, "--device", "cpu", "--data", f"integers={questions}", "--documents", texts]
     run("inspect", CHECKPOINT)
-    run("plan", RECIPE)
-    run("convert", RECIPE, "--out", OUT / "releases")
-    for release in ("fp8-mp8", "bf16-mp16"):
-        run("verify", OUT / "releases" / release, "--source", CHECKPOINT)
-    console.print("\n[bold]And when one bit of one rank is wrong:[/bold]")
-    victim = OUT / "releases" / "bf16-mp16" / "model5-mp16.safetensors"
-    flip_a_byte(victim)
-    run("verify", OUT / "releases" / "bf16-mp16", "--source", CHECKPOINT, expect=5)
-    flip_a_byte(victim)
-    console.print(f"\n[green]The releases of all eight chips are in {OUT}/releases, proved.[/green]")
+    say("For a chip that has no FP8 (ascend) and one that has (mthreads): converted, proved, compared with native.")
+    run(*way)
+    say("A held-out question, to the native model and to both releases:")
+    console.print(f"  {items[-1].problem}", markup=False)
+    ask(CHECKPOINT, "native", items[-1])
+    for release in RELEASES.values():
+        ask(OUT / release, release.removesuffix("-hf"), items[-1])
+    say("When one bit of a release is wrong:")
+    victim = next(iter(sorted((OUT / "bf16-hf").glob("*.safetensors"))))
+    flip_a_bit(victim)
+    try:
+        run("verify", OUT / "bf16-hf", "--source", CHECKPOINT, expect=5)
+    finally:
+        flip_a_bit(victim)
+    say("Published into a folder. The same command goes on from what is there:")
+    run(*way, "--publish", OUT / "published", "--yes")
+    published = sorted((OUT / "published").iterdir())
+    run("verify", published[0], "--source", CHECKPOINT)
+    say("To look at:")
+    for chip, release in RELEASES.items():
+        console.print(f"  report  {OUT / 'validation' / f'{release}-{chip}' / 'report.html'}")
+    for folder in published:
+        console.print(f"  card    {folder / 'README.md'}")
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # operators this small take longer on two threads than on one
     os.chdir(Path(__file__).resolve().parents[1])
     demo()

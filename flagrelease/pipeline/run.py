@@ -11,7 +11,13 @@ from flagrelease.pipeline.conversion import convert
 from flagrelease.pipeline.publication import publish_chip
 from flagrelease.pipeline.request import RunRequest, StageName
 from flagrelease.pipeline.steps import ChipRun, Step
-from flagrelease.pipeline.validation import earlier_validation, record_baseline, validate_chip, verify
+from flagrelease.pipeline.validation import (
+    earlier_validation,
+    needs_model,
+    record_baseline,
+    validate_chip,
+    verify,
+)
 
 
 def run_recipe(request: RunRequest) -> list[ChipRun]:
@@ -48,7 +54,8 @@ def _validate(request: RunRequest, runs: list[ChipRun], source: Path) -> None:
     pending = [run for run in runs if run.goes_on and not _settled(request, run, source)]
     if not pending:
         return
-    _say("baseline of the native model")
+    if request.baseline is None and needs_model(request.recipe.validation):
+        _say("baseline of the native model")
     try:
         record_baseline(request, pending, source)
     except FlagReleaseError as error:

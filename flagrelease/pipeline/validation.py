@@ -24,17 +24,20 @@ from flagrelease.validate.pipeline.run import FILE_STAGES, PAGE_NAME, REPORT_NAM
 from flagrelease.validate.pipeline.stage import Outcome, StageRunner
 from flagrelease.validate.pipeline.state import Binding, State, rules_sha256
 from flagrelease.validation_report import Report, parse_report
-from flagrelease.validation_rules import StageName
+from flagrelease.validation_rules import StageName, ValidationRules
 
 CANNOT_TELL = 7  # exit code of `validate`
 
 
 def validation_request(request: RunRequest, run: ChipRun, source: Path, until: StageName | None = None) -> Request:
     """The validation of one chip, as `flagrelease validate` would be asked for it."""
+    rules = choose_rules(request.path, read_manifest(run.release), run.chip)
+    if not needs_model(rules):
+        until = "weights"
     return Request(
         release=run.release,
         chip=run.chip,
-        rules=choose_rules(request.path, read_manifest(run.release), run.chip),
+        rules=rules,
         out=default_out(run.release, run.chip),
         recipe=request.path,
         source=source,
@@ -45,6 +48,11 @@ def validation_request(request: RunRequest, run: ChipRun, source: Path, until: S
         operators=request.operators,
         workers=request.workers,
     )
+
+
+def needs_model(rules: ValidationRules) -> bool:
+    """Whether a pass needs a stage that runs the model."""
+    return not set(rules.stages) <= set(FILE_STAGES)
 
 
 def baseline_folder(request: RunRequest) -> Path:
@@ -99,7 +107,7 @@ def record_baseline(request: RunRequest, runs: Sequence[ChipRun], source: Path) 
     Raises:
         FlagReleaseError: as recording does.
     """
-    if request.baseline is not None:
+    if request.baseline is not None or not needs_model(request.recipe.validation):
         return
     folder = baseline_folder(request)
     ranks = _ranks(runs[0])
@@ -175,9 +183,12 @@ def _run_validation(request: RunRequest, run: ChipRun, asked: Request) -> None:
         )
     words = ["validate", str(asked.release), "--chip", run.chip.id, "--source", str(asked.source)]
     words += ["--baseline", str(asked.baseline), "--out", str(asked.out), *_common(request)]
+    path = asked.out / REPORT_NAME
+    before = path.stat().st_mtime_ns if path.is_file() else None
     code = _torchrun(ranks, words)
-    if code not in (0, VerificationError.exit_code, CANNOT_TELL):
-        raise ResourceError(f"{asked.out}: the validation ended with exit code {code} (its words are above)")
+    # torchrun's own code does not tell a verdict from a crash; a report that was written does.
+    if not path.is_file() or path.stat().st_mtime_ns == before:
+        raise ResourceError(f"{asked.out}: the validation broke off (exit code {code}; its words are above)")
 
 
 def _common(request: RunRequest) -> list[str]:
@@ -188,9 +199,10 @@ def _common(request: RunRequest) -> list[str]:
 
 
 def _torchrun(ranks: int, words: list[str]) -> int:
-    """Run a command of this program on `ranks` processes of this machine. Its words go where this one's go."""
+    """Run a command of this program on `ranks` processes of this machine. What it says goes to stderr."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run([*launcher, "-m", "flagrelease", *words], stdout=sys.stderr, check=False).returncode
+    command = [*launcher, "-m", "flagrelease", *words]
+    return subprocess.run(command, stdout=2, check=False).returncode  # stdout is for the end of this command
 
 
 def _ranks(run: ChipRun) -> int:
