@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from defective_ports import roll_rows, spoil_tensors
+from scripted_exam import MARKER
 from small_validation import Workshop, read_report, recipe, verdicts, write_recipe
 
 from flagrelease import cli
@@ -103,6 +106,25 @@ def test_without_a_baseline_the_file_stages_are_run(
     report = read_report(tmp_path / "out")
     assert report["rules"]["benchmarks"].keys() == {"gpqa", "aime"}, "the default rules"
     assert all("no baseline was given" in stage["detail"] for stage in report["stages"][2:])
+
+
+def test_the_file_stages_need_no_torch(workshop: Workshop, tmp_path: Path) -> None:
+    heavy = ("torch", "triton", "tokenizers", "safetensors", "lm_eval", "openai", "numba", "transformers")
+    words = ["validate", str(workshop.release("fp8")), "--chip", "mthreads", "--out", str(tmp_path / "out")]
+    words += ["--source", str(workshop.source), "--recipe", str(workshop.recipe)]
+    code = f"import sys\nfor name in {heavy}: sys.modules[name] = None\n"
+    code += f"from flagrelease import cli\nsys.exit(cli.main({words}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert verdicts(tmp_path / "out")["weights"] == "pass"
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_no_question_is_in_anything_that_is_written(workshop: Workshop, validated: Path) -> None:
+    assert MARKER in workshop.data.read_text()
+    written = [path for folder in (validated, workshop.baseline) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert [path for path in written if MARKER.encode() in path.read_bytes()] == []
 
 
 def test_rules_that_ask_for_files_only(workshop: Workshop, tmp_path: Path) -> None:
