@@ -8,6 +8,7 @@ columns. Program b remembers row b's token and, if that completes a window, pool
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import power_of_two_columns
 from flagrelease.engine.kernels.reference.decoding import Rounding
@@ -78,7 +79,7 @@ def _pool(
     return acc / total
 
 
-@jit
+@early_kernel
 def _compress_token_kernel(
     kv_ptr: tl.tensor,
     score_ptr: tl.tensor,
@@ -105,6 +106,7 @@ def _compress_token_kernel(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
+    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     dtype = entries_ptr.dtype.element_ty
     channels: tl.constexpr = D * (P // RATIO)

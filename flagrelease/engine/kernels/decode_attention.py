@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import rotated
@@ -68,7 +69,7 @@ def _slots(
     return tl.where(position >= 0, slot, -1)
 
 
-@jit
+@early_kernel
 def _part_kernel(
     q_ptr: tl.tensor,
     kv_ptr: tl.tensor,
@@ -96,6 +97,7 @@ def _part_kernel(
     R: tl.constexpr,
 ) -> None:
     """Part p of row b for some heads: the sum over its positions, the maximum and the denominator there."""
+    wait_for_results()
     b, p = tl.program_id(0).to(tl.int64), tl.program_id(2)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, D)
@@ -130,7 +132,7 @@ def _part_kernel(
     tl.store(total_ptr + row, total, mask=h < H)
 
 
-@jit
+@early_kernel
 def _join_kernel(
     acc_ptr: tl.tensor,
     most_ptr: tl.tensor,
@@ -147,6 +149,7 @@ def _join_kernel(
     BLOCK_P: tl.constexpr,
 ) -> None:
     """One head of one row: the parts joined, the sink added, the result rotated back."""
+    wait_for_results()
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p, d = tl.arange(0, BLOCK_P), tl.arange(0, D)
     dtype = o_ptr.dtype.element_ty

@@ -132,33 +132,36 @@ def _code(half: tl.tensor, J: tl.constexpr) -> tl.tensor:
         return ((half >> (12 - 3 * J)) & 8) | ((half >> (6 - 3 * J)) & 7)
 
 
+@jit
+def _arrange_kernel(words_ptr: tl.tensor, stride: tl.tensor, N: tl.tensor, BLOCK: tl.constexpr) -> None:
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at = words_ptr + tl.program_id(0).to(tl.int64) * stride + i
+    w = tl.load(at, mask=i < N, other=0)
+    # Both halves at once: the masks stop what a shift carries over. Signs, then exponents and fractions.
+    y = ((w << 12) & -2147450880) | ((w << 5) & 0x10001000) | ((w >> 2) & 0x02000200) | ((w >> 1) & 0x40004000)
+    y |= ((w << 6) & 0x01C001C0) | ((w >> 1) & 0x00380038) | ((w >> 8) & 0x00070007)
+    y |= ((w >> 3) & 0x0C000C00) | ((w << 1) & 0x20002000)
+    tl.store(at, y, mask=i < N)
+
+
 def arrange(packed: Tensor) -> None:
-    """Put packed codes [.., K/2] (uint8 or int8, K a multiple of 8) into the order above, in place."""
+    """Put packed codes [E, N, K/2] (uint8 or int8, K a multiple of 8) into the order above, in place.
+
+    A matrix is contiguous; those of several experts need not be.
+    """
     words = packed.view(torch.int32)
-    ordered = torch.zeros_like(words)
-    for code, moves in enumerate(_MOVES):
-        for bit, to in moves:
-            for half in (0, 16):
-                ordered |= ((words >> (half + 4 * code + bit)) & 1) << (half + to)
-    words.copy_(ordered)
-
-
-# Of each of four codes: (bit of the code, bit of the half word).
-_MOVES = (
-    ((3, 15), (2, 8), (1, 7), (0, 6)),
-    ((3, 12), (2, 5), (1, 4), (0, 3)),
-    ((3, 9), (2, 2), (1, 1), (0, 0)),
-    ((3, 14), (2, 11), (1, 10), (0, 13)),
-)
+    E, N, K = words.shape
+    if words.stride(2) != 1 or words.stride(1) != K:
+        raise ValueError(f"matrices {tuple(packed.shape)} with strides {packed.stride()} are not contiguous")
+    _arrange_kernel[(E, triton.cdiv(N * K, 4096))](words, words.stride(0), N * K, BLOCK=4096)
 
 
 def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
-    """See `reference.arrange_experts`: FP4 ones with E8M0 scales and widths in blocks of 128, expert by expert."""
+    """See `reference.arrange_experts`: FP4 ones with E8M0 scales and widths in blocks of 128; in place."""
     scale = experts.s1
     blocks = experts.w1.shape[1] % 128 == 0 and experts.w2.shape[1] % 128 == 0
     if experts.format != "fp4" or experts.arranged or not blocks or scale is None or scale.element_size() != 1:
         return experts
     for weights in (experts.w1, experts.w3, experts.w2):
-        for weight in weights:
-            arrange(weight)
+        arrange(weights)
     return replace(experts, arranged=True)

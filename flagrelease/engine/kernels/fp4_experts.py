@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.expert_plan import plan_pairs
 from flagrelease.engine.kernels.fp4_codes import SCALED, compiles_ptx, fp4_factor, fp4_weights
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
@@ -20,7 +21,7 @@ from flagrelease.engine.kernels.split_columns import split_columns
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
 from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
 
-FEW_PAIRS = 128  # up to here every program finds the pairs of its expert by itself
+FEW_PAIRS = 32  # up to here every program finds the pairs of its expert by itself (96 are planned 3 % faster)
 
 
 @jit
@@ -113,7 +114,7 @@ def _columns(pairs_ptr: tl.tensor, same: tl.tensor, m: tl.tensor, end: tl.tensor
         return tl.sum(tl.where(place[:, None] == m[None, :], i[:, None], 0), axis=0)
 
 
-@jit
+@early_kernel
 def _gate_up_kernel(
     x_ptr: tl.tensor,
     w_ptr: tl.tensor,
@@ -146,6 +147,7 @@ def _gate_up_kernel(
 
     A tile's rows are w1's and w3's in turn, so that the two numbers of an output meet in it.
     """
+    wait_for_results()
     item = tl.program_id(1)
     same = item
     if BLOCK_P == 0:
@@ -176,7 +178,7 @@ def _gate_up_kernel(
         tl.store(at, h, mask=(out < MI)[:, None] & (m < end)[None, :])
 
 
-@jit
+@early_kernel
 def _down_kernel(
     h_ptr: tl.tensor,
     w_ptr: tl.tensor,
@@ -207,6 +209,7 @@ def _down_kernel(
 
     Zeros for pairs of other ranks' experts: by the pairs' own items without a plan, by one more item with one.
     """
+    wait_for_results()
     item = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     same = item

@@ -6,13 +6,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.linear import sqrt_softplus
 from flagrelease.engine.kernels.routing import best_experts, store_routes
 from flagrelease.engine.kernels.row_vectors import sum_parts
 
 
-@jit
+@early_kernel
 def _gate_route_kernel(
     parts_ptr: tl.tensor,
     bias_ptr: tl.tensor,
@@ -29,6 +29,7 @@ def _gate_route_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
+    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     e, k = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     scores = sqrt_softplus(sum_parts(parts_ptr + b * E, e, e < E, part_stride, S))

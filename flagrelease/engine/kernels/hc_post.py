@@ -5,14 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import rows
 from flagrelease.engine.kernels.row_vectors import rounded, sum_parts
 
 FEW = 8  # tokens, whose columns are divided finer: one after the other the loads take longer than the work
 
 
-@jit
+@early_kernel
 def _post_kernel(
     o_ptr: tl.tensor,
     x_ptr: tl.tensor,
@@ -30,6 +31,7 @@ def _post_kernel(
     BLOCK_H: tl.constexpr,
 ) -> None:
     """y_k = post_k o + sum_j comb[j, k] x_j."""
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_M)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hc_split_sinkhorn import partial_sum, store_post_and_comb
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import rows
@@ -36,7 +37,7 @@ def _exact_dot(x: tl.tensor, fn: tl.tensor, acc: tl.tensor, dtype: tl.constexpr)
         return dot(x, fn, acc)
 
 
-@jit
+@early_kernel
 def _mixes_kernel(
     x_ptr: tl.tensor,
     fn_ptr: tl.tensor,
@@ -52,6 +53,7 @@ def _mixes_kernel(
     BLOCK_K: tl.constexpr,
 ) -> None:
     """Part s of fn . x and of the sum of squares: mixes [S, T, N], squares [S, T]."""
+    wait_for_results()
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     s = tl.program_id(1)
     n = tl.arange(0, BLOCK_N)
@@ -69,7 +71,7 @@ def _mixes_kernel(
     tl.store(squares_ptr + row, squares, mask=t < T)
 
 
-@jit
+@early_kernel
 def _pre_kernel(
     x_ptr: tl.tensor,
     mixes_ptr: tl.tensor,
@@ -93,6 +95,7 @@ def _pre_kernel(
     BLOCK_H: tl.constexpr,
 ) -> None:
     """y = sum_j pre_j x_j for a block of columns; the first block also stores post and comb (hc_head has none)."""
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, BLOCK_S)
     rho = _rho(squares_ptr + s * T + t, s < S, M * H, norm_eps)
@@ -117,7 +120,7 @@ def _rho(squares: tl.tensor, inside: tl.tensor, count: tl.tensor, eps: tl.tensor
     return tl.rsqrt(tl.sum(tl.load(squares, mask=inside, other=0.0), axis=0) / count + eps)
 
 
-@jit
+@early_kernel
 def _pre_norm_kernel(
     x_ptr: tl.tensor,
     mixes_ptr: tl.tensor,
@@ -144,6 +147,7 @@ def _pre_norm_kernel(
     BLOCK_H: tl.constexpr,
 ) -> None:
     """Program (t, 0): the streams' weighted sum, normed and rounded. Program (t, 1), beside it: post and comb."""
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, BLOCK_S)
     mixes = mixes_ptr + t * N

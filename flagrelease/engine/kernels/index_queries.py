@@ -9,13 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, dot, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast, dot
 from flagrelease.engine.kernels.row_vectors import fp4_rounded, hadamard_signs, sum_parts
 
 HEADS = 16  # of a program
 
 
-@jit
+@early_kernel
 def _index_queries_kernel(
     q_ptr: tl.tensor,
     parts_ptr: tl.tensor,
@@ -35,6 +36,7 @@ def _index_queries_kernel(
     D: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
+    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     position = tl.maximum(tl.load(positions_ptr + b), 0)

@@ -6,11 +6,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import dot, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import dot
 from flagrelease.engine.kernels.layout import unit_columns
 
 
-@jit
+@early_kernel
 def _indexer_scores_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -31,6 +32,7 @@ def _indexer_scores_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
+    wait_for_results()
     query = tl.program_id(0).to(tl.int64)
     b = query // S
     s = query % S

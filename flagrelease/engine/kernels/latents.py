@@ -10,12 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rotated, rounded, store_fp8, sum_parts
 
 
-@jit
+@early_kernel
 def _latents_kernel(
     parts_ptr: tl.tensor,
     q_norm_ptr: tl.tensor,
@@ -39,6 +40,7 @@ def _latents_kernel(
     HD: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
+    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     dtype = kv_ptr.dtype.element_ty
     parts = parts_ptr + b * (QR + HD)

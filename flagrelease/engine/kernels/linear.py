@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import unit_columns
 from flagrelease.engine.kernels.product import product
@@ -20,7 +21,7 @@ PROGRAMS = 1024  # that keep its memory busy, when each has few rows
 SHORTEST_PART = 512  # columns
 
 
-@jit
+@early_kernel
 def _linear_kernel(
     x_ptr: tl.tensor,
     xs_ptr: tl.tensor,
@@ -43,6 +44,7 @@ def _linear_kernel(
     FORMAT: tl.constexpr,
     QUANTISED: tl.constexpr,
     SQRT_SOFTPLUS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -62,6 +64,11 @@ def _linear_kernel(
         ws = ws_ptr + (group * N + n) // 128 * ws_row
     if FORMAT == "fp4":
         ws = ws_ptr + n * ws_row
+    if PREFETCH > 0:  # weights are nobody's result
+        width: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
+        start = tl.where(n < N, n, 0) * w_row + group * w_group + begin
+        prefetch_rows(w_ptr.to(tl.pointer_type(tl.uint8)) + start * width, BLOCK_N, PREFETCH)
+    wait_for_results()
     acc = product(x, xs, m < M, w, ws, n < N, begin, end, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
     if SQRT_SOFTPLUS:
         acc = sqrt_softplus(acc)
@@ -221,9 +228,18 @@ def _run(
     _linear_kernel[(triton.cdiv(M, block_m), triton.cdiv(N, block_n), G * len(y))](
         x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), 0 if xs is None else xs.stride(0), w.stride(1), w.stride(0),
         0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
-        FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus,
+        FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus, PREFETCH=_lines(M, K, per_part or K, w),
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=_stages(M, fmt, single),
     )  # fmt: skip
+
+
+def _lines(rows: int, K: int, columns: int, w: Tensor) -> int:
+    """Cache lines of a weight row that a program asks for before it may begin.
+
+    Of its `columns`, as many as their greatest power of two; none where rows are many, or the last part is shorter.
+    """
+    lines = columns * w.element_size() // 128
+    return lines & -lines if rows <= 64 and w.element_size() <= 2 and lines <= 64 and K % columns == 0 else 0
 
 
 def _stages(rows: int, fmt: str, single: bool) -> int:

@@ -6,14 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.row_vectors import rounded, store_fp8, sum_parts
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
 
 BLOCK = 512
 
 
-@jit
+@early_kernel
 def _round_parts_kernel(
     parts_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -27,6 +28,7 @@ def _round_parts_kernel(
     SWIGLU: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
+    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK_N
     n = start + tl.arange(0, BLOCK_N)

@@ -9,14 +9,15 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import power_of_two, power_of_two_exponent
-from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast, round_e4m3
 from flagrelease.engine.kernels.layout import rows
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 TILE = 2048  # elements of a program
 
 
-@jit
+@early_kernel
 def _split_columns_kernel(
     x_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -27,6 +28,7 @@ def _split_columns_kernel(
     QUANTISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
+    wait_for_results()
     part = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     r, g = part // G, part % G
     word: tl.constexpr = GROUP // 8

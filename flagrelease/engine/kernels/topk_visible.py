@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import jit
 from flagrelease.engine.kernels.layout import rows
 
@@ -40,7 +41,7 @@ def _threshold_of_short_row(key: tl.tensor, inside: tl.tensor, K: tl.tensor) -> 
     return threshold
 
 
-@jit
+@early_kernel
 def _short_row_kernel(
     scores_ptr: tl.tensor,
     visible_ptr: tl.tensor,
@@ -53,6 +54,7 @@ def _short_row_kernel(
     BLOCK_K: tl.constexpr,
 ) -> None:
     """A row that registers hold: it is read once."""
+    wait_for_results()
     row = tl.program_id(0).to(tl.int64)
     visible = tl.minimum(tl.load(visible_ptr + row).to(tl.int32), N)
     n = tl.arange(0, BLOCK_N)

@@ -1,0 +1,65 @@
+"""Kernels that are set up on the device while the one before them still runs (CUDA's programmatic dependent launch).
+
+A step of decoding is some 1,200 short kernels, each of which depends on the last: what a kernel does before its first
+load of another's result costs nothing this way, and weights can be on their way to the cache meanwhile. Every kernel
+that is launched so calls `wait_for_results` before it reads or writes anything that another kernel does.
+"""
+# ruff: noqa: N803  (constants)
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from flagrelease.engine.kernels.interpreter import INTERPRETED, jit
+
+
+def _launches_early() -> bool:
+    """Whether the device (compute capability 9.0 or later) and this Triton (3.4 or later) have such launches."""
+    if INTERPRETED.value or torch.version.cuda is None or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= (9, 0) and hasattr(tl.extra.cuda, "gdc_wait")
+
+
+EARLY = tl.constexpr(_launches_early())
+
+
+class _EarlyKernel:
+    """A jitted function whose launches ask for an early start."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._kernel = triton.jit(function)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return partial(self._kernel[grid], launch_pdl=True)
+
+
+def early_kernel(function: Callable[..., Any]) -> Any:
+    """`jit` for a kernel that calls `wait_for_results`."""
+    return _EarlyKernel(function) if EARLY.value else jit(function)
+
+
+@jit
+def wait_for_results() -> None:
+    """Let the next kernel be set up, then wait until the one before has written all its results."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@jit
+def prefetch_rows(rows: tl.tensor, ROWS: tl.constexpr, LINES: tl.constexpr) -> None:
+    """Start LINES cache lines of 128 bytes at each of the byte pointers `rows` [ROWS] on their way to the cache."""
+    if EARLY:
+        lines = rows[:, None] + (tl.arange(0, LINES) * 128)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+            "=r,l",
+            [lines.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
