@@ -6,10 +6,10 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +24,7 @@ from flagrelease.engine.service import BusyError, Service, Stream
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 
+T = TypeVar("T")
 Answer = ChatAnswer | CompletionAnswer
 _CLIENT_LEFT = 499  # nginx's number, for logs: nobody reads the response
 
@@ -113,7 +114,7 @@ async def _respond(
         raise UsageError(f"model {request.model!r}: this server has {served.name!r}")
     frame = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
     if not request.stream:
-        if not await _fill(served, http, answers, sampling):
+        if await _unless_left(http, _fill(served, answers, sampling)) is None:
             return Response(status_code=_CLIENT_LEFT)
         choices = [answer.choice() for answer in answers]
         return JSONResponse({**frame, "object": kind, "choices": choices, "usage": usage(answers)})
@@ -121,25 +122,37 @@ async def _respond(
         raise UsageError("several prompts cannot be streamed in one request")
     chunk = {**frame, "object": "chat.completion.chunk" if kind == "chat.completion" else kind}
     chunks = _chunks(served, answers[0], sampling, chunk, with_usage=request.wants_usage)
-    first = await anext(chunks)  # a refusal must come before the status line is sent
+    first = await _unless_left(http, _next(chunks))  # a refusal must come before the status line is sent
+    if first is None:
+        return Response(status_code=_CLIENT_LEFT)
     return StreamingResponse(_lines(first, chunks), media_type="text/event-stream")
 
 
-async def _fill(served: Served, http: Request, answers: list[Answer], sampling: Sampling) -> bool:
-    """Let the answers be written. False: the caller left before they were, and nothing goes on for it."""
-    streams = served.service.open([answer.prompt for answer in answers], sampling)
-    written = asyncio.gather(*(_write(answer, stream) for answer, stream in zip(answers, streams, strict=True)))
-    left = asyncio.ensure_future(_left(http))
+async def _unless_left(http: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` returns; None if the caller leaves before, and then `work` is cancelled. The body has been read."""
+    task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(http))
     try:
-        done, _ = await asyncio.wait((written, left), return_when=asyncio.FIRST_COMPLETED)
-        if written in done:
-            written.result()
-        return written in done
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
     finally:
-        written.cancel()
+        task.cancel()
         left.cancel()
+
+
+async def _left(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _fill(served: Served, answers: list[Answer], sampling: Sampling) -> bool:
+    """Let the answers be written."""
+    streams = served.service.open([answer.prompt for answer in answers], sampling)
+    try:
+        await asyncio.gather(*(_write(answer, stream) for answer, stream in zip(answers, streams, strict=True)))
+    finally:
         for stream in streams:
             stream.close()
+    return True
 
 
 async def _write(answer: Answer, stream: Stream) -> None:
@@ -147,10 +160,8 @@ async def _write(answer: Answer, stream: Stream) -> None:
         answer.add(event)
 
 
-async def _left(http: Request) -> None:
-    """Ends when the caller does; the request's body has been read."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
+async def _next(chunks: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(chunks)
 
 
 async def _chunks(

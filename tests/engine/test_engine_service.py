@@ -191,14 +191,34 @@ def test_a_full_server_answers_429(server: tuple[str, Service]) -> None:
 
 def test_a_caller_of_a_whole_answer_who_leaves_frees_the_row(server: tuple[str, Service]) -> None:
     address, service = server
-    body = json.dumps({"model": "small", "prompt": ["x"] * 4, "max_tokens": 1400}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as caller:
-        caller.sendall(head.encode() + b"\r\n\r\n" + body)
+    with post(address, {"model": "small", "prompt": ["x"] * 4, "max_tokens": 1400}):
         until(lambda: (service.load.running, service.load.waiting) == (ROWS, 2))
     until(lambda: service.load.running == 0 and not service._scheduler.busy)
     assert service.load.totals.generated < 4 * 1400
+
+
+def test_a_caller_who_waits_for_a_stream_and_leaves_gives_up_the_place(server: tuple[str, Service]) -> None:
+    address, service = server
+    body = {"model": "small", "prompt": "x", "max_tokens": 1400, "stream": True}
+    with httpx2.Client(base_url=address) as client, contextlib.ExitStack() as stack:
+        for _ in range(ROWS):
+            stack.enter_context(client.stream("POST", "/v1/completions", json=body))
+        with post(address, body):
+            until(lambda: service.load.waiting == 1)
+        until(lambda: service.load.waiting == 0)
+        assert service.load.running == ROWS  # nobody else has ended
+    until(lambda: service.load.running == 0)
+
+
+@contextlib.contextmanager
+def post(address: str, body: dict[str, object]) -> Iterator[None]:
+    """Send a request and wait for nothing; at the end the connection is closed."""
+    data = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(head.encode() + b"\r\n\r\n" + data)
+        yield
 
 
 def test_usage_and_metrics_count_drafts(server: tuple[str, Service]) -> None:
