@@ -50,7 +50,7 @@ def make_card(records: Records, hub: Hub, repo: str) -> bytes:
 def _what_it_is(records: Records) -> Iterator[str]:
     chip, product, files = records.chip, records.chip.products[0], records.manifest.files
     shards = sum(file.path.endswith(".safetensors") for file in files)
-    cut = f"for {records.cards} ranks" if records.target.mp else "with whole tensors and an index"
+    cut = f"cut for {records.cards} ranks" if records.target.mp else "whole tensors and an index"
     yield f"# {records.recipe.model} for {chip.vendor} {product.name}"
     yield ""
     yield f"{records.manifest.source.repo} for {chip.vendor} {product.name}: the same model in a format that"
@@ -59,10 +59,10 @@ def _what_it_is(records: Records) -> Iterator[str]:
     yield "| what | value |"
     yield "|---|---|"
     yield f"| weights | {_DTYPES[records.target.dtype]} |"
-    yield f"| layout | {records.layout}: {shards} safetensors files, cut {cut}; {human_bytes(records.weight_bytes)} |"
+    yield f"| layout | {records.layout}: {_count(shards, 'safetensors file')}, {cut}; {human_bytes(records.weight_bytes)} |"
     if records.target.o_groups is not None:
         yield f"| o-groups | {records.target.o_groups} between ranks |"
-    cards = f"{records.cards} cards x {product.memory_gib} GiB"
+    cards = f"{_count(records.cards, 'card')} x {product.memory_gib} GiB"
     nodes = "one node" if records.nodes == 1 else f"{records.nodes} nodes of {chip.cards_per_node}"
     yield f"| needs | {cards}, {nodes} |"
 
@@ -101,13 +101,17 @@ def _proof(records: Records) -> Iterator[str]:
     yield "|---|---|---|"
     for stage in records.report.stages:
         yield f"| {stage.name} | {stage.verdict} | {_cell(stage.detail)} |"
-    proved = [f"- {sentence}" for stage in records.report.stages for sentence in stage.proves]
-    yield from ("", *proved) if proved else ()
+    yield ""
+    for stage in records.report.stages:
+        yield from (f"- {stage.name}: {sentence}" for sentence in stage.proves)
+        yield from (f"- {stage.name} leaves open: {sentence}" for sentence in stage.leaves_open)
     yield ""
     yield "The whole record is `report.json`."
     if records.report.environment:
         machine = ", ".join(f"{name} {value}" for name, value in records.report.environment.items())
         yield f"It was made with {machine}."
+    if records.report.rules.device == "any":
+        yield "**Its figures count wherever they were computed, so they prove nothing of this chip.**"
 
 
 def _evaluation(records: Records) -> Iterator[str]:
@@ -115,7 +119,7 @@ def _evaluation(records: Records) -> Iterator[str]:
         return
     yield "## Evaluation"
     yield ""
-    yield "| benchmark | n x repeats | native | this chip | verdict |"
+    yield "| benchmark | n x repeats | native | this release | verdict |"
     yield "|---|---|---|---|---|"
     for entry in records.report.benchmarks:
         native = "not run" if entry.native is None else _score(entry.native)
@@ -135,7 +139,12 @@ def _cell(text: str) -> str:
 
 
 def _score(score: Score) -> str:
-    return f"{score.value:g} ({score.confidence:.0%}: {score.low:g} to {score.high:g})"
+    low, high = round(score.low, 2), round(score.high, 2)
+    return f"{round(score.value, 2):g} ({score.confidence:.0%}: {low:g} to {high:g})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _download(records: Records, hub: Hub, repo: str) -> Iterator[str]:
@@ -214,8 +223,6 @@ def _limits(records: Records) -> Iterator[str]:
         )
     if records.target.dtype == "bf16":
         yield "- Activations are not rounded to FP8 as the native model rounds them; the two numerics differ by that."
-    for stage in records.report.stages if records.report else ():
-        yield from (f"- {sentence}" for sentence in stage.leaves_open)
     yield "- The commands above are made from the chip table; what was run on the chip itself is what the report says."
 
 

@@ -33,7 +33,7 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
     """The metadata, in the order they are written.
 
     A change of format that loses nothing has no relation of its own; `quantized` is the nearest there is, and the text
-    of the card says what was exact. `library_name` is given only where transformers loads the layout.
+    of the card says what was exact. `library_name` is given only where transformers was seen to load the release.
     """
     product = re.sub(r"[^a-z0-9]+", "-", records.chip.products[0].name.lower()).strip("-")
     tags = ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout]
@@ -52,7 +52,7 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
         )
     data = {"license": records.licence.huggingface} | common
     data |= {"base_model_relation": "quantized", "pipeline_tag": "text-generation"}
-    if records.layout == "hf":
+    if (records.layout, records.target.dtype) == ("hf", "bf16"):
         data["library_name"] = "transformers"
     data["tags"] = tags
     if records.report is not None and records.report.benchmarks:
@@ -65,16 +65,16 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
 def _results(records: Records) -> Iterator[dict[str, Any]]:
     assert records.report is not None
     for benchmark in records.report.benchmarks:
-        score = benchmark.chip
+        score, low, high = benchmark.chip, round(benchmark.chip.low, 2), round(benchmark.chip.high, 2)
         name = (
             f"{benchmark.metric} ({benchmark.unit}); n = {benchmark.n}, {benchmark.repeats} repeats, "
-            f"{score.confidence:.0%} interval {score.low:g} to {score.high:g}"
+            f"{score.confidence:.0%} interval {low:g} to {high:g}"
         )
-        args = {"n": benchmark.n, "repeats": benchmark.repeats, "low": score.low, "high": score.high}
+        args = {"n": benchmark.n, "repeats": benchmark.repeats, "low": low, "high": high}
         yield {
             "task": {"type": "text-generation"},
             "dataset": {"type": benchmark.dataset, "name": benchmark.task, "revision": benchmark.revision},
-            "metrics": [{"type": benchmark.metric, "value": score.value, "name": name, "args": args}],
+            "metrics": [{"type": benchmark.metric, "value": round(score.value, 2), "name": name, "args": args}],
         }
 
 

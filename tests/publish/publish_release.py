@@ -101,8 +101,15 @@ def report_for(manifest: bytes, chip: str, **changes: Any) -> dict[str, Any]:
         "rules": {"stages": ["integrity", "weights"]},
         "stages": [
             {"name": "integrity", "verdict": "pass", "detail": "12 files, every byte hashed."},
-            {"name": "weights", "verdict": "pass", "detail": "3,000 elements recomputed bit by bit; none differs."},
+            {
+                "name": "weights",
+                "verdict": "pass",
+                "detail": "3,000 elements recomputed bit by bit; none differs.",
+                "proves": ["Every tensor is what a second decoder makes of the source."],
+                "leaves_open": ["Whether an engine computes with the weights as it should."],
+            },
         ],
+        "environment": {"torch": "2.9.0", "device": "one of the chip"},
         "benchmarks": [
             {
                 "task": "GPQA Diamond",

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from huggingface_hub import ModelCard
 from publish_release import RECIPES, manifest_of, report_for, write_release, write_report
 
 from flagrelease.chips import get_chip, load_chips, repo_name
+from flagrelease.cli import main
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.hubs import Hub
 from flagrelease.manifest import FileRecord
@@ -74,6 +76,15 @@ def test_cards_hold_no_hole_and_no_path_of_this_machine(recipe: str, chip: str) 
             )
             assert not re.search(r"\| *\|", text)
             assert ("without validation" in text) != validated
+
+
+def test_figures_of_another_machine_are_said_to_prove_nothing_of_the_chip() -> None:
+    records = records_of("deepseek-v4-flash", "ascend")
+    assert records.report is not None
+    assert b"prove nothing of this chip" not in make_card(records, "huggingface", "a/b")
+    rules = records.report.rules.model_copy(update={"device": "any"})
+    elsewhere = replace(records, report=records.report.model_copy(update={"rules": rules}))
+    assert b"prove nothing of this chip" in make_card(elsewhere, "huggingface", "a/b")
 
 
 def test_the_licence_is_the_sources() -> None:
@@ -245,3 +256,27 @@ def test_a_written_release_gets_its_card(tmp_path: Path) -> None:
     text = make_card(records, "huggingface", "FlagRelease/x").decode()
     assert records.manifest_sha256 in text
     assert "1,000 kept bit for bit, 2,000 decoded to BF16 without rounding" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_the_library_of_the_card_loads_the_release(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = RECIPES.parent / "examples" / "tiny" / "flagrelease-tiny-v4"
+    recipe = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
+    recipe["source"]["path"] = str(source)
+    recipe["releases"] = {"ascend": {"dtype": "bf16", "layout": "hf"}, "nvidia": {"dtype": "fp8", "layout": "hf"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["convert", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]) == 0
+    libraries = {}
+    for chip, folder in (("ascend", "bf16-hf"), ("nvidia", "fp8-hf")):
+        card = make_card(read_records(tmp_path / "out" / folder, chip, None, True), "huggingface", "a/b").decode()
+        libraries[chip] = ModelCard(card).data.library_name
+    assert libraries == {"ascend": "transformers", "nvidia": None}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out" / "bf16-hf", output_loading_info=True, dtype=torch.bfloat16
+    )
+    assert not any(info.values())
+    assert model(torch.tensor([[0, 5, 6, 7, 8]])).logits.isfinite().all()
