@@ -40,18 +40,23 @@ def matrix_rate(device: Device, n: int) -> float:
 
 
 def layer_bytes(model: Model) -> tuple[int, int]:
-    """Bytes of all weights that every step reads, and of one routed expert in all layers."""
-    expert = sum(_expert_bytes(model, layer) for layer in range(len(model.blocks)))
+    """Bytes of the weights that every step reads, and of one routed expert in all layers.
+
+    Of the embedding and the table of hash-routed layers a step reads single rows: they do not count.
+    """
     seen: dict[int, int] = {}
+    experts = 0
     for block in model.blocks:
-        for part in (block.attn_hc, block.attn, block.ffn_hc, block.ffn):
+        for part in (block.attn_hc, block.attn, block.ffn_hc, block.ffn.router.weight, block.ffn.router.bias):
             _collect(part, seen)
-    routed = sum(
-        _expert_bytes(model, layer) * len(model.blocks[layer].ffn.experts.w1) for layer in range(len(model.blocks))
-    )
-    tables = sum(_size(t) for block in model.blocks for t in [block.ffn.router.tid2eid] if t is not None)
-    head = _size(model.head)
-    return sum(seen.values()) - routed - tables + head, expert
+        for linear in (block.ffn.w13, block.ffn.w2):
+            _collect(linear, seen)
+        held = block.ffn.experts
+        tensors = (held.w1, held.w3, held.w2, held.s1, held.s3, held.s2)
+        experts += sum(_size(tensor[0]) for tensor in tensors if tensor is not None)
+    _collect(model.final, seen)
+    _collect(model.head, seen)
+    return sum(seen.values()), experts
 
 
 def cache_bytes(model: Model, context: int) -> int:
@@ -94,12 +99,6 @@ def token_operations(model: Model, context: int) -> float:
             keys += context // 2 // attn.ratio
         dense += 2 * keys * config.num_attention_heads * config.head_dim
     return 2.0 * dense
-
-
-def _expert_bytes(model: Model, layer: int) -> int:
-    experts = model.blocks[layer].ffn.experts
-    parts = (experts.w1, experts.w3, experts.w2, experts.s1, experts.s3, experts.s2)
-    return sum(_size(part[0]) for part in parts if part is not None)
 
 
 def _collect(part: object, seen: dict[int, int]) -> None:

@@ -20,7 +20,7 @@ from flagrelease.engine.mtp import MtpStage
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.rope import RopeTable
-from flagrelease.engine.sampling import Sampler, Sampling, choose
+from flagrelease.engine.sampling import Draws, Sampler, Sampling, choose
 from flagrelease.engine.step import Step, plan_step
 from flagrelease.engine.weights import Weights
 from flagrelease.errors import ResourceError, UsageError
@@ -79,7 +79,7 @@ class Model:
             head=weights.plain("head.weight"),
             blocks=blocks,
             final=HyperHead.load(weights, config),
-            mtp=MtpStage.load(weights.at("mtp.0"), config, numerics, groups) if mtp else None,
+            mtp=MtpStage.load(weights.at("mtp.0"), config, numerics, groups).arranged(ops) if mtp else None,
         )
 
     # What users call.
@@ -133,7 +133,7 @@ class Model:
         cache = self.new_cache(rows=1, context=len(token_ids) + limit)
         logits, sampler, made = self.prefill(cache, 0, token_ids), Sampler(sampling), list[int]()
         while len(made) < limit:
-            token = self.groups.from_leader(choose(logits[None], [sampler.at(len(made))])[0])
+            token = self.groups.from_leader(choose(logits[None], Draws.of([sampler.at(len(made))], self._place))[0])
             if token == self.config.eos_token_id:
                 break
             made.append(token)

@@ -5,7 +5,7 @@ DSpark releases (0731) store other stages, which this engine checks but does not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -53,6 +53,10 @@ class MtpStage:
             HyperHead.load(weights, config),
             config.rms_norm_eps,
         )
+
+    def arranged(self, ops: Operators) -> MtpStage:
+        """With weights as the operators' kernels read them."""
+        return replace(self, block=self.block.arranged(ops))
 
     def forward(
         self, ops: Operators, streams: Tensor, embedded: Tensor, step: Step, cache: LayerCache, rope: RopeTable,

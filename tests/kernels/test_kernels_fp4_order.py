@@ -7,7 +7,7 @@ import torch
 from flagrelease.engine.kernels.fp4_codes import arrange
 
 # From the table in `fp4_codes`: what each bit of a half word holds, bit 15 first; e is the exponent's upper bit.
-TABLE = "s0 s3 m3 s1 e3 f3 s2 e0 f0 m0 e1 f1 m1 e2 f2 m2".split()
+TABLE = ["s0", "s3", "m3", "s1", "e3", "f3", "s2", "e0", "f0", "m0", "e1", "f1", "m1", "e2", "f2", "m2"]
 BIT_OF_CODE = {"s": 3, "e": 2, "f": 1, "m": 0}
 
 

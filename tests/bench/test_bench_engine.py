@@ -1,0 +1,116 @@
+"""`bench engine` and `bench kernels` on a CPU, and the bytes that a step is said to need."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from flagrelease.bench.dimensions import dimensions
+from flagrelease.bench.roof import cache_bytes, distinct_experts, layer_bytes
+from flagrelease.bench.synthetic import random_model
+from flagrelease.cli import main
+from flagrelease.device import open_device
+from flagrelease.engine.kernels.operators import OPERATORS
+from flagrelease.engine.model import Model
+from flagrelease.errors import UsageError
+from flagrelease.model.tensors import Storage, inventory
+
+ENGINE = ["bench", "engine", "--dimensions", "tiny", "--device", "cpu", "--context", "64", "--steps", "1"]
+
+
+def document(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict:  # type: ignore[type-arg]
+    assert main([*arguments, "--json"]) == 0
+    result: dict = json.loads(capsys.readouterr().out)  # type: ignore[type-arg]
+    return result
+
+
+def tiny(**changes: int) -> Model:
+    return random_model(dimensions("tiny", **changes), "native", "torch", open_device("cpu"), 32)
+
+
+def test_rows_are_consistent(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plot = tmp_path / "plot.svg"
+    report = document(capsys, [*ENGINE, "--batch", "1,3", "--prompt", "40", "--plot", str(plot)])
+    assert [(row["phase"], row["size"]) for row in report["rows"]] == [("decode", 1), ("decode", 3), ("prefill", 40)]
+    for row in report["rows"]:
+        assert row["rate"] == pytest.approx(row["size"] / row["seconds"])
+        best = report["copy_bandwidth"] if row["phase"] == "decode" else report["matrix_rate"]
+        assert row["share"] == pytest.approx(row["needed"] / row["seconds"] / best)
+    bars = ElementTree.fromstring(plot.read_text()).iter("{http://www.w3.org/2000/svg}rect")
+    assert len(list(bars)) == 2 * 3
+
+
+def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ENGINE, "--layers", "2", "--batch", "1", "--prompt", ""]) == 0
+    out = capsys.readouterr().out
+    assert "decode" in out
+    assert "prefill" not in out
+
+
+def test_bytes_of_the_weights_are_those_of_the_stored_tensors() -> None:
+    config = dimensions("tiny")
+    always, expert = 0, 0
+    for spec in inventory(config).values():
+        count = torch.Size(spec.shape).numel()
+        if spec.name.startswith(("mtp", "embed")) or spec.storage is Storage.I64:
+            continue
+        if spec.storage is Storage.EXPERT:
+            expert += (count // 2 + count // 32) if spec.expert == 0 else 0
+        elif spec.storage is Storage.LINEAR:
+            always += count + -(-spec.shape[0] // 128) * -(-spec.shape[1] // 128)
+        else:
+            always += count * {Storage.BF16: 2, Storage.F32: 4}[spec.storage]
+    assert layer_bytes(tiny()) == (always, expert)
+
+
+def test_bytes_of_the_caches() -> None:
+    # layers of ratio 0, 4, 128, 4; a window of 32 keys of 128 BF16 numbers, 16 chosen entries, index keys of 128
+    keys = 32 + (32 + 16) + (32 + 512 // 128) + (32 + 16)
+    assert cache_bytes(tiny(), 512) == 2 * (128 * keys + 2 * 128 * (512 // 4))
+
+
+def test_distinct_experts_by_counting_all_cases() -> None:
+    model = tiny(experts=3)  # of which a token takes two: three equally likely pairs
+    pairs = ({0, 1}, {0, 2}, {1, 2})
+    for rows in (1, 2, 3):
+        counted = [len(set.union(*choice)) for choice in product(pairs, repeat=rows)]
+        assert distinct_experts(model, rows) == pytest.approx(sum(counted) / len(counted))
+
+
+def test_published_dimensions() -> None:
+    flash, pro = dimensions("flash"), dimensions("pro")
+    # parameters without scales, MTP included: what the published checkpoints hold
+    for config, parameters in ((flash, 290_942_289_362), (pro, 1_598_837_347_742)):
+        tensors = (spec for spec in inventory(config).values() if spec.storage is not Storage.I64)
+        assert sum(torch.Size(spec.shape).numel() for spec in tensors) == parameters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("flash", 44, None), "44 layers"), (("flash", None, 5), "5 experts"), (("small", None, None), "dimensions")],
+)
+def test_dimensions_that_do_not_exist(arguments: tuple[str, int | None, int | None], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dimensions(*arguments)
+
+
+def test_lists_of_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ENGINE, "--batch", "1,x"]) == 2
+    assert "--batch" in capsys.readouterr().err
+
+
+def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    report = document(capsys, ["bench", "kernels", "--dimensions", "tiny", "--tokens", "1,3", "--device", "cpu"])
+    rows = report["rows"]
+    assert {row["operator"] for row in rows} <= set(OPERATORS)
+    assert len({row["operator"] for row in rows}) >= 18
+    assert [row["tokens"] for row in rows] == [1] * (len(rows) // 2) + [3] * (len(rows) // 2)
+    for row in rows:
+        assert list(row["seconds"]) == ["torch"]
+        assert row["seconds"]["torch"] > 0
+        assert row["floor"] > 0
