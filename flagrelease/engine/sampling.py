@@ -79,7 +79,37 @@ class Sampler:
         return Choice(self._temperature, self._top_p, (first, second))
 
 
-def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Choices as tensors on a device, made before the logits are there so that nothing waits between the two.
+
+    Attributes:
+        drawn: int64 [n], the rows that are not greedy; None if all are.
+        temperature: [n, 1].
+        top_p: [n, 1]; None if no row cuts anything off.
+        keys: int32 [n, 2].
+    """
+
+    drawn: Tensor | None
+    temperature: Tensor
+    top_p: Tensor | None
+    keys: Tensor
+
+    @classmethod
+    def of(cls, choices: Sequence[Choice], device: torch.device) -> Draws:
+        """One choice for each row of the logits."""
+        drawn = [n for n, choice in enumerate(choices) if choice.temperature > 0]
+        temperature = torch.tensor([choices[n].temperature for n in drawn], device=device)[:, None]
+        top_p = [choices[n].top_p for n in drawn]
+        return cls(
+            torch.tensor(drawn, device=device) if drawn else None,
+            temperature,
+            torch.tensor(top_p, device=device)[:, None] if min(top_p, default=1) < 1 else None,
+            torch.tensor([choices[n].keys for n in drawn], dtype=torch.int32, device=device),
+        )
+
+
+def choose(logits: Tensor, draws: Draws) -> list[int]:
     """A token for each row of logits [N, V], computed where they are.
 
     A race (the Gumbel-max trick): token t finishes after E_t / p_t, where the E are independent exponential variates
@@ -87,21 +117,17 @@ def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
     choose the same token mostly if they share the keys: speculation rests on that.
     """
     tokens = logits.argmax(-1)
-    drawn = [n for n, choice in enumerate(choices) if choice.temperature > 0]
-    if drawn:
-        tokens[drawn] = _race(logits[drawn], [choices[n] for n in drawn])
+    if draws.drawn is not None:
+        tokens[draws.drawn] = _race(logits[draws.drawn], draws)
     chosen: list[int] = tokens.tolist()
     return chosen
 
 
-def _race(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
-    temperature = torch.tensor([choice.temperature for choice in choices], device=logits.device)[:, None]
-    scaled = (logits.float() - logits.amax(-1, keepdim=True)) / temperature
-    limit = [choice.top_p for choice in choices]
-    if min(limit) < 1:
-        scaled = _keep_top_p(scaled, torch.tensor(limit, device=logits.device)[:, None])
-    keys = torch.tensor([choice.keys for choice in choices], dtype=torch.int32, device=logits.device)
-    return (scaled - _exponential(keys, logits.shape[-1]).log()).argmax(-1)
+def _race(logits: Tensor, draws: Draws) -> Tensor:
+    scaled = (logits.float() - logits.amax(-1, keepdim=True)) / draws.temperature
+    if draws.top_p is not None:
+        scaled = _keep_top_p(scaled, draws.top_p)
+    return (scaled - _exponential(draws.keys, logits.shape[-1]).log()).argmax(-1)
 
 
 def _keep_top_p(scaled: Tensor, limit: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flagrelease.engine.runner import Decode, Draft, Prefill, Runner
-from flagrelease.engine.sampling import Sampler, Sampling, TokenScore, choose, score
+from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, TokenScore, choose, score
 from flagrelease.engine.sequence import Event, Generated, Running
 from flagrelease.engine.text import StopWatch, Tokenizer
 from flagrelease.errors import UsageError
@@ -110,12 +111,11 @@ class Scheduler:
             return []
         rejected = tuple(each.row for each in ready if each.rejected)
         feeds = tuple(self._active[row].feed if row in self._active else () for row in range(self.runner.rows))
-        logits = self.runner.run(Decode(feeds, rejected))
         places = [(each, n) for each in ready for n in range(len(each.feed))]
-        chosen = choose(
-            logits[[each.row for each, _ in places], [n for _, n in places]],
-            [each.sampler.at(each.generated + n) for each, n in places],
-        )
+        draws = self._draws([each.sampler.at(each.generated + n) for each, n in places])
+        index = torch.tensor([[each.row, n] for each, n in places], device=self._device).unbind(-1)
+        logits = self.runner.run(Decode(feeds, rejected))
+        chosen = choose(logits[index], draws)
         tokens: dict[int, list[int]] = {each.row: [] for each in ready}
         for (each, _), token in zip(places, chosen, strict=True):
             tokens[each.row].append(token)
@@ -166,7 +166,7 @@ class Scheduler:
         if each.limit == 0:
             self._free(each)
             return [Event(each.key, "", tuple(each.scores), 0, "length")]
-        (token,) = choose(logits[-1:], [each.sampler.at(0)])
+        (token,) = choose(logits[-1:], self._draws([each.sampler.at(0)]))
         return [self._advance(each, [token], logits[-1:])]
 
     def _advance(self, each: Running, tokens: Sequence[int], logits: Tensor) -> Event:
@@ -183,11 +183,19 @@ class Scheduler:
         if not going:
             return
         following = {each.row: each.followed for each in going}
+        draws = self._draws([each.sampler.at(each.generated) for each in going])
+        rows = torch.tensor(list(following), device=self._device)
         logits = self.runner.run(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))))
-        rows = list(following)
-        drafts = choose(logits[rows], [each.sampler.at(each.generated) for each in going])
+        drafts = choose(logits[rows], draws)
         for each, draft in zip(going, drafts, strict=True):
             each.draft, each.followed = draft, ()
+
+    def _draws(self, choices: Sequence[Choice]) -> Draws:
+        return Draws.of(choices, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.runner.model.head.device
 
     def _free(self, each: Running) -> None:
         del self._active[each.row]

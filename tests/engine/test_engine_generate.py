@@ -15,7 +15,7 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.model import Model
 from flagrelease.engine.runner import Runner
-from flagrelease.engine.sampling import Sampler, Sampling, choose, score
+from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose, score
 from flagrelease.engine.scheduler import Scheduler, generate_all
 from flagrelease.engine.text import StopWatch, Tokenizer
 from flagrelease.errors import ResourceError, UsageError
@@ -23,9 +23,13 @@ from flagrelease.errors import ResourceError, UsageError
 GREEDY = Sampling(temperature=0, max_tokens=12)
 
 
+def chosen_by(logits: torch.Tensor, choices: list[Choice]) -> list[int]:
+    return choose(logits, Draws.of(choices, logits.device))
+
+
 def draws(logits: list[float], count: int = 4000, **how: float) -> np.ndarray:
     sampler = Sampler(Sampling(seed=1, **how))  # type: ignore[arg-type]
-    chosen = choose(torch.tensor(logits).repeat(count, 1), [sampler.at(n) for n in range(count)])
+    chosen = chosen_by(torch.tensor(logits).repeat(count, 1), [sampler.at(n) for n in range(count)])
     return np.bincount(chosen, minlength=len(logits)) / count
 
 
@@ -48,12 +52,12 @@ def test_many_tokens_and_many_seeds_are_uniform() -> None:
     # chi-square of 400 cells: mean 399, standard deviation 28; of the first choices of different seeds, too
     one = Sampler(Sampling(seed=5))
     for choices in ([one.at(n) for n in range(8000)], [Sampler(Sampling(seed=seed)).at(0) for seed in range(8000)]):
-        counts = np.bincount(choose(torch.zeros(8000, 400), choices), minlength=400)
+        counts = np.bincount(chosen_by(torch.zeros(8000, 400), choices), minlength=400)
         assert 270 < ((counts - 20) ** 2 / 20).sum() < 530
 
 
 def test_neighbouring_choices_are_independent() -> None:
-    chosen = choose(torch.zeros(20001, 4), [Sampler(Sampling(seed=9)).at(n) for n in range(20001)])
+    chosen = chosen_by(torch.zeros(20001, 4), [Sampler(Sampling(seed=9)).at(n) for n in range(20001)])
     pairs = np.bincount([4 * a + b for a, b in itertools.pairwise(chosen)], minlength=16)
     assert ((pairs - 1250) ** 2 / 1250).sum() < 45  # 15 degrees of freedom: mean 15, p < 0.0001 beyond 45
 
@@ -61,16 +65,16 @@ def test_neighbouring_choices_are_independent() -> None:
 def test_unlikely_tokens_are_drawn_as_often_as_they_should() -> None:
     # 1000 tokens share 1/100: the small variates, which decide for them, must be fine enough
     logits = torch.tensor([0.99] + [0.01 / 1000] * 1000).log().repeat(20000, 1)
-    chosen = choose(logits, [Sampler(Sampling(seed=2)).at(n) for n in range(20000)])
+    chosen = chosen_by(logits, [Sampler(Sampling(seed=2)).at(n) for n in range(20000)])
     assert abs(np.count_nonzero(chosen) - 200) < 5 * 200**0.5
 
 
 def test_seed_decides() -> None:
     one, same, other = (Sampler(Sampling(seed=seed)) for seed in (7, 7, 8))
-    picks = [choose(torch.zeros(20, 1000), [s.at(n) for n in range(20)]) for s in (one, same, other)]
+    picks = [chosen_by(torch.zeros(20, 1000), [s.at(n) for n in range(20)]) for s in (one, same, other)]
     assert picks[0] == picks[1] != picks[2]
     unseeded = Sampler(Sampling())
-    assert choose(torch.zeros(20, 1000), [unseeded.at(n) for n in range(20)]) not in picks
+    assert chosen_by(torch.zeros(20, 1000), [unseeded.at(n) for n in range(20)]) not in picks
 
 
 def test_a_choice_does_not_depend_on_its_batch() -> None:
@@ -80,9 +84,9 @@ def test_a_choice_does_not_depend_on_its_batch() -> None:
         for n, (t, p) in enumerate([(1, 1), (0, 1), (2, 0.5), (1, 0.9), (0.3, 1)])
     ]
     choices = [Sampler(each).at(3) for each in how]
-    alone = [choose(logits[n : n + 1], [choice])[0] for n, choice in enumerate(choices)]
-    assert choose(logits, choices) == alone
-    assert choose(logits.flip(0), choices[::-1]) == alone[::-1]
+    alone = [chosen_by(logits[n : n + 1], [choice])[0] for n, choice in enumerate(choices)]
+    assert chosen_by(logits, choices) == alone
+    assert chosen_by(logits.flip(0), choices[::-1]) == alone[::-1]
 
 
 def test_two_distributions_with_the_same_keys_mostly_agree() -> None:
@@ -91,13 +95,13 @@ def test_two_distributions_with_the_same_keys_mostly_agree() -> None:
     p, q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.6, 0.2, 0.15, 0.05])
     expected = sum(1 / np.maximum(p / p[x], q / q[x]).sum() for x in range(4))
     choices = [Sampler(Sampling(seed=3)).at(n) for n in range(10000)]
-    a, b = (choose(torch.tensor(np.log(each)).repeat(10000, 1), choices) for each in (p, q))
+    a, b = (chosen_by(torch.tensor(np.log(each)).repeat(10000, 1), choices) for each in (p, q))
     assert abs(np.mean(np.array(a) == b) - expected) < 0.015  # 4 standard deviations
     assert expected > 1 - np.abs(p - q).sum() / 2 - 0.02
 
 
 def test_a_tiny_temperature_takes_the_best() -> None:
-    assert choose(torch.tensor([[1.0, 80.0, 79.9]]), [Sampler(Sampling(seed=1, temperature=1e-30)).at(0)]) == [1]
+    assert chosen_by(torch.tensor([[1.0, 80.0, 79.9]]), [Sampler(Sampling(seed=1, temperature=1e-30)).at(0)]) == [1]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from flagrelease.engine import chat
 from flagrelease.engine.chat_stream import CompletionStream
 from flagrelease.engine.model import Model
 from flagrelease.engine.runner import Runner
-from flagrelease.engine.sampling import Sampler, Sampling
+from flagrelease.engine.sampling import Draws, Sampler, Sampling
 from flagrelease.engine.scheduler import Scheduler
 from flagrelease.engine.server import Served, make_app
 from flagrelease.engine.service import Service
@@ -79,6 +79,7 @@ def script(served: Served, monkeypatch: pytest.MonkeyPatch) -> Any:
     def write(text: str) -> None:
         tokens = [*served.tokenizer.encode(text), 1]
         monkeypatch.setattr(Sampler, "at", lambda sampler, n: n)
+        monkeypatch.setattr(Draws, "of", lambda places, device: places)
         monkeypatch.setattr("flagrelease.engine.scheduler.choose", lambda logits, places: [tokens[n] for n in places])
 
     return write
