@@ -59,7 +59,8 @@ def _what_it_is(records: Records) -> Iterator[str]:
     yield "| what | value |"
     yield "|---|---|"
     yield f"| weights | {_DTYPES[records.target.dtype]} |"
-    yield f"| layout | {records.layout}: {_count(shards, 'safetensors file')}, {cut}; {human_bytes(records.weight_bytes)} |"
+    held = f"{_count(shards, 'safetensors file')}, {cut}; {human_bytes(records.weight_bytes)}"
+    yield f"| layout | {records.layout}: {held} |"
     if records.target.o_groups is not None:
         yield f"| o-groups | {records.target.o_groups} between ranks |"
     cards = f"{_count(records.cards, 'card')} x {product.memory_gib} GiB"
