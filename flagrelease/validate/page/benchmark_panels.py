@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,19 +97,26 @@ class _Figures(_Read):
     items: tuple[_Item, ...]
 
 
-def forest_panel(benchmarks: tuple[Benchmark, ...]) -> list[Panel]:
-    """All benchmarks with a native side, against their margins."""
-    rows, table = [], Table(("benchmark", ">difference", ">interval of the test", ">margin", "verdict"))
+def differences(benchmarks: Sequence[Benchmark]) -> list[Difference]:
+    """Of all benchmarks with a native side."""
+    rows = []
     for benchmark in benchmarks:
         test = _Figures.model_validate(benchmark.figures).test
-        if test is None:
-            continue
-        row = Difference(benchmark.task, benchmark.verdict, test.difference, test.lower, test.upper, test.margin)
-        rows.append(row)
-        between = f"{signed(row.low)} to {signed(row.high)}"
-        table.rows.append((row.name, signed(row.value), between, f"−{row.margin:g}", row.verdict))
+        if test is not None:
+            bounds = test.lower, test.upper
+            rows.append(Difference(benchmark.task, benchmark.verdict, test.difference, *bounds, test.margin))
+    return rows
+
+
+def forest_panel(benchmarks: Sequence[Benchmark]) -> list[Panel]:
+    """All benchmarks with a native side, against their margins."""
+    rows = differences(benchmarks)
     if not rows:
         return []
+    table = Table(("benchmark", ">difference", ">interval of the test", ">margin", "verdict"))
+    for row in rows:
+        between = f"{signed(row.low)} to {signed(row.high)}"
+        table.rows.append((row.name, signed(row.value), between, f"−{row.margin:g}", row.verdict))
     words = "; ".join(_in_words(row) for row in rows) + "."
     axis = "points of 100: worse than native ←  → better"
     picture = forest_plot("forest", rows, words, worse="left", axis=axis)

@@ -124,20 +124,35 @@ def logits_panels(stage: Stage) -> list[Panel]:
     return panels
 
 
-def _limits_panel(figures: _Figures) -> Panel:
+def nearest_limit(stage: Stage) -> float | None:
+    """How much of the limit that is nearest is used: 1 is all of it. None where no limit has a scale."""
+    figures = _Figures.model_validate(stage.figures)
+    return max((row.used for row in _allowances(_named(figures))), default=None)
+
+
+def _named(figures: _Figures) -> list[tuple[str, _Measure]]:
+    """All measures, with what each is about."""
     named = [(f"{c.reference}, {c.replay}", measure) for c in figures.comparisons for measure in c.measures]
     named += [(f"ratio, {replay}", measure) for replay, measure in figures.ratio.items()]
-    named += [("layers", measure) for measure in (figures.layers.measures if figures.layers is not None else ())]
+    return named + [("layers", measure) for measure in (figures.layers.measures if figures.layers is not None else ())]
+
+
+def _limits_panel(figures: _Figures) -> Panel:
+    named = _named(figures)
     table = Table(("against", "measure", ">value", ">interval", "limit", "outcome"))
     table.rows.extend((where, *_measured(measure)) for where, measure in named)
     held = sum(measure.verdict == "pass" for _, measure in named)
-    used = [found for where, measure in named if (found := _allowance(where, measure)) is not None]
+    used = _allowances(named)
     words = f"{held} of {len(named)} limits hold."
     if used:
         nearest = sorted(used, key=lambda row: -row.used)[:3]
         words += f" Nearest to their limits: {', '.join(f'{row.name} ({row.used:.0%})' for row in nearest)}."
     picture = allowance_plot("limits", used, words) if used else None
     return Panel("Limits, and how much of each is used", words, picture, table)
+
+
+def _allowances(named: list[tuple[str, _Measure]]) -> list[Allowance]:
+    return [found for where, measure in named if (found := _allowance(where, measure)) is not None]
 
 
 def _allowance(where: str, measure: _Measure) -> Allowance | None:

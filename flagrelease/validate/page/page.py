@@ -13,6 +13,7 @@ from flagrelease.manifest import Manifest
 from flagrelease.validate.page.behaviour_panels import behaviour_panels
 from flagrelease.validate.page.benchmark_panels import benchmark_panels, forest_panel
 from flagrelease.validate.page.forest import signed
+from flagrelease.validate.page.key_figures import key_figure
 from flagrelease.validate.page.logits_panels import logits_panels
 from flagrelease.validate.page.panel import Panel, Table
 from flagrelease.validate.page.weights_panels import check_panels
@@ -55,6 +56,7 @@ def render_page(report: Report, manifest: Manifest) -> str:
         source=_source(manifest),
         summary=_summary(report),
         panels=panels,
+        keys={stage.name: key_figure(stage, report.benchmarks) for stage in report.stages},
         exams=[_exam(number, benchmark) for number, benchmark in enumerate(report.benchmarks)],
         identity=_identity(report, manifest),
         environment=_environment(report),

@@ -39,7 +39,7 @@ def rules() -> ValidationRules:
 
 def passing() -> Report:
     settings = rules()
-    exams = (exam(settings.benchmarks["gpqa"], 198, 0.0, 1), exam(settings.benchmarks["aime"], 30, 0.0, 2))
+    exams = (exam(settings.benchmarks["gpqa"], 198, 0.0, 2), exam(settings.benchmarks["aime"], 30, 0.0, 2))
     return report(settings, (integrity(), weights(), logits(), benchmarks_stage(exams), behaviour()), exams)
 
 

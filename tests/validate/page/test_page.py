@@ -102,6 +102,23 @@ def test_a_whole_report_has_all_its_pictures() -> None:
         assert f'id="{ident}-t"' in page, ident
 
 
+def test_the_made_up_reports_are_of_all_verdicts() -> None:
+    assert [make().verdict for make in REPORTS.values()] == ["pass", "fail", "cannot-tell", "fail"]
+
+
+def test_every_stage_has_its_number_at_the_top() -> None:
+    steps = page_of(made_up.passing()).split("</nav>")[0]
+    found = re.findall(r'<span class="key">([^<]+)</span>', steps)
+    report = made_up.passing()
+    apart = {each.task: each.chip.value - each.native.value for each in report.benchmarks if each.native is not None}
+    assert found[:2] == ["61 files", "69,187 tensors"]
+    assert found[2].startswith("nearest limit used to 5")  # 0.984 of at least 0.97: 16 of 30 thousandths
+    shown = [f"{task} {value:+.2f}".replace("-", "−").replace("+0.00", "0.00") for task, value in apart.items()]
+    assert found[3] == ", ".join(shown)
+    assert found[4] == "no valid tool call: +2.50 points"
+    assert re.findall(r'<span class="key">([^<]+)</span>', page_of(made_up.failing_weights()))[1] == "1 finding"
+
+
 def test_a_stage_that_was_not_run_is_not_drawn() -> None:
     page = page_of(made_up.without_device())
     assert 'class="plot"' not in page

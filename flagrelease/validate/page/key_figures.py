@@ -1,0 +1,34 @@
+"""One number for each stage, for those who read no further than the top of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flagrelease.validate.behaviour.stage import BehaviourFigures
+from flagrelease.validate.page.benchmark_panels import differences
+from flagrelease.validate.page.forest import signed
+from flagrelease.validate.page.logits_panels import nearest_limit
+from flagrelease.validate.page.weights_panels import CheckFigures
+from flagrelease.validation_report import Benchmark, Stage
+
+
+def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:
+    """Such as "61 files" or "GPQA Diamond −0.60"; nothing for a stage that was not run or has no number."""
+    if stage.verdict == "not-run":
+        return ""
+    if stage.name == "benchmarks":
+        return ", ".join(f"{row.name} {signed(row.value)}" for row in differences(benchmarks))
+    if not stage.figures:
+        return ""
+    if stage.name == "logits":
+        nearest = nearest_limit(stage)
+        return "" if nearest is None else f"nearest limit used to {nearest:.0%}"
+    if stage.name == "behaviour":
+        worst = max(BehaviourFigures.model_validate(stage.figures).rates, key=lambda rate: rate.difference)
+        return f"{worst.name}: {signed(worst.difference)} points"
+    checks = CheckFigures.model_validate(stage.figures).checks
+    if failed := sum(check.failed for check in checks):
+        return f"{failed:,} finding{'s' if failed > 1 else ''}"
+    counted = {"integrity": ("files", "files"), "weights": ("tensors", "tensors")}
+    name, unit = counted[stage.name]
+    return "".join(f"{check.checked:,} {unit}" for check in checks if check.name == name)
