@@ -13,7 +13,7 @@ from flagrelease.bench.serve.sample import Sample
 from flagrelease.bench.serve.scenario import Row, Sizes, write_prompt
 from flagrelease.errors import NetworkError
 
-_PROBES = 50, 250  # words of the prompts by which the server's tokens are measured
+_PROBES = 20, 120  # words of the prompts by which the server's tokens are measured
 _LONGEST_PAUSE = 60.0  # seconds that a caller waits if it is told to
 
 
