@@ -25,15 +25,16 @@ def show(results: Sequence[Figures]) -> None:
 def _table(results: Sequence[Figures]) -> Table:
     """A line a row: mean tokens of prompts and answers; latencies are p50 / p90 / p99."""
     shown = console.table(
-        "scenario", ">prompt", ">answer", ">at once", ">answered", ">tok/s", ">first text, s", ">per token, ms", ">gap p99, ms",
-        "failed",
+        "scenario", ">prompt", ">answer", ">at once", ">answered", ">tok/s", ">first text, s", ">per token, ms",
+        ">gap p99, ms", "failed",
     )  # fmt: skip
     for each in results:
         row = each.row
         prompt = f"~{row.prompt_tokens}" if each.prompt_tokens is None else f"{each.prompt_tokens:.0f}"
+        answer = f"{each.tokens / max(each.answered, 1):.0f}"
         gap = "-" if each.gap is None else f"{each.gap.p99 * 1e3:.1f}"
         shown.add_row(
-            row.scenario, prompt, f"{each.tokens / max(each.answered, 1):.0f}", str(row.concurrency), str(each.answered), f"{each.throughput:.1f}",
+            row.scenario, prompt, answer, str(row.concurrency), str(each.answered), f"{each.throughput:.1f}",
             _three(each.first, 1), _three(each.per_token, 1e3), gap,
             ", ".join(f"{count} x {kind}" for kind, count in each.failures.items()),
         )  # fmt: skip
