@@ -10,6 +10,7 @@ from engine_checkpoint import random_tokens
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.model import Model
 
 pytestmark = pytest.mark.gpu
@@ -41,6 +42,23 @@ def test_decode_and_batches_on_the_device(bf16_release: Path, operators: str) ->
         after = model.decode(cache, [tokens[n] for tokens in more])
     for row, (prompt, tokens) in enumerate(zip(prompts, more, strict=True)):
         assert (after[row].cpu() - model.logits(prompt + tokens)[-1]).abs().max() <= 1e-3
+
+
+def test_captured_steps(bf16_release: Path, native_release: Path, operators: str) -> None:
+    """Replayed, over sizes, reaches and rows without a token, against the plain pass; native numerics run."""
+    model = engine.load(bf16_release, "bf16", torch.float32, "auto", operators=operators)
+    prompts = [random_tokens(n, seed=n) for n in (5, 125, 64)]
+    plain, captured = model.new_cache(3, 200), model.new_cache(3, 200)
+    for cache in (plain, captured):
+        model.extend(cache, prompts)
+    decoder = Decoder(model, captured)
+    for n in range(8):
+        fed = [None if n == row else random_tokens(8, seed=50 + row)[n] for row in range(3)]
+        given = torch.tensor([token is not None for token in fed])
+        expected, got = model.decode(plain, fed).cpu(), decoder.decode(fed).cpu()
+        assert (got - expected)[given].abs().max() <= 1e-3
+    native = engine.load(native_release, "native", device="auto", operators=operators)
+    assert Decoder(native, native.new_cache(1, 8)).decode([1]).isfinite().all()
 
 
 def after_layer(model: Model, layer: int, streams: Tensor, tokens: list[int]) -> Tensor:

@@ -68,9 +68,12 @@ class Feed:
 
         Of a compressor's slots the second token may take the one that the first still reads.
         """
+        step: Callable[[], None] = lambda: self._run(self._at(*size))  # noqa: E731
+        if not self._model.ops.captured:
+            return step
         positions = self.positions.clone()
         self.positions.fill_(-1)
-        captured = self._model.device.capture(lambda: self._run(self._at(*size)))
+        captured = self._model.device.capture(step)
         self.positions.copy_(positions)
         return captured
 

@@ -157,7 +157,12 @@ def arrange(packed: Tensor) -> None:
 
 
 def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
-    """See `reference.arrange_experts`: FP4 ones with E8M0 scales and widths in blocks of 128; in place."""
+    """See `reference.arrange_experts`: FP4 ones with E8M0 scales and widths in blocks of 128; in place.
+
+    Only where the kernels that read them were tuned: for PTX (and in the interpreter, where they are tested).
+    """
+    if not (INTERPRETED.value or compiles_ptx()):
+        return experts
     scale = experts.s1
     blocks = experts.w1.shape[1] % 128 == 0 and experts.w2.shape[1] % 128 == 0
     if experts.format != "fp4" or experts.arranged or not blocks or scale is None or scale.element_size() != 1:

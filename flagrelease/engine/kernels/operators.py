@@ -10,6 +10,7 @@ class Operators:
     """The provider `torch`, and the signatures of every other: a subclass replaces operators one by one."""
 
     name = "torch"
+    captured = False  # whether a step of these operators can be: the definitions wait for the device here and there
 
     arrange_experts = staticmethod(arrange_experts)  # not an operator: what is done to weights once
 

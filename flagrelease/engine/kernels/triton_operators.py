@@ -44,6 +44,7 @@ class TritonOperators(Operators):
     """All in Triton: no cuBLAS or cuDNN, no host synchronisation, shapes that depend on arguments' shapes only."""
 
     name = "triton"
+    captured = True
 
     arrange_experts = staticmethod(arrange_experts)
 
