@@ -81,7 +81,7 @@ def test_arrivals_and_departures_change_nothing(model: Model, tokenizer: Tokeniz
     requests: dict[int, tuple[list[int], Sampling]] = {}
     results: dict[int, Generated] = {}
     cancelled: set[int] = set()
-    left = 10
+    left = 8
     while left or scheduler.busy:
         while left and chance.random() < 0.3:
             request = draw_request(chance)
@@ -96,7 +96,7 @@ def test_arrivals_and_departures_change_nothing(model: Model, tokenizer: Tokeniz
             assert event.key not in cancelled
             results[event.key].add(event)
     finished = set(requests) - cancelled
-    assert len(finished) >= 7
+    assert len(finished) >= 5
     for key in finished:
         text, logprobs = alone(model, tokenizer, *requests[key])
         assert results[key].text == text

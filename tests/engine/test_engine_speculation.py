@@ -67,9 +67,9 @@ def schedule(model: Model, tokenizer: Tokenizer, rows: int = 4, *, speculate: bo
 
 PROMPTS = [random_tokens(n, seed=n, vocabulary=263) for n in (1, 3, 30, 64, 127, 129, 200)]
 SAMPLINGS = [
-    Sampling(temperature=0, max_tokens=60, logprobs=2),
-    Sampling(temperature=1.0, seed=3, max_tokens=60),
-    Sampling(temperature=0.6, top_p=0.7, seed=4, max_tokens=60),
+    Sampling(temperature=0, max_tokens=40, logprobs=2),
+    Sampling(temperature=1.0, seed=3, max_tokens=40),
+    Sampling(temperature=0.6, top_p=0.7, seed=4, max_tokens=40),
 ]
 
 
@@ -84,8 +84,8 @@ def test_the_same_text_with_drafts_and_without(model: Model, tokenizer: Tokenize
         for a, b in zip(one.scores, other.scores, strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=LIMIT)
     # both ways a draft can end were taken many times
-    assert sum(r.accepted for r in drafted) > 30
-    assert sum(r.drafted - r.accepted for r in drafted) > 30
+    assert sum(r.accepted for r in drafted) > 20
+    assert sum(r.drafted - r.accepted for r in drafted) > 20
     assert scheduler.totals.drafted == sum(r.drafted for r in drafted)
     assert scheduler.totals.accepted == sum(r.accepted for r in drafted)
 
@@ -122,7 +122,7 @@ def test_eos_and_stop_strings_end_in_the_middle_of_a_step(model: Model, tokenize
 
 def test_tokens_follow_the_models_distribution(model: Model, tokenizer: Tokenizer) -> None:
     # Independent of the plain path: the likeliest texts of three tokens, each with its probability by whole prefills.
-    prompt, count, rare = PROMPTS[1], 250, 0.01
+    prompt, count, rare = PROMPTS[1], 160, 0.015
     how = Sampling(temperature=1.2, top_p=0.9, max_tokens=3)
     expected: dict[str, float] = {}
 
@@ -182,7 +182,7 @@ def test_drafts_are_those_of_the_whole_sequence(model: Model, tokenizer: Tokeniz
                 known += order.following[0]
                 assert (logits[0] - model.draft_logits(known)[-1]).abs().max() <= LIMIT
         runner.seen.clear()
-    assert len(known) > len(prompt) + 50
+    assert len(known) > len(prompt) + 30
 
 
 def live(cache: Cache, row: int, model: Model) -> list[Tensor]:
@@ -266,13 +266,13 @@ def test_what_cannot_speculate_is_refused(bf16_release: Path) -> None:
 
 def test_a_prompt_is_read_by_the_stage_in_pieces(model: Model, tokenizer: Tokenizer) -> None:
     texts = []
-    for budget in (1, 13, 512):
+    for budget in (9, 512):
         runner = Watched(model, 1, CONTEXT, speculate=True)
         scheduler = Scheduler(runner, tokenizer, budget=budget)
         (result,) = generate_all(scheduler, [PROMPTS[4]], SAMPLINGS[0])
         texts.append((result.text, result.drafted, result.accepted))
         assert sum(isinstance(order, Prefill) for order, _ in runner.seen) == -(-127 // budget)
-    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] == texts[1]
 
 
 def test_planted_acceptance_of_every_draft_is_seen(
