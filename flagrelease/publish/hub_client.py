@@ -57,11 +57,11 @@ def take(status: int, chunks: Iterable[bytes], begin: int, count: int) -> bytes:
     """
     if status != 206 and begin:
         raise ConnectionError(f"asked for a range, got HTTP {status}")
-    content = b""
+    content = bytearray()
     for chunk in chunks:
         content += chunk
         if len(content) >= count:
             break
     if len(content) < count:
         raise ConnectionError(f"{len(content):,} of {count:,} bytes came")
-    return content[:count]
+    return bytes(content[:count])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,13 @@ import pytest
 import yaml
 
 from flagrelease import cli
+from flagrelease.chips import get_chip
 from flagrelease.cli import main
 from flagrelease.errors import NetworkError
 from flagrelease.pipeline import publication, validation
+from flagrelease.publish.records import default_report
 from flagrelease.validate.pipeline import file_stages
+from flagrelease.validate.pipeline.request import default_out
 
 CHIPS = {"ascend": ("bf16", "hf"), "mthreads": ("fp8", "hf"), "nvidia": ("fp8", "hf")}
 
@@ -149,6 +156,35 @@ def test_an_interruption_is_gone_on_from(run: Run, tmp_path: Path, monkeypatch: 
     assert {steps["validate"] for steps in run().values()} == {"done"}
 
 
+@pytest.mark.parametrize(
+    "seen", ["bf16-hf/manifest.json", "validation/*/state/integrity.json", "../mirror/*/report.json"]
+)
+def test_killed_it_goes_on_and_ends_the_same(tmp_path: Path, seen: str) -> None:
+    """kill -9 when a file appears: in the conversion, the verification, between two publications."""
+    recipe = write_recipe(tmp_path)
+    words = [sys.executable, "-m", "flagrelease", "run", str(recipe), "--out"]
+    mirrors = []
+    for folder in ("whole", "killed"):
+        out = tmp_path / folder / "out"
+        command = [*words, str(out), "--publish", str(tmp_path / folder / "mirror"), "--yes"]
+        if folder == "killed":
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while process.poll() is None and not any(tmp_path.joinpath(folder, "out").glob(seen)):
+                time.sleep(0.002)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        subprocess.run(command, check=True, capture_output=True)
+        mirrors.append(
+            {
+                str(path.relative_to(tmp_path / folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (tmp_path / folder / "mirror").rglob("*")
+                if path.is_file()
+            }
+        )
+    assert mirrors[0] == mirrors[1]
+    assert len({name.split("/")[1] for name in mirrors[1]}) == len(CHIPS)
+
+
 def test_a_release_that_is_wrong_stops_its_chips_and_no_others(run: Run, tmp_path: Path) -> None:
     run("--until", "convert")
     victim = sorted((tmp_path / "out" / "fp8-hf").glob("*.safetensors"))[0]
@@ -249,6 +285,11 @@ def test_more_ranks_than_a_node_has_are_said(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "takes 16 ranks, a node of ascend has 8 cards" in said
     assert "by torchrun on its nodes" in said
+
+
+def test_publishing_looks_where_validation_writes(tmp_path: Path) -> None:
+    release = tmp_path / "fp8-mp8"
+    assert default_report(release, "nvidia") == default_out(release, get_chip("nvidia")) / "report.json"
 
 
 @pytest.mark.slow
