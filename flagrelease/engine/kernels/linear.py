@@ -169,10 +169,12 @@ def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, in
     if rows > 64 and not single:
         return (64, 128, 128, 4) if fmt == "fp4" else (128, 128, 64, 8)
     block_m = max(16, triton.next_power_of_2(min(rows, 64)))
-    block_n = 64 if rows > 16 else 32
-    while block_n > 16 and outputs // block_n < FILLED:
+    block_n = 64
+    while block_n > 16 and outputs // block_n < (2 * FILLED if block_n == 64 and rows <= 16 else FILLED):
         block_n //= 2
-    return block_m, block_n, 32 if single else 128, 4
+    # Every warp holds all of x for its outputs: with few rows few warps, or x is decoded more often than the weight.
+    warps = 2 if rows <= 16 and fmt != "fp4" and not single else 4
+    return block_m, block_n, 32 if single else 128, warps
 
 
 def _check_groups(x: Tensor, w: Tensor, ws: Tensor) -> None:
@@ -244,4 +246,6 @@ def _lines(rows: int, K: int, columns: int, w: Tensor) -> int:
 
 def _stages(rows: int, fmt: str, single: bool) -> int:
     """Tiles on their way from memory at once: with few rows nothing else hides its latency."""
-    return 5 if rows <= 16 and fmt != "fp4" and not single else 3
+    if rows > 16 or fmt == "fp4" or single:
+        return 3
+    return 5 if fmt == "fp8" else 4
