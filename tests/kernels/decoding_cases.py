@@ -74,7 +74,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
         of("expert_outputs", "fp4 unquantised", lambda: outputs(5, 3, "fp4", dtype, False)),
-        of("expert_outputs", "fp4 planned", lambda: outputs(67, 2, "fp4", dtype, True)),
+        of("expert_outputs", "fp4 planned", lambda: outputs(17, 2, "fp4", dtype, True)),
         of("expert_outputs", "fp8", lambda: outputs(5, 3, "fp8", dtype, True)),
         of("expert_outputs", "plain", lambda: outputs(5, 3, "plain", dtype, False)),
         of("round_parts", "codes", lambda: (randn(3, 5, 640), dtype, codes)),

@@ -203,6 +203,8 @@ def expert_outputs(
 
 def _checked(x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights) -> tuple[Tensor, Tensor, Tensor]:
     T, H = x.shape
+    if experts.arranged and x.dtype != torch.bfloat16:
+        raise ValueError(f"arranged FP4 experts take BF16 activations, not {x.dtype}")
     if ids.shape != weights.shape or len(ids) != T or experts.w2.shape[1] != H:
         raise ValueError(
             f"{T} tokens of {H}, ids {tuple(ids.shape)}, weights {tuple(weights.shape)}, w2 of another shape"
