@@ -48,6 +48,10 @@ def publish(
     signing_key: Annotated[
         Path | None, typer.Option("--signing-key", metavar="FILE", help="An EC private key (PEM) to sign with.")
     ] = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option("--signature", metavar="FILE", help="A bundle over these files, made elsewhere (model_signing)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")] = False,
 ) -> None:
     """Put a validated release on a hub or into a folder, and check there by digest that it is what was validated."""
@@ -65,6 +69,7 @@ def publish(
         report=report or _validated(release, chip, allow_unvalidated),
         allow_unvalidated=allow_unvalidated,
         signing_key=signing_key,
+        signature=signature,
     )
     if as_json:
         _print_json({**plan_document(outcome.publication), "revision": outcome.revision})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from flagrelease.publish.modelscope_client import ModelScopeClient
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
-from flagrelease.publish.signature import make_signature
+from flagrelease.publish.signature import make_signature, read_unchecked, unsigned_files
 
 HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
 _CONFIGURATION = b'{"framework": "pytorch", "task": "text-generation"}\n'
@@ -48,6 +49,7 @@ def publish(
     report: Path | None = None,
     allow_unvalidated: bool = False,
     signing_key: Path | None = None,
+    signature: Path | None = None,
     endpoint: str | None = None,
 ) -> Outcome:
     """Plan the publication of a release for a chip, and carry it out if `yes` is given and `dry_run` is not.
@@ -58,6 +60,7 @@ def publish(
         repo: `owner/name`; by default the one that chip table and recipe give.
         report: the validation's report for this manifest and chip.
         signing_key: PEM file of an EC private key; the publication then holds a signature of every file.
+        signature: a bundle over exactly these files that was made elsewhere, for example by sigstore without a key.
         endpoint: another hub than the client's own settings say.
 
     Raises:
@@ -67,7 +70,15 @@ def publish(
     hub = HUBS.get(to)
     if hub is None and repo is not None:
         raise UsageError(f"--repo is for hubs ({', '.join(HUBS)}); {to!r} is a folder")
-    publication = plan(records, hub, to, repo, private, signing_key)
+    if signing_key is not None and signature is not None:
+        raise UsageError("--signing-key and --signature: give one of them")
+
+    def sign(name: str, digests: dict[str, str]) -> bytes | None:
+        if signature is not None:
+            return _bundle_of(signature, digests)
+        return None if signing_key is None else make_signature(name, digests, signing_key)
+
+    publication = plan(records, hub, to, repo, private, sign)
     if problems := limit_problems(publication):
         raise UsageError("; ".join(problems))
     if dry_run or not yes:
@@ -77,9 +88,14 @@ def publish(
 
 
 def plan(
-    records: Records, hub: Hub | None, to: str, repo: str | None, private: bool, signing_key: Path | None
+    records: Records,
+    hub: Hub | None,
+    to: str,
+    repo: str | None,
+    private: bool,
+    sign: Callable[[str, dict[str, str]], bytes | None],
 ) -> Publication:
-    """The publication: files of the release, card, run files, report, statement, signature."""
+    """The publication: files of the release, card, run files, report, statement, and what `sign` makes of them."""
     named = repo or repo_name(records.recipe.model, records.chip)
     # A folder holds what Hugging Face would: it is a mirror, or a look at it.
     documents = {CARD_NAME: make_card(records, hub or "huggingface", named), **run_files(records)}
@@ -93,9 +109,25 @@ def plan(
     documents[STATEMENT_NAME] = make_statement(
         records.manifest, records.manifest_sha256, records.chip.id, with_documents().digests
     )
-    if signing_key is not None:
-        documents[SIGNATURE_NAME] = make_signature(named.rpartition("/")[2], with_documents().digests, signing_key)
+    if (bundle := sign(named.rpartition("/")[2], with_documents().digests)) is not None:
+        documents[SIGNATURE_NAME] = bundle
     return with_documents()
+
+
+def _bundle_of(path: Path, digests: dict[str, str]) -> bytes:
+    """A bundle made elsewhere, if it is over these files.
+
+    Raises:
+        UsageError: it cannot be read, or is over other files.
+        VerificationError: it is no bundle of a model.
+    """
+    try:
+        bundle = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    if differing := unsigned_files(read_unchecked(bundle), digests):
+        raise UsageError(f"{path}: is not over this publication: {'; '.join(differing[:5])}")
+    return bundle
 
 
 def siblings(publication: Publication) -> tuple[str, ...]:

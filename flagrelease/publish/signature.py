@@ -68,18 +68,40 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
         raise UsageError("the public key is not in PEM form") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise UsageError("the public key is not of an elliptic curve")
+    payload, signature = _open(bundle)
+    try:
+        key.verify(signature, _encoded(payload), ec.ECDSA(_hash_of(key)))
+    except InvalidSignature:
+        raise VerificationError(f"{SIGNATURE_NAME}: not signed by this key, or changed since") from None
+    return _signed_files(payload)
+
+
+def read_unchecked(bundle: bytes) -> dict[str, str]:
+    """Path -> SHA-256 of what a bundle says was signed, whoever signed it: keyless ones need the network to check.
+
+    Raises:
+        VerificationError: not a bundle of this kind.
+    """
+    return _signed_files(_open(bundle)[0])
+
+
+def _open(bundle: bytes) -> tuple[bytes, bytes]:
+    """Payload and signature."""
     try:
         envelope = json.loads(bundle)["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
-        signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
-        key.verify(signature, _encoded(payload), ec.ECDSA(_hash_of(key)))
+        return payload, base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise VerificationError(f"{SIGNATURE_NAME}: not a Sigstore bundle of a model ({error!r})") from error
+
+
+def _signed_files(payload: bytes) -> dict[str, str]:
+    try:
         statement = json.loads(payload)
         if statement["predicateType"] != PREDICATE_TYPE:
             raise VerificationError(f"{SIGNATURE_NAME}: signs {statement['predicateType']}, not a model")
         return {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
-    except InvalidSignature:
-        raise VerificationError(f"{SIGNATURE_NAME}: not signed by this key, or changed since") from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise VerificationError(f"{SIGNATURE_NAME}: not a Sigstore bundle of a model ({error!r})") from error
 
 
@@ -91,6 +113,11 @@ def check_signed(bundle: bytes | None, public_key: bytes, digests: Mapping[str, 
         signed = read_signature(bundle, public_key)
     except VerificationError as error:
         return [str(error)]
+    return unsigned_files(signed, digests)
+
+
+def unsigned_files(signed: Mapping[str, str], digests: Mapping[str, str]) -> list[str]:
+    """Where `digests` are not what was signed, as sentences."""
     there = {path: digest for path, digest in digests.items() if path.partition("/")[0] not in _NOT_SIGNED}
     return [
         f"{path}: not what was signed"

@@ -117,3 +117,27 @@ def test_a_publication_is_stated_and_signed_whole(release: Path, report: Path, t
     assert str(tmp_path) not in json.dumps(statement)
     again = publish(release, "nvidia", str(folder), report=report, signing_key=path, yes=True)
     assert again.revision == str(folder)  # the same bytes, so there is nothing to do
+
+
+def test_a_bundle_made_elsewhere_goes_along_if_it_is_over_these_files(
+    release: Path, report: Path, tmp_path: Path
+) -> None:
+    """The way of a keyless signature: a folder without one is signed by another tool, its bundle published with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    path = write_key(tmp_path / "key.pem", key)
+    unsigned = publish(release, "nvidia", str(tmp_path / "out"), report=report, yes=True).publication
+    bundle = tmp_path / "elsewhere.sig"
+    bundle.write_bytes(make_signature("out", unsigned.digests, path))
+    done = publish(release, "nvidia", str(tmp_path / "signed"), report=report, signature=bundle, yes=True).publication
+    assert (tmp_path / "signed" / "model.sig").read_bytes() == bundle.read_bytes()
+    assert set(done.digests) - set(unsigned.digests) == {"model.sig"}
+    # For Hugging Face the files are the same; ModelScope's card is another.
+    publish(release, "nvidia", "hf", report=report, signature=bundle)
+    with pytest.raises(UsageError, match=r"README\.md: not what was signed"):
+        publish(release, "nvidia", "modelscope", report=report, signature=bundle)
+    with pytest.raises(UsageError, match="one of them"):
+        publish(release, "nvidia", "hf", report=report, signature=bundle, signing_key=path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        publish(release, "nvidia", "hf", report=report, signature=tmp_path / "absent")
+    with pytest.raises(VerificationError, match="not a Sigstore bundle"):
+        publish(release, "nvidia", "hf", report=report, signature=report)
