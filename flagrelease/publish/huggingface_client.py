@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
 from flagrelease.hubs import Hub
+from flagrelease.publish.extra import require
 from flagrelease.publish.hub_client import RepositoryFacts, range_header, take
 from flagrelease.publish.listing import RemoteFile
 from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
@@ -26,6 +27,7 @@ class HuggingFaceClient:
 
     def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
         """`endpoint`: another hub than HF_ENDPOINT says."""
+        require("huggingface_hub")
         from huggingface_hub import HfApi
         from huggingface_hub.utils.tqdm import disable_progress_bars
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from flagrelease.errors import FlagReleaseError, NetworkError, VerificationError
 from flagrelease.hubs import Hub
+from flagrelease.publish.extra import require
 from flagrelease.publish.hub_client import RepositoryFacts, range_header, take
 from flagrelease.publish.listing import RemoteFile
 from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience
@@ -25,6 +26,7 @@ class ModelScopeClient:
 
     def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
         """`endpoint`: another hub than MODELSCOPE_ENDPOINT says."""
+        require("modelscope_hub")
         from modelscope_hub import HubApi
 
         redact_logs_of("modelscope_hub")

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
@@ -19,7 +20,7 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.hubs import Hub
 from flagrelease.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest
 from flagrelease.provenance import SIGNATURE_NAME, STATEMENT_NAME, read_statement
-from flagrelease.publish.hub_client import HubClient
+from flagrelease.publish.hub_client import HubClient, RepositoryFacts
 from flagrelease.publish.licence import find_licence
 from flagrelease.publish.listing import HUB_FILES, RemoteFile, git_sha1
 from flagrelease.publish.publication import version_of
@@ -47,7 +48,7 @@ class OnlineReport(BaseModel):
     Attributes:
         revision: that was read: a commit of Hugging Face, a tag of ModelScope.
         version: the tag that these files have.
-        signature: `good`, `not-checked` (no key was given), or `none`.
+        signature: `checked` (what is wrong with it is among the problems), `not-checked` (no key was given), or `none`.
         tensors, tensor_bytes: of the sample whose bytes were read; `seed` chose them.
         problems: sentences; none means that the publication is whole and unchanged.
     """
@@ -83,9 +84,14 @@ class _Records:
     """What a publication says of itself. `digests` lists every file, records included."""
 
     manifest: Manifest
-    manifest_bytes: bytes
+    manifest_sha256: str
     digests: dict[str, str]
     signature: bytes | None
+
+    @property
+    def version(self) -> str:
+        """The tag that these files have."""
+        return version_of(self.manifest.tool.version, self.digests)
 
 
 def parse_address(text: str) -> Address | None:
@@ -121,36 +127,29 @@ def verify_online(
     facts = client.describe(address.repo, revision)
     listed = {file.path: file for file in client.list_files(address.repo, revision) if file.path not in HUB_FILES}
     records = _read_records(client, address.repo, revision, listed)
-    manifest = records.manifest
-    version = version_of(manifest.tool.version, records.digests)
     problems = list(_differences(client, address.repo, revision, records, listed))
-    if facts.visibility != (wanted := "private" if private else "public"):
-        problems.append(f"the repository is {facts.visibility}, not {wanted}")
-    licence = find_licence(manifest.source.license)
-    if (facts.licence or "").lower() not in {getattr(licence, client.hub).lower(), licence.spdx.lower()}:
-        problems.append(f"the repository has licence {facts.licence!r}; the manifest says {licence.spdx}")
-    if address.revision is not None and _is_version(address.revision) and address.revision != version:
-        problems.append(f"these files have version {version}, not {address.revision}")
-    signature = "none" if records.signature is None else "not-checked"
+    problems += _repository_problems(client.hub, facts, records.manifest, private)
+    problems += _tag_problems(address, records.version)
     if key is not None:
-        signature = "good"
         problems += check_signed(records.signature, key, records.digests)
+    unchecked = "none" if records.signature is None else "not-checked"
     seed, sample = secrets.token_hex(8), Sample(0, 0, ())
     if sample_bytes:
-        sample = prove_sample(manifest, lambda *what: client.read(address.repo, revision, *what), sample_bytes, seed)
+        read = partial(client.read, address.repo, revision)
+        sample = prove_sample(records.manifest, read, sample_bytes, seed)
     return OnlineReport(
         hub=client.hub,
         repo=address.repo,
         revision=revision,
-        version=version,
-        model=manifest.model,
-        target=manifest.target,
-        manifest_sha256=hashlib.sha256(records.manifest_bytes).hexdigest(),
+        version=records.version,
+        model=records.manifest.model,
+        target=records.manifest.target,
+        manifest_sha256=records.manifest_sha256,
         visibility=facts.visibility,
         licence=facts.licence,
         files=len(listed),
         bytes=sum(file.size for file in listed.values()),
-        signature=signature,
+        signature=unchecked if key is None else "checked",
         tensors=sample.tensors,
         tensor_bytes=sample.bytes,
         seed=seed,
@@ -158,8 +157,19 @@ def verify_online(
     )
 
 
-def _is_version(revision: str) -> bool:
-    return re.fullmatch(r"v.+-[0-9a-f]{12}", revision) is not None
+def _repository_problems(hub: Hub, facts: RepositoryFacts, manifest: Manifest, private: bool) -> Iterator[str]:
+    if facts.visibility != (wanted := "private" if private else "public"):
+        yield f"the repository is {facts.visibility}, not {wanted}"
+    licence = find_licence(manifest.source.license)
+    if (facts.licence or "").lower() not in {getattr(licence, hub).lower(), licence.spdx.lower()}:
+        yield f"the repository has licence {facts.licence!r}; the manifest says {licence.spdx}"
+
+
+def _tag_problems(address: Address, version: str) -> Iterator[str]:
+    """A tag that looks like a version names the files; other tags and commits name nothing."""
+    tag = address.revision
+    if tag is not None and tag != version and re.fullmatch(r"v.+-[0-9a-f]{12}", tag):
+        yield f"these files have version {version}, not {tag}"
 
 
 def _read_records(client: HubClient, repo: str, revision: str, listed: Mapping[str, RemoteFile]) -> _Records:
@@ -171,13 +181,13 @@ def _read_records(client: HubClient, repo: str, revision: str, listed: Mapping[s
     for name in (MANIFEST_NAME, STATEMENT_NAME):
         if name not in contents:
             raise VerificationError(f"{repo}@{revision}: no {name}, so nothing that flagrelease published")
-    content = contents[MANIFEST_NAME]
-    manifest = parse_manifest(content, f"{repo}/{MANIFEST_NAME}")
-    digests = read_statement(contents[STATEMENT_NAME], manifest, hashlib.sha256(content).hexdigest())
+    manifest = parse_manifest(contents[MANIFEST_NAME], f"{repo}/{MANIFEST_NAME}")
+    manifest_sha256 = hashlib.sha256(contents[MANIFEST_NAME]).hexdigest()
+    digests = read_statement(contents[STATEMENT_NAME], manifest, manifest_sha256)
     signature = contents.get(SIGNATURE_NAME)
     if signature is not None:
         digests[SIGNATURE_NAME] = hashlib.sha256(signature).hexdigest()
-    return _Records(manifest, content, digests, signature)
+    return _Records(manifest, manifest_sha256, digests, signature)
 
 
 def _read_whole(client: HubClient, repo: str, revision: str, file: RemoteFile, limit: int) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.provenance import SIGNATURE_NAME
+from flagrelease.publish.extra import require
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -34,6 +35,7 @@ def make_signature(name: str, digests: Mapping[str, str], key: Path) -> bytes:
     Raises:
         UsageError: the key cannot be read, is encrypted, or is not of a NIST curve.
     """
+    require("cryptography")
     from cryptography.hazmat.primitives.asymmetric import ec
 
     private = _read_key(key)
@@ -58,6 +60,7 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
         UsageError: the key is none of an elliptic curve.
         VerificationError: not a bundle of this kind, or not signed by the key.
     """
+    require("cryptography")
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key

@@ -51,7 +51,7 @@ def plan_text(publication: Publication) -> str:
 
 def online_text(report: OnlineReport) -> str:
     """What a check of a published release found, for people."""
-    signature = {"good": "signed by the key", "not-checked": "signed; --key checks by whom", "none": "not signed"}
+    signature = {"checked": "signature checked", "not-checked": "signed; --key checks by whom", "none": "not signed"}
     lines = [
         f"{report.hub}: {report.repo} at {report.revision}",
         f"{report.files} files, {report.bytes:,} bytes ({human_bytes(report.bytes)}), version {report.version}",

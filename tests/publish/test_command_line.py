@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -140,3 +141,29 @@ def test_options_of_one_kind_of_place_are_refused_for_the_other(converted: Conve
     assert main(["verify", str(converted.release), "--sample-bytes", "9"]) == 2
     assert main(["verify", str(converted.release), "--private"]) == 2
     assert main(["verify", str(converted.release), "--key", "/nowhere"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("huggingface_hub", ["publish", "{release}", "--chip", "nvidia", "--to", "hf", "--allow-unvalidated", "--yes"]),
+        ("modelscope_hub", ["verify", "modelscope://a/b"]),
+        ("cryptography", ["verify", "{mirror}", "--key", "{key}"]),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    converted: Converted, tmp_path: Path, package: str, words: list[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    mirror = ["publish", str(converted.release), "--chip", "nvidia", "--to", str(tmp_path / "mirror"), "--yes"]
+    assert main([*mirror, "--allow-unvalidated"]) == 0
+    (tmp_path / "public.pem").write_text("")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else find(name, *more))
+    filled = [
+        word.format(release=converted.release, mirror=tmp_path / "mirror", key=tmp_path / "public.pem")
+        for word in words
+    ]
+    (tmp_path / "mirror" / "model.sig").write_text("{}")
+    assert main(filled) == 4
+    assert f"{package} is not installed (pip install 'flagrelease[publish]')" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_a_sound_publication(online: Online, converted: Converted) -> None:
     report = online.check(key=online.public_key())
     assert report.problems == ()
     assert report.passed
-    assert report.signature == "good"
+    assert report.signature == "checked"
     assert report.version == online.address.revision
     assert report.licence in ("apache-2.0", "Apache License 2.0")
     # No tensor file was read, and nothing was written.

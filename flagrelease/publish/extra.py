@@ -1,0 +1,17 @@
+"""The packages that only publishing needs, and what is said where they are not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from flagrelease.errors import ResourceError
+
+
+def require(package: str) -> None:
+    """Refuse to go on without a package of the `publish` extra.
+
+    Raises:
+        ResourceError: it is not installed; the message has the command that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ResourceError(f"{package} is not installed (pip install 'flagrelease[publish]')")
