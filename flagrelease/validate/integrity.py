@@ -20,8 +20,6 @@ from flagrelease.validate.workers import Workers
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _BLOCK = 4 << 20
-# Beside what they download: git's file of the repository itself, and the bookkeeping of `hf download`.
-_LEFT_BY_DOWNLOADS = (".gitattributes", ".cache/huggingface/")
 
 
 def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
@@ -31,7 +29,7 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
     records = _unique_records(manifest, log)
     listed, unlisted = "manifest", {MANIFEST_NAME}
     if STATEMENT_NAME in found and STATEMENT_NAME not in records:
-        found = {name: path for name, path in found.items() if not name.startswith(_LEFT_BY_DOWNLOADS)}
+        found = {name: path for name, path in found.items() if not _is_left_by_downloads(name)}
         records = _published_records(release, manifest, records, log)
         listed, unlisted = "manifest and provenance statement", {MANIFEST_NAME, STATEMENT_NAME, SIGNATURE_NAME}
     for name in sorted(found.keys() - records.keys() - unlisted):
@@ -46,6 +44,11 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
 
     workers.each(hash_one, [record for name, record in sorted(records.items()) if name in found])
     return log.close(f"names, sizes and SHA-256 of all files against the {listed}")
+
+
+def _is_left_by_downloads(name: str) -> bool:
+    """Beside what was published: git's own file of the repository, and the bookkeeping of `hf download`."""
+    return name == ".gitattributes" or name.startswith(".cache/huggingface/")
 
 
 def _published_records(

@@ -295,6 +295,31 @@ def test_publishing_looks_where_validation_writes(tmp_path: Path) -> None:
     assert default_report(release, "nvidia") == default_out(release, get_chip("nvidia")) / "report.json"
 
 
+def test_without_the_chips_device_nobody_can_tell_and_nothing_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files and weights are proved here; what needs the chip is left to its machine, whose report is then taken."""
+    recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"])
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "behaviour.json").write_text("{}")
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--chip", "ascend", "--json"]
+    words += ["--baseline", str(tmp_path / "baseline"), "--publish", str(tmp_path / "mirror"), "--yes"]
+    assert main(words) == 7
+    (chip,) = json.loads(capsys.readouterr().out)["chips"]
+    assert {stage: step["status"] for stage, step in chip["steps"].items()} == {
+        "convert": "done", "verify": "done", "validate": "cannot-tell",
+    }  # fmt: skip
+    assert "behaviour: Not run" in chip["steps"]["validate"]["detail"]
+    assert not (tmp_path / "mirror").exists()
+    path = tmp_path / "out" / "validation" / "bf16-hf-ascend" / "report.json"
+    report = json.loads(path.read_bytes())
+    for stage in report["stages"]:
+        stage["verdict"] = "pass" if stage["name"] == "behaviour" else stage["verdict"]
+    path.write_text(json.dumps(report | {"verdict": "pass"}))  # as the chip's machine would have written it
+    assert main(words) == 0
+    assert (tmp_path / "mirror" / "small-v4-ascend-FlagOS" / "report.json").read_bytes() == path.read_bytes()
+
+
 @pytest.mark.slow
 def test_a_release_for_two_ranks_is_validated_on_two_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No stand-in: torchrun, the engine, the trained model."""

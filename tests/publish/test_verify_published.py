@@ -70,6 +70,23 @@ def test_a_file_more_is_found(folder: Path) -> None:
     ]
 
 
+def test_what_downloads_leave_is_no_file_of_the_publication(converted: Converted, folder: Path) -> None:
+    left = [".gitattributes", ".cache/huggingface/download/model0-mp8.safetensors.lock"]
+    for name in [*left, ".gitattributes2", ".cache/other"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    found = {line.partition(":")[0] for line in findings(folder)}
+    assert found == {".gitattributes2", ".cache/other"}
+    # Nobody downloads into a folder that was converted: there it is a file that does not belong.
+    for path in converted.release.iterdir():
+        target = folder.parent / "release" / path.relative_to(converted.release)
+        target.parent.mkdir(exist_ok=True)
+        if path.is_file():
+            target.write_bytes(path.read_bytes())
+    (folder.parent / "release" / ".gitattributes").write_text("")
+    assert ".gitattributes: not in the manifest" in findings(folder.parent / "release")
+
+
 def test_without_its_statement_nothing_explains_the_rest(folder: Path) -> None:
     (folder / STATEMENT).unlink()
     found = findings(folder)
