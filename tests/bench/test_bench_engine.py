@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +20,16 @@ from flagrelease.engine.kernels.operators import OPERATORS
 from flagrelease.engine.model import Model
 from flagrelease.errors import UsageError
 from flagrelease.model.tensors import Storage, inventory
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other's processors make small products many times as slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 ENGINE = ["bench", "engine", "--dimensions", "tiny", "--device", "cpu", "--context", "64", "--steps", "1"]
 
