@@ -6,6 +6,8 @@ one into text and an exit code; anything else that escapes is a bug and shows it
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 
 class FlagReleaseError(Exception):
     """Base of all refusals. The message names the tensor, the file and the rule where there is one."""
@@ -47,3 +49,13 @@ class NetworkError(FlagReleaseError):
 
     exit_code = 6
     kind = "network"
+
+
+def first_problem(error: ValidationError, whole: str = "document") -> str:
+    """The first thing that a data contract refuses, as "key.of.the.field: what is wrong".
+
+    Args:
+        whole: what to call the place where no single field is to blame.
+    """
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"

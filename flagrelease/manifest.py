@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flagrelease.errors import VerificationError
+from flagrelease.errors import VerificationError, first_problem
 
 MANIFEST_NAME = "manifest.json"
 
@@ -148,6 +148,4 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise VerificationError(f"{name}: {where}: {first['msg']}") from error
+        raise VerificationError(f"{name}: {first_problem(error)}") from error

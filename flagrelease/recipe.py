@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from flagrelease.chips import get_chip
-from flagrelease.errors import UsageError
+from flagrelease.errors import UsageError, first_problem
 from flagrelease.manifest import Dtype, OGroups
 from flagrelease.validation_rules import ValidationRules
 
@@ -109,9 +109,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise UsageError(f"{path}: {where}: {first['msg']}") from error
+        raise UsageError(f"{path}: {first_problem(error, 'recipe')}") from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from flagrelease.errors import VerificationError
+from flagrelease.errors import VerificationError, first_problem
 from flagrelease.manifest import ToolRecord
 from flagrelease.validation_rules import StageName, ValidationRules
 
@@ -141,9 +141,7 @@ def parse_report(content: bytes, name: str) -> Report:
     try:
         return Report.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise VerificationError(f"{name}: {where}: {first['msg']}") from error
+        raise VerificationError(f"{name}: {first_problem(error)}") from error
 
 
 def read_passing_report(path: Path, manifest_sha256: str, chip: str) -> tuple[Report, bytes]:

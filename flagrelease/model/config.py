@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
-from flagrelease.errors import CheckpointError
+from flagrelease.errors import CheckpointError, first_problem
 from flagrelease.strict_json import parse_json
 
 ExpertDtype = Literal["fp4", "fp8"]
@@ -179,9 +179,7 @@ def parse_config(raw: dict[str, Any], origin: Path | str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
-        raise CheckpointError(f"{origin}: {where}: {first['msg']}") from error
+        raise CheckpointError(f"{origin}: {first_problem(error, 'config')}") from error
 
 
 def native_arguments(config: ModelConfig) -> dict[str, Any]:

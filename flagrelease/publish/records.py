@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flagrelease.chips import Chip, get_chip
-from flagrelease.errors import UsageError, VerificationError
+from flagrelease.errors import UsageError, VerificationError, first_problem
 from flagrelease.manifest import MANIFEST_NAME, Manifest, TargetRecord, read_manifest
 from flagrelease.publish.licence import Licence, find_licence
 from flagrelease.recipe import Recipe
@@ -103,8 +103,7 @@ def _recipe_of(manifest: Manifest, chip: Chip) -> Recipe:
     try:
         recipe = Recipe.model_validate(manifest.recipe)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise VerificationError(f"manifest.json: recipe.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise VerificationError(f"manifest.json: recipe: {first_problem(error, 'recipe')}") from error
     if (release := recipe.releases.get(chip.id)) is None:
         raise UsageError(f"chip {chip.id!r} is not in the release's recipe; it has {', '.join(recipe.releases)}")
     target = manifest.target

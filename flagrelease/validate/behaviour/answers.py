@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flagrelease.errors import UsageError, VerificationError
+from flagrelease.errors import UsageError, VerificationError, first_problem
 from flagrelease.validation_rules import BehaviourRules
 
 Wish = Literal["text", "tool", "json"]
@@ -75,6 +75,4 @@ class Behaviour(_Strict):
         except FileNotFoundError:
             raise UsageError(f"{path}: no recorded behaviour") from None
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise VerificationError(f"{path}: {where}: {first['msg']}") from None
+            raise VerificationError(f"{path}: {first_problem(error)}") from None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flagrelease.errors import UsageError, VerificationError
+from flagrelease.errors import UsageError, VerificationError, first_problem
 from flagrelease.validate.benchmarks.exam import Exam
 from flagrelease.validation_rules import BenchmarkRules
 
@@ -147,9 +147,7 @@ class Side(_Strict):
         except FileNotFoundError:
             raise UsageError(f"{path}: no recorded answers") from None
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise VerificationError(f"{path}: {where}: {first['msg']}") from None
+            raise VerificationError(f"{path}: {first_problem(error)}") from None
 
 
 def refuse_other_rules(side: Side, rules: BenchmarkRules, name: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagrelease.engine.model import Model
-from flagrelease.errors import VerificationError
+from flagrelease.errors import VerificationError, first_problem
 from flagrelease.manifest import ToolRecord
 from flagrelease.validate.logits.distribution import Figures, Kept
 from flagrelease.validate.logits.documents import Document, Encoder, bundled_documents, digest, read_documents, tokenise
@@ -164,9 +164,7 @@ def parse_record(path: Path) -> tuple[BaselineRecord, bytes]:
     except FileNotFoundError:
         raise VerificationError(f"{path}: not found: no baseline, or its recording did not finish") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise VerificationError(f"{path}: {where}: {first['msg']}") from error
+        raise VerificationError(f"{path}: {first_problem(error)}") from error
 
 
 def open_baseline(folder: Path, model: ModelIdentity, rules: ReplayRules) -> Baseline:

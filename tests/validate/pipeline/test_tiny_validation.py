@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from killing import kill_when, lines
 from safetensors.torch import load_file, save_file
 from small_validation import read_report, verdicts, write_recipe
 
@@ -43,9 +44,12 @@ class Study:
     def given(self) -> list[str]:
         return ["--recipe", str(self.folder / "recipe.yaml"), *self.data, "--device", "cpu", "--batch", "8"]
 
-    def validate(self, release: Path, chip: str, out: Path, baseline: str, *more: str) -> int:
+    def words(self, release: Path, chip: str, out: Path, baseline: str, *more: str) -> list[str]:
         words = ["validate", str(release), "--chip", chip, "--out", str(out), *self.given, *more]
-        return cli.main([*words, "--baseline", str(self.folder / baseline)])
+        return [*words, "--baseline", str(self.folder / baseline)]
+
+    def validate(self, release: Path, chip: str, out: Path, baseline: str, *more: str) -> int:
+        return cli.main(self.words(release, chip, out, baseline, *more))
 
 
 def shipped_rules() -> dict[str, Any]:
@@ -106,6 +110,17 @@ def test_sound_releases_pass(study: Study, chip: str, dtype: str) -> None:
     )  # fmt: skip
     for benchmark in read_report(out)["benchmarks"]:
         assert benchmark["chip"]["value"] > 80
+
+
+def test_killed_in_the_benchmarks_it_writes_the_same_report(study: Study) -> None:
+    release, whole, killed = study.folder / "releases" / "bf16-hf", study.folder / "whole", study.folder / "killed"
+    assert study.validate(release, "ascend", whole, "baseline") == 0
+    words = study.words(release, "ascend", killed, "baseline")
+    kill_when(words, lambda: lines(killed / "work" / "benchmarks" / "choices.jsonl") >= 10)
+    assert not (killed / "report.json").exists()
+    assert cli.main(words) == 0
+    for name in ("report.json", "report.html"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_the_source_tells(study: Study, damaged: Path) -> None:
