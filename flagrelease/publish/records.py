@@ -103,7 +103,7 @@ def _recipe_of(manifest: Manifest, chip: Chip) -> Recipe:
     try:
         recipe = Recipe.model_validate(manifest.recipe)
     except ValidationError as error:
-        raise VerificationError(f"manifest.json: recipe: {first_problem(error, 'recipe')}") from error
+        raise VerificationError(f"manifest.json: recipe.{first_problem(error)}") from error
     if (release := recipe.releases.get(chip.id)) is None:
         raise UsageError(f"chip {chip.id!r} is not in the release's recipe; it has {', '.join(recipe.releases)}")
     target = manifest.target
