@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
 from defective_ports import RULES, convert_source, write_documents, write_source
+from logits_study import Study
 
 from flagrelease import engine
-from flagrelease.engine.model import Model
 from flagrelease.validate.logits.record import record_baseline
-
-
-@dataclass(frozen=True)
-class Study:
-    source: Path
-    documents: Path
-    release: Path
-    baseline: Path
-    model: Model = field(repr=False)  # of the release, sound
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Study
 from defective_ports import DOCUMENTS, RULES, VOCABULARY, CalmCheckpoint
 from engine_checkpoint import small_config
+from logits_study import Study
 from safetensors.numpy import load_file
 from small_tokenizer import write_tokenizer
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Study
 from defective_ports import DEFECTS, LAYER, RULES, Defect, ported
+from logits_study import Study
 
 from flagrelease import engine
 from flagrelease.validate.logits.stage import run_logits

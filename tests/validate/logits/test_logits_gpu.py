@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Study
 from defective_ports import RULES
+from logits_study import Study
 
 from flagrelease import engine
 from flagrelease.validate.logits.record import record_baseline

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Study
 from defective_ports import LAYER, RULES, ported
 from engine_checkpoint import random_tokens
+from logits_study import Study
 
 from flagrelease.engine.block import Block
 from flagrelease.engine.kernels.operators import Operators

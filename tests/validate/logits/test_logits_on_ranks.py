@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch.distributed as dist
-from conftest import Study
 from defective_ports import RULES
+from logits_study import Study
 from ranks import on_ranks
 
 from flagrelease import engine

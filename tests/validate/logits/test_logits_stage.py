@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Study
 from defective_ports import DOCUMENTS, RULES, ported
+from logits_study import Study
 
 from flagrelease import cli, engine
 from flagrelease.engine.cache import Cache
