@@ -14,9 +14,9 @@ from flagrelease.engine.sequence import Generated
 from flagrelease.errors import UsageError
 
 
-def request_digest(prompt: Sequence[int], sampling: Sampling, numerics: str) -> str:
-    """What an answer is the answer to: 16 hexadecimal digits of the prompt's tokens, the sampling and the numerics."""
-    asked = [list(prompt), sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens, numerics]
+def request_digest(prompt: Sequence[int], sampling: Sampling, answerer: str) -> str:
+    """What an answer is the answer to: 16 hexadecimal digits of the prompt's tokens, the sampling and who answers."""
+    asked = [list(prompt), sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens, answerer]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
@@ -61,9 +61,10 @@ class AnswerFile:
             index, digest = document["index"], document["request"]
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{self._path}: line {number} is no answer of this command") from error
-        if index not in range(len(self._digests)) or digest != self._digests[index]:
+        if type(index) is not int or index not in range(len(self._digests)) or digest != self._digests[index]:
             raise UsageError(
-                f"{self._path}: line {number} answers another prompt, or the same with other sampling or numerics: "
+                f"{self._path}: line {number} answers another prompt, or the same with other sampling, numerics or "
+                "another model: "
                 "give another file"
             )
         return int(index)

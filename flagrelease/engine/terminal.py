@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from flagrelease.engine.scheduler import Request, Scheduler, generate_each
 from flagrelease.engine.sequence import Generated
 from flagrelease.engine.session import Session
 from flagrelease.errors import UsageError
+from flagrelease.manifest import MANIFEST_NAME
 
 Prompt = str | list[Message]
 Write = Callable[[int, dict[str, Any]], None]
@@ -60,8 +62,7 @@ class Terminal:
             ]
             for place, request in enumerate(requests):  # before any of them runs
                 _check(scheduler, request, f"{path}: prompt {place}")
-            numerics = self.session.model.numerics
-            digests = [request_digest(*request, f"{numerics.name} {numerics.dtype}") for request in requests]
+            digests = [request_digest(*request, self._answerer()) for request in requests]
             if out is None:
                 self._answer_each(scheduler, requests, range(len(requests)), _print_line)
                 return
@@ -70,6 +71,17 @@ class Terminal:
                 if file.finished:
                     print(f"{out}: {len(file.finished)} answers are there, {len(missing)} to go", file=sys.stderr)
                 self._answer_each(scheduler, requests, missing, file.add)
+
+    def _answerer(self) -> str:
+        """Which model answers, and in which numerics. A checkpoint has no manifest and is known by its place."""
+        manifest = self.session.release / MANIFEST_NAME
+        model = (
+            hashlib.sha256(manifest.read_bytes()).hexdigest()
+            if manifest.is_file()
+            else str(self.session.release.resolve())
+        )
+        numerics = self.session.model.numerics
+        return f"{model} {numerics.name} {numerics.dtype}"
 
     def _answer_each(
         self, scheduler: Scheduler, requests: Sequence[Request], wanted: Sequence[int], write: Write

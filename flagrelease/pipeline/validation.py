@@ -161,8 +161,13 @@ def validate_chip(request: RunRequest, run: ChipRun, source: Path) -> Step:
 
 
 def _judge(asked: Request, report: Report) -> Step:
+    manifest = hashlib.sha256((asked.release / MANIFEST_NAME).read_bytes()).hexdigest()
+    if (report.manifest_sha256, report.chip, report.rules) != (manifest, asked.chip.id, asked.rules):
+        raise ResourceError(f"{asked.out / REPORT_NAME}: is of another release, chip or set of rules")
     if report.verdict == "pass":
-        return Step("done", f"{', '.join(stage.name for stage in report.stages)}: pass; {asked.out / PAGE_NAME}")
+        passed = ", ".join(stage.name for stage in report.stages if stage.verdict == "pass")
+        others = "".join(f"; {stage.name}: {stage.verdict}" for stage in report.stages if stage.verdict != "pass")
+        return Step("done", f"{passed}: pass{others}; {asked.out / PAGE_NAME}")
     if report.verdict == "fail":
         return _failed("; ".join(stage.detail for stage in report.stages if stage.verdict == "fail"))
     open_ = [stage for stage in report.stages if stage.verdict in ("cannot-tell", "not-run")]
@@ -171,7 +176,7 @@ def _judge(asked: Request, report: Report) -> Step:
 
 def _run_validation(request: RunRequest, run: ChipRun, asked: Request) -> None:
     ranks = _ranks(run)
-    if ranks == 1:
+    if ranks == 1 or asked.until in FILE_STAGES:  # files are read by one process
         with Display() as display:
             validate(asked, display)
         return

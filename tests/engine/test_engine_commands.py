@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,6 +141,13 @@ def test_a_killed_run_goes_on(app: typer.Typer, release: Path, tmp_path: Path) -
     assert out.read_bytes() == before
     with pytest.raises(UsageError, match="line 1 answers another prompt"):
         run(app, "generate", release, *words, "--out", out, "--temperature", 0.5)
+    other = shutil.copytree(release, tmp_path / "other")  # the same model by another name: it has no manifest
+    with pytest.raises(UsageError, match="another model"):
+        run(app, "generate", other, *words, "--out", out)
+    first = json.loads(before.splitlines()[0])
+    out.write_text(json.dumps(first | {"index": float(first["index"])}) + "\n")
+    with pytest.raises(UsageError, match="line 1 answers another prompt"):
+        run(app, "generate", release, *words, "--out", out)
     out.write_text("[1]\n")
     with pytest.raises(UsageError, match="line 1 is no answer"):
         run(app, "generate", release, *words, "--out", out)

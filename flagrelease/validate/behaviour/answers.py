@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagrelease.errors import UsageError, VerificationError, first_problem
+from flagrelease.shard.writer import write_whole
 from flagrelease.validation_rules import BehaviourRules
 
 Wish = Literal["text", "tool", "json"]
@@ -40,8 +41,8 @@ class Answer(_Strict):
     granted: bool
 
 
-class Behaviour(_Strict):
-    """All answers of one model, in the order of prompts and repeats.
+class BehaviourHead(_Strict):
+    """Whose answers they are, and to what.
 
     Attributes:
         subject: what answered: a release by the SHA-256 of its manifest, or a checkpoint by its identity.
@@ -54,13 +55,16 @@ class Behaviour(_Strict):
     stack: str = Field(min_length=1)
     prompts_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     rules: BehaviourRules
+
+
+class Behaviour(BehaviourHead):
+    """All answers of one model, in the order of prompts and repeats."""
+
     answers: tuple[Answer, ...] = Field(min_length=1)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, under a temporary name until it is whole."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        """Write it as JSON; the file is absent or whole."""
+        write_whole(path, self.model_dump_json(indent=1).encode() + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> Behaviour:

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scheduler import Scheduler
 from flagrelease.engine.sequence import Generated
-from flagrelease.validate.behaviour.answers import Answer, Behaviour
+from flagrelease.errors import ResourceError
+from flagrelease.validate.behaviour.answers import Answer, Behaviour, BehaviourHead
 from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256
 from flagrelease.validate.behaviour.signs import calls_tool, is_json_object, loops, read_completion
 from flagrelease.validation_rules import BehaviourRules
@@ -38,13 +41,15 @@ def answer_prompts(
         scheduler: of the model; its context must hold a prompt and `rules.max_tokens`.
         subject: what answers; `stack` is its machine and software.
         rules: how it is asked.
-        journal: JSONL, an answer a line, of this subject under these rules alone.
+        journal: JSONL; the first line says whose answers follow, one a line.
         watch: is told after every answer.
 
     Raises:
         UsageError: a prompt and its answer do not fit the context.
+        ResourceError: the journal was begun for another subject, stack or rules, or is damaged.
     """
-    done = {(answer.prompt, answer.repeat): answer for answer in _read(journal)}
+    head = BehaviourHead(subject=subject, stack=stack, prompts_sha256=prompts_sha256(), rules=rules)
+    done = {(answer.prompt, answer.repeat): answer for answer in _begin(journal, head)}
     asks = list(_asks(scheduler, rules))
     watch(len(done), len(asks))
     with journal.open("a", encoding="utf-8") as file:
@@ -54,19 +59,26 @@ def answer_prompts(
             done[answer.prompt, answer.repeat] = answer
             watch(len(done), len(asks))
     ordered = tuple(done[ask.key] for ask in asks)
-    return Behaviour(subject=subject, stack=stack, prompts_sha256=prompts_sha256(), rules=rules, answers=ordered)
+    return Behaviour(subject=subject, stack=stack, prompts_sha256=head.prompts_sha256, rules=rules, answers=ordered)
 
 
-def _read(journal: Path) -> Iterator[Answer]:
-    """Whole lines; a line cut off by a kill is taken away, so that the next one begins a line of its own."""
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
+def _begin(journal: Path, head: BehaviourHead) -> list[Answer]:
+    """The answers that are there; a line cut off by a kill is taken away, so that the next one begins its own."""
+    content = journal.read_bytes() if journal.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1] or head.model_dump_json().encode() + b"\n"
     if whole != content:
         journal.write_bytes(whole)
-    for line in whole.splitlines():
-        yield Answer.model_validate_json(line)
+    first, *rest = whole.splitlines()
+    try:
+        begun = BehaviourHead.model_validate_json(first)
+        answers = [Answer.model_validate_json(line) for line in rest]
+    except ValidationError as error:
+        raise ResourceError(f"{journal}: is not a journal of behaviour, or is damaged") from error
+    if differs := [name.replace("_", " ") for name, value in head if getattr(begun, name) != value]:
+        raise ResourceError(
+            f"{journal}: was begun with another {' and '.join(differs)}; remove it to ask everything again"
+        )
+    return answers
 
 
 def _asks(scheduler: Scheduler, rules: BehaviourRules) -> Iterator[_Ask]:

@@ -73,6 +73,8 @@ def behaviour_stage(release: Path, port: Behaviour, native: Behaviour) -> Stage:
     """
     if (port.prompts_sha256, port.rules) != (native.prompts_sha256, native.rules):
         raise VerificationError("the baseline's behaviour was asked with other prompts or rules; record it again")
+    if [(a.prompt, a.repeat) for a in port.answers] != [(a.prompt, a.repeat) for a in native.answers]:
+        raise VerificationError("the baseline's behaviour does not hold an answer for each prompt; record it again")
     golden = check_golden_pairs(release)
     pairs = list(zip(port.answers, native.answers, strict=True))
     mismatches = tuple(dict.fromkeys(a.prompt for a, b in pairs if a.prompt_sha256 != b.prompt_sha256))

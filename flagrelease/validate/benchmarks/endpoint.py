@@ -123,6 +123,8 @@ class EndpointAnswerer:
             content = message.content or ""
             reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
             prompt_tokens, tokens = int(reply.usage.prompt_tokens), int(reply.usage.completion_tokens)
+            if prompt_tokens < 1 or tokens < 0:
+                raise ValueError
             whole: str = reasoning + END_THINK + content if reasoning else "" + content
         except (AttributeError, TypeError, ValueError):
             raise NetworkError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flagrelease.errors import UsageError, VerificationError, first_problem
+from flagrelease.shard.writer import write_whole
 from flagrelease.validate.benchmarks.exam import Exam
 from flagrelease.validation_rules import BenchmarkRules
 
@@ -129,10 +130,10 @@ class Side(_Strict):
         return len(same) >= ENOUGH_ANSWERS and all(same)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, an item a line."""
+        """Write it as JSON, an item a line; the file is absent or whole."""
         head = self.model_dump(mode="json", exclude={"items"})
         items = ",\n".join(json.dumps(item.model_dump(mode="json"), separators=(",", ":")) for item in self.items)
-        path.write_text(json.dumps(head)[:-1] + f', "items": [\n{items}\n]}}\n', encoding="utf-8")
+        write_whole(path, (json.dumps(head)[:-1] + f', "items": [\n{items}\n]}}\n').encode())
 
     @classmethod
     def read(cls, path: Path) -> Side:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flagrelease.device import open_device
-from flagrelease.errors import UsageError
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.benchmarks.comparison import plan_of
 from flagrelease.validate.benchmarks.run import run_side
+from flagrelease.validate.benchmarks.side import Side, refuse_other_rules
 from flagrelease.validate.pipeline.asking import answering, ask_behaviour, open_exam
-from flagrelease.validate.pipeline.baseline import BaselineFolder, subject_of_source
+from flagrelease.validate.pipeline.baseline import BaselineFolder, refuse_other_model, subject_of_source
 from flagrelease.validate.pipeline.choices import PARTS, Part
 from flagrelease.validate.pipeline.port import Port, is_leader
 from flagrelease.validate.pipeline.request import Data, Endpoint
@@ -54,18 +56,21 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     Raises:
         CheckpointError: the source is not a sound checkpoint.
         UsageError: data or documents that cannot be used, a device that does not exist.
-        ResourceError: the folder holds another baseline, or the device is not there.
+        ResourceError: the folder holds another baseline's logits, or the device is not there.
+        VerificationError: it holds answers of another model, or under other rules.
         NetworkError: the hub or the endpoint.
     """
     folder = BaselineFolder(recording.out)
     identity = open_source(recording.source).index.identity()
+    _refuse_another(recording, folder, identity)
     if "logits" in recording.parts:
         _record_logits(recording, folder, watch)
     missing = [name for name in recording.rules.benchmarks if not folder.answers(name).is_file()]
     names = missing if "benchmarks" in recording.parts else []
     behaviour = "behaviour" in recording.parts and not folder.behaviour.is_file()
     if not behaviour and (recording.endpoint is not None or not names):
-        _record_benchmarks(recording, names, folder, identity, "the endpoint answers", watch)
+        if is_leader():
+            _record_benchmarks(recording, names, folder, identity, "the endpoint answers", watch)
         return folder
     device = open_device(recording.device)
     with Port(recording.source, "native", device, recording.operators, recording.rows) as port:
@@ -76,6 +81,20 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
         else:
             port.follow(None)
     return folder
+
+
+def _refuse_another(recording: Recording, folder: BaselineFolder, identity: str) -> None:
+    """What is there already is kept only if it is what would be recorded."""
+    for name, rules in recording.rules.benchmarks.items():
+        if "benchmarks" in recording.parts and folder.answers(name).is_file():
+            side = Side.read(folder.answers(name))
+            refuse_other_model(folder.answers(name), side.subject, identity)
+            refuse_other_rules(side, rules, "recorded")
+    if "behaviour" in recording.parts and folder.behaviour.is_file():
+        recorded = Behaviour.read(folder.behaviour)
+        refuse_other_model(folder.behaviour, recorded.subject, identity)
+        if recorded.rules != recording.rules.behaviour:
+            raise VerificationError(f"{folder.behaviour}: was recorded under other rules of behaviour")
 
 
 def _record_logits(recording: Recording, folder: BaselineFolder, watch: Watch) -> None:

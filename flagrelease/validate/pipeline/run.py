@@ -48,6 +48,8 @@ def validate(request: Request, watch: Watch) -> Report | None:
     manifest_sha256 = hashlib.sha256((request.release / MANIFEST_NAME).read_bytes()).hexdigest()
     with ExitStack() as stack:
         port: Port | str = device if isinstance(device, str) else _open_port(request, manifest, device)
+        if isinstance(port, str) and not is_leader():
+            return None  # nothing to hold a part of
         binding = Binding(
             manifest_sha256=manifest_sha256,
             chip=request.chip.id,

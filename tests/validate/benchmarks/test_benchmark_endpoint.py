@@ -136,6 +136,7 @@ def test_a_cut_connection_is_tried_again() -> None:
         (Answer(400, {"error": {"message": QUESTION}}), {}, "HTTP 400 for model 'm'"),
         (Answer(content=b"<html>" + QUESTION.encode()), {}, "not JSON|not a chat completion"),
         (Answer(content=b"{"), {}, "not JSON"),
+        (completion("A", tokens=-1), {}, "not a chat completion with one choice and its usage"),
         (Answer(document={"choices": []}), {}, "not a chat completion with one choice and its usage"),
         (Answer(document=[QUESTION]), {}, "not a chat completion"),
         (Answer(document="ok"), {}, "not a chat completion"),

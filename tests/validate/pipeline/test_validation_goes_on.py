@@ -100,3 +100,37 @@ def test_recording_again_changes_nothing(workshop: Workshop) -> None:
     assert {"behaviour.json", "benchmarks/choices.json", "logits/baseline.json"} <= before.keys()
     assert cli.main(workshop.recording(workshop.baseline)) == 0
     assert whole() == before
+
+
+def test_a_recording_of_something_else_is_refused(
+    workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(folder: Path, said: str, code: int, **validation: object) -> None:
+        other = write_recipe(tmp_path / "other.yaml", recipe(workshop.source, **validation))
+        parts = ["--part", "benchmarks", "--part", "behaviour"]
+        assert cli.main(workshop.recording(folder, *parts, "--recipe", str(other))) == code
+        assert said in capfd.readouterr().err
+
+    whole = shutil.copytree(workshop.baseline, tmp_path / "whole")
+    asked = {"prompts": 1, "repeats": 4, "max_tokens": 5, "margin": 90}
+    refused(whole, "under other rules of behaviour", 5, behaviour=asked)
+    killed = shutil.copytree(workshop.baseline, tmp_path / "killed")
+    (killed / "behaviour.json").unlink()
+    refused(killed, "was begun with another rules", 4, behaviour=asked)
+    journal = killed / "work" / "behaviour.jsonl"
+    journal.write_bytes(journal.read_bytes() + b"{}\n")
+    assert cli.main(workshop.recording(killed)) == 4
+    assert "is damaged" in capfd.readouterr().err
+    answers = whole / "benchmarks" / "choices.json"
+    answers.write_text(answers.read_text().replace("source ", "source of another ", 1))
+    assert cli.main(workshop.recording(whole)) == 5
+    assert "another model" in capfd.readouterr().err
+
+
+def test_a_rank_that_does_not_lead_leaves_files_alone(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    out = tmp_path / "out"
+    assert cli.main(workshop.validation(workshop.release("bf16"), out, "--until", "weights")) == 0
+    assert not out.exists()
