@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from flagrelease.errors import UsageError, VerificationError
 from flagrelease.hubs import Hub
+from flagrelease.manifest import MANIFEST_NAME, parse_manifest
 from flagrelease.publish.listing import RemoteFile
 
 
@@ -42,6 +44,27 @@ class HubClient(Protocol):
     def read(self, repo: str, revision: str, path: str, begin: int, count: int) -> bytes:
         """`count` bytes of a file from byte `begin`."""
         ...
+
+
+def refuse_another_models(
+    client: HubClient, repo: str, revision: str, listed: Iterable[RemoteFile], model: str
+) -> None:
+    """What is replaced must be an earlier publication of the same model, by the manifest that lies there.
+
+    Raises:
+        UsageError: it is not a manifest of flagrelease, or of another model.
+    """
+    for file in listed:
+        if file.path == MANIFEST_NAME:
+            content = client.read(repo, revision, MANIFEST_NAME, 0, file.size)
+            try:
+                there = parse_manifest(content, f"{repo}/{MANIFEST_NAME}").model
+            except VerificationError as error:
+                raise UsageError(
+                    f"{error}; so it is nothing that flagrelease published; name another repository"
+                ) from None
+            if there != model:
+                raise UsageError(f"{repo}: holds {there}, this is {model}; name another repository")
 
 
 def range_header(begin: int, count: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.publish.hub_client import refuse_another_models
 from flagrelease.publish.huggingface_client import MAIN, HuggingFaceClient
 from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
 from flagrelease.publish.patience import TRANSIENT_STATUS, Patience
@@ -101,12 +102,14 @@ class HuggingFace:
             raise UsageError(f"{repo}: has licence {facts.licence!r}; this is {licence!r}")
 
     def _refuse_foreign(self, publication: Publication, main: str) -> None:
-        there = {file.path for file in self._client.list_files(publication.repo, main)} - HUB_FILES
+        listed = self._client.list_files(publication.repo, main)
+        there = {file.path for file in listed} - HUB_FILES
         if there and MANIFEST_NAME not in there:
             raise UsageError(
                 f"{publication.repo}: main holds {len(there)} files without a {MANIFEST_NAME}, so nothing that "
                 "flagrelease published; name another repository or empty it"
             )
+        refuse_another_models(self._client, publication.repo, main, listed, publication.records.recipe.model)
 
     def _ensure_branch(self, repo: str, branch: str) -> None:
         def call() -> None:

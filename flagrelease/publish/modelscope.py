@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.publish.hub_client import refuse_another_models
 from flagrelease.publish.limits import commit_batches, in_commit_order, is_inline
 from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
 from flagrelease.publish.modelscope_client import MASTER, ModelScopeClient
@@ -74,12 +75,14 @@ class ModelScope:
 
     def _refuse_foreign(self, publication: Publication) -> None:
         """A publication cut off between two commits has no manifest yet, but no file of another kind either."""
-        there = {file.path for file in self._client.list_files(publication.repo, MASTER)} - HUB_FILES
+        listed = self._client.list_files(publication.repo, MASTER)
+        there = {file.path for file in listed} - HUB_FILES
         if MANIFEST_NAME not in there and (foreign := sorted(there - set(publication.by_path))):
             raise UsageError(
                 f"{publication.repo}: master holds {foreign[0]!r} and no {MANIFEST_NAME}, so nothing that flagrelease "
                 "published; name another repository or empty it"
             )
+        refuse_another_models(self._client, publication.repo, MASTER, listed, publication.records.recipe.model)
 
     def _difference(self, publication: Publication, revision: str) -> Difference:
         return compare(publication.by_path, self._client.list_files(publication.repo, revision))

@@ -225,6 +225,22 @@ def test_a_repository_of_something_else_is_left_alone(hub: HuggingFaceStandIn, r
     assert repo.branches["main"] == head
 
 
+@pytest.mark.parametrize("held", ["a web app's", "another model's"])
+def test_another_manifest_is_left_alone(hub: HuggingFaceStandIn, release: Path, held: str) -> None:
+    publication = publication_of(release)
+    publish(hub, publication)
+    repo = hub.repositories[REPO]
+    repo.tags.clear()
+    ours = (release / "manifest.json").read_bytes()
+    others = ours.replace(b'"model": "DeepSeek-V4-Flash"', b'"model": "DeepSeek-V4-Pro"')
+    assert others != ours
+    content = b'{"name": "a web app"}' if held == "a web app's" else others
+    head = repo.commit("main", {"manifest.json": regular(content), "pytorch_model.bin": regular(b"somebody's")})
+    with pytest.raises(UsageError, match="name another repository"):
+        publish(hub, publication)
+    assert repo.branches["main"] == head
+
+
 def test_a_tag_is_never_moved(hub: HuggingFaceStandIn, release: Path) -> None:
     publication = publication_of(release)
     publish(hub, publication)
