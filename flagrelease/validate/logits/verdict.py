@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import JsonValue
 
 from flagrelease.validate.logits.baseline import Baseline, Reference
@@ -135,7 +136,8 @@ def _proves(
             f"of {c.floor:.2g}."
             for c in main
         ]
-    if evidence.errors is not None and step is None:
+    errors = evidence.errors
+    if errors is not None and step is None and all(np.isfinite(each["streams"]).all() for each in errors):
         said.append("Errors grow smoothly through the layers: none has a step.")
     return tuple(said)
 

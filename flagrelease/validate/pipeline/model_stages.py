@@ -74,9 +74,10 @@ class LogitsStage:
         return self.given.port if isinstance(self.given.port, str) else None
 
     def inputs(self) -> dict[str, str]:
-        """Which baseline, and whether layers are looked at."""
+        """Which baseline, whether layers are looked at, and who computes."""
         layers = "yes" if self.given.request.layers else "no"
-        return {"baseline": file_sha256(self.given.recorded.logits_record), "look at layers": layers}
+        found = {"baseline": file_sha256(self.given.recorded.logits_record), "look at layers": layers}
+        return found | {"operators": self.given.request.operators}
 
     def run(self, watch: Watch) -> Outcome:
         """All documents."""
@@ -125,7 +126,9 @@ class BenchmarksStage:
     def inputs(self) -> dict[str, str]:
         """Native answers, data, and who answers."""
         request, endpoint = self.given.request, self.given.request.endpoint
-        found = {"answerer": "engine" if endpoint is None else f"{endpoint.model} at {endpoint.shown}"}
+        found = {
+            "answerer": f"engine, {request.operators}" if endpoint is None else f"{endpoint.model} at {endpoint.shown}"
+        }
         for name in request.rules.benchmarks:
             found[f"baseline of {name}"] = file_sha256(self.given.recorded.answers(name))
             found[f"data of {name}"] = " ".join(map(file_sha256, request.data.get(name, ()))) or "hub"
@@ -171,8 +174,9 @@ class BehaviourStage:
         return self.given.port if isinstance(self.given.port, str) else None
 
     def inputs(self) -> dict[str, str]:
-        """The native answers."""
-        return {"baseline": file_sha256(self.given.recorded.behaviour)}
+        """The native answers, and who computes."""
+        found = {"baseline": file_sha256(self.given.recorded.behaviour)}
+        return found | {"operators": self.given.request.operators}
 
     def run(self, watch: Watch) -> Outcome:
         """All prompts."""

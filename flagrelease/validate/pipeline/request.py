@@ -81,6 +81,7 @@ class Request:
         words += [] if self.until is None else ["--until", self.until]
         words += ["--layers"] if self.layers else []
         words += [] if self.device == "auto" else ["--device", self.device]
+        words += [] if self.operators == "auto" else ["--operators", self.operators]
         return shlex.join(words)
 
 
