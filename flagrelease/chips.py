@@ -20,8 +20,8 @@ Flag = Annotated[str, StringConstraints(pattern=r"^--[a-z-]+(=\S+)?$")]
 Reason = Annotated[str, StringConstraints(pattern=r"^(unknown|none): \S")]
 # Fields that are claims about the world; each needs evidence. The rest are names, prose, or what the claims rest on.
 CLAIMS = (
-    "products", "torch_device", "torch_module", "dist_backend", "dist_library", "visible_devices", "smi", "fp8", "fp4",
-    "release_dtype", "host_arch", "container", "stacks", "release_stack", "published",
+    "products", "torch_device", "torch_module", "graph_class", "dist_backend", "dist_library", "visible_devices", "smi",
+    "fp8", "fp4", "release_dtype", "host_arch", "container", "stacks", "release_stack", "published",
 )  # fmt: skip
 
 
@@ -108,7 +108,11 @@ class Evidence(_Strict):
 
 
 class Chip(_Strict):
-    """One platform. `why_null` maps each field that is null (nested ones dotted) to "unknown: ..." or "none: ..."."""
+    """One platform.
+
+    `graph_class` is what its torch module calls the class that records work and replays it. `why_null` maps each field
+    that is null (nested ones dotted) to "unknown: ..." or "none: ...".
+    """
 
     id: str
     vendor: str
@@ -117,6 +121,7 @@ class Chip(_Strict):
     aliases: tuple[str, ...]
     torch_device: str
     torch_module: str | None
+    graph_class: str | None
     dist_backend: str
     dist_library: str
     visible_devices: VisibleDevices
@@ -200,7 +205,7 @@ def parse_chips(text: str) -> dict[str, Chip]:
 
     Raises:
         ValueError: a row breaks the schema, a name is claimed by two rows, an evidence names no source of the table, or
-            chips that share a torch device differ in the module or backend it needs.
+            chips that share a torch device differ in the module, graph class or backend it needs.
     """
     table = yaml.safe_load(text)
     chips = {name: Chip.model_validate({"id": name, **row}) for name, row in table["chips"].items()}
@@ -211,10 +216,12 @@ def parse_chips(text: str) -> dict[str, Chip]:
     if cited != set(table["sources"]):
         raise ValueError(f"cited but not listed, or listed but not cited: {sorted(cited ^ set(table['sources']))}")
     for kind in {chip.torch_device for chip in chips.values()}:
-        seams = {(chip.torch_module, chip.dist_backend) for chip in chips.values() if chip.torch_device == kind}
+        alike = [chip for chip in chips.values() if chip.torch_device == kind]
+        seams = {(chip.torch_module, chip.graph_class, chip.dist_backend) for chip in alike}
         if len(seams) > 1:
             raise ValueError(
-                f"chips with torch device {kind!r} differ in torch module or backend: {sorted(map(str, seams))}"
+                f"chips with torch device {kind!r} differ in torch module, graph class or backend: "
+                f"{sorted(map(str, seams))}"
             )
     return chips
 

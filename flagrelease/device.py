@@ -33,6 +33,22 @@ class Device:
         """What the device calls itself; for the CPU, its architecture."""
         return platform.machine() if self.type == "cpu" else str(_api(self.type).get_device_name(self.index))
 
+    @property
+    def graph_class(self) -> str | None:
+        """What its torch module calls a recording of work; None for the CPU, and where the chip table has none."""
+        return None if self.type == "cpu" else _types()[self.type].graph_class
+
+    @property
+    def why_eager(self) -> str | None:
+        """Why `capture` records nothing; None where it does."""
+        if self.type == "cpu":
+            return "a CPU queues nothing"
+        if self.graph_class is None:
+            return f"no graphs of torch.{self.type} are known: {_types()[self.type].why_null['graph_class']}"
+        if not hasattr(_api(self.type), self.graph_class):
+            return f"torch.{self.type} has no {self.graph_class} in this version"
+        return None
+
     def set_current(self) -> None:
         """Make it the default of its type in this process."""
         if self.type != "cpu":
@@ -47,18 +63,18 @@ class Device:
         """Record what `work` queues, and return what queues all of it at once.
 
         `work` runs twice before it is recorded, so that kernels are compiled; whatever it writes must bear that. Where
-        the device's torch module has no graphs, and on a CPU, `work` itself is returned.
+        `why_eager` has a reason, `work` itself is returned.
         """
-        api = None if self.type == "cpu" else _api(self.type)
-        if api is None or not hasattr(api, "CUDAGraph"):
+        if self.why_eager is not None:
             return work
+        api = _api(self.type)
         beside = api.Stream()
         beside.wait_stream(api.current_stream())
         with api.stream(beside):
             work()
             work()
         api.current_stream().wait_stream(beside)
-        graph = api.CUDAGraph()
+        graph = getattr(api, str(self.graph_class))()
         with _without_collection(), api.graph(graph):
             work()
         replay: Callable[[], None] = graph.replay
@@ -119,7 +135,7 @@ def _of_chip(name: str) -> str:
 
 
 def _types() -> dict[str, Chip]:
-    """Torch device type -> a chip of it, in the table's order; all of one type have the same module and backend."""
+    """Torch device type -> a chip of it, in the table's order; all of one type have the same seams."""
     types: dict[str, Chip] = {}
     for chip in load_chips().values():
         types.setdefault(chip.torch_device, chip)

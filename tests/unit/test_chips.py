@@ -152,6 +152,8 @@ def test_no_flag_is_left_unfilled(name: str) -> None:
         (lambda t: t["metax"]["evidence"][0]["fields"].append("smi.x"), r"no field of a chip: \['smi\.x'\]"),
         (lambda t: t["metax"]["evidence"][0]["sources"].append("hearsay"), r"cited but not listed, .*\['hearsay'\]"),
         (lambda t: t["metax"].update(dist_backend="mccl"), "torch device 'cuda' differ"),
+        (lambda t: t["metax"].update(graph_class="MACAGraph"), "torch device 'cuda' differ"),
+        (lambda t: t["metax"].update(graph_class=None), r"null without a reason: \['graph_class'\]"),
     ],
 )
 def test_the_schema_is_strict(edit: Callable[[Any], Any], said: str) -> None:
@@ -161,6 +163,19 @@ def test_the_schema_is_strict(edit: Callable[[Any], Any], said: str) -> None:
     edit(broken["chips"])
     with pytest.raises(ValueError, match=said):
         parse_chips(yaml.safe_dump(broken))
+
+
+def test_graphs() -> None:
+    """What the torch modules call them: vllm-plugin-FL's table, torch_npu and torch_musa themselves."""
+    named = {chip.torch_device: chip.graph_class for chip in load_chips().values()}
+    assert named == {"cuda": "CUDAGraph", "npu": "NPUGraph", "musa": "MUSAGraph"}
+    seen = {
+        chip.id
+        for chip in load_chips().values()
+        for e in chip.evidence
+        if "graph_class" in e.fields and e.mark == "verified"
+    }
+    assert seen == {"nvidia", "ascend", "metax", "hygon", "mthreads", "iluvatar"}  # those with static graphs there
 
 
 def test_names() -> None:
@@ -190,7 +205,7 @@ def test_the_page_has_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "chips.md").read_text(encoding="utf-8")
     hardware = {True: "yes", False: "no", None: "unknown"}
     rows = [
-        f"| {chip.id} | {chip.vendor} {chip.products[0].name} | {chip.torch_device} | "
+        f"| {chip.id} | {chip.vendor} {chip.products[0].name} | {chip.torch_device} | {chip.graph_class} | "
         f"{chip.dist_backend} ({chip.dist_library}) | {chip.memory_gib} x {chip.cards_per_node} | "
         f"{hardware[chip.fp8]} | {chip.release_dtype} |"
         for chip in load_chips().values()

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flagrelease.chips import get_chip
 from flagrelease.device import Device, open_device
 from flagrelease.errors import ResourceError, UsageError
 
@@ -129,13 +130,16 @@ def test_a_broken_module_is_not_an_absent_one(monkeypatch: pytest.MonkeyPatch, t
         open_device(name)
 
 
-class Graphs:
-    """A torch module with graphs, as far as recording goes; says when it records."""
+class Graphs(SimpleNamespace):
+    """A torch module with graphs of this name, as far as recording goes; says when it records."""
 
-    def __init__(self) -> None:
-        self.recording = False
-        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: None)
+    def __init__(self, name: str) -> None:
+        super().__init__(recording=False, replays=0)
+        setattr(self, name, lambda: SimpleNamespace(replay=self.replay))
         self.Stream = self.current_stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+
+    def replay(self) -> None:
+        self.replays += 1
 
     def stream(self, beside: object) -> AbstractContextManager[None]:
         return nullcontext()
@@ -147,9 +151,42 @@ class Graphs:
         self.recording = False
 
 
+@pytest.mark.parametrize(
+    ("kind", "module", "name"),
+    [("cuda", None, "CUDAGraph"), ("npu", "torch_npu", "NPUGraph"), ("musa", "torch_musa", "MUSAGraph")],
+)
+def test_work_is_recorded_by_what_the_device_calls_a_graph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, module: str | None, name: str
+) -> None:
+    if module is not None:
+        install(monkeypatch, tmp_path, module)
+    graphs = Graphs(name)
+    monkeypatch.setattr(torch, kind, graphs, raising=False)
+    device = Device(kind, 0, "any")
+    assert (device.graph_class, device.why_eager) == (name, None)
+    runs: list[bool] = []
+    replay = device.capture(lambda: runs.append(graphs.recording))
+    assert runs == [False, False, True]
+    replay()
+    assert (len(runs), graphs.replays) == (3, 1)
+
+
+def test_what_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatch, musa: list[object]) -> None:
+    def work() -> None:
+        raise AssertionError("nothing is run that is not recorded")
+
+    old = Device("musa", 0, "mccl")
+    assert old.why_eager == "torch.musa has no MUSAGraph in this version"
+    assert Device("cpu", 0, "gloo").why_eager == "a CPU queues nothing"
+    assert all(device.capture(work) is work for device in (old, Device("cpu", 0, "gloo")))
+    bare = get_chip("mthreads").model_copy(update={"graph_class": None, "why_null": {"graph_class": "unknown: new"}})
+    monkeypatch.setattr("flagrelease.device.load_chips", lambda: {"bare": bare})
+    assert old.why_eager == "no graphs of torch.musa are known: unknown: new"
+
+
 def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier graph that dies then breaks the recording: seen on an H200, where each document had a graph."""
-    graphs = Graphs()
+    graphs = Graphs("CUDAGraph")
     monkeypatch.setattr(torch, "cuda", graphs)
     seen = []
     Device("cuda", 0, "nccl").capture(lambda: seen.append((graphs.recording, gc.isenabled())))
