@@ -17,6 +17,7 @@ from flagrelease.engine.model import Model
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.runner import Runner
 from flagrelease.engine.scheduler import Scheduler
+from flagrelease.engine.stepper import describe_steps
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
 
@@ -63,7 +64,7 @@ class Session:
         model = load(release, numerics, getattr(torch, dtype), device, operators=operators, mtp=speculate)
         if model.groups.is_leader:
             said = f"{numerics} numerics in {dtype}, {model.ops.name} operators, {model.device.torch_device}"
-            print(f"{release}: {said}, {model.groups.mp} rank(s)", file=sys.stderr)
+            print(f"{release}: {said}, {model.groups.mp} rank(s), {describe_steps(model)}", file=sys.stderr)
         return cls(release, model)
 
     def __enter__(self) -> Session:

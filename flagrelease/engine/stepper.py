@@ -83,3 +83,14 @@ def choose_stepper(model: Model, cache: Cache, drafts: Cache | None) -> Stepper:
     if model.groups.mp == 1 and model.device.type != "cpu":
         return CapturedStepper(model, cache, drafts)
     return PlainStepper(model, cache, drafts)
+
+
+def describe_steps(model: Model) -> str:
+    """How the steps of this model run: `captured: CUDAGraph`, or `eager: ` and why."""
+    if model.groups.mp > 1:
+        return f"eager: the collectives of {model.groups.mp} ranks are not captured"
+    if model.device.why_eager is not None:
+        return f"eager: {model.device.why_eager}"
+    if not model.ops.captured:
+        return f"eager: {model.ops.name} operators wait for the device"
+    return f"captured: {model.device.graph_class}"
