@@ -9,10 +9,13 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 from flagrelease.chips import Chip, get_chip, load_chips
 from flagrelease.errors import ResourceError, UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ class Device:
             return f"torch.{self.type} has no {self.graph_class} in this version"
         return None
 
+    @property
+    def capturing(self) -> str:
+        """What `capture` does, in words: `captured: CUDAGraph`, or `eager: ` and why."""
+        return f"captured: {self.graph_class}" if self.why_eager is None else f"eager: {self.why_eager}"
+
     def set_current(self) -> None:
         """Make it the default of its type in this process."""
         if self.type != "cpu":
@@ -80,6 +88,34 @@ class Device:
         replay: Callable[[], None] = graph.replay
         return replay
 
+    def beside(self, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        """Queue `work(*arguments)` on a second stream, behind all that is queued by now, beside what is queued next.
+
+        Returns what makes the current stream wait for the work and gives its result; nothing may use the result, or
+        write to what the work reads, before. A recording holds both streams. Where `why_eager` has a reason, the work
+        is done at once. All that the work reads and that may be freed is an argument, for memory is given out again
+        in the order in which each stream's tensors are freed here, whatever the other stream still reads:
+        - an argument, of the first stream's memory, is held until the first stream waits for the work;
+        - the result, of the second stream's, is freed when its last use is queued, and so before the next work goes
+          to the second stream, which waits for all that the first has queued by then.
+        """
+        if self.why_eager is not None:
+            result = work(*arguments)
+            return lambda: result
+        api, second = _api(self.type), _second_stream(self.type, self.index)
+        second.wait_stream(api.current_stream())
+        with api.stream(second):
+            result = work(*arguments)
+            done = second.record_event()
+        held = [arguments]
+
+        def join() -> T:
+            api.current_stream().wait_event(done)
+            held.clear()
+            return result
+
+        return join
+
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""
         if self.type == "cpu":
@@ -99,6 +135,12 @@ def _without_collection() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
+
+
+@cache
+def _second_stream(kind: str, index: int) -> Any:
+    """The stream of `Device.beside`: one, so that what is freed there serves the next work."""
+    return _api(kind).Stream(index)
 
 
 def open_device(name: str, index: int = 0) -> Device:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from flagrelease.bench.options import comma_numbers, write_plot
 from flagrelease.bench.serve import commands as serve
-from flagrelease.errors import UsageError
 
 group = typer.Typer(help="Measure a machine: the engine, its operators, a server.", no_args_is_help=True)
 
@@ -64,16 +64,16 @@ def engine(
     from flagrelease.device import open_device
 
     request = EngineRequest(
-        name.value, layers, experts, numerics, operators, _numbers("--batch", batch), _numbers("--prompt", prompt),
-        context, chunk, steps,
+        name.value, layers, experts, numerics, operators, comma_numbers("--batch", batch),
+        comma_numbers("--prompt", prompt), context, chunk, steps,
     )  # fmt: skip
     report = bench_engine(request, open_device(device))
-    if plot is not None:
-        plot_engine(report, plot)
     if as_json:
         print(json.dumps(report.document(), indent=2))
     else:
         show_engine(report)
+    if plot is not None:
+        write_plot(plot, plot_engine(report))
 
 
 @group.command(epilog="Example: flagrelease bench kernels --tokens 1,64")
@@ -89,19 +89,11 @@ def kernels(
 ) -> None:
     """Each operator beside its torch definition, and beside FlagGems' where that is installed."""
     from flagrelease.bench.kernel_report import show_kernels
-    from flagrelease.bench.kernels import bench_kernels
+    from flagrelease.bench.kernels import KernelRequest, bench_kernels
     from flagrelease.device import open_device
 
-    report = bench_kernels(name.value, _numbers("--tokens", tokens), open_device(device))
+    report = bench_kernels(KernelRequest(name.value, comma_numbers("--tokens", tokens)), open_device(device))
     if as_json:
         print(json.dumps(report.document(), indent=2))
     else:
         show_kernels(report)
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    """`1,16,64`; nothing at all is no rows."""
-    words = [word for word in text.split(",") if word]
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UsageError(f"{option} {text!r}: numbers from 1 on, with commas between")
-    return tuple(int(word) for word in words)

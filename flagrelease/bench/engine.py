@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flagrelease.bench.circumstances import Circumstances
 from flagrelease.bench.dimensions import dimensions
 from flagrelease.bench.roof import (
     cache_bytes,
@@ -21,6 +22,7 @@ from flagrelease.bench.synthetic import random_model
 from flagrelease.device import Device
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.model import Model
+from flagrelease.engine.stepper import describe_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """Rates in bytes and operations a second; `rows` in the order of the request."""
+    """Rates in bytes and operations a second; `decoding`: whether captured; `rows` in the order of the request."""
 
-    device: str
+    circumstances: Circumstances
     request: EngineRequest
+    decoding: str
     copy_bandwidth: float
     matrix_rate: float
     rows: tuple[Row, ...]
@@ -101,14 +104,14 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport:
         UsageError: dimensions or numerics that do not exist or go together.
         ResourceError: no room for the model or its caches.
     """
-    large = device.type != "cpu"
+    circumstances, large = Circumstances.now(device), device.type != "cpu"
     bandwidth = copy_bandwidth(device, 2 << 30 if large else 16 << 20)
     operations = matrix_rate(device, 8192 if large else 256)
     config = dimensions(request.name, request.layers, request.experts)
     model = random_model(config, request.numerics, request.operators, device, request.chunk)
     rows = [_decode(model, device, request, batch, bandwidth) for batch in request.batches]
     rows += [_prefill(model, device, prompt, operations) for prompt in request.prompts]
-    return EngineReport(device.name, request, bandwidth, operations, tuple(rows))
+    return EngineReport(circumstances, request, describe_steps(model), bandwidth, operations, tuple(rows))
 
 
 def _decode(model: Model, device: Device, request: EngineRequest, batch: int, bandwidth: float) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from html import escape
 
 from flagrelease.bench.engine import EngineReport, Row
 from flagrelease.console import human_bytes, out, table
@@ -15,7 +15,8 @@ def show_engine(report: EngineReport) -> None:
     request = report.request
     rows = table(
         "phase", ">size", ">time", ">tokens/s", ">must move or compute", ">roof, tokens/s", ">share",
-        title=f"{request.name} dimensions, {request.numerics} numerics, {request.operators} operators, {report.device}",
+        title=f"{request.name} dimensions, {request.numerics} numerics, {request.operators} operators, "
+        f"{report.circumstances.device}",
     )  # fmt: skip
     for row in report.rows:
         needed = human_bytes(row.needed) if row.phase == "decode" else f"{row.needed / 1e12:.3g} Tops"
@@ -25,27 +26,28 @@ def show_engine(report: EngineReport) -> None:
         )  # fmt: skip
     out().print(rows)
     rates = f"copy {report.copy_bandwidth / 1e12:.3g} TB/s, BF16 product {report.matrix_rate / 1e12:.3g} Tops/s"
-    out().print(f"context {request.context}, chunk {request.chunk}; measured here: {rates}")
+    out().print(f"context {request.context}, chunk {request.chunk}; measured here: {rates}; decoding {report.decoding}")
 
 
-def plot_engine(report: EngineReport, path: Path) -> None:
-    """Write an SVG: a bar a row, as long as its share of the roof."""
+def plot_engine(report: EngineReport) -> str:
+    """SVG: a bar a row, as long as its share of the roof."""
+    title = escape(f"{report.request.name} dimensions, {report.circumstances.device}: share of the roof")
     height = len(report.rows) * (_BAR + _GAP) + 40
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" '
         f'font-size="12">',
-        f'<text x="4" y="16">{report.request.name} dimensions, {report.device}: share of the roof</text>',
+        f'<text x="4" y="16">{title}</text>',
         *(_bar(row, 28 + index * (_BAR + _GAP)) for index, row in enumerate(report.rows)),
         "</svg>",
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _bar(row: Row, y: int) -> str:
     room = _WIDTH - _LEFT - 150
     text = y + _BAR - 5
     return (
-        f'<text x="4" y="{text}">{row.phase} {row.size}</text>'
+        f'<text x="4" y="{text}">{escape(row.phase)} {row.size}</text>'
         f'<rect x="{_LEFT}" y="{y}" width="{room}" height="{_BAR}" fill="#eee"/>'
         f'<rect x="{_LEFT}" y="{y}" width="{room * min(1.0, row.share):.1f}" height="{_BAR}" fill="#2b6cb0"/>'
         f'<text x="{_LEFT + room + 6}" y="{text}">{row.rate:.4g} tokens/s, {row.share:.0%}</text>'

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flagrelease.bench.circumstances import Circumstances
 from flagrelease.bench.dimensions import dimensions
 from flagrelease.bench.operator_cases import OperatorCase, operator_cases
 from flagrelease.bench.roof import copy_bandwidth, seconds
@@ -20,6 +21,8 @@ from flagrelease.device import Device
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.kernels.weights import ExpertWeights
+
+_PROVIDERS = ("torch", "auto", "flag_gems")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,27 @@ class KernelRow:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelReport:
-    """Of one run. `copy_bandwidth` in bytes a second."""
+class KernelRequest:
+    """What to measure: the shapes of the dimensions called `name`, for each number of tokens in a call."""
 
-    device: str
-    dimensions: str
+    name: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """Of one run.
+
+    Attributes:
+        absent: provider -> why it was not timed.
+        calls: whether those of the providers other than torch were captured.
+        copy_bandwidth: in bytes a second.
+    """
+
+    circumstances: Circumstances
+    request: KernelRequest
+    absent: dict[str, str]
+    calls: str
     copy_bandwidth: float
     rows: tuple[KernelRow, ...]
 
@@ -48,26 +67,31 @@ class KernelReport:
 
 
 @torch.inference_mode()
-def bench_kernels(name: str, tokens: tuple[int, ...], device: Device) -> KernelReport:
+def bench_kernels(request: KernelRequest, device: Device) -> KernelReport:
     """Time every operator for each number of tokens.
 
     Raises:
         UsageError: dimensions that do not exist.
         ResourceError: no room, or a provider that does not load.
     """
-    config, place = dimensions(name), torch.device(device.torch_device)
+    circumstances = Circumstances.now(device)
+    config, place = dimensions(request.name), torch.device(device.torch_device)
+    absent = absent_providers(device)
     bandwidth = copy_bandwidth(device, 16 << 20 if device.type == "cpu" else 2 << 30)
-    providers = [load_provider(provider, place) for provider in _installed(device)]
+    providers = [load_provider(provider, place) for provider in _PROVIDERS if provider not in absent]
     rows = tuple(
-        _row(case, providers, device, bandwidth) for count in tokens for case in operator_cases(config, place, count)
+        _row(case, providers, device, bandwidth)
+        for count in request.tokens
+        for case in operator_cases(config, place, count)
     )
-    return KernelReport(device.name, name, bandwidth, rows)
+    return KernelReport(circumstances, request, absent, device.capturing, bandwidth, rows)
 
 
-def _installed(device: Device) -> list[str]:
+def absent_providers(device: Device) -> dict[str, str]:
+    """Those that cannot be timed there, and why."""
     if device.type == "cpu":
-        return ["torch"]
-    return ["torch", "auto", *(["flag_gems"] if importlib.util.find_spec("flag_gems") else [])]
+        return dict.fromkeys(_PROVIDERS[1:], "a CPU computes by the definitions")
+    return {} if importlib.util.find_spec("flag_gems") else {"flag_gems": "the package flag_gems is not installed"}
 
 
 def _row(case: OperatorCase, providers: list[Operators], device: Device, bandwidth: float) -> KernelRow:

@@ -16,6 +16,9 @@ from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
 from flagrelease.engine.model import Model
 
+# Of torch.distributed: those whose collectives were recorded in a graph, replayed and compared.
+CAPTURED_BACKENDS = ("nccl",)
+
 
 class Stepper(Protocol):
     """Legend: B rows, S the most tokens that a row gets, V vocabulary."""
@@ -28,6 +31,9 @@ class Stepper(Protocol):
 
     def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
         """The MTP stage's float32 logits [B, V] for the token after those that followed each row's last ones."""
+
+    def forget(self) -> None:
+        """Let go of what was captured: the ranks' communicator does not end while a graph holds its collectives."""
 
 
 class PlainStepper:
@@ -55,9 +61,12 @@ class PlainStepper:
         assert self._drafts is not None
         return self._model.draft(self._drafts, self._streams, following)
 
+    def forget(self) -> None:
+        """See `Stepper`: there is nothing."""
+
 
 class CapturedStepper:
-    """By steps with static tensors, on one rank."""
+    """By steps with static tensors, on any number of ranks."""
 
     def __init__(self, model: Model, cache: Cache, drafts: Cache | None) -> None:
         """`drafts`: the MTP stage's cache, if there is to be any draft."""
@@ -77,20 +86,30 @@ class CapturedStepper:
         assert self._drafter is not None
         return self._drafter.draft(following)
 
+    def forget(self) -> None:
+        """See `Stepper`."""
+        self._decoder.forget()
+        if self._drafter is not None:
+            self._drafter.forget()
+
 
 def choose_stepper(model: Model, cache: Cache, drafts: Cache | None) -> Stepper:
-    """Captured on one accelerator; plain over several ranks, whose collectives are not captured, and on a CPU."""
-    if model.groups.mp == 1 and model.device.type != "cpu":
-        return CapturedStepper(model, cache, drafts)
-    return PlainStepper(model, cache, drafts)
+    """Captured on accelerators; plain on a CPU, and over ranks whose collectives a graph is not known to hold."""
+    if model.device.type == "cpu" or _collectives_are_apart(model):
+        return PlainStepper(model, cache, drafts)
+    return CapturedStepper(model, cache, drafts)
 
 
 def describe_steps(model: Model) -> str:
     """How the steps of this model run: `captured: CUDAGraph`, or `eager: ` and why."""
-    if model.groups.mp > 1:
-        return f"eager: the collectives of {model.groups.mp} ranks are not captured"
     if model.device.why_eager is not None:
         return f"eager: {model.device.why_eager}"
+    if _collectives_are_apart(model):
+        return f"eager: no graph is known to hold the collectives of {model.device.dist_backend}"
     if not model.ops.captured:
         return f"eager: {model.ops.name} operators wait for the device"
     return f"captured: {model.device.graph_class}"
+
+
+def _collectives_are_apart(model: Model) -> bool:
+    return model.groups.mp > 1 and model.device.dist_backend not in CAPTURED_BACKENDS

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import platform
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from flagrelease.bench.circumstances import Circumstances
 from flagrelease.bench.dimensions import dimensions
+from flagrelease.bench.engine import EngineReport, EngineRequest, Row
+from flagrelease.bench.engine_report import plot_engine
+from flagrelease.bench.kernel_report import show_kernels
+from flagrelease.bench.kernels import KernelReport, KernelRequest, KernelRow, absent_providers
+from flagrelease.bench.options import comma_numbers
 from flagrelease.bench.roof import cache_bytes, distinct_experts, layer_bytes
 from flagrelease.bench.synthetic import random_model
 from flagrelease.cli import main
-from flagrelease.device import open_device
+from flagrelease.device import Device, open_device
 from flagrelease.engine.kernels.operators import OPERATORS
 from flagrelease.engine.model import Model
 from flagrelease.errors import UsageError
@@ -56,11 +65,49 @@ def test_rows_are_consistent(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert len(list(bars)) == 2 * 3
 
 
+def test_documents_say_when_with_what_and_on_what(capsys: pytest.CaptureFixture[str]) -> None:
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    report = document(capsys, [*ENGINE, "--layers", "1", "--batch", "1", "--prompt", ""])
+    said = report["circumstances"]
+    assert before <= datetime.fromisoformat(said.pop("date")) <= datetime.now(timezone.utc)
+    assert said == {
+        "flagrelease": version("flagrelease"), "torch": torch.__version__, "triton": version("triton"),
+        "device": platform.machine(), "torch_device": "cpu",
+    }  # fmt: skip
+    assert report["decoding"] == "eager: a CPU queues nothing"
+    assert report["request"] == {
+        "name": "tiny", "layers": 1, "experts": None, "numerics": "native", "operators": "auto", "batches": [1],
+        "prompts": [], "context": 64, "chunk": 8192, "steps": 1,
+    }  # fmt: skip
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert Circumstances.now(open_device("cpu")).triton is None
+
+
+def test_results_are_there_when_they_cannot_be_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [*ENGINE, "--layers", "1", "--batch", "1", "--prompt", "", "--json"]
+    assert main([*words, "--plot", str(tmp_path / "none" / "plot.svg")]) == 4
+    out, err = capsys.readouterr()
+    assert [row["size"] for row in json.loads(out)["rows"]] == [1]
+    assert "plot.svg: not drawn: No such file or directory" in err
+
+
+def test_names_in_a_drawing_are_text() -> None:
+    place = Circumstances("", "", "", None, "<A&B> card", "cuda:0")
+    request = EngineRequest("tiny", None, None, "native", "auto", (1,), (), 64, 32, 1)
+    report = EngineReport(place, request, "", 1.0, 1.0, (Row("decode", 1, 1.0, 1.0, 1.0, 2.0),))
+    texts = [text.text for text in ElementTree.fromstring(plot_engine(report)).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["tiny dimensions, <A&B> card: share of the roof", "decode 1", "1 tokens/s, 50%"]
+
+
 def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ENGINE, "--layers", "2", "--batch", "1", "--prompt", ""]) == 0
     out = capsys.readouterr().out
     assert "decode" in out
     assert "prefill" not in out
+    assert "decoding eager: a CPU queues nothing" in out
 
 
 def test_bytes_of_the_weights_are_those_of_the_stored_tensors() -> None:
@@ -113,11 +160,18 @@ def test_dimensions_that_do_not_exist(arguments: tuple[str, int | None, int | No
 def test_lists_of_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ENGINE, "--batch", "1,x"]) == 2
     assert "--batch" in capsys.readouterr().err
+    assert [comma_numbers("--n", text) for text in ("", "7", "1,16,64")] == [(), (7,), (1, 16, 64)]
+    for wrong in ("1,", "0", "-1", "1.5", "1;2"):
+        with pytest.raises(UsageError, match=r"--n .*: numbers from 1 on"):
+            comma_numbers("--n", wrong)
 
 
 def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     report = document(capsys, ["bench", "kernels", "--dimensions", "tiny", "--tokens", "1,3", "--device", "cpu"])
     rows = report["rows"]
+    assert report["request"] == {"name": "tiny", "tokens": [1, 3]}
+    assert report["circumstances"]["torch"] == torch.__version__
+    assert report["absent"] == dict.fromkeys(("auto", "flag_gems"), "a CPU computes by the definitions")
     assert {row["operator"] for row in rows} <= set(OPERATORS)
     assert len({row["operator"] for row in rows}) >= 18
     assert [row["tokens"] for row in rows] == [1] * (len(rows) // 2) + [3] * (len(rows) // 2)
@@ -125,3 +179,19 @@ def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
         assert list(row["seconds"]) == ["torch"]
         assert row["seconds"]["torch"] > 0
         assert row["floor"] > 0
+
+
+def test_a_provider_that_is_missing_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Device("cuda", 0, "nccl")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    absent = absent_providers(card)
+    place = Circumstances("", "", "", None, "card", "cuda:0")
+    row = KernelRow("linear", "query", 1, {"torch": 2e-6, "auto": 1e-6}, 1e-7)
+    show_kernels(KernelReport(place, KernelRequest("tiny", (1,)), absent, "captured: CUDAGraph", 1e12, (row,)))
+    out = capsys.readouterr().out
+    assert "flag_gems is not among them: the package flag_gems is not installed" in out
+    assert "calls, all but torch's: captured: CUDAGraph" in out
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert absent_providers(card) == {}

@@ -235,8 +235,8 @@ def test_a_dead_server_is_an_error_after_the_table() -> None:
 @pytest.mark.parametrize(
     ("words", "error", "said"),
     [
-        (["--concurrency", "1,x"], UsageError, "numbers with commas"),
-        (["--contexts", "0"], UsageError, "begin at 1"),
+        (["--concurrency", "1,x"], UsageError, "numbers from 1 on"),
+        (["--contexts", "0"], UsageError, "numbers from 1 on"),
         (["--key-env", "FLAGRELEASE_TEST_NO_SUCH_KEY"], UsageError, "no such variable"),
         ([], NetworkError, "2 models (a, b): choose one with --model"),
     ],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagrelease.bench.options import comma_numbers, write_plot
 from flagrelease.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
@@ -61,12 +62,14 @@ def serve(
 
     rows = plan_rows(
         [choice.value for choice in scenario or ScenarioChoice],
-        _numbers(concurrency, "--concurrency"),
-        _numbers(contexts, "--contexts"),
+        comma_numbers("--concurrency", concurrency),
+        comma_numbers("--contexts", contexts),
         answer_tokens,
         chat_tokens,
         long_tokens,
     )
+    if not rows:
+        raise UsageError("no rows: --concurrency and --contexts are empty for what --scenario asks")
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     name, results = asyncio.run(_measure(url, model, _key(key_env), timeout, rows, rounds, seed))
     if as_json:
@@ -76,7 +79,7 @@ def serve(
     for remark in report.remarks(results):
         print(remark, file=sys.stderr)
     if plot is not None:
-        plot.write_text(report.plot(results), encoding="utf-8")
+        write_plot(plot, report.plot(results))
     if not any(result.answered for result in results):
         raise NetworkError(f"{url}: no request was answered")
 
@@ -111,13 +114,3 @@ def _say(result: Figures) -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r}: numbers with commas between them are expected") from error
-    if min(numbers) < 1:
-        raise UsageError(f"{option} {text!r}: numbers begin at 1")
-    return numbers
