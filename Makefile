@@ -1,11 +1,12 @@
 # make demo   sets up .venv, converts and proves a small checkpoint
 # make test   sets up .venv, then format, lint, types and all tests that are not marked slow
+# make test-gpu   the tests that need a CUDA device; without one it fails
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow test-gpu lint bench clean
 
 setup: $(STAMP)
 
@@ -29,6 +30,9 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/convert.py

@@ -1,6 +1,7 @@
 """Where Triton kernels run in this process: in Triton's CPU interpreter, or on the GPU of a machine that has one.
 
 Triton reads the choice when it is imported, and so do the kernels' modules; so it is made before any test imports them.
+Tests marked `gpu` are left out where there is no GPU, but not when they are what was asked for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,22 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; flagrelease/cli.py says why
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.hookimpl(trylast=True)  # after `-m` has chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a CUDA device, `-m gpu` is an error: a run that skips all it was asked for must not look like a pass."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing or torch.cuda.is_available():
+        return
+    if config.option.markexpr:
+        raise pytest.UsageError(
+            f"-m {config.option.markexpr!r}: {len(needing)} of these tests need a CUDA device, and torch sees none"
+        )
+    for item in needing:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

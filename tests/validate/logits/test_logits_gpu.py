@@ -13,7 +13,7 @@ from flagrelease import engine
 from flagrelease.validate.logits.record import record_baseline
 from flagrelease.validate.logits.stage import run_logits
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = pytest.mark.gpu
 
 
 def test_a_port_on_the_oracles_device_passes(study: Study, tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""`make test-gpu` must not pass by skipping: the tests of this folder as pytest runs them without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ONE = "tests/convert/test_gpu.py"  # tests of a GPU only
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", ONE, *words]
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_asked_for_without_a_device_they_are_an_error() -> None:
+    done = run("-m", "gpu")
+    assert done.returncode == 4
+    assert "of these tests need a CUDA device, and torch sees none" in done.stderr
+
+
+def test_not_asked_for_they_are_left_out_and_named() -> None:
+    done = run()
+    assert done.returncode == 0, done.stdout
+    assert "needs a CUDA device" in done.stdout
+    assert "passed" not in done.stdout
