@@ -1,5 +1,8 @@
 """The numbers of a step in tensors that stay where they are, and steps captured once for each size and replayed.
 
+A captured step of several ranks holds their collectives, so all ranks must record and replay the same sizes in the same
+order. They do: a size follows from the tokens that are given and the rows' lengths, the same on every rank.
+
 Legend: B rows, W tokens a row.
 """
 
@@ -10,30 +13,34 @@ from collections.abc import Callable, Sequence
 import torch
 
 from flagrelease.engine.cache import Cache
+from flagrelease.engine.decode.branches import Branches
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.model import Model
 
 SHORTEST_REACH = 4096  # positions that the smallest captured step can see; the others double
 
 Size = tuple[int, int, int]  # tokens a row, rows, reach
+Run = Callable[[DecodeStep], None]
 
 
 class Feed:
     """`tokens` and `positions` are int64 [W * B] with room for `width` tokens a row: first each row's first token."""
 
-    def __init__(self, model: Model, cache: Cache, width: int, run: Callable[[DecodeStep], None]) -> None:
-        """`run` queues the step's work and is captured."""
-        self._model, self._cache, self._width, self._run = model, cache, width, run
+    def __init__(self, model: Model, cache: Cache, width: int) -> None:
+        """For the rows of `cache`."""
+        self._model, self._cache, self._width = model, cache, width
         self._rows = len(cache.lengths)
         place = model.head.device
         self.tokens = torch.zeros(width * self._rows, dtype=torch.int64, device=place)
         self.positions = torch.full((width * self._rows,), -1, dtype=torch.int64, device=place)
+        self._branches = Branches(model.ops, model.device)
         self._captured: dict[Size, Callable[[], None]] = {}
 
-    def advance(self, token_ids: Sequence[Sequence[int]]) -> int:
+    def advance(self, token_ids: Sequence[Sequence[int]], run: Run) -> int:
         """Run the step that appends `token_ids[b]` to row b of the cache, at most `width` each.
 
-        Returns the most tokens that a row got.
+        `run` queues the step's work and is captured. It is not kept: graphs are to end with those who hold the feed,
+        not when garbage is collected. Returns the most tokens that a row got.
 
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
@@ -51,24 +58,28 @@ class Feed:
         for row, tokens in enumerate(token_ids):
             lengths[row] += len(tokens)
         rows = max(row for row, tokens in enumerate(token_ids) if tokens) + 1
-        self.step(width, rows, max(map(max, positions)))
+        self.step(width, rows, max(map(max, positions)), run)
         return width
 
-    def step(self, width: int, rows: int, last: int) -> None:
+    def step(self, width: int, rows: int, last: int, run: Run) -> None:
         """Run what the tensors say: `width` tokens for each of the first `rows`; `last` is the largest position."""
         rows = min(_at_least(rows, 1), self._rows)
         reach = min(_at_least(last + 1, SHORTEST_REACH), self._cache.context)
         size = width, rows, reach
         if size not in self._captured:
-            self._captured[size] = self._capture(size)
+            self._captured[size] = self._capture(size, run)
         self._captured[size]()
 
-    def _capture(self, size: Size) -> Callable[[], None]:
+    def forget(self) -> None:
+        """Let go of the captured steps; a later step is captured anew."""
+        self._captured.clear()
+
+    def _capture(self, size: Size, run: Run) -> Callable[[], None]:
         """Recorded, and run for that, while no row has a token: a step with two of a row must not run twice.
 
         Of a compressor's slots the second token may take the one that the first still reads.
         """
-        step: Callable[[], None] = lambda: self._run(self._at(*size))  # noqa: E731
+        step: Callable[[], None] = lambda: run(self._at(*size))  # noqa: E731
         if not self._model.ops.captured:
             return step
         positions = self.positions.clone()
@@ -81,7 +92,7 @@ class Feed:
         tokens, positions = (
             every.view(self._width, self._rows)[:width, :rows].reshape(-1) for every in (self.tokens, self.positions)
         )
-        return DecodeStep.at(tokens, positions, self._cache.context, reach, width)
+        return DecodeStep.at(tokens, positions, self._cache.context, reach, width, self._branches)
 
 
 def _nth(tokens: Sequence[int], n: int) -> int | None:

@@ -12,15 +12,21 @@ from flagrelease.engine.moe import MoE, Router
 
 def feed_forward(ops: Operators, moe: MoE, x: Rounded, step: DecodeStep) -> Tensor:
     """x [B, H] -> parts [k + 1, B, H] of the output: each routed expert's, then the shared one's."""
+    k = moe.router.topk
+    y = x.plain.new_empty(len(x.plain), k + 1, x.plain.shape[1])
+    shared = step.branches.beside(_shared, ops, moe, x, y[:, k])
     ids, weights = _route(ops, moe.router, x.plain, step)
-    k = ids.shape[1]
-    y = x.plain.new_empty(len(ids), k + 1, x.plain.shape[1])
     quantise = moe.w2.quantise
     ops.expert_outputs(x.plain, x.codes, x.scales, ids, weights, moe.experts, moe.swiglu_limit, quantise, y[:, :k])
-    both = project_parts(ops, x, moe.w13)
-    hidden = Rounded(*ops.swiglu_parts(both, moe.swiglu_limit, y.dtype, moe.w2.takes_codes))
-    project_into(ops, hidden, moe.w2, y[:, k])
+    shared()
     return y.transpose(0, 1)
+
+
+def _shared(ops: Operators, moe: MoE, x: Rounded, out: Tensor) -> None:
+    """The shared expert's output to `out` [B, H]."""
+    both = project_parts(ops, x, moe.w13)
+    hidden = Rounded(*ops.swiglu_parts(both, moe.swiglu_limit, out.dtype, moe.w2.takes_codes))
+    project_into(ops, hidden, moe.w2, out)
 
 
 def _route(ops: Operators, router: Router, x: Tensor, step: DecodeStep) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flagrelease.engine.cache import OVERLAP_RATIO
+from flagrelease.engine.decode.branches import Branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class DecodeStep:
         context: tokens that the caches have room for.
         reach: no position is as large as this.
         width: W.
+        branches: for what does not need each other.
     """
 
     tokens: Tensor
@@ -29,22 +31,33 @@ class DecodeStep:
     context: int
     reach: int
     width: int
+    branches: Branches
 
     @classmethod
-    def at(cls, tokens: Tensor, positions: Tensor, context: int, reach: int, width: int = 1) -> DecodeStep:
+    def at(
+        cls, tokens: Tensor, positions: Tensor, context: int, reach: int, width: int, branches: Branches
+    ) -> DecodeStep:
         """The step that appends `tokens` at `positions`."""
         visible = torch.div(positions + 1, OVERLAP_RATIO, rounding_mode="floor").int()
-        return cls(tokens, positions, visible, context, reach, width)
+        return cls(tokens, positions, visible, context, reach, width, branches)
 
-    def apart(self) -> list[tuple[slice, DecodeStep]]:
+    def apart(self) -> Apart:
         """Steps of one token a row, to be taken in this order: a cache has a row of its own for each sequence only."""
         rows = len(self.tokens) // self.width
         parts = [slice(n * rows, (n + 1) * rows) for n in range(self.width)]
         return [
-            (part, DecodeStep(self.tokens[part], self.positions[part], self.visible[part], self.context, self.reach, 1))
+            (
+                part,
+                replace(
+                    self, tokens=self.tokens[part], positions=self.positions[part], visible=self.visible[part], width=1
+                ),
+            )
             for part in parts
         ]
 
     def entries(self, ratio: int) -> int:
         """Compressed entries that the caches of a layer have room for; its ring begins there."""
         return self.context // ratio if ratio else 0
+
+
+Apart = list[tuple[slice, DecodeStep]]  # rows among all tokens, and their step

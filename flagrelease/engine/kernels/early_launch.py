@@ -3,6 +3,10 @@
 A step of decoding is some 1,200 short kernels, each of which depends on the last: what a kernel does before its first
 load of another's result costs nothing this way, and weights can be on their way to the cache meanwhile. Every kernel
 that is launched so calls `wait_for_results` before it reads or writes anything that another kernel does.
+
+What is waited for is the one kernel before in the stream; all earlier ones are done then, because that one waited too.
+A stream that has come to wait for another one depends on a second kernel: its next one is launched as usual, when all
+that it depends on is done (`wait_for_streams`).
 """
 # ruff: noqa: N803  (constants)
 
@@ -27,6 +31,24 @@ def _launches_early() -> bool:
 EARLY = tl.constexpr(_launches_early())
 
 
+_waiting: set[int] = set()  # streams that have come to wait for another one since their last kernel here
+
+
+def wait_for_streams() -> None:
+    """To be called when the current stream has come to wait for work of another one."""
+    if EARLY.value:
+        _waiting.add(torch.cuda.current_stream().cuda_stream)
+
+
+def _may_start_early() -> bool:
+    if not _waiting:
+        return True
+    stream = torch.cuda.current_stream().cuda_stream
+    early = stream not in _waiting
+    _waiting.discard(stream)
+    return early
+
+
 class _EarlyKernel:
     """A jitted function whose launches ask for an early start."""
 
@@ -34,7 +56,7 @@ class _EarlyKernel:
         self._kernel = triton.jit(function)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return partial(self._kernel[grid], launch_pdl=True)
+        return partial(self._kernel[grid], launch_pdl=_may_start_early())
 
 
 def early_kernel(function: Callable[..., Any]) -> Any:

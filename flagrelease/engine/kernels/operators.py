@@ -14,6 +14,10 @@ class Operators:
 
     arrange_experts = staticmethod(arrange_experts)  # not an operator: what is done to weights once
 
+    @staticmethod
+    def wait_for_streams() -> None:
+        """To be called when the current stream has come to wait for work of another one, before the next operator."""
+
     act_quant = staticmethod(reference.act_quant)
     act_quant_roundtrip = staticmethod(reference.act_quant_roundtrip)
     add = staticmethod(reference.add)
