@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from flagrelease.bench.dimensions import dimensions
+from flagrelease.bench.roof import seconds
 from flagrelease.bench.synthetic import random_model
 from flagrelease.device import open_device
 from flagrelease.engine.decode.decoder import Decoder
@@ -62,16 +63,6 @@ def generate(model: Model, rows: int, context: int, tokens: int, *, speculate: b
     return (scheduler.totals.generated - before) / (time.perf_counter() - begun)
 
 
-def milliseconds(model: Model, work: Callable[[], object], count: int = 20) -> float:
-    work()
-    model.device.synchronize()
-    begun = time.perf_counter()
-    for _ in range(count):
-        work()
-    model.device.synchronize()
-    return (time.perf_counter() - begun) / count * 1e3
-
-
 def steps(model: Model, rows: int, context: int, past: int) -> tuple[float, float, float]:
     cache, drafts = model.new_cache(rows, context), model.new_draft_cache(rows, context)
     decoder = Decoder(model, cache, width=2)
@@ -85,7 +76,7 @@ def steps(model: Model, rows: int, context: int, past: int) -> tuple[float, floa
         return run
 
     one, two, draft = (
-        milliseconds(model, again(work))
+        1e3 * seconds(model.device, again(work), repeats=3, inner=20)
         for work in (
             lambda: decoder.advance([[5]] * rows),
             lambda: decoder.advance([[5, 6]] * rows),

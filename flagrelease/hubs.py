@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Hub = Literal["huggingface", "modelscope"]
+# What commands and addresses call them: `--to hf`, `hf://owner/name@tag`.
+HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
 
 
 @dataclass(frozen=True, slots=True)

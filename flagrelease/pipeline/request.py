@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from flagrelease.errors import UsageError
-from flagrelease.publish.publish import HUBS
+from flagrelease.hubs import HUBS
 from flagrelease.recipe import Recipe
 
 StageName = Literal["convert", "verify", "validate", "publish"]

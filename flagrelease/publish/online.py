@@ -17,7 +17,7 @@ from functools import partial
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.hubs import Hub
+from flagrelease.hubs import HUBS, Hub
 from flagrelease.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest
 from flagrelease.provenance import SIGNATURE_NAME, STATEMENT_NAME, read_statement
 from flagrelease.publish.hub_client import HubClient, RepositoryFacts
@@ -27,7 +27,6 @@ from flagrelease.publish.publication import version_of
 from flagrelease.publish.sample import Sample, prove_sample
 from flagrelease.publish.signature import check_signed
 
-_SCHEMES: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
 _ADDRESS = re.compile(r"(?P<scheme>[a-z]+)://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _RECORD_BYTES = 1 << 30  # a manifest of V4-Pro has 30 MB; what is much longer is none
 _SMALL_BYTES = 64 << 20  # a hub that keeps a longer file without its SHA-256 is not believed
@@ -103,9 +102,9 @@ def parse_address(text: str) -> Address | None:
     if "://" not in text:
         return None
     match = _ADDRESS.fullmatch(text)
-    if match is None or match["scheme"] not in _SCHEMES:
-        raise UsageError(f"{text!r}: write {' or '.join(f'{scheme}://OWNER/NAME@TAG' for scheme in _SCHEMES)}")
-    return Address(_SCHEMES[match["scheme"]], match["repo"], match["revision"])
+    if match is None or match["scheme"] not in HUBS:
+        raise UsageError(f"{text!r}: write {' or '.join(f'{scheme}://OWNER/NAME@TAG' for scheme in HUBS)}")
+    return Address(HUBS[match["scheme"]], match["repo"], match["revision"])
 
 
 def verify_online(

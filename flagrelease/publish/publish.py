@@ -9,7 +9,7 @@ from pathlib import Path
 from flagrelease.chips import get_chip, repo_name
 from flagrelease.console import Tracker, progress
 from flagrelease.errors import ResourceError, UsageError
-from flagrelease.hubs import Hub
+from flagrelease.hubs import HUBS, Hub
 from flagrelease.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, make_statement
 from flagrelease.publish.card import make_card
 from flagrelease.publish.folder import list_folder, publish_folder
@@ -25,7 +25,6 @@ from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
 from flagrelease.publish.signature import make_signature, read_unchecked, unsigned_files
 
-HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
 _CONFIGURATION = b'{"framework": "pytorch", "task": "text-generation"}\n'
 
 

@@ -59,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         "chips",
         "console",
         "convert",
+        "hubs",
         "manifest",
         "publish",
         "recipe",

@@ -16,6 +16,7 @@ from flagrelease.errors import ResourceError
 from flagrelease.validate.behaviour.answers import Answer, Behaviour, BehaviourHead
 from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256
 from flagrelease.validate.behaviour.signs import calls_tool, is_json_object, loops, read_completion
+from flagrelease.validate.seeds import seed_of
 from flagrelease.validation_rules import BehaviourRules
 
 Watch = Callable[[int, int], None]  # answers so far, of how many
@@ -102,9 +103,8 @@ def _ask(asks: list[_Ask], scheduler: Scheduler, rules: BehaviourRules) -> Itera
 
 
 def _sampling(rules: BehaviourRules, ask: _Ask) -> Sampling:
-    """With a seed of its own: 31 bits of SHA-256(seed of the rules, prompt, repeat)."""
-    key = f"{rules.seed}\n{ask.prompt.id}\n{ask.repeat}"
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") >> 1
+    """With a seed of its own."""
+    seed = seed_of(rules.seed, ask.prompt.id, ask.repeat)
     return Sampling(rules.temperature, rules.top_p, seed, rules.max_tokens)
 
 

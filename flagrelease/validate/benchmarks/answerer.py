@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from flagrelease.validate.seeds import seed_of
 from flagrelease.validation_rules import BenchmarkRules
 
 Finish = Literal["stop", "length"]
@@ -61,6 +61,5 @@ class Answerer(Protocol):
 
 
 def derive_seed(rules: BenchmarkRules, item: str, repeat: int) -> int:
-    """The seed of one answer: 31 bits, which every server takes, of SHA-256(seed of the rules, title, item, repeat)."""
-    key = f"{rules.seed}\n{rules.title}\n{item}\n{repeat}"
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") >> 1
+    """The seed of one answer under these rules."""
+    return seed_of(rules.seed, rules.title, item, repeat)

@@ -18,6 +18,7 @@ from flagrelease.validate.benchmarks.exam import Exam
 from flagrelease.validate.benchmarks.harness import tasks
 from flagrelease.validate.benchmarks.run import examine, run_side
 from flagrelease.validate.benchmarks.side import Side
+from flagrelease.validate.seeds import seed_of
 
 
 @pytest.fixture
@@ -46,6 +47,7 @@ def test_every_question_is_answered_as_often_as_asked_for_with_a_seed_of_its_own
 def test_seeds_are_recorded_ones() -> None:
     """The first 31 bits of the SHA-256: another version of this package must not change them."""
     assert derive_seed(choice_rules(), "item-1", 3) == SEED_BY_SHA256SUM >> 1
+    assert seed_of(0, "Choices", "item-1", 3) == SEED_BY_SHA256SUM >> 1
 
 
 # printf '0\nChoices\nitem-1\n3' | sha256sum | cut -c1-8

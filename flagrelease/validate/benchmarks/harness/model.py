@@ -8,7 +8,6 @@ Without a chat template a text is put behind one begin-of-sentence token; the te
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from lm_eval.api.registry import register_model
 
 from flagrelease.engine.chat import BOS, EOS, Mode, encode_messages
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.validate.seeds import seed_of
 
 if TYPE_CHECKING:
     from flagrelease.engine.numerics import NumericsName
@@ -99,12 +99,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         temperature, samples = float(options.get("temperature", 0.0)), bool(options.get("do_sample"))
         if samples != (temperature > 0):  # lm-eval's models differ in which of the two they follow
             raise UsageError(f"gen_kwargs temperature {temperature:g} and do_sample {samples} contradict each other")
-        digest = hashlib.sha256("\n".join(map(str, (self.seed, *key))).encode()).digest()
         until = options.get("until", [])
         return Sampling(
             temperature=temperature,
             top_p=float(options.get("top_p", 1.0)),
-            seed=int.from_bytes(digest[:4], "big") >> 1,
+            seed=seed_of(self.seed, *key),
             max_tokens=int(options.get("max_gen_toks", _MAX_GEN_TOKS)),
             stop=(until,) if isinstance(until, str) else tuple(until),
         )
