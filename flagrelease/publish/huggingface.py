@@ -53,7 +53,8 @@ class HuggingFace:
 
         Raises:
             UsageError: the repository has another visibility or licence, or holds something else.
-            VerificationError: a file is not what the manifest says, or the hub does not hold what it was sent.
+            VerificationError: a file is not what the manifest says, the hub does not hold what it was sent, or
+                somebody else committed to main meanwhile.
             NetworkError: the hub did not do it; what did pass stays, and the same command goes on.
         """
         repo, branch = publication.repo, f"publish-{publication.digest[:12]}"
@@ -66,14 +67,8 @@ class HuggingFace:
             return tagged
         self._refuse_foreign(publication, branches[MAIN])
         if self._difference(publication, branches[MAIN]):
-            self._ensure_branch(repo, branch)
-            try:
-                self._bring(publication, branch, partial(self._send, publication, siblings, progress))
-            except CopyRefusedError as refusal:
-                print(f"{refusal}; the files are sent instead", file=sys.stderr, flush=True)
-                progress.to(0)
-                self._bring(publication, branch, partial(self._send, publication, (), progress))
-            commit = self._bring(publication, MAIN, partial(self._take_from, publication, branch))
+            self._stage(publication, branch, siblings, progress)
+            commit = self._bring(publication, MAIN, branches[MAIN], partial(self._take_from, publication, branch))
         else:
             commit = branches[MAIN]
             progress.add(publication.bytes)
@@ -111,12 +106,25 @@ class HuggingFace:
             )
         refuse_another_models(self._client, publication.repo, main, listed, publication.records.recipe.model)
 
-    def _ensure_branch(self, repo: str, branch: str) -> None:
-        def call() -> None:
+    def _stage(self, publication: Publication, branch: str, siblings: tuple[str, ...], progress: Tracker) -> None:
+        """Send everything to the branch, which an earlier run may have left."""
+        head = self._ensure_branch(publication.repo, branch)
+        try:
+            self._bring(publication, branch, head, partial(self._send, publication, siblings, progress))
+        except CopyRefusedError as refusal:
+            print(f"{refusal}; the files are sent instead", file=sys.stderr, flush=True)
+            progress.to(0)
+            self._bring(publication, branch, head, partial(self._send, publication, (), progress))
+
+    def _ensure_branch(self, repo: str, branch: str) -> str:
+        """Returns its commit."""
+
+        def call() -> str:
             if branch not in self._client.refs(repo)[0]:
                 self._client.api.create_branch(repo, branch=branch, revision=MAIN)
+            return self._client.refs(repo)[0][branch]
 
-        self._client.attempt(f"branch {branch}", call)
+        return self._client.attempt(f"branch {branch}", call)
 
     def _difference(self, publication: Publication, revision: str) -> Difference:
         return compare(publication.by_path, self._client.list_files(publication.repo, revision))
@@ -126,32 +134,38 @@ class HuggingFace:
             raise VerificationError(f"{publication.repo}@{publication.version}: {difference}; a tag is never moved")
 
     def _bring(
-        self, publication: Publication, revision: str, operations: Callable[[Difference], list[Operation]]
+        self, publication: Publication, revision: str, parent: str, operations: Callable[[Difference], list[Operation]]
     ) -> str:
-        """Make one commit on `revision`, after which it holds the publication; returns its commit.
+        """Make one commit on `revision`, whose commit was `parent`, after which it holds the publication.
 
-        Safe to repeat: what is there decides what is done, and a commit names the parent it was planned on.
+        Safe to repeat: a commit whose reply was lost is found, and one by somebody else ends it. Returns the commit.
         """
         repo = publication.repo
         title = f"{publication.records.recipe.model} for {publication.records.chip.id}: {publication.version}"
-        planned: dict[str, list[Operation]] = {}  # by parent: what was sent for a commit is not sent for it again
+        planned: list[Operation] = []  # what was sent for the commit is not sent for it again
 
         def call() -> str:
             head = self._client.refs(repo)[0][revision]
-            if difference := self._difference(publication, head):
-                if head not in planned:
-                    planned[head] = operations(difference)
-                self._commit(repo, planned[head], title, revision, head)
-                head = self._client.refs(repo)[0][revision]
-            return head
+            if not (difference := self._difference(publication, head)):
+                return head
+            if head != parent:
+                raise VerificationError(
+                    f"{repo}: somebody else's commit {head} came to {revision} during this publication (it was at "
+                    f"{parent}); it is left as it is. Look at it: when it may be replaced, run the same command again, "
+                    "which sends nothing twice"
+                )
+            planned.extend(() if planned else operations(difference))
+            return self._commit(repo, planned, title, revision, parent)
 
         head = self._client.attempt(f"commit to {revision} of {repo}", call)
         if difference := self._difference(publication, head):
             raise VerificationError(f"{repo}@{revision}: the hub does not hold what it was sent: {difference}")
         return head
 
-    def _commit(self, repo: str, operations: list[Operation], title: str, revision: str, parent: str) -> None:
-        """One commit. The hub copies between repositories of one storage region only, which nobody can ask it before.
+    def _commit(self, repo: str, operations: list[Operation], title: str, revision: str, parent: str) -> str:
+        """Make one commit; returns it.
+
+        The hub copies between repositories of one storage region only, which nobody can ask it before.
 
         Raises:
             CopyRefusedError: it does not copy these files.
@@ -159,7 +173,7 @@ class HuggingFace:
         from huggingface_hub.errors import FileDuplicationError, HfHubHTTPError
 
         try:
-            self._client.api.create_commit(
+            made = self._client.api.create_commit(
                 repo, operations, commit_message=title, revision=revision, parent_commit=parent
             )
         except FileDuplicationError as error:
@@ -169,6 +183,7 @@ class HuggingFace:
             if status in TRANSIENT_STATUS or not path.endswith("/lfs-files/duplicate"):
                 raise
             raise CopyRefusedError(f"{repo}: the hub does not copy from another repository (HTTP {status})") from None
+        return str(made.oid)
 
     def _send(
         self, publication: Publication, siblings: tuple[str, ...], progress: Tracker, difference: Difference

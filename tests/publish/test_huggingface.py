@@ -265,16 +265,42 @@ def test_a_tag_set_by_another_in_between_is_not_moved(hub: HuggingFaceStandIn, r
         publish(hub, publication)
 
 
-def test_a_commit_by_another_in_between_is_seen(hub: HuggingFaceStandIn, release: Path) -> None:
+@pytest.mark.parametrize("moment", [f"POST {API}/commit/main", "PUT /blob/.*"], ids=["at the commit", "while sending"])
+def test_a_commit_by_another_in_between_ends_it_and_stays(hub: HuggingFaceStandIn, tmp_path: Path, moment: str) -> None:
+    """Over an earlier publication; the next run, which somebody decided on, goes on where this one was."""
+    old = publication_of(write_release(tmp_path / "old", ranks=3))
+    publish(hub, old)
+    publication = publication_of(write_release(tmp_path / "new", size=1 << 19))
+    repo, theirs = hub.repositories[REPO], []
+
+    def intrude() -> None:
+        theirs.append(repo.commit("main", dict(repo.tree("main") or {}) | {"NOTES.md": regular(b"theirs")}))
+
+    hub.faults = [Fault(moment, "call", hook=intrude)]
+    with pytest.raises(VerificationError, match=r"somebody else's commit [0-9a-f]{40} came to main") as caught:
+        publish(hub, publication)
+    assert theirs[0] in str(caught.value)
+    assert repo.branches["main"] == theirs[0]
+    assert hub.files(REPO, f"publish-{publication.digest[:12]}") == expected(publication)
+    assert publication.version not in repo.tags
+    hub.seen.clear()
+    publish(hub, publication)
+    assert hub.received(r"PUT /blob/.*") == 0
+    assert hub.files(REPO, "main") == expected(publication)
+    assert set(repo.branches) == {"main"}
+
+
+def test_a_commit_by_another_afterwards_is_not_taken_for_ours(hub: HuggingFaceStandIn, release: Path) -> None:
     publication = publication_of(release)
 
     def intrude() -> None:
         repo = hub.repositories[REPO]
-        repo.commit("main", dict(repo.tree("main") or {}) | {"manifest.json": regular(b"{}"), "x": regular(b"x")})
+        repo.commit("main", dict(repo.tree("main") or {}) | {"NOTES.md": regular(b"theirs")})
 
-    hub.faults = [Fault(f"POST {API}/commit/main", "call", hook=intrude)]
-    publish(hub, publication)
-    assert hub.files(REPO, "main") == expected(publication)
+    hub.faults = [Fault(f"POST {API}/tag/.*", "call", hook=intrude)]
+    commit = publish(hub, publication)
+    assert hub.files(REPO, commit) == expected(publication)
+    assert hub.repositories[REPO].tags == {publication.version: commit}
 
 
 def test_a_changed_shard_is_found_before_anything_is_committed(hub: HuggingFaceStandIn, release: Path) -> None:
