@@ -15,6 +15,7 @@ from flagrelease.publish.records import default_report
 
 if TYPE_CHECKING:
     from flagrelease.publish.online import Address
+    from flagrelease.publish.publication import Publication
 
 _PUBLISH_EXAMPLES = """\
 Example, which shows the plan (--yes carries it out): flagrelease publish releases/fp8-mp8 --chip mthreads --to hf
@@ -55,30 +56,43 @@ def publish(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")] = False,
 ) -> None:
     """Put a validated release on a hub or into a folder, and check there by digest that it is what was validated."""
+    from flagrelease.publish.publish import OverLimitError
     from flagrelease.publish.publish import publish as run_publication
-    from flagrelease.publish.summary import plan_document, plan_text
 
-    outcome = run_publication(
-        release,
-        chip,
-        to,
-        repo=repo,
-        private=private,
-        dry_run=dry_run,
-        yes=yes,
-        report=report or _validated(release, chip, allow_unvalidated),
-        allow_unvalidated=allow_unvalidated,
-        signing_key=signing_key,
-        signature=signature,
-    )
+    try:
+        outcome = run_publication(
+            release,
+            chip,
+            to,
+            repo=repo,
+            private=private,
+            dry_run=dry_run,
+            yes=yes,
+            report=report or _validated(release, chip, allow_unvalidated),
+            allow_unvalidated=allow_unvalidated,
+            signing_key=signing_key,
+            signature=signature,
+        )
+    except OverLimitError as refusal:
+        _show_plan(refusal.publication, None, as_json)
+        print(f"flagrelease: {refusal.kind}: {refusal}", file=sys.stderr)
+        raise typer.Exit(refusal.exit_code) from refusal
+    _show_plan(outcome.publication, outcome.revision, as_json)
     if as_json:
-        _print_json({**plan_document(outcome.publication), "revision": outcome.revision})
         return
-    print(plan_text(outcome.publication))
     if outcome.revision is None:
         print("nothing was done; --yes does it", file=sys.stderr)
     else:
         print(f"published and checked: {outcome.publication.repo} at {outcome.revision}")
+
+
+def _show_plan(publication: Publication, revision: str | None, as_json: bool) -> None:
+    from flagrelease.publish.summary import plan_document, plan_text
+
+    if as_json:
+        _print_json({**plan_document(publication), "revision": revision})
+    else:
+        print(plan_text(publication))
 
 
 def _validated(release: Path, chip: str, allow_unvalidated: bool) -> Path | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeVar
 
@@ -62,6 +64,39 @@ def _encoded_bytes(file: PublishedFile) -> int:
     return -(-file.size // 3) * 4 if is_inline(file) else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a publication beside the most that the hub takes; None: it says none."""
+
+    what: str
+    value: int
+    limit: int | None
+
+
+def figures(publication: Publication) -> list[Figure]:
+    """What a hub looks at; empty for a folder."""
+    if publication.hub is None:
+        return []
+    files, limits = publication.files, HUB_LIMITS[publication.hub]
+    found = [
+        Figure("files", len(files), limits.repo_files),
+        Figure("files in one folder", max(_by_folder(publication).values()), limits.folder_entries),
+        Figure("bytes of the largest file", max(file.size for file in files), limits.file_bytes),
+        Figure("bytes in all", publication.bytes, None),
+    ]
+    if limits.inline_bytes is not None:
+        found.append(Figure("bytes outside LFS", _inline(publication), limits.inline_bytes))
+    return found
+
+
+def _inline(publication: Publication) -> int:
+    return sum(file.size for file in publication.files if is_inline(file))
+
+
+def _by_folder(publication: Publication) -> Counter[str]:
+    return Counter(file.path.rpartition("/")[0] for file in publication.files)
+
+
 def limit_problems(publication: Publication) -> list[str]:
     """What the hub would refuse, as sentences; empty for a folder."""
     if publication.hub is None:
@@ -77,16 +112,12 @@ def limit_problems(publication: Publication) -> list[str]:
         problems.append(f"{len(publication.files):,} files; {hub} takes {limits.repo_files:,} a repository")
     if hub == "huggingface" and len(publication.files) > limits.commit_files:
         problems.append(f"{len(publication.files):,} files; {hub} takes {limits.commit_files:,} in the one commit")
-    inline = sum(file.size for file in publication.files if is_inline(file))
+    inline = _inline(publication)
     if limits.inline_bytes is not None and inline > limits.inline_bytes:
         problems.append(f"{inline:,} bytes in small files; {hub} takes {limits.inline_bytes:,} outside LFS")
-    folders: dict[str, int] = {}
-    for file in publication.files:
-        folder = file.path.rpartition("/")[0]
-        folders[folder] = folders.get(folder, 0) + 1
     problems += [
         f"{folder or 'the top folder'}: {count:,} files; {hub} takes {limits.folder_entries:,} a folder"
-        for folder, count in folders.items()
+        for folder, count in _by_folder(publication).items()
         if count > limits.folder_entries
     ]
     return problems

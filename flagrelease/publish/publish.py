@@ -28,6 +28,15 @@ from flagrelease.publish.signature import make_signature, read_unchecked, unsign
 _CONFIGURATION = b'{"framework": "pytorch", "task": "text-generation"}\n'
 
 
+class OverLimitError(UsageError):
+    """The hub would refuse the publication, which is kept for showing."""
+
+    def __init__(self, publication: Publication, problems: list[str]) -> None:
+        """`problems`: what it would refuse, as sentences."""
+        super().__init__("; ".join(problems))
+        self.publication = publication
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The plan, and whether it was carried out: `revision` is then the commit, the tag or the folder, else None."""
@@ -79,7 +88,7 @@ def publish(
 
     publication = plan(records, hub, to, repo, private, sign)
     if problems := limit_problems(publication):
-        raise UsageError("; ".join(problems))
+        raise OverLimitError(publication, problems)
     if dry_run or not yes:
         return Outcome(publication, None)
     with progress("publish", publication.bytes) as tracker:

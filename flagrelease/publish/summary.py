@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from flagrelease.console import human_bytes
-from flagrelease.publish.limits import commits, limit_advice, limit_problems
+from flagrelease.publish.limits import Figure, commits, figures, limit_advice, limit_problems
 from flagrelease.publish.online import OnlineReport
 from flagrelease.publish.publication import Publication
 
@@ -25,6 +26,7 @@ def plan_document(publication: Publication) -> dict[str, Any]:
         "validated": publication.records.report is not None,
         "bytes": publication.bytes,
         "commits": commits(publication),
+        "limits": [asdict(figure) for figure in figures(publication)],
         "problems": limit_problems(publication),
         "advice": limit_advice(publication),
         "files": [{"path": file.path, "bytes": file.size, "sha256": file.sha256} for file in publication.files],
@@ -41,12 +43,19 @@ def plan_text(publication: Publication) -> str:
         f"{len(publication.files)} files, {publication.bytes:,} bytes ({human_bytes(publication.bytes)}), "
         f"{document['commits']} commits",
     ]
+    lines += [f"  {_beside_its_limit(figure)}" for figure in figures(publication)]
     if not document["validated"]:
         lines.append("NOT VALIDATED: there is no report, and the card will say so")
     lines += [f"  {file.size:>18,}  {file.sha256[:12]}  {file.path}" for file in publication.files]
     lines += [f"advice: {advice}" for advice in document["advice"]]
     lines += [f"REFUSED: {problem}" for problem in document["problems"]]
     return "\n".join(lines)
+
+
+def _beside_its_limit(figure: Figure) -> str:
+    most = "the hub sets no limit" if figure.limit is None else f"the hub takes {figure.limit:,}"
+    over = "  OVER" if figure.limit is not None and figure.value > figure.limit else ""
+    return f"{figure.what}: {figure.value:,}; {most}{over}"
 
 
 def online_text(report: OnlineReport) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import modelscope_hub
@@ -12,7 +13,9 @@ import pytest
 from huggingface_standin import TOKEN, HuggingFaceStandIn, lfs, regular
 from publish_release import write_release, write_report
 
+from flagrelease.cli import main
 from flagrelease.errors import ResourceError, UsageError, VerificationError
+from flagrelease.hubs import HUB_LIMITS
 from flagrelease.publish.publish import check_published, publish, siblings
 from flagrelease.publish.summary import plan_document, plan_text
 
@@ -74,12 +77,44 @@ def test_a_repo_for_a_folder_is_a_contradiction(release: Path, report: Path, tmp
         publish(release, "nvidia", str(tmp_path / "out"), repo="a/b", report=report)
 
 
-def test_a_file_over_the_limit_is_refused_before_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_has_the_hubs_limits_beside_its_figures(release: Path, report: Path) -> None:
+    """The limits are those of the hubs' documentation, as the facts sheet has them."""
+    publication = publish(release, "nvidia", "modelscope", report=report).publication
+    largest = max(path.stat().st_size for path in release.glob("*.safetensors"))
+    inline = sum(file.size for file in publication.files if not file.path.endswith(".safetensors"))
+    assert {each["what"]: (each["value"], each["limit"]) for each in plan_document(publication)["limits"]} == {
+        "files": (len(publication.files), 100_000),
+        "files in one folder": (len([file for file in publication.files if "/" not in file.path]), 50_000),
+        "bytes of the largest file": (largest, 100 * 10**9),
+        "bytes in all": (publication.bytes, None),
+        "bytes outside LFS": (inline, 500 * 10**6),
+    }
+    text = plan_text(publish(release, "nvidia", "hf", report=report).publication)
+    assert f"bytes of the largest file: {largest:,}; the hub takes 500,000,000,000\n" in text
+    assert "; the hub takes 100,000\n" in text
+    assert "the hub sets no limit" in text
+    assert "OVER" not in text
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_over_a_limit_the_plan_is_shown_and_then_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
     release = write_release(tmp_path / "r")
     report = write_report(release, tmp_path / "report.json")
-    monkeypatch.setattr("flagrelease.publish.publish.limit_problems", lambda _: ["too long"])
-    with pytest.raises(UsageError, match="too long"):
+    monkeypatch.setitem(HUB_LIMITS, "huggingface", replace(HUB_LIMITS["huggingface"], file_bytes=786_432))
+    with pytest.raises(UsageError, match="takes files of at most 786,432"):
         publish(release, "nvidia", "hf", report=report, yes=True, endpoint="http://127.0.0.1:9")
+    words = ["publish", str(release), "--chip", "nvidia", "--to", "hf", "--report", str(report), "--yes"]
+    assert main([*words, *(["--json"] if form == "json" else [])]) == 2
+    out, err = capsys.readouterr()
+    assert "model1-mp8.safetensors: 786,433 bytes; huggingface takes files of at most 786,432" in err
+    if form == "json":
+        document = json.loads(out)
+        assert (document["revision"], len(document["problems"])) == (None, 1)
+    else:
+        assert "bytes of the largest file: 786,433; the hub takes 786,432  OVER" in out
+        assert "REFUSED: model1-mp8.safetensors: 786,433 bytes" in out
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
