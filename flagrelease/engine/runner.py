@@ -97,11 +97,13 @@ class Runner:
     def stop(self) -> None:
         """On the leader: let the other ranks return from `follow`."""
         self.model.groups.from_leader(Stop())
+        self._stepper.forget()
 
     def follow(self) -> None:
         """On the other ranks: do what the leader orders until it stops."""
         while not isinstance(order := self.model.groups.from_leader(_NOTHING), Stop):
             self._do(order)
+        self._stepper.forget()
 
     def _do(self, order: Prefill | Decode | Draft) -> Tensor:
         if isinstance(order, Prefill):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -26,11 +27,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 def test_captured(card: Device) -> None:
     assert describe_steps(model(card)) == "captured: CUDAGraph"
+    assert describe_steps(model(card, mp=2)) == "captured: CUDAGraph"
+    assert describe_steps(model(replace(card, dist_backend="mccl"))) == "captured: CUDAGraph"
 
 
 def test_eager_for_a_reason(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_steps(model(card, captured=False)) == "eager: fused operators wait for the device"
-    assert describe_steps(model(card, mp=2)) == "eager: the collectives of 2 ranks are not captured"
+    other = replace(card, dist_backend="mccl")
+    assert describe_steps(model(other, mp=2)) == "eager: no graph is known to hold the collectives of mccl"
     monkeypatch.delattr(torch.cuda, "CUDAGraph")
     assert describe_steps(model(card)) == "eager: torch.cuda has no CUDAGraph in this version"
     assert describe_steps(model(Device("cpu", 0, "gloo"))) == "eager: a CPU queues nothing"

@@ -16,11 +16,14 @@ from flagrelease.engine.indexer import Indexer
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.reference.decoding import Rounding
 from flagrelease.engine.linear import Rounded, project_parts, project_rounded
+from flagrelease.engine.parallel import Groups
 from flagrelease.engine.rope import RopeTable
 
 
-def attend(ops: Operators, attn: Attention, x: Rounded, step: DecodeStep, cache: LayerCache, rope: RopeTable) -> Tensor:
-    """x [W * B, H] -> FP32 parts [S, W * B, H] of the output; extends the cache by the step's tokens.
+def attend(
+    ops: Operators, attn: Attention, x: Rounded, step: DecodeStep, cache: LayerCache, rope: RopeTable, groups: Groups
+) -> Tensor:
+    """x [W * B, H] -> FP32 parts [S, W * B, H] of this rank's output; extends the cache by the step's tokens.
 
     Products are of all tokens together: weights are read once. Caches take one token a row at a time.
     """
@@ -42,7 +45,7 @@ def attend(ops: Operators, attn: Attention, x: Rounded, step: DecodeStep, cache:
         chosen = None
         if side is not None:
             own = None if index_q is None else index_q[rows]
-            chosen = _compress(ops, attn, side[:, rows], own, each, cache, rope)
+            chosen = _compress(ops, attn, side[:, rows], own, each, cache, rope, groups)
         reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
         o = ops.decode_attention(
             q[rows], cache.kv, attn.sink, chosen, each.positions, rope.cos, rope.sin, entries,
@@ -50,13 +53,15 @@ def attend(ops: Operators, attn: Attention, x: Rounded, step: DecodeStep, cache:
         )  # fmt: skip
         outputs.append(o)
     o = torch.cat(outputs) if step.width > 1 else outputs[0]
-    return project_parts(ops, _project_groups(ops, attn, o), attn.wo_b)
+    return project_parts(ops, _project_groups(ops, attn, groups.gather_heads(o), groups), attn.wo_b)
 
 
-def _project_groups(ops: Operators, attn: Attention, o: Tensor) -> Rounded:
-    """o [B, NH, HD] through wo_a, group by group, as wo_b takes it: [B, G * OR]."""
-    if attn.wo_a_scale is None:
-        return Rounded.of(ops, attn.project_groups(ops, o, o.dtype).flatten(1), attn.wo_b)
+def _project_groups(ops: Operators, attn: Attention, o: Tensor, groups: Groups) -> Rounded:
+    """o [B, NH, HD] through wo_a, group by group, as wo_b takes it: [B, G * OR]. Sums over ranks are FP32."""
+    if attn.wo_a_scale is None or groups.o_mode == "split":
+        partial = torch.float32 if groups.o_mode == "split" else o.dtype
+        y = groups.sum_o_lora(attn.project_groups(ops, o, partial)).to(o.dtype)
+        return Rounded.of(ops, y.flatten(1), attn.wo_b)
     by_group = o.reshape(len(o), attn.wo_a.shape[0], attn.wo_a.shape[2])
     parts = ops.fp8_grouped_linear_parts(by_group, attn.wo_a, attn.wo_a_scale)
     return Rounded(*ops.round_parts(parts, o.dtype, attn.wo_b.takes_codes))
@@ -64,7 +69,7 @@ def _project_groups(ops: Operators, attn: Attention, o: Tensor) -> Rounded:
 
 def _compress(
     ops: Operators, attn: Attention, side: Tensor, index_q: Tensor | None, step: DecodeStep, cache: LayerCache,
-    rope: RopeTable,
+    rope: RopeTable, groups: Groups,
 ) -> Tensor | None:  # fmt: skip
     """Feed both compressors from `side` [S, B, ..]; let the indexer choose by its queries [B, IH * ID]."""
     assert attn.compressor is not None
@@ -78,7 +83,7 @@ def _compress(
     assert cache.index_pending is not None
     rounding = "hadamard_fp4" if attn.indexer.quantise else "hadamard"
     side = _feed(ops, attn.indexer.compressor, side, step, cache.index_pending, cache.index_k, rope, rounding)
-    return _choose(ops, attn.indexer, side, index_q, step, cache.index_k, rope)
+    return _choose(ops, attn.indexer, side, index_q, step, cache.index_k, rope, groups)
 
 
 def _feed(
@@ -95,10 +100,12 @@ def _feed(
 
 
 def _choose(
-    ops: Operators, indexer: Indexer, weights: Tensor, q: Tensor, step: DecodeStep, keys: Tensor, rope: RopeTable
-) -> Tensor:
+    ops: Operators, indexer: Indexer, weights: Tensor, q: Tensor, step: DecodeStep, keys: Tensor, rope: RopeTable,
+    groups: Groups,
+) -> Tensor:  # fmt: skip
+    """The entries of each row by its queries: every rank scores with its own heads."""
     q = q.view(len(q), -1, indexer.head_dim)
     q, weights = ops.index_queries(q, weights, rope.cos, rope.sin, step.positions, indexer.quantise)
     reached = min(keys.shape[1] - 1, step.reach // OVERLAP_RATIO)
-    scores = ops.indexer_scores(q[:, None], keys[:, :reached], weights[:, None])
+    scores = groups.all_sum(ops.indexer_scores(q[:, None], keys[:, :reached], weights[:, None]))
     return ops.topk_visible(scores, step.visible[:, None], indexer.topk)[:, 0]

@@ -18,7 +18,7 @@ from flagrelease.engine.model import Model
 
 
 class Drafter:
-    """On one device. Results are those of `Model.draft` up to the order of additions."""
+    """On every rank alike. Results are those of `Model.draft` up to the order of additions."""
 
     def __init__(self, model: Model, cache: Cache, streams: Tensor) -> None:
         """`cache`: of `Model.new_draft_cache`. `streams` [W, B, M, H]: where the model's are found at each call.
@@ -28,7 +28,7 @@ class Drafter:
         """
         self._model, self._mtp, self._cache, self._streams = model, model.require_mtp(), cache, streams
         width, rows = streams.shape[:2]
-        self._feed = Feed(model, cache, width, self._run)
+        self._feed = Feed(model, cache, width)
         self._last = torch.zeros(rows, dtype=torch.int64, device=streams.device)
         self._logits = torch.zeros(rows, model.config.vocab_size, device=streams.device)
 
@@ -42,8 +42,12 @@ class Drafter:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
         """
         self._last.copy_(torch.tensor([max(len(tokens) - 1, 0) for tokens in following]))
-        self._feed.advance(following)
+        self._feed.advance(following, self._run)
         return self._logits
+
+    def forget(self) -> None:
+        """Let go of the captured steps."""
+        self._feed.forget()
 
     def _run(self, step: DecodeStep) -> None:
         rows = len(step.tokens) // step.width
@@ -51,6 +55,6 @@ class Drafter:
         model = self._model
         mixed = self._mtp.mix(model.ops, streams, model.embed_tokens(step.tokens))
         cache = self._cache.layers[0].view(slice(0, rows))
-        out = decode_block(model.ops, self._mtp.block, mixed, step, cache, model.rope(0))
+        out = decode_block(model.ops, self._mtp.block, mixed, step, cache, model.rope(0), model.groups)
         kept = out.view(step.width, rows, *out.shape[1:])[self._last[:rows], torch.arange(rows, device=out.device)]
         self._logits[:rows] = model.to_logits(self._mtp.final.collapse(model.ops, kept))
