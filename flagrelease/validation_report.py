@@ -19,6 +19,7 @@ from flagrelease.validation_rules import StageName, ValidationRules
 
 Verdict = Literal["pass", "fail", "cannot-tell"]
 StageVerdict = Literal[Verdict, "not-run"]
+_PROVING: tuple[StageName, StageVerdict] = ("weights", "pass")
 
 
 class _Strict(BaseModel):
@@ -115,6 +116,16 @@ class Report(_Strict):
     environment: dict[str, str] = {}
     commands: tuple[str, ...] = ()
     seeds: dict[str, int] = {}
+
+    @property
+    def weights_proved(self) -> bool:
+        """Whether the weights were compared with their source: the weights stage passed, and its check `source` too.
+
+        A report can pass without: tensors then have the digests of a manifest, which a converter's fault is in as well.
+        """
+        passed = [stage.figures.get("checks") for stage in self.stages if (stage.name, stage.verdict) == _PROVING]
+        checks = [check for found in passed if isinstance(found, list) for check in found if isinstance(check, dict)]
+        return any((check.get("name"), check.get("status")) == ("source", "pass") for check in checks)
 
     @model_validator(mode="after")
     def _verdict_follows(self) -> Report:

@@ -107,6 +107,10 @@ def _proof(records: Records) -> Iterator[str]:
         yield from (f"- {stage.name}: {sentence}" for sentence in stage.proves)
         yield from (f"- {stage.name} leaves open: {sentence}" for sentence in stage.leaves_open)
     yield ""
+    if not records.weights_proved:
+        yield "**The weights were not compared with those they were made from, only with digests in the manifest: a"
+        yield "fault of the conversion is not excluded.**"
+        yield ""
     yield "The whole record is `report.json`."
     if records.report.environment:
         machine = ", ".join(f"{name} {value}" for name, value in records.report.environment.items())

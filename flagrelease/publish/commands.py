@@ -46,6 +46,13 @@ def publish(
     allow_unvalidated: Annotated[
         bool, typer.Option("--allow-unvalidated", help="Publish without a report; the card will say so.")
     ] = False,
+    allow_unproved_weights: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unproved-weights",
+            help="Publish though the validation had no source to compare the weights with; the card will say so.",
+        ),
+    ] = False,
     signing_key: Annotated[
         Path | None, typer.Option("--signing-key", metavar="FILE", help="An EC private key (PEM) to sign with.")
     ] = None,
@@ -70,6 +77,7 @@ def publish(
             yes=yes,
             report=report or _validated(release, chip, allow_unvalidated),
             allow_unvalidated=allow_unvalidated,
+            allow_unproved_weights=allow_unproved_weights,
             signing_key=signing_key,
             signature=signature,
         )

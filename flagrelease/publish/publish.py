@@ -56,6 +56,7 @@ def publish(
     yes: bool = False,
     report: Path | None = None,
     allow_unvalidated: bool = False,
+    allow_unproved_weights: bool = False,
     signing_key: Path | None = None,
     signature: Path | None = None,
     endpoint: str | None = None,
@@ -67,6 +68,8 @@ def publish(
         to: `hf`, `modelscope`, or a folder.
         repo: `owner/name`; by default the one that chip table and recipe give.
         report: the validation's report for this manifest and chip.
+        allow_unvalidated: there need be no report.
+        allow_unproved_weights: the report need not have compared the weights with their source.
         signing_key: PEM file of an EC private key; the publication then holds a signature of every file.
         signature: a bundle over exactly these files that was made elsewhere, for example by sigstore without a key.
         endpoint: another hub than the client's own settings say.
@@ -74,7 +77,7 @@ def publish(
     Raises:
         FlagReleaseError: everything that keeps the target from holding exactly what was proved.
     """
-    records = read_records(release, chip, report, allow_unvalidated)
+    records = read_records(release, chip, report, allow_unvalidated, allow_unproved_weights)
     hub = HUBS.get(to)
     if hub is None and repo is not None:
         raise UsageError(f"--repo is for hubs ({', '.join(HUBS)}); {to!r} is a folder")

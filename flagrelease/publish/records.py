@@ -40,6 +40,11 @@ class Records:
         return self.manifest.target
 
     @property
+    def weights_proved(self) -> bool:
+        """Whether a report says that the weights are those of the source."""
+        return self.report is not None and self.report.weights_proved
+
+    @property
     def layout(self) -> str:
         """`hf`, or `mp16`."""
         return "hf" if self.target.mp is None else f"mp{self.target.mp}"
@@ -65,12 +70,19 @@ def default_report(release: Path, chip: str) -> Path:
     return release.parent / "validation" / f"{release.name}-{chip}" / "report.json"
 
 
-def read_records(release: Path, chip_name: str, report: Path | None, allow_unvalidated: bool) -> Records:
+def read_records(
+    release: Path,
+    chip_name: str,
+    report: Path | None,
+    allow_unvalidated: bool,
+    allow_unproved_weights: bool = False,
+) -> Records:
     """Read and tie together the records of a release.
 
     Raises:
         VerificationError: no manifest, a file of it is missing or has another size, no passing report (and
-            `allow_unvalidated` is false), or a report that is not of this manifest and chip.
+            `allow_unvalidated` is false), one that did not compare the weights with their source (and
+            `allow_unproved_weights` is false), or one that is not of this manifest and chip.
         UsageError: converted without a recipe, or the recipe gives this chip something else.
     """
     chip = get_chip(chip_name)
@@ -82,6 +94,11 @@ def read_records(release: Path, chip_name: str, report: Path | None, allow_unval
     if report is None and not allow_unvalidated:
         raise VerificationError(f"{release}: no report; validate the release for {chip.id} first")
     read = report and read_passing_report(report, hashlib.sha256(content).hexdigest(), chip.id)
+    if read and not (read[0].weights_proved or allow_unproved_weights):
+        raise VerificationError(
+            f"{report}: passed without comparing the weights with their source, so a fault of the conversion is not "
+            "excluded (docs/validation-defects.md); validate with --source, or publish with --allow-unproved-weights"
+        )
     return Records(release, manifest, content, recipe, chip, licence, *(read or (None, None)))
 
 

@@ -24,6 +24,7 @@ def plan_document(publication: Publication) -> dict[str, Any]:
         "version": publication.version,
         "chip": publication.records.chip.id,
         "validated": publication.records.report is not None,
+        "weights_proved": publication.records.weights_proved,
         "bytes": publication.bytes,
         "commits": commits(publication),
         "limits": [asdict(figure) for figure in figures(publication)],
@@ -46,6 +47,8 @@ def plan_text(publication: Publication) -> str:
     lines += [f"  {_beside_its_limit(figure)}" for figure in figures(publication)]
     if not document["validated"]:
         lines.append("NOT VALIDATED: there is no report, and the card will say so")
+    elif not document["weights_proved"]:
+        lines.append("WEIGHTS NOT PROVED: the validation had no source, and the card will say so")
     lines += [f"  {file.size:>18,}  {file.sha256[:12]}  {file.path}" for file in publication.files]
     lines += [f"advice: {advice}" for advice in document["advice"]]
     lines += [f"REFUSED: {problem}" for problem in document["problems"]]

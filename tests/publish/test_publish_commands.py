@@ -11,7 +11,7 @@ import modelscope_hub
 import modelscope_standin
 import pytest
 from huggingface_standin import TOKEN, HuggingFaceStandIn, lfs, regular
-from publish_release import write_release, write_report
+from publish_release import report_for, write_release, write_report
 
 from flagrelease.cli import main
 from flagrelease.errors import ResourceError, UsageError, VerificationError
@@ -70,6 +70,26 @@ def test_an_unvalidated_release_is_refused_or_says_so(release: Path) -> None:
     card = publication.by_path["README.md"].origin
     assert isinstance(card, bytes)
     assert b"published without validation" in card
+
+
+def test_weights_without_a_proof_are_refused_or_said(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = report_for(b"", "nvidia")["stages"]
+    stages[1]["figures"] = {}
+    report = write_report(release, tmp_path / "r.json", stages=stages)
+    words = ["publish", str(release), "--chip", "nvidia", "--to", str(tmp_path / "out"), "--report", str(report)]
+    assert main([*words, "--yes", "--allow-unvalidated"]) == 5
+    assert "--allow-unproved-weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--yes", "--allow-unproved-weights"]) == 0
+    assert "WEIGHTS NOT PROVED" in capsys.readouterr().out
+    sentence = "a\nfault of the conversion is not excluded.**"
+    assert sentence in (tmp_path / "out" / "README.md").read_text()
+    proved = write_report(release, tmp_path / "proved.json")
+    card = publish(release, "nvidia", "hf", report=proved).publication.by_path["README.md"].origin
+    assert isinstance(card, bytes)
+    assert sentence not in card.decode()
 
 
 def test_a_repo_for_a_folder_is_a_contradiction(release: Path, report: Path, tmp_path: Path) -> None:

@@ -44,6 +44,35 @@ def test_a_report_of_another_manifest_or_chip_is_refused(release: Path, report: 
         read_records(release, "nvidia", report, allow_unvalidated=False)
 
 
+NO_SOURCE = {"checks": [{"name": "tensors", "status": "pass"}, {"name": "source", "status": "not-run"}]}
+
+
+def without_a_proof(kind: str) -> dict[str, Any]:
+    """What passes by its own rules, but had no source, or no weights stage."""
+    document = report_for(b"", "nvidia")
+    if kind == "no source":
+        document["stages"][1]["figures"] = NO_SOURCE
+    elif kind == "no figures":
+        document["stages"][1]["figures"] = {}
+    elif kind == "weights not run":
+        document["rules"]["stages"], document["stages"][1]["verdict"] = ["integrity"], "not-run"
+    else:
+        document["rules"]["stages"], document["stages"] = ["integrity"], document["stages"][:1]
+    return {key: document[key] for key in ("rules", "stages")}
+
+
+@pytest.mark.parametrize("kind", ["no source", "no figures", "weights not run", "no weights stage"])
+def test_weights_that_were_not_compared_with_the_source_need_to_be_allowed(
+    release: Path, tmp_path: Path, kind: str
+) -> None:
+    path = write_report(release, tmp_path / "r.json", **without_a_proof(kind))
+    for allow_unvalidated in (False, True):
+        with pytest.raises(VerificationError, match="without comparing the weights with their source"):
+            read_records(release, "nvidia", path, allow_unvalidated)
+    records = read_records(release, "nvidia", path, False, allow_unproved_weights=True)
+    assert (records.report is not None, records.weights_proved) == (True, False)
+
+
 def test_no_report_needs_to_be_allowed(release: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="no report"):
         read_records(release, "nvidia", None, allow_unvalidated=False)

@@ -16,7 +16,7 @@ from small_validation import Workshop, read_report, recipe, verdicts, write_reci
 
 from flagrelease import cli
 from flagrelease.errors import VerificationError
-from flagrelease.validation_report import read_passing_report
+from flagrelease.validation_report import parse_report, read_passing_report
 
 PASSED = dict.fromkeys(("integrity", "weights", "logits", "benchmarks", "behaviour"), "pass")
 
@@ -30,6 +30,7 @@ def test_a_sound_release_passes_every_stage(workshop: Workshop, validated: Path)
     assert verdicts(validated) == PASSED
     report, _ = read_passing_report(validated / "report.json", manifest_sha256(release), "ascend")
     assert [benchmark.task for benchmark in report.benchmarks] == ["Choices"]
+    assert report.weights_proved
     assert report.commands == (
         "flagrelease validate bf16-hf --chip ascend --recipe recipe.yaml --source source --baseline baseline "
         "--data choices=choices.jsonl --device cpu",
@@ -94,6 +95,7 @@ def test_wrong_weights_under_a_right_manifest(workshop: Workshop, tmp_path: Path
         "integrity": "pass", "weights": "pass", "logits": "fail", "benchmarks": "not-run", "behaviour": "not-run",
     }  # fmt: skip
     assert "needs --source" in read_report(tmp_path / "without")["stages"][1]["leaves_open"][0]
+    assert not parse_report((tmp_path / "without" / "report.json").read_bytes(), "report.json").weights_proved
 
 
 def test_without_a_baseline_the_file_stages_are_run(
