@@ -58,16 +58,22 @@ def engine(
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
-    """Decoding and prefill with random weights, made on the device, beside what its memory and matrix units allow."""
+    """Decoding and prefill with random weights, made on the device, beside what its memory and matrix units allow.
+
+    Under torchrun the model is cut over the ranks, and the first prints.
+    """
     from flagrelease.bench.engine import EngineRequest, bench_engine
     from flagrelease.bench.engine_report import plot_engine, show_engine
     from flagrelease.device import open_device
+    from flagrelease.engine.parallel import local_rank
 
     request = EngineRequest(
         name.value, layers, experts, numerics, operators, comma_numbers("--batch", batch),
         comma_numbers("--prompt", prompt), context, chunk, steps,
     )  # fmt: skip
-    report = bench_engine(request, open_device(device))
+    report = bench_engine(request, open_device(device, local_rank()))
+    if report is None:
+        return
     if as_json:
         print(json.dumps(report.document(), indent=2))
     else:

@@ -1,11 +1,16 @@
-"""`bench engine`: how fast the engine decodes and prefills, beside what the device's memory and matrix units allow."""
+"""`bench engine`: how fast the engine decodes and prefills, beside what the device's memory and matrix units allow.
+
+Over ranks the roof is that of one of them: the bytes and operations of the rank that has most, at the rates of the
+slowest device. The links between them are not in it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from flagrelease.bench.circumstances import Circumstances
 from flagrelease.bench.dimensions import dimensions
@@ -22,6 +27,7 @@ from flagrelease.bench.synthetic import random_model
 from flagrelease.device import Device
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.model import Model
+from flagrelease.engine.parallel import alone, join_groups, leave_job, start_job
 from flagrelease.engine.stepper import describe_steps
 
 
@@ -63,7 +69,7 @@ class Row:
         size: rows, or tokens of the prompt.
         seconds: of a step, or of the prompt.
         rate: tokens a second, of all rows.
-        needed: bytes that a step must read, or operations that a prompt needs.
+        needed: bytes that a step must read, or operations that a prompt needs; over ranks of the one that has most.
         roof: tokens a second at the measured copy bandwidth, or matrix rate.
     """
 
@@ -81,61 +87,102 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes a second that a device copies, operations a second that it multiplies with."""
+
+    copy_bandwidth: float
+    matrix_rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReport:
-    """Rates in bytes and operations a second; `decoding`: whether captured; `rows` in the order of the request."""
+    """What was measured.
+
+    Attributes:
+        circumstances: the first rank's.
+        request: what was asked for.
+        decoding: whether steps are captured.
+        copy_bandwidths: bytes a second, of every rank's device.
+        matrix_rates: operations a second, of every rank's device.
+        rows: in the order of the request.
+    """
 
     circumstances: Circumstances
     request: EngineRequest
     decoding: str
-    copy_bandwidth: float
-    matrix_rate: float
+    copy_bandwidths: tuple[float, ...]
+    matrix_rates: tuple[float, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def rates(self) -> Rates:
+        """What roofs are made of."""
+        return Rates(min(self.copy_bandwidths), min(self.matrix_rates))
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self) | {"rows": [asdict(row) | {"share": row.share} for row in self.rows]}
+        rows = [asdict(row) | {"share": row.share} for row in self.rows]
+        return asdict(self) | asdict(self.rates) | {"ranks": len(self.matrix_rates), "rows": rows}
 
 
 @torch.inference_mode()
-def bench_engine(request: EngineRequest, device: Device) -> EngineReport:
-    """Make a model of random weights and measure it.
+def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
+    """Make a model of random weights and measure it: under torchrun one that is cut over the job's ranks.
+
+    Returns:
+        What was measured; None on ranks that do not lead.
 
     Raises:
-        UsageError: dimensions or numerics that do not exist or go together.
+        UsageError: dimensions or numerics that do not exist or go together, or are not cut over so many ranks.
         ResourceError: no room for the model or its caches.
     """
     circumstances, large = Circumstances.now(device), device.type != "cpu"
-    bandwidth = copy_bandwidth(device, 2 << 30 if large else 16 << 20)
-    operations = matrix_rate(device, 8192 if large else 256)
+    start_job(device)
     config = dimensions(request.name, request.layers, request.experts)
-    model = random_model(config, request.numerics, request.operators, device, request.chunk)
-    rows = [_decode(model, device, request, batch, bandwidth) for batch in request.batches]
-    rows += [_prefill(model, device, prompt, operations) for prompt in request.prompts]
-    return EngineReport(circumstances, request, describe_steps(model), bandwidth, operations, tuple(rows))
+    groups = join_groups(config, "split") if dist.is_initialized() else alone()
+    own = Rates(copy_bandwidth(device, 2 << 30 if large else 16 << 20), matrix_rate(device, 8192 if large else 256))
+    every = groups.from_all(own)
+    model = random_model(config, request.numerics, request.operators, device, request.chunk, groups=groups)
+    report = EngineReport(
+        circumstances, request, describe_steps(model), tuple(rates.copy_bandwidth for rates in every),
+        tuple(rates.matrix_rate for rates in every), (),
+    )  # fmt: skip
+    rows = [_decode(model, request, batch, report.rates) for batch in request.batches]
+    rows += [_prefill(model, prompt, report.rates) for prompt in request.prompts]
+    leave_job()
+    return replace(report, rows=tuple(rows)) if groups.is_leader else None
 
 
-def _decode(model: Model, device: Device, request: EngineRequest, batch: int, bandwidth: float) -> Row:
+def _decode(model: Model, request: EngineRequest, batch: int, rates: Rates) -> Row:
     """Rows that have `context` tokens behind them; what those were makes no difference to the time."""
     chunk, model.chunk = model.chunk, 1  # no prompt is prefilled, so that the ring is as short as in serving
     cache = model.new_cache(batch, request.context + 64)
     model.chunk = chunk
     decoder = Decoder(model, cache)
-    decoder.tokens.random_(model.config.vocab_size)
+    decoder.tokens.copy_(torch.tensor(_tokens(model, batch)))
     decoder.positions.fill_(request.context)
-    step = seconds(device, lambda: decoder.step(batch, request.context), inner=request.steps)
+    step = seconds(model.device, lambda: decoder.step(batch, request.context), inner=request.steps)
+    decoder.forget()
     always, expert = layer_bytes(model)
     needed = always + expert * distinct_experts(model, batch) + batch * cache_bytes(model, request.context)
-    return Row("decode", batch, step, batch / step, needed, bandwidth / needed * batch)
+    return Row("decode", batch, step, batch / step, needed, rates.copy_bandwidth / needed * batch)
 
 
-def _prefill(model: Model, device: Device, tokens: int, operations: float) -> Row:
+def _prefill(model: Model, tokens: int, rates: Rates) -> Row:
     cache = model.new_cache(1, tokens)
-    prompt = torch.randint(model.config.vocab_size, (tokens,)).tolist()
+    prompt = _tokens(model, tokens)
 
     def run() -> None:
         cache.free(0)
         model.prefill(cache, 0, prompt)
 
-    time = seconds(device, run, repeats=2)
+    time = seconds(model.device, run, repeats=2)
     needed = token_operations(model, tokens) * tokens
-    return Row("prefill", tokens, time, tokens / time, needed, operations / needed * tokens)
+    return Row("prefill", tokens, time, tokens / time, needed, rates.matrix_rate / needed * tokens)
+
+
+def _tokens(model: Model, count: int) -> list[int]:
+    """Random ones, the same on every rank."""
+    generator = torch.Generator().manual_seed(0)
+    tokens: list[int] = torch.randint(model.config.vocab_size, (count,), generator=generator).tolist()
+    return tokens

@@ -12,11 +12,11 @@ _WIDTH, _BAR, _GAP, _LEFT = 720, 18, 8, 130  # of the drawing, in pixels
 
 def show_engine(report: EngineReport) -> None:
     """Print the report as a table on stdout."""
-    request = report.request
+    request, rates = report.request, report.rates
     rows = table(
         "phase", ">size", ">time", ">tokens/s", ">must move or compute", ">roof, tokens/s", ">share",
         title=f"{request.name} dimensions, {request.numerics} numerics, {request.operators} operators, "
-        f"{report.circumstances.device}",
+        f"{_devices(report)}",
     )  # fmt: skip
     for row in report.rows:
         needed = human_bytes(row.needed) if row.phase == "decode" else f"{row.needed / 1e12:.3g} Tops"
@@ -25,13 +25,15 @@ def show_engine(report: EngineReport) -> None:
             f"{row.share:.0%}",
         )  # fmt: skip
     out().print(rows)
-    rates = f"copy {report.copy_bandwidth / 1e12:.3g} TB/s, BF16 product {report.matrix_rate / 1e12:.3g} Tops/s"
-    out().print(f"context {request.context}, chunk {request.chunk}; measured here: {rates}; decoding {report.decoding}")
+    said = f"copy {rates.copy_bandwidth / 1e12:.3g} TB/s, BF16 product {rates.matrix_rate / 1e12:.3g} Tops/s"
+    if len(report.matrix_rates) > 1:
+        said += " by the slowest device; bytes and operations are of the rank that has most"
+    out().print(f"context {request.context}, chunk {request.chunk}; measured here: {said}; decoding {report.decoding}")
 
 
 def plot_engine(report: EngineReport) -> str:
     """SVG: a bar a row, as long as its share of the roof."""
-    title = escape(f"{report.request.name} dimensions, {report.circumstances.device}: share of the roof")
+    title = escape(f"{report.request.name} dimensions, {_devices(report)}: share of the roof")
     height = len(report.rows) * (_BAR + _GAP) + 40
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" '
@@ -41,6 +43,11 @@ def plot_engine(report: EngineReport) -> str:
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _devices(report: EngineReport) -> str:
+    count = len(report.matrix_rates)
+    return f"{count} x {report.circumstances.device}" if count > 1 else report.circumstances.device
 
 
 def _bar(row: Row, y: int) -> str:

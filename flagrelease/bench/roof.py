@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from flagrelease.bench.chosen_experts import busiest
 from flagrelease.device import Device
 from flagrelease.engine.model import Model
 
@@ -75,29 +76,34 @@ def cache_bytes(model: Model, context: int) -> int:
 
 
 def distinct_experts(model: Model, rows: int) -> float:
-    """Experts of a layer that `rows` tokens take together, if every choice is equally likely."""
-    experts, k = model.config.n_routed_experts, model.config.num_experts_per_tok
-    return experts * (1 - (1 - k / experts) ** rows)
+    """Experts of a layer that `rows` tokens take together, if every choice is equally likely.
+
+    Over ranks those of the rank that has most of them: the others wait for it in every layer.
+    """
+    return busiest(model.config.n_routed_experts, model.groups.mp, model.config.num_experts_per_tok, rows)
 
 
 def token_operations(model: Model, context: int) -> float:
-    """Operations (two a product) of one token's matrix products and attention at a mean depth of `context` / 2."""
-    config = model.config
-    dense = 0
+    """Operations (two a product) of one token's matrix products and attention at a mean depth of `context` / 2.
+
+    Over ranks those of one, which has its part of the heads and of the tokens' experts.
+    """
+    config, ranks = model.config, model.groups.mp
+    dense = 0.0
     for block in model.blocks:
         attn, ffn = block.attn, block.ffn
         linears = [attn.latents, attn.wq_b, attn.wo_b, ffn.w13, ffn.w2]
         dense += sum(linear.weight.numel() for linear in linears) + attn.wo_a.numel() + ffn.router.weight.numel()
         dense += 0 if attn.side is None else attn.side.numel()
         dense += 0 if attn.indexer is None else attn.indexer.wq_b.weight.numel()
-        dense += 3 * config.num_experts_per_tok * config.moe_intermediate_size * config.hidden_size
+        dense += 3 * config.num_experts_per_tok * config.moe_intermediate_size * config.hidden_size / ranks
         keys = config.sliding_window
         if attn.indexer is not None:
             keys += min(config.index_topk, context // 8)
-            dense += config.index_n_heads * config.index_head_dim * context // 8
+            dense += config.index_n_heads * config.index_head_dim * (context // 8) / ranks
         elif attn.ratio:
             keys += context // 2 // attn.ratio
-        dense += 2 * keys * config.num_attention_heads * config.head_dim
+        dense += 2 * keys * config.num_attention_heads * config.head_dim / ranks
     return 2.0 * dense
 
 

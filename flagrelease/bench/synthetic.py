@@ -1,6 +1,12 @@
-"""A model without a checkpoint: random codes of a published release, made on the device. They mean nothing."""
+"""A model without a checkpoint: random codes of a published release, made on the device. They mean nothing.
+
+A tensor's numbers follow from its name. A rank makes it whole and keeps its part, so ranks hold one model: what they
+all hold is the same, and what they cut are pieces of what one rank would have.
+"""
 
 from __future__ import annotations
+
+import hashlib
 
 import torch
 from torch import Tensor
@@ -9,27 +15,44 @@ from flagrelease.device import Device
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.model import Model
 from flagrelease.engine.numerics import choose_numerics
-from flagrelease.engine.parallel import alone
+from flagrelease.engine.parallel import Groups, alone
+from flagrelease.engine.placement import Piece, local_pieces
 from flagrelease.engine.weights import Weights
 from flagrelease.model.config import ModelConfig
-from flagrelease.model.tensors import Storage, TensorSpec, inventory
+from flagrelease.model.tensors import Storage, TensorSpec
 
 # Bytes of E8M0 scales: with them a layer's outputs have about its inputs' magnitude.
 _FP8_SCALE, _FP4_SCALE = 121, 119
+_ALONE = alone()
 
 
 class RandomTensors:
     """A `TensorSource` of random codes, small scales, and norms of one."""
 
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        """Of the tensors that `config` implies."""
-        self._specs: dict[str, TensorSpec] = inventory(config)
+    def __init__(self, config: ModelConfig, device: torch.device, groups: Groups) -> None:
+        """Of the tensors that `config` implies, this rank's part."""
+        self._pieces = local_pieces(config, groups.mp, groups.rank, groups.o_mode)
         self._config, self._device = config, device
-        self._random = torch.Generator(device).manual_seed(0)
+        self._random = torch.Generator(device)
 
     def read(self, name: str) -> Tensor:
         """Codes, or values in the stored dtype."""
-        spec = self._specs[name]
+        piece = self._pieces[name]
+        self._random.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big"))
+        return _cut(self._whole(piece.spec), piece)
+
+    def read_scale(self, name: str) -> Tensor | None:
+        """One E8M0 byte for every scale."""
+        piece = self._pieces[name]
+        if piece.spec.storage is Storage.EXPERT:
+            shape, byte = (*piece.shape[:-1], piece.shape[-1] // 32), _FP4_SCALE
+        elif piece.spec.storage is Storage.LINEAR:
+            shape, byte = tuple(-(-n // 128) for n in piece.shape), _FP8_SCALE
+        else:
+            return None
+        return torch.full(shape, byte, dtype=torch.uint8, device=self._device).view(torch.float8_e8m0fnu)
+
+    def _whole(self, spec: TensorSpec) -> Tensor:
         if spec.storage is Storage.EXPERT:
             return self._bytes((*spec.shape[:-1], spec.shape[-1] // 2), 256).view(torch.int8)
         if spec.storage is Storage.LINEAR:
@@ -44,33 +67,31 @@ class RandomTensors:
         values *= spec.shape[-1] ** -0.5 if len(spec.shape) > 1 else 0.1
         return values if spec.storage is Storage.F32 else values.bfloat16()
 
-    def read_scale(self, name: str) -> Tensor | None:
-        """One E8M0 byte for every scale."""
-        spec = self._specs[name]
-        if spec.storage is Storage.EXPERT:
-            shape, byte = (*spec.shape[:-1], spec.shape[-1] // 32), _FP4_SCALE
-        elif spec.storage is Storage.LINEAR:
-            shape, byte = tuple(-(-n // 128) for n in spec.shape), _FP8_SCALE
-        else:
-            return None
-        return torch.full(shape, byte, dtype=torch.uint8, device=self._device).view(torch.float8_e8m0fnu)
-
     def _bytes(self, shape: tuple[int, ...], past: int) -> Tensor:
         return torch.randint(past, shape, dtype=torch.uint8, generator=self._random, device=self._device)
 
 
+def _cut(whole: Tensor, piece: Piece) -> Tensor:
+    """The rank's part, in memory of its own."""
+    if piece.shape == piece.spec.shape:
+        return whole
+    return whole[tuple(slice(*span) for span in piece.ranges)].clone(memory_format=torch.contiguous_format)
+
+
 def random_model(
-    config: ModelConfig, numerics: str, operators: str, device: Device, chunk: int, *, mtp: bool = False
-) -> Model:
-    """A model of these dimensions on `device`; `mtp`: with the draft stage.
+    config: ModelConfig, numerics: str, operators: str, device: Device, chunk: int, *, mtp: bool = False,
+    groups: Groups = _ALONE,
+) -> Model:  # fmt: skip
+    """A model of these dimensions on `device`, or this rank's part of one; `mtp`: with the draft stage.
 
     Raises:
         UsageError: the choices contradict each other.
         ResourceError: the device has no room, or lacks the operators.
     """
     place = torch.device(device.torch_device)
-    policy = choose_numerics(numerics, torch.bfloat16, config)
-    weights = Weights(RandomTensors(config, place), policy)
-    model = Model.build(weights, config, policy, load_provider(operators, place), alone(), device, mtp=mtp)
+    parts = config.o_groups if groups.o_mode == "shared" else groups.mp
+    policy = choose_numerics(numerics, torch.bfloat16, config, parts)
+    weights = Weights(RandomTensors(config, place, groups), policy)
+    model = Model.build(weights, config, policy, load_provider(operators, place), groups, device, mtp=mtp)
     model.chunk = chunk
     return model

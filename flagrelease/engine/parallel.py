@@ -86,6 +86,13 @@ class Groups:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def from_all(self, value: T) -> list[T]:
+        """Every rank's `value` (any picklable object) on every rank, in the order of ranks."""
+        box: list[T] = [value] * self.mp
+        if self.control is not None:
+            dist.all_gather_object(box, value, group=self.control)
+        return box
+
 
 def alone() -> Groups:
     """One process that holds the whole model."""
@@ -157,6 +164,12 @@ def start_job(device: Device) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         device.set_current()
         dist.init_process_group(device.dist_backend)
+
+
+def leave_job() -> None:
+    """Leave it, if this process has joined one; waits for ever while a captured step holds collectives."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def local_rank() -> int:

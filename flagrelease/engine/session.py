@@ -9,12 +9,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
-import torch.distributed as dist
 
 from flagrelease.engine.chat import Mode
 from flagrelease.engine.loader import load
 from flagrelease.engine.model import Model
 from flagrelease.engine.numerics import NumericsName
+from flagrelease.engine.parallel import leave_job
 from flagrelease.engine.runner import Runner
 from flagrelease.engine.scheduler import Scheduler
 from flagrelease.engine.stepper import describe_steps
@@ -75,8 +75,8 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the job. After an error torchrun ends the other ranks, which may be waiting for this one."""
-        if dist.is_initialized() and error is None:
-            dist.destroy_process_group()
+        if error is None:
+            leave_job()
 
     def runner(self, rows: int, context: int) -> Runner:
         """The model with its caches, on every rank."""
