@@ -13,22 +13,20 @@ from flagrelease.validate.logits.sums import MARGINS, Sums
 
 # Decades from 1e-10 to 1e2 nats in quarters; what is below, exact zeros among it, is counted apart.
 _EDGES = np.linspace(-10, 2, 49)
-_SHARES = [n / 100 for n in range(100)] + [0.995, 0.999, 0.9999, 1.0]
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 
 
 def kl_distribution(documents: Sequence[Figures]) -> dict[str, JsonValue]:
-    """`histogram`: counts between `edges` (log10 of nats), and `below` them. `ecdf`: [share of tokens, KL] pairs."""
+    """`histogram`: counts between `edges` (log10 of nats), and `below` them; `quantiles` by their share of tokens."""
     kl = np.concatenate([figures.kl[figures.finite] for figures in documents])
     if not len(kl):
-        return {"edges": _EDGES.tolist(), "histogram": [0] * (len(_EDGES) - 1), "below": 0, "ecdf": [], "quantiles": {}}
+        return {"edges": _EDGES.tolist(), "histogram": [0] * (len(_EDGES) - 1), "below": 0, "quantiles": {}}
     seen = kl[kl >= 10 ** _EDGES[0]]
     counts, _ = np.histogram(np.clip(np.log10(seen), _EDGES[0], _EDGES[-1]), _EDGES)
     return {
         "edges": _EDGES.tolist(),
         "histogram": counts.tolist(),
         "below": len(kl) - len(seen),
-        "ecdf": [[share, float(x)] for share, x in zip(_SHARES, np.quantile(kl, _SHARES), strict=True)],
         "quantiles": {str(q): float(np.quantile(kl, q)) for q in QUANTILES},
     }
 

@@ -15,11 +15,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 30, 46
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A value of each layer, at least 0, drawn in the class `style`."""
+    """A value of each layer, at least 0 or None where there is none, drawn in the class `style`."""
 
     name: str
     style: str
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
 
 
 def layer_curve(
@@ -33,7 +33,7 @@ def layer_curve(
     steps: Sequence[int] = (),
     size: Point = (760, 280),
 ) -> Markup:
-    """Lines over the layers on a logarithmic axis, 0 at its bottom; layers in `steps` are pointed out.
+    """Lines over the layers on a logarithmic axis, 0 at its bottom; layers in `steps` are pointed out, None is a gap.
 
     Args:
         lines: of one length, at least one layer.
@@ -41,7 +41,7 @@ def layer_curve(
     width, height = size
     drawing = Drawing(ident, width, height, title, description)
     drawn = [value for line in lines for value in line.values] + ([] if limit is None else [limit])
-    values = [value for value in drawn if value > 0] or [1.0]
+    values = [value for value in drawn if value is not None and value > 0] or [1.0]
     x = Linear(0, max(len(lines[0].values) - 1, 1), _LEFT, width - _RIGHT)
     y = Log(min(values) / 1.6, max(values) * 1.6, height - _BOTTOM, _TOP)
     _axes(drawing, x, y, axis)
@@ -52,11 +52,23 @@ def layer_curve(
         drawing.line((x.start, y(limit)), (x.end, y(limit)), "limit")
         drawing.text((x.end - 4, y(limit) - 6), f"limit {limit:g}", "end", "tick")
     for line in lines:
-        points = [(x(layer), y(value)) for layer, value in enumerate(line.values)]
-        drawing.polyline(points, f"curve {line.style}")
-        for layer, point in enumerate(points):
-            drawing.circle(point, 5 if layer in steps else 3, f"fill {line.style}")
+        for run in _runs(line.values):
+            points = [(x(layer), y(value)) for layer, value in run]
+            drawing.polyline(points, f"curve {line.style}")
+            for (layer, _), point in zip(run, points, strict=True):
+                drawing.circle(point, 5 if layer in steps else 3, f"fill {line.style}")
     return drawing.markup()
+
+
+def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    """(layer, value) of the layers that have one, cut where one has none."""
+    runs: list[list[tuple[int, float]]] = [[]]
+    for layer, value in enumerate(values):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((layer, value))
+    return [run for run in runs if run]
 
 
 def _side(place: float, width: float) -> Anchor:

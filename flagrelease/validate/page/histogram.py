@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import Linear, Log
+from flagrelease.validate.page.scale import Linear, Log, power_of_ten
 from flagrelease.validate.page.svg import Drawing, Point
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 40, 46
@@ -40,12 +41,14 @@ def histogram(
     description: str,
     axis: str,
     marks: Sequence[Mark] = (),
+    open_below: bool = False,
     size: Point = (760, 280),
 ) -> Markup:
     """Steps of the share in each bin, on a logarithmic axis of values above 0.
 
     Args:
         edges: of the bins, rising, one more than counts.
+        open_below: the first bin holds what is below it too, and its edge says so.
     """
     width, height = size
     drawing = Drawing(ident, width, height, title, description)
@@ -53,7 +56,7 @@ def histogram(
     x = Log(min(reach), max(reach), _LEFT, width - _RIGHT)
     shares = [[count / max(sum(each.counts), 1) for count in each.counts] for each in series]
     y = Linear(0, max(max(each) for each in shares) * 1.08 or 1, height - _BOTTOM, _TOP)
-    _axes(drawing, x, y, axis)
+    _axes(drawing, x, y, axis, f"≤ {power_of_ten(round(math.log10(edges[0])))}" if open_below else None)
     for each, share in zip(series, shares, strict=True):
         outline = _steps(edges, share, x, y)
         drawing.polygon([*outline, (outline[-1][0], y(0)), (outline[0][0], y(0))], f"area {each.style}")
@@ -74,13 +77,13 @@ def _steps(edges: Sequence[float], shares: Sequence[float], x: Log, y: Linear) -
     return points
 
 
-def _axes(drawing: Drawing, x: Log, y: Linear, axis: str) -> None:
+def _axes(drawing: Drawing, x: Log, y: Linear, axis: str, lowest: str | None) -> None:
     base = y(0)
     for value, _ in y.ticks(4):
         drawing.line((x.start, y(value)), (x.end, y(value)), "grid")
         drawing.text((x.start - 8, y(value) + 4), f"{value:.0%}", "end", "tick")
-    for value, label in x.ticks():
+    for place, (value, label) in enumerate(x.ticks()):
         drawing.line((x(value), base), (x(value), base + 5), "axis")
-        drawing.text((x(value), base + 19), label, "middle", "tick")
+        drawing.text((x(value), base + 19), lowest if place == 0 and lowest is not None else label, "middle", "tick")
     drawing.line((x.start, base), (x.end, base), "axis")
     drawing.text(((x.start + x.end) / 2, drawing.height - 6), axis, "middle", "tick")

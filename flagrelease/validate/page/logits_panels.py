@@ -192,32 +192,45 @@ def _short(value: float | None) -> str:
 
 def _distribution_panel(reference: str, comparisons: list[_Comparison]) -> Panel:
     first = comparisons[0]
-    edges, counts = _trimmed(first.kl.edges, [c.kl.histogram for c in comparisons])
+    lowest = any(c.kl.below for c in comparisons)
+    edges, counts = _trimmed(first.kl.edges, [_with_below(c.kl) for c in comparisons])
     marks = []
     if first.mean_kl:
         marks.append(Mark(first.mean_kl, f"mean, {first.replay}", "mean"))
     limit = next((m.at_most for m in first.measures if m.name == "mean_kl"), None)
     if limit is not None:
         marks.append(Mark(limit, "limit of the mean", "limit"))
-    table = Table(("replay", ">tokens", ">mean", ">median", ">90%", ">99%", ">99.9%", ">noise floor, mean"))
+    least = f"below {10 ** first.kl.edges[0]:.0e} nats"
+    table = Table(
+        ("replay", ">tokens", ">mean", ">median", ">90%", ">99%", ">99.9%", ">noise floor, mean", f">{least}")
+    )
     for c in comparisons:
         quantiles = (_short(c.kl.quantiles.get(key)) for key in ("0.5", "0.9", "0.99", "0.999"))
-        table.rows.append((c.replay, f"{c.tokens:,}", _short(c.mean_kl), *quantiles, _short(c.floor)))
+        table.rows.append(
+            (c.replay, f"{c.tokens:,}", _short(c.mean_kl), *quantiles, _short(c.floor), f"{c.kl.below:,}")
+        )
     words = " ".join(
         f"{row[0].capitalize()}, {row[1]} tokens: mean {row[2]} nats, 99.9% of the tokens below {row[6]}; "
         f"the noise floor has a mean of {row[7]}."
         for row in table.rows
     )
-    if edges:
+    if lowest:
+        words += f" Tokens {least} are in the lowest bin: {', '.join(f'{row[8]} in {row[0]}' for row in table.rows)}."
+    if any(any(c.kl.histogram) for c in comparisons):
         series = [Series(c.replay, _STYLES[c.replay], part) for c, part in zip(comparisons, counts, strict=True)]
         picture = histogram(
             f"kl-{reference}", edges, series, title=f"KL to {_REFERENCES[reference]}, by token", description=words,
-            axis="KL of a token, nats", marks=marks,
+            axis="KL of a token, nats", marks=marks, open_below=lowest,
         )  # fmt: skip
     else:
-        picture, words = None, words + " Not one token differs by more than 1e-10 nats."
+        picture, words = None, words + " Not one token differs by more."
     legend = tuple((_STYLES[c.replay], f"{c.replay}, {c.tokens:,} tokens") for c in comparisons)
     return Panel(f"KL to {_REFERENCES[reference]}", words, picture, table, legend=legend)
+
+
+def _with_below(kl: _Distribution) -> tuple[int, ...]:
+    """What lies below the edges counts in the lowest bin, or shares would not be of all tokens."""
+    return kl.below + kl.histogram[0], *kl.histogram[1:]
 
 
 def _trimmed(
@@ -274,11 +287,11 @@ def _layer_panels(layers: _Layers) -> list[Panel]:
         ("attention", "Error behind each layer's attention", None),
     ):
         lines = [
-            Line("this chip", "chip", tuple(x or 0.0 for x in layers.curves[kind].port)),
-            Line("noise floor", "floor", tuple(x or 0.0 for x in layers.curves[kind].floor)),
+            Line("this chip", "chip", layers.curves[kind].port),
+            Line("noise floor", "floor", layers.curves[kind].floor),
         ]
         steps = [layers.step.layer] if layers.step is not None else []
-        words = _say_layers(layers, lines[0].values)
+        words = _say_layers(layers, lines[0].values) + "".join(_say_gaps(line) for line in lines)
         picture = layer_curve(
             f"layers-{kind}", lines, title=name, description=words, axis="layer", limit=limit, steps=steps
         )
@@ -290,7 +303,13 @@ def _layer_panels(layers: _Layers) -> list[Panel]:
     return panels
 
 
-def _say_layers(layers: _Layers, values: tuple[float, ...]) -> str:
+def _say_gaps(line: Line) -> str:
+    """The layers where there is no number to draw."""
+    gaps = [str(layer) for layer, value in enumerate(line.values) if value is None]
+    return f" Not a number, and a gap in the curve of {line.name}: layer {', '.join(gaps)}." if gaps else ""
+
+
+def _say_layers(layers: _Layers, values: tuple[float | None, ...]) -> str:
     said = (
         f"Relative error against {_REFERENCES[layers.reference]}, median of {layers.positions} positions: "
         f"{_short(values[0])} behind layer 0, {_short(values[-1])} behind layer {len(values) - 1}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from typing import Any
@@ -125,7 +126,7 @@ def comparison(reference: str, replay: str, mean: float, seed: int, decides: boo
             measure("perplexity", "relative difference of perplexity", -0.0004, 0.003, at_least=-0.003),
         ],
         "kl": {
-            "edges": edges.tolist(), "histogram": np.histogram(np.log10(kl), edges)[0].tolist(), "below": 0, "ecdf": [],
+            "edges": edges.tolist(), "histogram": np.histogram(np.log10(kl), edges)[0].tolist(), "below": 0,
             "quantiles": {str(q): float(np.quantile(kl, q)) for q in (0.5, 0.9, 0.99, 0.999)},
         },
         "top1_by_margin": [
@@ -163,6 +164,29 @@ def logits(step: int | None = None) -> Stage:
             "ratio": {}, "layers": layers,
         },
     )  # fmt: skip
+
+
+def with_figures(figures: dict[str, Any]) -> Report:
+    """The passing report with other figures of its logits."""
+    made = passing()
+    stages = tuple(s.model_copy(update={"figures": figures}) if s.name == "logits" else s for s in made.stages)
+    return made.model_copy(update={"stages": stages})
+
+
+def no_number_in_layers(*layers: int) -> dict[str, Any]:
+    figures: dict[str, Any] = copy.deepcopy(logits().figures)
+    for curve in figures["layers"]["curves"].values():
+        for layer in layers:
+            curve["port"][layer] = None
+    return figures
+
+
+def half_without_a_difference() -> dict[str, Any]:
+    """In prefill against the native run."""
+    figures: dict[str, Any] = copy.deepcopy(logits().figures)
+    kl = figures["comparisons"][2]["kl"]
+    kl["histogram"], kl["below"] = [0] * 24 + [8192] + [0] * 23, 8192
+    return figures
 
 
 def side(settings: BenchmarkRules, items: int, shift: float, seed: int, stack: str, names: str = "q") -> Side:

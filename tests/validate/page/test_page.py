@@ -198,6 +198,33 @@ def test_a_step_is_marked_and_an_error_of_zero_is_at_the_bottom() -> None:
     assert layer_curve("c", [Line("p", "chip", (0.0, 0.0))], title="t", description="d", axis="layer")
 
 
+def test_a_layer_without_a_number_is_a_gap_and_said() -> None:
+    line = Line("port", "chip", (0.001, None, 0.001, 0.002, None))
+    drawn = str(layer_curve("c", [line], title="t", description="d", axis="layer"))
+    curves = [points.split() for points in re.findall(r'<polyline class="curve chip" points="([^"]+)"', drawn)]
+    assert [len(points) for points in curves] == [1, 2]
+    assert drawn.count("<circle") == 3
+    page = page_of(made_up.with_figures(made_up.no_number_in_layers(3, 5)))
+    assert "Not a number, and a gap in the curve of this chip: layer 3, 5." in page
+    assert page.count("not defined") == 2 * 2  # of both curves' tables
+
+
+def test_tokens_without_a_difference_count_in_the_lowest_bin() -> None:
+    """Half of the tokens are the same to the last bit: the lowest bin is as high as half of all."""
+    page = page_of(made_up.with_figures(made_up.half_without_a_difference()))
+    (outline,) = re.findall(r'id="kl-native-t".*?<polyline class="curve chip" points="([^"]+)"', page, re.DOTALL)
+    (grid,) = re.findall(r'id="kl-native-t"(.*?)</svg>', page, re.DOTALL)
+    ticks = {
+        text: float(y) for y, text in re.findall(r'<text class="tick" x="[0-9.]+" y="([0-9.]+)"[^>]*>(\d+%)<', grid)
+    }
+    percent = (ticks["0%"] - ticks["20%"]) / 20
+    first = float(outline.split()[0].split(",")[1])
+    assert (ticks["0%"] - 4 - first) / percent == pytest.approx(50, abs=0.1)
+    assert ">≤ 10⁻¹⁰<" in grid
+    assert "Tokens below 1e-10 nats are in the lowest bin: 8,192 in prefill, 0 in decode." in page
+    assert "≤ 10⁻¹⁰" not in page_of(made_up.passing())
+
+
 def test_the_strip_shades_by_share_and_marks_the_worse() -> None:
     items = [Item("hard", 0.0, 0.0), Item("lost", 1.0, 0.25), Item("won", 0.5, 0.75)]
     drawn = str(item_strip("s", items, "words"))
