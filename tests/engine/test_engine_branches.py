@@ -133,6 +133,19 @@ def test_kernels_that_depend_on_two_streams_do_not_start_early(
     assert early == [(0, True), (1, False), (1, True), (0, True), (0, True), (0, False), (0, True)]
 
 
+def test_who_waited_for_a_later_work_waits_for_nothing(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = Operators()
+    monkeypatch.setattr(ops, "captured", True, raising=False)
+    branches = Branches(ops, Device("cuda", 0, "nccl"))
+    first, second = branches.beside(streams.kernel, "a"), branches.beside(streams.kernel, "b")
+    assert second() == "b"
+    waits = len(streams.log)
+    assert (first(), second()) == ("a", "b")
+    assert len(streams.log) == waits
+    assert branches.beside(streams.kernel, "c")() == "c"
+    assert streams.log[-1] == (0, "waits until", "1 did 6")
+
+
 @pytest.mark.gpu
 def test_recorded_with_memory_that_is_freed_meanwhile() -> None:
     """Each stream frees and takes tensors of one size while the other reads: a block given out too early would show."""

@@ -48,15 +48,21 @@ def attention(dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen
 def outputs(t: int, k: int, fmt: str, dtype: torch.dtype, quantise: bool) -> tuple:  # type: ignore[type-arg]
     x = randn(t, 256, dtype=dtype)
     ids = torch.rand(t, 6).argsort(-1)[:, :k].int() - 1  # -1: a row without a token
-    held = experts(fmt, 3, 128, 256, 2, dtype)
+    held = experts(fmt, 3, 256, 256, 2, dtype)
     return x, None, None, ids, torch.rand(t, k), held, 10.0, quantise, randn(t, k + 1, 256, dtype=dtype)[:, :k]
 
 
 def by_dtype(dtype: torch.dtype) -> list[Case]:
     codes = dtype == BF16
     return [
-        of("hc_pre_norm", "4 streams", lambda: (*streams(3, 4, 256, dtype, 24), 20, 1e-6, 1e-6, randn(256), codes)),
-        of("hc_pre_norm", "odd", lambda: (*streams(2, 3, 35, dtype, 15), 4, 1e-6, 1e-6, randn(35), False)),
+        of("hc_mixes", "4 streams", lambda: streams(3, 4, 256, dtype, 24)[:2]),
+        of("hc_mixes", "odd", lambda: streams(17, 3, 35, dtype, 15)[:2]),
+        of("hc_pre_norm", "4 streams", lambda: (*mixed(3, 4, 256, dtype), 1e-6, 1e-6, randn(256), codes)),
+        of("hc_pre_norm", "odd", lambda: (*mixed(2, 3, 35, dtype), 1e-6, 1e-6, randn(35), False)),
+        of("hc_weights", "4 streams", lambda: (*mixed(3, 4, 256, dtype), 20, 1e-6, 1e-6)),
+        of("hc_weights", "odd", lambda: (*mixed(2, 3, 35, dtype), 4, 1e-6, 1e-6)),
+        of("hc_post_mixes", "parts", lambda: _post_mixes(randn(9, 5, 70), 4, dtype)),
+        of("hc_post_mixes", "slots", lambda: _post_mixes(_turned(18, 7, 133, dtype), 3, dtype)),
         of("hc_post_parts", "parts", lambda: (randn(3, 5, 70), randn(5, 4, 70, dtype=dtype), *_post(5))),
         of("hc_post_parts", "slots", lambda: (_turned(5, 7, 70, dtype), randn(5, 4, 70, dtype=dtype), *_post(5))),
         of("linear_parts", "odd", lambda: (randn(5, 1300, dtype=dtype), randn(131, 1300, dtype=dtype))),
@@ -75,6 +81,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
         of("expert_outputs", "fp4 unquantised", lambda: outputs(5, 3, "fp4", dtype, False)),
         of("expert_outputs", "fp4 planned", lambda: outputs(17, 2, "fp4", dtype, True)),
+        of("expert_outputs", "fp4 many", lambda: outputs(65, 3, "fp4", dtype, True)),
         of("expert_outputs", "fp8", lambda: outputs(5, 3, "fp8", dtype, True)),
         of("expert_outputs", "plain", lambda: outputs(5, 3, "plain", dtype, False)),
         of("round_parts", "codes", lambda: (randn(3, 5, 640), dtype, codes)),
@@ -82,8 +89,19 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
     ]  # fmt: skip
 
 
-def _post(t: int) -> tuple[Tensor, Tensor]:
-    return torch.rand(t, 4) * 2, torch.rand(t, 4, 4)
+def mixed(t: int, m: int, h: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Streams, their mixes in parts, scale and base."""
+    x, _, scale, base = streams(t, m, h, dtype, m * (m + 2))
+    return x, randn(7, t, m * (m + 2)), torch.rand(7, t) * m * h, scale, base
+
+
+def _post_mixes(parts: Tensor, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    x, fn, _, _ = streams(parts.shape[1], m, parts.shape[2], dtype, m * (m + 2))
+    return parts, x, *_post(parts.shape[1], m), fn
+
+
+def _post(t: int, m: int = 4) -> tuple[Tensor, Tensor]:
+    return torch.rand(t, m) * 2, torch.rand(t, m, m)
 
 
 def _turned(t: int, k: int, h: int, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from decoding_cases import DECODING_CASES, WRITTEN
-from kernel_cases import Case
+from kernel_cases import Case, streams
 from kernel_comparison import assert_same, poisoned
 from torch import Tensor
 
@@ -23,7 +23,16 @@ from flagrelease.engine.kernels.weights import ExpertWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # What is one of the model's roundings away from a result in parts or behind it, by the dtype of the case.
-AFTER_ROUNDING = {"latents", "compress_token", "index_queries", "decode_attention", "round_parts", "swiglu_parts"}
+AFTER_ROUNDING = {
+    "hc_pre_norm",
+    "hc_post_mixes",
+    "latents",
+    "compress_token",
+    "index_queries",
+    "decode_attention",
+    "round_parts",
+    "swiglu_parts",
+}
 
 
 def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -36,6 +45,8 @@ def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, .
     results = result if isinstance(result, tuple) else (result,)
     if case.operator.endswith("_parts") and case.operator.startswith(("linear", "fp8")):
         results = (results[0].sum(0),)
+    if case.operator in ("hc_mixes", "hc_post_mixes"):
+        results = (*results[:-2], results[-2].sum(0), results[-1].sum(0))
     written = tuple(copies[i] for i in WRITTEN.get(case.operator, ()))
     return *(r for r in results if isinstance(r, Tensor)), *written
 
@@ -102,6 +113,21 @@ def test_arranged_experts_are_for_their_own_kernels(device: torch.device) -> Non
         reference.expert_outputs(x, None, None, ids, weights, arranged, *rest)
 
 
+@pytest.mark.parametrize("quantise", [False, True])
+def test_mixes_give_what_hc_pre_gives(quantise: bool) -> None:
+    x, fn, scale, base = streams(3, 4, 256, torch.float32, 24)
+    expected, *weights = reference.hc_pre(x, fn, scale, base, 20, 1e-6, 1e-5)
+    mixes, norm = reference.hc_mixes(x, fn), torch.rand(256)
+    y, codes, scales = reference.hc_pre_norm(x, *mixes, scale, base, 1e-6, 1e-5, norm, quantise)
+    expected = reference.rms_norm(expected, norm, 1e-5)
+    assert torch.allclose(y, expected)
+    assert_same(reference.hc_weights(x, *mixes, scale, base, 20, 1e-6, 1e-5), tuple(weights))
+    if quantise:
+        assert_same((codes, scales), reference.act_quant(y))
+    else:
+        assert (codes, scales) == (None, None)
+
+
 PLANTED: list[tuple[str, str, Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = [
     ("latents", "parts bfloat16", lambda a: (*a[:6], a[6] + 1, *a[7:])),
     ("latents", "parts bfloat16", lambda a: (*a[:8], a[8] + 1, *a[9:])),
@@ -109,6 +135,9 @@ PLANTED: list[tuple[str, str, Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = [
     ("compress_token", "index bfloat16", lambda a: (*a[:11], "hadamard")),
     ("decode_attention", "window bfloat16", lambda a: (*a[:8], a[8] - 1, *a[9:])),
     ("decode_attention", "prefix bfloat16", lambda a: (*a[:9], a[9] * 2, *a[10:])),
+    ("hc_weights", "4 streams bfloat16", lambda a: (*a[:5], a[5] - 19, *a[6:])),
+    ("hc_pre_norm", "4 streams bfloat16", lambda a: (a[0], a[1][1:], *a[2:])),
+    ("hc_post_mixes", "parts bfloat16", lambda a: (*a[:3], a[3].mT.contiguous(), a[4])),
     ("index_queries", "rounded bfloat16", lambda a: (*a[:5], False)),
     ("round_parts", "codes bfloat16", lambda a: (a[0][1:], *a[1:])),
 ]

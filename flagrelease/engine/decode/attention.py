@@ -5,13 +5,15 @@ Legend: B rows, W tokens a row, H hidden, NH heads, HD head_dim, G o-groups, S p
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from flagrelease.engine.attention import Attention
 from flagrelease.engine.cache import OVERLAP_RATIO, LayerCache, Pending
 from flagrelease.engine.compressor import Compressor
-from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.decode.step import Apart, DecodeStep
 from flagrelease.engine.indexer import Indexer
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.reference.decoding import Rounding
@@ -27,7 +29,9 @@ def attend(
 
     Products are of all tokens together: weights are read once. Caches take one token a row at a time.
     """
-    entries, parts, apart = step.entries(attn.ratio), project_parts(ops, x, attn.latents), step.apart()
+    entries, apart = step.entries(attn.ratio), step.apart()
+    side = None if attn.side is None else step.branches.beside(_compress, ops, attn, x.plain, apart, cache, rope)
+    parts = project_parts(ops, x, attn.latents)
     latents = [
         ops.latents(
             parts[:, rows], attn.q_norm, attn.kv_norm, attn.eps, rope.cos, rope.sin, each.positions, cache.kv, entries,
@@ -36,22 +40,16 @@ def attend(
         for rows, each in apart
     ]  # fmt: skip
     qr = Rounded.stack([Rounded(*latent) for latent in latents])
-    (q,) = project_rounded(ops, qr, attn.wq_b)
+    q, chosen = _queries(ops, attn, qr, side, step, cache, rope, groups)
     q = q.view(len(q), -1, attn.head_dim)
-    side = None if attn.side is None else ops.linear_parts(x.plain, attn.side)
-    index_q = None if attn.indexer is None else project_rounded(ops, qr, attn.indexer.wq_b)[0]
-    outputs = []
-    for rows, each in apart:
-        chosen = None
-        if side is not None:
-            own = None if index_q is None else index_q[rows]
-            chosen = _compress(ops, attn, side[:, rows], own, each, cache, rope, groups)
-        reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
-        o = ops.decode_attention(
-            q[rows], cache.kv, attn.sink, chosen, each.positions, rope.cos, rope.sin, entries,
+    reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
+    outputs = [
+        ops.decode_attention(
+            q[rows], cache.kv, attn.sink, of_row, each.positions, rope.cos, rope.sin, entries,
             attn.window, attn.ratio, reached, attn.eps,
-        )  # fmt: skip
-        outputs.append(o)
+        )
+        for (rows, each), of_row in zip(apart, chosen, strict=True)
+    ]  # fmt: skip
     o = torch.cat(outputs) if step.width > 1 else outputs[0]
     return project_parts(ops, _project_groups(ops, attn, groups.gather_heads(o), groups), attn.wo_b)
 
@@ -68,35 +66,58 @@ def _project_groups(ops: Operators, attn: Attention, o: Tensor, groups: Groups) 
 
 
 def _compress(
-    ops: Operators, attn: Attention, side: Tensor, index_q: Tensor | None, step: DecodeStep, cache: LayerCache,
-    rope: RopeTable, groups: Groups,
-) -> Tensor | None:  # fmt: skip
-    """Feed both compressors from `side` [S, B, ..]; let the indexer choose by its queries [B, IH * ID]."""
+    ops: Operators, attn: Attention, x: Tensor, apart: Apart, cache: LayerCache, rope: RopeTable
+) -> Tensor:  # fmt: skip
+    """Feed the compressors x [W * B, H]; returns what is left of its products: the weights of index heads, in parts."""
+    assert attn.side is not None
     assert attn.compressor is not None
     assert cache.pending is not None
     rounding: Rounding = "fp8" if attn.quantise_kv else "none"
-    side = _feed(ops, attn.compressor, side, step, cache.pending, cache.kv, rope, rounding)
+    side = ops.linear_parts(x, attn.side)
+    rest = _feed(ops, attn.compressor, side, apart, cache.pending, cache.kv, rope, rounding)
     if attn.indexer is None:
-        return None
-    assert index_q is not None
+        return rest
     assert cache.index_k is not None
     assert cache.index_pending is not None
     rounding = "hadamard_fp4" if attn.indexer.quantise else "hadamard"
-    side = _feed(ops, attn.indexer.compressor, side, step, cache.index_pending, cache.index_k, rope, rounding)
-    return _choose(ops, attn.indexer, side, index_q, step, cache.index_k, rope, groups)
+    return _feed(ops, attn.indexer.compressor, rest, apart, cache.index_pending, cache.index_k, rope, rounding)
 
 
 def _feed(
-    ops: Operators, compressor: Compressor, side: Tensor, step: DecodeStep, pending: Pending, entries: Tensor,
+    ops: Operators, compressor: Compressor, side: Tensor, apart: Apart, pending: Pending, entries: Tensor,
     rope: RopeTable, rounding: Rounding,
 ) -> Tensor:  # fmt: skip
-    """Give a compressor its columns of `side`; returns the others."""
+    """Give a compressor its columns of `side` [S, W * B, ..]; returns the others."""
     width = compressor.ape.shape[1]
-    ops.compress_token(
-        side[..., :width], side[..., width : 2 * width], compressor.ape, compressor.norm, compressor.eps, rope.cos,
-        rope.sin, step.positions, pending.kv, pending.score, entries, rounding,
-    )  # fmt: skip
+    for rows, each in apart:
+        ops.compress_token(
+            side[:, rows, :width], side[:, rows, width : 2 * width], compressor.ape, compressor.norm, compressor.eps,
+            rope.cos, rope.sin, each.positions, pending.kv, pending.score, entries, rounding,
+        )  # fmt: skip
     return side[..., 2 * width :]
+
+
+def _queries(
+    ops: Operators, attn: Attention, qr: Rounded, side: Callable[[], Tensor] | None, step: DecodeStep,
+    cache: LayerCache, rope: RopeTable, groups: Groups,
+) -> tuple[Tensor, Sequence[Tensor | None]]:  # fmt: skip
+    """The latents through wq_b, [W * B, NH * HD]; for each token of a row the entries chosen, if an indexer does."""
+    if attn.indexer is None:
+        (q,) = project_rounded(ops, qr, attn.wq_b)
+        if side is not None:
+            side()
+        return q, [None] * step.width
+    assert side is not None
+    assert cache.index_k is not None
+    # Of the two ways to attention the indexer's is the longer one: it stays on this stream.
+    queries = step.branches.beside(project_rounded, ops, qr, attn.wq_b)
+    (index_q,) = project_rounded(ops, qr, attn.indexer.wq_b)
+    weights = side()
+    chosen = [
+        _choose(ops, attn.indexer, weights[:, rows], index_q[rows], each, cache.index_k, rope, groups)
+        for rows, each in step.apart()
+    ]
+    return queries()[0], chosen
 
 
 def _choose(

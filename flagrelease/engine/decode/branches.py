@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flagrelease.device import Device
@@ -12,27 +11,35 @@ from flagrelease.engine.kernels.operators import Operators
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
 class Branches:
     """`Device.beside` for operators, which are told where the streams part and where they meet."""
 
-    ops: Operators
-    device: Device
+    def __init__(self, ops: Operators, device: Device) -> None:
+        """To be used from one stream, and by one thread."""
+        self._ops, self._device = ops, device
+        self._parted = self._met = 0  # works begun beside; the last of them that was waited for
 
     def beside(self, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
-        """Queue `work(*arguments)` beside what is queued next: `Device.beside`, where operators do not wait."""
-        if not self.ops.captured:
+        """Queue `work(*arguments)` beside what is queued next: `Device.beside`, where operators do not wait.
+
+        Works come one after the other, so that who has waited for a later one waits for nothing.
+        """
+        if not self._ops.captured:
             result = work(*arguments)
             return lambda: result
-        join = self.device.beside(self._begun, work, *arguments)
+        self._parted += 1
+        number, results = self._parted, list[T]()
+        join = self._device.beside(self._begin, results, work, *arguments)
 
         def joined() -> T:
-            result: T = join()
-            self.ops.wait_for_streams()
-            return result
+            if self._met < number:
+                join()
+                self._ops.wait_for_streams()
+                self._met = number
+            return results[0]
 
         return joined
 
-    def _begun(self, work: Callable[..., T], *arguments: Any) -> T:
-        self.ops.wait_for_streams()
-        return work(*arguments)
+    def _begin(self, results: list[T], work: Callable[..., T], *arguments: Any) -> None:
+        self._ops.wait_for_streams()
+        results.append(work(*arguments))

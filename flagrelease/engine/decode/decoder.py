@@ -10,18 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flagrelease.engine.block import Block
-from flagrelease.engine.cache import Cache, LayerCache
-from flagrelease.engine.decode.attention import attend
+from flagrelease.engine.cache import Cache
 from flagrelease.engine.decode.feed import Feed
-from flagrelease.engine.decode.feed_forward import feed_forward
+from flagrelease.engine.decode.layers import run_layers
 from flagrelease.engine.decode.step import DecodeStep
-from flagrelease.engine.hyper_connection import HyperConnection
-from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.linear import Linear, Rounded
 from flagrelease.engine.model import Model
-from flagrelease.engine.parallel import Groups
-from flagrelease.engine.rope import RopeTable
 
 
 class Decoder:
@@ -68,41 +61,7 @@ class Decoder:
         layers = [layer.view(slice(0, rows)) for layer in self._cache.layers]
         model = self._model
         streams = model.embed_tokens(step.tokens)[:, None].repeat(1, model.config.hc_mult, 1)
-        for block, cache in zip(model.blocks, layers, strict=True):
-            streams = decode_block(model.ops, block, streams, step, cache, model.rope(block.attn.ratio), model.groups)
+        streams = run_layers(model, model.blocks, streams, step, layers)
         if self._width > 1:
             self.streams[: step.width, :rows] = streams.view(step.width, rows, *streams.shape[1:])
         self._logits[: step.width, :rows] = model.read_out(streams).view(step.width, rows, -1)
-
-
-def decode_block(
-    ops: Operators, block: Block, streams: Tensor, step: DecodeStep, cache: LayerCache, rope: RopeTable, groups: Groups
-) -> Tensor:
-    """Streams [W * B, M, H] -> [W * B, M, H], the same on every rank."""
-    x, post, comb = _open(ops, block.attn_hc, streams, block.attn.latents)
-    parts = attend(ops, block.attn, x, step, cache, rope, groups)
-    if groups.mp > 1:
-        parts = groups.sum_output(_added(ops, parts))
-    streams = ops.hc_post_parts(parts, streams, post, comb)
-    x, post, comb = _open(ops, block.ffn_hc, streams, block.ffn.w13)
-    parts = feed_forward(ops, block.ffn, x, step)
-    if groups.mp > 1:  # the last part is the shared expert's, which every rank has whole: it counts once
-        parts = groups.all_sum(_added(ops, parts if groups.is_leader else parts[:-1]))
-    return ops.hc_post_parts(parts, streams, post, comb)
-
-
-def _added(ops: Operators, parts: Tensor) -> Tensor:
-    """A rank's parts [S, B, H] as the ranks add them up: FP32 [1, B, H].
-
-    In FP32, as the plain pass does: `hc_post_parts` rounds the sum over ranks, once. Adding here before the ranks do
-    costs a launch and saves S - 1 of S bytes on the links.
-    """
-    return ops.round_parts(parts, torch.float32, False)[0][None]
-
-
-def _open(ops: Operators, hc: HyperConnection, streams: Tensor, into: Linear) -> tuple[Rounded, Tensor, Tensor]:
-    """The sub-layer's input, rounded as the linear that it goes `into` takes it; post and comb."""
-    x, codes, scales, post, comb = ops.hc_pre_norm(
-        streams, hc.fn, hc.scale, hc.base, hc.iters, hc.eps, hc.norm_eps, hc.norm, into.takes_codes
-    )
-    return Rounded(x, codes, scales), post, comb

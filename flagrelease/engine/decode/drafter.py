@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.cache import Cache
-from flagrelease.engine.decode.decoder import decode_block
 from flagrelease.engine.decode.feed import Feed
+from flagrelease.engine.decode.layers import run_layers
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.model import Model
 
@@ -54,7 +54,6 @@ class Drafter:
         streams = self._streams[: step.width, :rows].flatten(0, 1)
         model = self._model
         mixed = self._mtp.mix(model.ops, streams, model.embed_tokens(step.tokens))
-        cache = self._cache.layers[0].view(slice(0, rows))
-        out = decode_block(model.ops, self._mtp.block, mixed, step, cache, model.rope(0), model.groups)
+        out = run_layers(model, [self._mtp.block], mixed, step, [self._cache.layers[0].view(slice(0, rows))])
         kept = out.view(step.width, rows, *out.shape[1:])[self._last[:rows], torch.arange(rows, device=out.device)]
         self._logits[:rows] = model.to_logits(self._mtp.final.collapse(model.ops, kept))

@@ -36,6 +36,12 @@ def partial_sum(
 
 
 @jit
+def stream_rho(squares: tl.tensor, inside: tl.tensor, count: tl.tensor, eps: tl.tensor) -> tl.tensor:
+    """One over the root mean square of `count` values, from parts of their sum of squares."""
+    return tl.rsqrt(tl.sum(tl.load(squares, mask=inside, other=0.0), axis=0) / count + eps)
+
+
+@jit
 def store_post_and_comb(
     mixes: tl.tensor,
     scale_ptr: tl.tensor,

@@ -13,8 +13,11 @@ from flagrelease.engine.kernels.fp4_act_quant import fp4_act_quant, fp4_act_quan
 from flagrelease.engine.kernels.fp4_codes import arrange_experts
 from flagrelease.engine.kernels.gate_route import gate_route, gate_route_hashed
 from flagrelease.engine.kernels.hadamard import hadamard
+from flagrelease.engine.kernels.hc_mixes import hc_mixes
 from flagrelease.engine.kernels.hc_post import hc_post, hc_post_parts
-from flagrelease.engine.kernels.hc_pre import hc_head, hc_pre, hc_pre_norm
+from flagrelease.engine.kernels.hc_post_mixes import hc_post_mixes
+from flagrelease.engine.kernels.hc_pre import hc_head, hc_pre
+from flagrelease.engine.kernels.hc_pre_norm import hc_pre_norm, hc_weights
 from flagrelease.engine.kernels.hc_split_sinkhorn import hc_split_sinkhorn
 from flagrelease.engine.kernels.index_queries import index_queries
 from flagrelease.engine.kernels.indexer_scores import indexer_scores
@@ -72,11 +75,14 @@ class TritonOperators(Operators):
     grouped_linear = staticmethod(grouped_linear)
     hadamard = staticmethod(hadamard)
     hc_head = staticmethod(hc_head)
+    hc_mixes = staticmethod(hc_mixes)
     hc_post = staticmethod(hc_post)
+    hc_post_mixes = staticmethod(hc_post_mixes)
     hc_post_parts = staticmethod(hc_post_parts)
     hc_pre = staticmethod(hc_pre)
     hc_pre_norm = staticmethod(hc_pre_norm)
     hc_split_sinkhorn = staticmethod(hc_split_sinkhorn)
+    hc_weights = staticmethod(hc_weights)
     index_queries = staticmethod(index_queries)
     indexer_scores = staticmethod(indexer_scores)
     latents = staticmethod(latents)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.reference.attention import compress_pool, sparse_attention
 from flagrelease.engine.kernels.reference.experts import moe_experts, route, route_hashed
-from flagrelease.engine.kernels.reference.hyper_connections import hc_post, hc_pre
+from flagrelease.engine.kernels.reference.hyper_connections import hc_post, hc_split_sinkhorn
 from flagrelease.engine.kernels.reference.linear import fp8_linear, linear
 from flagrelease.engine.kernels.reference.precision import wide
 from flagrelease.engine.kernels.reference.quantisation import (
@@ -33,18 +33,50 @@ KEY_GROUP = 64  # columns of a cached key that share one FP8 scale
 Quantised = tuple[Tensor, Tensor | None, Tensor | None]  # values, and their FP8 codes and scales if asked for
 
 
+def hc_mixes(x: Tensor, fn: Tensor) -> tuple[Tensor, Tensor]:
+    """What `hc_pre` makes the streams' weights of, in parts.
+
+    Args:
+        x: [B, M, H], the streams.
+        fn: FP32 [2M + M*M, M*H].
+
+    Returns:
+        FP32 parts of fn . x [S, B, 2M + M*M], and of the sum of squares of a row's streams [S, B].
+    """
+    flat = wide(x).flatten(1)
+    return (flat @ fn.to(flat).mT)[None], flat.square().sum(-1)[None]
+
+
 def hc_pre_norm(
-    x: Tensor, fn: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float, norm_eps: float, weight: Tensor,
-    quantise: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """`hc_pre`, then the sub-layer's RMSNorm, then (`quantise`) `act_quant`: y, codes, scales, post, comb."""
-    y, post, comb = hc_pre(x, fn, scale, base, iters, eps, norm_eps)
-    return *_quantised(rms_norm(y, weight, norm_eps), quantise), post, comb
+    x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor, eps: float, norm_eps: float,
+    weight: Tensor, quantise: bool,
+) -> Quantised:  # fmt: skip
+    """The sub-layer's input of `hc_pre`, by the mixes of x; then RMSNorm, then (`quantise`) `act_quant`."""
+    n = x.shape[1]
+    pre = torch.sigmoid(_whole_mixes(x, mixes, squares, norm_eps)[:, :n] * scale[0] + base[:n]) + eps
+    y = (pre[..., None] * wide(x)).sum(1).to(x.dtype)
+    return _quantised(rms_norm(y, weight, norm_eps), quantise)
+
+
+def hc_weights(
+    x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float, norm_eps: float
+) -> tuple[Tensor, Tensor]:
+    """`hc_pre`'s post [B, M] and comb [B, M, M], by the mixes of x."""
+    mixes = _whole_mixes(x, mixes, squares, norm_eps)
+    return hc_split_sinkhorn(mixes, scale, base, x.shape[1], iters, eps)[1:]
 
 
 def hc_post_parts(parts: Tensor, x: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     """`hc_post` of an output in parts [S, B, H] (any float dtype), added in FP32 and rounded to x's dtype."""
     return hc_post(_whole(parts, x.dtype), x, post, comb)
+
+
+def hc_post_mixes(
+    parts: Tensor, x: Tensor, post: Tensor, comb: Tensor, fn: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`hc_post_parts`, and of the new streams `hc_mixes` with the next sub-layer's fn."""
+    y = hc_post_parts(parts, x, post, comb)
+    return y, *hc_mixes(y, fn)
 
 
 def linear_parts(x: Tensor, w: Tensor) -> Tensor:
@@ -236,6 +268,11 @@ def swiglu_parts(parts: Tensor, limit: float, dtype: torch.dtype, quantise: bool
 
 def _whole(parts: Tensor, dtype: torch.dtype) -> Tensor:
     return wide(parts).sum(0).to(dtype)
+
+
+def _whole_mixes(x: Tensor, mixes: Tensor, squares: Tensor, eps: float) -> Tensor:
+    count = x.shape[1] * x.shape[2]
+    return mixes.sum(0) * torch.rsqrt(squares.sum(0) / count + eps)[:, None]
 
 
 def _gate(parts: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""The layers of a decoding step. Legend: B rows, W tokens a row, M streams, H hidden, S parts of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.block import Block
+from flagrelease.engine.cache import LayerCache
+from flagrelease.engine.decode.attention import attend
+from flagrelease.engine.decode.feed_forward import feed_forward
+from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.hyper_connection import HyperConnection
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.linear import Linear, Rounded
+from flagrelease.engine.model import Model
+
+
+class _Mixed(NamedTuple):
+    """Streams [W * B, M, H] and their mixes for the next sub-layer, if there is one; see `hc_mixes`."""
+
+    streams: Tensor
+    mixes: tuple[Tensor, Tensor] | None
+
+
+def run_layers(
+    model: Model, blocks: Sequence[Block], streams: Tensor, step: DecodeStep, caches: Sequence[LayerCache]
+) -> Tensor:
+    """Streams [W * B, M, H] -> [W * B, M, H], the same on every rank."""
+    mixed = _Mixed(streams, model.ops.hc_mixes(streams, blocks[0].attn_hc.fn))
+    next_fn = [*(block.attn_hc.fn for block in blocks[1:]), None]
+    for block, cache, fn in zip(blocks, caches, next_fn, strict=True):
+        mixed = _run_layer(model, block, mixed, step, cache, fn)
+    return mixed.streams
+
+
+def _run_layer(
+    model: Model, block: Block, mixed: _Mixed, step: DecodeStep, cache: LayerCache, next_fn: Tensor | None
+) -> _Mixed:
+    ops, groups = model.ops, model.groups
+    x, weights = _open(ops, block.attn_hc, mixed, block.attn.latents, step)
+    parts = attend(ops, block.attn, x, step, cache, model.rope(block.attn.ratio), groups)
+    if groups.mp > 1:
+        parts = groups.sum_output(_added(ops, parts))
+    mixed = _close(ops, parts, mixed, *weights(), block.ffn_hc.fn)
+    x, weights = _open(ops, block.ffn_hc, mixed, block.ffn.w13, step)
+    parts = feed_forward(ops, block.ffn, x, step)
+    if groups.mp > 1:  # the last part is the shared expert's, which every rank has whole: it counts once
+        parts = groups.all_sum(_added(ops, parts if groups.is_leader else parts[:-1]))
+    return _close(ops, parts, mixed, *weights(), next_fn)
+
+
+def _open(
+    ops: Operators, hc: HyperConnection, mixed: _Mixed, into: Linear, step: DecodeStep
+) -> tuple[Rounded, Callable[[], tuple[Tensor, Tensor]]]:
+    """The sub-layer's input, rounded as the linear that it goes `into` takes it; what gives post and comb."""
+    assert mixed.mixes is not None
+    streams, mixes = mixed.streams, mixed.mixes
+    weights = step.branches.beside(
+        ops.hc_weights, streams, *mixes, hc.scale, hc.base, hc.iters, hc.eps, hc.norm_eps
+    )  # fmt: skip
+    x = ops.hc_pre_norm(streams, *mixes, hc.scale, hc.base, hc.eps, hc.norm_eps, hc.norm, into.takes_codes)
+    return Rounded(*x), weights
+
+
+def _close(
+    ops: Operators, parts: Tensor, mixed: _Mixed, post: Tensor, comb: Tensor, next_fn: Tensor | None
+) -> _Mixed:  # fmt: skip
+    """The output's parts back in the streams, and the mixes by the next sub-layer's fn."""
+    if next_fn is None:
+        return _Mixed(ops.hc_post_parts(parts, mixed.streams, post, comb), None)
+    streams, *mixes = ops.hc_post_mixes(parts, mixed.streams, post, comb, next_fn)
+    return _Mixed(streams, (mixes[0], mixes[1]))
+
+
+def _added(ops: Operators, parts: Tensor) -> Tensor:
+    """A rank's parts [S, B, H] as the ranks add them up: FP32 [1, B, H].
+
+    In FP32, as the plain pass does: the end of the sub-layer rounds the sum over ranks, once. Adding here before the
+    ranks do costs a launch and saves S - 1 of S bytes on the links.
+    """
+    return ops.round_parts(parts, torch.float32, False)[0][None]
