@@ -237,6 +237,7 @@ class BehaviourRules(_Strict):
     Attributes:
         mode: how the model answers, as in its chat encoding.
         prompts: of each kind (text, tool call, JSON), at most: the first ones.
+        temperature: at 0 an answer is always the same, so it can be asked for once only.
         repeats: answers to each prompt, each with a seed of its own, derived from `seed`.
         max_tokens: of an answer with its reasoning.
         margin: largest excess over the native model's rate that still counts as aligned, in points of 100: of answers
@@ -253,6 +254,15 @@ class BehaviourRules(_Strict):
     seed: int = Field(default=0, ge=0)
     margin: float = Field(default=10.0, gt=0, lt=100)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _repeats_differ(self) -> BehaviourRules:
+        if self.temperature == 0 and self.repeats > 1:
+            raise ValueError(
+                f"temperature 0 gives the same answer {self.repeats} times, which would be counted as {self.repeats} "
+                "answers: set repeats to 1, or a temperature above 0"
+            )
+        return self
 
 
 class ValidationRules(_Strict):

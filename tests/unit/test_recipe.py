@@ -89,6 +89,7 @@ def write(path: Path, document: Any) -> Path:
         ({"model": "../etc"}, "model"),
         ({"validation": {"stages": ["vibes"]}}, "validation.stages"),
         ({"validation": {"behaviour": {"loops": 1}}}, "validation.behaviour.loops: Extra inputs"),
+        ({"validation": {"behaviour": {"temperature": 0}}}, "validation.behaviour: .*the same answer 8 times"),
     ],
 )
 def test_what_a_recipe_may_not_say(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -110,6 +111,11 @@ def test_what_a_recipe_may_not_say(change: dict[str, Any], said: str, tmp_path: 
 def test_what_is_no_recipe(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
         read_recipe(write(tmp_path / "r.yaml", text))
+
+
+def test_greedy_behaviour_is_asked_for_once(tmp_path: Path) -> None:
+    document = GOOD | {"validation": {"behaviour": {"temperature": 0, "repeats": 1}}}
+    assert read_recipe(write(tmp_path / "r.yaml", document)).validation.behaviour.repeats == 1
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:

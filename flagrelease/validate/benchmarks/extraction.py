@@ -22,7 +22,8 @@ _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
 _LETTER = re.compile(
     r"(?:(?i:option|choice|answer)\s*:?\s*)?(?:\(([A-D])\)(?:[\s.:,].*)?|([A-D])(?:[).:](?:\s.*)?)?)", re.DOTALL
 )
-_INTEGER = re.compile(r"([+-]?)(\d{1,18}|\d{1,3}(?:,\d{3}){1,5})")  # longer ones are the loop of a broken model
+_THIN_SPACE = re.compile(r"(?<=\d)\\,(?=\d)")  # between groups of three
+_INTEGER = re.compile(r"([+-]?) *(\d{1,18}|\d{1,3}(?:,\d{3}){1,5})")  # longer ones are the loop of a broken model
 _TOKEN = re.compile(
     r"(?P<box>\\f?box(?:ed)?(?![A-Za-z])\s*)(?:\{|(?P<bare>[A-D](?![A-Za-z])|-?\d+))|\\.|[{}]", re.DOTALL
 )
@@ -32,7 +33,13 @@ _SAID = (
     r"(?:[\s*_$(\[\"'`]|\\[(\[]|\\[a-z]+\{)*"
 )
 _SAID_LETTER = re.compile(_SAID + r"([A-D])(?![\w'’-])(?!\W{0,4}(?:or|and)\W{1,4}[A-D]\b|\)?/|\)?,\s*\(?[A-D]\b)")
-_SAID_INTEGER = re.compile(_SAID + r"([+-]?\d+(?:,\d{3})*)(?!\d|[.,]\d|\w|\s*[\^/+=×·]|\s*-\s*\d|\*(?!\*)|\\(?![)\]]))")
+_ANOTHER_INTEGER = (  # "12 or 13" is no answer, and neither is "12, 13"
+    r"\W{0,4}(?:text\{\s*)?(?:or|and|to|或|和|与)\W{0,4}\d|[\s*$)]*[,;，；、][\s*$(]*[+-]?\d|[ \t]+[+-]?\d"
+)
+_SAID_INTEGER = re.compile(
+    _SAID + r"([+-]?\d+(?:,\d{3})*)(?!\d|[.,]\d|\w|\s*[\^/+=×·]|\s*-\s*\d|\*(?!\*)|\\(?![)\]])|"
+    rf"{_ANOTHER_INTEGER})"
+)
 _NESTED = 4
 _DECORATION = " \t*_$()[].\\"
 
@@ -53,8 +60,8 @@ def read_letter(text: str) -> str | None:
 
 def read_integer(text: str) -> str | None:
     """An integer alone or right of the last equals sign, as text: `027`, `1{,}070`, `m+n=70`, `70^\\circ`."""
-    text = _DEGREES.sub("", _unwrap(text)).replace("{,}", ",").replace("\\,", "").replace("\\!", "")
-    found = _INTEGER.fullmatch(text.rpartition("=")[2].strip(" \t\n*$.").replace(" ", ""))
+    text = _THIN_SPACE.sub(",", _DEGREES.sub("", _unwrap(text))).replace("{,}", ",").replace("\\,", "")
+    found = _INTEGER.fullmatch(text.rpartition("=")[2].strip(" \t\n*$.").replace("\\!", ""))
     return None if found is None else str(int(found[1] + found[2].replace(",", "")))
 
 

@@ -62,7 +62,8 @@ def histogram(
         drawing.polygon([*outline, (outline[-1][0], y(0)), (outline[0][0], y(0))], f"area {each.style}")
         drawing.polyline(outline, f"curve {each.style}")
     for number, mark in enumerate(sorted(marks, key=lambda mark: mark.value)):
-        on_right = number > 0 or x(mark.value) < width * 0.25  # the first says its name to the left, out of the way
+        # The first says its name to the left, out of the way; what stands at an edge says it towards the middle.
+        on_right = x(mark.value) < width * (0.25 if number == 0 else 0.8)
         level = _TOP - 20 + 15 * (number % 2)
         drawing.line((x(mark.value), level), (x(mark.value), y(0)), mark.style)
         at = (x(mark.value) + (6 if on_right else -6), level + 8)
