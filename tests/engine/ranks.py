@@ -1,4 +1,4 @@
-"""Running several ranks on gloo, and releases re-cut for them by rules written out here once more.
+"""Running several ranks, and releases re-cut for them by rules written out here once more.
 
 The rules are the facts' table 5.1 and section 5.4, as slices; nothing is taken from the package or the converter.
 """
@@ -6,6 +6,7 @@ The rules are the facts' table 5.1 and section 5.4, as slices; nothing is taken 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import socket
@@ -74,20 +75,25 @@ def write_mp(
     return folder
 
 
-def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work(*arguments)` returns on rank 0 of a gloo job of that many processes."""
+def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, backend: str = "gloo") -> Any:
+    """What `work(*arguments)` returns on rank 0 of a job of that many processes, with nccl of one device each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer"  # a file, for a pipe would fill up before the processes are joined
-        mp.spawn(_rank, (ranks, port, answer, work, arguments), nprocs=ranks, join=True)
+        mp.spawn(_rank, (ranks, port, answer, backend, work, arguments), nprocs=ranks, join=True)
         return pickle.loads(answer.read_bytes())
 
 
-def _rank(rank: int, ranks: int, port: int, answer: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, ranks: int, port: int, answer: Path, backend: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    if backend == "nccl":
+        os.environ["LOCAL_RANK"] = str(rank)  # as torchrun says it
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     result = work(*arguments)
     if rank == 0:
         answer.write_bytes(pickle.dumps(result))

@@ -15,6 +15,7 @@ from flagrelease.device import Device
 from flagrelease.engine import runner as runner_module
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
+from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.model import Model
 from flagrelease.engine.runner import Runner
 from flagrelease.engine.sampling import Sampling
@@ -29,11 +30,16 @@ CONTEXT = 300
 STEPS = [(2, 2, 2), (1, 2, 0), (2, 0, 1), (2, 1, 2), (0, 2, 2), (1, 1, 1), (2, 2, 2), (2, 2, 1)]
 
 
-def recorded_like_a_graph(device: Device, work: Callable[[], None]) -> Callable[[], None]:
-    """As a device with graphs: the work runs twice before it is recorded."""
-    work()
-    work()
-    return work
+def record_like_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a device with graphs, and operators that do not wait: the work runs twice before it is recorded."""
+
+    def capture(device: Device, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        work()
+        return work
+
+    monkeypatch.setattr(Device, "capture", capture)
+    monkeypatch.setattr(Operators, "captured", True)
 
 
 def replay(model: Model, native: bool = False) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -69,7 +75,7 @@ def replay(model: Model, native: bool = False) -> tuple[list[torch.Tensor], list
 
 
 def test_float32_logits_of_every_step(bf16_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "capture", recorded_like_a_graph)
+    record_like_a_graph(monkeypatch)
     expected, got = replay(engine.load(bf16_release, "bf16", torch.float32, mtp=True))
     assert len(expected) > 40
     for a, b in zip(expected, got, strict=True):
@@ -107,7 +113,7 @@ def test_native_numerics(native_release: Path) -> None:
 
 
 def test_planted_recording_with_tokens_is_seen(bf16_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "capture", recorded_like_a_graph)
+    record_like_a_graph(monkeypatch)
     monkeypatch.setattr(
         "flagrelease.engine.decode.feed.Feed._capture",
         lambda feed, size, run: feed._model.device.capture(lambda: run(feed._at(*size))),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from engine_checkpoint import Checkpoint, random_tokens, small_config
-from ranks import on_ranks, write_mp
+from ranks import OMode, on_ranks, write_mp
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
@@ -52,12 +51,13 @@ def decoded(model: Model, *, plainly: bool) -> torch.Tensor:
             logits, drafted = decoder.advance(tokens), drafter.draft(tokens)
         for row, count in enumerate(counts):
             rows += [*logits[row, :count].clone(), drafted[row].clone()] if count else []
-    return torch.stack(rows)
+    return torch.stack(rows).cpu()
 
 
-def statically(jobs: list[Job]) -> list[torch.Tensor]:
+def statically(jobs: list[Job], device: str = "cpu", operators: str = "torch") -> list[torch.Tensor]:
     """Several releases in one set of processes."""
-    return [decoded(engine.load(*job, mtp=True), plainly=False) for job in jobs]
+    models = (engine.load(*job, device, operators=operators, mtp=True) for job in jobs)
+    return [decoded(model, plainly=False) for model in models]
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +101,11 @@ def test_two_ranks_in_native_numerics(two: list[torch.Tensor], native: Path) -> 
     assert distance < 0.2 * ((two[0] - plain).norm(dim=-1) / plain.norm(dim=-1)).median()  # planted: other numerics
 
 
-@pytest.mark.parametrize("mode", ["shared", "split"])
-def test_ranks_that_share_an_o_group(mode: Any, checkpoint: Checkpoint, folder: Path, expected: torch.Tensor) -> None:
-    # FP8 of `wo_a` where the release has it, BF16 in one cut as DeepSeek's converter does
-    cut = write_mp(checkpoint, folder / mode, "native", 4, mode)
-    (got,) = on_ranks(4, statically, [(cut, *EXACT)])
-    assert (got - expected).abs().max() <= LIMIT
+def test_ranks_that_share_an_o_group(checkpoint: Checkpoint, folder: Path, expected: torch.Tensor) -> None:
+    modes: tuple[OMode, ...] = ("shared", "split")
+    cuts = [write_mp(checkpoint, folder / mode, "native", 4, mode) for mode in modes]
+    for mode, got in zip(modes, on_ranks(4, statically, [(cut, *EXACT) for cut in cuts]), strict=True):
+        assert (got - expected).abs().max() <= LIMIT, mode
 
 
 def planted(release: Path) -> dict[str, torch.Tensor]:
@@ -152,3 +151,12 @@ def texts_of_captured_steps(release: Path, folder: Path) -> list[tuple[str, bool
 def test_a_runner_on_two_ranks_writes_the_same_text(native: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     assert on_ranks(2, texts_of_captured_steps, native, tmp_path) == texts(native, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("operators", ["triton", "auto"])
+def test_captured_on_two_devices(operators: str, native: Path, expected: torch.Tensor) -> None:
+    """The processes end, too: no graph holds their collectives any more."""
+    (got,) = on_ranks(2, statically, [(native, *EXACT)], "auto", operators, backend="nccl")
+    assert (got - expected).abs().max() <= LIMIT

@@ -66,6 +66,9 @@ class Feed:
         rows = min(_at_least(rows, 1), self._rows)
         reach = min(_at_least(last + 1, SHORTEST_REACH), self._cache.context)
         size = width, rows, reach
+        if not self._model.ops.captured:
+            run(self._at(*size))
+            return
         if size not in self._captured:
             self._captured[size] = self._capture(size, run)
         self._captured[size]()
@@ -79,12 +82,9 @@ class Feed:
 
         Of a compressor's slots the second token may take the one that the first still reads.
         """
-        step: Callable[[], None] = lambda: run(self._at(*size))  # noqa: E731
-        if not self._model.ops.captured:
-            return step
         positions = self.positions.clone()
         self.positions.fill_(-1)
-        captured = self._model.device.capture(step)
+        captured = self._model.device.capture(lambda: run(self._at(*size)))
         self.positions.copy_(positions)
         return captured
 

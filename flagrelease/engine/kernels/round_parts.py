@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
+from flagrelease.engine.kernels.layout import unit_columns
 from flagrelease.engine.kernels.row_vectors import rounded, store_fp8, sum_parts
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
 
@@ -61,7 +62,7 @@ def _launch(
     S, B, _ = parts.shape
     if quantise and N % 128:
         raise ValueError(f"groups of 128 columns do not divide {N}")
-    parts = parts.contiguous()
+    parts = unit_columns(parts)
     y = torch.empty(B, N, dtype=dtype, device=parts.device)
     codes = torch.empty(B, N, dtype=torch.float8_e4m3fn, device=parts.device) if quantise else None
     scales = torch.empty(B, N // 128, dtype=torch.float32, device=parts.device) if quantise else None
