@@ -61,7 +61,12 @@ NumericsOption = Annotated[NumericsChoice, typer.Option("--numerics", help="What
 DtypeOption = Annotated[DtypeChoice, typer.Option("--dtype", help="float32, with --numerics bf16, makes a reference.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
-ContextOption = Annotated[int, typer.Option("--context", min=1, help="Tokens a sequence may have.")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context", min=1, help="Tokens a sequence may have. Default: 16384, or the model's if that is less."
+    ),
+]
 SpeculateOption = Annotated[
     bool, typer.Option("--speculate", help="Draft a token ahead with the MTP stage: the same text, faster.")
 ]
@@ -103,7 +108,7 @@ def generate(
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
-    context: ContextOption = 16384,
+    context: ContextOption = None,
     batch: RowsOption = 4,
     speculate: SpeculateOption = False,
 ) -> None:
@@ -143,7 +148,7 @@ def serve(
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
-    context: ContextOption = 16384,
+    context: ContextOption = None,
     batch: RowsOption = 16,
     queue: Annotated[int, typer.Option("--queue", min=0, help="Sequences that may wait; more are told 429.")] = 64,
     budget: Annotated[

@@ -21,6 +21,8 @@ from flagrelease.engine.stepper import describe_steps
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
 
+_CONTEXT = 16384
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -31,7 +33,7 @@ class Serving:
         mode: of chats that do not say one.
         host: address to listen on.
         port: port to listen on.
-        context: tokens a sequence may have.
+        context: tokens a sequence may have; None: `Session.default_context`.
         rows: sequences at once.
         queue: sequences that may wait for a row.
         budget: tokens of prompts read in a step, between two tokens of running answers.
@@ -42,7 +44,7 @@ class Serving:
     mode: Mode
     host: str
     port: int
-    context: int
+    context: int | None
     rows: int
     queue: int
     budget: int
@@ -78,9 +80,19 @@ class Session:
         if error is None:
             leave_job()
 
-    def runner(self, rows: int, context: int) -> Runner:
-        """The model with its caches, on every rank."""
-        context = min(context, self.model.config.max_position_embeddings)
+    @property
+    def default_context(self) -> int:
+        """Tokens a sequence may have where nobody says: no more than the model can see."""
+        return min(_CONTEXT, self.model.config.max_position_embeddings)
+
+    def runner(self, rows: int, context: int | None) -> Runner:
+        """The model with its caches, on every rank. `context` None: the default.
+
+        Raises:
+            UsageError: a context that the model does not have.
+        """
+        if context is None:
+            context = self.default_context
         return Runner(self.model, rows, context, speculate=self.model.mtp is not None)
 
     def tokenizer(self) -> Tokenizer:

@@ -34,7 +34,7 @@ class Terminal:
     mode: Mode | Literal["raw"]
     sampling: Sampling
 
-    def answer(self, prompt: str, context: int, *, as_json: bool) -> None:
+    def answer(self, prompt: str, context: int | None, *, as_json: bool) -> None:
         """Print the continuation of one prompt while it is being written, or one JSON document at its end."""
         scheduler = self._scheduler(1, context)
         if scheduler is None:
@@ -47,7 +47,7 @@ class Terminal:
                 print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
             print(pace.summary(), file=sys.stderr)
 
-    def answer_file(self, path: Path, out: Path | None, context: int, rows: int) -> None:
+    def answer_file(self, path: Path, out: Path | None, context: int | None, rows: int) -> None:
         """Write a line for each prompt of a file as it is answered: to `out`, which may hold some already, or stdout.
 
         The n-th prompt, from 0, is sampled with the seed plus n.
@@ -97,7 +97,7 @@ class Terminal:
         seed = self.sampling.seed
         return self.sampling if seed is None else replace(self.sampling, seed=seed + place)
 
-    def chat(self, context: int) -> None:
+    def chat(self, context: int | None) -> None:
         """A line is a turn; the end of input ends the chat."""
         scheduler = self._scheduler(1, context)
         if scheduler is None:
@@ -108,7 +108,7 @@ class Terminal:
                 messages.append({"role": "user", "content": said})
                 messages.append(self._turn(self._generate(scheduler, self._encode(scheduler, messages)).text))
 
-    def _scheduler(self, rows: int, context: int) -> Scheduler | None:
+    def _scheduler(self, rows: int, context: int | None) -> Scheduler | None:
         """On the leader; the other ranks work here until it is done, and get None."""
         runner = self.session.runner(rows, context)
         if self.session.model.groups.is_leader:

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from flagrelease import engine
 from flagrelease.engine.commands import register
 from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.session import Session
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
 
@@ -110,6 +111,18 @@ def test_a_prompt_that_does_not_fit_is_named_before_any_runs(app: typer.Typer, r
     file.write_text(json.dumps("x") + "\n" + json.dumps("x" * 100) + "\n")
     with pytest.raises(UsageError, match=r"prompts\.jsonl: prompt 1: .* the context is 90"):
         run(app, "generate", release, "--prompts", file, "--context", 90, "--max-tokens", 9, *REFERENCE)
+
+
+@pytest.mark.parametrize("command", ["generate", "serve"])
+def test_a_context_that_the_model_does_not_have_is_no_shorter_one(
+    app: typer.Typer, release: Path, command: str
+) -> None:
+    """Its config allows 4,096, below the usual default."""
+    words = ["--prompt", "x"] if command == "generate" else ["--port", str(_free_port())]
+    with pytest.raises(UsageError, match="a context of 4097 tokens: the model allows 1 to 4096"):
+        run(app, command, release, *words, "--context", 4097, *REFERENCE)
+    with Session.open(release, "bf16", "float32", "cpu", "torch") as session:
+        assert session.runner(1, None).context == session.default_context == 4096
 
 
 def test_a_killed_run_goes_on(app: typer.Typer, release: Path, tmp_path: Path) -> None:

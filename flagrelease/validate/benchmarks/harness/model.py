@@ -136,7 +136,7 @@ class ReleaseLM(EngineLM):
         dtype: str = "bfloat16",
         on: str = "auto",
         operators: str = "auto",
-        context: int = 16384,
+        context: int | None = None,
         batch: int = 16,
         mode: Mode = "chat",
         seed: int = 0,
