@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,13 @@ ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help
 DialectOption = Annotated[
     Dialect,
     typer.Option("--dialect", help="deepseek: `thinking`; template: chat_template_kwargs (vLLM, SGLang)."),
+]
+ConcurrencyOption = Annotated[
+    int | None, typer.Option("--concurrency", min=1, help="Requests at once at the endpoint. Default: 32.")
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", min=1, metavar="SECONDS", help="Of one answer of the endpoint. Default: 3600."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
@@ -69,6 +77,8 @@ def validate(
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     dialect: DialectOption = "deepseek",
+    concurrency: ConcurrencyOption = None,
+    timeout: TimeoutOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Report and progress. Default: validation/RELEASE-CHIP beside it."),
@@ -106,7 +116,7 @@ def validate(
         source=source,
         baseline=baseline,
         data=parse_data(data),
-        endpoint=_endpoint(endpoint, model, dialect),
+        endpoint=_endpoint(endpoint, model, dialect, concurrency, timeout),
         until=until,
         layers=layers,
         device=device,
@@ -140,6 +150,8 @@ def record(
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     dialect: DialectOption = "deepseek",
+    concurrency: ConcurrencyOption = None,
+    timeout: TimeoutOption = None,
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
     batch: BatchOption = 16,
@@ -161,7 +173,7 @@ def record(
         rules=default_rules() if recipe is None else read_recipe(recipe).validation,
         data=parse_data(data),
         documents=documents,
-        endpoint=_endpoint(endpoint, model, dialect),
+        endpoint=_endpoint(endpoint, model, dialect, concurrency, timeout),
         parts=PARTS if part is None else (part,),
         device=device,
         operators=operators,
@@ -186,15 +198,19 @@ def parse_data(words: list[str]) -> Data:
     return found
 
 
-def _endpoint(url: str | None, model: str | None, dialect: Dialect) -> Endpoint | None:
+def _endpoint(
+    url: str | None, model: str | None, dialect: Dialect, concurrency: int | None, timeout: float | None
+) -> Endpoint | None:
     from flagrelease.validate.pipeline.request import Endpoint
 
+    given = {"--model": model, "--concurrency": concurrency, "--timeout": timeout}
     if url is None:
-        if model is not None:
-            raise UsageError("--model belongs to --endpoint")
+        if stray := [option for option, value in given.items() if value is not None]:
+            raise UsageError(f"{stray[0]} belongs to --endpoint")
         return None
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"--endpoint {url}: an http or https address is expected")
     if model is None:
         raise UsageError("--endpoint needs --model: the name that the server knows the model by")
-    return Endpoint(url, model, dialect)
+    made = Endpoint(url, model, dialect)
+    return replace(made, concurrency=concurrency or made.concurrency, timeout=timeout or made.timeout)

@@ -10,8 +10,10 @@ import asyncio
 import hashlib
 import itertools
 import os
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from flagrelease.engine.chat import END_THINK
@@ -37,7 +39,9 @@ class EndpointAnswerer:
         dialect: how the mode is asked for. `deepseek`: the fields `thinking` and `reasoning_effort`, as DeepSeek's API
             and `flagrelease serve`; `template`: `chat_template_kwargs`, as vLLM and SGLang.
         key_variable: the environment variable with the key. A server on one's own machine needs none.
+        concurrency: requests at once.
         timeout: seconds without a whole answer after which the connection is given up; answers are not streamed.
+        silence: seconds without any answer after which a line on stderr says what is waited for; and so on.
         attempts: of one answer. The waits double from one second to a minute, unless the server asks for another.
         longest_wait: a server that asks for more seconds is given up on.
     """
@@ -51,25 +55,36 @@ class EndpointAnswerer:
     timeout: float = 3600.0
     attempts: int = 8
     longest_wait: float = 1800.0
+    silence: float = 60.0
 
     def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
         """As `Answerer` says. After an error, or when the caller stops listening, open requests are given up."""
         client = self._client()
         loop = asyncio.new_event_loop()
         waiting = iter(asks)
-        running: dict[asyncio.Task[Reply], Ask] = {}
+        running: dict[asyncio.Task[Reply], _Open] = {}
         try:
             while True:
                 for ask in itertools.islice(waiting, self.concurrency - len(running)):
-                    running[loop.create_task(self._ask(client, ask, rules))] = ask
+                    opened = _Open(ask)
+                    running[loop.create_task(self._ask(client, opened, rules))] = opened
                 if not running:
                     return
-                done, _ = loop.run_until_complete(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
+                first = asyncio.wait(running, timeout=self.silence, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = loop.run_until_complete(first)
+                if not done:
+                    self._say_waiting(list(running.values()))
                 for task in sorted(done, key=lambda task: task.exception() is not None):  # answers before an error
-                    yield running.pop(task), task.result()
+                    yield running.pop(task).ask, task.result()
         finally:
             loop.run_until_complete(_give_up(running, client))
             loop.close()
+
+    def _say_waiting(self, opened: Sequence[_Open]) -> None:
+        oldest = min(opened, key=lambda each: each.since)
+        troubles = sorted({each.trouble for each in opened if each.trouble})
+        said = f"{len(opened)} answers are waited for, the oldest for {time.monotonic() - oldest.since:.0f} s"
+        print(f"{self.url}: {'; '.join([said, *troubles])}", file=sys.stderr, flush=True)
 
     def _client(self) -> openai.AsyncOpenAI:
         try:
@@ -79,11 +94,12 @@ class EndpointAnswerer:
         key = os.environ.get(self.key_variable) or "none"
         return openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.timeout)
 
-    async def _ask(self, client: openai.AsyncOpenAI, ask: Ask, rules: BenchmarkRules) -> Reply:
+    async def _ask(self, client: openai.AsyncOpenAI, opened: _Open, rules: BenchmarkRules) -> Reply:
         for attempt in range(1, self.attempts + 1):
             try:
-                return self._read(await self._post(client, ask, rules), rules)
+                return self._read(await self._post(client, opened.ask, rules), rules)
             except _PassingError as passing:
+                opened.trouble = str(passing)
                 seconds = min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) if passing.seconds is None else passing.seconds
                 if attempt == self.attempts or seconds > self.longest_wait:
                     tried = f"tried {attempt} times" if attempt == self.attempts else f"asked to wait {seconds:.0f} s"
@@ -157,6 +173,15 @@ async def _give_up(running: Iterable[asyncio.Task[Reply]], client: openai.AsyncO
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     await client.close()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that is under way: `since` when (monotonic seconds), and what it last met that may pass."""
+
+    ask: Ask
+    since: float = field(default_factory=time.monotonic)
+    trouble: str = ""
 
 
 class _PassingError(Exception):

@@ -38,7 +38,9 @@ def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str) -> Iterat
     """The endpoint if there is one, else the port, with room for the longest question and its answer."""
     if endpoint is not None:
         stack = f"{endpoint.model} at {endpoint.shown}"
-        yield EndpointAnswerer(endpoint.url, endpoint.model, stack, endpoint.dialect)
+        yield EndpointAnswerer(
+            endpoint.url, endpoint.model, stack, endpoint.dialect, endpoint.concurrency, timeout=endpoint.timeout
+        )
         return
     assert isinstance(port, Port)
     rules, tokenizer = exam.rules, port.session.tokenizer()

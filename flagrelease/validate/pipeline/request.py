@@ -20,11 +20,18 @@ Data = dict[str, tuple[Path, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server that answers in place of the bundled engine: address, name of the model, how modes are asked for."""
+    """A server that answers in place of the bundled engine: address, name of the model, how modes are asked for.
+
+    Attributes:
+        concurrency: requests at once.
+        timeout: seconds that one answer may take.
+    """
 
     url: str
     model: str
     dialect: Dialect = "deepseek"
+    concurrency: int = 32
+    timeout: float = 3600.0
 
     @property
     def shown(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,31 @@ def test_an_error_stops_the_others_at_once() -> None:
             ask(standin, asks, concurrency=4, timeout=600.0)
         assert len(standin.requests) == 4
         never.set()
+
+
+def test_silence_is_broken_by_what_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow = threading.Event()
+    say = EndpointAnswerer._say_waiting
+
+    def say_and_let_go(answerer: EndpointAnswerer, opened: Sequence[Any]) -> None:
+        say(answerer, opened)
+        if opened[0].trouble:
+            slow.set()
+
+    monkeypatch.setattr(EndpointAnswerer, "_say_waiting", say_and_let_go)
+    held = Answer(wait=slow, document=completion("\\boxed{A}").document)
+    with Standin(first(Answer(429, headers={"retry-after": "0"}), held)) as standin:
+        assert len(ask(standin, silence=0.1)) == 1
+    line = rf"{standin.url}: 1 answers are waited for, the oldest for \d+ s; HTTP 429"
+    assert re.fullmatch(line, capfd.readouterr().err.splitlines()[-1])
+
+
+def test_who_answers_in_time_is_not_talked_about(capfd: pytest.CaptureFixture[str]) -> None:
+    with Standin() as standin:
+        assert len(ask(standin, [Ask(f"item-{i}", 0, MARKER, i) for i in range(3)])) == 3
+    assert capfd.readouterr().err == ""
 
 
 def test_nothing_is_lost_when_an_endpoint_fails(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_a_recipe_of_something_else(workshop: Workshop, tmp_path: Path, capfd: S
         (["--data", "gpqa=x.csv"], "the rules have no such benchmark (they have: choices)"),
         (["--data", "choices"], "NAME=FILE is expected"),
         (["--model", "m"], "--model belongs to --endpoint"),
+        (["--concurrency", "2"], "--concurrency belongs to --endpoint"),
+        (["--timeout", "60"], "--timeout belongs to --endpoint"),
         (["--endpoint", "http://127.0.0.1:1/v1"], "--endpoint needs --model"),
         (["--endpoint", "127.0.0.1:1", "--model", "m"], "an http or https address"),
         (["--chip", "abacus"], "'abacus' is not in the table"),
@@ -125,8 +127,9 @@ def test_a_baseline_with_a_part_missing(workshop: Workshop, tmp_path: Path) -> N
 def test_an_endpoint_answers_the_benchmarks(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
     baseline, out = tmp_path / "baseline", tmp_path / "out"
     with Standin() as server:
-        there = ["--endpoint", server.url, "--model", "m"]
+        there = ["--endpoint", server.url, "--model", "m", "--concurrency", "1", "--timeout", "60"]
         assert cli.main(workshop.recording(baseline, "--part", "benchmarks", *there)) == 0
+    assert server.most_at_once == 1
     asked = 0
 
     def fail_midway(request: object) -> Answer | None:
