@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from kernel_cases import BF16, FP32, Case, e4m3, e8m0, experts, fp8_weight, of, quantised, randn, streams
+from kernel_cases import BF16, FP32, Case, e4m3, e8m0, experts, fp8_weight, of, quantised, randn, streams, tied_scores
 from torch import Tensor
 
 CONTEXT = 64  # positions of the tables
@@ -109,8 +109,7 @@ def _turned(t: int, k: int, h: int, dtype: torch.dtype) -> Tensor:
 
 
 def _index(dtype: torch.dtype, h: int, d: int, quantise: bool) -> tuple:  # type: ignore[type-arg]
-    at = positions(9, -1, 40)
-    return randn(3, h, d, dtype=dtype), randn(2, 3, h + 3)[..., 3:], *tables(16), at, quantise
+    return randn(3, h, d, dtype=dtype), *tables(16), positions(9, -1, 40), quantise
 
 
 def _grouped(b: int, g: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,6 +123,10 @@ DECODING_CASES = [
     of("fp8_linear_parts", "many rows", lambda: (*quantised(70, 384), *fp8_weight(7, 384))),
     of("fp8_grouped_linear", "2 groups", lambda: (*_grouped(5, 2, 128, 300), BF16)),
     of("fp8_grouped_linear_parts", "3 groups", lambda: _grouped(3, 3, 256, 1100)),
+    of("best_visible", "ties", lambda: (tied_scores(3, 50)[:, :41], torch.tensor([41, 0, 13]), 12)),
+    of("best_visible", "all", lambda: (tied_scores(2, 1024), torch.tensor([1024, 700]), 512)),
+    of("best_visible", "fewer than k", lambda: (tied_scores(3, 20), torch.tensor([20, 3, 11]), 64)),
+    of("best_visible", "many rows", lambda: (tied_scores(17, 1030), torch.randint(0, 1031, (17,)), 8)),
     of("gate_route", "biased", lambda: (randn(3, 5, 40), randn(40), positions(1, 2, -1, 0, 7), 6, 1.5)),
     of("gate_route", "unbiased", lambda: (randn(1, 2, 256), None, positions(1, 2), 6, 1.5)),
     of("gate_route_hashed", "int64", lambda: (randn(2, 3, 9), *_hashed(), positions(5, -1, 0), 1.5)),

@@ -67,8 +67,8 @@ def _project_groups(ops: Operators, attn: Attention, o: Tensor, groups: Groups) 
 
 def _compress(
     ops: Operators, attn: Attention, x: Tensor, apart: Apart, cache: LayerCache, rope: RopeTable
-) -> Tensor:  # fmt: skip
-    """Feed the compressors x [W * B, H]; returns what is left of its products: the weights of index heads, in parts."""
+) -> Tensor | None:  # fmt: skip
+    """Feed the compressors x [W * B, H]; returns the weights of index heads, FP32 [W * B, IH], where there are any."""
     assert attn.side is not None
     assert attn.compressor is not None
     assert cache.pending is not None
@@ -76,11 +76,12 @@ def _compress(
     side = ops.linear_parts(x, attn.side)
     rest = _feed(ops, attn.compressor, side, apart, cache.pending, cache.kv, rope, rounding)
     if attn.indexer is None:
-        return rest
+        return None
     assert cache.index_k is not None
     assert cache.index_pending is not None
     rounding = "hadamard_fp4" if attn.indexer.quantise else "hadamard"
-    return _feed(ops, attn.indexer.compressor, rest, apart, cache.index_pending, cache.index_k, rope, rounding)
+    rest = _feed(ops, attn.indexer.compressor, rest, apart, cache.index_pending, cache.index_k, rope, rounding)
+    return ops.round_parts(rest, torch.float32, False)[0]
 
 
 def _feed(
@@ -98,7 +99,7 @@ def _feed(
 
 
 def _queries(
-    ops: Operators, attn: Attention, qr: Rounded, side: Callable[[], Tensor] | None, step: DecodeStep,
+    ops: Operators, attn: Attention, qr: Rounded, side: Callable[[], Tensor | None] | None, step: DecodeStep,
     cache: LayerCache, rope: RopeTable, groups: Groups,
 ) -> tuple[Tensor, Sequence[Tensor | None]]:  # fmt: skip
     """The latents through wq_b, [W * B, NH * HD]; for each token of a row the entries chosen, if an indexer does."""
@@ -107,26 +108,24 @@ def _queries(
         if side is not None:
             side()
         return q, [None] * step.width
-    assert side is not None
-    assert cache.index_k is not None
     # Of the two ways to attention the indexer's is the longer one: it stays on this stream.
     queries = step.branches.beside(project_rounded, ops, qr, attn.wq_b)
-    (index_q,) = project_rounded(ops, qr, attn.indexer.wq_b)
-    weights = side()
-    chosen = [
-        _choose(ops, attn.indexer, weights[:, rows], index_q[rows], each, cache.index_k, rope, groups)
-        for rows, each in step.apart()
-    ]
+    index_q = _index_queries(ops, attn.indexer, qr, step, rope)
+    assert side is not None
+    weights, keys = side(), cache.index_k
+    assert weights is not None
+    assert keys is not None
+    keys = keys[:, : min(keys.shape[1] - 1, step.reach // OVERLAP_RATIO)]
+    chosen = []
+    for rows, each in step.apart():
+        # Every rank scores with its own heads.
+        scores = groups.all_sum(ops.indexer_scores(index_q[rows, None], keys, weights[rows, None]))
+        chosen.append(ops.best_visible(scores[:, 0], each.visible, attn.indexer.topk))
     return queries()[0], chosen
 
 
-def _choose(
-    ops: Operators, indexer: Indexer, weights: Tensor, q: Tensor, step: DecodeStep, keys: Tensor, rope: RopeTable,
-    groups: Groups,
-) -> Tensor:  # fmt: skip
-    """The entries of each row by its queries: every rank scores with its own heads."""
+def _index_queries(ops: Operators, indexer: Indexer, qr: Rounded, step: DecodeStep, rope: RopeTable) -> Tensor:
+    """[W * B, IH, ID]."""
+    (q,) = project_rounded(ops, qr, indexer.wq_b)
     q = q.view(len(q), -1, indexer.head_dim)
-    q, weights = ops.index_queries(q, weights, rope.cos, rope.sin, step.positions, indexer.quantise)
-    reached = min(keys.shape[1] - 1, step.reach // OVERLAP_RATIO)
-    scores = groups.all_sum(ops.indexer_scores(q[:, None], keys[:, :reached], weights[:, None]))
-    return ops.topk_visible(scores, step.visible[:, None], indexer.topk)[:, 0]
+    return ops.index_queries(q, rope.cos, rope.sin, step.positions, indexer.quantise)

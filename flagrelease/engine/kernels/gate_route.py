@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.linear import sqrt_softplus
-from flagrelease.engine.kernels.routing import best_experts, store_routes
+from flagrelease.engine.kernels.routing import best_experts, load_bias, store_routes
 from flagrelease.engine.kernels.row_vectors import sum_parts
 
 
@@ -29,9 +29,11 @@ def _gate_route_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     e, k = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
+    bias = load_bias(bias_ptr, e, E, BLOCK_E)
+    wait_for_results()
+    position = tl.load(positions_ptr + b)
     scores = sqrt_softplus(sum_parts(parts_ptr + b * E, e, e < E, part_stride, S))
     if table_ptr is not None:
         token = tl.load(tokens_ptr + b).to(tl.int64)
@@ -39,8 +41,8 @@ def _gate_route_kernel(
         weights = tl.sum(tl.where(ids[:, None] == e[None, :], scores[None, :], 0.0), axis=1)
         weights = tl.where(k < K, weights, 0.0)
     else:
-        ids, weights = best_experts(scores, bias_ptr, e, E, K, BLOCK_E, BLOCK_K)
-    ids = tl.where(tl.load(positions_ptr + b) >= 0, ids, -1)
+        ids, weights = best_experts(scores, bias, e, E, K, BLOCK_E, BLOCK_K)
+    ids = tl.where(position >= 0, ids, -1)
     store_routes(ids_ptr, weights_ptr, b, ids, weights, route_scale, K, BLOCK_K)
 
 
@@ -67,6 +69,6 @@ def _launch(
     weights = torch.empty(B, k, dtype=torch.float32, device=parts.device)
     _gate_route_kernel[(B,)](
         parts.contiguous(), bias, table, tokens, positions, ids, weights, B * E, S, E, scale,
-        K=k, BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(k),
+        K=k, BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(k), num_warps=1,
     )  # fmt: skip
     return ids, weights

@@ -22,6 +22,7 @@ class Operators:
     act_quant_roundtrip = staticmethod(reference.act_quant_roundtrip)
     add = staticmethod(reference.add)
     apply_rope = staticmethod(reference.apply_rope)
+    best_visible = staticmethod(reference.best_visible)
     compress_pool = staticmethod(reference.compress_pool)
     compress_token = staticmethod(reference.compress_token)
     decode_attention = staticmethod(reference.decode_attention)

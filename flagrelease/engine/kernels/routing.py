@@ -13,7 +13,7 @@ from flagrelease.engine.kernels.layout import rows
 @jit
 def best_experts(
     scores: tl.tensor,
-    bias_ptr: tl.tensor,
+    bias: tl.tensor,
     e: tl.tensor,
     E: tl.tensor,
     K: tl.constexpr,
@@ -22,19 +22,28 @@ def best_experts(
 ) -> tl.tensor:
     """The K best of score + bias, best first: ids and scores, both [BLOCK_K]."""
     k = tl.arange(0, BLOCK_K)
-    biased = scores
-    if bias_ptr is not None:
-        biased += tl.load(bias_ptr + e, mask=e < E, other=0.0)
-    biased = tl.where(e < E, biased, float("-inf"))
-    ids = tl.zeros((BLOCK_K,), tl.int32)
-    weights = tl.zeros((BLOCK_K,), tl.float32)
+    # All in integers, which a warp reduces in one instruction. FP32 numbers order like them once negative ones, whose
+    # bits order the other way round, are turned; -0 counts as 0.
+    order = (scores + bias + 0.0).to(tl.int32, bitcast=True)
+    order = tl.where(e < E, order ^ ((order >> 31) & 0x7FFFFFFF), -2147483648)
+    bits = scores.to(tl.int32, bitcast=True)
+    ids, weights = tl.zeros((BLOCK_K,), tl.int32), tl.zeros((BLOCK_K,), tl.int32)
     for slot in tl.static_range(K):
         # The lowest expert among the best: tl.argmax's tie rule differs between Triton versions.
-        best = tl.min(tl.where(biased == tl.max(biased, axis=0), e, BLOCK_E), axis=0)
+        best = tl.min(tl.where(order == tl.max(order, axis=0), e, BLOCK_E), axis=0)
         ids = tl.where(k == slot, best, ids)
-        weights = tl.where(k == slot, tl.sum(tl.where(e == best, scores, 0.0), axis=0), weights)
-        biased = tl.where(e == best, float("-inf"), biased)
-    return ids, weights
+        weights = tl.where(k == slot, tl.sum(tl.where(e == best, bits, 0), axis=0), weights)
+        order = tl.where(e == best, -2147483648, order)
+    return ids, weights.to(tl.float32, bitcast=True)
+
+
+@jit
+def load_bias(bias_ptr: tl.tensor, e: tl.tensor, E: tl.tensor, BLOCK_E: tl.constexpr) -> tl.tensor:
+    """[BLOCK_E], zero where there is none."""
+    bias = tl.zeros((BLOCK_E,), tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + e, mask=e < E, other=0.0)
+    return bias
 
 
 @jit
@@ -53,7 +62,7 @@ def _route_kernel(
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK_E)
     scores = tl.load(scores_ptr + t * scores_stride + e, mask=e < E, other=0.0)
-    ids, weights = best_experts(scores, bias_ptr, e, E, K, BLOCK_E, BLOCK_K)
+    ids, weights = best_experts(scores, load_bias(bias_ptr, e, E, BLOCK_E), e, E, K, BLOCK_E, BLOCK_K)
     store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
 from flagrelease.engine.kernels.add import add
+from flagrelease.engine.kernels.best_visible import best_visible
 from flagrelease.engine.kernels.compress_pool import compress_pool
 from flagrelease.engine.kernels.compress_token import compress_token
 from flagrelease.engine.kernels.decode_attention import decode_attention
@@ -57,6 +58,7 @@ class TritonOperators(Operators):
     act_quant_roundtrip = staticmethod(act_quant_roundtrip)
     add = staticmethod(add)
     apply_rope = staticmethod(apply_rope)
+    best_visible = staticmethod(best_visible)
     compress_pool = staticmethod(compress_pool)
     compress_token = staticmethod(compress_token)
     decode_attention = staticmethod(decode_attention)

@@ -6,6 +6,7 @@ unless said; float64 in gives float64 out, for oracles.
 
 from flagrelease.engine.kernels.reference.attention import compress_pool, indexer_scores, sparse_attention, topk_visible
 from flagrelease.engine.kernels.reference.decoding import (
+    best_visible,
     compress_token,
     decode_attention,
     expert_outputs,
@@ -41,6 +42,7 @@ __all__ = [
     "act_quant_roundtrip",
     "add",
     "apply_rope",
+    "best_visible",
     "compress_pool",
     "compress_token",
     "decode_attention",

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flagrelease.engine.kernels.reference.attention import compress_pool, sparse_attention
+from flagrelease.engine.kernels.reference.attention import compress_pool, sparse_attention, topk_visible
 from flagrelease.engine.kernels.reference.experts import moe_experts, route, route_hashed
 from flagrelease.engine.kernels.reference.hyper_connections import hc_post, hc_split_sinkhorn
 from flagrelease.engine.kernels.reference.linear import fp8_linear, linear
@@ -175,15 +175,14 @@ def compress_token(
         entries[row, position // ratio] = _rounded(entry, 2 * cos.shape[-1], rounding)[0]
 
 
-def index_queries(
-    q: Tensor, weights: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quantise: bool
-) -> tuple[Tensor, Tensor]:
-    """The indexer's queries rotated and through `hadamard` (and FP4): [B, IH, ID]; head weights added up: [B, IH].
+def index_queries(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quantise: bool) -> Tensor:
+    """The indexer's queries [B, IH, ID] rotated and through `hadamard` (and FP4)."""
+    return _rounded(_rotated(q, cos, sin, positions), 0, "hadamard_fp4" if quantise else "hadamard")
 
-    q [B, IH, ID]; weights FP32 parts [S, B, IH].
-    """
-    rotated = _rotated(q, cos, sin, positions)
-    return _rounded(rotated, 0, "hadamard_fp4" if quantise else "hadamard"), weights.sum(0)
+
+def best_visible(scores: Tensor, visible: Tensor, k: int) -> Tensor:
+    """`topk_visible` of scores [B, n] and visible [B], in an order of the implementation's choice; -1 last."""
+    return topk_visible(scores, visible, k)
 
 
 def decode_attention(
