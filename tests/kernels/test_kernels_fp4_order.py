@@ -6,24 +6,34 @@ import torch
 
 from flagrelease.engine.kernels.fp4_codes import arrange
 
-# From the table in `fp4_codes`: what each bit of a half word holds, bit 15 first; e is the exponent's upper bit.
-TABLE = ["s0", "s3", "m3", "s1", "e3", "f3", "s2", "e0", "f0", "m0", "e1", "f1", "m1", "e2", "f2", "m2"]
-BIT_OF_CODE = {"s": 3, "e": 2, "f": 1, "m": 0}
+# From the table in `fp4_codes`: what each bit of a byte holds, bit 7 first: a column, and the bit of its code s ee m.
+TABLE = [("X", 3), ("Y", 2), ("Y", 3), ("X", 2), ("X", 1), ("X", 0), ("Y", 1), ("Y", 0)]
 
 
 def test_every_bit_goes_where_the_table_says(device: torch.device) -> None:
-    both = torch.randint(256, (3, 2, 5, 64), dtype=torch.uint8)  # w1 and w3 of three experts, side by side
+    both = torch.randint(256, (3, 2, 5, 256), dtype=torch.uint8)  # w1 and w3 of three experts, side by side
     ordered = both.clone().to(device)
     for weights in ordered.unbind(1):
         arrange(weights)
-    codes = torch.stack((both & 15, both >> 4), -1).flatten(-2).unflatten(-1, (-1, 4)).int()  # fours, in column order
-    expected = torch.zeros(codes.shape[:-1], dtype=torch.int32)
-    for place, what in enumerate(TABLE):
-        expected |= ((codes[..., int(what[1])] >> BIT_OF_CODE[what[0]]) & 1) << (15 - place)
-    assert torch.equal(ordered.cpu().view(torch.int16).int() & 0xFFFF, expected)
+    codes = torch.stack((both & 15, both >> 4), -1).flatten(-2).int()  # in column order
+    actual = ordered.cpu().int()
+    for block in range(2):
+        for q in range(8):
+            for i in range(4):
+                for b in range(4):
+                    x = 256 * block + 64 * i + 4 * q + b
+                    expected = torch.zeros_like(codes[..., 0])
+                    for place, (column, bit) in enumerate(TABLE):
+                        code = codes[..., x + 32 * (column == "Y")]
+                        expected |= ((code >> bit) & 1) << (7 - place)
+                    assert torch.equal(actual[..., 128 * block + 4 * (4 * q + i) + b], expected)
 
 
 def test_the_order_loses_nothing(device: torch.device) -> None:
-    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.uint8).view(1, 256, 512).to(device)
-    arrange(every)
-    assert len(torch.unique(every.cpu().view(torch.int16))) == 65536
+    one_bit_each = (2 ** torch.arange(8, dtype=torch.int32)).to(torch.uint8)
+    rows = torch.zeros(128, 8, 128, dtype=torch.uint8)  # each of a block's 1,024 bits alone
+    for byte in range(128):
+        rows[byte, :, byte] = one_bit_each
+    ordered = rows.view(1, 1024, 128).to(device)
+    arrange(ordered)
+    assert torch.equal(torch.unique(ordered.cpu()[0], dim=0).sum(0, dtype=torch.int32), torch.full((128,), 255))

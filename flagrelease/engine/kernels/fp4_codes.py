@@ -1,13 +1,17 @@
-"""Packed FP4 codes: put in an order in which they become BF16 quickly, and decoded inside kernels.
+"""Packed FP4 codes: put in an order in which they become FP8 quickly, and decoded inside kernels.
 
-An E2M1 code s ee m at the same bits of a BF16 number, whose exponent has a bias 126 higher, has its value times 2^-126,
-zero and the subnormal 0.5 included. One token reads 160 million codes a layer, and an instruction a code takes as long
-as their bytes do, so each 16 bits of four codes are put in an order (`arrange`) in which one mask finds a code:
+An E2M1 code s ee m at bits 7, 4, 3 and 2 of an E4M3 number, whose exponent has a bias 6 higher, has its value times
+2^-6, zero and the subnormal 0.5 included. One token reads 160 million codes a layer, and two instructions a code take
+longer than the codes' way from memory. So they are put in an order (`arrange`) in which five instructions decode eight.
+Of a row's 256 columns, 32 words of 32 bits, byte b of word 4q + i holds the codes of two columns:
 
-    bit   15  14  13  12  11  10   9   8   7   6   5   4   3   2   1   0
-    code  s0  s3  m3  s1  e3  e3  s2  e0  e0  m0  e1  e1  m1  e2  e2  m2
+    bit      7   6   5   4   3   2   1   0
+    column   X   Y   Y   X   X   X   Y   Y       X = 64i + 4q + b, Y = X + 32
+    of it    s   e   s   e   e   m   e   m       Y's upper e is bit 6
 
-A word of 32 bits gives four pairs: codes j and j + 4. Two words make eight registers of two weights (`COLUMN_ORDER`).
+so that a mask leaves four codes of X as four numbers that lie side by side in a row of the matrix unit's operand. The
+words 4q + i for all q become two operands [.., 32], whose columns share a scale. At bits 15, 8, 7 and 6 of a BF16
+number a code has its value times 2^-126; there each two codes take five instructions.
 """
 # ruff: noqa: N803  (constants)
 
@@ -22,7 +26,7 @@ from flagrelease.engine.kernels.codes import e2m1_value
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, jit
 from flagrelease.engine.kernels.weights import ExpertWeights
 
-SCALED = tl.constexpr(2.0**64)  # what `fp4_weights` leaves to be multiplied, so that BF16 can hold it
+BLOCK = 256  # columns that are arranged among themselves
 
 
 def compiles_ptx() -> bool:
@@ -31,52 +35,145 @@ def compiles_ptx() -> bool:
 
 
 @jit
-def fp4_factor(scale: tl.tensor) -> tl.tensor:
-    """Scales (E8M0 bytes up to 192, which is 2^65) as what `fp4_weights` multiplies with: 2^(byte - 127 + 126 - 64)."""
-    return ((scale.to(tl.int16) + 62) << 7).to(tl.bfloat16, bitcast=True)
+def fp4_operands(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr) -> tl.tensor:
+    """Arranged words [N, 32] of 256 columns -> codes times 2^-6 as E4M3: eight tensors [N, 32], the j-th from 32j on."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 a, b;
+            and.b32 $0, $8, 0x9C9C9C9C;
+            shl.b32 a, $8, 2;
+            and.b32 a, a, 0x8C8C8C8C;
+            shr.b32 b, $8, 2;
+            and.b32 b, b, 0x10101010;
+            or.b32 $1, a, b;
+            and.b32 $2, $9, 0x9C9C9C9C;
+            shl.b32 a, $9, 2;
+            and.b32 a, a, 0x8C8C8C8C;
+            shr.b32 b, $9, 2;
+            and.b32 b, b, 0x10101010;
+            or.b32 $3, a, b;
+            and.b32 $4, $10, 0x9C9C9C9C;
+            shl.b32 a, $10, 2;
+            and.b32 a, a, 0x8C8C8C8C;
+            shr.b32 b, $10, 2;
+            and.b32 b, b, 0x10101010;
+            or.b32 $5, a, b;
+            and.b32 $6, $11, 0x9C9C9C9C;
+            shl.b32 a, $11, 2;
+            and.b32 a, a, 0x8C8C8C8C;
+            shr.b32 b, $11, 2;
+            and.b32 b, b, 0x10101010;
+            or.b32 $7, a, b;
+            }
+            """,
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
+            [words],
+            dtype=(
+                tl.float8e4nv,
+                tl.float8e4nv,
+                tl.float8e4nv,
+                tl.float8e4nv,
+                tl.float8e4nv,
+                tl.float8e4nv,
+                tl.float8e4nv,
+                tl.float8e4nv,
+            ),
+            is_pure=True,
+            pack=4,
+        )
+    else:  # noqa: RET505 - Triton compiles what follows a return
+        even, odd = tl.split(tl.reshape(words, (N, 16, 2)))
+        first, third = tl.split(tl.reshape(even, (N, 8, 2)))
+        second, fourth = tl.split(tl.reshape(odd, (N, 8, 2)))
+        return (
+            _four(first, False, N),
+            _four(first, True, N),
+            _four(second, False, N),
+            _four(second, True, N),
+            _four(third, False, N),
+            _four(third, True, N),
+            _four(fourth, False, N),
+            _four(fourth, True, N),
+        )
 
 
 @jit
-def fp4_weights(words: tl.tensor, factor: tl.tensor, N: tl.constexpr, W: tl.constexpr, PTX: tl.constexpr) -> tl.tensor:
-    """Arranged words [N, W] and their factors -> BF16 weights times 2^-64, exactly: eight tensors [N, W].
+def fp4_bf16_operands(
+    words: tl.tensor,
+    f0: tl.tensor,
+    f1: tl.tensor,
+    f2: tl.tensor,
+    f3: tl.tensor,
+    N: tl.constexpr,
+    PTX: tl.constexpr,
+) -> tl.tensor:
+    """Arranged words [N, 32] of 256 columns -> codes times 2^-126 and a power of two, as BF16: eight tensors [N, 32].
 
-    Of words w (even) and w + 1, tensor j < 4 has codes j and j + 4 of w in places w and w + 1; tensor j + 4 those of
-    w + 1.
+    Place 4q + 2h + c of tensor j = 4i + 2y + p, each but q 0 or 1, has column 128h + 64i + 32y + 4q + 2p + c: two of
+    each word, as the operand of 16 bits takes them. f0 to f3, the powers, are BF16 [N, 32] for j / 2 = 0 to 3.
     """
     if PTX:
         t0, t1, t2, t3, t4, t5, t6, t7 = tl.inline_asm_elementwise(
             """
             {
-            .reg .b32 a, b, c;
-            and.b32 $0, $8, 0x81C081C0;
-            shl.b32 a, $8, 3;
-            and.b32 $1, a, 0x81C081C0;
-            shl.b32 a, $8, 6;
-            and.b32 $2, a, 0x81C081C0;
-            shl.b32 a, $8, 1;
-            shr.b32 b, $8, 3;
-            shr.b32 c, $8, 7;
+            .reg .b32 t, a, b;
+            prmt.b32 t, $8, 0, 0x1404;
+            shr.b32 a, t, 4;
+            and.b32 a, a, 0x01C001C0;
+            and.b32 b, t, 0x80008000;
+            or.b32 $0, a, b;
+            shl.b32 a, t, 2;
             and.b32 a, a, 0x80008000;
-            and.b32 b, b, 0x01800180;
-            and.b32 c, c, 0x00400040;
+            shr.b32 b, t, 2;
+            and.b32 b, b, 0x00C000C0;
             or.b32 a, a, b;
-            or.b32 $3, a, c;
-            and.b32 $4, $9, 0x81C081C0;
-            shl.b32 a, $9, 3;
-            and.b32 $5, a, 0x81C081C0;
-            shl.b32 a, $9, 6;
-            and.b32 $6, a, 0x81C081C0;
-            shl.b32 a, $9, 1;
-            shr.b32 b, $9, 3;
-            shr.b32 c, $9, 7;
+            shr.b32 b, t, 6;
+            and.b32 b, b, 0x01000100;
+            or.b32 $2, a, b;
+            prmt.b32 t, $8, 0, 0x3424;
+            shr.b32 a, t, 4;
+            and.b32 a, a, 0x01C001C0;
+            and.b32 b, t, 0x80008000;
+            or.b32 $1, a, b;
+            shl.b32 a, t, 2;
             and.b32 a, a, 0x80008000;
-            and.b32 b, b, 0x01800180;
-            and.b32 c, c, 0x00400040;
+            shr.b32 b, t, 2;
+            and.b32 b, b, 0x00C000C0;
             or.b32 a, a, b;
-            or.b32 $7, a, c;
+            shr.b32 b, t, 6;
+            and.b32 b, b, 0x01000100;
+            or.b32 $3, a, b;
+            prmt.b32 t, $9, 0, 0x1404;
+            shr.b32 a, t, 4;
+            and.b32 a, a, 0x01C001C0;
+            and.b32 b, t, 0x80008000;
+            or.b32 $4, a, b;
+            shl.b32 a, t, 2;
+            and.b32 a, a, 0x80008000;
+            shr.b32 b, t, 2;
+            and.b32 b, b, 0x00C000C0;
+            or.b32 a, a, b;
+            shr.b32 b, t, 6;
+            and.b32 b, b, 0x01000100;
+            or.b32 $6, a, b;
+            prmt.b32 t, $9, 0, 0x3424;
+            shr.b32 a, t, 4;
+            and.b32 a, a, 0x01C001C0;
+            and.b32 b, t, 0x80008000;
+            or.b32 $5, a, b;
+            shl.b32 a, t, 2;
+            and.b32 a, a, 0x80008000;
+            shr.b32 b, t, 2;
+            and.b32 b, b, 0x00C000C0;
+            or.b32 a, a, b;
+            shr.b32 b, t, 6;
+            and.b32 b, b, 0x01000100;
+            or.b32 $7, a, b;
             }
             """,
-            "=r,=r,=r,=r,=r,=r,=r,=r,r,r",
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r",
             [words],
             dtype=(
                 tl.bfloat16,
@@ -91,82 +188,97 @@ def fp4_weights(words: tl.tensor, factor: tl.tensor, N: tl.constexpr, W: tl.cons
             is_pure=True,
             pack=2,
         )
-        return (
-            t0 * factor,
-            t1 * factor,
-            t2 * factor,
-            t3 * factor,
-            t4 * factor,
-            t5 * factor,
-            t6 * factor,
-            t7 * factor,
-        )
+        return t0 * f0, t1 * f0, t2 * f1, t3 * f1, t4 * f2, t5 * f2, t6 * f3, t7 * f3
     else:  # noqa: RET505 - Triton compiles what follows a return
-        wide = factor.to(tl.float32) * 2.0**-126
-        first, second = tl.split(tl.reshape(words, (N, W // 2, 2)))
+        even, odd = tl.split(tl.reshape(words, (N, 16, 2)))
         return (
-            _pair(first, wide, 0, N, W),
-            _pair(first, wide, 1, N, W),
-            _pair(first, wide, 2, N, W),
-            _pair(first, wide, 3, N, W),
-            _pair(second, wide, 0, N, W),
-            _pair(second, wide, 1, N, W),
-            _pair(second, wide, 2, N, W),
-            _pair(second, wide, 3, N, W),
+            _pair(even, f0, False, 0, N),
+            _pair(even, f0, False, 1, N),
+            _pair(even, f1, True, 0, N),
+            _pair(even, f1, True, 1, N),
+            _pair(odd, f2, False, 0, N),
+            _pair(odd, f2, False, 1, N),
+            _pair(odd, f3, True, 0, N),
+            _pair(odd, f3, True, 1, N),
         )
 
 
 @jit
-def _pair(words: tl.tensor, wide: tl.tensor, J: tl.constexpr, N: tl.constexpr, W: tl.constexpr) -> tl.tensor:
-    """Codes J and J + 4 of each word, side by side, times `wide` [N, W]."""
-    codes = tl.join(_code(words, J), _code(words >> 16, J))
-    return cast(e2m1_value(tl.reshape(codes, (N, W))) * wide, tl.bfloat16)
+def _pair(words: tl.tensor, factor: tl.tensor, Y: tl.constexpr, P: tl.constexpr, N: tl.constexpr) -> tl.tensor:
+    """The codes of columns X or Y in two bytes of words [N, 16], side by side: BF16 [N, 32]."""
+    two = tl.join(_value(words >> (16 * P), Y), _value(words >> (16 * P + 8), Y))
+    return cast(tl.reshape(two, (N, 32)) * (factor.to(tl.float32) * 2.0**-126), tl.bfloat16)
 
 
 @jit
-def _code(half: tl.tensor, J: tl.constexpr) -> tl.tensor:
-    """Code J of the four in the low 16 bits, as E2M1 has it."""
-    if J == 3:
-        return ((half >> 11) & 8) | ((half >> 9) & 6) | ((half >> 13) & 1)
-    else:  # noqa: RET505 - Triton compiles what follows a return
-        return ((half >> (12 - 3 * J)) & 8) | ((half >> (6 - 3 * J)) & 7)
+def _four(words: tl.tensor, Y: tl.constexpr, N: tl.constexpr) -> tl.tensor:
+    """The codes of columns X or Y in the bytes of words [N, 8], side by side: E4M3 [N, 32]."""
+    outer = tl.join(_value(words, Y), _value(words >> 16, Y))
+    inner = tl.join(_value(words >> 8, Y), _value(words >> 24, Y))
+    return cast(tl.reshape(tl.join(outer, inner), (N, 32)) * 2.0**-6, tl.float8e4nv)
 
 
 @jit
-def _arrange_kernel(words_ptr: tl.tensor, stride: tl.tensor, N: tl.tensor, BLOCK: tl.constexpr) -> None:
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at = words_ptr + tl.program_id(0).to(tl.int64) * stride + i
-    w = tl.load(at, mask=i < N, other=0)
-    # Both halves at once: the masks stop what a shift carries over. Signs, then exponents and fractions.
-    y = ((w << 12) & -2147450880) | ((w << 5) & 0x10001000) | ((w >> 2) & 0x02000200) | ((w >> 1) & 0x40004000)
-    y |= ((w << 6) & 0x01C001C0) | ((w >> 1) & 0x00380038) | ((w >> 8) & 0x00070007)
-    y |= ((w >> 3) & 0x0C000C00) | ((w << 1) & 0x20002000)
-    tl.store(at, y, mask=i < N)
+def _value(byte: tl.tensor, Y: tl.constexpr) -> tl.tensor:
+    """One of the two codes in the low byte."""
+    x = ((byte >> 4) & 8) | ((byte >> 2) & 7)
+    y = ((byte >> 2) & 8) | ((byte >> 4) & 4) | (byte & 3)
+    return e2m1_value(y if Y else x)
+
+
+@jit
+def _arrange_kernel(words_ptr: tl.tensor, stride: tl.tensor, R: tl.tensor, ROWS: tl.constexpr) -> None:
+    """ROWS of a matrix seen as R rows of 256 columns; what a program stores depends on all that it loads."""
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    at = words_ptr + tl.program_id(0).to(tl.int64) * stride + row[:, None] * 32 + tl.arange(0, 32)[None, :]
+    words = tl.load(at, mask=(row < R)[:, None], other=0)
+    fours = tl.join(words & 0xFFFF, (words >> 16) & 0xFFFF)  # the codes of columns 4q to 4q + 3 of a group, at [.., q]
+    fours = tl.permute(tl.reshape(fours, (ROWS, 4, 2, 8)), (0, 3, 1, 2))  # from [i, X or Y, q] to [q, i, X or Y]
+    x, y = tl.split(tl.reshape(fours, (ROWS, 32, 2)))
+    result = tl.zeros((ROWS, 32), tl.int32)
+    for b in tl.static_range(4):
+        u, v = x >> (4 * b), y >> (4 * b)
+        byte = ((u & 8) << 4) | ((u & 7) << 2) | ((v & 8) << 2) | ((v & 4) << 4) | (v & 3)
+        result |= byte << (8 * b)
+    tl.store(at, result, mask=(row < R)[:, None])
 
 
 def arrange(packed: Tensor) -> None:
-    """Put packed codes [E, N, K/2] (uint8 or int8, K a multiple of 8) into the order above, in place.
+    """Put packed codes [E, N, K/2] (uint8 or int8, K a multiple of 256) into the order above, in place.
 
     A matrix is contiguous; those of several experts need not be.
     """
     words = packed.view(torch.int32)
     E, N, K = words.shape
-    if words.stride(2) != 1 or words.stride(1) != K:
-        raise ValueError(f"matrices {tuple(packed.shape)} with strides {packed.stride()} are not contiguous")
-    _arrange_kernel[(E, triton.cdiv(N * K, 4096))](words, words.stride(0), N * K, BLOCK=4096)
+    if words.stride(2) != 1 or words.stride(1) != K or K % 32:
+        raise ValueError(
+            f"matrices {tuple(packed.shape)} with strides {packed.stride()}: rows of 256 columns are needed"
+        )
+    count = N * K // 32
+    _arrange_kernel[(E, triton.cdiv(count, 64))](words, words.stride(0), count, ROWS=64)
 
 
 def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
-    """See `reference.arrange_experts`: FP4 ones with E8M0 scales and widths in blocks of 128; in place.
+    """See `reference.arrange_experts`: FP4 ones with E8M0 scales of 2^-126 to 2^65 and widths in blocks of 256.
 
-    Only where the kernels that read them were tuned: for PTX (and in the interpreter, where they are tested).
+    In place, and only where the kernels that read them were tuned: for PTX (and in the interpreter, where they are tested).
     """
     if not (INTERPRETED.value or compiles_ptx()):
         return experts
-    scale = experts.s1
-    blocks = experts.w1.shape[1] % 128 == 0 and experts.w2.shape[1] % 128 == 0
-    if experts.format != "fp4" or experts.arranged or not blocks or scale is None or scale.element_size() != 1:
+    blocks = experts.w1.shape[1] % BLOCK == 0 and experts.w2.shape[1] % BLOCK == 0
+    if experts.format != "fp4" or experts.arranged or not blocks or not _plain_powers(experts):
         return experts
     for weights in (experts.w1, experts.w3, experts.w2):
         arrange(weights)
     return replace(experts, arranged=True)
+
+
+def _plain_powers(experts: ExpertWeights) -> bool:
+    """Whether every scale is an E8M0 byte that the kernels may take as an exponent, in FP32 and 2^62 higher in BF16."""
+    for scale in (experts.s1, experts.s3, experts.s2):
+        if scale is None or scale.element_size() != 1:
+            return False
+        least, most = scale.view(torch.uint8).aminmax()
+        if least == 0 or most > 192:
+            return False
+    return True

@@ -1,10 +1,12 @@
-"""The routed experts of FP4 weights and BF16 activations in Triton, from one token to thousands.
+"""The routed experts of FP4 weights in Triton, from one token to thousands.
 
 The weights are the left operand of the matrix unit and the tokens its columns: a tile of codes goes from memory to the
-registers and is decoded there, once for all tokens, and few tokens waste no more than idle columns.
+registers and is decoded there, once for all tokens, and few tokens waste no more than idle columns. For few tokens,
+whose time is that of decoding, weights and activations are FP8, and each 32 columns, which share a weight's scale, are
+added up in FP32; for many, whose time is that of multiplying and adding, both are BF16.
 
 Legend: T tokens, K experts of each, P = T*K pairs (a token and one of its experts), E local experts, H hidden size,
-MI expert width. Activations come as `split_columns` leaves them: even columns, then odd ones.
+MI expert width.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -13,60 +15,114 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.act_quant import act_quant
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.expert_plan import plan_pairs
-from flagrelease.engine.kernels.fp4_codes import SCALED, compiles_ptx, fp4_factor, fp4_weights
+from flagrelease.engine.kernels.fp4_codes import compiles_ptx, fp4_bf16_operands, fp4_operands
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.split_columns import split_columns
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
 from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
 
+MOST_CODED = 64  # pairs of an expert; above it adding 32 columns at a time takes longer than decoding to BF16
 FEW_PAIRS = 32  # up to here every program finds the pairs of its expert by itself (96 are planned 3 % faster)
 
 
 @jit
-def _rows_product(
+def _coded_product(
     w_ptr: tl.tensor,
     w_at: tl.tensor,
     s_ptr: tl.tensor,
     s_at: tl.tensor,
     n_inside: tl.tensor,
     x_ptr: tl.tensor,
-    x_at: tl.tensor,
+    xs_ptr: tl.tensor,
+    x_row: tl.tensor,
     m_inside: tl.tensor,
     K: tl.tensor,
     PTX: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """FP32 [BLOCK_N, BLOCK_M]: rows of codes at w_ptr + w_at with scales, times rows of split activations.
+    """FP32 [BLOCK_N, BLOCK_M]: rows of codes at w_ptr + w_at with scales, times rows x_row [BLOCK_M] of E4M3 x.
 
-    Addresses are a pointer and offsets, which take half the registers of as many pointers.
+    Addresses are a pointer and offsets, which take half the registers of as many pointers. K is a multiple of 256.
     """
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    eighth = tl.multiple_of(K // 8, 16)  # else loads are four bytes wide
-    step: tl.constexpr = BLOCK_K // 8
-    # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead (of more
-    # steps it makes a loop whose other loads are not ahead either).
-    scale = _scales(s_ptr, s_at, n_inside, 0, eighth, BLOCK_K)
-    for start in range(0, eighth, step):
-        next_scale = _scales(s_ptr, s_at, n_inside, start + step, eighth, BLOCK_K)
-        i = start + tl.arange(0, step)
-        w_inside = n_inside[:, None] & (i < eighth)[None, :]
-        words = tl.load(w_ptr + (w_at[:, None] + i[None, :]), mask=w_inside, other=0)
-        x_inside = (i < eighth)[:, None] & m_inside[None, :]
-        x = x_ptr + (x_at[None, :] + i[:, None])
-        x0 = tl.load(x, mask=x_inside, other=0.0)
-        x1 = tl.load(x + eighth, mask=x_inside, other=0.0)
-        x2 = tl.load(x + 2 * eighth, mask=x_inside, other=0.0)
-        x3 = tl.load(x + 3 * eighth, mask=x_inside, other=0.0)
-        x4 = tl.load(x + 4 * eighth, mask=x_inside, other=0.0)
-        x5 = tl.load(x + 5 * eighth, mask=x_inside, other=0.0)
-        x6 = tl.load(x + 6 * eighth, mask=x_inside, other=0.0)
-        x7 = tl.load(x + 7 * eighth, mask=x_inside, other=0.0)
-        factor = tl.broadcast_to(fp4_factor(scale)[:, :, None], (BLOCK_N, BLOCK_K // 32, 4)).reshape(BLOCK_N, step)
-        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_weights(words, factor, BLOCK_N, step, PTX)
+    one = tl.full((BLOCK_M,), 1.0, tl.float32)
+    word, group = tl.arange(0, 32), tl.arange(0, 32)
+    xs = xs_ptr + x_row * (K // 128)
+    x = x_ptr + (x_row * K)[None, :] + group[:, None]
+    # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead.
+    s0, s1 = _row_scales(s_ptr, s_at, n_inside, 0, K)
+    xs0, xs1 = _column_scales(xs, m_inside, 0, K)
+    for start in range(0, K, 256):
+        next_s0, next_s1 = _row_scales(s_ptr, s_at, n_inside, start + 256, K)
+        next_xs0, next_xs1 = _column_scales(xs, m_inside, start + 256, K)
+        words = tl.load(w_ptr + (w_at[:, None] + (start // 8 + word)[None, :]), mask=n_inside[:, None], other=0)
+        inside = tl.broadcast_to(m_inside[None, :], (32, BLOCK_M))
+        x0 = tl.load(x + start, mask=inside, other=0.0)
+        x1 = tl.load(x + start + 32, mask=inside, other=0.0)
+        x2 = tl.load(x + start + 64, mask=inside, other=0.0)
+        x3 = tl.load(x + start + 96, mask=inside, other=0.0)
+        x4 = tl.load(x + start + 128, mask=inside, other=0.0)
+        x5 = tl.load(x + start + 160, mask=inside, other=0.0)
+        x6 = tl.load(x + start + 192, mask=inside, other=0.0)
+        x7 = tl.load(x + start + 224, mask=inside, other=0.0)
+        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, BLOCK_N, PTX)
+        zero = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        # Powers of two come and go exactly: in xs's units a product is added by one instruction.
+        acc *= _quotient(one, xs0)[None, :]
+        acc += dot(w0, x0, zero) * _power(s0, 0)[:, None]
+        acc += dot(w1, x1, zero) * _power(s0, 1)[:, None]
+        acc += dot(w2, x2, zero) * _power(s0, 2)[:, None]
+        acc += dot(w3, x3, zero) * _power(s0, 3)[:, None]
+        acc *= _quotient(xs0, xs1)[None, :]
+        acc += dot(w4, x4, zero) * _power(s1, 0)[:, None]
+        acc += dot(w5, x5, zero) * _power(s1, 1)[:, None]
+        acc += dot(w6, x6, zero) * _power(s1, 2)[:, None]
+        acc += dot(w7, x7, zero) * _power(s1, 3)[:, None]
+        acc *= xs1[None, :]
+        s0, s1, xs0, xs1 = next_s0, next_s1, next_xs0, next_xs1
+    return acc * 64.0  # see `fp4_operands`
+
+
+@jit
+def _plain_product(
+    w_ptr: tl.tensor,
+    w_at: tl.tensor,
+    s_ptr: tl.tensor,
+    s_at: tl.tensor,
+    n_inside: tl.tensor,
+    x_ptr: tl.tensor,
+    x_row: tl.tensor,
+    m_inside: tl.tensor,
+    K: tl.tensor,
+    PTX: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+) -> tl.tensor:
+    """Like `_coded_product`, of BF16 x as `split_columns` leaves it: the matrix unit adds everything up."""
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    place = tl.arange(0, 32)
+    eighth = tl.multiple_of(K // 8, 32)  # else loads are four bytes wide
+    x = x_ptr + (x_row * K)[None, :] + place[:, None]
+    s = _scale_pairs(s_ptr, s_at, n_inside, 0, K)
+    for start in range(0, eighth, 32):
+        next_s = _scale_pairs(s_ptr, s_at, n_inside, (start + 32) * 8, K)
+        words = tl.load(w_ptr + (w_at[:, None] + (start + place)[None, :]), mask=n_inside[:, None], other=0)
+        inside = tl.broadcast_to(m_inside[None, :], (32, BLOCK_M))
+        x0 = tl.load(x + start, mask=inside, other=0.0)
+        x1 = tl.load(x + start + eighth, mask=inside, other=0.0)
+        x2 = tl.load(x + start + 2 * eighth, mask=inside, other=0.0)
+        x3 = tl.load(x + start + 3 * eighth, mask=inside, other=0.0)
+        x4 = tl.load(x + start + 4 * eighth, mask=inside, other=0.0)
+        x5 = tl.load(x + start + 5 * eighth, mask=inside, other=0.0)
+        x6 = tl.load(x + start + 6 * eighth, mask=inside, other=0.0)
+        x7 = tl.load(x + start + 7 * eighth, mask=inside, other=0.0)
+        f0, f1 = _factor(s, 0, BLOCK_N), _factor(s, 1, BLOCK_N)
+        f2, f3 = _factor(s, 2, BLOCK_N), _factor(s, 3, BLOCK_N)
+        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_bf16_operands(words, f0, f1, f2, f3, BLOCK_N, PTX)
         acc = dot(w0, x0, acc)
         acc = dot(w1, x1, acc)
         acc = dot(w2, x2, acc)
@@ -75,23 +131,50 @@ def _rows_product(
         acc = dot(w5, x5, acc)
         acc = dot(w6, x6, acc)
         acc = dot(w7, x7, acc)
-        scale = next_scale
-    return acc * SCALED
+        s = next_s
+    return acc * 2.0**64
 
 
 @jit
-def _scales(
-    s_ptr: tl.tensor,
-    s_at: tl.tensor,
-    n_inside: tl.tensor,
-    start: tl.tensor,
-    eighth: tl.tensor,
-    BLOCK_K: tl.constexpr,
-) -> tl.tensor:
-    """The scales of BLOCK_K columns that begin at word `start`."""
-    group = start // 4 + tl.arange(0, BLOCK_K // 32)
-    inside = n_inside[:, None] & (group * 4 < eighth)[None, :]
-    return tl.load(s_ptr + (s_at[:, None] + group[None, :]), mask=inside, other=0)
+def _row_scales(s_ptr: tl.tensor, s_at: tl.tensor, n_inside: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
+    """Each row's scales of 256 columns, four bytes in an int32, twice."""
+    at = s_ptr + (s_at + tl.minimum(start, K - 256) // 128)  # beyond the end any will do
+    return tl.load(at, mask=n_inside, other=0), tl.load(at + 1, mask=n_inside, other=0)
+
+
+@jit
+def _column_scales(xs: tl.tensor, m_inside: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
+    """The activations' scales of 256 columns: two of each row."""
+    at = xs + tl.minimum(start, K - 256) // 128
+    return tl.load(at, mask=m_inside, other=1.0), tl.load(at + 1, mask=m_inside, other=1.0)
+
+
+@jit
+def _power(scales: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
+    """The E8M0 byte at PLACE of an int32 as FP32: its exponent."""
+    shifted = scales >> 1 if PLACE == 3 else scales << (23 - 8 * PLACE)
+    return (shifted & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@jit
+def _scale_pairs(s_ptr: tl.tensor, s_at: tl.tensor, n_inside: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
+    """`_row_scales` as one tensor [BLOCK_N, 2]."""
+    at = s_at[:, None] + (tl.minimum(start, K - 256) // 128 + tl.arange(0, 2))[None, :]
+    return tl.load(s_ptr + at, mask=n_inside[:, None], other=0)
+
+
+@jit
+def _factor(scales: tl.tensor, PLACE: tl.constexpr, N: tl.constexpr) -> tl.tensor:
+    """The E8M0 bytes at PLACE, up to 192, as BF16 times 2^(126 - 64): [N, 2] -> [N, 32], two of each in turn."""
+    exponent = ((scales >> (8 * PLACE)) & 255) + 62
+    factor = (exponent << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return tl.reshape(tl.broadcast_to(factor[:, None, :, None], (N, 8, 2, 2)), (N, 32))
+
+
+@jit
+def _quotient(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """a / b of two powers of two."""
+    return (a.to(tl.int32, bitcast=True) - b.to(tl.int32, bitcast=True) + 0x3F800000).to(tl.float32, bitcast=True)
 
 
 @jit
@@ -117,6 +200,7 @@ def _columns(pairs_ptr: tl.tensor, same: tl.tensor, m: tl.tensor, end: tl.tensor
 @early_kernel
 def _gate_up_kernel(
     x_ptr: tl.tensor,
+    xs_ptr: tl.tensor,
     w_ptr: tl.tensor,
     s_ptr: tl.tensor,
     w3_from_w1: tl.tensor,
@@ -141,7 +225,6 @@ def _gate_up_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
 ) -> None:
     """h[pair] = swiglu(w1 x, w3 x) * routing weight, each product rounded to h's dtype first.
 
@@ -166,9 +249,12 @@ def _gate_up_kernel(
     for m0 in range(begin, end, BLOCK_M):
         m = m0 + tl.arange(0, BLOCK_M)
         pair = _columns(pairs_ptr, same, m, end, BLOCK_P)
-        acc = _rows_product(
-            w, w_at, s, s_at, n < MI, x_ptr, pair // slots * H, m < end, H, PTX, BLOCK_N, BLOCK_M, BLOCK_K
-        )
+        if xs_ptr is not None:
+            acc = _coded_product(
+                w, w_at, s, s_at, n < MI, x_ptr, xs_ptr, pair // slots, m < end, H, PTX, BLOCK_N, BLOCK_M
+            )
+        else:
+            acc = _plain_product(w, w_at, s, s_at, n < MI, x_ptr, pair // slots, m < end, H, PTX, BLOCK_N, BLOCK_M)
         gate, up = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N // 2, 2, BLOCK_M)), (0, 2, 1)))
         gate = cast(gate, h_ptr.dtype.element_ty).to(tl.float32)
         up = cast(up, h_ptr.dtype.element_ty).to(tl.float32)
@@ -181,6 +267,7 @@ def _gate_up_kernel(
 @early_kernel
 def _down_kernel(
     h_ptr: tl.tensor,
+    hs_ptr: tl.tensor,
     w_ptr: tl.tensor,
     s_ptr: tl.tensor,
     ids_ptr: tl.tensor,
@@ -203,7 +290,6 @@ def _down_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
 ) -> None:
     """y[token, slot] = w2 h[pair], rounded to y's dtype.
 
@@ -234,48 +320,61 @@ def _down_kernel(
     for m0 in range(begin, end, BLOCK_M):
         m = m0 + tl.arange(0, BLOCK_M)
         pair = _columns(pairs_ptr, same, m, end, BLOCK_P)
-        acc = _rows_product(
-            w, n * w_row, s, n * s_row, n < H, h_ptr, pair * MI, m < end, MI, PTX, BLOCK_N, BLOCK_M, BLOCK_K
-        )
+        if hs_ptr is not None:
+            acc = _coded_product(
+                w, n * w_row, s, n * s_row, n < H, h_ptr, hs_ptr, pair, m < end, MI, PTX, BLOCK_N, BLOCK_M
+            )
+        else:
+            acc = _plain_product(w, n * w_row, s, n * s_row, n < H, h_ptr, pair, m < end, MI, PTX, BLOCK_N, BLOCK_M)
         at = y_ptr + pair[None, :] // slots * y_token + pair[None, :] % slots * y_slot + n[:, None]
         tl.store(at, cast(acc, y_ptr.dtype.element_ty), mask=(n < H)[:, None] & (m < end)[None, :])
 
 
 def fp4_expert_outputs(
-    x: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    experts: ExpertWeights,
-    limit: float,
-    quantise: bool,
-    y: Tensor,
-    zeros: bool,
-) -> None:
+    x: Tensor, xq: Tensor | None, xs: Tensor | None, ids: Tensor, weights: Tensor, experts: ExpertWeights,
+    limit: float, quantise: bool, y: Tensor, zeros: bool,
+) -> None:  # fmt: skip
     """Every pair's output to y [T, K, H] (columns contiguous); `zeros`: to the pairs of other ranks' experts too.
 
-    The experts are arranged, the activations BF16.
+    The experts are arranged, x and y BF16; xq and xs are `act_quant`'s if they are there already.
     """
     (E, MI), slots, H, P = experts.w1.shape[:2], ids.shape[1], x.shape[1], ids.numel()
     few = P <= FEW_PAIRS
     pairs, start = (ids, ids) if few else plan_pairs(ids, experts.first, E)
-    tile = _tile(ceil_div(P, E)) | {"PTX": compiles_ptx(), "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0}
+    coded = quantise and ceil_div(P, E) <= MOST_CODED
+    tile = _tile(ceil_div(P, E), few) | {
+        "PTX": compiles_ptx(),
+        "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0,
+    }
     items = P if few else E
-    w1, w3, w2 = (w.view(torch.int32) for w in (experts.w1, experts.w3, experts.w2))
-    s1, s3, s2 = (_scale_bytes(s) for s in (experts.s1, experts.s3, experts.s2))
-    h = x.new_empty(P, MI)
+    w1, w3, w2, s1, s3, s2 = (
+        _words(t) for t in (experts.w1, experts.w3, experts.w2, experts.s1, experts.s3, experts.s2)
+    )
+    h = y.new_empty(P, MI)
+    if xq is None or not coded:
+        xq, xs = _activation(x, quantise, coded)
     _gate_up_kernel[(triton.cdiv(2 * MI, tile["BLOCK_N"]), items)](
-        split_columns(x, quantise), w1, s1, _apart(w1, w3), _apart(s1, s3), ids, weights, pairs, start, h, limit,
+        xq, xs, w1, s1, _apart(w1, w3), _apart(s1, s3), ids, weights, pairs, start, h, limit,
         experts.first, E, P, slots, MI, H, w1.stride(1), w1.stride(0), s1.stride(1), s1.stride(0), **tile,
     )  # fmt: skip
+    hq, hs = _activation(h, quantise, coded)
     _down_kernel[(triton.cdiv(H, tile["BLOCK_N"]), items + (zeros and not few))](
-        split_columns(h, quantise), w2, s2, ids, pairs, start, y, experts.first, E, P, slots, H, MI,
+        hq, hs, w2, s2, ids, pairs, start, y, experts.first, E, P, slots, H, MI,
         w2.stride(1), w2.stride(0), s2.stride(1), s2.stride(0), y.stride(0), y.stride(1), **tile,
     )  # fmt: skip
 
 
-def _scale_bytes(scale: Tensor | None) -> Tensor:
-    assert scale is not None, "FP4 weights have scales"
-    return scale.view(torch.uint8)
+def _activation(x: Tensor, quantise: bool, coded: bool) -> tuple[Tensor, Tensor | None]:
+    """As the product takes it: codes and scales, or BF16, rounded or not."""
+    if coded:
+        return act_quant(x)
+    return split_columns(x, quantise), None
+
+
+def _words(codes: Tensor | None) -> Tensor:
+    """Codes, or E8M0 scales, four bytes or eight codes at a time."""
+    assert codes is not None, "FP4 weights have scales"
+    return codes.view(torch.int32)
 
 
 def _apart(a: Tensor, b: Tensor) -> int:
@@ -283,12 +382,14 @@ def _apart(a: Tensor, b: Tensor) -> int:
     return (b.data_ptr() - a.data_ptr()) // a.element_size()
 
 
-def _tile(mean: int) -> dict[str, int]:
-    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them."""
+def _tile(mean: int, few: bool) -> dict[str, int]:
+    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them. Measured on an H200."""
     if not compiles_ptx():
-        return {"BLOCK_N": 32, "BLOCK_M": 16, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
-    if mean <= 8:  # 168 registers: three programs a multiprocessor
-        return {"BLOCK_N": 64, "BLOCK_M": 16, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4, "maxnreg": 168}
-    if mean <= 64:
-        return {"BLOCK_N": 128, "BLOCK_M": 32, "BLOCK_K": 256, "num_warps": 8, "num_stages": 3}
-    return {"BLOCK_N": 128, "BLOCK_M": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_N": 32, "BLOCK_M": 16, "num_warps": 4, "num_stages": 2}
+    if few:  # 168 and 128 registers: three and four programs a multiprocessor
+        return {"BLOCK_N": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 4, "maxnreg": 168}
+    if mean <= 8:
+        return {"BLOCK_N": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 3, "maxnreg": 128}
+    if mean <= MOST_CODED:
+        return {"BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK_N": 128, "BLOCK_M": 128, "num_warps": 8, "num_stages": 2}

@@ -5,6 +5,8 @@ make few tiles, so K is cut too, and what comes next adds the parts up.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,9 @@ from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_we
 
 FILLED = 128  # programs that keep a chip busy
 PROGRAMS = 1024  # that keep its memory busy, when each has few rows
+WIDENING_PROGRAMS = 512  # the same, of those that widen FP8 weights
 SHORTEST_PART = 512  # columns
+MOST_LINES = 8  # of a weight row that are asked for early: more of them push each other out of the cache
 
 
 @early_kernel
@@ -48,6 +52,7 @@ def _linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WEIGHTS_LEFT: tl.constexpr,
 ) -> None:
     m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -69,7 +74,7 @@ def _linear_kernel(
         start = tl.where(n < N, n, 0) * w_row + group * w_group + begin
         prefetch_rows(w_ptr.to(tl.pointer_type(tl.uint8)) + start * width, BLOCK_N, PREFETCH)
     wait_for_results()
-    acc = product(x, xs, m < M, w, ws, n < N, begin, end, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+    acc = product(x, xs, m < M, w, ws, n < N, begin, end, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K, WEIGHTS_LEFT)
     if SQRT_SOFTPLUS:
         acc = sqrt_softplus(acc)
     y = y_ptr + part.to(tl.int64) * y_part + m[:, None] * y_row + group * N + n[None, :]
@@ -177,6 +182,30 @@ def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, in
     return block_m, block_n, 32 if single else 128, warps
 
 
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """What a program works on; only speed depends on it. `left`: see `product`."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    left: bool
+
+    @classmethod
+    def of(cls, rows: int, outputs: int, columns: int, fmt: str, coded: bool, single: bool) -> "_Tile":
+        """See `tile_shape`; `columns` of a part. Measured on an H200 at V4-Flash shapes, for 1 and 16 rows."""
+        if rows > 64 or fmt == "fp4" or single:
+            return cls(*tile_shape(rows, outputs, fmt, single), 3, False)
+        block_m, steps = max(16, triton.next_power_of_2(rows)), ceil_div(columns, 128)
+        if coded and outputs >= 2 * FILLED * 128:
+            return cls(block_m, 128, 128, 4, 3 if steps <= 4 else 6, True)
+        if fmt == "fp8":
+            return cls(block_m, 64, 128, 4, 6 if coded else 4, True)
+        return cls(block_m, 64, 128, 4, 4 if steps <= 8 else 6, True)
+
+
 def _check_groups(x: Tensor, w: Tensor, ws: Tensor) -> None:
     check_fp8_weight(w, ws)
     if x.shape[-2] != w.shape[0] or w.shape[1] % FP8_BLOCK:
@@ -186,10 +215,11 @@ def _check_groups(x: Tensor, w: Tensor, ws: Tensor) -> None:
 def _parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> Tensor:
     """x [B, G, K], w [G, N, K] -> FP32 [S, B, G * N]: S as many as fill a chip."""
     G, N, K = w.shape
-    most = max(1, K // SHORTEST_PART)
-    block_m, block_n, _, _ = tile_shape(len(x), G * N * most, weight_format(w), x.dtype == torch.float32)
-    programs = ceil_div(len(x), block_m) * ceil_div(N, block_n) * G
-    parts = max(1, min(PROGRAMS // programs, most))
+    fmt, single, most = weight_format(w), x.dtype == torch.float32, max(1, K // SHORTEST_PART)
+    tile = _Tile.of(len(x), G * N * most, K // most, fmt, xs is not None, single)
+    programs = ceil_div(len(x), tile.block_m) * ceil_div(N, tile.block_n) * G
+    enough = WIDENING_PROGRAMS if fmt == "fp8" and xs is None else PROGRAMS
+    parts = max(1, min(enough // programs, most))
     per_part = ceil_div(ceil_div(K, parts), FP8_BLOCK) * FP8_BLOCK
     parts = ceil_div(K, per_part)
     y = torch.empty(parts, len(x), G * N, dtype=torch.float32, device=x.device)
@@ -226,12 +256,13 @@ def _run(
     if ws is not None:
         ws = stored_scale(ws.flatten(0, 1))
     single = x.dtype == torch.float32 or w.dtype == torch.float32
-    block_m, block_n, block_k, warps = tile_shape(M, G * N * len(y), fmt, single)
-    _linear_kernel[(triton.cdiv(M, block_m), triton.cdiv(N, block_n), G * len(y))](
+    tile = _Tile.of(M, G * N * len(y), per_part or K, fmt, xs is not None, single)
+    _linear_kernel[(triton.cdiv(M, tile.block_m), triton.cdiv(N, tile.block_n), G * len(y))](
         x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), 0 if xs is None else xs.stride(0), w.stride(1), w.stride(0),
         0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
         FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus, PREFETCH=_lines(M, K, per_part or K, w),
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=_stages(M, fmt, single),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, WEIGHTS_LEFT=tile.left,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -241,11 +272,5 @@ def _lines(rows: int, K: int, columns: int, w: Tensor) -> int:
     Of its `columns`, as many as their greatest power of two; none where rows are many, or the last part is shorter.
     """
     lines = columns * w.element_size() // 128
-    return lines & -lines if rows <= 64 and w.element_size() <= 2 and lines <= 64 and K % columns == 0 else 0
-
-
-def _stages(rows: int, fmt: str, single: bool) -> int:
-    """Tiles on their way from memory at once: with few rows nothing else hides its latency."""
-    if rows > 16 or fmt == "fp4" or single:
-        return 3
-    return 5 if fmt == "fp8" else 4
+    whole = rows <= 64 and w.element_size() <= 2 and K % columns == 0
+    return min(lines & -lines, MOST_LINES) if whole else 0

@@ -67,8 +67,8 @@ def _gate_up_kernel(
         xs = x
         if QUANTISED:
             xs = xs_ptr + pair // slots * xs_row
-        gate = product(x, xs, m < end, w1, s1, n < MI, 0, H, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
-        up = product(x, xs, m < end, w3, s3, n < MI, 0, H, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        gate = product(x, xs, m < end, w1, s1, n < MI, 0, H, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K, False)
+        up = product(x, xs, m < end, w3, s3, n < MI, 0, H, H, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K, False)
         gate = cast(gate, h_ptr.dtype.element_ty).to(tl.float32)
         up = cast(up, h_ptr.dtype.element_ty).to(tl.float32)
         weight = tl.load(weights_ptr + pair, mask=m < end, other=0.0)
@@ -115,7 +115,7 @@ def _down_kernel(
         hs = h
         if QUANTISED:
             hs = hs_ptr + m * hs_row
-        acc = product(h, hs, m < end, w2, s2, n < H, 0, MI, MI, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K)
+        acc = product(h, hs, m < end, w2, s2, n < H, 0, MI, MI, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K, False)
         y = y_ptr + pair[:, None] * H + n[None, :]
         tl.store(y, cast(acc, y_ptr.dtype.element_ty), mask=(m < end)[:, None] & (n < H)[None, :])
 
@@ -175,7 +175,9 @@ def moe_experts(
     (T, H), E, slots = x.shape, len(experts.w1), ids.shape[1]
     if experts.arranged:
         y = x.new_empty(T, slots, H)
-        fp4_experts.fp4_expert_outputs(x, ids, weights, experts, swiglu_limit, quantise_activations, y, zeros=False)
+        fp4_experts.fp4_expert_outputs(
+            x, None, None, ids, weights, experts, swiglu_limit, quantise_activations, y, zeros=False
+        )
     else:
         y = _outputs(x, None, None, ids, weights, experts, swiglu_limit, quantise_activations)
     out = torch.empty(T, H, dtype=torch.float32, device=x.device)
@@ -191,7 +193,7 @@ def expert_outputs(
     """See `reference.expert_outputs`."""
     ids, weights, x = _checked(x, ids, weights, experts)
     if experts.arranged:
-        fp4_experts.fp4_expert_outputs(x, ids, weights, experts, swiglu_limit, quantise, out, zeros=True)
+        fp4_experts.fp4_expert_outputs(x, xq, xs, ids, weights, experts, swiglu_limit, quantise, out, zeros=True)
         return out
     y = _outputs(x, xq, xs, ids, weights, experts, swiglu_limit, quantise)
     block_h, H, slots = min(1024, triton.next_power_of_2(x.shape[1])), x.shape[1], ids.shape[1]

@@ -11,6 +11,9 @@ rows of values and of scales, so that a caller may take its rows from anywhere (
 
 FP4 times a power of two is exact in BF16 (scale codes 0 to 252), and so is E4M3: BF16 products lose nothing. Even and
 odd columns are multiplied apart: x is split, which is smaller than the weight that would have to be interleaved.
+
+WEIGHTS_LEFT makes the weight the left operand (plain and fp8). Hopper's matrix unit takes 64 rows of that from shared
+memory, FP8 as it is stored, and 8 to 256 rows of the right one: with few rows of x no thread touches a weight.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -36,28 +39,36 @@ def product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WEIGHTS_LEFT: tl.constexpr,
 ) -> tl.tensor:
     """FP32 [BLOCK_M, BLOCK_N] over the columns begin (a multiple of the step) to end; rows outside are zero.
 
     The format's constraints are the caller's to check.
     """
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    rows: tl.constexpr = BLOCK_N if WEIGHTS_LEFT else BLOCK_M
+    columns: tl.constexpr = BLOCK_M if WEIGHTS_LEFT else BLOCK_N
+    acc = tl.zeros((rows, columns), tl.float32)
     if FORMAT == "plain":
         for start in range(begin, end, BLOCK_K):
-            acc = _plain_step(acc, x, x_inside, w, w_inside, start, K, BLOCK_K)
+            acc = _plain_step(acc, x, x_inside, w, w_inside, start, K, BLOCK_K, WEIGHTS_LEFT)
     else:
         # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead.
         x_scale, w_scale = _scales(xs, x_inside, ws, w_inside, begin, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N)
         for start in range(begin, end, 128):
             next_x, next_w = _scales(xs, x_inside, ws, w_inside, start + 128, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N)
-            zero = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            zero = tl.zeros((rows, columns), tl.float32)
             if FORMAT == "fp8":
-                scale = x_scale[:, None] * scale_value(w_scale)[None, :]
-                acc += _fp8_step(zero, x, x_inside, w, w_inside, start, K) * scale
+                y = _fp8_step(zero, x, x_inside, w, w_inside, start, K, WEIGHTS_LEFT)
+                if WEIGHTS_LEFT:
+                    acc += y * (scale_value(w_scale)[:, None] * x_scale[None, :])
+                else:
+                    acc += y * (x_scale[:, None] * scale_value(w_scale)[None, :])
             else:
                 y = _fp4_step(zero, x, x_inside, w, scale_value(w_scale), w_inside, start, K, BLOCK_M, BLOCK_N)
                 acc += y * x_scale[:, None]
             x_scale, w_scale = next_x, next_w
+    if WEIGHTS_LEFT:
+        acc = tl.trans(acc)
     return acc
 
 
@@ -97,13 +108,14 @@ def _plain_step(
     start: tl.tensor,
     K: tl.tensor,
     BLOCK_K: tl.constexpr,
+    WEIGHTS_LEFT: tl.constexpr,
 ) -> tl.tensor:
     k = start + tl.arange(0, BLOCK_K)
     a = tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0)
-    b = tl.load(w[None, :] + k[:, None], mask=w_inside[None, :] & (k < K)[:, None], other=0.0)
-    if a.dtype == b.dtype:
-        return dot(a, b, acc)
-    return dot(a.to(tl.float32), b.to(tl.float32), acc)
+    b = tl.load(w[:, None] + k[None, :], mask=w_inside[:, None] & (k < K)[None, :], other=0.0)
+    if a.dtype != b.dtype:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return _multiplied(a, b, acc, WEIGHTS_LEFT)
 
 
 @jit
@@ -115,13 +127,23 @@ def _fp8_step(
     w_inside: tl.tensor,
     start: tl.tensor,
     K: tl.tensor,
+    WEIGHTS_LEFT: tl.constexpr,
 ) -> tl.tensor:
     k = start + tl.arange(0, 128)
     a = tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0)
-    b = tl.load(w[None, :] + k[:, None], mask=w_inside[None, :] & (k < K)[:, None], other=0.0)
-    if a.dtype == b.dtype:
-        return dot(a, b, acc)
-    return dot(a, b.to(tl.float32).to(a.dtype), acc)
+    b = tl.load(w[:, None] + k[None, :], mask=w_inside[:, None] & (k < K)[None, :], other=0.0)
+    if a.dtype != b.dtype:
+        b = b.to(tl.float32).to(a.dtype)
+    return _multiplied(a, b, acc, WEIGHTS_LEFT)
+
+
+@jit
+def _multiplied(x: tl.tensor, w: tl.tensor, acc: tl.tensor, WEIGHTS_LEFT: tl.constexpr) -> tl.tensor:
+    """acc + x w^T, or acc + w x^T."""
+    if WEIGHTS_LEFT:
+        return dot(w, tl.trans(x), acc)
+    else:  # noqa: RET505 - Triton compiles what follows a return
+        return dot(x, tl.trans(w), acc)
 
 
 @jit
