@@ -36,7 +36,7 @@ def compiles_ptx() -> bool:
 
 @jit
 def fp4_operands(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr) -> tl.tensor:
-    """Arranged words [N, 32] of 256 columns -> codes times 2^-6 as E4M3: eight tensors [N, 32], the j-th from 32j on."""
+    """Arranged words [N, 32] of 256 columns -> codes times 2^-6 as E4M3: eight tensors [N, 32], from column 32j on."""
     if PTX:
         return tl.inline_asm_elementwise(
             """
@@ -261,7 +261,7 @@ def arrange(packed: Tensor) -> None:
 def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
     """See `reference.arrange_experts`: FP4 ones with E8M0 scales of 2^-126 to 2^65 and widths in blocks of 256.
 
-    In place, and only where the kernels that read them were tuned: for PTX (and in the interpreter, where they are tested).
+    In place. Only where the kernels that read them were tuned: for PTX (and in the interpreter, for tests).
     """
     if not (INTERPRETED.value or compiles_ptx()):
         return experts
