@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from flagrelease.bench.circumstances import Circumstances
+from flagrelease.bench.collectives import collective_seconds
 from flagrelease.bench.dimensions import dimensions
 from flagrelease.bench.roof import (
     cache_bytes,
@@ -68,6 +69,7 @@ class Row:
         phase: decode or prefill.
         size: rows, or tokens of the prompt.
         seconds: of a step, or of the prompt.
+        collectives: of these seconds, what the ranks' collectives take alone.
         rate: tokens a second, of all rows.
         needed: bytes that a step must read, or operations that a prompt needs; over ranks of the one that has most.
         roof: tokens a second at the measured copy bandwidth, or matrix rate.
@@ -76,6 +78,7 @@ class Row:
     phase: str
     size: int
     seconds: float
+    collectives: float
     rate: float
     needed: float
     roof: float
@@ -158,27 +161,33 @@ def _decode(model: Model, request: EngineRequest, batch: int, rates: Rates) -> R
     chunk, model.chunk = model.chunk, 1  # no prompt is prefilled, so that the ring is as short as in serving
     cache = model.new_cache(batch, request.context + 64)
     model.chunk = chunk
-    decoder = Decoder(model, cache)
-    decoder.tokens.copy_(torch.tensor(_tokens(model, batch)))
-    decoder.positions.fill_(request.context)
+
+    def decoder_of(model: Model) -> Decoder:
+        decoder = Decoder(model, cache)
+        decoder.tokens.copy_(torch.tensor(_tokens(model, batch)))
+        decoder.positions.fill_(request.context)
+        return decoder
+
+    decoder = decoder_of(model)
     step = seconds(model.device, lambda: decoder.step(batch, request.context), inner=request.steps)
     decoder.forget()
+    collectives = collective_seconds(model, lambda model: decoder_of(model).step(batch, request.context))
     always, expert = layer_bytes(model)
     needed = always + expert * distinct_experts(model, batch) + batch * cache_bytes(model, request.context)
-    return Row("decode", batch, step, batch / step, needed, rates.copy_bandwidth / needed * batch)
+    return Row("decode", batch, step, collectives, batch / step, needed, rates.copy_bandwidth / needed * batch)
 
 
 def _prefill(model: Model, tokens: int, rates: Rates) -> Row:
     cache = model.new_cache(1, tokens)
     prompt = _tokens(model, tokens)
 
-    def run() -> None:
+    def run(model: Model) -> None:
         cache.free(0)
         model.prefill(cache, 0, prompt)
 
-    time = seconds(model.device, run, repeats=2)
+    time, collectives = seconds(model.device, lambda: run(model), repeats=2), collective_seconds(model, run)
     needed = token_operations(model, tokens) * tokens
-    return Row("prefill", tokens, time, tokens / time, needed, rates.matrix_rate / needed * tokens)
+    return Row("prefill", tokens, time, collectives, tokens / time, needed, rates.matrix_rate / needed * tokens)
 
 
 def _tokens(model: Model, count: int) -> list[int]:

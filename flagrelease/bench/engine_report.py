@@ -12,21 +12,23 @@ _WIDTH, _BAR, _GAP, _LEFT = 720, 18, 8, 130  # of the drawing, in pixels
 
 def show_engine(report: EngineReport) -> None:
     """Print the report as a table on stdout."""
-    request, rates = report.request, report.rates
+    request, rates, several = report.request, report.rates, len(report.matrix_rates) > 1
     rows = table(
-        "phase", ">size", ">time", ">tokens/s", ">must move or compute", ">roof, tokens/s", ">share",
+        "phase", ">size", ">time", *([">collectives alone"] if several else []), ">tokens/s", ">must move or compute",
+        ">roof, tokens/s", ">share",
         title=f"{request.name} dimensions, {request.numerics} numerics, {request.operators} operators, "
         f"{_devices(report)}",
     )  # fmt: skip
     for row in report.rows:
         needed = human_bytes(row.needed) if row.phase == "decode" else f"{row.needed / 1e12:.3g} Tops"
         rows.add_row(
-            row.phase, str(row.size), f"{row.seconds * 1e3:.3g} ms", f"{row.rate:.4g}", needed, f"{row.roof:.4g}",
+            row.phase, str(row.size), f"{row.seconds * 1e3:.3g} ms",
+            *([f"{row.collectives * 1e3:.3g} ms"] if several else []), f"{row.rate:.4g}", needed, f"{row.roof:.4g}",
             f"{row.share:.0%}",
         )  # fmt: skip
     out().print(rows)
     said = f"copy {rates.copy_bandwidth / 1e12:.3g} TB/s, BF16 product {rates.matrix_rate / 1e12:.3g} Tops/s"
-    if len(report.matrix_rates) > 1:
+    if several:
         said += " by the slowest device; bytes and operations are of the rank that has most"
     out().print(f"context {request.context}, chunk {request.chunk}; measured here: {said}; decoding {report.decoding}")
 

@@ -59,6 +59,7 @@ def test_rows_are_consistent(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert [(row["phase"], row["size"]) for row in report["rows"]] == [("decode", 1), ("decode", 3), ("prefill", 40)]
     for row in report["rows"]:
         assert row["rate"] == pytest.approx(row["size"] / row["seconds"])
+        assert row["collectives"] == 0
         best = report["copy_bandwidth"] if row["phase"] == "decode" else report["matrix_rate"]
         assert row["share"] == pytest.approx(row["needed"] / row["seconds"] / best)
     bars = ElementTree.fromstring(plot.read_text()).iter("{http://www.w3.org/2000/svg}rect")
@@ -97,7 +98,7 @@ def test_results_are_there_when_they_cannot_be_drawn(capsys: pytest.CaptureFixtu
 def test_names_in_a_drawing_are_text() -> None:
     place = Circumstances("", "", "", None, "<A&B> card", "cuda:0")
     request = EngineRequest("tiny", None, None, "native", "auto", (1,), (), 64, 32, 1)
-    report = EngineReport(place, request, "", (1.0,), (1.0,), (Row("decode", 1, 1.0, 1.0, 1.0, 2.0),))
+    report = EngineReport(place, request, "", (1.0,), (1.0,), (Row("decode", 1, 1.0, 0.0, 1.0, 1.0, 2.0),))
     texts = [text.text for text in ElementTree.fromstring(plot_engine(report)).iter("{http://www.w3.org/2000/svg}text")]
     assert texts == ["tiny dimensions, <A&B> card: share of the roof", "decode 1", "1 tokens/s, 50%"]
 

@@ -14,11 +14,15 @@ import pytest
 import torch
 from ranks import OMode, own_part
 
+from flagrelease.bench import collectives
 from flagrelease.bench.chosen_experts import busiest
+from flagrelease.bench.collectives import collective_seconds
 from flagrelease.bench.dimensions import dimensions
 from flagrelease.bench.roof import distinct_experts, layer_bytes, token_operations
 from flagrelease.bench.synthetic import RandomTensors, random_model
 from flagrelease.device import open_device
+from flagrelease.engine.decode.decoder import Decoder
+from flagrelease.engine.model import Model
 from flagrelease.engine.parallel import Groups, alone
 from flagrelease.model.tensors import Split, Storage, inventory
 
@@ -122,6 +126,33 @@ def test_bytes_and_operations_of_a_rank() -> None:
     assert token_operations(one, 64) - token_operations(half, 64) == pytest.approx(2 * saved)
 
 
+def noted(ranks: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """What the collectives of a step of 3 rows at position 70 are given; the ranks are not there."""
+    given: list[tuple[tuple[int, ...], torch.dtype]] = []
+    model = random_model(CONFIG, "native", "torch", open_device("cpu"), 1, groups=groups(ranks, 0))
+
+    def work(model: Model) -> None:
+        decoder = Decoder(model, model.new_cache(3, 80))
+        decoder.positions.fill_(70)
+        decoder.step(3, 70)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives, "seconds", lambda device, replay: replay())
+        for name in ("all_sum", "sum_output", "gather_vocab"):
+            patch.setattr(Groups, name, lambda self, x: given.append((tuple(x.shape), x.dtype)) or x)
+        patch.setattr(Groups, "gather_vocab", lambda self, x: given.append((tuple(x.shape), x.dtype)) or x.repeat(1, 2))
+        collective_seconds(model, work)
+    return given
+
+
+def test_the_collectives_of_a_step_are_replayed() -> None:
+    given = noted(2)
+    layer = [((1, 3, 256), torch.float32)] * 2  # after the output projection and after the experts
+    scores = [((3, 1, 20), torch.float32)]  # of the 80 / 4 entries that a row has room for
+    step = [((3, 256), torch.bfloat16), *layer, *scores, *layer, *layer, *scores, *layer, ((3, 256), torch.float32)]
+    assert given == step * 2  # by the step, and alone
+
+
 def test_torchrun_prints_one_report() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -137,5 +168,6 @@ def test_torchrun_prints_one_report() -> None:
     assert report["copy_bandwidth"] == min(report["copy_bandwidths"])
     assert [(row["phase"], row["size"]) for row in report["rows"]] == [("decode", 1), ("decode", 2), ("prefill", 40)]
     for row in report["rows"]:
+        assert 0 < row["collectives"] < row["seconds"]
         best = report["copy_bandwidth"] if row["phase"] == "decode" else report["matrix_rate"]
         assert row["share"] == pytest.approx(row["needed"] / row["seconds"] / best)
