@@ -45,11 +45,11 @@ def attention(dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen
     return q, kv, randn(h), listed, at, *tables(16), first, 33, ratio, min(first, 20) if ratio else 0, 1e-6
 
 
-def outputs(t: int, k: int, fmt: str, dtype: torch.dtype, quantise: bool) -> tuple:  # type: ignore[type-arg]
-    x = randn(t, 256, dtype=dtype)
+def outputs(t: int, k: int, fmt: str, dtype: torch.dtype, quantise: bool, h: int = 256) -> tuple:  # type: ignore[type-arg]
+    x = randn(t, h, dtype=dtype)
     ids = torch.rand(t, 6).argsort(-1)[:, :k].int() - 1  # -1: a row without a token
-    held = experts(fmt, 3, 256, 256, 2, dtype)
-    return x, None, None, ids, torch.rand(t, k), held, 10.0, quantise, randn(t, k + 1, 256, dtype=dtype)[:, :k]
+    held = experts(fmt, 3, 256, h, 2, dtype)
+    return x, None, None, ids, torch.rand(t, k), held, 10.0, quantise, randn(t, k + 1, h, dtype=dtype)[:, :k]
 
 
 def by_dtype(dtype: torch.dtype) -> list[Case]:
@@ -80,8 +80,9 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
         of("expert_outputs", "fp4 unquantised", lambda: outputs(5, 3, "fp4", dtype, False)),
-        of("expert_outputs", "fp4 planned", lambda: outputs(17, 2, "fp4", dtype, True)),
-        of("expert_outputs", "fp4 many", lambda: outputs(65, 3, "fp4", dtype, True)),
+        of("expert_outputs", "fp4 few", lambda: outputs(3, 1, "fp4", dtype, True, 512)),
+        of("expert_outputs", "fp4 planned", lambda: outputs(17, 2, "fp4", dtype, True, 512)),
+        of("expert_outputs", "fp4 many", lambda: outputs(65, 3, "fp4", dtype, True, 512)),
         of("expert_outputs", "fp8", lambda: outputs(5, 3, "fp8", dtype, True)),
         of("expert_outputs", "plain", lambda: outputs(5, 3, "plain", dtype, False)),
         of("round_parts", "codes", lambda: (randn(3, 5, 640), dtype, codes)),

@@ -88,6 +88,74 @@ def _coded_product(
 
 
 @jit
+def _diagonal_product(
+    w_ptr: tl.tensor,
+    w_at: tl.tensor,
+    s_ptr: tl.tensor,
+    s_at: tl.tensor,
+    n_inside: tl.tensor,
+    x_ptr: tl.tensor,
+    xs_ptr: tl.tensor,
+    x_row: tl.tensor,
+    m_inside: tl.tensor,
+    K: tl.tensor,
+    PTX: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """Like `_coded_product` for two rows of x: the matrix unit's 16 columns hold the 8 groups of 256 columns apart.
+
+    Column 8t + g has row t's group g and zeros, so that the products of all groups add up in one accumulator, and one
+    multiplication and addition takes all their scales.
+    """
+    acc = tl.zeros((BLOCK_N, 16), tl.float32)
+    place = tl.arange(0, 32)
+    group = tl.arange(0, 16) % 8
+    row, row_inside = _eight_times(x_row), _eight_times(m_inside.to(tl.int32)) > 0
+    x = x_ptr + (row * K)[None, :] + place[:, None]
+    xs = xs_ptr + row * (K // 128) + group // 4
+    s0, s1 = _row_scales(s_ptr, s_at, n_inside, 0, K)
+    x_scale = tl.load(xs, mask=row_inside, other=0.0)
+    for start in range(0, K, 256):
+        next_s0, next_s1 = _row_scales(s_ptr, s_at, n_inside, start + 256, K)
+        next_x_scale = tl.load(xs + tl.minimum(start + 256, K - 256) // 128, mask=row_inside, other=0.0)
+        words = tl.load(w_ptr + (w_at[:, None] + (start // 8 + place)[None, :]), mask=n_inside[:, None], other=0)
+        x0 = _group(x + start, group, row_inside, 0)
+        x1 = _group(x + start, group, row_inside, 1)
+        x2 = _group(x + start, group, row_inside, 2)
+        x3 = _group(x + start, group, row_inside, 3)
+        x4 = _group(x + start, group, row_inside, 4)
+        x5 = _group(x + start, group, row_inside, 5)
+        x6 = _group(x + start, group, row_inside, 6)
+        x7 = _group(x + start, group, row_inside, 7)
+        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, BLOCK_N, PTX)
+        y = dot(w0, x0, tl.zeros((BLOCK_N, 16), tl.float32))
+        y = dot(w1, x1, y)
+        y = dot(w2, x2, y)
+        y = dot(w3, x3, y)
+        y = dot(w4, x4, y)
+        y = dot(w5, x5, y)
+        y = dot(w6, x6, y)
+        y = dot(w7, x7, y)
+        scales = tl.where((group < 4)[None, :], s0[:, None], s1[:, None]) >> (8 * (group % 4))[None, :]
+        acc += y * (((scales & 255) << 23).to(tl.float32, bitcast=True) * x_scale[None, :])
+        s0, s1, x_scale = next_s0, next_s1, next_x_scale
+    return tl.sum(tl.reshape(acc, (BLOCK_N, 2, 8)), axis=2) * 64.0  # see `fp4_operands`
+
+
+@jit
+def _eight_times(x: tl.tensor) -> tl.tensor:
+    """[2] -> [16], each number eight times."""
+    return tl.reshape(tl.broadcast_to(x[:, None], (2, 8)), (16,))
+
+
+@jit
+def _group(x: tl.tensor, group: tl.tensor, row_inside: tl.tensor, G: tl.constexpr) -> tl.tensor:
+    """32 columns of rows at pointers x [32, 16], where they are of group G."""
+    inside = tl.broadcast_to((row_inside & (group == G))[None, :], (32, 16))
+    return tl.load(x + 32 * G, mask=inside, other=0.0)
+
+
+@jit
 def _plain_product(
     w_ptr: tl.tensor,
     w_at: tl.tensor,
@@ -249,7 +317,11 @@ def _gate_up_kernel(
     for m0 in range(begin, end, BLOCK_M):
         m = m0 + tl.arange(0, BLOCK_M)
         pair = _columns(pairs_ptr, same, m, end, BLOCK_P)
-        if xs_ptr is not None:
+        if BLOCK_M == 2:
+            acc = _diagonal_product(
+                w, w_at, s, s_at, n < MI, x_ptr, xs_ptr, pair // slots, m < end, H, PTX, BLOCK_N
+            )
+        elif xs_ptr is not None:
             acc = _coded_product(
                 w, w_at, s, s_at, n < MI, x_ptr, xs_ptr, pair // slots, m < end, H, PTX, BLOCK_N, BLOCK_M
             )
@@ -320,7 +392,9 @@ def _down_kernel(
     for m0 in range(begin, end, BLOCK_M):
         m = m0 + tl.arange(0, BLOCK_M)
         pair = _columns(pairs_ptr, same, m, end, BLOCK_P)
-        if hs_ptr is not None:
+        if BLOCK_M == 2:
+            acc = _diagonal_product(w, n * w_row, s, n * s_row, n < H, h_ptr, hs_ptr, pair, m < end, MI, PTX, BLOCK_N)
+        elif hs_ptr is not None:
             acc = _coded_product(
                 w, n * w_row, s, n * s_row, n < H, h_ptr, hs_ptr, pair, m < end, MI, PTX, BLOCK_N, BLOCK_M
             )
@@ -342,7 +416,7 @@ def fp4_expert_outputs(
     few = P <= FEW_PAIRS
     pairs, start = (ids, ids) if few else plan_pairs(ids, experts.first, E)
     coded = quantise and ceil_div(P, E) <= MOST_CODED
-    tile = _tile(ceil_div(P, E), few) | {
+    tile = _tile(ceil_div(P, E), coded) | {
         "PTX": compiles_ptx(),
         "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0,
     }
@@ -382,14 +456,17 @@ def _apart(a: Tensor, b: Tensor) -> int:
     return (b.data_ptr() - a.data_ptr()) // a.element_size()
 
 
-def _tile(mean: int, few: bool) -> dict[str, int]:
-    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them. Measured on an H200."""
+def _tile(mean: int, coded: bool) -> dict[str, int]:
+    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them. Measured on an H200.
+
+    128 registers: four programs a multiprocessor.
+    """
     if not compiles_ptx():
-        return {"BLOCK_N": 32, "BLOCK_M": 16, "num_warps": 4, "num_stages": 2}
-    if few:  # 168 and 128 registers: three and four programs a multiprocessor
-        return {"BLOCK_N": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 4, "maxnreg": 168}
+        return {"BLOCK_N": 32, "BLOCK_M": 2 if coded and mean <= 1 else 16, "num_warps": 4, "num_stages": 2}
+    if not coded:
+        return {"BLOCK_N": 128, "BLOCK_M": 128 if mean > 8 else 16, "num_warps": 8, "num_stages": 2}
+    if mean <= 1:
+        return {"BLOCK_N": 64, "BLOCK_M": 2, "num_warps": 4, "num_stages": 4, "maxnreg": 128}
     if mean <= 8:
         return {"BLOCK_N": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 3, "maxnreg": 128}
-    if mean <= MOST_CODED:
-        return {"BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 4, "num_stages": 3}
-    return {"BLOCK_N": 128, "BLOCK_M": 128, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 4, "num_stages": 3}
