@@ -71,10 +71,11 @@ class ReleaseSpec(_Strict):
 
 
 class Recipe(_Strict):
-    """One model and the chips it is released for."""
+    """One model and the chips it is released for. `languages` that it was made for (ISO 639) are what cards claim."""
 
     schema_version: Literal[1]
     model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = ()
     source: SourceSpec
     convert: ConvertSpec = ConvertSpec()
     hubs: tuple[Literal["huggingface", "modelscope"], ...] = ()

@@ -20,12 +20,12 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RELATIONS = {"adapter", "merge", "quantized", "finetune"}
 _LICENCES = {"huggingface": {"mit", "apache-2.0"}, "modelscope": {"MIT License", "Apache License 2.0"}}
 _REQUIRED = {
-    "huggingface": ("license", "language", "base_model", "base_model_relation", "pipeline_tag", "tags"),
-    "modelscope": ("license", "language", "base_model", "base_model_relation", "tasks", "frameworks", "tags", "domain"),
+    "huggingface": ("license", "base_model", "base_model_relation", "pipeline_tag", "tags"),
+    "modelscope": ("license", "base_model", "base_model_relation", "tasks", "frameworks", "tags", "domain"),
 }
 _ALLOWED = {
-    "huggingface": {*_REQUIRED["huggingface"], "library_name", "model-index"},
-    "modelscope": set(_REQUIRED["modelscope"]),
+    "huggingface": {*_REQUIRED["huggingface"], "language", "library_name", "model-index"},
+    "modelscope": {*_REQUIRED["modelscope"], "language"},
 }
 
 
@@ -37,7 +37,8 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
     """
     product = re.sub(r"[^a-z0-9]+", "-", records.chip.products[0].name.lower()).strip("-")
     tags = ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout]
-    common: dict[str, Any] = {"language": ["en", "zh"], "base_model": records.manifest.source.repo}
+    languages = {"language": list(records.recipe.languages)} if records.recipe.languages else {}
+    common: dict[str, Any] = languages | {"base_model": records.manifest.source.repo}
     if hub == "modelscope":
         return (
             {"license": records.licence.modelscope}

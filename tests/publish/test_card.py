@@ -94,6 +94,15 @@ def test_the_licence_is_the_sources() -> None:
     assert check_card(make_card(tiny, "huggingface", "a/b").decode(), "huggingface")["license"] == "apache-2.0"
 
 
+def test_only_languages_of_the_recipe_are_claimed() -> None:
+    for hub in HUBS:
+        flash, tiny = (
+            make_card(records_of(name, "ascend"), hub, "a/b").decode() for name in ("deepseek-v4-flash", "tiny")
+        )
+        assert check_card(flash, hub)["language"] == ["en", "zh"]
+        assert "language" not in check_card(tiny, hub)
+
+
 def test_huggingface_reads_the_card_as_it_is_meant() -> None:
     card = ModelCard(make_card(records_of("deepseek-v4-flash", "mthreads"), "huggingface", "a/b").decode())
     assert card.data.license == "mit"

@@ -86,6 +86,7 @@ def write(path: Path, document: Any) -> Path:
         ({"convert": {"max_file_bytes": 0}}, "convert.max_file_bytes"),
         ({"convert": {"lossy_repack": "maybe"}}, "lossy_repack"),
         ({"hubs": ["github"]}, "hubs"),
+        ({"languages": ["english"]}, "languages.0"),
         ({"model": "../etc"}, "model"),
         ({"validation": {"stages": ["vibes"]}}, "validation.stages"),
         ({"validation": {"behaviour": {"loops": 1}}}, "validation.behaviour.loops: Extra inputs"),
