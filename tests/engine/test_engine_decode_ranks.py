@@ -12,7 +12,7 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
 from flagrelease.engine import runner as runner_module
-from flagrelease.engine.decode import decoder as decoder_module
+from flagrelease.engine.decode import layers as layers_module
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
 from flagrelease.engine.model import Model
@@ -114,7 +114,7 @@ def planted(release: Path) -> dict[str, torch.Tensor]:
     defects = {
         "the shared expert on every rank": (Groups, "is_leader", property(lambda groups: True)),
         "parts of wo_b not summed over ranks": (Groups, "sum_output", lambda groups, x: x),
-        "one part of several": (decoder_module, "_added", lambda ops, parts: parts[:1].float().contiguous()),
+        "one part of several": (layers_module, "_added", lambda ops, parts: parts[:1].float().contiguous()),
     }
     results = {}
     for name, (owner, attribute, defect) in defects.items():
