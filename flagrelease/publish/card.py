@@ -10,6 +10,7 @@ from flagrelease.console import human_bytes
 from flagrelease.hubs import Hub
 from flagrelease.provenance import PROJECT
 from flagrelease.publish.front_matter import check_card, front_matter, render
+from flagrelease.publish.other_engines import loads_in_vllm, other_engines
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import (
     COMPOSE_FILE,
@@ -36,7 +37,8 @@ def make_card(records: Records, hub: Hub, repo: str) -> bytes:
         VerificationError: its metadata break a rule of the hub, which is a fault of the records.
     """
     sections = (
-        _what_it_is, _provenance, _proof, _evaluation, lambda r: _download(r, hub, repo), _run, _limits, _licences
+        _what_it_is, _provenance, _proof, _evaluation, lambda r: _download(r, hub, repo), _run, other_engines, _limits,
+        _licences,
     )  # fmt: skip
     text = render(front_matter(records, hub))
     for section in sections:
@@ -226,9 +228,19 @@ def _limits(records: Records) -> Iterator[str]:
             f"- The `model{{rank}}-mp{records.target.mp}` files are for flagrelease's engine and FlagOS' engine. "
             "vLLM and transformers do not load them."
         )
+    elif not loads_in_vllm(records):
+        yield f"- vLLM: {_why_not_vllm(records)}."
     if records.target.dtype == "bf16":
         yield "- Activations are not rounded to FP8 as the native model rounds them; the two numerics differ by that."
     yield "- The commands above are made from the chip table; what was run on the chip itself is what the report says."
+
+
+def _why_not_vllm(records: Records) -> str:
+    vllm = records.chip.vllm
+    if vllm is None:
+        return records.chip.why_null["vllm"]
+    read = " and ".join(dtype.upper() for dtype in vllm.dtypes)
+    return f"on this chip it reads {read}, not {records.target.dtype.upper()}"
 
 
 def _licences(records: Records) -> Iterator[str]:

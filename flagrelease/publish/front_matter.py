@@ -14,6 +14,7 @@ import yaml
 
 from flagrelease.errors import VerificationError
 from flagrelease.hubs import Hub
+from flagrelease.publish.other_engines import loads_in_transformers
 from flagrelease.publish.records import Records
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -53,7 +54,7 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
         )
     data = {"license": records.licence.huggingface} | common
     data |= {"base_model_relation": "quantized", "pipeline_tag": "text-generation"}
-    if (records.layout, records.target.dtype) == ("hf", "bf16"):
+    if loads_in_transformers(records):
         data["library_name"] = "transformers"
     data["tags"] = tags
     if records.report is not None and records.report.benchmarks:

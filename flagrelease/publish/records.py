@@ -56,8 +56,12 @@ class Records:
 
     @property
     def cards(self) -> int:
-        """Cards it is made for: one a rank, or the fewest that hold a whole copy of the hf layout."""
-        return self.target.mp or -(-self.weight_bytes // (self.chip.memory_gib * 2**30 * 9 // 10))
+        """Cards it is made for: one a rank; of the hf layout the fewest that hold a whole copy and can cut it.
+
+        What is cut (heads, experts, vocabulary) is a power of two times something in every DeepSeek-V4.
+        """
+        needed = -(-self.weight_bytes // (self.chip.memory_gib * 2**30 * 9 // 10))
+        return self.target.mp or 1 << (needed - 1).bit_length()
 
     @property
     def nodes(self) -> int:

@@ -9,9 +9,10 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from flagrelease.chips import get_chip, load_chips, repo_name
 from flagrelease.cli import main
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.hubs import Hub
-from flagrelease.manifest import FileRecord
+from flagrelease.manifest import FileRecord, TargetRecord
 from flagrelease.publish.card import make_card
 from flagrelease.publish.front_matter import check_card
 from flagrelease.publish.licence import find_licence
@@ -52,12 +53,30 @@ def records_of(recipe_name: str, chip: str, validated: bool = True) -> Records:
     )  # fmt: skip
 
 
+def hf_of(chip: str, dtype: Literal["bf16", "fp8"], size: int) -> Records:
+    """Flash as a release of whole tensors, in files of 5 GB."""
+    cut = records_of("deepseek-v4-flash", chip)
+    count = -(-size // (5 * 10**9))
+    files = tuple(
+        FileRecord(path=f"model-{n:05d}-of-{count:05d}.safetensors", size=5 * 10**9, sha256="7" * 64)
+        for n in range(1, count + 1)
+    )
+    target = TargetRecord(dtype=dtype, layout="hf", mp=None, o_groups=None)
+    return replace(cut, manifest=cut.manifest.model_copy(update={"target": target, "files": files}))
+
+
 @pytest.mark.parametrize(("recipe", "chip"), CASES, ids=lambda value: str(value))
 def test_golden(recipe: str, chip: str) -> None:
-    records = records_of(recipe, chip)
+    assert_golden(records_of(recipe, chip), GOLDEN / f"{recipe}-{chip}")
+
+
+def test_golden_of_an_hf_release() -> None:
+    assert_golden(hf_of("ascend", "bf16", 570 * 10**9), GOLDEN / "deepseek-v4-flash-ascend-hf")
+
+
+def assert_golden(records: Records, folder: Path) -> None:
     repo = repo_name(records.recipe.model, records.chip)
     contents = {f"README.{hub}.md": make_card(records, hub, repo) for hub in HUBS} | run_files(records)
-    folder = GOLDEN / f"{recipe}-{chip}"
     if os.environ.get("FLAGRELEASE_WRITE_GOLDEN"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -92,6 +111,45 @@ def test_the_licence_is_the_sources() -> None:
     assert check_card(make_card(flash, "huggingface", "a/b").decode(), "huggingface")["license"] == "mit"
     assert check_card(make_card(flash, "modelscope", "a/b").decode(), "modelscope")["license"] == "MIT License"
     assert check_card(make_card(tiny, "huggingface", "a/b").decode(), "huggingface")["license"] == "apache-2.0"
+
+
+def test_an_hf_release_is_for_as_many_ranks_as_cut_it() -> None:
+    """570 GB are 10 cards of 64 GiB; 10 do not divide 64 heads, 16 do."""
+    records = hf_of("ascend", "bf16", 570 * 10**9)
+    assert (records.cards, records.nodes) == (16, 2)
+    assert hf_of("nvidia", "fp8", 5 * 10**9).cards == 1
+    for size in range(10, 600, 35):
+        cards = hf_of("nvidia", "fp8", size * 10**9).cards
+        assert 64 % cards == 0
+        assert cards * 96 * 2**30 * 0.9 >= size * 10**9
+
+
+@pytest.mark.parametrize(
+    ("chip", "dtype", "transformers", "vllm"),
+    [
+        ("ascend", "bf16", True, "VLLM_PLUGINS=fl vllm serve ."),
+        ("nvidia", "fp8", False, "\nvllm serve ."),
+        ("nvidia", "bf16", True, "- vLLM: on this chip it reads FP8, not BF16."),
+        ("hygon", "bf16", True, "- vLLM: unknown: vllm-plugin-FL has a DeepSeek-V4"),
+        ("mthreads", "fp8", False, "- vLLM: unknown: vllm-plugin-FL has a DeepSeek-V4"),
+    ],
+)
+def test_other_engines_are_named_where_they_read_the_release(
+    chip: str, dtype: Literal["bf16", "fp8"], transformers: bool, vllm: str
+) -> None:
+    text = make_card(hf_of(chip, dtype, 100 * 10**9), "huggingface", "a/b").decode()
+    assert ("from transformers import" in text) == transformers
+    assert vllm in text
+    module = get_chip(chip).torch_module
+    assert (f"import {module}" in text) == (transformers and module is not None)
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "card", "exec")
+
+
+def test_a_release_for_ranks_names_no_other_engine() -> None:
+    text = make_card(records_of("deepseek-v4-flash", "ascend"), "huggingface", "a/b").decode()
+    assert "Other engines" not in text
+    assert "vllm serve" not in text
 
 
 def test_only_languages_of_the_recipe_are_claimed() -> None:
@@ -181,8 +239,6 @@ def test_shellcheck_sees_a_fault(tmp_path: Path) -> None:
 
 
 def _path() -> dict[str, str]:
-    import sys
-
     return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -239,8 +295,6 @@ def test_several_nodes(tmp_path: Path, recorded: Any) -> None:
 
 def test_the_engine_knows_the_commands_of_the_scripts() -> None:
     """The scripts' options are parsed by the real command line, up to the folder that is not there."""
-    import sys
-
     for command in ("serve", "generate"):
         done = subprocess.run(
             [sys.executable, "-m", "flagrelease", command, "--help"], capture_output=True, text=True, check=True
@@ -279,13 +333,20 @@ def test_the_library_of_the_card_loads_the_release(tmp_path: Path) -> None:
     recipe["releases"] = {"ascend": {"dtype": "bf16", "layout": "hf"}, "nvidia": {"dtype": "fp8", "layout": "hf"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["convert", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]) == 0
-    libraries = {}
+    cards, libraries = {}, {}
     for chip, folder in (("ascend", "bf16-hf"), ("nvidia", "fp8-hf")):
         card = make_card(read_records(tmp_path / "out" / folder, chip, None, True), "huggingface", "a/b").decode()
-        libraries[chip] = ModelCard(card).data.library_name
+        cards[chip], libraries[chip] = card, ModelCard(card).data.library_name
     assert libraries == {"ascend": "transformers", "nvidia": None}
     model, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out" / "bf16-hf", output_loading_info=True, dtype=torch.bfloat16
     )
     assert not any(info.values())
     assert model(torch.tensor([[0, 5, 6, 7, 8]])).logits.isfinite().all()
+    (block,) = re.findall(r"```python\n(.*?)```", cards["ascend"], re.DOTALL)
+    words = block.replace("import torch_npu", "pass").replace(', device_map="auto"', "")  # no chip, no accelerate here
+    done = subprocess.run(
+        [sys.executable, "-c", words], cwd=tmp_path / "out" / "bf16-hf", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The capital of France is" in done.stdout

@@ -22,7 +22,7 @@ import yaml
 from huggingface_standin import HuggingFaceStandIn
 from modelscope_standin import ModelScopeStandIn
 from publish_release import RECIPES, Converted
-from test_card import GOLDEN, records_of
+from test_card import GOLDEN, hf_of, records_of
 
 from flagrelease.chips import get_chip, load_chips
 from flagrelease.cli import main
@@ -30,7 +30,7 @@ from flagrelease.hubs import Hub
 from flagrelease.publish.card import make_card
 from flagrelease.publish.publish import publish
 
-RECORDED = ("pip", "docker", "torchrun", "curl")
+RECORDED = ("pip", "docker", "torchrun", "curl", "vllm")
 
 
 def blocks(card: str) -> list[str]:
@@ -154,6 +154,20 @@ def test_the_container_gets_the_chips_flags(tmp_path: Path, programs: Path, chip
     assert f"--volume={folder}:/release:ro" in run
     compose = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["model"]
     assert (compose["image"], compose["command"]) == (name, ["bash", f"/release/{script}"])
+
+
+def test_vllm_serves_what_the_request_asks_for(tmp_path: Path, programs: Path) -> None:
+    card = make_card(hf_of("nvidia", "fp8", 290 * 10**9), "huggingface", "a/b").decode()
+    (serve,) = [block for block in blocks(card) if "vllm serve" in block]
+    (call,) = shell(serve, tmp_path, programs)
+    assert call[:3] == ["vllm", "serve", "."]
+    options = dict(zip(call[3::2], call[4::2], strict=True))
+    assert options == {
+        "--served-model-name": "DeepSeek-V4-Flash", "--tokenizer-mode": "deepseek_v4",
+        "--reasoning-parser": "deepseek_v4", "--tensor-parallel-size": "4",
+    }  # fmt: skip
+    several = make_card(hf_of("ascend", "bf16", 570 * 10**9), "huggingface", "a/b").decode()
+    assert "--tensor-parallel-size 16 --distributed-executor-backend ray" in several
 
 
 def test_the_request_asks_the_model_by_its_name(tmp_path: Path, programs: Path) -> None:

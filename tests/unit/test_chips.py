@@ -137,6 +137,8 @@ def test_no_flag_is_left_unfilled(name: str) -> None:
         (lambda t: t["hygon"]["why_null"].update(fp8="who knows"), r"why_null\.fp8"),
         (lambda t: t["zhenwu"]["why_null"].pop("container.toolkit"), r"container\.toolkit"),
         (lambda t: t["zhenwu"]["why_null"].pop("stacks.0.driver"), r"stacks\.0\.driver"),
+        (lambda t: t["metax"]["why_null"].pop("vllm"), r"null without a reason: \['vllm'\]"),
+        (lambda t: t["ascend"]["vllm"].update(environment=["VLLM PLUGINS"]), r"vllm\.environment"),
         (lambda t: t["metax"].update(colour="red"), "colour"),
         (lambda t: t["metax"]["container"].update(colour="red"), r"container\.colour"),
         (lambda t: t["metax"].update(release_dtype="int8"), "release_dtype"),
@@ -176,6 +178,12 @@ def test_graphs() -> None:
         if "graph_class" in e.fields and e.mark == "verified"
     }
     assert seen == {"nvidia", "ascend", "metax", "hygon", "mthreads", "iluvatar"}  # those with static graphs there
+
+
+def test_vllm() -> None:
+    """Section 4.5 of the fact sheet (Ascend), and vLLM's own list of expert dtypes (FP4 and FP8)."""
+    found = {chip.id: (chip.vllm.plugin, chip.vllm.dtypes) for chip in load_chips().values() if chip.vllm is not None}
+    assert found == {"nvidia": (None, ("fp8",)), "ascend": ("vllm-plugin-FL", ("bf16",))}
 
 
 def test_names() -> None:
