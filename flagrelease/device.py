@@ -88,25 +88,26 @@ class Device:
         replay: Callable[[], None] = graph.replay
         return replay
 
-    def beside(self, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
-        """Queue `work(*arguments)` on a second stream, behind all that is queued by now, beside what is queued next.
+    def beside(self, lane: int, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        """Queue `work(*arguments)` on another stream, behind all that is queued by now, beside what is queued next.
 
         Returns what makes the current stream wait for the work and gives its result; nothing may use the result, or
-        write to what the work reads, before. A recording holds both streams. Where `why_eager` has a reason, the work
-        is done at once. All that the work reads and that may be freed is an argument, for memory is given out again
-        in the order in which each stream's tensors are freed here, whatever the other stream still reads:
-        - an argument, of the first stream's memory, is held until the first stream waits for the work;
-        - the result, of the second stream's, is freed when its last use is queued, and so before the next work goes
-          to the second stream, which waits for all that the first has queued by then.
+        write to what the work reads, before. Works of one `lane` come one after the other. A recording holds all
+        streams. Where `why_eager` has a reason, the work is done at once. All that the work reads and that may be freed
+        is an argument, for memory is given out again in the order in which each stream's tensors are freed here,
+        whatever the other streams still read:
+        - an argument, of the current stream's memory, is held until the current stream waits for the work;
+        - the result, of the lane's, is freed when its last use is queued, and so before the next work goes to the lane,
+          which waits for all that the current stream has queued by then.
         """
         if self.why_eager is not None:
             result = work(*arguments)
             return lambda: result
-        api, second = _api(self.type), _second_stream(self.type, self.index)
-        second.wait_stream(api.current_stream())
-        with api.stream(second):
+        api, stream = _api(self.type), _lane(self.type, self.index, lane)
+        stream.wait_stream(api.current_stream())
+        with api.stream(stream):
             result = work(*arguments)
-            done = second.record_event()
+            done = stream.record_event()
         held = [arguments]
 
         def join() -> T:
@@ -138,9 +139,12 @@ def _without_collection() -> Iterator[None]:
 
 
 @cache
-def _second_stream(kind: str, index: int) -> Any:
-    """The stream of `Device.beside`: one, so that what is freed there serves the next work."""
-    return _api(kind).Stream(index)
+def _lane(kind: str, index: int, lane: int) -> Any:
+    """A stream of `Device.beside`: always the same, so that what is freed there serves the next work.
+
+    Its work goes first where both find room: there is less of it.
+    """
+    return _api(kind).Stream(index, priority=-1)
 
 
 def open_device(name: str, index: int = 0) -> Device:

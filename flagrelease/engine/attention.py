@@ -32,6 +32,7 @@ class Attention:
 
     Attributes:
         latents: wq_a and wkv as one, which decoding multiplies; they are views of it.
+        queries: wq_b and, if there is an indexer, its own as one, which decoding multiplies; they are views of it.
         wo_a: [G, OR, K]: K inputs of an o-group, or of its part that this rank holds; in FP8 codes or plain.
         wo_a_scale: [G, OR/128, K/128] of codes.
         side: what a compressed layer multiplies its input with beside that, as one: wkv and wgate of the compressor,
@@ -41,6 +42,7 @@ class Attention:
     ratio: int
     window: int
     latents: Linear
+    queries: Linear
     wq_a: Linear
     q_norm: Tensor
     wq_b: Linear
@@ -64,13 +66,18 @@ class Attention:
         latents, wq_a, wkv = join(weights.linear("wq_a"), weights.linear("wkv"))
         wo_a, wo_a_scale = weights.grouped("wo_a", config.o_lora_rank)
         side, compressor, indexer = _load_side(weights, config, ratio, numerics)
+        queries = wq_b = weights.linear("wq_b")
+        if indexer is not None:
+            queries, wq_b, index_wq_b = join(wq_b, indexer.wq_b)
+            indexer = replace(indexer, wq_b=index_wq_b)
         return cls(
             ratio=ratio,
             window=config.sliding_window,
             latents=latents,
+            queries=queries,
             wq_a=wq_a,
             q_norm=weights.plain("q_norm.weight"),
-            wq_b=weights.linear("wq_b"),
+            wq_b=wq_b,
             wkv=wkv,
             kv_norm=weights.plain("kv_norm.weight"),
             sink=weights.exact("attn_sink"),

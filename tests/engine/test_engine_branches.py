@@ -27,7 +27,7 @@ class Streams(SimpleNamespace):
         self.count = 0
         self.current = self.Stream(0)
 
-    def Stream(self, index: int) -> SimpleNamespace:  # noqa: N802  (torch's name)
+    def Stream(self, index: int, priority: int = 0) -> SimpleNamespace:  # noqa: N802  (torch's name)
         assert index == 0
         number, self.count = self.count, self.count + 1
         return SimpleNamespace(
@@ -55,16 +55,16 @@ class Streams(SimpleNamespace):
 def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
     streams = Streams()
     monkeypatch.setattr(torch, "cuda", streams)
-    device_module._second_stream.cache_clear()
+    device_module._lane.cache_clear()
     yield streams
-    device_module._second_stream.cache_clear()
+    device_module._lane.cache_clear()
 
 
 def test_what_waits_for_what(streams: Streams) -> None:
     device = Device("cuda", 0, "nccl")
-    first = device.beside(streams.kernel, "a")
+    first = device.beside(0, streams.kernel, "a")
     streams.kernel("b")
-    second = device.beside(streams.kernel, "c")
+    second = device.beside(0, streams.kernel, "c")
     streams.kernel("d")
     assert first() == "a"
     streams.kernel("e")
@@ -86,7 +86,7 @@ def test_what_waits_for_what(streams: Streams) -> None:
 def test_what_the_work_reads_is_held_until_it_is_waited_for() -> None:
     x = torch.ones(3)
     alive = weakref.ref(x)
-    join = Device("cuda", 0, "nccl").beside(lambda read: float(read.sum()), x)
+    join = Device("cuda", 0, "nccl").beside(0, lambda read: float(read.sum()), x)
     del x
     assert alive() is not None
     assert join() == 3
@@ -95,7 +95,7 @@ def test_what_the_work_reads_is_held_until_it_is_waited_for() -> None:
 
 def test_without_streams_the_work_is_done_at_once() -> None:
     done: list[int] = []
-    join = open_device("cpu").beside(done.append, 1)
+    join = open_device("cpu").beside(0, done.append, 1)
     assert done == [1]
     assert join() is None
 
@@ -161,7 +161,7 @@ def test_recorded_with_memory_that_is_freed_meanwhile() -> None:
         total = torch.zeros_like(start)
         for n in range(8):
             x = start + 0.1 * n
-            join = device.beside(slow_sum, x, n)
+            join = device.beside(n % 2, slow_sum, x, n)
             del x
             noise = [start + 1e6 for _ in range(3)]
             del noise

@@ -14,7 +14,6 @@ from flagrelease.engine.attention import Attention
 from flagrelease.engine.cache import OVERLAP_RATIO, LayerCache, Pending
 from flagrelease.engine.compressor import Compressor
 from flagrelease.engine.decode.step import Apart, DecodeStep
-from flagrelease.engine.indexer import Indexer
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.reference.decoding import Rounding
 from flagrelease.engine.linear import Rounded, project_parts, project_rounded
@@ -40,8 +39,10 @@ def attend(
         for rows, each in apart
     ]  # fmt: skip
     qr = Rounded.stack([Rounded(*latent) for latent in latents])
-    q, chosen = _queries(ops, attn, qr, side, step, cache, rope, groups)
+    (queries,) = project_rounded(ops, qr, attn.queries)
+    q, index_q = queries.tensor_split([len(attn.wq_b.weight)], 1)
     q = q.view(len(q), -1, attn.head_dim)
+    chosen = _choose(ops, attn, index_q, side, step, cache, rope, groups)
     reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
     outputs = [
         ops.decode_attention(
@@ -98,19 +99,20 @@ def _feed(
     return side[..., 2 * width :]
 
 
-def _queries(
-    ops: Operators, attn: Attention, qr: Rounded, side: Callable[[], Tensor | None] | None, step: DecodeStep,
+def _choose(
+    ops: Operators, attn: Attention, q: Tensor, side: Callable[[], Tensor | None] | None, step: DecodeStep,
     cache: LayerCache, rope: RopeTable, groups: Groups,
-) -> tuple[Tensor, Sequence[Tensor | None]]:  # fmt: skip
-    """The latents through wq_b, [W * B, NH * HD]; for each token of a row the entries chosen, if an indexer does."""
+) -> Sequence[Tensor | None]:  # fmt: skip
+    """For each token of a row the entries that its index queries q [W * B, IH * ID] choose, if there is an indexer.
+
+    `side` gives the weights of its heads, when the step's entries are there.
+    """
     if attn.indexer is None:
-        (q,) = project_rounded(ops, qr, attn.wq_b)
         if side is not None:
             side()
-        return q, [None] * step.width
-    # Of the two ways to attention the indexer's is the longer one: it stays on this stream.
-    queries = step.branches.beside(project_rounded, ops, qr, attn.wq_b)
-    index_q = _index_queries(ops, attn.indexer, qr, step, rope)
+        return [None] * step.width
+    q = q.view(len(q), -1, attn.indexer.head_dim)
+    q = ops.index_queries(q, rope.cos, rope.sin, step.positions, attn.indexer.quantise)
     assert side is not None
     weights, keys = side(), cache.index_k
     assert weights is not None
@@ -119,13 +121,6 @@ def _queries(
     chosen = []
     for rows, each in step.apart():
         # Every rank scores with its own heads.
-        scores = groups.all_sum(ops.indexer_scores(index_q[rows, None], keys, weights[rows, None]))
+        scores = groups.all_sum(ops.indexer_scores(q[rows, None], keys, weights[rows, None]))
         chosen.append(ops.best_visible(scores[:, 0], each.visible, attn.indexer.topk))
-    return queries()[0], chosen
-
-
-def _index_queries(ops: Operators, indexer: Indexer, qr: Rounded, step: DecodeStep, rope: RopeTable) -> Tensor:
-    """[W * B, IH, ID]."""
-    (q,) = project_rounded(ops, qr, indexer.wq_b)
-    q = q.view(len(q), -1, indexer.head_dim)
-    return ops.index_queries(q, rope.cos, rope.sin, step.positions, indexer.quantise)
+    return chosen

@@ -1,4 +1,4 @@
-"""Parts of a step that do not need each other, on two streams of the device."""
+"""Parts of a step that do not need each other, on several streams of the device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flagrelease.device import Device
 from flagrelease.engine.kernels.operators import Operators
 
 T = TypeVar("T")
+LANES = 2
 
 
 class Branches:
@@ -17,25 +18,25 @@ class Branches:
     def __init__(self, ops: Operators, device: Device) -> None:
         """To be used from one stream, and by one thread."""
         self._ops, self._device = ops, device
-        self._parted = self._met = 0  # works begun beside; the last of them that was waited for
+        self._parted, self._met = [0] * LANES, [0] * LANES  # works begun in a lane; the last that was waited for
 
-    def beside(self, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+    def beside(self, work: Callable[..., T], *arguments: Any, lane: int = 0) -> Callable[[], T]:
         """Queue `work(*arguments)` beside what is queued next: `Device.beside`, where operators do not wait.
 
-        Works come one after the other, so that who has waited for a later one waits for nothing.
+        Works of a lane come one after the other, so that who has waited for a later one waits for nothing.
         """
         if not self._ops.captured:
             result = work(*arguments)
             return lambda: result
-        self._parted += 1
-        number, results = self._parted, list[T]()
-        join = self._device.beside(self._begin, results, work, *arguments)
+        self._parted[lane] += 1
+        number, results = self._parted[lane], list[T]()
+        join = self._device.beside(lane, self._begin, results, work, *arguments)
 
         def joined() -> T:
-            if self._met < number:
+            if self._met[lane] < number:
                 join()
                 self._ops.wait_for_streams()
-                self._met = number
+                self._met[lane] = number
             return results[0]
 
         return joined

@@ -60,7 +60,7 @@ def _open(
     assert mixed.mixes is not None
     streams, mixes = mixed.streams, mixed.mixes
     weights = step.branches.beside(
-        ops.hc_weights, streams, *mixes, hc.scale, hc.base, hc.iters, hc.eps, hc.norm_eps
+        ops.hc_weights, streams, *mixes, hc.scale, hc.base, hc.iters, hc.eps, hc.norm_eps, lane=1
     )  # fmt: skip
     x = ops.hc_pre_norm(streams, *mixes, hc.scale, hc.base, hc.eps, hc.norm_eps, hc.norm, into.takes_codes)
     return Rounded(*x), weights
