@@ -14,7 +14,7 @@ def show_engine(report: EngineReport) -> None:
     """Print the report as a table on stdout."""
     request, rates, several = report.request, report.rates, len(report.matrix_rates) > 1
     rows = table(
-        "phase", ">size", ">time", *([">collectives alone"] if several else []), ">tokens/s", ">must move or compute",
+        "phase", ">size", ">time", *([">collectives"] if several else []), ">tokens/s", ">must move or compute",
         ">roof, tokens/s", ">share",
         title=f"{request.name} dimensions, {request.numerics} numerics, {request.operators} operators, "
         f"{_devices(report)}",
