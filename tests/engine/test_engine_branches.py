@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from flagrelease.device import Device, open_device
 from flagrelease.engine.decode.branches import Branches
 from flagrelease.engine.kernels import early_launch
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.kernels.triton_operators import TritonOperators
 
 
 class Streams(SimpleNamespace):
@@ -109,13 +111,60 @@ def test_operators_that_wait_for_the_device_are_not_parted() -> None:
     assert seen == [0]
 
 
+class Edge(ctypes.Structure):
+    """CUgraphEdgeData."""
+
+    _fields_ = (("ports", ctypes.c_ubyte * 2), ("type", ctypes.c_ubyte), ("reserved", ctypes.c_ubyte * 5))
+
+
+def edges_of(graph: torch.cuda.CUDAGraph) -> list[tuple[int, int, bool]]:
+    """(from, to, whether `to` may start early) by the order of nodes, as the driver tells it."""
+    driver, recorded, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()
+    assert driver.cuGraphGetNodes(recorded, None, ctypes.byref(count)) == 0
+    nodes = (ctypes.c_void_p * count.value)()
+    assert driver.cuGraphGetNodes(recorded, nodes, ctypes.byref(count)) == 0
+    assert driver.cuGraphGetEdges_v2(recorded, None, None, None, ctypes.byref(count)) == 0
+    ends, data = [(ctypes.c_void_p * count.value)() for _ in range(2)], (Edge * count.value)()
+    assert driver.cuGraphGetEdges_v2(recorded, *ends, data, ctypes.byref(count)) == 0
+    number = {node: n for n, node in enumerate(nodes)}
+    return sorted((number[a], number[b], edge.type == 1) for a, b, edge in zip(*ends, data, strict=True))
+
+
+@pytest.mark.gpu
+def test_recorded_where_streams_meet_all_edges_are_full() -> None:
+    """What the argument in `early_launch` rests on: no dependency is lost, and none but within a stream is early."""
+    if not early_launch.EARLY.value:
+        pytest.skip("needs early launches: compute capability 9.0")
+    parts = torch.randn(2, 3, 512, device="cuda")
+    branches = Branches(TritonOperators(), open_device("cuda"))
+
+    def kernel() -> None:
+        TritonOperators.round_parts(parts, torch.float32, False)
+
+    def work() -> None:
+        kernel()
+        beside, short = branches.beside(kernel), branches.beside(kernel, lane=1)
+        kernel()
+        beside()
+        short()
+        kernel()
+        kernel()
+
+    work()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        work()
+    parted, met = [(0, 1, False), (0, 2, False), (0, 3, True)], [(1, 4, False), (2, 4, False), (3, 4, False)]
+    assert edges_of(graph) == [*parted, *met, (4, 5, True)]
+
+
 def test_kernels_that_depend_on_two_streams_do_not_start_early(
     streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(early_launch, "EARLY", SimpleNamespace(value=True))
     ops = Operators()
     monkeypatch.setattr(ops, "captured", True, raising=False)
-    monkeypatch.setattr(ops, "wait_for_streams", early_launch.wait_for_streams, raising=False)
+    monkeypatch.setattr(ops, "start_after_all", early_launch.start_after_all, raising=False)
     early: list[tuple[int, bool]] = []
 
     def kernel() -> None:
@@ -144,6 +193,20 @@ def test_who_waited_for_a_later_work_waits_for_nothing(streams: Streams, monkeyp
     assert len(streams.log) == waits
     assert branches.beside(streams.kernel, "c")() == "c"
     assert streams.log[-1] == (0, "waits until", "1 did 6")
+
+
+def test_works_of_another_lane_are_waited_for_along(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = Operators()
+    monkeypatch.setattr(ops, "captured", True, raising=False)
+    branches = Branches(ops, Device("cuda", 0, "nccl"))
+    other = branches.beside(streams.kernel, "a", lane=1)
+    first = branches.beside(streams.kernel, "b")
+    later = branches.beside(streams.kernel, "c")
+    assert first() == "b"
+    waits = [entry for entry in streams.log if entry[1] == "waits until"]
+    assert waits == [(0, "waits until", "2 did 2"), (0, "waits until", "1 did 2")]
+    assert (other(), later()) == ("a", "c")
+    assert [entry for entry in streams.log if entry[1] == "waits until"][2:] == [(0, "waits until", "2 did 4")]
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ that is launched so calls `wait_for_results` before it reads or writes anything 
 
 What is waited for is the one kernel before in the stream; all earlier ones are done then, because that one waited too.
 A stream that has come to wait for another one depends on a second kernel: its next one is launched as usual, when all
-that it depends on is done (`wait_for_streams`).
+that it depends on is done (`start_after_all`). (CUDA then shows full edges in a recorded graph, which a test reads.)
 """
 # ruff: noqa: N803  (constants)
 
@@ -31,21 +31,21 @@ def _launches_early() -> bool:
 EARLY = tl.constexpr(_launches_early())
 
 
-_waiting: set[int] = set()  # streams that have come to wait for another one since their last kernel here
+_late: set[int] = set()  # streams whose next kernel here is launched as usual
 
 
-def wait_for_streams() -> None:
-    """To be called when the current stream has come to wait for work of another one."""
+def start_after_all() -> None:
+    """Launch the current stream's next kernel when all that it depends on is done."""
     if EARLY.value:
-        _waiting.add(torch.cuda.current_stream().cuda_stream)
+        _late.add(torch.cuda.current_stream().cuda_stream)
 
 
 def _may_start_early() -> bool:
-    if not _waiting:
+    if not _late:
         return True
     stream = torch.cuda.current_stream().cuda_stream
-    early = stream not in _waiting
-    _waiting.discard(stream)
+    early = stream not in _late
+    _late.discard(stream)
     return early
 
 

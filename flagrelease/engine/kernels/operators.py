@@ -15,8 +15,11 @@ class Operators:
     arrange_experts = staticmethod(arrange_experts)  # not an operator: what is done to weights once
 
     @staticmethod
-    def wait_for_streams() -> None:
-        """To be called when the current stream has come to wait for work of another one, before the next operator."""
+    def start_after_all() -> None:
+        """The next operator on this stream is to start when all that it depends on is done, not to be set up before.
+
+        To be said where streams have parted or met, and where it would take the room of another stream's work.
+        """
 
     act_quant = staticmethod(reference.act_quant)
     act_quant_roundtrip = staticmethod(reference.act_quant_roundtrip)

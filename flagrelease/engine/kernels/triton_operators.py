@@ -8,7 +8,7 @@ from flagrelease.engine.kernels.best_visible import best_visible
 from flagrelease.engine.kernels.compress_pool import compress_pool
 from flagrelease.engine.kernels.compress_token import compress_token
 from flagrelease.engine.kernels.decode_attention import decode_attention
-from flagrelease.engine.kernels.early_launch import wait_for_streams
+from flagrelease.engine.kernels.early_launch import start_after_all
 from flagrelease.engine.kernels.embedding import embedding
 from flagrelease.engine.kernels.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
 from flagrelease.engine.kernels.fp4_codes import arrange_experts
@@ -52,7 +52,7 @@ class TritonOperators(Operators):
     captured = True
 
     arrange_experts = staticmethod(arrange_experts)
-    wait_for_streams = staticmethod(wait_for_streams)
+    start_after_all = staticmethod(start_after_all)
 
     act_quant = staticmethod(act_quant)
     act_quant_roundtrip = staticmethod(act_quant_roundtrip)
