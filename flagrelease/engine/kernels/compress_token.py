@@ -17,9 +17,10 @@ from flagrelease.engine.kernels.row_vectors import (
     fp8_rounded,
     hadamard_signs,
     normed,
-    rotated,
     rounded,
     sum_parts,
+    turned,
+    turns,
 )
 
 SLOTS = 8  # pooled at once
@@ -106,11 +107,11 @@ def _compress_token_kernel(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     dtype = entries_ptr.dtype.element_ty
     channels: tl.constexpr = D * (P // RATIO)
-    position = tl.load(positions_ptr + b).to(tl.int32)
+    position = tl.load(positions_ptr + b).to(tl.int32)  # given to the step, nobody's result
+    wait_for_results()
     if position >= 0:
         d = tl.arange(0, D)
         kv_row_ptr, score_row_ptr = kv_ptr + b * kv_row, score_ptr + b * score_row
@@ -127,7 +128,8 @@ def _compress_token_kernel(
         if (position + 1) % RATIO == 0:
             x = _pool(kv, score, pending_kv, pending_score, position, channels, D, RATIO, P, BLOCK)
             x = rounded(normed(rounded(x, dtype), tl.load(norm_ptr + d).to(tl.float32), D, eps), dtype)
-            x = rounded(rotated(x, cos_ptr, sin_ptr, position + 1 - RATIO, D, R, False), dtype)
+            cos, sin = turns(cos_ptr, sin_ptr, position + 1 - RATIO, D, R)
+            x = rounded(turned(x, cos, sin, D), dtype)
             if ROUNDING == "fp8":
                 x = fp8_rounded(x, D, R, 64)
             elif ROUNDING != "none":

@@ -13,7 +13,7 @@ from torch import Tensor
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import power_of_two_columns
-from flagrelease.engine.kernels.row_vectors import rotated
+from flagrelease.engine.kernels.row_vectors import turned, turns
 from flagrelease.engine.kernels.weights import ceil_div
 
 HEADS = 16  # of a program: as few as the matrix unit takes
@@ -26,26 +26,20 @@ MOST_PARTS = 32  # that are joined at once
 def _queries(
     q: tl.tensor,
     inside: tl.tensor,
-    cos_ptr: tl.tensor,
-    sin_ptr: tl.tensor,
-    position: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
     eps: tl.tensor,
     dtype: tl.constexpr,
     BLOCK_H: tl.constexpr,
     D: tl.constexpr,
-    R: tl.constexpr,
 ) -> tl.tensor:
-    """The heads at pointers `q` [BLOCK_H], normed and rotated: [BLOCK_H, D]."""
-    pair = tl.arange(0, D // 2)
+    """The heads at pointers `q` [BLOCK_H], normed and turned by cos and sin [D/2]: [BLOCK_H, D]."""
     x = tl.load(q[:, None] + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(x, (BLOCK_H, D // 2, 2)))
     rho = tl.rsqrt(tl.sum(even * even + odd * odd, axis=1) / D + eps)[:, None]
     even, odd = cast(even * rho, dtype).to(tl.float32), cast(odd * rho, dtype).to(tl.float32)
-    turn = pair - (D - R) // 2
-    cos = tl.load(cos_ptr + position * (R // 2) + turn, mask=turn >= 0, other=1.0)[None, :]
-    sin = tl.load(sin_ptr + position * (R // 2) + turn, mask=turn >= 0, other=0.0)[None, :]
-    turned = tl.join(even * cos - odd * sin, even * sin + odd * cos)
-    return cast(tl.reshape(turned, (BLOCK_H, D)), dtype)
+    x = tl.join(even * cos[None, :] - odd * sin[None, :], even * sin[None, :] + odd * cos[None, :])
+    return cast(tl.reshape(x, (BLOCK_H, D)), dtype)
 
 
 @jit
@@ -97,14 +91,14 @@ def _part_kernel(
     R: tl.constexpr,
 ) -> None:
     """Part p of row b for some heads: the sum over its positions, the maximum and the denominator there."""
-    wait_for_results()
     b, p = tl.program_id(0).to(tl.int64), tl.program_id(2)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, D)
     dtype = q_ptr.dtype.element_ty
-    position = tl.load(positions_ptr + b).to(tl.int32)
-    at = tl.maximum(position, 0)
-    q = _queries(q_ptr + b * q_row + h * D, h < H, cos_ptr, sin_ptr, at, eps, dtype, BLOCK_H, D, R)
+    position = tl.load(positions_ptr + b).to(tl.int32)  # given to the step, nobody's result
+    cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), D, R)
+    wait_for_results()
+    q = _queries(q_ptr + b * q_row + h * D, h < H, cos, sin, eps, dtype, BLOCK_H, D)
     chosen = chosen_ptr
     if chosen_ptr is not None:
         chosen = chosen_ptr + b * K
@@ -149,8 +143,10 @@ def _join_kernel(
     BLOCK_P: tl.constexpr,
 ) -> None:
     """One head of one row: the parts joined, the sink added, the result rotated back."""
-    wait_for_results()
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(tl.load(positions_ptr + b), 0), D, R)
+    sink = tl.load(sink_ptr + h)
+    wait_for_results()
     p, d = tl.arange(0, BLOCK_P), tl.arange(0, D)
     dtype = o_ptr.dtype.element_ty
     row = (b * P + p) * H + h
@@ -159,13 +155,11 @@ def _join_kernel(
     safe = tl.where(safe == float("-inf"), 0.0, safe)
     share = tl.exp(most - safe)
     total = tl.sum(tl.load(total_ptr + row, mask=p < P, other=0.0) * share, axis=0)
-    total += tl.exp(tl.load(sink_ptr + h) - safe)
+    total += tl.exp(sink - safe)
     inside = (p < P)[:, None]
     parts = tl.load(acc_ptr + row.to(tl.int64)[:, None] * D + d[None, :], mask=inside, other=0.0)
     o = tl.sum(parts * share[:, None], axis=0)
-    o = cast(o / total, dtype).to(tl.float32)
-    position = tl.maximum(tl.load(positions_ptr + b), 0)
-    o = rotated(o, cos_ptr, sin_ptr, position, D, R, True)
+    o = turned(cast(o / total, dtype).to(tl.float32), cos, -sin, D)
     tl.store(o_ptr + (b * H + h) * D + d, cast(o, dtype))
 
 

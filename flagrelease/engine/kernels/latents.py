@@ -13,7 +13,7 @@ from torch import Tensor
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import power_of_two_columns
-from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rotated, rounded, store_fp8, sum_parts
+from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rounded, store_fp8, sum_parts, turned, turns
 
 
 @early_kernel
@@ -40,24 +40,28 @@ def _latents_kernel(
     HD: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
-    wait_for_results()
     b = tl.program_id(0).to(tl.int64)
     dtype = kv_ptr.dtype.element_ty
     parts = parts_ptr + b * (QR + HD)
+    # What is no kernel's result is loaded before the wait: weights, and what the step is given.
     if tl.program_id(1) == 0:
         d = tl.arange(0, BLOCK_Q)
+        norm = tl.load(q_norm_ptr + d, mask=d < QR, other=0.0).to(tl.float32)
+        wait_for_results()
         x = rounded(sum_parts(parts, d, d < QR, part_stride, S), dtype)
-        x = normed(x, tl.load(q_norm_ptr + d, mask=d < QR, other=0.0).to(tl.float32), QR, eps)
+        x = normed(x, norm, QR, eps)
         tl.store(qr_ptr + b * QR + d, cast(x, dtype), mask=d < QR)
         if codes_ptr is not None:
             store_fp8(rounded(x, dtype), codes_ptr + b * QR, scales_ptr + b * (QR // 128), QR, BLOCK_Q)
     else:
         position = tl.load(positions_ptr + b)
+        d = tl.arange(0, HD)
+        norm = tl.load(kv_norm_ptr + d).to(tl.float32)
+        cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), HD, R)
+        wait_for_results()
         if position >= 0:
-            d = tl.arange(0, HD)
             x = rounded(sum_parts(parts, QR + d, d < HD, part_stride, S), dtype)
-            x = rounded(normed(x, tl.load(kv_norm_ptr + d).to(tl.float32), HD, eps), dtype)
-            x = rounded(rotated(x, cos_ptr, sin_ptr, position, HD, R, False), dtype)
+            x = rounded(turned(rounded(normed(x, norm, HD, eps), dtype), cos, sin, HD), dtype)
             if QUANTISE_KV:
                 x = fp8_rounded(x, HD, R, 64)
             tl.store(kv_ptr + b * kv_row + (first + position % ring) * HD + d, cast(x, dtype))

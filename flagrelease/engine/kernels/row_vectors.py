@@ -37,23 +37,17 @@ def normed(x: tl.tensor, weight: tl.tensor, D: tl.tensor, eps: tl.tensor) -> tl.
 
 
 @jit
-def rotated(
-    x: tl.tensor,
-    cos_ptr: tl.tensor,
-    sin_ptr: tl.tensor,
-    position: tl.tensor,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    INVERSE: tl.constexpr,
-) -> tl.tensor:
-    """[D] with its last R columns rotated to `position` (or from it), by tables of R/2 columns."""
-    even, odd = tl.split(tl.reshape(x, (D // 2, 2)))
+def turns(cos_ptr: tl.tensor, sin_ptr: tl.tensor, position: tl.tensor, D: tl.constexpr, R: tl.constexpr) -> tl.tensor:
+    """Cosine and sine for each pair of D columns [D/2], of which the last R turn; the tables have R/2 columns."""
     pair = tl.arange(0, D // 2) - (D - R) // 2
     at = position * (R // 2) + pair
-    cos = tl.load(cos_ptr + at, mask=pair >= 0, other=1.0)
-    sin = tl.load(sin_ptr + at, mask=pair >= 0, other=0.0)
-    if INVERSE:
-        sin = -sin
+    return tl.load(cos_ptr + at, mask=pair >= 0, other=1.0), tl.load(sin_ptr + at, mask=pair >= 0, other=0.0)
+
+
+@jit
+def turned(x: tl.tensor, cos: tl.tensor, sin: tl.tensor, D: tl.constexpr) -> tl.tensor:
+    """[D] with its pairs of columns turned; with -sin they are turned back."""
+    even, odd = tl.split(tl.reshape(x, (D // 2, 2)))
     return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (D,))
 
 
