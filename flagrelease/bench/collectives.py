@@ -63,4 +63,4 @@ def collective_seconds(model: Model, work: Callable[[Model], object]) -> float:
         for collective, shape, dtype in noted.calls:
             collective(model.groups, made[shape, dtype])
 
-    return seconds(model.device, model.device.capture(replay))
+    return seconds(model.device, model.device.capture(replay), inner=10)
