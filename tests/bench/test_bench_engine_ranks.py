@@ -137,7 +137,7 @@ def noted(ranks: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
         decoder.step(3, 70)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collectives, "seconds", lambda device, replay: replay())
+        patch.setattr(collectives, "seconds", lambda device, replay, inner: replay())
         for name in ("all_sum", "sum_output", "gather_vocab"):
             patch.setattr(Groups, name, lambda self, x: given.append((tuple(x.shape), x.dtype)) or x)
         patch.setattr(Groups, "gather_vocab", lambda self, x: given.append((tuple(x.shape), x.dtype)) or x.repeat(1, 2))
