@@ -76,6 +76,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("decode_attention", "window", lambda: attention(dtype, 5, 64, positions(7, 60, -1), 0, None)),
         of("decode_attention", "prefix", lambda: attention(dtype, 20, 32, positions(2, 79), 4, None)),
         of("decode_attention", "chosen", lambda: attention(dtype, 16, 64, positions(0, 100, 45), 4, 70)),
+        of("decode_attention", "many rows", lambda: attention(dtype, 5, 32, torch.arange(-1, 32) * 3, 4, 70)),
         of("index_queries", "rounded", lambda: _index(dtype, 20, 128, True)),
         of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),

@@ -5,21 +5,22 @@ positions, P parts of them. The list is never stored: a program computes its slo
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.interpreter import cast, dot, jit
+from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
 from flagrelease.engine.kernels.layout import power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import turned, turns
 from flagrelease.engine.kernels.weights import ceil_div
 
-HEADS = 16  # of a program: as few as the matrix unit takes
-STEP = 32  # positions
-PROGRAMS = 264  # that fill a chip
+MULTIPROCESSORS = 132  # of a chip that is to be filled
 MOST_PARTS = 32  # that are joined at once
+MANY_ROWS = 32  # that fill it with few programs a row
 
 
 @jit
@@ -85,12 +86,17 @@ def _part_kernel(
     W: tl.tensor,
     ratio: tl.tensor,
     per_part: tl.tensor,
+    KEYS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_T: tl.constexpr,
     D: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
-    """Part p of row b for some heads: the sum over its positions, the maximum and the denominator there."""
+    """Part p of row b for some heads: the sum over its positions, the maximum and the denominator there.
+
+    KEYS is the axis of scores on which positions lie. 1: heads are the rows of the matrix unit, which has room for 16.
+    0: positions are, which it then takes from where they were copied to, while many heads stay in its columns.
+    """
     b, p = tl.program_id(0).to(tl.int64), tl.program_id(2)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, D)
@@ -104,22 +110,32 @@ def _part_kernel(
         chosen = chosen_ptr + b * K
     most = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
-    acc = tl.zeros((BLOCK_H, D), tl.float32)
+    if KEYS == 0:
+        q = tl.trans(q)
+        acc = tl.zeros((D, BLOCK_H), tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_H, D), tl.float32)
     for start in range(p * per_part, tl.minimum((p + 1) * per_part, K + W), BLOCK_T):
         j = start + tl.arange(0, BLOCK_T)
         slot = _slots(j, chosen, position, first, ring, K, W, ratio)
         keys = kv_ptr + b * kv_row + slot[:, None] * D + d[None, :]
         kv = tl.load(keys, mask=(slot >= 0)[:, None], other=0.0)
-        z = dot(q, tl.trans(kv), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)) * scale
-        z = tl.where((slot >= 0)[None, :], z, float("-inf"))
-        above = tl.maximum(most, tl.max(z, axis=1))
+        if KEYS == 0:
+            z = dot(kv, q, tl.zeros((BLOCK_T, BLOCK_H), tl.float32)) * scale
+        else:
+            z = dot(q, tl.trans(kv), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)) * scale
+        z = tl.where(tl.expand_dims(slot >= 0, 1 - KEYS), z, float("-inf"))
+        above = tl.maximum(most, tl.max(z, axis=KEYS))
         # Until a valid position is met the maximum is -inf, and -inf - (-inf) would be NaN.
         safe = tl.where(above == float("-inf"), 0.0, above)
-        prob = tl.exp(z - safe[:, None])
+        prob = tl.exp(z - tl.expand_dims(safe, KEYS))
         shrink = tl.exp(most - safe)
-        total = total * shrink + tl.sum(prob, axis=1)
-        acc = dot(cast(prob, dtype), kv, acc * shrink[:, None])
+        total = total * shrink + tl.sum(prob, axis=KEYS)
+        acc = acc * tl.expand_dims(shrink, KEYS)
+        acc = dot(tl.trans(kv), cast(prob, dtype), acc) if KEYS == 0 else dot(cast(prob, dtype), kv, acc)
         most = above
+    if KEYS == 0:
+        acc = tl.trans(acc)
     row = (b * tl.num_programs(2) + p) * H + h
     tl.store(acc_ptr + row[:, None] * D + d[None, :], acc, mask=(h < H)[:, None])
     tl.store(most_ptr + row, most, mask=h < H)
@@ -172,9 +188,10 @@ def decode_attention(
     if power_of_two_columns(kv) != D or kv.dtype != q.dtype or q.stride(2) != 1 or q.stride(1) != D:
         raise ValueError(f"attention of q {q.dtype} {tuple(q.shape)} over kv {kv.dtype} {tuple(kv.shape)}")
     K = entries if chosen is None else chosen.shape[1]
-    step = STEP if q.element_size() == 2 else 16
-    steps, blocks = ceil_div(K + window, step), ceil_div(H, HEADS)
-    parts = max(1, min(steps, MOST_PARTS, PROGRAMS // (B * blocks)))
+    tile = _tile(B, single=q.element_size() == 4)
+    step, programs = tile["BLOCK_T"], MULTIPROCESSORS * 8 // tile["num_warps"]
+    steps, blocks = ceil_div(K + window, step), ceil_div(H, tile["BLOCK_H"])
+    parts = max(1, min(steps, MOST_PARTS, programs // (B * blocks)))
     per_part = ceil_div(steps, parts) * step
     parts = ceil_div(K + window, per_part)
     acc = torch.empty(B, parts, H, D, dtype=torch.float32, device=q.device)
@@ -183,7 +200,7 @@ def decode_attention(
     _part_kernel[(B, blocks, parts)](
         q, kv, None if chosen is None else chosen.contiguous(), positions, cos, sin, acc, most, total, D**-0.5, eps,
         q.stride(0), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
-        BLOCK_H=HEADS, BLOCK_T=step, D=D, R=2 * cos.shape[1], num_stages=2,
+        D=D, R=2 * cos.shape[1], num_stages=2, **tile,
     )  # fmt: skip
     o = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
     _join_kernel[(B, H)](
@@ -191,3 +208,20 @@ def decode_attention(
         D=D, R=2 * cos.shape[1], BLOCK_P=triton.next_power_of_2(parts), num_warps=8 if parts > 4 else 2,
     )  # fmt: skip
     return o
+
+
+def _tile(rows: int, *, single: bool) -> dict[str, int]:
+    """Tile sizes; only speed depends on them. `single`: FP32, which takes twice the shared memory."""
+    if single:
+        return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 16, "num_warps": 4}
+    if rows < MANY_ROWS or not _takes_all_heads():  # as few heads as the matrix unit takes
+        return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 4}
+    return {"KEYS": 0, "BLOCK_H": 64, "BLOCK_T": 64, "num_warps": 8}
+
+
+@cache
+def _takes_all_heads() -> bool:
+    """Whether a program may have 200 KiB of shared memory and multiplies what lies there: compute capability 9.0."""
+    if INTERPRETED.value:
+        return True
+    return torch.version.cuda is not None and torch.cuda.get_device_capability() == (9, 0)
