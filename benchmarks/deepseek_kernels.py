@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -77,9 +78,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=0, help="that compile first")
     parser.add_argument("--json", type=Path, help="also write the rows there, after each")
     args = parser.parse_args()
-    _compile(args.kernel, args.tokens, args.processes)
+    broken = _compile(args.kernel, args.tokens, args.processes)
     device = open_device("cuda")
     peers = _peers(args.kernel)
+    for operator, name in broken:
+        print(f"{operator}: {name} ended its process with an error of the device: left out", file=sys.stderr)
+        peers[operator] = [peer for peer in peers[operator] if peer.name != name]
     document = _document(args.kernel, device)
     rows: list[Row] = []
     with torch.no_grad():
@@ -104,24 +108,37 @@ def _peers(kernel: Path) -> Peers:
     return {name: list(chain(*(table.get(name, ()) for table in tables))) for name in set().union(*tables)}
 
 
-def _compile(kernel: Path, tokens: tuple[int, ...], processes: int) -> None:
-    """Call everything once, each case in one of the processes: what they compile stays in the compilers' caches."""
-    if processes:
-        context = multiprocessing.get_context("spawn")
-        works = [(kernel, tokens, part, processes) for part in range(processes)]
-        with context.Pool(processes) as pool:
-            pool.starmap(_compile_part, works)
+def _compile(kernel: Path, tokens: tuple[int, ...], processes: int) -> set[tuple[str, str]]:
+    """Call everything once, each case in one of the processes: what they compile stays in the compilers' caches.
+
+    Returns operators and peers after which the device refused all further work of the process.
+    """
+    if not processes:
+        return set()
+    works = [(kernel, tokens, part, processes) for part in range(processes)]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return {broken for broken in pool.starmap(_compile_part, works) if broken is not None}
 
 
 @torch.no_grad()
-def _compile_part(kernel: Path, tokens: tuple[int, ...], part: int, parts: int) -> None:
+def _compile_part(kernel: Path, tokens: tuple[int, ...], part: int, parts: int) -> tuple[str, str] | None:
     device, peers = open_device("cuda"), _peers(kernel)
     for index, (case,) in enumerate(_cases(device, tokens, 1)):
         if index % parts == part:
             for peer in (_ours(case, device), *peers.get(case.operator, ())):
-                with suppress(*REFUSALS):  # told when it is timed
-                    peer.call(*peer.prepare(*case.arguments))
-                    device.synchronize()
+                if _breaks(peer, case, device):
+                    return case.operator, peer.name
+    return None
+
+
+def _breaks(peer: Peer, case: OperatorCase, device: Device) -> bool:
+    try:
+        with suppress(*REFUSALS):  # told when it is timed
+            peer.call(*peer.prepare(*case.arguments))
+        device.synchronize()
+    except torch.AcceleratorError:
+        return True
+    return False
 
 
 def _cases(device: Device, tokens: Iterable[int], sets: int) -> Iterator[tuple[OperatorCase, ...]]:
