@@ -1,7 +1,7 @@
 """`bench kernels`: each operator of the forward pass at a model's shapes, by each provider that is installed.
 
-FlagGems' operators are timed as the provider `flag_gems` calls them. DeepSeek's TileLang kernels are not: no package
-index has them.
+FlagGems' operators are timed as the provider `flag_gems` calls them. DeepSeek's TileLang kernels, of which the user
+brings a copy, are timed beside ours and FlagGems' by benchmarks/deepseek_kernels.py.
 """
 
 from __future__ import annotations
