@@ -66,7 +66,7 @@ def _linear_kernel(
     if QUANTISED:
         xs = xs_ptr + m * xs_row
     if FORMAT == "fp8":
-        ws = ws_ptr + (group * N + n) // 128 * ws_row
+        ws = ws_ptr + (group * N + tl.program_id(1) * BLOCK_N) // 128 * ws_row
     if FORMAT == "fp4":
         ws = ws_ptr + n * ws_row
     if PREFETCH > 0:  # weights are nobody's result
@@ -195,12 +195,18 @@ class _Tile:
 
     @classmethod
     def of(cls, rows: int, outputs: int, columns: int, fmt: str, coded: bool, single: bool) -> "_Tile":
-        """See `tile_shape`; `columns` of a part. Measured on an H200 at V4-Flash shapes, for 1 and 16 rows."""
+        """See `tile_shape`; `columns` of a part. Measured on an H200 at V4-Flash shapes, for 1 and 16 rows.
+
+        With more rows their scales would cost more than the weight does: one for each column of the result, where it is
+        left.
+        """
         if rows > 64 or fmt == "fp4" or single:
             return cls(*tile_shape(rows, outputs, fmt, single), 3, False)
         block_m, steps = max(16, triton.next_power_of_2(rows)), ceil_div(columns, 128)
+        if coded and rows > 32:
+            return cls(64, 128, 128, 4, 3, False)
         if coded and outputs >= 2 * FILLED * 128:
-            return cls(block_m, 128, 128, 4, 3 if steps <= 4 else 6, True)
+            return cls(block_m, 128, 128, 4, 3 if steps <= 4 or rows > 16 else 6, True)
         if fmt == "fp8":
             return cls(block_m, 64, 128, 4, 6 if coded else 4, True)
         return cls(block_m, 64, 128, 4, 4 if steps <= 8 else 6, True)

@@ -57,7 +57,8 @@ def _gate_up_kernel(
     w1, w3 = w1_ptr + e * w_expert + n * w_row, w3_ptr + e * w_expert + n * w_row
     s1, s3 = w1, w3  # not read by a plain product
     if FORMAT == "fp8":
-        s1, s3 = s1_ptr + e * s_expert + n // 128 * s_row, s3_ptr + e * s_expert + n // 128 * s_row
+        block = e * s_expert + tl.program_id(0) * BLOCK_N // 128 * s_row
+        s1, s3 = s1_ptr + block, s3_ptr + block
     if FORMAT == "fp4":
         s1, s3 = s1_ptr + e * s_expert + n * s_row, s3_ptr + e * s_expert + n * s_row
     for m0 in range(begin, end, BLOCK_M):
@@ -105,7 +106,7 @@ def _down_kernel(
     w2 = w2_ptr + e * w_expert + n * w_row
     s2 = w2
     if FORMAT == "fp8":
-        s2 = s2_ptr + e * s_expert + n // 128 * s_row
+        s2 = s2_ptr + e * s_expert + tl.program_id(0) * BLOCK_N // 128 * s_row
     if FORMAT == "fp4":
         s2 = s2_ptr + e * s_expert + n * s_row
     for m0 in range(begin, end, BLOCK_M):

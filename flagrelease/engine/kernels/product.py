@@ -1,12 +1,13 @@
 """The inner loop of every matrix product: a tile of x W^T for weights stored plain, as FP8 or as FP4.
 
 Legend: BLOCK_M rows of x, BLOCK_N rows of w, K columns of both. x, w, xs, ws are vectors of pointers to the starts of
-rows of values and of scales, so that a caller may take its rows from anywhere (the experts' kernel gathers them).
+rows of values and of scales, so that a caller may take its rows from anywhere (the experts' kernel gathers them). With
+FP8 ws is one pointer: BLOCK_N divides 128, and the rows of w begin at a multiple of it, so that they share a scale.
 
 | FORMAT | w | ws of output n | x with QUANTISED (E4M3, one scale a step) | other x (BF16, FP32) | step |
 |---|---|---|---|---|---|
 | plain | BF16, FP32 | none | - | FP32 product if either is | BLOCK_K |
-| fp8 | E4M3 | row n/128, one a step | FP8 product | w widened to x's type | 128 |
+| fp8 | E4M3 | row n/128 of all, one a step | FP8 product | w widened to x's type | 128 |
 | fp4 | two codes a byte, even column low | row n, four a step | both widened to BF16 | w widened to x's type | 128 |
 
 FP4 times a power of two is exact in BF16 (scale codes 0 to 252), and so is E4M3: BF16 products lose nothing. Even and
@@ -59,10 +60,8 @@ def product(
             zero = tl.zeros((rows, columns), tl.float32)
             if FORMAT == "fp8":
                 y = _fp8_step(zero, x, x_inside, w, w_inside, start, K, WEIGHTS_LEFT)
-                if WEIGHTS_LEFT:
-                    acc += y * (scale_value(w_scale)[:, None] * x_scale[None, :])
-                else:
-                    acc += y * (x_scale[:, None] * scale_value(w_scale)[None, :])
+                scale = x_scale * scale_value(w_scale)
+                acc += y * (scale[None, :] if WEIGHTS_LEFT else scale[:, None])
             else:
                 y = _fp4_step(zero, x, x_inside, w, scale_value(w_scale), w_inside, start, K, BLOCK_M, BLOCK_N)
                 acc += y * x_scale[:, None]
@@ -85,13 +84,13 @@ def _scales(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """x's scales of 128 columns [BLOCK_M], and the weight's as they are stored: [BLOCK_N], FP4 [4, BLOCK_N]."""
+    """x's scales of 128 columns [BLOCK_M], and the weight's as they are stored: FP8 one, FP4 [4, BLOCK_N]."""
     x_scale = tl.full((BLOCK_M,), 1.0, tl.float32)
     last = tl.minimum(start, K - 1) // 128  # beyond the end any scale will do
     if QUANTISED:
         x_scale = tl.load(xs + last, mask=x_inside, other=0.0)
     if FORMAT == "fp8":
-        w_scale = tl.load(ws + last, mask=w_inside, other=0)
+        w_scale = tl.load(ws + last)
     else:
         group = start // 32 + tl.arange(0, 4)
         w_scale = tl.load(ws[None, :] + group[:, None], mask=w_inside[None, :] & (group * 32 < K)[:, None], other=0)
