@@ -7,14 +7,15 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import power_of_two, power_of_two_exponent
-from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast, round_e4m3
 from flagrelease.engine.kernels.layout import output, rows
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 BLOCK_R = 16
 
 
-@jit
+@early_kernel
 def _act_quant_kernel(
     x_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -27,6 +28,7 @@ def _act_quant_kernel(
     ROUNDTRIP: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
+    wait_for_results()
     r = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     g = tl.program_id(1)
     column = g * GROUP + tl.arange(0, GROUP)[None, :]

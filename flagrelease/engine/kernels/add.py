@@ -6,13 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast
 
 BLOCK = 1024
 
 
-@jit
+@early_kernel
 def _add_kernel(a_ptr: tl.tensor, b_ptr: tl.tensor, y_ptr: tl.tensor, N: tl.tensor, BLOCK_N: tl.constexpr) -> None:
+    wait_for_results()
     i = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     a = tl.load(a_ptr + i, mask=i < N, other=0.0).to(tl.float32)
     b = tl.load(b_ptr + i, mask=i < N, other=0.0).to(tl.float32)

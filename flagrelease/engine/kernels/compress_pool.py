@@ -5,10 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 
 
-@jit
+@early_kernel
 def _compress_pool_kernel(
     kv_ptr: tl.tensor,
     score_ptr: tl.tensor,
@@ -18,6 +18,7 @@ def _compress_pool_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
+    wait_for_results()
     w = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, BLOCK_S)[:, None]
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)

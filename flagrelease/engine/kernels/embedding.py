@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.layout import unit_columns
 
 
-@jit
+@early_kernel
 def _embedding_kernel(
     ids_ptr: tl.tensor,
     table_ptr: tl.tensor,
@@ -20,6 +20,7 @@ def _embedding_kernel(
     H: tl.tensor,
     BLOCK_H: tl.constexpr,
 ) -> None:
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     row = tl.load(ids_ptr + t + tl.arange(0, 1)).to(tl.int64) - vocab_start  # a block of one: masks are blocks

@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 
 
-@jit
+@early_kernel
 def _plan_kernel(
     ids_ptr: tl.tensor,
     pairs_ptr: tl.tensor,
@@ -19,6 +19,7 @@ def _plan_kernel(
     BLOCK_P: tl.constexpr,
 ) -> None:
     """Program e lists the pairs of local expert e from start[e] on; start[E] is the number of local pairs."""
+    wait_for_results()
     e = tl.program_id(0)
     before = 0
     for p0 in range(0, P, BLOCK_P):

@@ -7,14 +7,15 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import e2m1_code, e2m1_value, power_of_two, power_of_two_exponent
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import output, rows
 from flagrelease.engine.kernels.weights import FP4_BLOCK
 
 BLOCK_R = 32
 
 
-@jit
+@early_kernel
 def _fp4_act_quant_kernel(
     x_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -27,6 +28,7 @@ def _fp4_act_quant_kernel(
     ROUNDTRIP: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
+    wait_for_results()
     r = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     g = tl.program_id(1)
     pair = g * HALF + tl.arange(0, HALF)[None, :]

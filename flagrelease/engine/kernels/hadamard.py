@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, dot, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast, dot
 from flagrelease.engine.kernels.layout import output, rows
 
 LARGEST = 256  # columns; the matrix is held whole (V4 has 128)
 
 
-@jit
+@early_kernel
 def _hadamard_kernel(
     x_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -27,6 +28,7 @@ def _hadamard_kernel(
     BLOCK_R: tl.constexpr,
     D: tl.constexpr,
 ) -> None:
+    wait_for_results()
     r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
     d = tl.arange(0, D)
     x = tl.load(x_ptr + r * x_stride + d[None, :], mask=r < R, other=0.0)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import jit
 from flagrelease.engine.kernels.layout import rows
 
@@ -75,7 +76,7 @@ def store_post_and_comb(
     tl.store(comb_ptr + j[:, None] * M + j[None, :], comb, mask=inside)
 
 
-@jit
+@early_kernel
 def _split_kernel(
     mixes_ptr: tl.tensor,
     scale_ptr: tl.tensor,
@@ -89,6 +90,7 @@ def _split_kernel(
     M: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ) -> None:
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     mixes = mixes_ptr + t * N
     j = tl.arange(0, BLOCK_M)

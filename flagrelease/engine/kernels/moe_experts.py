@@ -13,8 +13,9 @@ from torch import Tensor
 
 from flagrelease.engine.kernels import fp4_experts
 from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.expert_plan import plan_pairs
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import unit_columns
 from flagrelease.engine.kernels.linear import stored_scale, tile_shape
 from flagrelease.engine.kernels.product import product
@@ -22,7 +23,7 @@ from flagrelease.engine.kernels.swiglu import clamped_swiglu
 from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
 
 
-@jit
+@early_kernel
 def _gate_up_kernel(
     x_ptr: tl.tensor,
     xs_ptr: tl.tensor,
@@ -51,6 +52,7 @@ def _gate_up_kernel(
     BLOCK_K: tl.constexpr,
 ) -> None:
     """h[sorted pair] = swiglu(w1 x, w3 x) * routing weight, each product rounded to h's dtype first."""
+    wait_for_results()
     e = tl.program_id(1).to(tl.int64)
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     begin, end = tl.load(start_ptr + e), tl.load(start_ptr + e + 1)
@@ -77,7 +79,7 @@ def _gate_up_kernel(
         tl.store(h_ptr + m[:, None] * MI + n[None, :], h, mask=(m < end)[:, None] & (n < MI)[None, :])
 
 
-@jit
+@early_kernel
 def _down_kernel(
     h_ptr: tl.tensor,
     hs_ptr: tl.tensor,
@@ -100,6 +102,7 @@ def _down_kernel(
     BLOCK_K: tl.constexpr,
 ) -> None:
     """y[pair] = w2 h[sorted pair], rounded to y's dtype."""
+    wait_for_results()
     e = tl.program_id(1).to(tl.int64)
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     begin, end = tl.load(start_ptr + e), tl.load(start_ptr + e + 1)
@@ -121,7 +124,7 @@ def _down_kernel(
         tl.store(y, cast(acc, y_ptr.dtype.element_ty), mask=(m < end)[:, None] & (n < H)[None, :])
 
 
-@jit
+@early_kernel
 def _combine_kernel(
     ids_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -132,6 +135,7 @@ def _combine_kernel(
     SLOTS: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     acc = tl.zeros((BLOCK_H,), tl.float32)
@@ -142,7 +146,7 @@ def _combine_kernel(
     tl.store(out_ptr + t * H + h, acc, mask=h < H)
 
 
-@jit
+@early_kernel
 def _place_kernel(
     ids_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -156,6 +160,7 @@ def _place_kernel(
     BLOCK_H: tl.constexpr,
 ) -> None:
     """out[token, slot] = y[pair], zero where the pair's expert is not here."""
+    wait_for_results()
     p = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     local = tl.load(ids_ptr + p + tl.arange(0, 1)).to(tl.int32) - first  # a block: masks are blocks

@@ -5,13 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import output, rows
 
 TILE = 4096  # elements of a program's tile, where rows are shorter
 
 
-@jit
+@early_kernel
 def _rms_norm_kernel(
     x_ptr: tl.tensor,
     w_ptr: tl.tensor,
@@ -24,6 +25,7 @@ def _rms_norm_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
+    wait_for_results()
     r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
     d = tl.arange(0, BLOCK_D)
     inside = (r < R) & (d < D)[None, :]

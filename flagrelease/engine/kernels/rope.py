@@ -5,11 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import output, unit_columns
 
 
-@jit
+@early_kernel
 def _rope_kernel(
     x_ptr: tl.tensor,
     cos_ptr: tl.tensor,
@@ -31,6 +32,7 @@ def _rope_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ) -> None:
+    wait_for_results()
     a = (tl.program_id(0) // B).to(tl.int64)
     b = (tl.program_id(0) % B).to(tl.int64)
     c = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[:, None]

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import jit
 from flagrelease.engine.kernels.layout import rows
 
@@ -46,7 +47,7 @@ def load_bias(bias_ptr: tl.tensor, e: tl.tensor, E: tl.tensor, BLOCK_E: tl.const
     return bias
 
 
-@jit
+@early_kernel
 def _route_kernel(
     scores_ptr: tl.tensor,
     bias_ptr: tl.tensor,
@@ -59,6 +60,7 @@ def _route_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK_E)
     scores = tl.load(scores_ptr + t * scores_stride + e, mask=e < E, other=0.0)
@@ -66,7 +68,7 @@ def _route_kernel(
     store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
 
 
-@jit
+@early_kernel
 def _route_hashed_kernel(
     scores_ptr: tl.tensor,
     table_ptr: tl.tensor,
@@ -78,6 +80,7 @@ def _route_hashed_kernel(
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
+    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     token = tl.load(tokens_ptr + t).to(tl.int64)

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.interpreter import cast, dot, jit
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.interpreter import cast, dot
 from flagrelease.engine.kernels.layout import unit_columns
 
 MANY_QUERIES = 256  # from here on, programs fill the chip without splitting the heads finely
@@ -19,7 +20,7 @@ MANY_QUERIES = 256  # from here on, programs fill the chip without splitting the
 TILE = (64, 64, 2) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2) else (32, 32, 1)
 
 
-@jit
+@early_kernel
 def _sparse_attention_kernel(
     q_ptr: tl.tensor,
     kv_ptr: tl.tensor,
@@ -42,6 +43,7 @@ def _sparse_attention_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
+    wait_for_results()
     query = tl.program_id(0).to(tl.int64)
     b = query // S
     s = query % S

@@ -9,14 +9,15 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import power_of_two, power_of_two_exponent
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.fp4_codes import BLOCK
-from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
+from flagrelease.engine.kernels.interpreter import cast, round_e4m3
 from flagrelease.engine.kernels.layout import rows
 
 BLOCKS = 8  # of a program
 
 
-@jit
+@early_kernel
 def _split_columns_kernel(
     x_ptr: tl.tensor,
     y_ptr: tl.tensor,
@@ -26,6 +27,7 @@ def _split_columns_kernel(
     QUANTISE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
+    wait_for_results()
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     r, s = block // S, block % S
     d = tl.arange(0, 256)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import rows
 
@@ -17,7 +18,7 @@ def clamped_swiglu(gate: tl.tensor, up: tl.tensor, limit: tl.tensor) -> tl.tenso
     return gate / (1.0 + tl.exp(-gate)) * up
 
 
-@jit
+@early_kernel
 def _swiglu_kernel(
     gate_ptr: tl.tensor,
     up_ptr: tl.tensor,
@@ -29,6 +30,7 @@ def _swiglu_kernel(
     limit: tl.tensor,
     BLOCK_N: tl.constexpr,
 ) -> None:
+    wait_for_results()
     r = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     gate = tl.load(gate_ptr + r * gate_stride + n, mask=n < N, other=0.0).to(tl.float32)

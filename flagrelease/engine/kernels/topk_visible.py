@@ -76,7 +76,7 @@ def _short_row_kernel(
     )
 
 
-@jit
+@early_kernel
 def _topk_visible_kernel(
     scores_ptr: tl.tensor,
     visible_ptr: tl.tensor,
@@ -88,6 +88,7 @@ def _topk_visible_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
+    wait_for_results()
     row = tl.program_id(0).to(tl.int64)
     scores = scores_ptr + row * scores_stride
     visible = tl.minimum(tl.load(visible_ptr + row).to(tl.int32), N)
