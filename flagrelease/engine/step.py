@@ -1,7 +1,8 @@
 """One step of the model over a ragged batch: which tokens, at which positions, reading and writing which cache slots.
 
-Prefill, a later chunk of a prompt and decoding are the same step with other numbers. Everything here is integer work on
-the host, done once a step and shared by all layers; the layers only gather and scatter by it.
+Prefill, a later chunk of a prompt and decoding are the same step with other numbers. All of it is integer work, done
+once a step and shared by all layers; the layers only gather and scatter by it. Sizes come from the host's numbers, and
+what has such a size is made on the device: of 8,192 tokens it is tens of MB, and nothing waits for it.
 
 Legend: B rows, S tokens of the longest row, W window, R ring slots, C compressed entries a row can hold, n windows that
 the step completes in any row, P pending slots.
@@ -78,69 +79,67 @@ def plan_step(
 ) -> Step:
     """The step that appends `tokens[b]` to row b, which has seen `starts[b]` tokens. At least one row appends some."""
     B, S = len(tokens), max(map(len, tokens))
-    start = torch.tensor(starts)[:, None]
-    length = torch.tensor([len(row) for row in tokens])[:, None]
-    padded = torch.tensor([[*row, *[0] * (S - len(row))] for row in tokens])
-    place = torch.arange(S)[None]
-    positions, real = start + place, place < length
+    ends = [begun + len(row) for begun, row in zip(starts, tokens, strict=True)]
+    padded = torch.tensor([[*row, *[0] * (S - len(row))] for row in tokens], device=device)
+    start, end = (torch.tensor(each, device=device)[:, None] for each in (starts, ends))
+    place = torch.arange(S, device=device)[None]
+    positions, real = start + place, place < end - start
     ring, slot = ring_slots(config.sliding_window, chunk), {}
-    window = _window_slots(config.sliding_window, ring, positions, real)
+    window = _window_slots(min(config.sliding_window, max(starts) + S), ring, positions, real)
     visible_slots, windows = {}, {}
     for ratio in sorted(set(config.compress_ratios)):
         C = context // ratio if ratio else 0
-        slot[ratio] = torch.where(real, C + positions % ring, _BIN).to(device)
+        slot[ratio] = torch.where(real, C + positions % ring, _BIN)
         listed = torch.where(window < 0, -1, window + C)
         if ratio:
-            windows[ratio] = _plan_windows(ratio, start, length, positions, real, C, device)
+            completed = max(past // ratio - begun // ratio for begun, past in zip(starts, ends, strict=True))
+            most = max(past // ratio for past, row in zip(ends, tokens, strict=True) if row)
+            windows[ratio] = _plan_windows(ratio, completed, min(most, C), start, end, positions, real)
         if ratio and ratio != OVERLAP_RATIO:
             listed = torch.cat((_prefix(windows[ratio], positions, real, ratio), listed), -1)
-        visible_slots[ratio] = listed.int().to(device)
+        visible_slots[ratio] = listed.int()
     return Step(
-        tokens=padded.to(device),
-        positions=(positions * real).to(device),  # padding reads position 0: the tables end at the context
+        tokens=padded,
+        positions=positions * real,  # padding reads position 0: the tables end at the context
         row=torch.arange(B, device=device)[:, None],
-        last=(length[:, 0] - 1).clamp(min=0).to(device),
+        last=(end - start - 1)[:, 0].clamp(min=0),
         kv_slot=slot,
         visible_slots=visible_slots,
         windows=windows,
     )
 
 
-def _window_slots(window: int, ring: int, positions: Tensor, real: Tensor) -> Tensor:
-    """Ring slots [B, S, ..] of the positions (p - window, p] of each query, -1 where there is none."""
-    columns = min(window, int(positions.max()) + 1)
-    keys = positions[..., None] - torch.arange(columns - 1, -1, -1)
+def _window_slots(columns: int, ring: int, positions: Tensor, real: Tensor) -> Tensor:
+    """Ring slots [B, S, columns] of the positions (p - columns, p] of each query, -1 where there is none."""
+    keys = positions[..., None] - torch.arange(columns - 1, -1, -1, device=positions.device)
     return torch.where((keys >= 0) & real[..., None], keys % ring, -1)
 
 
 def _prefix(windows: Windows, positions: Tensor, real: Tensor, ratio: int) -> Tensor:
     """All visible entries [B, S, entries] by slot, -1 where one is not visible."""
-    entry = torch.arange(windows.entries)
+    entry = torch.arange(windows.entries, device=positions.device)
     seen = (entry < ((positions + 1) // ratio)[..., None]) & real[..., None]
     return torch.where(seen, entry, -1)
 
 
 def _plan_windows(
-    ratio: int, start: Tensor, length: Tensor, positions: Tensor, real: Tensor, capacity: int, device: torch.device
+    ratio: int, completed: int, entries: int, start: Tensor, end: Tensor, positions: Tensor, real: Tensor
 ) -> Windows:
-    P = pending_slots(ratio)
-    end = start + length
-    first, past = start // ratio, end // ratio
-    window = first + torch.arange(int((past - first).max()))  # [B, n]
-    complete = window < past
-    slots = torch.arange(-ratio if ratio == OVERLAP_RATIO else 0, ratio)
+    """`completed`: windows that a row completes at most; `entries`: see `Windows`."""
+    P, device = pending_slots(ratio), positions.device
+    window = start // ratio + torch.arange(completed, device=device)  # [B, n]
+    complete = window < end // ratio
+    slots = torch.arange(-ratio if ratio == OVERLAP_RATIO else 0, ratio, device=device)
     token = (window * ratio)[..., None] + slots  # [B, n, slots], positions
     source = torch.where(token >= start[..., None], P + 2 + token - start[..., None], token % P)
     source = torch.where(token < 0, P, source)
-    source = torch.where(complete[..., None], source, P)
     remembered = real & (positions >= end - P)
-    visible = torch.where(real, (positions + 1) // ratio, 0)
     return Windows(
-        visible=visible.to(device),
-        entries=min(int(visible.max()), capacity),
-        phase=(positions % ratio).to(device),
-        pending_slot=torch.where(remembered, positions % P, _BIN).to(device),
-        source=source.to(device),
-        entry_slot=torch.where(complete, window, _BIN).to(device),
-        entry_position=(torch.where(complete, window, 0) * ratio).to(device),
+        visible=torch.where(real, (positions + 1) // ratio, 0),
+        entries=entries,
+        phase=positions % ratio,
+        pending_slot=torch.where(remembered, positions % P, _BIN),
+        source=torch.where(complete[..., None], source, P),
+        entry_slot=torch.where(complete, window, _BIN),
+        entry_position=torch.where(complete, window, 0) * ratio,
     )
