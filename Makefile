@@ -1,4 +1,4 @@
-# make demo   sets up .venv, converts and proves a small checkpoint
+# make demo   sets up .venv; the trained model is released for two chips, proved, asked and published into a folder
 # make test   sets up .venv, then format, lint, types and all tests that are not marked slow
 # make test-gpu   the tests that need a CUDA device; without one it fails
 PYTHON ?= python3
