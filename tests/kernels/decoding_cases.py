@@ -57,6 +57,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
     return [
         of("hc_mixes", "4 streams", lambda: streams(3, 4, 256, dtype, 24)[:2]),
         of("hc_mixes", "odd", lambda: streams(17, 3, 35, dtype, 15)[:2]),
+        of("hc_mixes", "many tokens", lambda: streams(1030, 2, 70, dtype, 8)[:2]),
         of("hc_pre_norm", "4 streams", lambda: (*mixed(3, 4, 256, dtype), 1e-6, 1e-6, randn(256), codes)),
         of("hc_pre_norm", "odd", lambda: (*mixed(2, 3, 35, dtype), 1e-6, 1e-6, randn(35), False)),
         of("hc_weights", "4 streams", lambda: (*mixed(3, 4, 256, dtype), 20, 1e-6, 1e-6)),

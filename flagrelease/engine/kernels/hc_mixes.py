@@ -15,24 +15,38 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import rows
 
-TOKENS = 16  # of a program
-STEP = 128  # columns
+TOKENS, STEP = 16, 128  # tokens and columns of a program's tile
+MANY = 1024  # tokens, of which a program takes more, since it reads all of fn for them
+MANY_TOKENS, MANY_STEP = 64, 64
 MOST_SPLITS = 32
 PROGRAMS = 256  # enough to fill a chip
 
 
 @jit
 def exact_dot(x: tl.tensor, fn: tl.tensor, acc: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
-    """acc + x fn to FP32's precision: for BF16 x on the matrix unit, with fn as a sum of three BF16 numbers."""
+    """acc + x fn to FP32's precision: for BF16 x on the matrix unit, with fn as a sum of three BF16 numbers.
+
+    Each has 8 of fn's 24 bits: cut off, since rounding takes an instruction that is slow, and exact as well.
+    """
     if dtype == tl.bfloat16:
         x = cast(x, tl.bfloat16)
-        high = cast(fn, tl.bfloat16)
-        rest = fn - high.to(tl.float32)
-        middle = cast(rest, tl.bfloat16)
-        low = cast(rest - middle.to(tl.float32), tl.bfloat16)
-        return dot(x, low, dot(x, middle, dot(x, high, acc)))
+        rest = fn - _first_bits(fn)
+        last = rest - _first_bits(rest)
+        return dot(x, _as_bfloat16(last), dot(x, _as_bfloat16(rest), dot(x, _as_bfloat16(fn), acc)))
     else:  # noqa: RET505 - Triton compiles what follows a return
         return dot(x, fn, acc)
+
+
+@jit
+def _first_bits(x: tl.tensor) -> tl.tensor:
+    """FP32 x without what BF16 has no room for."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@jit
+def _as_bfloat16(x: tl.tensor) -> tl.tensor:
+    """FP32 x in BF16, cut off."""
+    return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
 @early_kernel
@@ -75,15 +89,16 @@ def mixes_of(x_rows: Tensor, fn: Tensor) -> tuple[Tensor, Tensor]:
     N = len(fn)
     if fn.shape != (N, K) or fn.dtype != torch.float32:
         raise ValueError(f"fn {fn.dtype} {tuple(fn.shape)}: FP32 [.., {K}] is needed")
-    blocks = triton.cdiv(T, TOKENS)
+    tokens, step = (MANY_TOKENS, MANY_STEP) if T >= MANY else (TOKENS, STEP)
+    blocks = triton.cdiv(T, tokens)
     most = MOST_SPLITS if T > TOKENS else 4 * MOST_SPLITS  # parts as short as can be, where nothing else hides latency
-    splits = max(1, min(most, PROGRAMS // max(blocks, 1), triton.cdiv(K, STEP)))
-    per_split = triton.cdiv(triton.cdiv(K, splits), STEP) * STEP
+    splits = max(1, min(most, PROGRAMS // max(blocks, 1), triton.cdiv(K, step)))
+    per_split = triton.cdiv(triton.cdiv(K, splits), step) * step
     mixes = torch.empty(splits, T, N, dtype=torch.float32, device=x_rows.device)
     squares = torch.empty(splits, T, dtype=torch.float32, device=x_rows.device)
     _mixes_kernel[(blocks, splits)](
         x_rows, fn.contiguous(), mixes, squares, x_rows.stride(0), T, K, N, per_split,
-        BLOCK_T=TOKENS, BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_K=STEP,
+        BLOCK_T=tokens, BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_K=step,
     )  # fmt: skip
     return mixes, squares
 
