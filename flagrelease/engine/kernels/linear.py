@@ -19,6 +19,7 @@ from flagrelease.engine.kernels.product import product
 from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight, weight_format
 
 FILLED = 128  # programs that keep a chip busy
+MULTIPROCESSORS, SHARED_MEMORY = 132, 227 * 1024  # Hopper's, the memory in bytes of one
 PROGRAMS = 1024  # that keep its memory busy, when each has few rows
 WIDENING_PROGRAMS = 512  # the same, of those that widen FP8 weights
 SHORTEST_PART = 512  # columns
@@ -203,10 +204,13 @@ class _Tile:
         if rows > 64 or fmt == "fp4" or single:
             return cls(*tile_shape(rows, outputs, fmt, single), 3, False)
         block_m, steps = max(16, triton.next_power_of_2(rows)), ceil_div(columns, 128)
+        wide = outputs >= 2 * FILLED * 128
         if coded and rows > 32:
-            return cls(64, 128, 128, 4, 3, False)
-        if coded and outputs >= 2 * FILLED * 128:
-            return cls(block_m, 128, 128, 4, 3 if steps <= 4 or rows > 16 else 6, True)
+            return cls(64, 128 if wide else 64, 128, 4, 3, False)
+        if coded and wide:
+            # As many steps on their way as leave room for all programs at once.
+            room = SHARED_MEMORY // ((block_m + 128) * 128) // ceil_div(outputs // 128, MULTIPROCESSORS)
+            return cls(block_m, 128, 128, 4, max(3, min(room, 6)), True)
         if fmt == "fp8":
             return cls(block_m, 64, 128, 4, 6 if coded else 4, True)
         return cls(block_m, 64, 128, 4, 4 if steps <= 8 else 6, True)
