@@ -51,8 +51,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command(
         epilog="Example: torchrun --nproc-per-node 8 -m flagrelease validate releases/fp8-mp8 --chip mthreads "
-        "--recipe recipes/deepseek-v4-flash.yaml --baseline flash-baseline --data gpqa=gpqa_diamond.csv. "
-        "Exit codes: 0 pass; 5 fail; 7 cannot tell."
+        "--recipe recipes/deepseek-v4-flash.yaml --source DeepSeek-V4-Flash/ --baseline flash-baseline "
+        "--data gpqa=gpqa_diamond.csv. Exit codes: 0 pass; 5 fail; 7 cannot tell."
     )(validate)
     baseline = typer.Typer(no_args_is_help=True, help="What a native model gives, for validations on other machines.")
     baseline.command(
