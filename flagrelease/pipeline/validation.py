@@ -7,6 +7,7 @@ every chip that gets the release, and is handed to their validations.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -180,14 +181,13 @@ def _run_validation(request: RunRequest, run: ChipRun, asked: Request) -> None:
         with Display() as display:
             validate(asked, display)
         return
+    words = ["validate", str(asked.release), "--chip", run.chip.id, "--source", str(asked.source)]
+    words += ["--baseline", str(asked.baseline), "--out", str(asked.out), *_common(request)]
     if ranks > run.chip.cards_per_node:
         raise ResourceError(
             f"{run.release.name} takes {ranks} ranks, a node of {run.chip.id} has {run.chip.cards_per_node} cards: run "
-            f"`flagrelease validate {run.release} --chip {run.chip.id} --recipe {request.path}` by torchrun on its "
-            "nodes, then this command again"
+            f"`flagrelease {shlex.join(words)}` by torchrun on its nodes, then this command again"
         )
-    words = ["validate", str(asked.release), "--chip", run.chip.id, "--source", str(asked.source)]
-    words += ["--baseline", str(asked.baseline), "--out", str(asked.out), *_common(request)]
     path = asked.out / REPORT_NAME
     before = path.stat().st_mtime_ns if path.is_file() else None
     code = _torchrun(ranks, words)

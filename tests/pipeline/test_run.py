@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -284,10 +286,17 @@ def test_more_ranks_than_a_node_has_are_said(tmp_path: Path, capsys: pytest.Capt
     document["releases"] = {"ascend": {"dtype": "bf16", "layout": "mp16"}}
     recipe.write_text(yaml.safe_dump(document))
     (tmp_path / "baseline").mkdir()
-    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--baseline", str(tmp_path / "baseline")]) == 4
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--baseline", str(tmp_path / "baseline"), "--json"]
+    assert main(words) == 4
     said = capsys.readouterr().out
     assert "takes 16 ranks, a node of ascend has 8 cards" in said
-    assert "by torchrun on its nodes" in said
+    (command,) = re.findall(r"run `flagrelease ([^`]+)` by torchrun on its nodes", said)
+    asked = shlex.split(command)
+    place = asked.index("--baseline")
+    assert asked[place + 1] == str(tmp_path / "baseline")
+    del asked[place : place + 2]  # it is empty here
+    # It goes on in the folder, whose weights are proved against the source: 7, and not 4 for another source.
+    assert main([*asked, "--until", "weights"]) == 7
 
 
 def test_publishing_looks_where_validation_writes(tmp_path: Path) -> None:
