@@ -167,8 +167,8 @@ def _more_cases(device: torch.device, tokens: int) -> Iterator[OperatorCase]:
         return torch.randn(shape, device=device).bfloat16()
 
     def case(operator: str, what: str, *arguments: Any) -> OperatorCase:
-        moved = sum(x.numel() * x.element_size() for x in arguments if isinstance(x, Tensor))
-        return OperatorCase(operator, what, tokens, arguments, moved)
+        read = sum(x.numel() * x.element_size() for x in arguments if isinstance(x, Tensor))
+        return OperatorCase(operator, what, tokens, arguments, read)
 
     yield case("act_quant_roundtrip", "latents", randn(tokens, kept), 64)
     yield case("swiglu_quant", "shared", randn(tokens, inter), randn(tokens, inter), 10.0)
@@ -206,8 +206,9 @@ def _arranged(ops: Operators, argument: Any) -> Any:
 
 def _measure(sets: tuple[OperatorCase, ...], peers: Peers, device: Device, bandwidth: float) -> Row:
     case = sets[0]
-    row = Row(case.operator, case.what, case.tokens, case.moved / bandwidth)
-    expected = _comparable(case.operator, _called(_provider("torch", case, device), case))
+    result = _called(_provider("torch", case, device), case)
+    row = Row(case.operator, case.what, case.tokens, case.moved(result) / bandwidth)
+    expected = _comparable(case.operator, result)
     candidates = (_ours(case, device), *peers.get(case.operator, ()))
     # All are compared before any is timed: what is timed may write over its arguments.
     for peer in [peer for peer in candidates if _agrees(peer, case, expected, row)]:

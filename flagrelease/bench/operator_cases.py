@@ -1,4 +1,4 @@
-"""Operators at a model's shapes, to be timed: arguments on the device, and the bytes that a call must move.
+"""Operators at a model's shapes, to be timed: arguments on the device, and the bytes that a call must read.
 
 Legend: T tokens, E experts that are held.
 """
@@ -22,13 +22,17 @@ HELD_EXPERTS = 32
 
 @dataclass(frozen=True, slots=True)
 class OperatorCase:
-    """One call. `moved`: bytes, each argument that is read and each result once; of weights what `tokens` need."""
+    """One call. `read`: bytes of its arguments, each once; of experts only the chosen ones, of keys all."""
 
     operator: str
     what: str
     tokens: int
     arguments: tuple[Any, ...]
-    moved: int
+    read: int
+
+    def moved(self, result: Any) -> int:
+        """Bytes that are read and written by a call with this result, a tensor or a tuple of them."""
+        return self.read + sum(map(_size, result if isinstance(result, tuple) else (result,)))
 
 
 class _Maker:
@@ -145,9 +149,9 @@ def _experts(m: _Maker) -> OperatorCase:
     x = m.randn(m.T, c.hidden_size)
     ids = m.ids(held)
     parts = (experts.w1, experts.w3, experts.w2, experts.s1, experts.s3, experts.s2)
-    moved = sum(_size(part) for part in parts) * len(torch.unique(ids)) // held + 3 * _size(x)
+    chosen = sum(map(_size, parts)) * len(torch.unique(ids)) // held
     arguments = (x, ids, weights, experts, c.swiglu_limit, True)
-    return OperatorCase("moe_experts", f"{held} FP4 experts", m.T, arguments, moved)
+    return OperatorCase("moe_experts", f"{held} FP4 experts", m.T, arguments, chosen + sum(map(_size, arguments)))
 
 
 def _size(argument: Any) -> int:

@@ -20,6 +20,7 @@ from flagrelease.bench.engine import EngineReport, EngineRequest, Row
 from flagrelease.bench.engine_report import plot_engine
 from flagrelease.bench.kernel_report import show_kernels
 from flagrelease.bench.kernels import KernelReport, KernelRequest, KernelRow, absent_providers
+from flagrelease.bench.operator_cases import operator_cases
 from flagrelease.bench.options import comma_numbers
 from flagrelease.bench.roof import cache_bytes, distinct_experts, layer_bytes
 from flagrelease.bench.synthetic import random_model
@@ -180,6 +181,29 @@ def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
         assert list(row["seconds"]) == ["torch"]
         assert row["seconds"]["torch"] > 0
         assert row["floor"] > 0
+
+
+def test_floors_count_what_is_read_and_what_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    report = document(capsys, ["bench", "kernels", "--dimensions", "tiny", "--tokens", "3", "--device", "cpu"])
+    config, rows = dimensions("tiny"), {row["operator"]: row for row in report["rows"]}
+    bytes_of = {
+        "swiglu": 3 * 3 * 2 * config.moe_intermediate_size,  # gate, up and the result of three tokens, in BF16
+        "rms_norm": (3 + 1 + 3) * 2 * config.hidden_size,
+        "act_quant": 3 * config.hidden_size * (2 + 1) + 3 * config.hidden_size // 128 * 4,  # BF16 to FP8 and scales
+    }
+    for operator, count in bytes_of.items():
+        assert rows[operator]["floor"] * report["copy_bandwidth"] == pytest.approx(count)
+
+
+def test_experts_that_no_token_chose_are_not_read() -> None:
+    config = dimensions("tiny")
+    torch.manual_seed(0)
+    (case,) = (each for each in operator_cases(config, torch.device("cpu"), 1) if each.operator == "moe_experts")
+    weights = 3 * config.moe_intermediate_size * config.hidden_size
+    one = weights // 2 + weights // 32  # FP4 codes, a scale of each 32
+    row = 2 * config.hidden_size  # in BF16
+    rest = case.moved(torch.zeros(config.hidden_size, dtype=torch.bfloat16)) - config.num_experts_per_tok * one
+    assert rest == 2 * row + config.num_experts_per_tok * (4 + 4)  # numbers and weights of the chosen
 
 
 def test_a_provider_that_is_missing_is_named(
