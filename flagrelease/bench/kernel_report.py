@@ -11,6 +11,7 @@ def show_kernels(report: KernelReport) -> None:
     names = list(dict.fromkeys(name for row in report.rows for name in row.seconds))
     title = f"{report.request.name} dimensions, {report.circumstances.device}: microseconds"
     rows = table("operator", "of", ">tokens", *(f">{name}" for name in names), ">floor", title=title)
+    rows.columns[0].no_wrap = True  # where the terminal is narrow, what an operator is of breaks between its words
     for row in report.rows:
         times = (f"{row.seconds[name] * 1e6:.4g}" if name in row.seconds else "" for name in names)
         rows.add_row(row.operator, row.what, str(row.tokens), *times, f"{row.floor * 1e6:.3g}")

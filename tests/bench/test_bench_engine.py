@@ -206,6 +206,19 @@ def test_experts_that_no_token_chose_are_not_read() -> None:
     assert rest == 2 * row + config.num_experts_per_tok * (4 + 4)  # numbers and weights of the chosen
 
 
+def test_a_narrow_terminal_has_all_of_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    place = Circumstances("", "", "", None, "card", "cuda:0")
+    times = {"torch": 0.0123456, "auto": 1.27267e-3, "flag_gems": 1.27267e-3}
+    row = KernelRow("fp4_act_quant_roundtrip", "32 FP4 experts", 1024, times, 1.06e-4)
+    show_kernels(KernelReport(place, KernelRequest("flash", (1024,)), {}, "captured: CUDAGraph", 1e12, (row,)))
+    out = capsys.readouterr().out
+    assert {"fp4_act_quant_roundtrip", "1024", "1.235e+04", "1273", "106"} <= set(out.split())
+    assert "…" not in out
+
+
 def test_a_provider_that_is_missing_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
