@@ -214,16 +214,18 @@ def _distribution_panel(reference: str, comparisons: list[_Comparison]) -> Panel
         f"the noise floor has a mean of {row[7]}."
         for row in table.rows
     )
-    if lowest:
-        words += f" Tokens {least} are in the lowest bin: {', '.join(f'{row[8]} in {row[0]}' for row in table.rows)}."
     if any(any(c.kl.histogram) for c in comparisons):
+        if lowest:
+            few = ", ".join(f"{row[8]} in {row[0]}" for row in table.rows)
+            words += f" Tokens {least} are in the lowest bin: {few}."
         series = [Series(c.replay, _STYLES[c.replay], part) for c, part in zip(comparisons, counts, strict=True)]
         picture = histogram(
             f"kl-{reference}", edges, series, title=f"KL to {_REFERENCES[reference]}, by token", description=words,
             axis="KL of a token, nats", marks=marks, open_below=lowest,
         )  # fmt: skip
     else:
-        picture, words = None, words + " Not one token differs by more."
+        picture = None
+        words += f" Every token is {least}: there is nothing to draw." if lowest else " No token's KL is a number."
     legend = tuple((_STYLES[c.replay], f"{c.replay}, {c.tokens:,} tokens") for c in comparisons)
     return Panel(f"KL to {_REFERENCES[reference]}", words, picture, table, legend=legend)
 

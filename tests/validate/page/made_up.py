@@ -189,6 +189,14 @@ def half_without_a_difference() -> dict[str, Any]:
     return figures
 
 
+def nothing_above_the_lowest_edge(below: int) -> dict[str, Any]:
+    """In every comparison."""
+    figures: dict[str, Any] = copy.deepcopy(logits().figures)
+    for each in figures["comparisons"]:
+        each["kl"]["histogram"], each["kl"]["below"] = [0] * 48, below
+    return figures
+
+
 def side(settings: BenchmarkRules, items: int, shift: float, seed: int, stack: str, names: str = "q") -> Side:
     rng, questions = np.random.default_rng(seed), np.random.default_rng(99)
     skill = questions.beta(0.9, 0.35, items)

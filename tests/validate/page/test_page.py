@@ -225,6 +225,17 @@ def test_tokens_without_a_difference_count_in_the_lowest_bin() -> None:
     assert "≤ 10⁻¹⁰" not in page_of(made_up.passing())
 
 
+@pytest.mark.parametrize(
+    ("below", "said"),
+    [(16384, "Every token is below 1e-10 nats: there is nothing to draw."), (0, "No token&#39;s KL is a number.")],
+)
+def test_a_distribution_without_a_picture_is_said(below: int, said: str) -> None:
+    page = page_of(made_up.with_figures(made_up.nothing_above_the_lowest_edge(below)))
+    assert page.count(said) == 2  # against the oracle, and against the native run
+    assert "in the lowest bin" not in page
+    assert 'id="kl-native-t"' not in page
+
+
 def test_the_strip_shades_by_share_and_marks_the_worse() -> None:
     items = [Item("hard", 0.0, 0.0), Item("lost", 1.0, 0.25), Item("won", 0.5, 0.75)]
     drawn = str(item_strip("s", items, "words"))
