@@ -50,7 +50,7 @@ def publish(
         bool,
         typer.Option(
             "--allow-unproved-weights",
-            help="Publish though the validation had no source to compare the weights with; the card will say so.",
+            help="Publish though the validation did not compare the weights with the source; the card will say so.",
         ),
     ] = False,
     signing_key: Annotated[

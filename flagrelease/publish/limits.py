@@ -84,6 +84,8 @@ def figures(publication: Publication) -> list[Figure]:
         Figure("bytes of the largest file", max(file.size for file in files), limits.file_bytes),
         Figure("bytes in all", publication.bytes, None),
     ]
+    if publication.hub == "huggingface":
+        found.append(Figure("files in the one commit", len(files), limits.commit_files))
     if limits.inline_bytes is not None:
         found.append(Figure("bytes outside LFS", _inline(publication), limits.inline_bytes))
     return found

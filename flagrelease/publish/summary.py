@@ -48,7 +48,7 @@ def plan_text(publication: Publication) -> str:
     if not document["validated"]:
         lines.append("NOT VALIDATED: there is no report, and the card will say so")
     elif not document["weights_proved"]:
-        lines.append("WEIGHTS NOT PROVED: the validation had no source, and the card will say so")
+        lines.append("WEIGHTS NOT PROVED: the validation did not compare them with the source; the card will say so")
     lines += [f"  {file.size:>18,}  {file.sha256[:12]}  {file.path}" for file in publication.files]
     lines += [f"advice: {advice}" for advice in document["advice"]]
     lines += [f"REFUSED: {problem}" for problem in document["problems"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def test_the_plan_has_the_hubs_limits_beside_its_figures(release: Path, report: 
     text = plan_text(publish(release, "nvidia", "hf", report=report).publication)
     assert f"bytes of the largest file: {largest:,}; the hub takes 500,000,000,000\n" in text
     assert "; the hub takes 100,000\n" in text
+    assert re.search(r"files in the one commit: \d+; the hub takes 25,000\n", text)
     assert "the hub sets no limit" in text
     assert "OVER" not in text
 
