@@ -316,3 +316,8 @@ class Model:
     def rope(self, ratio: int) -> RopeTable:
         """The table of layers with this compression ratio, as long as the longest cache so far."""
         return self._ropes[ratio > 0]
+
+    @property
+    def ropes(self) -> tuple[RopeTable, ...]:
+        """All tables of now."""
+        return tuple(self._ropes.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,20 @@ def test_a_runner_with_captured_steps_gives_the_same_text(
     captured = generate_all(Scheduler(Runner(model, 3, CONTEXT, speculate=speculate), tokenizer), prompts, how)
     assert [result.text for result in captured] == [result.text for result in plain]
     assert any(result.drafted for result in captured) == speculate
+
+
+def test_what_a_recording_reads_is_held(bf16_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph knows addresses only, and the model drops its tables for the longer ones of a later cache."""
+    record_like_a_graph(monkeypatch)
+    model = engine.load(bf16_release, "bf16", torch.float32)
+    decoder = Decoder(model, model.new_cache(1, 8))
+    tables = [weakref.ref(table) for ratio in (0, 4) for table in (model.rope(ratio).cos, model.rope(ratio).sin)]
+    decoder.decode([1])
+    model.new_cache(1, 9)
+    assert len(model.rope(0).cos) == 9
+    assert all(table() is not None for table in tables)
+    decoder.forget()
+    assert all(table() is None for table in tables)
 
 
 def test_refusals(bf16_release: Path) -> None:

@@ -16,6 +16,7 @@ from flagrelease.engine.cache import Cache
 from flagrelease.engine.decode.branches import Branches
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.model import Model
+from flagrelease.engine.rope import RopeTable
 
 SHORTEST_REACH = 4096  # positions that the smallest captured step can see; the others double
 
@@ -35,6 +36,7 @@ class Feed:
         self.positions = torch.full((width * self._rows,), -1, dtype=torch.int64, device=place)
         self._branches = Branches(model.ops, model.device)
         self._captured: dict[Size, Callable[[], None]] = {}
+        self._tables: list[RopeTable] = []  # read by captured steps: the model drops its own for longer ones
 
     def advance(self, token_ids: Sequence[Sequence[int]], run: Run) -> int:
         """Run the step that appends `token_ids[b]` to row b of the cache, at most `width` each.
@@ -76,6 +78,7 @@ class Feed:
     def forget(self) -> None:
         """Let go of the captured steps; a later step is captured anew."""
         self._captured.clear()
+        self._tables.clear()
 
     def _capture(self, size: Size, run: Run) -> Callable[[], None]:
         """Recorded, and run for that, while no row has a token: a step with two of a row must not run twice.
@@ -86,6 +89,7 @@ class Feed:
         self.positions.fill_(-1)
         captured = self._model.device.capture(lambda: run(self._at(*size)))
         self.positions.copy_(positions)
+        self._tables += self._model.ropes
         return captured
 
     def _at(self, width: int, rows: int, reach: int) -> DecodeStep:
