@@ -26,6 +26,7 @@ from flagrelease.bench.roof import cache_bytes, distinct_experts, layer_bytes
 from flagrelease.bench.synthetic import random_model
 from flagrelease.cli import main
 from flagrelease.device import Device, open_device
+from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.kernels.operators import OPERATORS
 from flagrelease.engine.model import Model
 from flagrelease.errors import UsageError
@@ -102,6 +103,15 @@ def test_names_in_a_drawing_are_text() -> None:
     report = EngineReport(place, request, "", (1.0,), (1.0,), (Row("decode", 1, 1.0, 0.0, 1.0, 1.0, 2.0),))
     texts = [text.text for text in ElementTree.fromstring(plot_engine(report)).iter("{http://www.w3.org/2000/svg}text")]
     assert texts == ["tiny dimensions, <A&B> card: share of the roof", "decode 1", "1 tokens/s, 50%"]
+
+
+def test_what_is_decoded_stands_behind_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is that of reading so many tokens' caches."""
+    positions: list[list[int]] = []
+    monkeypatch.setattr(Decoder, "step", lambda self, rows, last: positions.append([last, *self.positions.tolist()]))
+    assert main([*ENGINE, "--layers", "1", "--batch", "2", "--prompt", ""]) == 0
+    assert len(positions) > 1
+    assert {tuple(each) for each in positions} == {(64, 64, 64)}
 
 
 def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,7 @@ INTEGERS = [
     (r"The answer is \(12\) or \(13\).", None),
     (r"The answer is 12 \text{ or } 13.", None),
     ("The answer is 12 and 13", None),
+    ("The answer is 12 to 13", None),
     ("The answer is 12, 13", None),
     ("The answer is 1,070 or 13", None),
     ("Answer: 12; 13", None),

@@ -11,7 +11,7 @@ import pytest
 
 from flagrelease.validate.page.curve import Line, layer_curve
 from flagrelease.validate.page.forest import Difference, forest_plot
-from flagrelease.validate.page.histogram import Series, histogram
+from flagrelease.validate.page.histogram import Mark, Series, histogram
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.page.scale import Linear, Log
 from flagrelease.validate.page.strip import Item, item_strip
@@ -223,6 +223,14 @@ def test_tokens_without_a_difference_count_in_the_lowest_bin() -> None:
     assert ">≤ 10⁻¹⁰<" in grid
     assert "Tokens below 1e-10 nats are in the lowest bin: 8,192 in prefill, 0 in decode." in page
     assert "≤ 10⁻¹⁰" not in page_of(made_up.passing())
+
+
+def test_a_mark_at_the_edge_says_its_name_towards_the_middle() -> None:
+    marks = [Mark(1.0, "left", "mean"), Mark(10.0, "middle", "limit"), Mark(100.0, "right", "limit")]
+    series = [Series("p", "chip", (1, 1))]
+    drawn = str(histogram("h", [1.0, 10.0, 100.0], series, title="t", description="d", axis="x", marks=marks))
+    anchors = {name: anchor for anchor, name in re.findall(r'text-anchor="(\w+)">(left|middle|right)<', drawn)}
+    assert anchors == {"left": "start", "middle": "start", "right": "end"}
 
 
 @pytest.mark.parametrize(
