@@ -17,6 +17,8 @@ from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.validate.benchmarks.answerer import Ask, Reply
 from flagrelease.validate.benchmarks.endpoint import EndpointAnswerer
 from flagrelease.validate.benchmarks.run import run_side
+from flagrelease.validate.pipeline.asking import answering
+from flagrelease.validate.pipeline.request import Endpoint
 
 ASK = Ask("item-0", 0, f"Which {MARKER}?", 17)
 QUESTION = f"the question was: Which {MARKER}?"
@@ -214,6 +216,15 @@ def test_who_answers_in_time_is_not_talked_about(capfd: pytest.CaptureFixture[st
     with Standin() as standin:
         assert len(ask(standin, [Ask(f"item-{i}", 0, MARKER, i) for i in range(3)])) == 3
     assert capfd.readouterr().err == ""
+
+
+def test_what_is_said_of_an_endpoint_is_how_it_is_asked(tmp_path: Path) -> None:
+    there = Endpoint("http://127.0.0.1:1/v1", "m", "template", 3, 7.5)
+    with answering(choice_exam(tmp_path), there, "no device") as answerer:
+        assert isinstance(answerer, EndpointAnswerer)
+        assert (answerer.url, answerer.dialect, answerer.concurrency, answerer.timeout) == (
+            "http://127.0.0.1:1/v1", "template", 3, 7.5,
+        )  # fmt: skip
 
 
 def test_nothing_is_lost_when_an_endpoint_fails(tmp_path: Path) -> None:
