@@ -7,7 +7,8 @@ A time is that of one call in a captured graph of calls on SETS different sets o
 that weights are not in L2 (unless those of all sets fit there). It is the median of REPEATS measurements of at least
 5 ms. A peer is timed if its result is the definition's (relative error below 0.01); of two functions of one owner
 the faster counts. Prints Markdown; copy it to benchmarks/kernels-peers_<device>_<date>.md. Triton and TileLang keep
-what they compile: with --processes so many processes do that before anything is timed.
+what they compile: with --processes so many processes do that before anything is timed, and a function after which
+the device refuses all work is found there and left out.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ def main() -> None:
     broken = _compile(args.kernel, args.tokens, args.processes)
     device = open_device("cuda")
     peers = _peers(args.kernel)
-    for operator, name in broken:
-        print(f"{operator}: {name} ended its process with an error of the device: left out", file=sys.stderr)
-        peers[operator] = [peer for peer in peers[operator] if peer.name != name]
+    for operator, label in broken:
+        print(f"{operator}: {label} ended its process with an error of the device: left out", file=sys.stderr)
+        peers[operator] = [peer for peer in peers[operator] if peer.label != label]
     document = _document(args.kernel, device)
     rows: list[Row] = []
     with torch.no_grad():
@@ -121,7 +122,7 @@ def _peers(kernel: Path) -> Peers:
 def _compile(kernel: Path, tokens: tuple[int, ...], processes: int) -> set[tuple[str, str]]:
     """Call everything once, each case in one of the processes: what they compile stays in the compilers' caches.
 
-    Returns operators and peers after which the device refused all further work of the process.
+    Returns operators and labels of peers after which the device refused all further work of the process.
     """
     if not processes:
         return set()
@@ -137,7 +138,7 @@ def _compile_part(kernel: Path, tokens: tuple[int, ...], part: int, parts: int) 
         if index % parts == part:
             for peer in (_ours(case, device), *peers.get(case.operator, ())):
                 if _breaks(peer, case, device):
-                    return case.operator, peer.name
+                    return case.operator, peer.label
     return None
 
 
@@ -218,7 +219,7 @@ def _measure(sets: tuple[OperatorCase, ...], peers: Peers, device: Device, bandw
 
 def _agrees(peer: Peer, case: OperatorCase, expected: list[Tensor], row: Row) -> bool:
     """Whether it gives the definition's result; the row says so if not."""
-    label = f"{peer.owner}: {peer.name}"
+    label = peer.label
     if peer.computes:
         row.remarks[label] = peer.computes
     if not peer.whole:
@@ -265,7 +266,7 @@ def _difference(parts: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def _time(peer: Peer, sets: tuple[OperatorCase, ...], device: Device, row: Row) -> None:
-    label = f"{peer.owner}: {peer.name}"
+    label = peer.label
     prepared = [peer.prepare(*case.arguments) for case in sets]
 
     def work() -> None:

@@ -53,6 +53,11 @@ class Peer:
     whole: bool = True
     compared: bool = True
 
+    @property
+    def label(self) -> str:
+        """`owner: function`."""
+        return f"{self.owner}: {self.name}"
+
 
 Peers = dict[str, list[Peer]]
 
