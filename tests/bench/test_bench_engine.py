@@ -72,6 +72,7 @@ def test_documents_say_when_with_what_and_on_what(capsys: pytest.CaptureFixture[
     before = datetime.now(timezone.utc).replace(microsecond=0)
     report = document(capsys, [*ENGINE, "--layers", "1", "--batch", "1", "--prompt", ""])
     said = report["circumstances"]
+    assert said["date"].endswith("+00:00")
     assert before <= datetime.fromisoformat(said.pop("date")) <= datetime.now(timezone.utc)
     assert said == {
         "flagrelease": version("flagrelease"), "torch": torch.__version__, "triton": version("triton"),
