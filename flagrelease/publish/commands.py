@@ -34,7 +34,8 @@ def publish(
     chip: Annotated[str, typer.Option("--chip", metavar="NAME", help="The chip it is published for.")],
     to: Annotated[str, typer.Option("--to", metavar="hf|modelscope|DIR", help="A hub, or a folder.")],
     repo: Annotated[
-        str | None, typer.Option("--repo", metavar="OWNER/NAME", help="Default: FlagRelease/MODEL-CHIP-FlagOS.")
+        str | None,
+        typer.Option("--repo", metavar="OWNER/NAME", help="Default: MODEL-CHIP-FlagOS of the owner FlagRelease."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A private repository. Default: public.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the plan, whatever else is given.")] = False,
@@ -49,7 +50,7 @@ def publish(
     allow_unproved_weights: Annotated[
         bool,
         typer.Option(
-            "--allow-unproved-weights",
+            "--allow-unproved",
             help="Publish though the validation did not compare the weights with the source; the card will say so.",
         ),
     ] = False,

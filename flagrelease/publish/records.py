@@ -101,7 +101,8 @@ def read_records(
     if read and not (read[0].weights_proved or allow_unproved_weights):
         raise VerificationError(
             f"{report}: passed without comparing the weights with their source, so a fault of the conversion is not "
-            "excluded (docs/validation-defects.md); validate with --source, or publish with --allow-unproved-weights"
+            "excluded (docs/validation-defects.md); validate with --source and another --out, or publish with "
+            "--allow-unproved"
         )
     return Records(release, manifest, content, recipe, chip, licence, *(read or (None, None)))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from flagrelease.cli import main
+from flagrelease.cli import app, main
 from flagrelease.synthetic import tiny_config, write_checkpoint
 
 
@@ -151,6 +153,22 @@ def test_help_names_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
     for command in ("inspect", "plan", "convert", "verify", "publish"):
         assert main([command, "--help"]) == 0
         assert "Example: flagrelease" in capsys.readouterr().out
+
+
+def commands(group: Any, *words: str) -> Iterator[tuple[str, ...]]:
+    """Of a group, and of the groups in it."""
+    for name, command in group.commands.items():
+        yield from commands(command, *words, name) if hasattr(command, "commands") else [(*words, name)]
+
+
+@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=" ".join)
+def test_help_is_whole_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """An option whose name is cut cannot be typed."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    assert "…" not in capsys.readouterr().out
 
 
 def test_help_is_quick_to_load() -> None:

@@ -81,9 +81,9 @@ def test_weights_without_a_proof_are_refused_or_said(
     report = write_report(release, tmp_path / "r.json", stages=stages)
     words = ["publish", str(release), "--chip", "nvidia", "--to", str(tmp_path / "out"), "--report", str(report)]
     assert main([*words, "--yes", "--allow-unvalidated"]) == 5
-    assert "--allow-unproved-weights" in capsys.readouterr().err
+    assert "--allow-unproved" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert main([*words, "--yes", "--allow-unproved-weights"]) == 0
+    assert main([*words, "--yes", "--allow-unproved"]) == 0
     assert "WEIGHTS NOT PROVED" in capsys.readouterr().out
     sentence = "a\nfault of the conversion is not excluded.**"
     assert sentence in (tmp_path / "out" / "README.md").read_text()
