@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -43,10 +43,14 @@ def human_bytes(count: float) -> str:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table; a column whose name starts with `>` holds numbers and is aligned right."""
+    """An empty table; a column whose name starts with `>` holds numbers and is aligned right.
+
+    Where a terminal has no room for a word, it goes on in the next line: nothing is cut off.
+    """
     result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        result.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        side: JustifyMethod = "right" if column.startswith(">") else "left"
+        result.add_column(column.removeprefix(">"), justify=side, overflow="fold")
     return result
 
 
