@@ -146,6 +146,17 @@ def test_a_runner_with_captured_steps_gives_the_same_text(
     assert any(result.drafted for result in captured) == speculate
 
 
+def test_numbers_of_a_step_lie_side_by_side(bf16_release: Path) -> None:
+    """Kernels take row b's from address b; two tokens of one row of three are three apart in the feed."""
+    model = engine.load(bf16_release, "bf16", torch.float32)
+    feed = Decoder(model, model.new_cache(3, 8), width=2)._feed
+    feed.positions.copy_(torch.arange(6))
+    for width, rows in [(1, 1), (1, 3), (2, 1), (2, 2), (2, 3)]:
+        step = feed._at(width, rows, 8)
+        assert step.positions.tolist() == [3 * n + row for n in range(width) for row in range(rows)]
+        assert all(each.stride() == (1,) for each in (step.tokens, step.positions, step.visible))
+
+
 def test_what_a_recording_reads_is_held(bf16_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph knows addresses only, and the model drops its tables for the longer ones of a later cache."""
     record_like_a_graph(monkeypatch)

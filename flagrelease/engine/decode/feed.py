@@ -93,8 +93,10 @@ class Feed:
         return captured
 
     def _at(self, width: int, rows: int, reach: int) -> DecodeStep:
+        # Side by side, as kernels address them: reshaped, two tokens of one row would be a view with gaps.
         tokens, positions = (
-            every.view(self._width, self._rows)[:width, :rows].reshape(-1) for every in (self.tokens, self.positions)
+            every.view(self._width, self._rows)[:width, :rows].contiguous().view(-1)
+            for every in (self.tokens, self.positions)
         )
         return DecodeStep.at(tokens, positions, self._cache.context, reach, width, self._branches)
 
