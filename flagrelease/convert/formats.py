@@ -196,7 +196,8 @@ def encode(fmt: Format, weight: F64, block: tuple[int, int]) -> tuple[U8, U8]:
     padded = np.zeros((rows * block[0], columns * block[1]))
     padded[: weight.shape[0], : weight.shape[1]] = weight
     amax = np.abs(padded).reshape(rows, block[0], columns, block[1]).max(axis=(1, 3))
-    fraction, exponent = np.frexp(amax / fmt.largest)
+    least = np.finfo(np.float64).tiny  # a quotient that underflows to 0 is still of a block that is not of zeros
+    fraction, exponent = np.frexp(np.maximum(amax / fmt.largest, least))
     power = np.where(amax == 0, 0, np.where(fraction == 0.5, exponent - 1, exponent))
     code = np.clip(power + 127, 0, 254).astype(np.uint8)
     scale = e8m0_values()[code].repeat(block[0], axis=0).repeat(block[1], axis=1)

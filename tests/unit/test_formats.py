@@ -539,6 +539,13 @@ def test_encoded_scales_are_the_smallest_power_that_holds_the_block(fmt: Format,
 
 
 @formats
+def test_the_smallest_number_has_the_smallest_scale(fmt: Format) -> None:
+    """Divided by the largest code it is 0, but a block of it is no block of zeros."""
+    scales = [encode(fmt, np.array([[value, 0.0]]), (1, 32))[1].item() for value in (5e-324, 0.0)]
+    assert scales == [0, 127]
+
+
+@formats
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_decoding_and_encoding_again_gives_equal_values(fmt: Format, data: st.DataObject) -> None:
