@@ -209,7 +209,8 @@ def test_the_command_measures_draws_and_counts_faults(tmp_path: Path) -> None:
         assert row["answered"] == 3
     assert asked[1] - asked[0] == 100
     assert "chat: 128 tokens, 2 at once: 3 answered, 3 failed" in result.stderr
-    assert "not now" in result.stderr
+    # One failure in full, whichever of the requests under way at once was told first.
+    assert any(said in result.stderr for said in ("not now", "peer closed connection", "no server-sent event"))
     shapes = [element.tag.rpartition("}")[2] for element in ElementTree.parse(drawing).iter()]
     assert shapes.count("polyline") >= 5
 
