@@ -22,6 +22,15 @@ from flagrelease.engine.kernels.triton_operators import TritonOperators
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+# operator -> the argument that says where each row's token goes
+POSITIONS = {
+    "compress_token": 7,
+    "decode_attention": 4,
+    "gate_route": 2,
+    "gate_route_hashed": 3,
+    "index_queries": 3,
+    "latents": 6,
+}
 # What is one of the model's roundings away from a result in parts or behind it, by the dtype of the case.
 AFTER_ROUNDING = {
     "hc_pre_norm",
@@ -81,9 +90,8 @@ def assert_nearly_all_same(actual: Tensor, expected: Tensor) -> None:
 
 def given_rows(case: Case, arguments: tuple[Any, ...]) -> Tensor | None:
     """The rows that have a token: results of the others mean nothing."""
-    places = {"latents": 6, "decode_attention": 4, "index_queries": 3, "gate_route": 2, "gate_route_hashed": 3}
-    place = places.get(case.operator)
-    return None if place is None else (arguments[place] >= 0).cpu()
+    place = POSITIONS.get(case.operator)
+    return None if place is None or case.operator == "compress_token" else (arguments[place] >= 0).cpu()
 
 
 def _ids(case: Case) -> str:
@@ -97,6 +105,16 @@ def test_kernel_gives_what_the_definition_gives(case: Case, device: torch.device
     with poisoned():
         actual = call(TritonOperators, case, arranged(case, arguments))
     compare(case, arguments, actual, expected)
+
+
+@pytest.mark.parametrize("operator", POSITIONS)
+def test_positions_with_gaps_are_refused(operator: str, device: torch.device) -> None:
+    """Two tokens of one row are apart in what holds more rows: a kernel would take another row's."""
+    case = next(case for case in DECODING_CASES if case.operator == operator)
+    arguments, place = list(case.arguments(device)), POSITIONS[operator]
+    arguments[place] = arguments[place].repeat_interleave(3)[::3]
+    with pytest.raises(ValueError, match="lie side by side"):
+        getattr(TritonOperators, operator)(*arguments)
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import power_of_two_columns
+from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
 from flagrelease.engine.kernels.reference.decoding import Rounding
 from flagrelease.engine.kernels.row_vectors import (
     fp4_rounded,
@@ -146,6 +146,7 @@ def compress_token(
     """See `reference.compress_token`. Entries have a power of two columns; their slots are contiguous."""
     S, B, channels = kv.shape
     D, ratio, slots = power_of_two_columns(entries), len(ape), pending_kv.shape[1] - 2
+    check_positions(positions, B)
     if channels != D * (slots // ratio) or score.stride(-1) != 1 or kv.stride(-1) != 1:
         raise ValueError(f"{channels} channels of a token for entries of {D} and {slots} slots of ratio {ratio}")
     _compress_token_kernel[(B,)](

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
-from flagrelease.engine.kernels.layout import power_of_two_columns
+from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import turned, turns
 from flagrelease.engine.kernels.weights import ceil_div
 
@@ -185,6 +185,7 @@ def decode_attention(
 ) -> Tensor:  # fmt: skip
     """See `reference.decode_attention`. Heads have a power of two columns, 16 or more, and are contiguous."""
     B, H, D = q.shape
+    check_positions(positions, B)
     if power_of_two_columns(kv) != D or kv.dtype != q.dtype or q.stride(2) != 1 or q.stride(1) != D:
         raise ValueError(f"attention of q {q.dtype} {tuple(q.shape)} over kv {kv.dtype} {tuple(kv.shape)}")
     K = entries if chosen is None else chosen.shape[1]

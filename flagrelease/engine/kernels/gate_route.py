@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.layout import check_positions
 from flagrelease.engine.kernels.linear import sqrt_softplus
 from flagrelease.engine.kernels.routing import best_experts, load_bias, store_routes
 from flagrelease.engine.kernels.row_vectors import sum_parts
@@ -65,6 +66,7 @@ def _launch(
     parts: Tensor, bias: Tensor | None, table: Tensor | None, tokens: Tensor, positions: Tensor, k: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     S, B, E = parts.shape
+    check_positions(positions, B)
     ids = torch.empty(B, k, dtype=torch.int32, device=parts.device)
     weights = torch.empty(B, k, dtype=torch.float32, device=parts.device)
     _gate_route_kernel[(B,)](

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, dot
+from flagrelease.engine.kernels.layout import check_positions
 from flagrelease.engine.kernels.row_vectors import fp4_rounded, hadamard_signs
 
 HEADS = 16  # of a program
@@ -55,6 +56,7 @@ def _index_queries_kernel(
 def index_queries(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quantise: bool) -> Tensor:
     """See `reference.index_queries`. Heads have a power of two columns, 16 to 256, and are contiguous."""
     B, H, D = q.shape
+    check_positions(positions, B)
     if D & (D - 1) or not 16 <= D <= 256 or q.stride(2) != 1 or q.stride(1) != D:
         raise ValueError(f"queries {tuple(q.shape)} with strides {q.stride()}")
     y = torch.empty(B, H, D, dtype=q.dtype, device=q.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import power_of_two_columns
+from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rounded, store_fp8, sum_parts, turned, turns
 
 
@@ -74,6 +74,7 @@ def latents(
     """See `reference.latents`. The head dimension is a power of two; kv's slots are contiguous."""
     S, B, _ = parts.shape
     QR, HD = len(q_norm), power_of_two_columns(kv)
+    check_positions(positions, B)
     if quantise and QR % 128:
         raise ValueError(f"groups of 128 columns do not divide {QR}")
     qr = torch.empty(B, QR, dtype=kv.dtype, device=kv.device)

@@ -34,3 +34,15 @@ def power_of_two_columns(x: Tensor) -> int:
     if columns & (columns - 1) or x.stride(-1) != 1 or x.stride(-2) != columns:
         raise ValueError(f"{tuple(x.shape)} with strides {x.stride()}: contiguous rows of a power of two are needed")
     return columns
+
+
+def check_positions(positions: Tensor, rows: int) -> None:
+    """Refuse positions that are not one number a row, side by side, as kernels address them.
+
+    They are not copied: kernels load them before they wait for what is queued earlier, as a copy would be.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if positions.shape != (rows,) or not positions.is_contiguous():
+        raise ValueError(f"positions {tuple(positions.shape)}, {positions.stride()} apart: {rows} lie side by side")
