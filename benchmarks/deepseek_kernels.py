@@ -54,7 +54,7 @@ SETS, REPEATS = 32, 5
 IN_PLACE = ("act_quant_roundtrip", "fp4_act_quant_roundtrip", "apply_rope")  # as the engine does
 TOLERANCE = {"swiglu_quant": 0.03}  # FP8 of FP32 values or of BF16 values: a code in forty is the next one
 USUAL_TOLERANCE = 0.01
-REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError, NotImplementedError)
+REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError)  # peers' ways to say no
 
 
 @dataclass(slots=True)

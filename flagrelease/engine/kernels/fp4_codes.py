@@ -16,6 +16,7 @@ number a code has its value times 2^-126; there each two codes take five instruc
 # ruff: noqa: N803  (constants)
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import triton
@@ -34,40 +35,55 @@ def compiles_ptx() -> bool:
     return not INTERPRETED.value and bool(triton.runtime.driver.active.get_current_target().backend == "cuda")
 
 
+def _program(steps: str, *operands: dict[str, str]) -> Any:
+    """PTX that does `steps` for each of `operands`."""
+    return tl.constexpr("{ .reg .b32 a, b, t;" + "".join(steps.format(**each) for each in operands) + "}")
+
+
+# Word w -> codes of X and of Y, each four E4M3 numbers.
+_PTX_E4M3 = _program(
+    """
+    and.b32 {x}, {w}, 0x9C9C9C9C;
+    shl.b32 a, {w}, 2;
+    and.b32 a, a, 0x8C8C8C8C;
+    shr.b32 b, {w}, 2;
+    and.b32 b, b, 0x10101010;
+    or.b32 {y}, a, b;
+    """,
+    *({"w": f"${8 + i}", "x": f"${2 * i}", "y": f"${2 * i + 1}"} for i in range(4)),
+)
+
+# Two bytes of word w, which `pair` puts into upper halves -> their codes of X and of Y, each two BF16 numbers.
+_PTX_BF16 = _program(
+    """
+    prmt.b32 t, {w}, 0, {pair};
+    shr.b32 a, t, 4;
+    and.b32 a, a, 0x01C001C0;
+    and.b32 b, t, 0x80008000;
+    or.b32 {x}, a, b;
+    shl.b32 a, t, 2;
+    and.b32 a, a, 0x80008000;
+    shr.b32 b, t, 2;
+    and.b32 b, b, 0x00C000C0;
+    or.b32 a, a, b;
+    shr.b32 b, t, 6;
+    and.b32 b, b, 0x01000100;
+    or.b32 {y}, a, b;
+    """,
+    *(
+        {"w": f"${8 + i}", "pair": ("0x1404", "0x3424")[p], "x": f"${4 * i + p}", "y": f"${4 * i + 2 + p}"}
+        for i in range(2)
+        for p in range(2)
+    ),
+)
+
+
 @jit
 def fp4_operands(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr) -> tl.tensor:
     """Arranged words [N, 32] of 256 columns -> codes times 2^-6 as E4M3: eight tensors [N, 32], from column 32j on."""
     if PTX:
         return tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 a, b;
-            and.b32 $0, $8, 0x9C9C9C9C;
-            shl.b32 a, $8, 2;
-            and.b32 a, a, 0x8C8C8C8C;
-            shr.b32 b, $8, 2;
-            and.b32 b, b, 0x10101010;
-            or.b32 $1, a, b;
-            and.b32 $2, $9, 0x9C9C9C9C;
-            shl.b32 a, $9, 2;
-            and.b32 a, a, 0x8C8C8C8C;
-            shr.b32 b, $9, 2;
-            and.b32 b, b, 0x10101010;
-            or.b32 $3, a, b;
-            and.b32 $4, $10, 0x9C9C9C9C;
-            shl.b32 a, $10, 2;
-            and.b32 a, a, 0x8C8C8C8C;
-            shr.b32 b, $10, 2;
-            and.b32 b, b, 0x10101010;
-            or.b32 $5, a, b;
-            and.b32 $6, $11, 0x9C9C9C9C;
-            shl.b32 a, $11, 2;
-            and.b32 a, a, 0x8C8C8C8C;
-            shr.b32 b, $11, 2;
-            and.b32 b, b, 0x10101010;
-            or.b32 $7, a, b;
-            }
-            """,
+            _PTX_E4M3,
             "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
             [words],
             dtype=(
@@ -116,63 +132,7 @@ def fp4_bf16_operands(
     """
     if PTX:
         t0, t1, t2, t3, t4, t5, t6, t7 = tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 t, a, b;
-            prmt.b32 t, $8, 0, 0x1404;
-            shr.b32 a, t, 4;
-            and.b32 a, a, 0x01C001C0;
-            and.b32 b, t, 0x80008000;
-            or.b32 $0, a, b;
-            shl.b32 a, t, 2;
-            and.b32 a, a, 0x80008000;
-            shr.b32 b, t, 2;
-            and.b32 b, b, 0x00C000C0;
-            or.b32 a, a, b;
-            shr.b32 b, t, 6;
-            and.b32 b, b, 0x01000100;
-            or.b32 $2, a, b;
-            prmt.b32 t, $8, 0, 0x3424;
-            shr.b32 a, t, 4;
-            and.b32 a, a, 0x01C001C0;
-            and.b32 b, t, 0x80008000;
-            or.b32 $1, a, b;
-            shl.b32 a, t, 2;
-            and.b32 a, a, 0x80008000;
-            shr.b32 b, t, 2;
-            and.b32 b, b, 0x00C000C0;
-            or.b32 a, a, b;
-            shr.b32 b, t, 6;
-            and.b32 b, b, 0x01000100;
-            or.b32 $3, a, b;
-            prmt.b32 t, $9, 0, 0x1404;
-            shr.b32 a, t, 4;
-            and.b32 a, a, 0x01C001C0;
-            and.b32 b, t, 0x80008000;
-            or.b32 $4, a, b;
-            shl.b32 a, t, 2;
-            and.b32 a, a, 0x80008000;
-            shr.b32 b, t, 2;
-            and.b32 b, b, 0x00C000C0;
-            or.b32 a, a, b;
-            shr.b32 b, t, 6;
-            and.b32 b, b, 0x01000100;
-            or.b32 $6, a, b;
-            prmt.b32 t, $9, 0, 0x3424;
-            shr.b32 a, t, 4;
-            and.b32 a, a, 0x01C001C0;
-            and.b32 b, t, 0x80008000;
-            or.b32 $5, a, b;
-            shl.b32 a, t, 2;
-            and.b32 a, a, 0x80008000;
-            shr.b32 b, t, 2;
-            and.b32 b, b, 0x00C000C0;
-            or.b32 a, a, b;
-            shr.b32 b, t, 6;
-            and.b32 b, b, 0x01000100;
-            or.b32 $7, a, b;
-            }
-            """,
+            _PTX_BF16,
             "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r",
             [words],
             dtype=(

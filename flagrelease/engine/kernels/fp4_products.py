@@ -46,14 +46,7 @@ def coded_product(
         next_xs0, next_xs1 = _column_scales(xs, m_inside, start + 256, K)
         words = tl.load(w_ptr + (w_at[:, None] + (start // 8 + word)[None, :]), mask=n_inside[:, None], other=0)
         inside = tl.broadcast_to(m_inside[None, :], (32, BLOCK_M))
-        x0 = tl.load(x + start, mask=inside, other=0.0)
-        x1 = tl.load(x + start + 32, mask=inside, other=0.0)
-        x2 = tl.load(x + start + 64, mask=inside, other=0.0)
-        x3 = tl.load(x + start + 96, mask=inside, other=0.0)
-        x4 = tl.load(x + start + 128, mask=inside, other=0.0)
-        x5 = tl.load(x + start + 160, mask=inside, other=0.0)
-        x6 = tl.load(x + start + 192, mask=inside, other=0.0)
-        x7 = tl.load(x + start + 224, mask=inside, other=0.0)
+        x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x + start, 32, inside)
         w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, BLOCK_N, PTX)
         zero = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         # Powers of two come and go exactly: in xs's units a product is added by one instruction.
@@ -165,14 +158,7 @@ def plain_product(
         next_s = _scale_pairs(s_ptr, s_at, n_inside, (start + 32) * 8, K)
         words = tl.load(w_ptr + (w_at[:, None] + (start + place)[None, :]), mask=n_inside[:, None], other=0)
         inside = tl.broadcast_to(m_inside[None, :], (32, BLOCK_M))
-        x0 = tl.load(x + start, mask=inside, other=0.0)
-        x1 = tl.load(x + start + eighth, mask=inside, other=0.0)
-        x2 = tl.load(x + start + 2 * eighth, mask=inside, other=0.0)
-        x3 = tl.load(x + start + 3 * eighth, mask=inside, other=0.0)
-        x4 = tl.load(x + start + 4 * eighth, mask=inside, other=0.0)
-        x5 = tl.load(x + start + 5 * eighth, mask=inside, other=0.0)
-        x6 = tl.load(x + start + 6 * eighth, mask=inside, other=0.0)
-        x7 = tl.load(x + start + 7 * eighth, mask=inside, other=0.0)
+        x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x + start, eighth, inside)
         f0, f1 = _factor(s, 0, BLOCK_N), _factor(s, 1, BLOCK_N)
         f2, f3 = _factor(s, 2, BLOCK_N), _factor(s, 3, BLOCK_N)
         w0, w1, w2, w3, w4, w5, w6, w7 = fp4_bf16_operands(words, f0, f1, f2, f3, BLOCK_N, PTX)
@@ -186,6 +172,21 @@ def plain_product(
         acc = dot(w7, x7, acc)
         s = next_s
     return acc * 2.0**64
+
+
+@jit
+def _eight(x: tl.tensor, apart: tl.tensor, inside: tl.tensor) -> tl.tensor:
+    """The eight operands at pointers x, x + apart, .."""
+    return (
+        tl.load(x, mask=inside, other=0.0),
+        tl.load(x + apart, mask=inside, other=0.0),
+        tl.load(x + 2 * apart, mask=inside, other=0.0),
+        tl.load(x + 3 * apart, mask=inside, other=0.0),
+        tl.load(x + 4 * apart, mask=inside, other=0.0),
+        tl.load(x + 5 * apart, mask=inside, other=0.0),
+        tl.load(x + 6 * apart, mask=inside, other=0.0),
+        tl.load(x + 7 * apart, mask=inside, other=0.0),
+    )
 
 
 @jit
