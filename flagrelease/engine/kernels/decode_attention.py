@@ -13,12 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
 from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import turned, turns
 from flagrelease.engine.kernels.weights import ceil_div
 
-MULTIPROCESSORS = 132  # of a chip that is to be filled
 MOST_PARTS = 32  # that are joined at once
 MANY_ROWS = 32  # that fill it with few programs a row
 

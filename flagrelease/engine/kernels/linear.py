@@ -13,13 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
+from flagrelease.engine.kernels.hopper import MULTIPROCESSORS, SHARED_MEMORY
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import unit_columns
 from flagrelease.engine.kernels.product import product
 from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight, weight_format
 
 FILLED = 128  # programs that keep a chip busy
-MULTIPROCESSORS, SHARED_MEMORY = 132, 227 * 1024  # Hopper's, the memory in bytes of one
 PROGRAMS = 1024  # that keep its memory busy, when each has few rows
 WIDENING_PROGRAMS = 512  # the same, of those that widen FP8 weights
 SHORTEST_PART = 512  # columns

@@ -1,0 +1,4 @@
+"""Sizes of the chip that tiles were tuned on (H100, H200); elsewhere only speed depends on them."""
+
+MULTIPROCESSORS = 132
+SHARED_MEMORY = 227 * 1024  # bytes that the programs on one may take together
