@@ -11,9 +11,65 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.interpreter import cast
+from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rounded, store_fp8, sum_parts, turned, turns
+
+
+@jit
+def _query_latent(
+    parts: tl.tensor,
+    norm_ptr: tl.tensor,
+    qr: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    part_stride: tl.tensor,
+    S: tl.tensor,
+    QR: tl.tensor,
+    eps: tl.tensor,
+    BLOCK_Q: tl.constexpr,
+) -> None:
+    """Normed columns 0 to QR of one row, and their codes where pointers for them are given."""
+    d = tl.arange(0, BLOCK_Q)
+    norm = tl.load(norm_ptr + d, mask=d < QR, other=0.0).to(tl.float32)
+    wait_for_results()
+    dtype = qr.dtype.element_ty
+    x = rounded(sum_parts(parts, d, d < QR, part_stride, S), dtype)
+    x = normed(x, norm, QR, eps)
+    tl.store(qr + d, cast(x, dtype), mask=d < QR)
+    if codes is not None:
+        store_fp8(rounded(x, dtype), codes, scales, QR, BLOCK_Q)
+
+
+@jit
+def _key(
+    parts: tl.tensor,
+    norm_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    position: tl.tensor,
+    kv: tl.tensor,
+    part_stride: tl.tensor,
+    S: tl.tensor,
+    first: tl.tensor,
+    ring: tl.tensor,
+    eps: tl.tensor,
+    QUANTISE: tl.constexpr,
+    HD: tl.constexpr,
+    R: tl.constexpr,
+) -> None:
+    """The key of the token at `position`, from `parts` [HD] on, in its slot of the row's cache; none where it is -1."""
+    d = tl.arange(0, HD)
+    norm = tl.load(norm_ptr + d).to(tl.float32)
+    cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), HD, R)
+    wait_for_results()
+    if position >= 0:
+        dtype = kv.dtype.element_ty
+        x = rounded(sum_parts(parts, d, d < HD, part_stride, S), dtype)
+        x = rounded(turned(rounded(normed(x, norm, HD, eps), dtype), cos, sin, HD), dtype)
+        if QUANTISE:
+            x = fp8_rounded(x, HD, R, 64)
+        tl.store(kv + (first + position % ring) * HD + d, cast(x, dtype))
 
 
 @early_kernel
@@ -41,30 +97,19 @@ def _latents_kernel(
     R: tl.constexpr,
 ) -> None:
     b = tl.program_id(0).to(tl.int64)
-    dtype = kv_ptr.dtype.element_ty
     parts = parts_ptr + b * (QR + HD)
-    # What is no kernel's result is loaded before the wait: weights, and what the step is given.
+    # Either loads what is no kernel's result before it waits: weights, and what the step is given.
     if tl.program_id(1) == 0:
-        d = tl.arange(0, BLOCK_Q)
-        norm = tl.load(q_norm_ptr + d, mask=d < QR, other=0.0).to(tl.float32)
-        wait_for_results()
-        x = rounded(sum_parts(parts, d, d < QR, part_stride, S), dtype)
-        x = normed(x, norm, QR, eps)
-        tl.store(qr_ptr + b * QR + d, cast(x, dtype), mask=d < QR)
         if codes_ptr is not None:
-            store_fp8(rounded(x, dtype), codes_ptr + b * QR, scales_ptr + b * (QR // 128), QR, BLOCK_Q)
+            codes_ptr += b * QR
+            scales_ptr += b * (QR // 128)
+        _query_latent(parts, q_norm_ptr, qr_ptr + b * QR, codes_ptr, scales_ptr, part_stride, S, QR, eps, BLOCK_Q)
     else:
         position = tl.load(positions_ptr + b)
-        d = tl.arange(0, HD)
-        norm = tl.load(kv_norm_ptr + d).to(tl.float32)
-        cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), HD, R)
-        wait_for_results()
-        if position >= 0:
-            x = rounded(sum_parts(parts, QR + d, d < HD, part_stride, S), dtype)
-            x = rounded(turned(rounded(normed(x, norm, HD, eps), dtype), cos, sin, HD), dtype)
-            if QUANTISE_KV:
-                x = fp8_rounded(x, HD, R, 64)
-            tl.store(kv_ptr + b * kv_row + (first + position % ring) * HD + d, cast(x, dtype))
+        _key(
+            parts + QR, kv_norm_ptr, cos_ptr, sin_ptr, position, kv_ptr + b * kv_row,
+            part_stride, S, first, ring, eps, QUANTISE_KV, HD, R,
+        )  # fmt: skip
 
 
 def latents(
