@@ -14,19 +14,18 @@ def feed_forward(ops: Operators, moe: MoE, x: Rounded, step: DecodeStep) -> Tens
     """x [B, H] -> parts [k + 1, B, H] of the output: each routed expert's, then the shared one's."""
     k = moe.router.topk
     y = x.plain.new_empty(len(x.plain), k + 1, x.plain.shape[1])
-    # The routed experts leave no room beside them: what can be done before they begin is.
-    routes = step.branches.beside(_route, ops, moe.router, x.plain, step)
-    both = project_parts(ops, x, moe.w13)
-    shared = step.branches.beside(_finish_shared, ops, moe, both, y[:, k])
-    ids, weights = routes()
+    ids, weights = _route(ops, moe.router, x.plain, step)
+    # Not before the routes are known: its weights would be in the way of the router's, for which all others wait.
+    shared = step.branches.beside(_run_shared, ops, moe, x, y[:, k])
     quantise = moe.w2.quantise
     ops.expert_outputs(x.plain, x.codes, x.scales, ids, weights, moe.experts, moe.swiglu_limit, quantise, y[:, :k])
     shared()
     return y.transpose(0, 1)
 
 
-def _finish_shared(ops: Operators, moe: MoE, both: Tensor, out: Tensor) -> None:
-    """The shared expert's gate and up, in parts, to its output [B, H]."""
+def _run_shared(ops: Operators, moe: MoE, x: Rounded, out: Tensor) -> None:
+    """x [B, H] through the shared expert to `out` [B, H]."""
+    both = project_parts(ops, x, moe.w13)
     hidden = Rounded(*ops.swiglu_parts(both, moe.swiglu_limit, out.dtype, moe.w2.takes_codes))
     project_into(ops, hidden, moe.w2, out)
 
