@@ -6,6 +6,8 @@ import torch
 from kernel_cases import BF16, FP32, Case, e4m3, e8m0, experts, fp8_weight, of, quantised, randn, streams, tied_scores
 from torch import Tensor
 
+from flagrelease.engine.kernels.reference.quantisation import scaled_fp16
+
 CONTEXT = 64  # positions of the tables
 # operator -> the arguments that it writes to
 WRITTEN = {"latents": (7,), "compress_token": (8, 9, 10), "expert_outputs": (8,)}
@@ -38,11 +40,13 @@ def compress(dtype: torch.dtype, ratio: int, d: int, at: Tensor, rounding: str) 
     )  # fmt: skip
 
 
-def attention(dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen: int | None) -> tuple:  # type: ignore[type-arg]
+def attention(  # type: ignore[type-arg]
+    dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen: int | None, scaled: bool = False
+) -> tuple:
     first = 40
     q, kv = randn(len(at), h * d + 8, dtype=dtype)[:, : h * d].view(len(at), h, d), randn(len(at), 90, d, dtype=dtype)
     listed = None if chosen is None else torch.randint(-1, first, (len(at), chosen), dtype=torch.int32)
-    return q, kv, randn(h), listed, at, *tables(16), first, 33, ratio, min(first, 20) if ratio else 0, 1e-6
+    return q, kv, randn(h), listed, at, *tables(16), first, 33, ratio, min(first, 20) if ratio else 0, 1e-6, scaled
 
 
 def outputs(t: int, k: int, fmt: str, dtype: torch.dtype, quantise: bool, h: int = 256) -> tuple:  # type: ignore[type-arg]
@@ -78,6 +82,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("decode_attention", "prefix", lambda: attention(dtype, 20, 32, positions(2, 79), 4, None)),
         of("decode_attention", "chosen", lambda: attention(dtype, 16, 64, positions(0, 100, 45), 4, 70)),
         of("decode_attention", "many rows", lambda: attention(dtype, 5, 32, torch.arange(-1, 32) * 3, 4, 70)),
+        of("decode_attention", "in groups", lambda: attention(dtype, 3, 256, positions(7, 60, -1), 4, None, codes)),
         of("index_queries", "rounded", lambda: _index(dtype, 20, 128, True)),
         of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
@@ -119,13 +124,21 @@ def _grouped(b: int, g: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return randn(b, g, k, dtype=BF16), e4m3(g, n, k), e8m0(g, -(-n // 128), -(-k // 128))
 
 
+def _scaled(x: Tensor, w: Tensor, ws: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """With x in FP16 and scales where 128 divides its columns."""
+    x, xs = (x, None) if x.shape[-1] % 128 else scaled_fp16(x * 2.0 ** torch.randint(-20, 20, x.shape))
+    return x, xs, w, ws
+
+
 DECODING_CASES = [
     *[Case(c.operator, f"{c.label} bfloat16", c.make) for c in by_dtype(BF16)],
     *[Case(c.operator, f"{c.label} float32", c.make) for c in by_dtype(FP32)],
     of("fp8_linear_parts", "odd", lambda: (*quantised(5, 1280), *fp8_weight(130, 1280))),
     of("fp8_linear_parts", "many rows", lambda: (*quantised(70, 384), *fp8_weight(7, 384))),
     of("fp8_grouped_linear", "2 groups", lambda: (*_grouped(5, 2, 128, 300), BF16)),
-    of("fp8_grouped_linear_parts", "3 groups", lambda: _grouped(3, 3, 256, 1100)),
+    of("fp8_grouped_linear_parts", "3 groups", lambda: _scaled(*_grouped(3, 3, 256, 1100))),
+    of("fp8_grouped_linear_parts", "FP16", lambda: _scaled(*_grouped(3, 3, 256, 1152))),
+    of("fp8_grouped_linear_parts", "FP16, many rows", lambda: _scaled(*_grouped(70, 2, 128, 640))),
     of("best_visible", "ties", lambda: (tied_scores(3, 50)[:, :41], torch.tensor([41, 0, 13]), 12)),
     of("best_visible", "all", lambda: (tied_scores(2, 1024), torch.tensor([1024, 700]), 512)),
     of("best_visible", "fewer than k", lambda: (tied_scores(3, 20), torch.tensor([20, 3, 11]), 64)),

@@ -52,6 +52,10 @@ def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, .
     results = result if isinstance(result, tuple) else (result,)
     if case.operator.endswith("_parts") and case.operator.startswith(("linear", "fp8")):
         results = (results[0].sum(0),)
+    if (
+        case.operator == "decode_attention" and results[1] is not None
+    ):  # a sum may fall on either side of a power of two
+        results = (results[0].float() * results[1].repeat_interleave(128, -1),)
     if case.operator == "best_visible":  # in any order, but what is not there comes last
         there = (results[0] >= 0).int()
         results = (results[0].sort(-1).values, there == there.sort(-1, descending=True).values)

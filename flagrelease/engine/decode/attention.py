@@ -16,6 +16,7 @@ from flagrelease.engine.compressor import Compressor
 from flagrelease.engine.decode.step import Apart, DecodeStep
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.reference.decoding import Rounding
+from flagrelease.engine.kernels.weights import FP8_BLOCK
 from flagrelease.engine.linear import Rounded, project_parts, project_rounded
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.rope import RopeTable
@@ -44,26 +45,37 @@ def attend(
     q = q.view(len(q), -1, attn.head_dim)
     chosen = _choose(ops, attn, index_q, side, step, cache, rope, groups)
     reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
+    # As the product with stored codes takes it fastest, where ranks have whole o-groups and exchange no heads.
+    scaled = attn.wo_a_scale is not None and groups.o_mode is None and q.dtype == torch.bfloat16
     outputs = [
         ops.decode_attention(
             q[rows], cache.kv, attn.sink, of_row, each.positions, rope.cos, rope.sin, entries,
-            attn.window, attn.ratio, reached, attn.eps,
+            attn.window, attn.ratio, reached, attn.eps, scaled,
         )
         for (rows, each), of_row in zip(apart, chosen, strict=True)
     ]  # fmt: skip
-    o = torch.cat(outputs) if step.width > 1 else outputs[0]
-    return project_parts(ops, _project_groups(ops, attn, groups.gather_heads(o), groups), attn.wo_b)
+    o, scales = outputs[0]
+    if step.width > 1:
+        o = torch.cat([o for o, _ in outputs])
+        scales = torch.cat([s for _, s in outputs if s is not None]) if scaled else None
+    return project_parts(ops, _project_groups(ops, attn, groups.gather_heads(o), scales, q.dtype, groups), attn.wo_b)
 
 
-def _project_groups(ops: Operators, attn: Attention, o: Tensor, groups: Groups) -> Rounded:
-    """o [B, NH, HD] through wo_a, group by group, as wo_b takes it: [B, G * OR]. Sums over ranks are FP32."""
+def _project_groups(
+    ops: Operators, attn: Attention, o: Tensor, scales: Tensor | None, dtype: torch.dtype, groups: Groups
+) -> Rounded:
+    """o [B, NH, HD] through wo_a, group by group, as wo_b takes it: [B, G * OR] in `dtype`.
+
+    `scales` [B, NH, HD/128] are those of `scaled_fp16`, if o is. Sums over ranks are FP32.
+    """
     if attn.wo_a_scale is None or groups.o_mode == "split":
-        partial = torch.float32 if groups.o_mode == "split" else o.dtype
-        y = groups.sum_o_lora(attn.project_groups(ops, o, partial)).to(o.dtype)
+        partial = torch.float32 if groups.o_mode == "split" else dtype
+        y = groups.sum_o_lora(attn.project_groups(ops, o, partial)).to(dtype)
         return Rounded.of(ops, y.flatten(1), attn.wo_b)
-    by_group = o.reshape(len(o), attn.wo_a.shape[0], attn.wo_a.shape[2])
-    parts = ops.fp8_grouped_linear_parts(by_group, attn.wo_a, attn.wo_a_scale)
-    return Rounded(*ops.round_parts(parts, o.dtype, attn.wo_b.takes_codes))
+    G, _, K = attn.wo_a.shape
+    by_group = None if scales is None else scales.reshape(len(o), G, K // FP8_BLOCK)
+    parts = ops.fp8_grouped_linear_parts(o.reshape(len(o), G, K), by_group, attn.wo_a, attn.wo_a_scale)
+    return Rounded(*ops.round_parts(parts, dtype, attn.wo_b.takes_codes))
 
 
 def _compress(

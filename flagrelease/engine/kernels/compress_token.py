@@ -36,12 +36,12 @@ def _remember(
     channel: tl.tensor,
     kv_stride: tl.tensor,
     score_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
 ) -> tl.tensor:
     """The token's numbers in some channels, stored and returned."""
     everywhere = channel >= 0
-    kv = sum_parts(kv_ptr, channel, everywhere, kv_stride, S)
-    score = sum_parts(score_ptr, channel, everywhere, score_stride, S) + tl.load(ape_ptr + channel)
+    kv = sum_parts(kv_ptr, channel, everywhere, kv_stride, S, S)
+    score = sum_parts(score_ptr, channel, everywhere, score_stride, S, S) + tl.load(ape_ptr + channel)
     tl.store(pending_kv_ptr + channel, kv)
     tl.store(pending_score_ptr + channel, score)
     return kv, score
@@ -96,7 +96,7 @@ def _compress_token_kernel(
     kv_row: tl.tensor,
     score_part: tl.tensor,
     score_row: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     pending_row: tl.tensor,
     entries_row: tl.tensor,
     eps: tl.tensor,

@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
 from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
-from flagrelease.engine.kernels.row_vectors import turned, turns
-from flagrelease.engine.kernels.weights import ceil_div
+from flagrelease.engine.kernels.row_vectors import rounded, store_scaled, turned, turns
+from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div
 
 MOST_PARTS = 32  # that are joined at once
 MANY_ROWS = 32  # that fill it with few programs a row
@@ -64,6 +64,16 @@ def _slots(
     return tl.where(position >= 0, slot, -1)
 
 
+@jit
+def _ask_for(kv: tl.tensor, slot: tl.tensor, D: tl.constexpr, BLOCK_T: tl.constexpr) -> None:
+    """Start the keys of slots [BLOCK_T] on their way to the cache; which of them exist does not matter."""
+    width: tl.constexpr = kv.dtype.element_ty.primitive_bitwidth // 8
+    lines: tl.constexpr = D * width // 128
+    if lines > 0:
+        rows = kv.to(tl.pointer_type(tl.uint8)) + tl.maximum(slot, 0) * (D * width)
+        prefetch_rows(rows, BLOCK_T, lines)
+
+
 @early_kernel
 def _part_kernel(
     q_ptr: tl.tensor,
@@ -103,11 +113,15 @@ def _part_kernel(
     dtype = q_ptr.dtype.element_ty
     position = tl.load(positions_ptr + b).to(tl.int32)  # given to the step, nobody's result
     cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), D, R)
+    at = p * per_part + tl.arange(0, BLOCK_T)
+    if chosen_ptr is None:
+        _ask_for(kv_ptr + b * kv_row, _slots(at, chosen_ptr, position, first, ring, K, W, ratio), D, BLOCK_T)
     wait_for_results()
-    q = _queries(q_ptr + b * q_row + h * D, h < H, cos, sin, eps, dtype, BLOCK_H, D)
     chosen = chosen_ptr
     if chosen_ptr is not None:
         chosen = chosen_ptr + b * K
+        _ask_for(kv_ptr + b * kv_row, _slots(at, chosen, position, first, ring, K, W, ratio), D, BLOCK_T)
+    q = _queries(q_ptr + b * q_row + h * D, h < H, cos, sin, eps, dtype, BLOCK_H, D)
     most = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     if KEYS == 0:
@@ -152,6 +166,7 @@ def _join_kernel(
     cos_ptr: tl.tensor,
     sin_ptr: tl.tensor,
     o_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
     H: tl.tensor,
     P: tl.tensor,
     D: tl.constexpr,
@@ -164,7 +179,7 @@ def _join_kernel(
     sink = tl.load(sink_ptr + h)
     wait_for_results()
     p, d = tl.arange(0, BLOCK_P), tl.arange(0, D)
-    dtype = o_ptr.dtype.element_ty
+    dtype: tl.constexpr = o_ptr.dtype.element_ty if scales_ptr is None else tl.bfloat16
     row = (b * P + p) * H + h
     most = tl.load(most_ptr + row, mask=p < P, other=float("-inf"))
     safe = tl.max(most, axis=0)
@@ -175,19 +190,25 @@ def _join_kernel(
     inside = (p < P)[:, None]
     parts = tl.load(acc_ptr + row.to(tl.int64)[:, None] * D + d[None, :], mask=inside, other=0.0)
     o = tl.sum(parts * share[:, None], axis=0)
-    o = turned(cast(o / total, dtype).to(tl.float32), cos, -sin, D)
-    tl.store(o_ptr + (b * H + h) * D + d, cast(o, dtype))
+    o = rounded(turned(rounded(o / total, dtype), cos, -sin, D), dtype)
+    head = b * H + h
+    if scales_ptr is not None:
+        store_scaled(o, o_ptr + head * D, scales_ptr + head * (D // 128), D)
+    else:
+        tl.store(o_ptr + head * D + d, cast(o, dtype))
 
 
 def decode_attention(
     q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
-    window: int, ratio: int, entries: int, eps: float,
-) -> Tensor:  # fmt: skip
+    window: int, ratio: int, entries: int, eps: float, scaled: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `reference.decode_attention`. Heads have a power of two columns, 16 or more, and are contiguous."""
     B, H, D = q.shape
     check_positions(positions, B)
     if power_of_two_columns(kv) != D or kv.dtype != q.dtype or q.stride(2) != 1 or q.stride(1) != D:
         raise ValueError(f"attention of q {q.dtype} {tuple(q.shape)} over kv {kv.dtype} {tuple(kv.shape)}")
+    if scaled and (q.dtype != torch.bfloat16 or D % FP8_BLOCK):
+        raise ValueError(f"FP16 and scales for {D} columns of {q.dtype}: BF16 in groups of {FP8_BLOCK}")
     K = entries if chosen is None else chosen.shape[1]
     tile = _tile(B, single=q.element_size() == 4)
     step, programs = tile["BLOCK_T"], MULTIPROCESSORS * 8 // tile["num_warps"]
@@ -203,12 +224,13 @@ def decode_attention(
         q.stride(0), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
         D=D, R=2 * cos.shape[1], num_stages=2, **tile,
     )  # fmt: skip
-    o = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
+    o = torch.empty(B, H, D, dtype=torch.float16 if scaled else q.dtype, device=q.device)
+    scales = torch.empty(B, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None
     _join_kernel[(B, H)](
-        acc, most, total, sink, positions, cos, sin, o, H, parts,
-        D=D, R=2 * cos.shape[1], BLOCK_P=triton.next_power_of_2(parts), num_warps=8 if parts > 4 else 2,
+        acc, most, total, sink, positions, cos, sin, o, scales, H, parts,
+        D=D, R=2 * cos.shape[1], BLOCK_P=triton.next_power_of_2(parts), num_warps=4 if parts > 4 else 2,
     )  # fmt: skip
-    return o
+    return o, scales
 
 
 def _tile(rows: int, *, single: bool) -> dict[str, int]:
@@ -216,7 +238,8 @@ def _tile(rows: int, *, single: bool) -> dict[str, int]:
     if single:
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 16, "num_warps": 4}
     if rows < MANY_ROWS or not _takes_all_heads():  # as few heads as the matrix unit takes
-        return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 4}
+        # A single row has fewer programs than the chip has multiprocessors: each may have twice the threads.
+        return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 8 if rows == 1 else 4}
     return {"KEYS": 0, "BLOCK_H": 64, "BLOCK_T": 64, "num_warps": 8}
 
 

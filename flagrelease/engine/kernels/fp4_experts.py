@@ -193,10 +193,8 @@ def fp4_expert_outputs(
     few = P <= FEW_PAIRS
     pairs, start = (ids, ids) if few else plan_pairs(ids, experts.first, E)
     coded = quantise and ceil_div(P, E) <= MOST_CODED
-    tile = _tile(ceil_div(P, E), coded) | {
-        "PTX": compiles_ptx(),
-        "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0,
-    }
+    constants = {"PTX": compiles_ptx(), "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0}
+    gate_up, down = (constants | tile for tile in _tiles(ceil_div(P, E), few, coded))
     items = P if few else E
     w1, w3, w2, s1, s3, s2 = (
         _words(t) for t in (experts.w1, experts.w3, experts.w2, experts.s1, experts.s3, experts.s2)
@@ -204,14 +202,14 @@ def fp4_expert_outputs(
     h = y.new_empty(P, MI)
     if xq is None or not coded:
         xq, xs = _activation(x, quantise, coded)
-    _gate_up_kernel[(triton.cdiv(2 * MI, tile["BLOCK_N"]), items)](
+    _gate_up_kernel[(triton.cdiv(2 * MI, gate_up["BLOCK_N"]), items)](
         xq, xs, w1, s1, _apart(w1, w3), _apart(s1, s3), ids, weights, pairs, start, h, limit,
-        experts.first, E, P, slots, MI, H, w1.stride(1), w1.stride(0), s1.stride(1), s1.stride(0), **tile,
+        experts.first, E, P, slots, MI, H, w1.stride(1), w1.stride(0), s1.stride(1), s1.stride(0), **gate_up,
     )  # fmt: skip
     hq, hs = _activation(h, quantise, coded)
-    _down_kernel[(triton.cdiv(H, tile["BLOCK_N"]), items + (zeros and not few))](
+    _down_kernel[(triton.cdiv(H, down["BLOCK_N"]), items + (zeros and not few))](
         hq, hs, w2, s2, ids, pairs, start, y, experts.first, E, P, slots, H, MI,
-        w2.stride(1), w2.stride(0), s2.stride(1), s2.stride(0), y.stride(0), y.stride(1), **tile,
+        w2.stride(1), w2.stride(0), s2.stride(1), s2.stride(0), y.stride(0), y.stride(1), **down,
     )  # fmt: skip
 
 
@@ -233,18 +231,26 @@ def _apart(a: Tensor, b: Tensor) -> int:
     return (b.data_ptr() - a.data_ptr()) // a.element_size()
 
 
-def _tile(mean: int, coded: bool) -> dict[str, int]:
-    """Tile sizes for the mean number of pairs an expert gets; only speed depends on them.
+def _tiles(mean: int, few: bool, coded: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Tile sizes of gate and up, and of down, for the mean number of pairs an expert gets; only speed depends on them.
 
-    Measured on an H200, but for one or two pairs, which have the tile of 16 columns. 128 registers: four programs a
-    multiprocessor.
+    Measured on an H200, for a few pairs in a whole step. 168 registers: three programs a multiprocessor; 128: four.
     """
     if not compiles_ptx():
-        return {"BLOCK_N": 32, "BLOCK_M": 2 if coded and mean <= 1 else 16, "num_warps": 4, "num_stages": 2}
+        return _both(32, 2 if coded and mean <= 1 else 16, 4, 2)
     if not coded:
-        return {"BLOCK_N": 128, "BLOCK_M": 128 if mean > 8 else 16, "num_warps": 8, "num_stages": 2}
-    if mean <= 1:
-        return {"BLOCK_N": 64, "BLOCK_M": 2, "num_warps": 4, "num_stages": 4, "maxnreg": 128}
+        return _both(128, 128 if mean > 8 else 16, 8, 2)
+    if few:
+        return _tile(64, 2 if mean <= 1 else 16, 4, 3, 168), _tile(64, 2 if mean <= 1 else 16, 4, 4, 128)
     if mean <= 8:
-        return {"BLOCK_N": 64, "BLOCK_M": 16, "num_warps": 4, "num_stages": 3, "maxnreg": 128}
-    return {"BLOCK_N": 64, "BLOCK_M": 32, "num_warps": 4, "num_stages": 3}
+        return _both(128, 2 if mean <= 1 else 16, 4, 3, 168)
+    return _both(64, 32, 4, 3)
+
+
+def _both(*sizes: int) -> tuple[dict[str, int], dict[str, int]]:
+    return _tile(*sizes), _tile(*sizes)
+
+
+def _tile(block_n: int, block_m: int, warps: int, stages: int, registers: int | None = None) -> dict[str, int]:
+    tile = {"BLOCK_N": block_n, "BLOCK_M": block_m, "num_warps": warps, "num_stages": stages}
+    return tile if registers is None else tile | {"maxnreg": registers}

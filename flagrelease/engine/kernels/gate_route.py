@@ -23,7 +23,7 @@ def _gate_route_kernel(
     ids_ptr: tl.tensor,
     weights_ptr: tl.tensor,
     part_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     E: tl.tensor,
     route_scale: tl.tensor,
     K: tl.constexpr,
@@ -35,7 +35,7 @@ def _gate_route_kernel(
     bias = load_bias(bias_ptr, e, E, BLOCK_E)
     wait_for_results()
     position = tl.load(positions_ptr + b)
-    scores = sqrt_softplus(sum_parts(parts_ptr + b * E, e, e < E, part_stride, S))
+    scores = sqrt_softplus(sum_parts(parts_ptr + b * E, e, e < E, part_stride, S, S))
     if table_ptr is not None:
         token = tl.load(tokens_ptr + b).to(tl.int64)
         ids = tl.load(table_ptr + token * K + k, mask=k < K, other=0).to(tl.int32)

@@ -23,7 +23,7 @@ def _post_kernel(
     o_stride: tl.tensor,
     part_stride: tl.tensor,
     x_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     H: tl.tensor,
     ROUND: tl.constexpr,
     M: tl.constexpr,
@@ -35,7 +35,7 @@ def _post_kernel(
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_M)
-    o = sum_parts(o_ptr + t * o_stride, h, h < H, part_stride, S)
+    o = sum_parts(o_ptr + t * o_stride, h, h < H, part_stride, S, S)
     if ROUND:  # parts of a product that has a row's dtype when it is whole
         o = rounded(o, y_ptr.dtype.element_ty)
     y = tl.load(post_ptr + t * M + k, mask=k < M, other=0.0)[:, None] * o[None, :]

@@ -16,8 +16,9 @@ from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import rows
 from flagrelease.engine.kernels.row_vectors import rounded, sum_parts
 
-TOKENS = 16  # of a program
-COLUMNS = 128
+TOKENS = 16  # of a program, which multiplies them on the matrix unit
+FEW = 4  # up to here a program has one token, and needs no matrix unit
+COLUMNS = 64
 
 
 @early_kernel
@@ -33,7 +34,7 @@ def _post_mixes_kernel(
     o_stride: tl.tensor,
     part_stride: tl.tensor,
     x_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     T: tl.tensor,
     H: tl.tensor,
     N: tl.tensor,
@@ -52,7 +53,8 @@ def _post_mixes_kernel(
     fn = tl.load(fn_ptr + n[None, :] * (M * H) + (k * H + h)[:, None], mask=fn_inside, other=0.0)
     wait_for_results()
     inside = (t < T)[:, None] & (h < H)[None, :]
-    o = sum_parts(o_ptr, t[:, None] * o_stride + h[None, :], inside, part_stride, S)
+    at_once: tl.constexpr = S if BLOCK_T == 1 else 7  # more tokens have no registers for more
+    o = sum_parts(o_ptr, t[:, None] * o_stride + h[None, :], inside, part_stride, S, at_once)
     y = tl.load(post_ptr + t * M + k, mask=t < T, other=0.0)[:, None] * rounded(o, dtype)
     for j in tl.static_range(M):
         comb = tl.load(comb_ptr + (t * M + j) * M + k, mask=t < T, other=0.0)
@@ -60,7 +62,10 @@ def _post_mixes_kernel(
         y += comb[:, None] * x
     y = rounded(y, dtype)
     tl.store(y_ptr + (t[:, None] * M + k) * H + h[None, :], cast(y, dtype), mask=inside)
-    acc = exact_dot(y, fn, tl.zeros((BLOCK_T, BLOCK_N), tl.float32), dtype)
+    if BLOCK_T == 1:
+        acc = tl.sum(tl.trans(y) * fn, axis=0)[None, :]
+    else:
+        acc = exact_dot(y, fn, tl.zeros((BLOCK_T, BLOCK_N), tl.float32), dtype)
     row = part * T + t
     tl.store(mixes_ptr + row[:, None] * N + n[None, :], acc, mask=(t < T)[:, None] & (n < N)[None, :])
     tl.store(squares_ptr + row, tl.sum(y * y, axis=1), mask=t < T)
@@ -81,9 +86,10 @@ def hc_post_mixes(
     y = x.new_empty(T, M, H)
     mixes = torch.empty(splits, T, N, dtype=torch.float32, device=x.device)
     squares = torch.empty(splits, T, dtype=torch.float32, device=x.device)
-    _post_mixes_kernel[(triton.cdiv(T, TOKENS), splits)](
+    tokens = 1 if T <= FEW else TOKENS
+    _post_mixes_kernel[(triton.cdiv(T, tokens), splits)](
         parts, x_rows, post.contiguous(), comb.contiguous(), fn.contiguous(), y, mixes, squares, parts.stride(1),
-        parts.stride(0), x_rows.stride(0), len(parts), T, H, N, M=M, BLOCK_T=TOKENS,
+        parts.stride(0), x_rows.stride(0), len(parts), T, H, N, M=M, BLOCK_T=tokens,
         BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_H=COLUMNS,
     )  # fmt: skip
     return y, mixes, squares

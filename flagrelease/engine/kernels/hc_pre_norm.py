@@ -105,7 +105,7 @@ def hc_pre_norm(
     _pre_norm_kernel[(T,)](
         x_rows, mixes, squares, scale.contiguous(), base.contiguous(), weight, y, codes, scales, x_rows.stride(0), T, H,
         S, eps, norm_eps, N=M * (M + 2), M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_S=triton.next_power_of_2(S),
-        BLOCK_H=max(128, triton.next_power_of_2(H)), num_warps=16 if H > 2048 else 4,
+        BLOCK_H=max(128, triton.next_power_of_2(H)), num_warps=8 if H > 2048 else 4,
     )  # fmt: skip
     return y, codes, scales
 

@@ -24,7 +24,7 @@ def _query_latent(
     codes: tl.tensor,
     scales: tl.tensor,
     part_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     QR: tl.tensor,
     eps: tl.tensor,
     BLOCK_Q: tl.constexpr,
@@ -34,7 +34,7 @@ def _query_latent(
     norm = tl.load(norm_ptr + d, mask=d < QR, other=0.0).to(tl.float32)
     wait_for_results()
     dtype = qr.dtype.element_ty
-    x = rounded(sum_parts(parts, d, d < QR, part_stride, S), dtype)
+    x = rounded(sum_parts(parts, d, d < QR, part_stride, S, S), dtype)
     x = normed(x, norm, QR, eps)
     tl.store(qr + d, cast(x, dtype), mask=d < QR)
     if codes is not None:
@@ -50,7 +50,7 @@ def _key(
     position: tl.tensor,
     kv: tl.tensor,
     part_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     first: tl.tensor,
     ring: tl.tensor,
     eps: tl.tensor,
@@ -65,7 +65,7 @@ def _key(
     wait_for_results()
     if position >= 0:
         dtype = kv.dtype.element_ty
-        x = rounded(sum_parts(parts, d, d < HD, part_stride, S), dtype)
+        x = rounded(sum_parts(parts, d, d < HD, part_stride, S, S), dtype)
         x = rounded(turned(rounded(normed(x, norm, HD, eps), dtype), cos, sin, HD), dtype)
         if QUANTISE:
             x = fp8_rounded(x, HD, R, 64)
@@ -85,7 +85,7 @@ def _latents_kernel(
     codes_ptr: tl.tensor,
     scales_ptr: tl.tensor,
     part_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     QR: tl.tensor,
     kv_row: tl.tensor,
     first: tl.tensor,
@@ -128,6 +128,6 @@ def latents(
     _latents_kernel[(B, 2)](
         parts.contiguous(), q_norm, kv_norm, cos, sin, positions, kv, qr, codes, scales, B * (QR + HD), S, QR,
         kv.stride(0), first, kv.shape[1] - 1 - first, eps,
-        QUANTISE_KV=quantise_kv, BLOCK_Q=max(128, triton.next_power_of_2(QR)), HD=HD, R=2 * cos.shape[1], num_warps=4,
+        QUANTISE_KV=quantise_kv, BLOCK_Q=max(128, triton.next_power_of_2(QR)), HD=HD, R=2 * cos.shape[1], num_warps=16,
     )  # fmt: skip
     return qr, codes, scales

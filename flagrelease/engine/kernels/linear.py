@@ -20,10 +20,7 @@ from flagrelease.engine.kernels.product import product
 from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight, weight_format
 
 FILLED = 128  # programs that keep a chip busy
-PROGRAMS = 1024  # that keep its memory busy, when each has few rows
-WIDENING_PROGRAMS = 512  # the same, of those that widen FP8 weights
 SHORTEST_PART = 512  # columns
-MOST_LINES = 8  # of a weight row that are asked for early: more of them push each other out of the cache
 
 
 @early_kernel
@@ -39,6 +36,7 @@ def _linear_kernel(
     x_row: tl.tensor,
     x_group: tl.tensor,
     xs_row: tl.tensor,
+    xs_group: tl.tensor,
     w_row: tl.tensor,
     w_group: tl.tensor,
     ws_row: tl.tensor,
@@ -65,7 +63,7 @@ def _linear_kernel(
     xs = x  # not read unless there are scales
     ws = w
     if QUANTISED:
-        xs = xs_ptr + m * xs_row
+        xs = xs_ptr + m * xs_row + group * xs_group
     if FORMAT == "fp8":
         ws = ws_ptr + (group * N + tl.program_id(1) * BLOCK_N) // 128 * ws_row
     if FORMAT == "fp4":
@@ -114,13 +112,13 @@ def fp8_linear(
 ) -> Tensor:  # fmt: skip
     """See `reference.fp8_linear`."""
     check_fp8_weight(w, ws)
-    return _launch(xq[..., None, :], xs, w[None], ws[None], out_dtype, out)[..., 0, :]
+    return _launch(xq[..., None, :], _alone(xs), w[None], ws[None], out_dtype, out)[..., 0, :]
 
 
 def fp8_linear_parts(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Tensor:
     """See `reference.fp8_linear_parts`."""
     check_fp8_weight(w, ws)
-    return _parts(xq[:, None], xs, w[None], ws[None])
+    return _parts(xq[:, None], _alone(xs), w[None], ws[None])
 
 
 def fp8_grouped_linear(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -129,16 +127,16 @@ def fp8_grouped_linear(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype)
     return _launch(x, None, w, ws, out_dtype)
 
 
-def fp8_grouped_linear_parts(x: Tensor, w: Tensor, ws: Tensor) -> Tensor:
+def fp8_grouped_linear_parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Tensor:
     """See `reference.fp8_grouped_linear_parts`. A group has a multiple of 128 outputs."""
     _check_groups(x, w, ws)
-    return _parts(x, None, w, ws)
+    return _parts(x, xs, w, ws)
 
 
 def fp4_linear(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """See `reference.fp4_linear`."""
     check_fp4_weight(w, ws)
-    return _launch(xq[..., None, :], xs, w[None], ws[None], out_dtype)[..., 0, :]
+    return _launch(xq[..., None, :], _alone(xs), w[None], ws[None], out_dtype)[..., 0, :]
 
 
 def gate_scores(x: Tensor, w: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ def check_activation(x: Tensor, xs: Tensor | None, columns: int) -> None:
     """Refuse activations [.., columns] whose scales are missing, too many or of another shape."""
     if x.shape[-1] != columns:
         raise ValueError(f"the activation has {x.shape[-1]} columns, the weight {columns}")
-    if (xs is None) == (x.dtype == torch.float8_e4m3fn):
+    if (xs is None) == (x.dtype in (torch.float8_e4m3fn, torch.float16)):
         raise ValueError(f"activations of {x.dtype} come {'with' if xs is None else 'without'} scales")
     if xs is not None and xs.shape[-1] != ceil_div(columns, FP8_BLOCK):
         raise ValueError(f"activation scales have shape {tuple(xs.shape)} for codes {tuple(x.shape)}")
@@ -185,7 +183,10 @@ def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, in
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """What a program works on; only speed depends on it. `left`: see `product`."""
+    """What a program works on; only speed depends on it.
+
+    `left`: see `product`. `ahead`: the most cache lines of a weight row that it asks for before it may begin.
+    """
 
     block_m: int
     block_n: int
@@ -193,27 +194,41 @@ class _Tile:
     warps: int
     stages: int
     left: bool
+    ahead: int
 
     @classmethod
     def of(cls, rows: int, outputs: int, columns: int, fmt: str, coded: bool, single: bool) -> "_Tile":
-        """See `tile_shape`; `columns` of a part. Measured on an H200 at V4-Flash shapes, for 1 and 16 rows.
+        """See `tile_shape`; `columns` of a part. Measured on an H200 in whole steps of V4-Flash, of 1 and 16 rows.
 
         With more rows their scales would cost more than the weight does: one for each column of the result, where it is
-        left.
+        left. Lines that are asked for too early are in the way of what the kernel before still reads: a product that is
+        fast by itself asks for few.
         """
         if rows > 64 or fmt == "fp4" or single:
-            return cls(*tile_shape(rows, outputs, fmt, single), 3, False)
+            return cls(*tile_shape(rows, outputs, fmt, single), 3, False, 0 if rows > 64 else 8)
         block_m, steps = max(16, triton.next_power_of_2(rows)), ceil_div(columns, 128)
         wide = outputs >= 2 * FILLED * 128
         if coded and rows > 32:
-            return cls(64, 128 if wide else 64, 128, 4, 3, False)
+            return cls(64, 128 if wide else 64, 128, 4, 3, False, 2)
         if coded and wide:
             # As many steps on their way as leave room for all programs at once.
             room = SHARED_MEMORY // ((block_m + 128) * 128) // ceil_div(outputs // 128, MULTIPROCESSORS)
-            return cls(block_m, 128, 128, 4, max(3, min(room, 6)), True)
+            return cls(block_m, 128, 128, 4, max(3, min(room, 6)), True, 0)
         if fmt == "fp8":
-            return cls(block_m, 64, 128, 4, 6 if coded else 4, True)
-        return cls(block_m, 64, 128, 4, 4 if steps <= 8 else 6, True)
+            return cls(block_m, 64, 128, 4, 6, True, 2) if coded else cls(block_m, 64, 128, 4, 4, True, 8)
+        return cls(block_m, 64, 128, 4, 4 if steps <= 8 else 6, True, 8)
+
+
+def _enough(fmt: str, coded: bool) -> int:
+    """Programs that keep a chip's memory busy when each has few rows, by what they do with a weight."""
+    if fmt == "plain":
+        return 256
+    return 1024 if coded else 512
+
+
+def _alone(xs: Tensor | None) -> Tensor | None:
+    """Scales with the axis of groups that their activation has."""
+    return None if xs is None else xs[..., None, :]
 
 
 def _check_groups(x: Tensor, w: Tensor, ws: Tensor) -> None:
@@ -223,13 +238,13 @@ def _check_groups(x: Tensor, w: Tensor, ws: Tensor) -> None:
 
 
 def _parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> Tensor:
-    """x [B, G, K], w [G, N, K] -> FP32 [S, B, G * N]: S as many as fill a chip."""
+    """x [B, G, K] (scales [B, G, K/128]), w [G, N, K] -> FP32 [S, B, G * N]: S as many as fill a chip."""
     G, N, K = w.shape
-    fmt, single, most = weight_format(w), x.dtype == torch.float32, max(1, K // SHORTEST_PART)
-    tile = _Tile.of(len(x), G * N * most, K // most, fmt, xs is not None, single)
+    fmt, most = weight_format(w), max(1, K // SHORTEST_PART)
+    coded, single = x.dtype == torch.float8_e4m3fn, x.dtype == torch.float32
+    tile = _Tile.of(len(x), G * N * most, K // most, fmt, coded, single)
     programs = ceil_div(len(x), tile.block_m) * ceil_div(N, tile.block_n) * G
-    enough = WIDENING_PROGRAMS if fmt == "fp8" and xs is None else PROGRAMS
-    parts = max(1, min(enough // programs, most))
+    parts = max(1, min(_enough(fmt, coded) // programs, most))
     per_part = ceil_div(ceil_div(K, parts), FP8_BLOCK) * FP8_BLOCK
     parts = ceil_div(K, per_part)
     y = torch.empty(parts, len(x), G * N, dtype=torch.float32, device=x.device)
@@ -256,31 +271,31 @@ def _launch(
 def _run(
     x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None, y: Tensor, per_part: int, sqrt_softplus: bool = False
 ) -> None:
-    """x [M, G, K], w [G, N, K or K/2], scales [.., rows, K/128 or K/32] -> y [S, M, G * N]; per_part 0: S is 1."""
+    """x [M, G, K], w [G, N, K or K/2], their scales [.., K/128 or K/32] -> y [S, M, G * N]; per_part 0: S is 1."""
     fmt = weight_format(w)
     M, (G, N), K = len(x), w.shape[:2], w.shape[2] * (2 if fmt == "fp4" else 1)
     check_activation(x, xs, K)
     x, w = unit_columns(x), unit_columns(w.view(torch.uint8) if fmt == "fp4" else w)
     if xs is not None:
-        xs = unit_columns(xs.reshape(M, -1))
+        xs = unit_columns(xs.reshape(M, G, -1))
     if ws is not None:
         ws = stored_scale(ws.flatten(0, 1))
-    single = x.dtype == torch.float32 or w.dtype == torch.float32
-    tile = _Tile.of(M, G * N * len(y), per_part or K, fmt, xs is not None, single)
+    coded, single = x.dtype == torch.float8_e4m3fn, torch.float32 in (x.dtype, w.dtype)
+    tile = _Tile.of(M, G * N * len(y), per_part or K, fmt, coded, single)
     _linear_kernel[(triton.cdiv(M, tile.block_m), triton.cdiv(N, tile.block_n), G * len(y))](
-        x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), 0 if xs is None else xs.stride(0), w.stride(1), w.stride(0),
-        0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
-        FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus, PREFETCH=_lines(M, K, per_part or K, w),
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, WEIGHTS_LEFT=tile.left,
-        num_warps=tile.warps, num_stages=tile.stages,
+        x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), *((0, 0) if xs is None else xs.stride()[:2]), w.stride(1),
+        w.stride(0), 0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
+        FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus,
+        PREFETCH=_lines(K, per_part or K, w, tile.ahead), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k, WEIGHTS_LEFT=tile.left, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
-def _lines(rows: int, K: int, columns: int, w: Tensor) -> int:
+def _lines(K: int, columns: int, w: Tensor, most: int) -> int:
     """Cache lines of a weight row that a program asks for before it may begin.
 
-    Of its `columns`, as many as their greatest power of two; none where rows are many, or the last part is shorter.
+    Of its `columns`, as many as their greatest power of two; none where the last part is shorter.
     """
     lines = columns * w.element_size() // 128
-    whole = rows <= 64 and w.element_size() <= 2 and K % columns == 0
-    return min(lines & -lines, MOST_LINES) if whole else 0
+    whole = w.element_size() <= 2 and K % columns == 0
+    return min(lines & -lines, most) if whole else 0

@@ -10,8 +10,9 @@ FP8 ws is one pointer: BLOCK_N divides 128, and the rows of w begin at a multipl
 | fp8 | E4M3 | row n/128 of all, one a step | FP8 product | w widened to x's type | 128 |
 | fp4 | two codes a byte, even column low | row n, four a step | both widened to BF16 | w widened to x's type | 128 |
 
-FP4 times a power of two is exact in BF16 (scale codes 0 to 252), and so is E4M3: BF16 products lose nothing. Even and
-odd columns are multiplied apart: x is split, which is smaller than the weight that would have to be interleaved.
+FP4 times a power of two is exact in BF16 (scale codes 0 to 252), and so is E4M3: BF16 products lose nothing. QUANTISED
+may also be FP16 x for FP8 weights: one instruction widens two of them to FP16, where BF16 takes four. Even and odd
+columns are multiplied apart: x is split, which is smaller than the weight that would have to be interleaved.
 
 WEIGHTS_LEFT makes the weight the left operand (plain and fp8). Hopper's matrix unit takes 64 rows of that from shared
 memory, FP8 as it is stored, and 8 to 256 rows of the right one: with few rows of x no thread touches a weight.
@@ -131,7 +132,9 @@ def _fp8_step(
     k = start + tl.arange(0, 128)
     a = tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0)
     b = tl.load(w[:, None] + k[None, :], mask=w_inside[:, None] & (k < K)[None, :], other=0.0)
-    if a.dtype != b.dtype:
+    if a.dtype == tl.float16:
+        b = b.to(tl.float16)
+    elif a.dtype != b.dtype:
         b = b.to(tl.float32).to(a.dtype)
     return _multiplied(a, b, acc, WEIGHTS_LEFT)
 

@@ -23,7 +23,7 @@ def _round_parts_kernel(
     scales_ptr: tl.tensor,
     part_stride: tl.tensor,
     row_stride: tl.tensor,
-    S: tl.tensor,
+    S: tl.constexpr,
     N: tl.tensor,
     limit: tl.tensor,
     SWIGLU: tl.constexpr,
@@ -34,9 +34,9 @@ def _round_parts_kernel(
     start = tl.program_id(1) * BLOCK_N
     n = start + tl.arange(0, BLOCK_N)
     dtype = y_ptr.dtype.element_ty
-    x = rounded(sum_parts(parts_ptr + b * row_stride, n, n < N, part_stride, S), dtype)
+    x = rounded(sum_parts(parts_ptr + b * row_stride, n, n < N, part_stride, S, S), dtype)
     if SWIGLU:
-        up = rounded(sum_parts(parts_ptr + b * row_stride, N + n, n < N, part_stride, S), dtype)
+        up = rounded(sum_parts(parts_ptr + b * row_stride, N + n, n < N, part_stride, S, S), dtype)
         x = rounded(clamped_swiglu(x, up, limit), dtype)
     tl.store(y_ptr + b * N + n, cast(x, dtype), mask=n < N)
     if codes_ptr is not None:

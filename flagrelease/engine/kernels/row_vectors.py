@@ -13,12 +13,13 @@ from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
 
 @jit
 def sum_parts(
-    parts_ptr: tl.tensor, at: tl.tensor, inside: tl.tensor, part_stride: tl.tensor, S: tl.tensor
-) -> tl.tensor:
-    """The sum of S parts, one after the other. Up to eight are asked for before the first has come."""
+    parts_ptr: tl.tensor, at: tl.tensor, inside: tl.tensor, part_stride: tl.tensor, S: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The sum of S parts, one after the other; AT_ONCE of them are asked for before the first has come."""
     total = tl.load(parts_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    for start in range(1, S, 7):
-        for step in tl.static_range(7):
+    for start in range(1, S, AT_ONCE):
+        for step in tl.static_range(AT_ONCE):
             s = start + step + tl.zeros_like(at)
             total += tl.load(parts_ptr + s * part_stride + at, mask=inside & (s < S), other=0.0).to(tl.float32)
     return total
@@ -68,6 +69,17 @@ def store_fp8(x: tl.tensor, codes_ptr: tl.tensor, scales_ptr: tl.tensor, N: tl.t
     d, g = tl.arange(0, D), tl.arange(0, D // 128)
     tl.store(codes_ptr + d, cast(tl.reshape(y, (D,)), tl.float8e4nv), mask=d < N)
     tl.store(scales_ptr + g, power_of_two(exponent), mask=g * 128 < N)
+
+
+@jit
+def store_scaled(x: tl.tensor, y_ptr: tl.tensor, scales_ptr: tl.tensor, D: tl.constexpr) -> None:
+    """`reference.scaled_fp16` of one row."""
+    groups = tl.reshape(x, (D // 128, 128))
+    largest = tl.max(tl.abs(groups), axis=1).to(tl.int32, bitcast=True) >> 23
+    exponent = tl.maximum(largest, 16) - 15
+    y = groups * power_of_two(254 - exponent)[:, None]
+    tl.store(y_ptr + tl.arange(0, D), tl.reshape(y, (D,)).to(tl.float16))
+    tl.store(scales_ptr + tl.arange(0, D // 128), power_of_two(exponent))
 
 
 @jit

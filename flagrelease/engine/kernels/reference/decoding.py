@@ -24,9 +24,10 @@ from flagrelease.engine.kernels.reference.quantisation import (
     act_quant_roundtrip,
     dequantise,
     fp4_act_quant_roundtrip,
+    scaled_fp16,
 )
 from flagrelease.engine.kernels.reference.rows import apply_rope, hadamard, rms_norm, swiglu
-from flagrelease.engine.kernels.weights import ExpertWeights
+from flagrelease.engine.kernels.weights import FP8_BLOCK, ExpertWeights
 
 Rounding = Literal["none", "fp8", "hadamard", "hadamard_fp4"]
 KEY_GROUP = 64  # columns of a cached key that share one FP8 scale
@@ -94,8 +95,10 @@ def fp8_grouped_linear(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype)
     return torch.einsum("...gk,gnk->...gn", wide(x), wide(dequantise(w, ws))).to(out_dtype)
 
 
-def fp8_grouped_linear_parts(x: Tensor, w: Tensor, ws: Tensor) -> Tensor:
-    """`fp8_grouped_linear` in FP32 parts [S, B, G * N]."""
+def fp8_grouped_linear_parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Tensor:
+    """`fp8_grouped_linear` of x [B, G, K] in FP32 parts [S, B, G * N]; FP16 x has scales [B, G, K/128]."""
+    if xs is not None:
+        x = wide(x) * xs.repeat_interleave(FP8_BLOCK, -1)
     return fp8_grouped_linear(x, w, ws, torch.float32).flatten(1)[None]
 
 
@@ -187,9 +190,9 @@ def best_visible(scores: Tensor, visible: Tensor, k: int) -> Tensor:
 
 def decode_attention(
     q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
-    window: int, ratio: int, entries: int, eps: float,
-) -> Tensor:  # fmt: skip
-    """Attention of one query a row: norm and rotate q, attend, rotate back.
+    window: int, ratio: int, entries: int, eps: float, scaled: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Attention of one query a row: norm and rotate q, attend, rotate back: [B, NH, HD], and scales if asked for.
 
     A query sees the `window` last positions in the ring, and compressed entries: those `chosen`, or all complete ones.
 
@@ -206,6 +209,7 @@ def decode_attention(
         ratio: tokens of an entry; 0: there are none.
         entries: no row has more complete ones than this.
         eps: of the heads' norm.
+        scaled: return `scaled_fp16` of the result.
     """
     q = _rotated(rms_norm(q, None, eps), cos, sin, positions)
     back = positions[:, None] - torch.arange(window - 1, -1, -1, device=q.device)
@@ -217,7 +221,8 @@ def decode_attention(
         listed = torch.cat((torch.where(entry < ((positions + 1) // ratio)[:, None], entry, -1), listed), 1)
     listed = listed.where((positions >= 0)[:, None], -1)
     o = sparse_attention(q[:, None], kv, sink, listed[:, None].int(), q.shape[-1] ** -0.5)[:, 0]
-    return _rotated(o, cos, sin, positions, inverse=True)
+    o = _rotated(o, cos, sin, positions, inverse=True)
+    return scaled_fp16(o) if scaled else (o, None)
 
 
 def gate_route(

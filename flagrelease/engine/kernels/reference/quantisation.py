@@ -70,6 +70,24 @@ def fp4_act_quant_roundtrip(x: Tensor, block: int = FP4_BLOCK, out: Tensor | Non
     return y if out is None else out.copy_(y)
 
 
+def scaled_fp16(x: Tensor, block: int = FP8_BLOCK) -> tuple[Tensor, Tensor]:
+    """BF16 numbers as FP16, to which matrix units take FP8 weights in half the instructions.
+
+    Args:
+        x: [.., N], `block` divides N.
+        block: columns that share one scale.
+
+    Returns:
+        FP16 [.., N], a group's largest in [2^15, 2^16), and scales FP32 [.., N/block], powers of two. Down to 2^-32 of
+        a group's largest BF16 numbers are exact, and smaller ones are within 2^-40 of it: far below what adding up the
+        group in FP32 loses.
+    """
+    groups = _groups(x, block)
+    exponent = torch.frexp(groups.abs().amax(-1).clamp(min=2.0**-111)).exponent - 16
+    scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)
+    return (groups / scale[..., None]).to(torch.float16).flatten(-2), scale
+
+
 def e2m1_codes(y: Tensor) -> Tensor:
     """The nearest E2M1 code of |y| <= 6, ties to the even code, as uint8 0..15 (bit 3 is the sign)."""
     a = y.abs()
