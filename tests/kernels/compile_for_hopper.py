@@ -1,0 +1,101 @@
+"""Compile every kernel that the tests' cases launch for compute capability 9.0, on a machine without a GPU.
+
+The interpreter accepts what the compiler refuses: a name of two shapes in two branches, say. Nothing runs: a launch is
+compiled for the types of its arguments, which are tensors of the CPU. To be run by itself, since Triton decides at
+import whether it interprets:
+
+    python tests/kernels/compile_for_hopper.py [operator ..]
+
+prints {"launches": count, "failures": {case: the last line of the error}} as JSON. The case "planted" must fail.
+"""
+
+# ruff: noqa: E402  (modules look at what is set here when they are imported)
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+
+# What the kernels ask before they choose their instructions.
+torch.version.cuda = "12.8"
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+driver.set_active(
+    SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device=None: 0,
+        get_device_capability=lambda device=None: (9, 0),
+        get_active_torch_device=lambda: torch.device("cpu"),
+        utils=None,
+    )
+)
+_run = JITFunction.run
+launches = 0
+
+
+def _compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+    global launches
+    launches += 1
+    return _run(self, *args, grid=grid, warmup=True, **kwargs)
+
+
+JITFunction.run = _compile
+
+from decoding_cases import DECODING_CASES
+from kernel_cases import CASES, Case
+from test_kernels_decoding import arranged
+
+from flagrelease.engine.kernels.triton_operators import TritonOperators
+
+
+@triton.jit
+def _two_shapes(x_ptr):
+    if tl.program_id(0) == 0:
+        at = tl.arange(0, 16)
+        tl.store(x_ptr + at, at)
+    else:
+        at = tl.arange(0, 32)
+        tl.store(x_ptr + at, at)
+
+
+def _planted() -> None:
+    _two_shapes[(2,)](torch.zeros(32, dtype=torch.int32))
+
+
+def _launch(case: Case) -> None:
+    getattr(TritonOperators, case.operator)(*arranged(case, case.arguments(torch.device("cpu"))))
+
+
+def _error(work: Callable[..., None], *args: Any) -> str | None:
+    try:
+        work(*args)
+    except triton.CompilationError as error:
+        return str(error).splitlines()[-1]
+    return None
+
+
+def main(operators: list[str]) -> dict[str, object]:
+    cases = [case for case in (*CASES, *DECODING_CASES) if not operators or case.operator in operators]
+    errors = {"planted": _error(_planted), **{f"{c.operator}: {c.label}": _error(_launch, c) for c in cases}}
+    return {"launches": launches, "failures": {name: error for name, error in errors.items() if error is not None}}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))
