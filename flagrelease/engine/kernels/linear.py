@@ -204,16 +204,17 @@ class _Tile:
         left. Lines that are asked for too early are in the way of what the kernel before still reads: a product that is
         fast by itself asks for few.
         """
+        if coded and fmt == "fp8" and rows > 64:
+            return cls(64, 128, 128, 4, 4, False, 0)
         if rows > 64 or fmt == "fp4" or single:
             return cls(*tile_shape(rows, outputs, fmt, single), 3, False, 0 if rows > 64 else 8)
         block_m, steps = max(16, triton.next_power_of_2(rows)), ceil_div(columns, 128)
         wide = outputs >= 2 * FILLED * 128
-        if coded and rows > 32:
-            return cls(64, 128 if wide else 64, 128, 4, 3, False, 2)
-        if coded and wide:
+        if coded and (wide or rows > 32):
             # As many steps on their way as leave room for all programs at once.
-            room = SHARED_MEMORY // ((block_m + 128) * 128) // ceil_div(outputs // 128, MULTIPROCESSORS)
-            return cls(block_m, 128, 128, 4, max(3, min(room, 6)), True, 0)
+            block_n = 128 if wide else 64
+            room = SHARED_MEMORY // ((block_m + block_n) * 128) // ceil_div(outputs // block_n, MULTIPROCESSORS)
+            return cls(block_m, block_n, 128, 4, max(3, min(room, 6)), rows <= 32, 0 if wide else 2)
         if fmt == "fp8":
             return cls(block_m, 64, 128, 4, 6, True, 2) if coded else cls(block_m, 64, 128, 4, 4, True, 8)
         return cls(block_m, 64, 128, 4, 4 if steps <= 8 else 6, True, 8)

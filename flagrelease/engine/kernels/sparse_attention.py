@@ -13,7 +13,8 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.interpreter import cast, dot
 from flagrelease.engine.kernels.layout import unit_columns
 
-MANY_QUERIES = 256  # from here on, programs fill the chip without splitting the heads finely
+FILLED = 128  # programs that keep a chip busy
+MANY_QUERIES = 256  # from here on they do without splitting the heads
 
 # Positions a step, heads a program, loads in flight. Triton before 3.2 fails on more at d = 512: its pipeliner on keys
 # whose addresses are loaded too, its layouts on the larger tile.
@@ -30,7 +31,6 @@ def _sparse_attention_kernel(
     scale: tl.tensor,
     S: tl.tensor,
     H: tl.tensor,
-    D: tl.tensor,
     T: tl.tensor,
     q_b: tl.tensor,
     q_s: tl.tensor,
@@ -41,6 +41,7 @@ def _sparse_attention_kernel(
     idx_s: tl.tensor,
     BLOCK_H: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
     wait_for_results()
@@ -90,10 +91,18 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
     q, kv, idx = unit_columns(q), unit_columns(kv), unit_columns(idx)
     o = q.new_empty(B, S, H, D)
     block_t, most_heads, stages = TILE if q.element_size() == 2 else (16, 64, 1)
-    block_h = 16 if B * S < MANY_QUERIES else min(most_heads, max(16, triton.next_power_of_2(H)))
+    block_h = min(_heads(B * S, H), most_heads)
     _sparse_attention_kernel[(B * S, triton.cdiv(H, block_h))](
-        q, kv, sink.float().contiguous(), idx, o, scale, S, H, D, T, *q.stride()[:3], *kv.stride()[:2],
-        *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, BLOCK_D=max(16, triton.next_power_of_2(D)),
-        num_warps=4 if block_h == 16 else 8, num_stages=stages,
+        q, kv, sink.float().contiguous(), idx, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
+        *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, D=D, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        num_warps=8 if block_h == 64 else 4, num_stages=stages,
     )  # fmt: skip
     return o
+
+
+def _heads(queries: int, heads: int) -> int:
+    """Of a program: as many as leave enough programs, for each reads the keys."""
+    most: int = max(16, triton.next_power_of_2(heads))
+    if queries >= MANY_QUERIES:
+        return min(64, most)
+    return min(32, most) if queries * triton.cdiv(heads, 32) >= FILLED else 16
