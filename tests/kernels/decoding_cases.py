@@ -136,6 +136,7 @@ DECODING_CASES = [
     of("fp8_linear_parts", "odd", lambda: (*quantised(5, 1280), *fp8_weight(130, 1280))),
     of("fp8_linear_parts", "many rows", lambda: (*quantised(70, 384), *fp8_weight(7, 384))),
     of("fp8_grouped_linear", "2 groups", lambda: (*_grouped(5, 2, 128, 300), BF16)),
+    of("fp8_grouped_linear", "many rows", lambda: (*_grouped(1030, 2, 128, 300), BF16)),
     of("fp8_grouped_linear_parts", "3 groups", lambda: _scaled(*_grouped(3, 3, 256, 1100))),
     of("fp8_grouped_linear_parts", "FP16", lambda: _scaled(*_grouped(3, 3, 256, 1152))),
     of("fp8_grouped_linear_parts", "FP16, many rows", lambda: _scaled(*_grouped(70, 2, 128, 640))),

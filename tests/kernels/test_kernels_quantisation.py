@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
-from flagrelease.engine.kernels.reference.quantisation import dequantise
+from flagrelease.engine.kernels.reference.quantisation import dequantise, scaled_fp16
 from flagrelease.engine.kernels.weights import ExpertWeights, check_weight
+from flagrelease.engine.kernels.widen import widen
 
 LARGEST = {ml_dtypes.float8_e4m3fn: 448, ml_dtypes.float4_e2m1fn: 6}
 SMALLEST_AMAX = {ml_dtypes.float8_e4m3fn: 1e-4, ml_dtypes.float4_e2m1fn: 6 * 2.0**-126}
@@ -55,6 +56,33 @@ def test_fp8_codes_and_scales(block: int) -> None:
     roundtrip = reference.act_quant_roundtrip(x, block)
     assert roundtrip.dtype == torch.bfloat16
     assert np.array_equal(roundtrip.double().numpy(), values * scales.repeat(block, -1))
+
+
+def test_scaled_fp16_loses_less_than_adding_up_does() -> None:
+    x = (torch.randn(200, 256) * torch.exp2(torch.randint(-60, 40, (200, 256)).float())).bfloat16()
+    x[0], x[1], x[2, 0] = 0, 2.0**-130, 3.0e38  # nothing, what FP32 has no normal number for, BF16's largest
+    y, scale = scaled_fp16(x)
+    assert y.dtype == torch.float16
+    assert torch.equal(scale.log2(), scale.log2().round())
+    groups, values = x.double().unflatten(-1, (-1, 128)), y.double().unflatten(-1, (-1, 128))
+    largest = groups.abs().amax(-1, keepdim=True)
+    assert ((values.abs().amax(-1) >= 2**15) | (largest[..., 0] < 2.0**-111)).all()
+    lost = (values * scale.double()[..., None] - groups).abs()
+    assert lost[groups.abs() >= largest * 2.0**-32].max() == 0
+    assert (lost <= largest * 2.0**-40).all()
+    assert lost.max() > 0
+
+
+def test_widened_weights_are_the_same_numbers(device: torch.device) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    w = codes[~codes.float().isnan()].repeat(2 * 256 * 200)[: 2 * 256 * 200].view(2, 256, 200)
+    ws = torch.randint(10, 247, (2, 2, 2), dtype=torch.uint8)  # 2^-117 to 2^119
+    factors = torch.exp2(ws.double() - 127).repeat_interleave(128, 1).repeat_interleave(128, 2)[..., :200]
+    wide = widen(w.to(device), ws.to(device).view(torch.float8_e8m0fnu))
+    assert wide.dtype == torch.bfloat16
+    assert torch.equal(wide.cpu().double(), w.double() * factors)
+    with pytest.raises(ValueError, match="blocks of 128 rows"):
+        widen(w[:, :200].contiguous().to(device), ws.to(device).view(torch.float8_e8m0fnu))
 
 
 def test_fp4_codes_and_scales() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hc_mixes import mixes_of
-from flagrelease.engine.kernels.hc_split_sinkhorn import partial_sum, store_post_and_comb, stream_rho
+from flagrelease.engine.kernels.hc_split_sinkhorn import gains, partial_sum, store_post_and_comb, stream_rho
 from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import rows
 
@@ -56,7 +56,11 @@ def _pre_kernel(
     if post_ptr is not None:  # noqa: SIM102
         if tl.program_id(1) == 0:
             comb, post = comb_ptr + t * M * M, post_ptr + t * M
-            store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, rho, T * N, S, iters, eps, M, BLOCK_M, BLOCK_S)
+            post_scale, post_base, comb_scale, comb_base = gains(scale_ptr, base_ptr, M, BLOCK_M)
+            store_post_and_comb(
+                mixes, post_scale, post_base, comb_scale, comb_base, comb, post, rho, T * N, S, iters, eps,
+                M, BLOCK_M, BLOCK_S,
+            )  # fmt: skip
 
 
 def hc_pre(

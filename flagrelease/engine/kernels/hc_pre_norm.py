@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.hc_split_sinkhorn import store_post_and_comb, stream_rho
+from flagrelease.engine.kernels.hc_split_sinkhorn import gains, store_post_and_comb, stream_rho
 from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import rows
 from flagrelease.engine.kernels.row_vectors import normed, rounded, store_fp8
@@ -81,12 +81,15 @@ def _weights_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ) -> None:
+    post_scale, post_base, comb_scale, comb_base = gains(scale_ptr, base_ptr, M, BLOCK_M)
     wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, BLOCK_S)
     mixes, comb, post = mixes_ptr + t * N, comb_ptr + t * M * M, post_ptr + t * M
     rho = stream_rho(squares_ptr + s * T + t, s < S, count, norm_eps)
-    store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, rho, T * N, S, iters, eps, M, BLOCK_M, BLOCK_S)
+    store_post_and_comb(
+        mixes, post_scale, post_base, comb_scale, comb_base, comb, post, rho, T * N, S, iters, eps, M, BLOCK_M, BLOCK_S
+    )
 
 
 def hc_pre_norm(

@@ -43,10 +43,23 @@ def stream_rho(squares: tl.tensor, inside: tl.tensor, count: tl.tensor, eps: tl.
 
 
 @jit
+def gains(scale_ptr: tl.tensor, base_ptr: tl.tensor, M: tl.constexpr, BLOCK_M: tl.constexpr) -> tl.tensor:
+    """What post and comb are multiplied by, and what is added: weights, to be loaded before others' results."""
+    j = tl.arange(0, BLOCK_M)
+    at = 2 * M + j[:, None] * M + j[None, :]
+    inside = (j < M)[:, None] & (j < M)[None, :]
+    post_base = tl.load(base_ptr + M + j, mask=j < M, other=0.0)
+    comb_base = tl.load(base_ptr + at, mask=inside, other=0.0)
+    return tl.load(scale_ptr + 1), post_base, tl.load(scale_ptr + 2), comb_base
+
+
+@jit
 def store_post_and_comb(
     mixes: tl.tensor,
-    scale_ptr: tl.tensor,
-    base_ptr: tl.tensor,
+    post_scale: tl.tensor,
+    post_base: tl.tensor,
+    comb_scale: tl.tensor,
+    comb_base: tl.tensor,
     comb_ptr: tl.tensor,
     post_ptr: tl.tensor,
     rho: tl.tensor,
@@ -58,20 +71,18 @@ def store_post_and_comb(
     BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ) -> None:
-    """post and comb of one token from its S partial mixes."""
+    """post and comb of one token from its S partial mixes, by `gains`."""
     j = tl.arange(0, BLOCK_M)
     # Flat, so that the matrix lands in one warp: its sums would take a barrier each if it were spread.
     flat = tl.arange(0, BLOCK_M * BLOCK_M)
     row, column = flat // BLOCK_M, flat % BLOCK_M
     flat_at, flat_inside = 2 * M + row * M + column, (row < M) & (column < M)
-    at = 2 * M + j[:, None] * M + j[None, :]
     inside = (j < M)[:, None] & (j < M)[None, :]
     post = partial_sum(mixes + M + j, j < M, split_stride, S, BLOCK_S) * rho
     comb = partial_sum(mixes + flat_at, flat_inside, split_stride, S, BLOCK_S)
     comb = tl.reshape(comb, (BLOCK_M, BLOCK_M)) * rho
-    post = post * tl.load(scale_ptr + 1) + tl.load(base_ptr + M + j, mask=j < M, other=0.0)
-    comb = comb * tl.load(scale_ptr + 2) + tl.load(base_ptr + at, mask=inside, other=0.0)
-    tl.store(post_ptr + j, 2.0 * tl.sigmoid(post), mask=j < M)
+    tl.store(post_ptr + j, 2.0 * tl.sigmoid(post * post_scale + post_base), mask=j < M)
+    comb = comb * comb_scale + comb_base
     comb = _doubly_stochastic(comb, inside, iters, eps)
     tl.store(comb_ptr + j[:, None] * M + j[None, :], comb, mask=inside)
 
@@ -90,16 +101,20 @@ def _split_kernel(
     M: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ) -> None:
-    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     mixes = mixes_ptr + t * N
     j = tl.arange(0, BLOCK_M)
-    pre = tl.load(mixes + j, mask=j < M, other=0.0) * tl.load(scale_ptr)
-    pre = tl.sigmoid(pre + tl.load(base_ptr + j, mask=j < M, other=0.0)) + eps
+    pre_scale, pre_base = tl.load(scale_ptr), tl.load(base_ptr + j, mask=j < M, other=0.0)
+    post_scale, post_base, comb_scale, comb_base = gains(scale_ptr, base_ptr, M, BLOCK_M)
+    wait_for_results()
+    pre = tl.load(mixes + j, mask=j < M, other=0.0) * pre_scale
+    pre = tl.sigmoid(pre + pre_base) + eps
     tl.store(pre_ptr + t * M + j, pre, mask=j < M)
     comb, post = comb_ptr + t * M * M, post_ptr + t * M
     # Room for two parts though there is one, and one warp: Triton 3.0 crashes on a leading dimension of 1.
-    store_post_and_comb(mixes, scale_ptr, base_ptr, comb, post, 1.0, 0, 1, iters, eps, M, BLOCK_M, 2)
+    store_post_and_comb(
+        mixes, post_scale, post_base, comb_scale, comb_base, comb, post, 1.0, 0, 1, iters, eps, M, BLOCK_M, 2
+    )
 
 
 def hc_split_sinkhorn(

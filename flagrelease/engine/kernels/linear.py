@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels import widen
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS, SHARED_MEMORY
 from flagrelease.engine.kernels.interpreter import cast, jit
@@ -124,6 +125,8 @@ def fp8_linear_parts(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Te
 def fp8_grouped_linear(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> Tensor:
     """See `reference.fp8_grouped_linear`. A group has a multiple of 128 outputs."""
     _check_groups(x, w, ws)
+    if x.dtype == torch.bfloat16 and ws.dtype == torch.float8_e8m0fnu and x.shape[:-2].numel() >= widen.ROWS:
+        return _launch(x, None, widen.widen(w.contiguous(), ws.contiguous()), None, out_dtype)
     return _launch(x, None, w, ws, out_dtype)
 
 

@@ -25,14 +25,16 @@ def _rms_norm_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
+    d = tl.arange(0, BLOCK_D)
+    if w_ptr is not None:  # nobody's result
+        w = tl.load(w_ptr + d, mask=d < D, other=0.0).to(tl.float32)
     wait_for_results()
     r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
-    d = tl.arange(0, BLOCK_D)
     inside = (r < R) & (d < D)[None, :]
     x = tl.load(x_ptr + r * x_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, axis=1) / D + eps)[:, None]
     if w_ptr is not None:
-        y *= tl.load(w_ptr + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        y *= w[None, :]
     tl.store(y_ptr + r * y_stride + d[None, :], cast(y, y_ptr.dtype.element_ty), mask=inside)
 
 

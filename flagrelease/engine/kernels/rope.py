@@ -9,6 +9,8 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import output, unit_columns
 
+PAIRS = 512  # of a program: four in each thread, whose eight numbers are one access
+
 
 @early_kernel
 def _rope_kernel(
@@ -65,7 +67,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False, out: 
     if cos4.stride() != sin4.stride():
         cos4, sin4 = cos4.contiguous(), sin4.contiguous()
     block_p = triton.next_power_of_2(pairs)
-    block_c = min(triton.next_power_of_2(lead[2]), max(1, 2048 // block_p))
+    block_c = min(triton.next_power_of_2(lead[2]), max(1, PAIRS // block_p))
     _rope_kernel[(lead[0] * lead[1], triton.cdiv(lead[2], block_c))](
         x4, cos4, sin4, y4, *x4.stride()[:3], *cos4.stride()[:3], *y4.stride()[:3], lead[1], lead[2], pairs,
         INVERSE=inverse, BLOCK_C=block_c, BLOCK_P=block_p,
