@@ -259,8 +259,9 @@ def _expert_products(
 
 
 def _logits(scores: Tensor) -> Tensor:
-    """What the square root of the softplus of is `scores`."""
-    return torch.log(torch.expm1(scores.double().square())).float()
+    """What the square root of the softplus of is `scores`; finite, as the peer asks, where they are 0."""
+    squares = scores.double().square().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.log(torch.expm1(squares)).float()
 
 
 @contextmanager
