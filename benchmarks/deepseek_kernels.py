@@ -136,7 +136,7 @@ def _compile_part(kernel: Path, tokens: tuple[int, ...], part: int, parts: int) 
     device, peers = open_device("cuda"), _peers(kernel)
     for index, (case,) in enumerate(_cases(device, tokens, 1)):
         if index % parts == part:
-            for peer in (*_ours(case, device), *peers.get(case.operator, ())):
+            for peer in (_ours(case, device), *peers.get(case.operator, ())):
                 if _breaks(peer, case, device):
                     return case.operator, peer.label
     return None
@@ -182,24 +182,13 @@ def _more_cases(device: torch.device, tokens: int) -> Iterator[OperatorCase]:
     yield case("sparse_attention", "160 keys", q, kv, sink, idx, dim**-0.5)
 
 
-def _ours(case: OperatorCase, device: Device) -> tuple[Peer, ...]:
-    """What prefill calls, and decoding, where that is another function."""
-    usual = _provider("auto", case, device)
-    if case.operator != "swiglu_quant":
-        return (usual,)
-    ops = load_provider("auto", torch.device(device.torch_device))
-    fused = Peer(
-        OURS, "swiglu_parts", lambda parts, limit: ops.swiglu_parts(parts, limit, torch.bfloat16, True)[1:],
-        lambda gate, up, limit: (torch.cat((gate, up), -1).float()[None], limit), "of FP32 sums",
-    )  # fmt: skip
-    return usual, fused
+def _ours(case: OperatorCase, device: Device) -> Peer:
+    return _provider("auto", case, device)
 
 
 def _provider(name: str, case: OperatorCase, device: Device) -> Peer:
     """The operator of one of our providers."""
     ops = load_provider(name, torch.device(device.torch_device))
-    if case.operator == "swiglu_quant":
-        return Peer(OURS, "act_quant of swiglu", lambda gate, up, limit: ops.act_quant(ops.swiglu(gate, up, limit)))
     function = getattr(ops, case.operator)
     if case.operator in IN_PLACE:
         return Peer(OURS, case.operator, lambda x, *rest: function(x, *rest, out=x))
@@ -219,7 +208,7 @@ def _measure(sets: tuple[OperatorCase, ...], peers: Peers, device: Device, bandw
     result = _called(_provider("torch", case, device), case)
     row = Row(case.operator, case.what, case.tokens, case.moved(result) / bandwidth)
     expected = _comparable(case.operator, result)
-    candidates = (*_ours(case, device), *peers.get(case.operator, ()))
+    candidates = (_ours(case, device), *peers.get(case.operator, ()))
     # All are compared before any is timed: what is timed may write over its arguments.
     for peer in [peer for peer in candidates if _agrees(peer, case, expected, row)]:
         _time(peer, sets, device, row)

@@ -93,6 +93,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("expert_outputs", "fp8", lambda: outputs(5, 3, "fp8", dtype, True)),
         of("expert_outputs", "plain", lambda: outputs(5, 3, "plain", dtype, False)),
         of("round_parts", "codes", lambda: (randn(3, 5, 640), dtype, codes)),
+        of("swiglu_quant", "codes", lambda: (randn(5, 384, dtype=dtype) * 4, randn(5, 384, dtype=dtype) * 4, 5.0)),
         of("swiglu_parts", "codes", lambda: (randn(2, 5, 768) * 4, 5.0, dtype, codes)),
     ]  # fmt: skip
 

@@ -41,6 +41,7 @@ AFTER_ROUNDING = {
     "decode_attention",
     "round_parts",
     "swiglu_parts",
+    "swiglu_quant",
 }
 
 

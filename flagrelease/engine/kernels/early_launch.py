@@ -65,10 +65,15 @@ def early_kernel(function: Callable[..., Any]) -> Any:
 
 
 @jit
-def wait_for_results() -> None:
-    """Let the next kernel be set up, then wait until the one before has written all its results."""
+def wait_for_results(NEXT: tl.constexpr = True) -> None:
+    """Let the next kernel be set up (`NEXT`), then wait until the one before has written all its results.
+
+    A long kernel with about as many programs as the chip takes at once does not let the next one: that one's programs
+    take the room that they find, unevenly, and keep it.
+    """
     if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
+        if NEXT:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
 
 

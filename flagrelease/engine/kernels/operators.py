@@ -65,6 +65,7 @@ class Operators:
     sparse_attention = staticmethod(reference.sparse_attention)
     swiglu = staticmethod(reference.swiglu)
     swiglu_parts = staticmethod(reference.swiglu_parts)
+    swiglu_quant = staticmethod(reference.swiglu_quant)
     topk_visible = staticmethod(reference.topk_visible)
 
     def describe(self) -> dict[str, str]:

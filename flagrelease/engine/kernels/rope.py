@@ -10,6 +10,7 @@ from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import output, unit_columns
 
 PAIRS = 512  # of a program: four in each thread, whose eight numbers are one access
+MANY_TOKENS = 512  # that fill a chip with programs of four times as many pairs
 
 
 @early_kernel
@@ -31,21 +32,25 @@ def _rope_kernel(
     C: tl.tensor,
     P: tl.tensor,
     INVERSE: tl.constexpr,
+    SHARED: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    NEXT: tl.constexpr,
 ) -> None:
-    wait_for_results()
+    """SHARED: all c have the same angles, which are loaded once."""
+    wait_for_results(NEXT)
     a = (tl.program_id(0) // B).to(tl.int64)
     b = (tl.program_id(0) % B).to(tl.int64)
     c = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[:, None]
     p = tl.arange(0, BLOCK_P)[None, :]
-    inside = (c < C) & (p < P)
     # Whole rows are loaded and stored: every second number alone takes many times as long.
     r = tl.arange(0, 2 * BLOCK_P)[None, :]
     x_inside = (c < C) & (r < 2 * P)
     x = tl.load(x_ptr + a * x_a + b * x_b + c * x_c + r, mask=x_inside, other=0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(x, (BLOCK_C, BLOCK_P, 2)))
-    angle = a * t_a + b * t_b + c * t_c + p
+    angle, inside = a * t_a + b * t_b + p, p < P
+    if not SHARED:
+        angle, inside = angle + c * t_c, inside & (c < C)
     cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
     sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
     if INVERSE:
@@ -67,9 +72,12 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False, out: 
     if cos4.stride() != sin4.stride():
         cos4, sin4 = cos4.contiguous(), sin4.contiguous()
     block_p = triton.next_power_of_2(pairs)
-    block_c = min(triton.next_power_of_2(lead[2]), max(1, PAIRS // block_p))
-    _rope_kernel[(lead[0] * lead[1], triton.cdiv(lead[2], block_c))](
+    tokens = lead[0] * lead[1]
+    most = PAIRS if tokens < MANY_TOKENS else 4 * PAIRS
+    block_c = min(triton.next_power_of_2(lead[2]), max(1, most // block_p))
+    _rope_kernel[(tokens, triton.cdiv(lead[2], block_c))](
         x4, cos4, sin4, y4, *x4.stride()[:3], *cos4.stride()[:3], *y4.stride()[:3], lead[1], lead[2], pairs,
-        INVERSE=inverse, BLOCK_C=block_c, BLOCK_P=block_p,
+        INVERSE=inverse, SHARED=cos4.stride(2) == 0 or lead[2] == 1, BLOCK_C=block_c, BLOCK_P=block_p,
+        NEXT=tokens < MANY_TOKENS,
     )  # fmt: skip
     return y

@@ -10,6 +10,8 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.interpreter import jit
 from flagrelease.engine.kernels.layout import rows
 
+MANY_TOKENS = 512  # whose programs fill a chip
+
 
 @jit
 def best_experts(
@@ -59,12 +61,14 @@ def _route_kernel(
     K: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    NEXT: tl.constexpr,
 ) -> None:
-    wait_for_results()
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK_E)
+    bias = load_bias(bias_ptr, e, E, BLOCK_E)
+    wait_for_results(NEXT)
     scores = tl.load(scores_ptr + t * scores_stride + e, mask=e < E, other=0.0)
-    ids, weights = best_experts(scores, load_bias(bias_ptr, e, E, BLOCK_E), e, E, K, BLOCK_E, BLOCK_K)
+    ids, weights = best_experts(scores, bias, e, E, K, BLOCK_E, BLOCK_K)
     store_routes(ids_ptr, weights_ptr, t, ids, weights, route_scale, K, BLOCK_K)
 
 
@@ -115,7 +119,8 @@ def route(scores: Tensor, bias: Tensor | None, topk: int, route_scale: float) ->
     E = scores.shape[-1]
     _route_kernel[(len(table),)](
         table, None if bias is None else bias.float().contiguous(), ids, weights, table.stride(0), E, route_scale,
-        K=topk, BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(topk),
+        K=topk, BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(topk), NEXT=len(table) < MANY_TOKENS,
+        num_warps=1,  # whose reductions take no barrier
     )  # fmt: skip
     return ids, weights
 

@@ -52,8 +52,9 @@ def _sparse_attention_kernel(
     BLOCK_T: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    NEXT: tl.constexpr,
 ) -> None:
-    wait_for_results()
+    wait_for_results(NEXT)
     query = tl.program_id(0).to(tl.int64)
     b = query // S
     s = query % S
@@ -101,10 +102,11 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
     o = q.new_empty(B, S, H, D)
     block_t, most_heads, stages = TILE if q.element_size() == 2 else (16, 64, 1)
     block_h = min(_heads(B * S, H), most_heads)
+    programs = B * S * triton.cdiv(H, block_h)
     _sparse_attention_kernel[(B * S, triton.cdiv(H, block_h))](
         q, kv, sink.float().contiguous(), idx, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
         *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, D=D, BLOCK_D=max(16, triton.next_power_of_2(D)),
-        num_warps=8 if block_h == 64 else 4, num_stages=stages,
+        NEXT=programs < FILLED, num_warps=8 if block_h == 64 else 4, num_stages=stages,
     )  # fmt: skip
     return o
 

@@ -1,6 +1,7 @@
 """Clamped SwiGLU in Triton. Legend: R rows, N columns; a program computes BLOCK_N columns of one row."""
 # ruff: noqa: N803  (dimensions of the legend)
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.row_vectors import rounded, store_fp8
 
 
 @jit
@@ -41,6 +43,27 @@ def _swiglu_kernel(
     tl.store(y_ptr + r * N + n, cast(y, y_ptr.dtype.element_ty), mask=n < N)
 
 
+@early_kernel
+def _swiglu_quant_kernel(
+    gate_ptr: tl.tensor,
+    up_ptr: tl.tensor,
+    codes_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    gate_stride: tl.tensor,
+    up_stride: tl.tensor,
+    N: tl.tensor,
+    limit: tl.tensor,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    wait_for_results()
+    r, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_N
+    n = start + tl.arange(0, BLOCK_N)
+    gate = tl.load(gate_ptr + r * gate_stride + n, mask=n < N, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + r * up_stride + n, mask=n < N, other=0.0).to(tl.float32)
+    y = rounded(clamped_swiglu(gate, up, limit), gate_ptr.dtype.element_ty)
+    store_fp8(y, codes_ptr + r * N + start, scales_ptr + (r * N + start) // 128, N - start, BLOCK_N)
+
+
 def swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None) -> Tensor:
     """See `reference.swiglu`."""
     if gate.shape != up.shape or (weight is not None and weight.shape != gate.shape[:-1]):
@@ -54,3 +77,18 @@ def swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None)
         BLOCK_N=block,
     )  # fmt: skip
     return y
+
+
+def swiglu_quant(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """See `reference.swiglu_quant`."""
+    if gate.shape != up.shape or gate.dtype != up.dtype or gate.shape[-1] % 128:
+        raise ValueError(f"SwiGLU of gate {tuple(gate.shape)} and up {tuple(up.shape)} in groups of 128 columns")
+    N = gate.shape[-1]
+    codes = torch.empty(gate.shape, dtype=torch.float8_e4m3fn, device=gate.device)
+    scales = torch.empty(*gate.shape[:-1], N // 128, dtype=torch.float32, device=gate.device)
+    gate, up = rows(gate), rows(up)
+    block = min(1024, triton.next_power_of_2(N))
+    _swiglu_quant_kernel[(len(gate), triton.cdiv(N, block))](
+        gate, up, codes, scales, gate.stride(0), up.stride(0), N, limit, BLOCK_N=block
+    )
+    return codes, scales

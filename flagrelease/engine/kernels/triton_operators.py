@@ -41,7 +41,7 @@ from flagrelease.engine.kernels.rope import apply_rope
 from flagrelease.engine.kernels.round_parts import round_parts, swiglu_parts
 from flagrelease.engine.kernels.routing import route, route_hashed
 from flagrelease.engine.kernels.sparse_attention import sparse_attention
-from flagrelease.engine.kernels.swiglu import swiglu
+from flagrelease.engine.kernels.swiglu import swiglu, swiglu_quant
 from flagrelease.engine.kernels.topk_visible import topk_visible
 
 
@@ -98,4 +98,5 @@ class TritonOperators(Operators):
     sparse_attention = staticmethod(sparse_attention)
     swiglu = staticmethod(swiglu)
     swiglu_parts = staticmethod(swiglu_parts)
+    swiglu_quant = staticmethod(swiglu_quant)
     topk_visible = staticmethod(topk_visible)

@@ -35,7 +35,15 @@ from flagrelease.engine.kernels.reference.quantisation import (
     fp4_act_quant,
     fp4_act_quant_roundtrip,
 )
-from flagrelease.engine.kernels.reference.rows import add, apply_rope, embedding, hadamard, rms_norm, swiglu
+from flagrelease.engine.kernels.reference.rows import (
+    add,
+    apply_rope,
+    embedding,
+    hadamard,
+    rms_norm,
+    swiglu,
+    swiglu_quant,
+)
 
 __all__ = [
     "act_quant",
@@ -82,5 +90,6 @@ __all__ = [
     "sparse_attention",
     "swiglu",
     "swiglu_parts",
+    "swiglu_quant",
     "topk_visible",
 ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.reference.precision import wide
+from flagrelease.engine.kernels.reference.quantisation import act_quant
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = None) -> Tensor:
@@ -83,6 +84,11 @@ def swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None)
     if weight is not None:
         y = y * wide(weight)[..., None]
     return y.to(gate.dtype)
+
+
+def swiglu_quant(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """`act_quant` of `swiglu`, whose result is rounded to gate's dtype between: codes [.., n], scales [.., n/128]."""
+    return act_quant(swiglu(gate, up, limit))
 
 
 def add(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
