@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
+from flagrelease.engine.kernels.layout import ceil_div
+from flagrelease.engine.kernels.weights import ExpertWeights
 from flagrelease.model.config import ModelConfig
 
 BF16, FP32, E4M3, E8M0 = torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e8m0fnu

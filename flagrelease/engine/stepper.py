@@ -101,14 +101,16 @@ def choose_stepper(model: Model, cache: Cache, drafts: Cache | None) -> Stepper:
 
 
 def describe_steps(model: Model) -> str:
-    """How the steps of this model run: `captured: CUDAGraph`, or `eager: ` and why."""
+    """How the steps of this model run: `captured: CUDAGraph`, or `eager: ` and why; and what is slow about them."""
     if model.device.why_eager is not None:
         return f"eager: {model.device.why_eager}"
     if _collectives_are_apart(model):
         return f"eager: no graph is known to hold the collectives of {model.device.dist_backend}"
     if not model.ops.captured:
         return f"eager: {model.ops.name} operators wait for the device"
-    return f"captured: {model.device.graph_class}"
+    slow = sum(block.ffn.experts.format == "fp4" and not block.ffn.experts.arranged for block in model.blocks)
+    remark = f"; FP4 experts of {slow} layers by slower kernels (docs/engine.md)" if slow else ""
+    return f"captured: {model.device.graph_class}{remark}"
 
 
 def _collectives_are_apart(model: Model) -> bool:

@@ -13,10 +13,16 @@ from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.stepper import describe_steps
 
 
-def model(device: Device, *, captured: bool = True, mp: int = 1) -> SimpleNamespace:
-    """As far as it is asked."""
+def model(
+    device: Device, *, captured: bool = True, mp: int = 1, experts: tuple[tuple[str, bool], ...] = (("fp4", True),)
+) -> SimpleNamespace:
+    """As far as it is asked. `experts`: of each layer, the format, and whether the fast kernels read them."""
     ops = type("Fused", (Operators,), {"name": "fused", "captured": captured})()
-    return SimpleNamespace(groups=SimpleNamespace(mp=mp), device=device, ops=ops)
+    blocks = [
+        SimpleNamespace(ffn=SimpleNamespace(experts=SimpleNamespace(format=fmt, arranged=arranged)))
+        for fmt, arranged in experts
+    ]
+    return SimpleNamespace(groups=SimpleNamespace(mp=mp), device=device, ops=ops, blocks=blocks)
 
 
 @pytest.fixture
@@ -29,6 +35,12 @@ def test_captured(card: Device) -> None:
     assert describe_steps(model(card)) == "captured: CUDAGraph"
     assert describe_steps(model(card, mp=2)) == "captured: CUDAGraph"
     assert describe_steps(model(replace(card, dist_backend="mccl"))) == "captured: CUDAGraph"
+
+
+def test_experts_that_the_fast_kernels_do_not_read_are_told(card: Device) -> None:
+    layers = (("fp4", True), ("fp4", False), ("plain", False), ("fp4", False))
+    said = describe_steps(model(card, experts=layers))
+    assert said == "captured: CUDAGraph; FP4 experts of 2 layers by slower kernels (docs/engine.md)"
 
 
 def test_eager_for_a_reason(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:

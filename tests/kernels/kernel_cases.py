@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
-from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
+from flagrelease.engine.kernels.layout import ceil_div
+from flagrelease.engine.kernels.weights import ExpertWeights
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

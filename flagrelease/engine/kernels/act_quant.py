@@ -2,14 +2,13 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import power_of_two, power_of_two_exponent
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, round_e4m3
-from flagrelease.engine.kernels.layout import output, rows
+from flagrelease.engine.kernels.layout import ceil_div, output, rows
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 BLOCK_R = 16
@@ -67,7 +66,7 @@ def _launch(x: Tensor, y: Tensor, scale: Tensor | None, block: int) -> None:
         raise ValueError(f"groups of {block} columns, a power of two, do not divide {x.shape[-1]}")
     x_rows, y_rows = rows(x), y.view(-1, y.shape[-1])
     R, groups = len(x_rows), x.shape[-1] // block
-    _act_quant_kernel[(triton.cdiv(R, BLOCK_R), groups)](
+    _act_quant_kernel[(ceil_div(R, BLOCK_R), groups)](
         x_rows, y_rows, scale, x_rows.stride(0), y_rows.stride(0), R, groups,
         GROUP=block, ROUNDTRIP=scale is None, BLOCK=BLOCK_R,
     )  # fmt: skip

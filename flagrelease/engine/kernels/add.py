@@ -2,12 +2,12 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
+from flagrelease.engine.kernels.layout import ceil_div
 
 BLOCK = 1024
 
@@ -25,5 +25,5 @@ def add(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """See `reference.add`. A broadcast operand is copied out first."""
     a, b = (t.contiguous() for t in torch.broadcast_tensors(a, b))  # type: ignore[no-untyped-call]
     y = torch.empty(a.shape, dtype=dtype, device=a.device)
-    _add_kernel[(triton.cdiv(a.numel(), BLOCK),)](a, b, y, a.numel(), BLOCK_N=BLOCK)
+    _add_kernel[(ceil_div(a.numel(), BLOCK),)](a, b, y, a.numel(), BLOCK_N=BLOCK)
     return y

@@ -6,11 +6,11 @@ Legend: B rows, N entries, K wanted.
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2
 from flagrelease.engine.kernels.topk_visible import topk_visible
 
 COMPARISONS = 1 << 24  # up to which comparing all is faster than finding the K-th largest in a program a row
@@ -54,9 +54,9 @@ def best_visible(scores: Tensor, visible: Tensor, k: int) -> Tensor:
     K = min(k, N)
     y = torch.empty(B, K, dtype=torch.int32, device=scores.device)
     if K > 0:
-        block_n = triton.next_power_of_2(N)
+        block_n = next_power_of_2(N)
         block_i = min(8, TILE // block_n)
-        _best_visible_kernel[(B, triton.cdiv(N, block_i))](
+        _best_visible_kernel[(B, ceil_div(N, block_i))](
             scores, visible.contiguous(), y, scores.stride(0), N, K, BLOCK_I=block_i, BLOCK_N=block_n
         )
     return y

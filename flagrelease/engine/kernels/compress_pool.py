@@ -1,11 +1,11 @@
 """Pooling of a window into one compressed entry, in Triton. Legend: W windows, S slots of each, D channels."""
 # ruff: noqa: N803  (dimensions of the legend)
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2
 
 
 @early_kernel
@@ -39,9 +39,7 @@ def compress_pool(kv: Tensor, score: Tensor) -> Tensor:
     *lead, S, D = kv.shape
     kv, score = kv.contiguous(), score.contiguous()
     y = kv.new_empty(*lead, D).float()
-    block_s = triton.next_power_of_2(S)
-    block_d = min(triton.next_power_of_2(D), max(16, 8192 // block_s))
-    _compress_pool_kernel[(y.numel() // D, triton.cdiv(D, block_d))](
-        kv, score, y, S, D, BLOCK_S=block_s, BLOCK_D=block_d
-    )
+    block_s = next_power_of_2(S)
+    block_d = min(next_power_of_2(D), max(16, 8192 // block_s))
+    _compress_pool_kernel[(y.numel() // D, ceil_div(D, block_d))](kv, score, y, S, D, BLOCK_S=block_s, BLOCK_D=block_d)
     return y

@@ -8,16 +8,15 @@ positions, P parts of them. The list is never stored: a program computes its slo
 from functools import cache
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
-from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
+from flagrelease.engine.kernels.layout import ceil_div, check_positions, next_power_of_2, power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import rounded, store_scaled, turned, turns
-from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div
+from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 MOST_PARTS = 32  # that are joined at once
 MANY_ROWS = 32  # that fill it with few programs a row
@@ -228,7 +227,7 @@ def decode_attention(
     scales = torch.empty(B, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None
     _join_kernel[(B, H)](
         acc, most, total, sink, positions, cos, sin, o, scales, H, parts,
-        D=D, R=2 * cos.shape[1], BLOCK_P=triton.next_power_of_2(parts), num_warps=4 if parts > 4 else 2,
+        D=D, R=2 * cos.shape[1], BLOCK_P=next_power_of_2(parts), num_warps=4 if parts > 4 else 2,
     )  # fmt: skip
     return o, scales
 

@@ -1,12 +1,11 @@
 """Embedding of a vocabulary shard in Triton. Legend: T tokens, V rows of the shard, H columns."""
 # ruff: noqa: N803  (dimensions of the legend)
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.layout import unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
 
 
 @early_kernel
@@ -34,8 +33,8 @@ def embedding(ids: Tensor, table: Tensor, vocab_start: int = 0) -> Tensor:
     ids, table = ids.contiguous(), unit_columns(table)
     V, H = table.shape
     y = table.new_empty(*ids.shape, H)
-    block = min(2048, triton.next_power_of_2(H))
-    _embedding_kernel[(ids.numel(), triton.cdiv(H, block))](
+    block = min(2048, next_power_of_2(H))
+    _embedding_kernel[(ids.numel(), ceil_div(H, block))](
         ids, table, y, table.stride(0), vocab_start, V, H, BLOCK_H=block
     )
     return y

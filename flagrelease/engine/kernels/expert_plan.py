@@ -2,11 +2,11 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.layout import next_power_of_2
 
 
 @early_kernel
@@ -40,6 +40,6 @@ def plan_pairs(ids: Tensor, first: int, experts: int) -> tuple[Tensor, Tensor]:
     """(pairs int32 [P] sorted by local expert, start int32 [E + 1]); pairs beyond start[E] are not written."""
     pairs = torch.empty(ids.numel(), dtype=torch.int32, device=ids.device)
     start = torch.empty(experts + 1, dtype=torch.int32, device=ids.device)
-    block = min(1024, triton.next_power_of_2(ids.numel()))
+    block = min(1024, next_power_of_2(ids.numel()))
     _plan_kernel[(experts + 1,)](ids, pairs, start, first, ids.numel(), BLOCK_P=block)
     return pairs, start

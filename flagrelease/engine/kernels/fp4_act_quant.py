@@ -2,14 +2,13 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import e2m1_code, e2m1_value, power_of_two, power_of_two_exponent
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import output, rows
+from flagrelease.engine.kernels.layout import ceil_div, output, rows
 from flagrelease.engine.kernels.weights import FP4_BLOCK
 
 BLOCK_R = 32
@@ -70,7 +69,7 @@ def _launch(x: Tensor, y: Tensor, scale: Tensor | None, block: int) -> None:
         raise ValueError(f"groups of {block} columns, a power of two, do not divide {x.shape[-1]}")
     x_rows, y_rows = rows(x), y.view(-1, y.shape[-1])
     R, groups = len(x_rows), x.shape[-1] // block
-    _fp4_act_quant_kernel[(triton.cdiv(R, BLOCK_R), groups)](
+    _fp4_act_quant_kernel[(ceil_div(R, BLOCK_R), groups)](
         x_rows, y_rows, scale, x_rows.stride(0), y_rows.stride(0), R, groups,
         HALF=block // 2, ROUNDTRIP=scale is None, BLOCK=BLOCK_R,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.codes import e2m1_value
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, jit
+from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 BLOCK = 256  # columns that are arranged among themselves
@@ -215,7 +216,7 @@ def arrange(packed: Tensor) -> None:
             f"matrices {tuple(packed.shape)} with strides {packed.stride()}: rows of 256 columns are needed"
         )
     count = N * K // 32
-    _arrange_kernel[(E, triton.cdiv(count, 64))](words, words.stride(0), count, ROWS=64)
+    _arrange_kernel[(E, ceil_div(count, 64))](words, words.stride(0), count, ROWS=64)
 
 
 def arrange_experts(experts: ExpertWeights) -> ExpertWeights:

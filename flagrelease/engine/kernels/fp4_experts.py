@@ -6,7 +6,6 @@ MI expert width.
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,9 +15,10 @@ from flagrelease.engine.kernels.expert_plan import plan_pairs
 from flagrelease.engine.kernels.fp4_codes import compiles_ptx
 from flagrelease.engine.kernels.fp4_products import coded_product, diagonal_product, plain_product
 from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2
 from flagrelease.engine.kernels.split_columns import split_columns
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
-from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
+from flagrelease.engine.kernels.weights import ExpertWeights
 
 MOST_CODED = 64  # pairs of an expert; above it adding 32 columns at a time takes longer than decoding to BF16
 FEW_PAIRS = 32  # up to here every program finds the pairs of its expert by itself (96 are planned 3 % faster)
@@ -193,7 +193,7 @@ def fp4_expert_outputs(
     few = P <= FEW_PAIRS
     pairs, start = (ids, ids) if few else plan_pairs(ids, experts.first, E)
     coded = quantise and ceil_div(P, E) <= MOST_CODED
-    constants = {"PTX": compiles_ptx(), "BLOCK_P": max(16, triton.next_power_of_2(P)) if few else 0}
+    constants = {"PTX": compiles_ptx(), "BLOCK_P": max(16, next_power_of_2(P)) if few else 0}
     gate_up, down = (constants | tile for tile in _tiles(ceil_div(P, E), few, coded))
     items = P if few else E
     w1, w3, w2, s1, s3, s2 = (
@@ -202,12 +202,12 @@ def fp4_expert_outputs(
     h = y.new_empty(P, MI)
     if xq is None or not coded:
         xq, xs = _activation(x, quantise, coded)
-    _gate_up_kernel[(triton.cdiv(2 * MI, gate_up["BLOCK_N"]), items)](
+    _gate_up_kernel[(ceil_div(2 * MI, gate_up["BLOCK_N"]), items)](
         xq, xs, w1, s1, _apart(w1, w3), _apart(s1, s3), ids, weights, pairs, start, h, limit,
         experts.first, E, P, slots, MI, H, w1.stride(1), w1.stride(0), s1.stride(1), s1.stride(0), **gate_up,
     )  # fmt: skip
     hq, hs = _activation(h, quantise, coded)
-    _down_kernel[(triton.cdiv(H, down["BLOCK_N"]), items + (zeros and not few))](
+    _down_kernel[(ceil_div(H, down["BLOCK_N"]), items + (zeros and not few))](
         hq, hs, w2, s2, ids, pairs, start, y, experts.first, E, P, slots, H, MI,
         w2.stride(1), w2.stride(0), s2.stride(1), s2.stride(0), y.stride(0), y.stride(1), **down,
     )  # fmt: skip

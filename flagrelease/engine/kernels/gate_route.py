@@ -2,12 +2,11 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.layout import check_positions
+from flagrelease.engine.kernels.layout import check_positions, next_power_of_2
 from flagrelease.engine.kernels.linear import sqrt_softplus
 from flagrelease.engine.kernels.routing import best_experts, load_bias, store_routes
 from flagrelease.engine.kernels.row_vectors import sum_parts
@@ -71,6 +70,6 @@ def _launch(
     weights = torch.empty(B, k, dtype=torch.float32, device=parts.device)
     _gate_route_kernel[(B,)](
         parts.contiguous(), bias, table, tokens, positions, ids, weights, B * E, S, E, scale,
-        K=k, BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(k), num_warps=1,
+        K=k, BLOCK_E=next_power_of_2(E), BLOCK_K=next_power_of_2(k), num_warps=1,
     )  # fmt: skip
     return ids, weights

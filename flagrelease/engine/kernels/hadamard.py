@@ -7,13 +7,12 @@ dtype, so the matrix unit adds in FP32 what a butterfly would.
 
 import math
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, dot
-from flagrelease.engine.kernels.layout import output, rows
+from flagrelease.engine.kernels.layout import ceil_div, output, rows
 
 LARGEST = 256  # columns; the matrix is held whole (V4 has 128)
 
@@ -48,7 +47,7 @@ def hadamard(x: Tensor) -> Tensor:
         raise ValueError(f"the Hadamard kernel takes a power of two from 16 to {LARGEST} columns, not {d}")
     y, x_rows = output(x, None), rows(x)
     block_r = 16
-    _hadamard_kernel[(triton.cdiv(len(x_rows), block_r),)](
+    _hadamard_kernel[(ceil_div(len(x_rows), block_r),)](
         x_rows, y, x_rows.stride(0), len(x_rows), math.pow(d, -0.5), BLOCK_R=block_r, D=d
     )
     return y

@@ -7,13 +7,12 @@ that uses the mixes adds the parts.
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, rows
 
 TOKENS, STEP = 16, 128  # tokens and columns of a program's tile
 MANY = 1024  # tokens, of which a program takes more, since it reads all of fn for them
@@ -90,15 +89,15 @@ def mixes_of(x_rows: Tensor, fn: Tensor) -> tuple[Tensor, Tensor]:
     if fn.shape != (N, K) or fn.dtype != torch.float32:
         raise ValueError(f"fn {fn.dtype} {tuple(fn.shape)}: FP32 [.., {K}] is needed")
     tokens, step = (MANY_TOKENS, MANY_STEP) if T >= MANY else (TOKENS, STEP)
-    blocks = triton.cdiv(T, tokens)
+    blocks = ceil_div(T, tokens)
     most = MOST_SPLITS if T > TOKENS else 4 * MOST_SPLITS  # parts as short as can be, where nothing else hides latency
-    splits = max(1, min(most, PROGRAMS // max(blocks, 1), triton.cdiv(K, step)))
-    per_split = triton.cdiv(triton.cdiv(K, splits), step) * step
+    splits = max(1, min(most, PROGRAMS // max(blocks, 1), ceil_div(K, step)))
+    per_split = ceil_div(ceil_div(K, splits), step) * step
     mixes = torch.empty(splits, T, N, dtype=torch.float32, device=x_rows.device)
     squares = torch.empty(splits, T, dtype=torch.float32, device=x_rows.device)
     _mixes_kernel[(blocks, splits)](
         x_rows, fn.contiguous(), mixes, squares, x_rows.stride(0), T, K, N, per_split,
-        BLOCK_T=tokens, BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_K=step,
+        BLOCK_T=tokens, BLOCK_N=max(16, next_power_of_2(N)), BLOCK_K=step,
     )  # fmt: skip
     return mixes, squares
 

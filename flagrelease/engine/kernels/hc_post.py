@@ -1,13 +1,12 @@
 """mHC after a sub-layer, in Triton. Legend: T tokens, S parts of an output, M streams (BLOCK_M padded), H hidden."""
 # ruff: noqa: N803  (dimensions of the legend)
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, rows
 from flagrelease.engine.kernels.row_vectors import rounded, sum_parts
 
 FEW = 8  # tokens, whose columns are divided finer: one after the other the loads take longer than the work
@@ -68,11 +67,11 @@ def _launch(parts: Tensor, x: Tensor, post: Tensor, comb: Tensor, *, rounds: boo
         raise ValueError(f"post {tuple(post.shape)} and comb {tuple(comb.shape)} of streams {tuple(x.shape)}")
     x_rows = rows(x.flatten(-2))
     y = x.new_empty(x.shape)
-    block = min(1024, triton.next_power_of_2(H))
+    block = min(1024, next_power_of_2(H))
     if len(x_rows) <= FEW:
         block = min(128, block)
-    _post_kernel[(len(x_rows), triton.cdiv(H, block))](
+    _post_kernel[(len(x_rows), ceil_div(H, block))](
         parts, x_rows, post.contiguous(), comb.contiguous(), y, parts.stride(1), parts.stride(0), x_rows.stride(0),
-        len(parts), H, ROUND=rounds, M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_H=block,
+        len(parts), H, ROUND=rounds, M=M, BLOCK_M=next_power_of_2(M), BLOCK_H=block,
     )  # fmt: skip
     return y

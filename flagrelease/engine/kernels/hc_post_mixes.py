@@ -6,14 +6,13 @@ Legend: T tokens, S parts of an output, M streams, H hidden size, N mixes a toke
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hc_mixes import exact_dot
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, rows
 from flagrelease.engine.kernels.row_vectors import rounded, sum_parts
 
 TOKENS = 16  # of a program, which multiplies them on the matrix unit
@@ -82,14 +81,14 @@ def hc_post_mixes(
     if post.shape != (T, M) or comb.shape != (T, M, M):
         raise ValueError(f"post {tuple(post.shape)} and comb {tuple(comb.shape)} of streams {tuple(x.shape)}")
     x_rows = rows(x.flatten(-2))
-    splits = M * triton.cdiv(H, COLUMNS)
+    splits = M * ceil_div(H, COLUMNS)
     y = x.new_empty(T, M, H)
     mixes = torch.empty(splits, T, N, dtype=torch.float32, device=x.device)
     squares = torch.empty(splits, T, dtype=torch.float32, device=x.device)
     tokens = 1 if T <= FEW else TOKENS
-    _post_mixes_kernel[(triton.cdiv(T, tokens), splits)](
+    _post_mixes_kernel[(ceil_div(T, tokens), splits)](
         parts, x_rows, post.contiguous(), comb.contiguous(), fn.contiguous(), y, mixes, squares, parts.stride(1),
         parts.stride(0), x_rows.stride(0), len(parts), T, H, N, M=M, BLOCK_T=tokens,
-        BLOCK_N=max(16, triton.next_power_of_2(N)), BLOCK_H=COLUMNS,
+        BLOCK_N=max(16, next_power_of_2(N)), BLOCK_H=COLUMNS,
     )  # fmt: skip
     return y, mixes, squares

@@ -5,7 +5,6 @@ Legend: T tokens, M streams (BLOCK_M padded), H hidden size, N mixes a token, S 
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.hc_mixes import mixes_of
 from flagrelease.engine.kernels.hc_split_sinkhorn import gains, partial_sum, store_post_and_comb, stream_rho
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, rows
 
 
 @early_kernel
@@ -101,10 +100,10 @@ def _launch(
     mixes, squares = mixes_of(x_rows, fn)
     T, splits = len(x_rows), len(mixes)
     y = x.new_empty(*lead, H)
-    block_h = min(1024, triton.next_power_of_2(H))
-    _pre_kernel[(T, triton.cdiv(H, block_h))](
+    block_h = min(1024, next_power_of_2(H))
+    _pre_kernel[(T, ceil_div(H, block_h))](
         x_rows, mixes, squares, scale.contiguous(), base.contiguous(), y, post, comb, x_rows.stride(0), T, H, splits,
-        iters, eps, norm_eps, N=N, M=M, BLOCK_M=triton.next_power_of_2(M),
-        BLOCK_S=triton.next_power_of_2(splits), BLOCK_H=block_h,
+        iters, eps, norm_eps, N=N, M=M, BLOCK_M=next_power_of_2(M),
+        BLOCK_S=next_power_of_2(splits), BLOCK_H=block_h,
     )  # fmt: skip
     return y

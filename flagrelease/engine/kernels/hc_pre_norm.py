@@ -6,14 +6,13 @@ Legend: T tokens, M streams (BLOCK_M padded), H hidden size, N mixes a token, S 
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hc_split_sinkhorn import gains, store_post_and_comb, stream_rho
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import next_power_of_2, rows
 from flagrelease.engine.kernels.row_vectors import normed, rounded, store_fp8
 
 
@@ -107,8 +106,8 @@ def hc_pre_norm(
     scales = torch.empty(T, H // 128, dtype=torch.float32, device=x.device) if quantise else None
     _pre_norm_kernel[(T,)](
         x_rows, mixes, squares, scale.contiguous(), base.contiguous(), weight, y, codes, scales, x_rows.stride(0), T, H,
-        S, eps, norm_eps, N=M * (M + 2), M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_S=triton.next_power_of_2(S),
-        BLOCK_H=max(128, triton.next_power_of_2(H)), num_warps=8 if H > 2048 else 4,
+        S, eps, norm_eps, N=M * (M + 2), M=M, BLOCK_M=next_power_of_2(M), BLOCK_S=next_power_of_2(S),
+        BLOCK_H=max(128, next_power_of_2(H)), num_warps=8 if H > 2048 else 4,
     )  # fmt: skip
     return y, codes, scales
 
@@ -124,7 +123,7 @@ def hc_weights(
     comb = torch.empty(T, M, M, dtype=torch.float32, device=x.device)
     _weights_kernel[(T,)](
         mixes, squares, scale.contiguous(), base.contiguous(), post, comb, T, M * H, S, iters, eps, norm_eps,
-        N=M * (M + 2), M=M, BLOCK_M=triton.next_power_of_2(M), BLOCK_S=triton.next_power_of_2(S),
+        N=M * (M + 2), M=M, BLOCK_M=next_power_of_2(M), BLOCK_S=next_power_of_2(S),
     )  # fmt: skip
     return post, comb
 

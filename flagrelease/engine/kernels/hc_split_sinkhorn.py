@@ -5,13 +5,12 @@ The mixes may come in S parts that are still to be added (`hc_pre` splits the pr
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import jit
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import next_power_of_2, rows
 
 
 @jit
@@ -129,6 +128,6 @@ def hc_split_sinkhorn(
     pre, post, comb = mixes.new_empty(*lead, n), mixes.new_empty(*lead, n), mixes.new_empty(*lead, n, n)
     _split_kernel[(len(mixes),)](
         mixes, scale.contiguous(), base.contiguous(), pre, post, comb, iters, eps,
-        N=N, M=n, BLOCK_M=triton.next_power_of_2(n), num_warps=1,
+        N=N, M=n, BLOCK_M=next_power_of_2(n), num_warps=1,
     )  # fmt: skip
     return pre, post, comb

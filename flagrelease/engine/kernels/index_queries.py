@@ -5,13 +5,12 @@ Legend: B rows, H index heads, D columns of a head, R of them rotated.
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, dot
-from flagrelease.engine.kernels.layout import check_positions
+from flagrelease.engine.kernels.layout import ceil_div, check_positions
 from flagrelease.engine.kernels.row_vectors import fp4_rounded, hadamard_signs
 
 HEADS = 16  # of a program
@@ -60,7 +59,7 @@ def index_queries(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quanti
     if D & (D - 1) or not 16 <= D <= 256 or q.stride(2) != 1 or q.stride(1) != D:
         raise ValueError(f"queries {tuple(q.shape)} with strides {q.stride()}")
     y = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
-    _index_queries_kernel[(B, triton.cdiv(H, HEADS))](
+    _index_queries_kernel[(B, ceil_div(H, HEADS))](
         q, cos, sin, positions, y, q.stride(0), H, D**-0.5, QUANTISE=quantise, BLOCK_H=HEADS, D=D, R=2 * cos.shape[1],
         num_warps=8,
     )  # fmt: skip

@@ -2,13 +2,12 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import dot
-from flagrelease.engine.kernels.layout import unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
 
 
 @early_kernel
@@ -60,8 +59,8 @@ def indexer_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
     N = k.shape[1]
     y = torch.empty(B, S, N, dtype=torch.float32, device=q.device)
     block_n = 128 if q.element_size() == 2 else 32
-    _indexer_scores_kernel[(B * S, triton.cdiv(N, block_n))](
+    _indexer_scores_kernel[(B * S, ceil_div(N, block_n))](
         q, k, weights, y, S, H, N, D, *q.stride()[:3], *k.stride()[:2], *weights.stride()[:2],
-        BLOCK_H=max(16, triton.next_power_of_2(H)), BLOCK_N=block_n, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n, BLOCK_D=max(16, next_power_of_2(D)),
     )  # fmt: skip
     return y

@@ -6,13 +6,12 @@ b, program (b, 1) its key.
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
+from flagrelease.engine.kernels.layout import check_positions, next_power_of_2, power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rounded, store_fp8, sum_parts, turned, turns
 
 
@@ -128,6 +127,6 @@ def latents(
     _latents_kernel[(B, 2)](
         parts.contiguous(), q_norm, kv_norm, cos, sin, positions, kv, qr, codes, scales, B * (QR + HD), S, QR,
         kv.stride(0), first, kv.shape[1] - 1 - first, eps,
-        QUANTISE_KV=quantise_kv, BLOCK_Q=max(128, triton.next_power_of_2(QR)), HD=HD, R=2 * cos.shape[1], num_warps=16,
+        QUANTISE_KV=quantise_kv, BLOCK_Q=max(128, next_power_of_2(QR)), HD=HD, R=2 * cos.shape[1], num_warps=16,
     )  # fmt: skip
     return qr, codes, scales

@@ -8,19 +8,17 @@ make few tiles, so K is cut too, and what comes next adds the parts up.
 from dataclasses import dataclass
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels import widen
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
-from flagrelease.engine.kernels.hopper import MULTIPROCESSORS, SHARED_MEMORY
+from flagrelease.engine.kernels.hopper import FILLED, MULTIPROCESSORS, SHARED_MEMORY
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
 from flagrelease.engine.kernels.product import product
-from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight, weight_format
+from flagrelease.engine.kernels.weights import FP8_BLOCK, check_fp4_weight, check_fp8_weight, weight_format
 
-FILLED = 128  # programs that keep a chip busy
 SHORTEST_PART = 512  # columns
 
 
@@ -175,7 +173,7 @@ def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, in
     """
     if rows > 64 and not single:
         return (64, 128, 128, 4) if fmt == "fp4" else (128, 128, 64, 8)
-    block_m = max(16, triton.next_power_of_2(min(rows, 64)))
+    block_m = max(16, next_power_of_2(min(rows, 64)))
     block_n = 64
     while block_n > 16 and outputs // block_n < (2 * FILLED if block_n == 64 and rows <= 16 else FILLED):
         block_n //= 2
@@ -211,7 +209,7 @@ class _Tile:
             return cls(64, 128, 128, 4, 4, False, 0)
         if rows > 64 or fmt == "fp4" or single:
             return cls(*tile_shape(rows, outputs, fmt, single), 3, False, 0 if rows > 64 else 8)
-        block_m, steps = max(16, triton.next_power_of_2(rows)), ceil_div(columns, 128)
+        block_m, steps = max(16, next_power_of_2(rows)), ceil_div(columns, 128)
         wide = outputs >= 2 * FILLED * 128
         if coded and (wide or rows > 32):
             # As many steps on their way as leave room for all programs at once.
@@ -286,7 +284,7 @@ def _run(
         ws = stored_scale(ws.flatten(0, 1))
     coded, single = x.dtype == torch.float8_e4m3fn, torch.float32 in (x.dtype, w.dtype)
     tile = _Tile.of(M, G * N * len(y), per_part or K, fmt, coded, single)
-    _linear_kernel[(triton.cdiv(M, tile.block_m), triton.cdiv(N, tile.block_n), G * len(y))](
+    _linear_kernel[(ceil_div(M, tile.block_m), ceil_div(N, tile.block_n), G * len(y))](
         x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), *((0, 0) if xs is None else xs.stride()[:2]), w.stride(1),
         w.stride(0), 0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
         FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus,

@@ -7,7 +7,6 @@ combine (each token sums its local pairs, slot by slot, so that the result does 
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,11 +15,11 @@ from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.expert_plan import plan_pairs
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
 from flagrelease.engine.kernels.linear import stored_scale, tile_shape
 from flagrelease.engine.kernels.product import product
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
-from flagrelease.engine.kernels.weights import ExpertWeights, ceil_div
+from flagrelease.engine.kernels.weights import ExpertWeights
 
 
 @early_kernel
@@ -187,8 +186,8 @@ def moe_experts(
     else:
         y = _outputs(x, None, None, ids, weights, experts, swiglu_limit, quantise_activations)
     out = torch.empty(T, H, dtype=torch.float32, device=x.device)
-    block_h = min(1024, triton.next_power_of_2(H))
-    _combine_kernel[(T, triton.cdiv(H, block_h))](ids, y, out, experts.first, E, H, SLOTS=slots, BLOCK_H=block_h)
+    block_h = min(1024, next_power_of_2(H))
+    _combine_kernel[(T, ceil_div(H, block_h))](ids, y, out, experts.first, E, H, SLOTS=slots, BLOCK_H=block_h)
     return out
 
 
@@ -202,8 +201,8 @@ def expert_outputs(
         fp4_experts.fp4_expert_outputs(x, xq, xs, ids, weights, experts, swiglu_limit, quantise, out, zeros=True)
         return out
     y = _outputs(x, xq, xs, ids, weights, experts, swiglu_limit, quantise)
-    block_h, H, slots = min(1024, triton.next_power_of_2(x.shape[1])), x.shape[1], ids.shape[1]
-    _place_kernel[(ids.numel(), triton.cdiv(H, block_h))](
+    block_h, H, slots = min(1024, next_power_of_2(x.shape[1])), x.shape[1], ids.shape[1]
+    _place_kernel[(ids.numel(), ceil_div(H, block_h))](
         ids, y, out, experts.first, len(experts.w1), H, slots, out.stride(0), out.stride(1), BLOCK_H=block_h
     )
     return out
@@ -232,14 +231,14 @@ def _outputs(
         xq, xs = _quantise(x, experts.format, quantise)
     w1, w3, s1, s3 = _bytes(experts.w1), _bytes(experts.w3), stored_scale(experts.s1), stored_scale(experts.s3)
     h = x.new_empty(T * slots, MI)
-    _gate_up_kernel[(triton.cdiv(MI, tiles["BLOCK_N"]), E)](
+    _gate_up_kernel[(ceil_div(MI, tiles["BLOCK_N"]), E)](
         xq, xs, w1, w3, s1, s3, weights, pairs, start, h, swiglu_limit, slots, MI, H, *_strides(xq, xs, w1, s1),
         FORMAT=experts.format, QUANTISED=xs is not None, **tiles,
     )  # fmt: skip
     hq, hs = _quantise(h, experts.format, quantise)
     w2, s2 = _bytes(experts.w2), stored_scale(experts.s2)
     y = x.new_empty(T * slots, H)
-    _down_kernel[(triton.cdiv(H, tiles["BLOCK_N"]), E)](
+    _down_kernel[(ceil_div(H, tiles["BLOCK_N"]), E)](
         hq, hs, w2, s2, pairs, start, y, H, MI, *_strides(hq, hs, w2, s2)[1:],
         FORMAT=experts.format, QUANTISED=hs is not None, **tiles,
     )  # fmt: skip

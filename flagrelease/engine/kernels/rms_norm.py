@@ -1,13 +1,12 @@
 """RMSNorm in Triton. Legend: R rows, D columns; a program normalises BLOCK_R whole rows."""
 # ruff: noqa: N803  (dimensions of the legend)
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import output, rows
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, output, rows
 
 TILE = 4096  # elements of a program's tile, where rows are shorter
 
@@ -45,9 +44,9 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = 
     y = output(x, out)
     x_rows, y_rows = rows(x), y.view(-1, y.shape[-1])
     R, D = x_rows.shape
-    block_d = triton.next_power_of_2(D)
+    block_d = next_power_of_2(D)
     block_r = max(1, TILE // block_d)
-    _rms_norm_kernel[(triton.cdiv(R, block_r),)](
+    _rms_norm_kernel[(ceil_div(R, block_r),)](
         x_rows, weight, y_rows, x_rows.stride(0), y_rows.stride(0), R, D, eps,
         BLOCK_R=block_r, BLOCK_D=block_d, num_warps=4 if block_d <= TILE else 8,
     )  # fmt: skip

@@ -1,13 +1,12 @@
 """Rotary position embedding in Triton. Legend: A, B, C leading dimensions (batch, position, head); P pairs of a row."""
 # ruff: noqa: N803  (dimensions of the legend)
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import output, unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, output, unit_columns
 
 PAIRS = 512  # of a program: four in each thread, whose eight numbers are one access
 MANY_TOKENS = 512  # that fill a chip with programs of four times as many pairs
@@ -71,11 +70,11 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False, out: 
     cos4, sin4 = (unit_columns(t.float()).expand(*lead, pairs) for t in (cos, sin))
     if cos4.stride() != sin4.stride():
         cos4, sin4 = cos4.contiguous(), sin4.contiguous()
-    block_p = triton.next_power_of_2(pairs)
+    block_p = next_power_of_2(pairs)
     tokens = lead[0] * lead[1]
     most = PAIRS if tokens < MANY_TOKENS else 4 * PAIRS
-    block_c = min(triton.next_power_of_2(lead[2]), max(1, most // block_p))
-    _rope_kernel[(tokens, triton.cdiv(lead[2], block_c))](
+    block_c = min(next_power_of_2(lead[2]), max(1, most // block_p))
+    _rope_kernel[(tokens, ceil_div(lead[2], block_c))](
         x4, cos4, sin4, y4, *x4.stride()[:3], *cos4.stride()[:3], *y4.stride()[:3], lead[1], lead[2], pairs,
         INVERSE=inverse, SHARED=cos4.stride(2) == 0 or lead[2] == 1, BLOCK_C=block_c, BLOCK_P=block_p,
         NEXT=tokens < MANY_TOKENS,

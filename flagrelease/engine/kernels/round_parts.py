@@ -2,13 +2,12 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
-from flagrelease.engine.kernels.layout import unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, unit_columns
 from flagrelease.engine.kernels.row_vectors import rounded, store_fp8, sum_parts
 from flagrelease.engine.kernels.swiglu import clamped_swiglu
 
@@ -66,7 +65,7 @@ def _launch(
     y = torch.empty(B, N, dtype=dtype, device=parts.device)
     codes = torch.empty(B, N, dtype=torch.float8_e4m3fn, device=parts.device) if quantise else None
     scales = torch.empty(B, N // 128, dtype=torch.float32, device=parts.device) if quantise else None
-    _round_parts_kernel[(B, triton.cdiv(N, BLOCK))](
+    _round_parts_kernel[(B, ceil_div(N, BLOCK))](
         parts, y, codes, scales, parts.stride(0), parts.stride(1), S, N, limit, SWIGLU=swiglu, BLOCK_N=BLOCK
     )
     return y, codes, scales

@@ -2,13 +2,12 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import jit
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import next_power_of_2, rows
 
 MANY_TOKENS = 512  # whose programs fill a chip
 
@@ -119,7 +118,7 @@ def route(scores: Tensor, bias: Tensor | None, topk: int, route_scale: float) ->
     E = scores.shape[-1]
     _route_kernel[(len(table),)](
         table, None if bias is None else bias.float().contiguous(), ids, weights, table.stride(0), E, route_scale,
-        K=topk, BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(topk), NEXT=len(table) < MANY_TOKENS,
+        K=topk, BLOCK_E=next_power_of_2(E), BLOCK_K=next_power_of_2(topk), NEXT=len(table) < MANY_TOKENS,
         num_warps=1,  # whose reductions take no barrier
     )  # fmt: skip
     return ids, weights
@@ -134,7 +133,7 @@ def route_hashed(scores: Tensor, tid2eid: Tensor, tokens: Tensor, route_scale: f
     table = rows(scores)
     _route_hashed_kernel[(len(table),)](
         table, tid2eid.contiguous(), tokens.contiguous(), ids, weights, table.stride(0), route_scale,
-        K=k, BLOCK_K=triton.next_power_of_2(k),
+        K=k, BLOCK_K=next_power_of_2(k),
     )  # fmt: skip
     return ids, weights
 

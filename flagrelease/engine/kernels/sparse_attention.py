@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.hopper import FILLED
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
-from flagrelease.engine.kernels.layout import unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
 
-FILLED = 128  # programs that keep a chip busy
-MANY_QUERIES = 256  # from here on they do without splitting the heads
+MANY_QUERIES = 256  # from here on programs fill a chip without splitting the heads
 
 # Positions a step, heads a program, loads in flight. Triton before 3.2 fails on more at d = 512: its pipeliner on keys
 # whose addresses are loaded too, its layouts on the larger tile.
@@ -102,10 +102,10 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
     o = q.new_empty(B, S, H, D)
     block_t, most_heads, stages = TILE if q.element_size() == 2 else (16, 64, 1)
     block_h = min(_heads(B * S, H), most_heads)
-    programs = B * S * triton.cdiv(H, block_h)
-    _sparse_attention_kernel[(B * S, triton.cdiv(H, block_h))](
+    programs = B * S * ceil_div(H, block_h)
+    _sparse_attention_kernel[(B * S, ceil_div(H, block_h))](
         q, kv, sink.float().contiguous(), idx, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
-        *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, D=D, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, D=D, BLOCK_D=max(16, next_power_of_2(D)),
         NEXT=programs < FILLED, num_warps=8 if block_h == 64 else 4, num_stages=stages,
     )  # fmt: skip
     return o
@@ -113,7 +113,7 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
 
 def _heads(queries: int, heads: int) -> int:
     """Of a program: as many as leave enough programs, for each reads the keys."""
-    most: int = max(16, triton.next_power_of_2(heads))
+    most: int = max(16, next_power_of_2(heads))
     if queries >= MANY_QUERIES:
         return min(64, most)
-    return min(32, most) if queries * triton.cdiv(heads, 32) >= FILLED else 16
+    return min(32, most) if queries * ceil_div(heads, 32) >= FILLED else 16

@@ -4,7 +4,6 @@ FP8's rounding may happen on the way. Legend: R rows, S blocks of 256 columns in
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from flagrelease.engine.kernels.codes import power_of_two, power_of_two_exponent
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.fp4_codes import BLOCK
 from flagrelease.engine.kernels.interpreter import cast, round_e4m3
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import ceil_div, rows
 
 BLOCKS = 8  # of a program
 
@@ -57,7 +56,7 @@ def split_columns(x: Tensor, quantise: bool) -> Tensor:
         raise ValueError(f"blocks of {BLOCK} columns do not divide {x.shape[-1]}")
     x_rows, y = rows(x), x.new_empty(x.shape)
     R, S = len(x_rows), x.shape[-1] // BLOCK
-    _split_columns_kernel[(triton.cdiv(R * S, BLOCKS),)](
+    _split_columns_kernel[(ceil_div(R * S, BLOCKS),)](
         x_rows, y, x_rows.stride(0), R, S, QUANTISE=quantise, BLOCKS=BLOCKS
     )
     return y

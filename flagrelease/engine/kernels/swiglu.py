@@ -2,13 +2,12 @@
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, rows
 from flagrelease.engine.kernels.row_vectors import rounded, store_fp8
 
 
@@ -71,8 +70,8 @@ def swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None)
     y = gate.new_empty(gate.shape)
     gate, up = rows(gate), rows(up)
     R, N = gate.shape
-    block = min(1024, triton.next_power_of_2(N))
-    _swiglu_kernel[(R, triton.cdiv(N, block))](
+    block = min(1024, next_power_of_2(N))
+    _swiglu_kernel[(R, ceil_div(N, block))](
         gate, up, None if weight is None else weight.float().contiguous(), y, gate.stride(0), up.stride(0), N, limit,
         BLOCK_N=block,
     )  # fmt: skip
@@ -87,8 +86,8 @@ def swiglu_quant(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor
     codes = torch.empty(gate.shape, dtype=torch.float8_e4m3fn, device=gate.device)
     scales = torch.empty(*gate.shape[:-1], N // 128, dtype=torch.float32, device=gate.device)
     gate, up = rows(gate), rows(up)
-    block = min(1024, triton.next_power_of_2(N))
-    _swiglu_quant_kernel[(len(gate), triton.cdiv(N, block))](
+    block = min(1024, next_power_of_2(N))
+    _swiglu_quant_kernel[(len(gate), ceil_div(N, block))](
         gate, up, codes, scales, gate.stride(0), up.stride(0), N, limit, BLOCK_N=block
     )
     return codes, scales

@@ -7,13 +7,12 @@ Legend: N entries, K wanted.
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import jit
-from flagrelease.engine.kernels.layout import rows
+from flagrelease.engine.kernels.layout import next_power_of_2, rows
 
 SHORT = 8192  # entries
 
@@ -140,12 +139,12 @@ def topk_visible(scores: Tensor, visible: Tensor, k: int, offset: int = 0) -> Te
     if N <= SHORT:
         _short_row_kernel[(len(table),)](
             table, visible.contiguous(), y, table.stride(0), N, K, offset,
-            BLOCK_N=max(32, triton.next_power_of_2(N)), BLOCK_K=triton.next_power_of_2(K),
+            BLOCK_N=max(32, next_power_of_2(N)), BLOCK_K=next_power_of_2(K),
             num_warps=4 if N <= 2048 else 8,
         )  # fmt: skip
         return y
     _topk_visible_kernel[(len(table),)](
         table, visible.contiguous(), y, table.stride(0), N, K, offset,
-        BLOCK_N=4096, BLOCK_K=min(1024, triton.next_power_of_2(K)), num_warps=8,
+        BLOCK_N=4096, BLOCK_K=min(1024, next_power_of_2(K)), num_warps=8,
     )  # fmt: skip
     return y

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.layout import ceil_div
+
 FP8_BLOCK = 128  # rows and columns of an FP8 weight that share one scale; columns of an activation that do
 FP4_BLOCK = 32  # columns of an FP4 weight row (or of an indexer activation) that share one scale
 PACKED_FP4 = (torch.int8, torch.uint8)
-
-
-def ceil_div(a: int, b: int) -> int:
-    """The number of blocks of `b` that cover `a`."""
-    return -(-a // b)
 
 
 def check_fp8_weight(w: Tensor, ws: Tensor) -> None:

@@ -5,13 +5,13 @@ Legend: G groups, N outputs, K columns.
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.codes import scale_value
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
+from flagrelease.engine.kernels.layout import ceil_div
 
 ROWS = 1024  # from here on, on an H200: decoding takes as long as 450 rows save
 
@@ -37,5 +37,5 @@ def widen(w: Tensor, ws: Tensor) -> Tensor:
     if ws.dtype != torch.float8_e8m0fnu or N % 128 or not (w.is_contiguous() and ws.is_contiguous()):
         raise ValueError(f"E8M0 scales for whole blocks of 128 rows, not {ws.dtype} for {tuple(w.shape)}")
     y = torch.empty(G, N, K, dtype=torch.bfloat16, device=w.device)
-    _widen_kernel[(G * N // 128, triton.cdiv(K, 128))](w, ws.view(torch.uint8), y, K, num_warps=8)
+    _widen_kernel[(G * N // 128, ceil_div(K, 128))](w, ws.view(torch.uint8), y, K, num_warps=8)
     return y

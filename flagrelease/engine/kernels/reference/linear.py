@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.reference.precision import wide_dtype
 from flagrelease.engine.kernels.reference.quantisation import dequantise
-from flagrelease.engine.kernels.weights import FP8_BLOCK, ceil_div, check_fp4_weight, check_fp8_weight
+from flagrelease.engine.kernels.weights import FP8_BLOCK, check_fp4_weight, check_fp8_weight
 
 
 def linear(x: Tensor, w: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
