@@ -42,6 +42,11 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def human_number(value: float) -> str:
+    """Four figures, and whole numbers beyond: `0.0123`, `201.5`, `10,624`; never an exponent for what is large."""
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:.4g}"
+
+
 def table(*columns: str, title: str | None = None) -> Table:
     """An empty table; a column whose name starts with `>` holds numbers and is aligned right.
 

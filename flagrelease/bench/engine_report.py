@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from flagrelease.bench.engine import EngineReport, Row
-from flagrelease.console import human_bytes, out, table
+from flagrelease.console import human_bytes, human_number, out, table
 
 _WIDTH, _BAR, _GAP, _LEFT = 720, 18, 8, 130  # of the drawing, in pixels
 
@@ -20,10 +20,11 @@ def show_engine(report: EngineReport) -> None:
         f"{_devices(report)}",
     )  # fmt: skip
     for row in report.rows:
-        needed = human_bytes(row.needed) if row.phase == "decode" else f"{row.needed / 1e12:.3g} Tops"
+        needed = human_bytes(row.needed) if row.phase == "decode" else f"{human_number(row.needed / 1e12)} Tops"
         rows.add_row(
-            row.phase, str(row.size), f"{row.seconds * 1e3:.3g} ms",
-            *([f"{row.collectives * 1e3:.3g} ms"] if several else []), f"{row.rate:.4g}", needed, f"{row.roof:.4g}",
+            row.phase, str(row.size), f"{human_number(row.seconds * 1e3)} ms",
+            *([f"{row.collectives * 1e3:.3g} ms"] if several else []), human_number(row.rate), needed,
+            human_number(row.roof),
             f"{row.share:.0%}",
         )  # fmt: skip
     out().print(rows)
@@ -59,5 +60,5 @@ def _bar(row: Row, y: int) -> str:
         f'<text x="4" y="{text}">{escape(row.phase)} {row.size}</text>'
         f'<rect x="{_LEFT}" y="{y}" width="{room}" height="{_BAR}" fill="#eee"/>'
         f'<rect x="{_LEFT}" y="{y}" width="{room * min(1.0, row.share):.1f}" height="{_BAR}" fill="#2b6cb0"/>'
-        f'<text x="{_LEFT + room + 6}" y="{text}">{row.rate:.4g} tokens/s, {row.share:.0%}</text>'
+        f'<text x="{_LEFT + room + 6}" y="{text}">{human_number(row.rate)} tokens/s, {row.share:.0%}</text>'
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flagrelease.bench.kernels import KernelReport
-from flagrelease.console import out, table
+from flagrelease.console import human_number, out, table
 
 
 def show_kernels(report: KernelReport) -> None:
@@ -13,7 +13,7 @@ def show_kernels(report: KernelReport) -> None:
     rows = table("operator", "of", ">tokens", *(f">{name}" for name in names), ">floor", title=title)
     rows.columns[0].no_wrap = True  # where the terminal is narrow, what an operator is of breaks between its words
     for row in report.rows:
-        times = (f"{row.seconds[name] * 1e6:.4g}" if name in row.seconds else "" for name in names)
+        times = (human_number(row.seconds[name] * 1e6) if name in row.seconds else "" for name in names)
         rows.add_row(row.operator, row.what, str(row.tokens), *times, f"{row.floor * 1e6:.3g}")
     out().print(rows)
     out().print(f"floor: bytes over the copy bandwidth measured here, {report.copy_bandwidth / 1e12:.3g} TB/s")
