@@ -41,7 +41,7 @@ from torch import Tensor
 
 from flagrelease.bench.circumstances import Circumstances
 from flagrelease.bench.dimensions import dimensions
-from flagrelease.bench.operator_cases import OperatorCase, operator_cases
+from flagrelease.bench.operator_cases import OperatorCase, bytes_read, operator_cases
 from flagrelease.bench.roof import copy_bandwidth, seconds
 from flagrelease.device import Device, open_device
 from flagrelease.engine.kernels.operators import Operators
@@ -168,8 +168,7 @@ def _more_cases(device: torch.device, tokens: int) -> Iterator[OperatorCase]:
         return torch.randn(shape, device=device).bfloat16()
 
     def case(operator: str, what: str, *arguments: Any) -> OperatorCase:
-        read = sum(x.numel() * x.element_size() for x in arguments if isinstance(x, Tensor))
-        return OperatorCase(operator, what, tokens, arguments, read)
+        return OperatorCase(operator, what, tokens, arguments, bytes_read(operator, arguments))
 
     yield case("act_quant_roundtrip", "latents", randn(tokens, kept), 64)
     yield case("swiglu_quant", "shared", randn(tokens, inter), randn(tokens, inter), 10.0)

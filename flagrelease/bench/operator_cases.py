@@ -23,7 +23,7 @@ HELD_EXPERTS = 32
 
 @dataclass(frozen=True, slots=True)
 class OperatorCase:
-    """One call. `read`: bytes of its arguments, each once; of experts only the chosen ones, of keys all."""
+    """One call. `read`: bytes of its arguments, each once; of experts and keys only those that are asked for."""
 
     operator: str
     what: str
@@ -73,7 +73,7 @@ def operator_cases(config: ModelConfig, device: torch.device, tokens: int) -> It
     make = _Maker(config, device, tokens)
     for operator, what, build in (*_dense(make), *_rows(make), *_attention(make)):
         arguments = build()
-        yield OperatorCase(operator, what, tokens, arguments, sum(map(_size, arguments)))
+        yield OperatorCase(operator, what, tokens, arguments, bytes_read(operator, arguments))
     yield _experts(make)
 
 
@@ -153,6 +153,16 @@ def _experts(m: _Maker) -> OperatorCase:
     chosen = sum(map(_size, parts)) * len(torch.unique(ids)) // held
     arguments = (x, ids, weights, experts, c.swiglu_limit, True)
     return OperatorCase("moe_experts", f"{held} FP4 experts", m.T, arguments, chosen + sum(map(_size, arguments)))
+
+
+def bytes_read(operator: str, arguments: tuple[Any, ...]) -> int:
+    """Bytes of an operator's tensors, each once; of attention's keys [1, N, D] those that some query lists."""
+    total = sum(map(_size, arguments))
+    if operator == "sparse_attention":
+        _, kv, _, listed, _ = arguments
+        asked_for = len(torch.unique(listed[listed >= 0]))
+        total -= _size(kv) * (kv.shape[1] - asked_for) // kv.shape[1]
+    return total
 
 
 def _size(argument: Any) -> int:

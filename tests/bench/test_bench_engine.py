@@ -20,7 +20,7 @@ from flagrelease.bench.engine import EngineReport, EngineRequest, Row
 from flagrelease.bench.engine_report import plot_engine
 from flagrelease.bench.kernel_report import show_kernels
 from flagrelease.bench.kernels import KernelReport, KernelRequest, KernelRow, absent_providers
-from flagrelease.bench.operator_cases import operator_cases
+from flagrelease.bench.operator_cases import bytes_read, operator_cases
 from flagrelease.bench.options import comma_numbers
 from flagrelease.bench.roof import cache_bytes, distinct_experts, layer_bytes
 from flagrelease.bench.synthetic import random_model
@@ -215,6 +215,12 @@ def test_experts_that_no_token_chose_are_not_read() -> None:
     row = 2 * config.hidden_size  # in BF16
     rest = case.moved(torch.zeros(config.hidden_size, dtype=torch.bfloat16)) - config.num_experts_per_tok * one
     assert rest == 2 * row + config.num_experts_per_tok * (4 + 4)  # numbers and weights of the chosen
+
+
+def test_keys_that_no_query_lists_are_not_read() -> None:
+    q, kv, sink = torch.zeros(1, 2, 4, 64), torch.zeros(1, 10, 64), torch.zeros(4)
+    listed = torch.tensor([[[3, 3, -1], [7, 0, 3]]], dtype=torch.int32)
+    assert bytes_read("sparse_attention", (q, kv, sink, listed, 1.0)) == 4 * (2 * 4 * 64 + 3 * 64 + 4 + 6)
 
 
 def test_a_narrow_terminal_has_all_of_the_table(
