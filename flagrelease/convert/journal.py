@@ -131,16 +131,14 @@ class Journal:
         os.close(self._fd)
 
     def remove(self) -> None:
-        """The release is whole: remove the work folder, the journal last."""
-        for path in self.work.iterdir():
-            if path.name != _NAME:
-                path.unlink()
-        (self.work / _NAME).unlink()
-        self.work.rmdir()
+        """The release is whole: remove the work folder."""
+        _remove(self.work)
 
 
 def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | None:
     """The journal of this release in `folder`, or None if the release is already complete there.
+
+    Of a complete one the work folder is removed, if a kill came between the manifest and that.
 
     Raises:
         ResourceError: the folder holds something else, was begun under another plan or source, or is in use.
@@ -153,6 +151,7 @@ def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | No
             path = folder / file.path
             if not path.is_file() or path.stat().st_size != file.size:
                 raise ResourceError(f"{path}: the release is complete, but this file is missing or has another size")
+        _tidy(folder)
         return None
     if folder.exists() and not folder.is_dir():
         raise ResourceError(f"{folder}: is not a folder")
@@ -160,3 +159,30 @@ def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | No
         raise ResourceError(f"{folder}: is not empty and was not begun by flagrelease; give another --out")
     stamps = {h.file.name: h.file.stat().st_mtime_ns for h in plan.source.index.headers}
     return Journal(folder, {"plan": release.digest, "state of the source": stamps})
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the work folder of a complete release, if there is one and nobody is at it."""
+    work = folder / WORK_FOLDER
+    if not work.is_dir():
+        return
+    if not (work / _NAME).is_file():
+        work.rmdir()
+        return
+    fd = os.open(work / _NAME, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(work)
+    except BlockingIOError:
+        raise ResourceError(f"{folder}: another flagrelease process is writing here") from None
+    finally:
+        os.close(fd)
+
+
+def _remove(work: Path) -> None:
+    """The journal goes last: while it is there, the work can go on."""
+    for path in work.iterdir():
+        if path.name != _NAME:
+            path.unlink()
+    (work / _NAME).unlink()
+    work.rmdir()
