@@ -76,7 +76,8 @@ class MoE:
 
     def _shared(self, ops: Operators, x: Tensor) -> Tensor:
         gate, up = project(ops, x, self.w1, self.w3)
-        if self.w2.scale is not None and self.w2.quantise:
+        if self.w2.takes_codes:
+            assert self.w2.scale is not None
             codes, scales = ops.swiglu_quant(gate, up, self.swiglu_limit)
             return ops.fp8_linear(codes, scales, self.w2.weight, self.w2.scale, x.dtype)
         return project(ops, ops.swiglu(gate, up, self.swiglu_limit), self.w2)[0]

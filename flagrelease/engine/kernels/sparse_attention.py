@@ -113,7 +113,7 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
 
 def _heads(queries: int, heads: int) -> int:
     """Of a program: as many as leave enough programs, for each reads the keys."""
-    most: int = max(16, next_power_of_2(heads))
+    most = max(16, next_power_of_2(heads))
     if queries >= MANY_QUERIES:
         return min(64, most)
     return min(32, most) if queries * ceil_div(heads, 32) >= FILLED else 16

@@ -25,28 +25,6 @@ def _swiglu_kernel(
     up_ptr: tl.tensor,
     weight_ptr: tl.tensor,
     y_ptr: tl.tensor,
-    gate_stride: tl.tensor,
-    up_stride: tl.tensor,
-    N: tl.tensor,
-    limit: tl.tensor,
-    BLOCK_N: tl.constexpr,
-) -> None:
-    wait_for_results()
-    r = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    gate = tl.load(gate_ptr + r * gate_stride + n, mask=n < N, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + r * up_stride + n, mask=n < N, other=0.0).to(tl.float32)
-    y = clamped_swiglu(gate, up, limit)
-    if weight_ptr is not None:
-        y *= tl.load(weight_ptr + r)
-    tl.store(y_ptr + r * N + n, cast(y, y_ptr.dtype.element_ty), mask=n < N)
-
-
-@early_kernel
-def _swiglu_quant_kernel(
-    gate_ptr: tl.tensor,
-    up_ptr: tl.tensor,
-    codes_ptr: tl.tensor,
     scales_ptr: tl.tensor,
     gate_stride: tl.tensor,
     up_stride: tl.tensor,
@@ -54,13 +32,20 @@ def _swiglu_quant_kernel(
     limit: tl.tensor,
     BLOCK_N: tl.constexpr,
 ) -> None:
+    """With scales, y is FP8 codes of what would be stored without them."""
     wait_for_results()
     r, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_N
     n = start + tl.arange(0, BLOCK_N)
     gate = tl.load(gate_ptr + r * gate_stride + n, mask=n < N, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + r * up_stride + n, mask=n < N, other=0.0).to(tl.float32)
-    y = rounded(clamped_swiglu(gate, up, limit), gate_ptr.dtype.element_ty)
-    store_fp8(y, codes_ptr + r * N + start, scales_ptr + (r * N + start) // 128, N - start, BLOCK_N)
+    y = clamped_swiglu(gate, up, limit)
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + r)
+    if scales_ptr is not None:
+        y = rounded(y, gate_ptr.dtype.element_ty)
+        store_fp8(y, y_ptr + r * N + start, scales_ptr + (r * N + start) // 128, N - start, BLOCK_N)
+    else:
+        tl.store(y_ptr + r * N + n, cast(y, y_ptr.dtype.element_ty), mask=n < N)
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None) -> Tensor:
@@ -68,13 +53,7 @@ def swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None)
     if gate.shape != up.shape or (weight is not None and weight.shape != gate.shape[:-1]):
         raise ValueError(f"SwiGLU of gate {tuple(gate.shape)}, up {tuple(up.shape)} and a weight of another shape")
     y = gate.new_empty(gate.shape)
-    gate, up = rows(gate), rows(up)
-    R, N = gate.shape
-    block = min(1024, next_power_of_2(N))
-    _swiglu_kernel[(R, ceil_div(N, block))](
-        gate, up, None if weight is None else weight.float().contiguous(), y, gate.stride(0), up.stride(0), N, limit,
-        BLOCK_N=block,
-    )  # fmt: skip
+    _launch(gate, up, None if weight is None else weight.float().contiguous(), y, None, limit)
     return y
 
 
@@ -85,9 +64,14 @@ def swiglu_quant(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor
     N = gate.shape[-1]
     codes = torch.empty(gate.shape, dtype=torch.float8_e4m3fn, device=gate.device)
     scales = torch.empty(*gate.shape[:-1], N // 128, dtype=torch.float32, device=gate.device)
-    gate, up = rows(gate), rows(up)
-    block = min(1024, next_power_of_2(N))
-    _swiglu_quant_kernel[(len(gate), ceil_div(N, block))](
-        gate, up, codes, scales, gate.stride(0), up.stride(0), N, limit, BLOCK_N=block
-    )
+    _launch(gate, up, None, codes, scales, limit)
     return codes, scales
+
+
+def _launch(gate: Tensor, up: Tensor, weight: Tensor | None, y: Tensor, scales: Tensor | None, limit: float) -> None:
+    gate, up = rows(gate), rows(up)
+    R, N = gate.shape
+    block = min(1024, next_power_of_2(N))
+    _swiglu_kernel[(R, ceil_div(N, block))](
+        gate, up, weight, y, scales, gate.stride(0), up.stride(0), N, limit, BLOCK_N=block
+    )
