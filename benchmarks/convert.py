@@ -34,11 +34,11 @@ import numpy as np
 import psutil
 
 from flagrelease.convert.plan import make_plan
-from flagrelease.convert.source import read_source
 from flagrelease.convert.target import parse_target
-from flagrelease.recipe import ConvertSpec
+from flagrelease.model.v4.synthetic import write_checkpoint
+from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.writer import SequentialFile
-from flagrelease.synthetic import write_checkpoint
+from flagrelease.source.source import read_source
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 8 << 20

@@ -21,11 +21,11 @@ from flagrelease.bench.synthetic import random_model
 from flagrelease.device import open_device
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
-from flagrelease.engine.model import Model
-from flagrelease.engine.runner import Runner
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.text import Tokenizer, TokenStream
+from flagrelease.engine.v4.model import Model
 
 
 class NoStream(TokenStream):

@@ -15,8 +15,8 @@ from flagrelease import __version__, console
 from flagrelease.bench import commands as bench
 from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError, VerificationError
-from flagrelease.pipeline import commands as pipeline
 from flagrelease.publish import commands as publishing
+from flagrelease.run import commands as pipeline
 from flagrelease.validate import commands as validation
 
 EXIT_CODES = """\
@@ -212,9 +212,9 @@ def verify(
     """
     from flagrelease import reports
     from flagrelease.convert.memory import default_workers
-    from flagrelease.manifest import read_manifest
     from flagrelease.publish.online import parse_address
-    from flagrelease.validate.verify import bytes_to_read, verify_release
+    from flagrelease.records.manifest import read_manifest
+    from flagrelease.verify.verify import bytes_to_read, verify_release
 
     if (address := parse_address(release)) is not None:
         if source is not None or sample != 1:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from flagrelease.chips import Chip, get_chip, load_chips
+from flagrelease.chips.table import Chip, get_chip, load_chips
 from flagrelease.errors import ResourceError, UsageError
 
 T = TypeVar("T")

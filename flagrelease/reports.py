@@ -9,8 +9,8 @@ from rich.markup import escape
 from flagrelease.console import human_bytes, out, table
 from flagrelease.convert.inspect import Inspection
 from flagrelease.convert.summary import ReleaseSummary, Summary
-from flagrelease.manifest import Manifest
-from flagrelease.validate.report import Finding, VerifyReport
+from flagrelease.records.manifest import Manifest
+from flagrelease.verify.result import Finding, VerifyReport
 
 _SHOWN = 20  # lines of a list; the rest is counted, and whole in --json
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flagrelease.bench.roof import seconds
-from flagrelease.engine.model import Model
 from flagrelease.engine.parallel import Groups
+from flagrelease.engine.v4.model import Model
 
 Call = tuple[Callable[[Groups, Tensor], Tensor], torch.Size, torch.dtype]
 

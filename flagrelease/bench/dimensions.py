@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from flagrelease.errors import UsageError
-from flagrelease.model.config import ModelConfig, parse_config
+from flagrelease.model.v4.config import ModelConfig, parse_config
 
 DimensionsName = Literal["flash", "pro", "tiny"]
 

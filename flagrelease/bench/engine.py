@@ -27,9 +27,9 @@ from flagrelease.bench.roof import (
 from flagrelease.bench.synthetic import random_model
 from flagrelease.device import Device
 from flagrelease.engine.decode.decoder import Decoder
-from flagrelease.engine.model import Model
+from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.parallel import alone, join_groups, leave_job, start_job
-from flagrelease.engine.stepper import describe_steps
+from flagrelease.engine.v4.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EngineRow:
     """One measurement.
 
     Attributes:
@@ -115,7 +115,7 @@ class EngineReport:
     decoding: str
     copy_bandwidths: tuple[float, ...]
     matrix_rates: tuple[float, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[EngineRow, ...]
 
     @property
     def rates(self) -> Rates:
@@ -156,7 +156,7 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     return replace(report, rows=tuple(rows)) if groups.is_leader else None
 
 
-def _decode(model: Model, request: EngineRequest, batch: int, rates: Rates) -> Row:
+def _decode(model: Model, request: EngineRequest, batch: int, rates: Rates) -> EngineRow:
     """Rows that have `context` tokens behind them; what those were makes no difference to the time."""
     chunk, model.chunk = model.chunk, 1  # no prompt is prefilled, so that the ring is as short as in serving
     cache = model.new_cache(batch, request.context + 64)
@@ -174,10 +174,10 @@ def _decode(model: Model, request: EngineRequest, batch: int, rates: Rates) -> R
     collectives = collective_seconds(model, lambda model: decoder_of(model).step(batch, request.context))
     always, expert = layer_bytes(model)
     needed = always + expert * distinct_experts(model, batch) + batch * cache_bytes(model, request.context)
-    return Row("decode", batch, step, collectives, batch / step, needed, rates.copy_bandwidth / needed * batch)
+    return EngineRow("decode", batch, step, collectives, batch / step, needed, rates.copy_bandwidth / needed * batch)
 
 
-def _prefill(model: Model, tokens: int, rates: Rates) -> Row:
+def _prefill(model: Model, tokens: int, rates: Rates) -> EngineRow:
     cache = model.new_cache(1, tokens)
     prompt = _tokens(model, tokens)
 
@@ -187,7 +187,7 @@ def _prefill(model: Model, tokens: int, rates: Rates) -> Row:
 
     time, collectives = seconds(model.device, lambda: run(model), repeats=2), collective_seconds(model, run)
     needed = token_operations(model, tokens) * tokens
-    return Row("prefill", tokens, time, collectives, tokens / time, needed, rates.matrix_rate / needed * tokens)
+    return EngineRow("prefill", tokens, time, collectives, tokens / time, needed, rates.matrix_rate / needed * tokens)
 
 
 def _tokens(model: Model, count: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from flagrelease.bench.engine import EngineReport, Row
+from flagrelease.bench.engine import EngineReport, EngineRow
 from flagrelease.console import human_bytes, human_number, out, table
 
 _WIDTH, _BAR, _GAP, _LEFT = 720, 18, 8, 130  # of the drawing, in pixels
@@ -53,7 +53,7 @@ def _devices(report: EngineReport) -> str:
     return f"{count} x {report.circumstances.device}" if count > 1 else report.circumstances.device
 
 
-def _bar(row: Row, y: int) -> str:
+def _bar(row: EngineRow, y: int) -> str:
     room = _WIDTH - _LEFT - 150
     text = y + _BAR - 5
     return (

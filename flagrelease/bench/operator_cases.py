@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.weights import ExpertWeights
-from flagrelease.model.config import ModelConfig
+from flagrelease.model.v4.config import ModelConfig
 
 BF16, FP32, E4M3, E8M0 = torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e8m0fnu
 CONTEXT = 4096

@@ -13,7 +13,7 @@ _COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490")
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class PlotSeries:
     """Points by x, which are positive; y are not negative."""
 
     name: str
@@ -27,7 +27,7 @@ class Chart:
     title: str
     x: str
     y: str
-    series: tuple[Series, ...]
+    series: tuple[PlotSeries, ...]
 
 
 def draw(charts: Sequence[Chart]) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from flagrelease.bench.chosen_experts import busiest
 from flagrelease.device import Device
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 
 
 def seconds(device: Device, work: Callable[[], object], repeats: int = 5, inner: int = 1) -> float:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from flagrelease.device import Device
 from flagrelease.engine.kernels.provider import load_provider
-from flagrelease.engine.model import Model
 from flagrelease.engine.numerics import choose_numerics
 from flagrelease.engine.parallel import Groups, alone
-from flagrelease.engine.placement import Piece, local_pieces
+from flagrelease.engine.placement import RankSlice, local_pieces
+from flagrelease.engine.v4.model import Model
 from flagrelease.engine.weights import Weights
-from flagrelease.model.config import ModelConfig
-from flagrelease.model.tensors import Storage, TensorSpec
+from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.inventory import Storage, TensorSpec
 
 # Bytes of E8M0 scales: with them a layer's outputs have about its inputs' magnitude.
 _FP8_SCALE, _FP4_SCALE = 121, 119
@@ -71,7 +71,7 @@ class RandomTensors:
         return torch.randint(past, shape, dtype=torch.uint8, generator=self._random, device=self._device)
 
 
-def _cut(whole: Tensor, piece: Piece) -> Tensor:
+def _cut(whole: Tensor, piece: RankSlice) -> Tensor:
     """The rank's part, in memory of its own."""
     if piece.shape == piece.spec.shape:
         return whole

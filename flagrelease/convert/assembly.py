@@ -11,8 +11,9 @@ from pathlib import Path
 from flagrelease import __version__
 from flagrelease.convert.journal import SCALE, WEIGHT, Journal, TensorResult
 from flagrelease.convert.plan import Plan, ReleasePlan
+from flagrelease.durable.files import copy_whole, sync_folder, write_whole
 from flagrelease.errors import CheckpointError
-from flagrelease.manifest import (
+from flagrelease.records.manifest import (
     MANIFEST_NAME,
     ElementCounts,
     FileRecord,
@@ -22,7 +23,6 @@ from flagrelease.manifest import (
     TensorRecord,
     ToolRecord,
 )
-from flagrelease.shard.writer import copy_whole, sync_folder, write_whole
 
 
 def assemble(plan: Plan, release: ReleasePlan, folder: Path, journal: Journal) -> None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagrelease.convert.source import Source
 from flagrelease.convert.target import Target
 from flagrelease.errors import CheckpointError
-from flagrelease.manifest import MANIFEST_NAME
-from flagrelease.model.config import native_arguments
+from flagrelease.model.v4.config import native_arguments
+from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.shard.index import INDEX_NAME
+from flagrelease.source.source import Source
 from flagrelease.strict_json import parse_json
 
 CONFIG_NAME = "config.json"

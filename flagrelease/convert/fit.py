@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from flagrelease.convert.layouts import TensorParallel, divisibility_problem
 from flagrelease.convert.parts import cut, parts_of, require_whole_blocks
 from flagrelease.convert.plan import ReleasePlan
-from flagrelease.convert.source import Source
 from flagrelease.convert.target import Target
 from flagrelease.errors import UsageError
-from flagrelease.hubs import HUB_FILE_LIMITS
+from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
+from flagrelease.source.source import Source
 
 # Kept free on a card beside the weights: activations, caches of a short context, the runtime itself.
 RESERVE_BYTES = 4 << 30

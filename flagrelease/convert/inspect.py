@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from flagrelease.convert.source import SourceTensor, survey_source
-from flagrelease.model.config import ModelConfig
+from flagrelease.model.v4.config import ModelConfig
+from flagrelease.source.source import SourceTensor, survey_source
 
 
 class Tally(BaseModel):

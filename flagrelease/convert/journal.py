@@ -17,9 +17,9 @@ from typing import Any
 
 from flagrelease.convert.plan import Plan, ReleasePlan
 from flagrelease.convert.target import Action
+from flagrelease.durable.files import sync_folder
 from flagrelease.errors import ResourceError
-from flagrelease.manifest import MANIFEST_NAME, ElementCounts, read_manifest
-from flagrelease.shard.writer import sync_folder
+from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, read_manifest
 
 WORK_FOLDER = ".flagrelease"
 WEIGHT, SCALE = "weight", "scale"

@@ -13,9 +13,9 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from flagrelease.convert.formats import U8
 from flagrelease.convert.journal import Journal
 from flagrelease.convert.plan import OutputFile, Piece
+from flagrelease.formats.formats import U8
 from flagrelease.shard.writer import SequentialFile
 
 # A file's first bytes are made safe and journalled this often; a kill costs at most this much of each open file.

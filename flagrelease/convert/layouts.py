@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flagrelease.errors import UsageError
-from flagrelease.manifest import OGroups
-from flagrelease.model.config import ModelConfig
-from flagrelease.model.tensors import Split, TensorSpec
+from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.inventory import Split, TensorSpec
+from flagrelease.records.manifest import OGroups
 
 
 @dataclass(frozen=True, slots=True)

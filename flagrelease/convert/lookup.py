@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from flagrelease.convert.formats import U8, Tables
+from flagrelease.formats.formats import U8, Tables
 
 Index = NDArray[np.uint8] | NDArray[np.int32]
 

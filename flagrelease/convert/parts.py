@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flagrelease.convert.formats import REPACK_TILE
 from flagrelease.convert.layouts import Region, matrix_shape
-from flagrelease.convert.source import SourceTensor
 from flagrelease.convert.target import Action, Target
 from flagrelease.errors import UsageError
-from flagrelease.model.tensors import TensorSpec
+from flagrelease.formats.formats import REPACK_TILE
+from flagrelease.model.v4.inventory import TensorSpec
 from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
+from flagrelease.source.source import SourceTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ from flagrelease import __version__
 from flagrelease.convert.documents import Documents, make_documents
 from flagrelease.convert.layouts import Region, TensorParallel, matrix_shape, tensor_parallel
 from flagrelease.convert.parts import Cut, Part, cut, parts_of, require_whole_blocks
-from flagrelease.convert.source import Source, SourceTensor
 from flagrelease.convert.target import Action, Target, require_possible
 from flagrelease.errors import UsageError
-from flagrelease.recipe import ConvertSpec
+from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.header import build_header
 from flagrelease.shard.index import INDEX_NAME
+from flagrelease.source.source import Source, SourceTensor
 
 # What an entry adds to a header beside its name, at most: dtype, two dimensions, two offsets and punctuation.
 _ENTRY_BYTES = 120

@@ -1,4 +1,4 @@
-"""`Request`: what a command line asks for: a recipe or a bare checkpoint, and the releases to make of it."""
+"""`ConversionRequest`: what a command line asks for: a recipe or a bare checkpoint, and the releases to make of it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flagrelease.chips import Chip, get_chip
+from flagrelease.chips.table import Chip, get_chip
 from flagrelease.convert.fit import smallest_mp
 from flagrelease.convert.plan import Provenance
-from flagrelease.convert.source import Source, read_source
 from flagrelease.convert.target import Target, parse_target
 from flagrelease.errors import UsageError
-from flagrelease.manifest import OGroups
-from flagrelease.recipe import ConvertSpec, Recipe, read_recipe
+from flagrelease.records.manifest import OGroups
+from flagrelease.records.recipe import ConvertSpec, Recipe, read_recipe
+from flagrelease.source.source import Source, read_source
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ConversionRequest:
     """Everything a plan needs, and the chips it is for.
 
     Attributes:
@@ -40,7 +40,7 @@ def make_request(
     targets: Sequence[str],
     chips: Sequence[str],
     o_groups: OGroups | None,
-) -> Request:
+) -> ConversionRequest:
     """Resolve the arguments of `plan` and `convert`.
 
     A recipe without targets or chips means all its chips. A chip asked of a bare checkpoint gets the numbers it is
@@ -64,7 +64,7 @@ def make_request(
         wanted = {name: _for_chip(get_chip(name), recipe, understood, o_groups) for name in recipe.releases}
     if not wanted and not named:
         raise UsageError(f"{source} is a checkpoint: say what to make of it, --target bf16:mp8 or --chip mthreads")
-    return Request(
+    return ConversionRequest(
         understood,
         tuple(dict.fromkeys([*wanted.values(), *named])),
         {get_chip(name).id: target for name, target in wanted.items()},

@@ -17,7 +17,7 @@ from flagrelease.convert.plan import Plan
 from flagrelease.convert.schedule import Schedule
 from flagrelease.convert.work import run_job
 from flagrelease.errors import ResourceError
-from flagrelease.manifest import Manifest, read_manifest
+from flagrelease.records.manifest import Manifest, read_manifest
 from flagrelease.shard.reader import TensorReader
 
 Progress = Callable[[int], None]  # bytes written so far, of `Plan.bytes_to_write`

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from flagrelease.chips import load_chips
+from flagrelease.chips.table import load_chips
 from flagrelease.convert.fit import card_fit, hub_problems
 from flagrelease.convert.memory import memory_bound
 from flagrelease.convert.plan import Plan, ReleasePlan
-from flagrelease.convert.request import Request
+from flagrelease.convert.request import ConversionRequest
 from flagrelease.errors import UsageError
-from flagrelease.hubs import HUB_FILE_LIMITS
-from flagrelease.manifest import OGroups
+from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
+from flagrelease.records.manifest import OGroups
 
 
 class _Record(BaseModel):
@@ -88,7 +88,7 @@ class Summary(_Record):
             raise UsageError(self.hub_problems[0])
 
 
-def summarise(plan: Plan, request: Request, workers: int) -> Summary:
+def summarise(plan: Plan, request: ConversionRequest, workers: int) -> Summary:
     """The numbers of `plan`. Chips that were asked for come first; the others of the table say whether they fit."""
     return Summary(
         source=str(plan.source.folder),
@@ -105,7 +105,7 @@ def summarise(plan: Plan, request: Request, workers: int) -> Summary:
     )
 
 
-def _release(plan: Plan, release: ReleasePlan, request: Request) -> ReleaseSummary:
+def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> ReleaseSummary:
     files = [FileSummary(path=file.name, bytes=file.size) for file in release.files]
     return ReleaseSummary(
         folder=release.target.folder,
@@ -125,7 +125,7 @@ def _release(plan: Plan, release: ReleasePlan, request: Request) -> ReleaseSumma
     )
 
 
-def _cards(plan: Plan, release: ReleasePlan, request: Request) -> list[CardSummary]:
+def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list[CardSummary]:
     if release.layout is None:
         return []
     asked = {chip for chip, target in request.chips.items() if target == release.target}

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from flagrelease.convert.formats import FP4, REPACK_TILE
-from flagrelease.convert.source import Source, SourceTensor
 from flagrelease.errors import UsageError
-from flagrelease.manifest import Dtype, OGroups, TargetRecord
-from flagrelease.model.tensors import Split
+from flagrelease.formats.formats import FP4, REPACK_TILE
+from flagrelease.model.v4.inventory import Split
+from flagrelease.records.manifest import Dtype, OGroups, TargetRecord
+from flagrelease.source.source import Source, SourceTensor
 
 _TARGET = re.compile(r"(bf16|fp8|native):(hf|mp([1-9][0-9]{0,5}))")
 

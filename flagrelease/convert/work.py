@@ -14,7 +14,13 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from flagrelease.convert.formats import (
+from flagrelease.convert.journal import SCALE, WEIGHT, TensorResult
+from flagrelease.convert.lookup import Index, Lookup, contains, count_lost
+from flagrelease.convert.memory import CHUNK_BYTES
+from flagrelease.convert.plan import Job, Piece, Product
+from flagrelease.convert.target import Action
+from flagrelease.errors import CheckpointError
+from flagrelease.formats.formats import (
     REPACK_TILE,
     U8,
     Format,
@@ -27,15 +33,9 @@ from flagrelease.convert.formats import (
     scale_storage,
     scale_values,
 )
-from flagrelease.convert.journal import SCALE, WEIGHT, TensorResult
-from flagrelease.convert.lookup import Index, Lookup, contains, count_lost
-from flagrelease.convert.memory import CHUNK_BYTES
-from flagrelease.convert.plan import Job, Piece, Product
-from flagrelease.convert.source import SourceTensor
-from flagrelease.convert.target import Action
-from flagrelease.errors import CheckpointError
-from flagrelease.manifest import ElementCounts
+from flagrelease.records.manifest import ElementCounts
 from flagrelease.shard.header import TensorMeta
+from flagrelease.source.source import SourceTensor
 
 _E8M0_NAN = 255
 

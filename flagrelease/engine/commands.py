@@ -113,7 +113,7 @@ def generate(
     speculate: SpeculateOption = False,
 ) -> None:
     """Continue a prompt, a file of prompts, or (with neither) chat at the terminal."""
-    from flagrelease.engine import terminal
+    from flagrelease.engine.generate import terminal
     from flagrelease.engine.sampling import Sampling
     from flagrelease.engine.session import Session
 
@@ -182,7 +182,7 @@ def logits(
     operators: OperatorsOption = "auto",
 ) -> None:
     """Write teacher-forced log-probabilities of given tokens, for comparing machines."""
-    from flagrelease.engine import logits_file
+    from flagrelease.engine.generate import logits_file
     from flagrelease.engine.session import Session
 
     sequences = logits_file.read_tokens(tokens)

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from flagrelease.errors import UsageError
-from flagrelease.model.config import ModelConfig
+from flagrelease.model.v4.config import ModelConfig
 
 NumericsName = Literal["native", "fp8", "bf16"]
 KV_GROUP = 64  # columns of a cached key that share one FP8 scale

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from flagrelease.device import Device
 from flagrelease.errors import UsageError
-from flagrelease.manifest import OGroups
-from flagrelease.model.config import ModelConfig
+from flagrelease.model.v4.config import ModelConfig
+from flagrelease.records.manifest import OGroups
 
 T = TypeVar("T")
 

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flagrelease.engine.parallel import check_ranks
-from flagrelease.manifest import OGroups
-from flagrelease.model.config import ModelConfig
-from flagrelease.model.tensors import Split, TensorSpec, inventory
+from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.inventory import Split, TensorSpec, inventory
+from flagrelease.records.manifest import OGroups
 
 Range = tuple[int, int]  # begin, end
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RankSlice:
     """The part of a logical tensor that a rank holds: one range for each dimension."""
 
     spec: TensorSpec
@@ -29,7 +29,7 @@ class Piece:
         return tuple(end - begin for begin, end in self.ranges)
 
 
-def local_pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None) -> dict[str, Piece]:
+def local_pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None) -> dict[str, RankSlice]:
     """What rank `rank` of `mp` holds, by name, without scales. `o_mode` matters only if mp > o_groups.
 
     Raises:
@@ -39,7 +39,7 @@ def local_pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None
     return {piece.spec.name: piece for piece in _pieces(config, mp, rank, o_mode)}
 
 
-def _pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None) -> Iterator[Piece]:
+def _pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None) -> Iterator[RankSlice]:
     experts = config.n_routed_experts // mp
     for spec in inventory(config).values():
         ranges = [(0, size) for size in spec.shape]
@@ -49,7 +49,7 @@ def _pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None) -> 
             ranges[0] = _nth(spec.shape[0], mp, rank)
         elif spec.split in (Split.O_GROUP_ROWS, Split.O_GROUP_COLUMNS):
             ranges = _o_group(spec, mp, rank, config.o_groups, o_mode)
-        yield Piece(spec, tuple(ranges))
+        yield RankSlice(spec, tuple(ranges))
 
 
 def _o_group(spec: TensorSpec, mp: int, rank: int, o_groups: int, o_mode: OGroups | None) -> list[Range]:

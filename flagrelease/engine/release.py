@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flagrelease.engine.placement import Piece, Range, local_pieces
+from flagrelease.engine.placement import Range, RankSlice, local_pieces
 from flagrelease.errors import CheckpointError, UsageError
-from flagrelease.manifest import MANIFEST_NAME, OGroups, read_manifest
-from flagrelease.model.config import ModelConfig, read_config
-from flagrelease.model.tensors import Storage
+from flagrelease.model.v4.config import ModelConfig, read_config
+from flagrelease.model.v4.inventory import Storage
+from flagrelease.records.manifest import MANIFEST_NAME, OGroups, read_manifest
 from flagrelease.shard.header import TensorMeta, read_header
 from flagrelease.shard.index import open_checkpoint
 from flagrelease.shard.reader import TensorReader
@@ -157,7 +157,7 @@ def _scale_name(weight: str) -> str:
 
 
 def _check(
-    folder: Path, config: ModelConfig, pieces: dict[str, Piece], metas: dict[str, TensorMeta], *, whole: bool
+    folder: Path, config: ModelConfig, pieces: dict[str, RankSlice], metas: dict[str, TensorMeta], *, whole: bool
 ) -> dict[str, tuple[int, int]]:
     """Require exactly the expected tensors. Returns the (rows, columns) that share a scale, for weights in codes."""
     scales: dict[str, tuple[int, int]] = {}
@@ -179,7 +179,7 @@ def _check(
     return scales
 
 
-def _is_other_expert(name: str, pieces: dict[str, Piece], config: ModelConfig) -> bool:
+def _is_other_expert(name: str, pieces: dict[str, RankSlice], config: ModelConfig) -> bool:
     """Whether `name` is a tensor of a routed expert that another rank owns."""
     match = re.fullmatch(r"(.*\.ffn\.experts\.)(\d+)(\.w[123]\.)(weight|scale)", name)
     if match is None or int(match[2]) >= config.n_routed_experts or str(int(match[2])) != match[2]:
@@ -188,7 +188,7 @@ def _is_other_expert(name: str, pieces: dict[str, Piece], config: ModelConfig) -
     return f"{match[1]}{own}{match[3]}weight" in pieces
 
 
-def _check_weight(meta: TensorMeta, piece: Piece, config: ModelConfig, *, whole: bool) -> tuple[int, int] | None:
+def _check_weight(meta: TensorMeta, piece: RankSlice, config: ModelConfig, *, whole: bool) -> tuple[int, int] | None:
     """Dtype and shape of one weight. Returns the block that shares a scale, if it has one."""
     name, storage = piece.spec.name, piece.spec.storage
     allowed = _allowed(name, storage, config)
@@ -223,7 +223,7 @@ def _allowed(name: str, storage: Storage, config: ModelConfig) -> tuple[str, ...
 
 
 def _check_scale(
-    folder: Path, name: str, piece: Piece, block: tuple[int, int], metas: dict[str, TensorMeta], *, whole: bool
+    folder: Path, name: str, piece: RankSlice, block: tuple[int, int], metas: dict[str, TensorMeta], *, whole: bool
 ) -> None:
     scale = metas.get(_scale_name(name))
     if scale is None:
@@ -237,7 +237,7 @@ def _check_scale(
         )
 
 
-def _check_one_expert_format(pieces: dict[str, Piece], metas: dict[str, TensorMeta]) -> None:
+def _check_one_expert_format(pieces: dict[str, RankSlice], metas: dict[str, TensorMeta]) -> None:
     experts = [metas[name] for name, piece in pieces.items() if piece.spec.storage is Storage.EXPERT]
     odd = next((meta for meta in experts if meta.dtype != experts[0].dtype), None)
     if odd is not None:

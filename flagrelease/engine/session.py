@@ -10,16 +10,16 @@ from types import FrameType, TracebackType
 
 import torch
 
-from flagrelease.engine.chat import Mode
+from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.loader import load
-from flagrelease.engine.model import Model
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import leave_job
-from flagrelease.engine.runner import Runner
-from flagrelease.engine.scheduler import Scheduler
-from flagrelease.engine.stepper import describe_steps
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.chat import Mode
 
 _CONTEXT = 16384
 
@@ -112,8 +112,8 @@ class Session:
         try:
             import uvicorn
 
-            from flagrelease.engine.server import Served, make_app
-            from flagrelease.engine.service import Service
+            from flagrelease.engine.serve.server import Served, make_app
+            from flagrelease.engine.serve.service import Service
         except ModuleNotFoundError as error:
             raise UsageError(f"serving needs {error.name}: pip install 'flagrelease[serve]'") from error
         tokenizer = self.tokenizer()

@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Iterator
 
 from flagrelease.console import human_bytes
-from flagrelease.hubs import Hub
-from flagrelease.provenance import PROJECT
 from flagrelease.publish.front_matter import check_card, front_matter, render
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.other_engines import loads_in_vllm, other_engines
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import (
@@ -21,7 +20,8 @@ from flagrelease.publish.run_files import (
     one_node_script,
     requirements,
 )
-from flagrelease.validation_report import Score
+from flagrelease.records.provenance import PROJECT
+from flagrelease.records.report import Score
 
 _DTYPES = {
     "bf16": "BF16 everywhere, decoded from FP4 and FP8",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flagrelease.chips import get_chip
+from flagrelease.chips.table import get_chip
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.records import default_report
 

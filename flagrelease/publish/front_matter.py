@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from flagrelease.errors import VerificationError
-from flagrelease.hubs import Hub
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.other_engines import loads_in_transformers
 from flagrelease.publish.records import Records
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.hubs import Hub
-from flagrelease.manifest import MANIFEST_NAME, parse_manifest
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.listing import RemoteFile
+from flagrelease.records.manifest import MANIFEST_NAME, parse_manifest
 
 
 @dataclass(frozen=True, slots=True)

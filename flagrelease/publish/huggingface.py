@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
-from flagrelease.manifest import MANIFEST_NAME
 from flagrelease.publish.hub_client import refuse_another_models
 from flagrelease.publish.huggingface_client import MAIN, HuggingFaceClient
 from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
 from flagrelease.publish.patience import TRANSIENT_STATUS, Patience
 from flagrelease.publish.publication import Publication, PublishedFile
 from flagrelease.publish.secrets import redact
+from flagrelease.records.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete

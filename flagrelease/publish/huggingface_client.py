@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
-from flagrelease.hubs import Hub
 from flagrelease.publish.extra import require
 from flagrelease.publish.hub_client import RepositoryFacts, range_header, take
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.listing import RemoteFile
 from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 from flagrelease.publish.secrets import redact, redact_logs_of

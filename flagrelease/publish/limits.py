@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from flagrelease.hubs import HUB_LIMITS
-from flagrelease.manifest import MANIFEST_NAME
-from flagrelease.provenance import CARD_NAME
+from flagrelease.publish.hubs.hub import HUB_LIMITS
 from flagrelease.publish.publication import Publication, PublishedFile
+from flagrelease.records.manifest import MANIFEST_NAME
+from flagrelease.records.provenance import CARD_NAME
 
 Item = TypeVar("Item")
 

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
-from flagrelease.manifest import MANIFEST_NAME
 from flagrelease.publish.hub_client import refuse_another_models
 from flagrelease.publish.limits import commit_batches, in_commit_order, is_inline
 from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
 from flagrelease.publish.modelscope_client import MASTER, ModelScopeClient
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, PublishedFile
+from flagrelease.records.manifest import MANIFEST_NAME
 
 
 class ModelScope:

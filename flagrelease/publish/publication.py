@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from flagrelease.errors import UsageError
-from flagrelease.hubs import Hub
-from flagrelease.manifest import MANIFEST_NAME
-from flagrelease.provenance import CARD_NAME
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.records import Records
+from flagrelease.records.manifest import MANIFEST_NAME
+from flagrelease.records.provenance import CARD_NAME
 
 REPORT_NAME = "report.json"
 

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flagrelease.chips import get_chip, repo_name
+from flagrelease.chips.table import get_chip, repo_name
 from flagrelease.console import Tracker, progress
 from flagrelease.errors import ResourceError, UsageError
-from flagrelease.hubs import HUBS, Hub
-from flagrelease.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, make_statement
 from flagrelease.publish.card import make_card
 from flagrelease.publish.folder import list_folder, publish_folder
 from flagrelease.publish.hub_client import HubClient
+from flagrelease.publish.hubs.hub import HUBS, Hub
 from flagrelease.publish.huggingface import HuggingFace
 from flagrelease.publish.huggingface_client import HuggingFaceClient
 from flagrelease.publish.limits import CONFIGURATION_NAME, limit_problems
@@ -24,6 +23,7 @@ from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
 from flagrelease.publish.signature import make_signature, read_unchecked, unsigned_files
+from flagrelease.records.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, make_statement
 
 _CONFIGURATION = b'{"framework": "pytorch", "task": "text-generation"}\n'
 
@@ -38,7 +38,7 @@ class OverLimitError(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PublishOutcome:
     """The plan, and whether it was carried out: `revision` is then the commit, the tag or the folder, else None."""
 
     publication: Publication
@@ -60,7 +60,7 @@ def publish(
     signing_key: Path | None = None,
     signature: Path | None = None,
     endpoint: str | None = None,
-) -> Outcome:
+) -> PublishOutcome:
     """Plan the publication of a release for a chip, and carry it out if `yes` is given and `dry_run` is not.
 
     Args:
@@ -93,9 +93,9 @@ def publish(
     if problems := limit_problems(publication):
         raise OverLimitError(publication, problems)
     if dry_run or not yes:
-        return Outcome(publication, None)
+        return PublishOutcome(publication, None)
     with progress("publish", publication.bytes) as tracker:
-        return Outcome(publication, _carry_out(publication, to, endpoint, tracker))
+        return PublishOutcome(publication, _carry_out(publication, to, endpoint, tracker))
 
 
 def plan(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flagrelease.chips import Chip, get_chip
+from flagrelease.chips.table import Chip, get_chip
 from flagrelease.errors import UsageError, VerificationError, first_problem
-from flagrelease.manifest import MANIFEST_NAME, Manifest, TargetRecord, read_manifest
 from flagrelease.publish.licence import Licence, find_licence
-from flagrelease.recipe import Recipe
-from flagrelease.validation_report import Report, read_passing_report
+from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, read_manifest
+from flagrelease.records.recipe import Recipe
+from flagrelease.records.report import Report, read_passing_report
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from flagrelease.errors import UsageError
-from flagrelease.provenance import PROJECT
 from flagrelease.publish.records import Records
+from flagrelease.records.provenance import PROJECT
 
 NODE_SCRIPT = "run_node.sh"
 CONTAINER_FILE = "Containerfile"

@@ -15,7 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from flagrelease.errors import CheckpointError, UsageError
-from flagrelease.manifest import FileRecord, Manifest
+from flagrelease.records.manifest import FileRecord, Manifest
 from flagrelease.shard.header import MAX_HEADER_BYTES, TensorMeta, parse_header
 
 Read = Callable[[str, int, int], bytes]  # path, first byte, count -> bytes

@@ -12,16 +12,13 @@ import fcntl
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flagrelease.errors import CheckpointError, ResourceError
+from flagrelease.durable.files import refused
 
 # One write. A multiple of every device's logical block; large enough that the number of calls does not matter.
 BLOCK_BYTES = 4 << 20
@@ -73,7 +70,7 @@ class SequentialFile:
 
     def sync(self) -> tuple[int, str]:
         """Make all full blocks safe; return their length and SHA-256."""
-        with _refused(self.path):
+        with refused(self.path):
             os.fdatasync(self._fd)
         return self._flushed, self._sha256.hexdigest()
 
@@ -84,7 +81,7 @@ class SequentialFile:
         rest = self.position - self._flushed
         if rest:
             self._flush(rest)
-        with _refused(self.path):
+        with refused(self.path):
             os.ftruncate(self._fd, self.size)
             os.fsync(self._fd)
         return self._sha256.hexdigest()
@@ -99,7 +96,7 @@ class SequentialFile:
         self._flushed += count
 
     def _write(self, data: memoryview, offset: int) -> int:
-        with _refused(self.path):
+        with refused(self.path):
             try:
                 return os.pwrite(self._fd, data, offset)
             except OSError as error:
@@ -130,65 +127,5 @@ def _open(path: Path) -> int:
         return os.open(path, flags | _O_DIRECT, 0o666)
     except OSError:
         pass  # this file system has no direct writes (EINVAL), or there is another problem, which comes again below
-    with _refused(path):
+    with refused(path):
         return os.open(path, flags, 0o666)
-
-
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """No space, quota, rights, a broken disk: a ResourceError that names the file that the system could not write."""
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file so that `path` is either absent or whole: temporary name, fsync, rename.
-
-    Raises:
-        ResourceError: it cannot be written.
-    """
-    with _refused(path), _replacing(path) as file:
-        file.write(data)
-
-
-def copy_whole(source: Path, path: Path) -> tuple[int, str]:
-    """Copy a file like `write_whole`, in blocks; return its size and SHA-256.
-
-    Raises:
-        CheckpointError: `source` cannot be opened.
-        ResourceError: the copy cannot be written.
-    """
-    digest = hashlib.sha256()
-    try:
-        read = source.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read ({error.strerror})") from error
-    with read, _refused(path), _replacing(path) as file:
-        while block := read.read(BLOCK_BYTES):
-            digest.update(block)
-            file.write(block)
-        size = file.tell()
-    return size, digest.hexdigest()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` safe."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

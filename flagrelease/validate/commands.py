@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.validate.pipeline.choices import PARTS, Dialect, Part
-from flagrelease.validation_rules import StageName
+from flagrelease.records.rules import StageName
+from flagrelease.validate.stages.choices import PARTS, Dialect, Part
 
 if TYPE_CHECKING:
-    from flagrelease.validate.pipeline.request import Data, Endpoint
+    from flagrelease.validate.stages.request import Data, Endpoint
 
 CANNOT_TELL = 7  # exit code of a validation that neither passes nor fails
 
@@ -97,17 +97,17 @@ def validate(
     Without a baseline, or without a device that can run the release, the stages that read files are run and the others
     are reported as not run.
     """
-    from flagrelease.chips import get_chip
-    from flagrelease.manifest import read_manifest
-    from flagrelease.validate.pipeline.display import Display
-    from flagrelease.validate.pipeline.port import is_leader
-    from flagrelease.validate.pipeline.request import Request, choose_rules, default_out
-    from flagrelease.validate.pipeline.run import report_bytes
-    from flagrelease.validate.pipeline.run import validate as run_validation
-    from flagrelease.validate.pipeline.summary import show_report
+    from flagrelease.chips.table import get_chip
+    from flagrelease.records.manifest import read_manifest
+    from flagrelease.validate.stages.display import Display
+    from flagrelease.validate.stages.port import is_leader
+    from flagrelease.validate.stages.request import ValidationRequest, choose_rules, default_out
+    from flagrelease.validate.stages.run import report_bytes
+    from flagrelease.validate.stages.run import validate as run_validation
+    from flagrelease.validate.stages.summary import show_report
 
     known = get_chip(chip)
-    request = Request(
+    request = ValidationRequest(
         release=release,
         chip=known,
         rules=choose_rules(recipe, read_manifest(release), known),
@@ -160,12 +160,12 @@ def record(
 
     The chip's machine then needs this folder and no native model. Interrupted, the same command goes on.
     """
-    from flagrelease.recipe import read_recipe
-    from flagrelease.validate.pipeline.display import Display
-    from flagrelease.validate.pipeline.port import is_leader
-    from flagrelease.validate.pipeline.record import Recording
-    from flagrelease.validate.pipeline.record import record as run_recording
-    from flagrelease.validate.pipeline.request import default_rules
+    from flagrelease.records.recipe import read_recipe
+    from flagrelease.validate.stages.display import Display
+    from flagrelease.validate.stages.port import is_leader
+    from flagrelease.validate.stages.record import Recording
+    from flagrelease.validate.stages.record import record as run_recording
+    from flagrelease.validate.stages.request import default_rules
 
     recording = Recording(
         source=source,
@@ -201,7 +201,7 @@ def parse_data(words: list[str]) -> Data:
 def _endpoint(
     url: str | None, model: str | None, dialect: Dialect, concurrency: int | None, timeout: float | None
 ) -> Endpoint | None:
-    from flagrelease.validate.pipeline.request import Endpoint
+    from flagrelease.validate.stages.request import Endpoint
 
     given = {"--model": model, "--concurrency": concurrency, "--timeout": timeout}
     if url is None:

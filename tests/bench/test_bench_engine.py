@@ -16,7 +16,7 @@ import torch
 
 from flagrelease.bench.circumstances import Circumstances
 from flagrelease.bench.dimensions import dimensions
-from flagrelease.bench.engine import EngineReport, EngineRequest, Row
+from flagrelease.bench.engine import EngineReport, EngineRequest, EngineRow
 from flagrelease.bench.engine_report import plot_engine
 from flagrelease.bench.kernel_report import show_kernels
 from flagrelease.bench.kernels import KernelReport, KernelRequest, KernelRow, absent_providers
@@ -28,9 +28,9 @@ from flagrelease.cli import main
 from flagrelease.device import Device, open_device
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.kernels.operators import OPERATORS
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
-from flagrelease.model.tensors import Storage, inventory
+from flagrelease.model.v4.inventory import Storage, inventory
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_results_are_there_when_they_cannot_be_drawn(capsys: pytest.CaptureFixtu
 def test_names_in_a_drawing_are_text() -> None:
     place = Circumstances("", "", "", None, "<A&B> card", "cuda:0")
     request = EngineRequest("tiny", None, None, "native", "auto", (1,), (), 64, 32, 1)
-    report = EngineReport(place, request, "", (1.0,), (1.0,), (Row("decode", 1, 1.0, 0.0, 1.0, 1.0, 2.0),))
+    report = EngineReport(place, request, "", (1.0,), (1.0,), (EngineRow("decode", 1, 1.0, 0.0, 1.0, 1.0, 2.0),))
     texts = [text.text for text in ElementTree.fromstring(plot_engine(report)).iter("{http://www.w3.org/2000/svg}text")]
     assert texts == ["tiny dimensions, <A&B> card: share of the roof", "decode 1", "1 tokens/s, 50%"]
 

@@ -22,9 +22,9 @@ from flagrelease.bench.roof import distinct_experts, layer_bytes, token_operatio
 from flagrelease.bench.synthetic import RandomTensors, random_model
 from flagrelease.device import open_device
 from flagrelease.engine.decode.decoder import Decoder
-from flagrelease.engine.model import Model
 from flagrelease.engine.parallel import Groups, alone
-from flagrelease.model.tensors import Split, Storage, inventory
+from flagrelease.engine.v4.model import Model
+from flagrelease.model.v4.inventory import Split, Storage, inventory
 
 CONFIG = dimensions("tiny")
 CPU = torch.device("cpu")

@@ -15,22 +15,22 @@ import typer
 from chat_standin import Behaviour, chat_server, cut, lines, no_end, refuse, silence, well
 from typer.testing import CliRunner
 
-from flagrelease.bench.plot import Chart, Series, draw
+from flagrelease.bench.plot import Chart, PlotSeries, draw
 from flagrelease.bench.serve.commands import register
-from flagrelease.bench.serve.endpoint import Endpoint
-from flagrelease.bench.serve.figures import Figures, Percentiles
+from flagrelease.bench.serve.endpoint import ServedModel
+from flagrelease.bench.serve.figures import Percentiles, ServeFigures
 from flagrelease.bench.serve.run import run_row
-from flagrelease.bench.serve.sample import Sample
-from flagrelease.bench.serve.scenario import Row, Sizes, plan_rows, write_prompt
+from flagrelease.bench.serve.sample import RequestSample
+from flagrelease.bench.serve.scenario import ScenarioRow, Sizes, plan_rows, write_prompt
 from flagrelease.errors import NetworkError, UsageError
 
 
-def ask(*behaviours: Behaviour, timeout: float = 5, count: int = 1) -> list[Sample]:
+def ask(*behaviours: Behaviour, timeout: float = 5, count: int = 1) -> list[RequestSample]:
     """Samples whose clock goes on by a second whenever it is looked at."""
 
-    async def work(url: str) -> list[Sample]:
+    async def work(url: str) -> list[RequestSample]:
         ticks = itertools.count()
-        async with Endpoint(url, None, timeout, lambda: float(next(ticks))) as endpoint:
+        async with ServedModel(url, None, timeout, lambda: float(next(ticks))) as endpoint:
             return [await endpoint.ask("one", "a b c", 16) for _ in range(count)]
 
     with chat_server(*behaviours) as (url, _):
@@ -85,8 +85,8 @@ def test_comments_and_other_fields_are_no_fault() -> None:
 
 
 def test_nobody_listens() -> None:
-    async def work() -> Sample:
-        async with Endpoint("http://127.0.0.1:9", None, 1) as endpoint:
+    async def work() -> RequestSample:
+        async with ServedModel("http://127.0.0.1:9", None, 1) as endpoint:
             with pytest.raises(NetworkError, match="models"):
                 await endpoint.models()
             return await endpoint.ask("one", "x", 5)
@@ -96,7 +96,7 @@ def test_nobody_listens() -> None:
 
 def test_the_key_is_sent_and_v1_is_not_doubled() -> None:
     async def work(url: str) -> list[str]:
-        async with Endpoint(f"{url}/v1/", "secret", 5) as endpoint:
+        async with ServedModel(f"{url}/v1/", "secret", 5) as endpoint:
             await endpoint.ask("one", "x", 5)
             return await endpoint.models()
 
@@ -116,12 +116,14 @@ def test_percentiles_are_numpys() -> None:
     assert Percentiles.of([]) is None
 
 
-def sample(failure: str | None, arrivals: tuple[float, ...], tokens: int) -> Sample:
-    return Sample(failure, f"detail of {failure}", arrivals, arrivals[-1] + 1 if arrivals else 9.0, 100, tokens, True)
+def sample(failure: str | None, arrivals: tuple[float, ...], tokens: int) -> RequestSample:
+    return RequestSample(
+        failure, f"detail of {failure}", arrivals, arrivals[-1] + 1 if arrivals else 9.0, 100, tokens, True
+    )
 
 
 def test_figures_count_whole_answers_only() -> None:
-    row = Row("chat", 128, 64, 2)
+    row = ScenarioRow("chat", 128, 64, 2)
     samples = [
         sample(None, (1.0, 2.0, 5.0), 9),
         sample("cut", (0.1, 0.2), 2),
@@ -129,7 +131,7 @@ def test_figures_count_whole_answers_only() -> None:
         sample("429", (), 0),
         sample("429", (), 0),
     ]
-    figures = Figures.of(row, samples, 10.0)
+    figures = ServeFigures.of(row, samples, 10.0)
     assert (figures.answered, figures.tokens, figures.throughput) == (2, 20, 2.0)
     assert figures.failures == {"429": 2, "cut": 1}
     assert figures.example == "detail of cut"
@@ -138,7 +140,7 @@ def test_figures_count_whole_answers_only() -> None:
     assert figures.per_token.p50 == pytest.approx((4 / 8 + 1 / 10) / 2)
     assert figures.gap is not None
     assert figures.gap.p50 == 2.0  # 3 and 1
-    nothing = Figures.of(row, samples[3:], 10.0)
+    nothing = ServeFigures.of(row, samples[3:], 10.0)
     assert (nothing.answered, nothing.throughput, nothing.first, nothing.whole) == (0, 0, None, None)
 
 
@@ -157,15 +159,16 @@ def test_no_two_prompts_begin_alike() -> None:
 def test_rows_of_scenarios() -> None:
     rows = plan_rows(["chat", "context"], [1, 8], [512, 4096], 64, 128, 8192)
     assert rows == [
-        Row("chat", 128, 64, 1), Row("chat", 128, 64, 8), Row("context", 512, 64, 1), Row("context", 4096, 64, 1),
+        ScenarioRow("chat", 128, 64, 1), ScenarioRow("chat", 128, 64, 8), ScenarioRow("context", 512, 64, 1),
+        ScenarioRow("context", 4096, 64, 1),
     ]  # fmt: skip
 
 
 def test_so_many_at_once_and_no_more() -> None:
     # 4 callers, 3 rounds, every answer takes 0.1 s: 3 times that, not 12, and one request to warm up
-    async def work(url: str) -> tuple[list[Sample], float]:
-        async with Endpoint(url, None, 5) as endpoint:
-            return await run_row(endpoint, "one", Row("chat", 10, 8, 4), 3, 10, itertools.count())
+    async def work(url: str) -> tuple[list[RequestSample], float]:
+        async with ServedModel(url, None, 5) as endpoint:
+            return await run_row(endpoint, "one", ScenarioRow("chat", 10, 8, 4), 3, 10, itertools.count())
 
     with chat_server(well(pieces=2, pause=0.05)) as (url, handler):
         samples, seconds = asyncio.run(work(url))
@@ -248,7 +251,7 @@ def test_requests_that_cannot_be_measured(words: list[str], error: type[Exceptio
 
 
 def test_a_chart_puts_points_where_they_belong() -> None:
-    svg = draw([Chart("A < B", "x", "y", (Series("s", ((1, 0), (4, 35), (16, 70))), Series("empty", ())))])
+    svg = draw([Chart("A < B", "x", "y", (PlotSeries("s", ((1, 0), (4, 35), (16, 70))), PlotSeries("empty", ())))])
     root = ElementTree.fromstring(svg)
     (line,) = [element for element in root.iter() if element.tag.endswith("polyline")]
     (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line.attrib["points"].split())

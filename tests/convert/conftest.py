@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flagrelease.synthetic import tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from pathlib import Path
 from flagrelease.convert.lookup import cpu_lookup
 from flagrelease.convert.plan import Plan, make_plan
 from flagrelease.convert.run import convert
-from flagrelease.convert.source import read_source
 from flagrelease.convert.target import parse_target
-from flagrelease.manifest import Manifest
-from flagrelease.recipe import ConvertSpec
+from flagrelease.records.manifest import Manifest
+from flagrelease.records.recipe import ConvertSpec
+from flagrelease.source.source import read_source
 
 
 def plan_of(checkpoint: Path, *targets: str, o_groups: str = "shared", **options: object) -> Plan:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from harness import contents, plan_of, run_plan
 
-from flagrelease.convert.formats import FORMATS, Format, e8m0_tables, repack_scales, repack_tables
 from flagrelease.convert.lookup import cpu_lookup
 from flagrelease.convert.run import choose_lookup, convert
+from flagrelease.formats.formats import FORMATS, Format, e8m0_tables, repack_scales, repack_tables
 
 pytestmark = pytest.mark.gpu
 

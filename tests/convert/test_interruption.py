@@ -18,7 +18,7 @@ from harness import contents, plan_of, run_plan
 from flagrelease.convert import lanes, work
 from flagrelease.convert.journal import WORK_FOLDER
 from flagrelease.errors import ResourceError
-from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.shard import writer
 
 TARGETS = ("bf16:mp8", "fp8:hf")

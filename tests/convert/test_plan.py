@@ -11,10 +11,10 @@ import pytest
 from harness import contents, plan_of, run_plan
 
 from flagrelease.convert.fit import card_fit, rank_bytes
-from flagrelease.convert.source import read_source
 from flagrelease.convert.target import parse_target
 from flagrelease.errors import UsageError
-from flagrelease.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.source.source import read_source
 
 GIB = 2**30
 
@@ -122,7 +122,7 @@ def test_a_bf16_source_does_not_become_fp8(checkpoint: Path, tmp_path: Path) -> 
 
 def test_shared_and_split_cannot_share_a_folder(checkpoint: Path) -> None:
     from flagrelease.convert.plan import make_plan
-    from flagrelease.recipe import ConvertSpec
+    from flagrelease.records.recipe import ConvertSpec
 
     targets = [parse_target("bf16:mp16", "shared"), parse_target("bf16:mp16", "split")]
     with pytest.raises(UsageError, match="would both be written to 'bf16-mp16'"):

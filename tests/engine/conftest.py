@@ -9,7 +9,7 @@ import torch
 from engine_checkpoint import Checkpoint, small_config
 
 from flagrelease import engine
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine_checkpoint import random_tokens
 
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
 # float32; a different order of additions only.

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flagrelease.device import Device
+from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.stepper import describe_steps
 
 
 def model(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flagrelease.engine import chat
-from flagrelease.engine.chat import ChatFormatError, Completion, ToolCall, encode_messages, parse_completion
 from flagrelease.errors import UsageError
+from flagrelease.model.v4 import chat
+from flagrelease.model.v4.chat import ChatFormatError, Completion, ToolCall, encode_messages, parse_completion
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "encoding"
 MODES: dict[int, chat.Mode] = {1: "thinking", 2: "thinking", 3: "thinking", 4: "chat"}

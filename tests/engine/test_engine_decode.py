@@ -11,7 +11,7 @@ from engine_checkpoint import random_tokens
 from flagrelease import engine
 from flagrelease.engine.decode import feed as feed_module
 from flagrelease.engine.decode.decoder import Decoder
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
 LENGTHS = (5, 140, 64)

@@ -13,16 +13,16 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
 from flagrelease.device import Device
-from flagrelease.engine import runner as runner_module
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
+from flagrelease.engine.decode.stepper import CapturedStepper
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.model import Model
-from flagrelease.engine.runner import Runner
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler, generate_all
-from flagrelease.engine.stepper import CapturedStepper
+from flagrelease.engine.serve import runner as runner_module
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler, generate_all
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
 LENGTHS = (127, 7, 62)  # the first step, in which sizes are captured, completes windows

@@ -11,18 +11,18 @@ from ranks import OMode, on_ranks, write_mp
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine import runner as runner_module
 from flagrelease.engine.decode import layers as layers_module
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
-from flagrelease.engine.model import Model
+from flagrelease.engine.decode.stepper import CapturedStepper
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import Groups
-from flagrelease.engine.runner import Runner
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler, generate_all
-from flagrelease.engine.stepper import CapturedStepper
+from flagrelease.engine.serve import runner as runner_module
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler, generate_all
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.model import Model
 
 LENGTHS = (5, 125, 62)  # windows of 4 and of 128 are completed on the way
 CONTEXT = 200

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flagrelease import engine
 from flagrelease.engine.decode.decoder import Decoder
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [1, 33, 129, 300]

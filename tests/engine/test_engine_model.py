@@ -12,7 +12,7 @@ from transformers_oracle import Oracle
 
 from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 
 # The limit. Logits have a standard deviation of about 3; rounding of float32 leaves about 1e-4.
 LIMIT = 1e-3

@@ -19,10 +19,10 @@ from native_transcription import Transcription
 from torch import Tensor
 
 from flagrelease import engine
-from flagrelease.engine.block import Block
 from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.block import Block
+from flagrelease.engine.v4.model import Model
 
 TOKENS = random_tokens(130, seed=5)
 RATIOS = [0, 4, 128]

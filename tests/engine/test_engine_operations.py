@@ -14,8 +14,8 @@ from engine_checkpoint import random_tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flagrelease import engine
-from flagrelease.engine.compressor import Compressor
 from flagrelease.engine.kernels.operators import OPERATORS, Operators
+from flagrelease.engine.v4.compressor import Compressor
 
 # Copies, views, gathers and scatters; casts are copies.
 MEMORY = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flagrelease.engine.pace import Pace
-from flagrelease.engine.scheduler import Totals
+from flagrelease.engine.generate.pace import Pace
+from flagrelease.engine.serve.scheduler import Totals
 
 
 def test_rate_time_left_and_drafts(capsys: pytest.CaptureFixture[str]) -> None:

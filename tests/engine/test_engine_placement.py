@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from engine_checkpoint import small_config
 
-from flagrelease.engine.placement import Piece, local_pieces
+from flagrelease.engine.placement import RankSlice, local_pieces
 from flagrelease.errors import UsageError
-from flagrelease.manifest import OGroups
-from flagrelease.model.config import ModelConfig, parse_config
-from flagrelease.model.tensors import Storage
+from flagrelease.model.v4.config import ModelConfig, parse_config
+from flagrelease.model.v4.inventory import Storage
+from flagrelease.records.manifest import OGroups
 
 CONFIGS = Path(__file__).parent.parent / "golden" / "configs"
 BYTES = {Storage.LINEAR: 2, Storage.EXPERT: 2, Storage.BF16: 2, Storage.F32: 4, Storage.I64: 8}
@@ -61,7 +61,7 @@ def test_shapes_of_flash_mp16() -> None:
     assert split[f"{at}.wo_b.weight"].ranges == ((0, 4096), (1536, 2048))
 
 
-def covered(pieces: list[Piece]) -> int:
+def covered(pieces: list[RankSlice]) -> int:
     """Elements of the distinct parts; the parts of two ranks are the same or do not meet."""
     return sum(math.prod(end - begin for begin, end in ranges) for ranges in {piece.ranges for piece in pieces})
 

@@ -20,7 +20,7 @@ from flagrelease import engine
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.release import Release, find_layout
 from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
-from flagrelease.model.config import parse_config
+from flagrelease.model.v4.config import parse_config
 from flagrelease.shard.reader import TensorReader
 
 Edit = Callable[[dict[str, Tensor]], None]

@@ -12,12 +12,12 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine.model import Model
-from flagrelease.engine.runner import Decode, Prefill, Runner
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler, generate_all
-from flagrelease.engine.sequence import Generated
+from flagrelease.engine.serve.runner import Decode, Prefill, Runner
+from flagrelease.engine.serve.scheduler import Scheduler, generate_all
+from flagrelease.engine.serve.sequence import Generated
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.model import Model
 
 # float32, logits of about 10: a different order of additions only.
 LIMIT = 1e-3

@@ -21,15 +21,15 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine import chat
-from flagrelease.engine.chat_stream import CompletionStream
-from flagrelease.engine.model import Model
-from flagrelease.engine.runner import Runner
 from flagrelease.engine.sampling import Draws, Sampler, Sampling
-from flagrelease.engine.scheduler import Scheduler
-from flagrelease.engine.server import Served, make_app
-from flagrelease.engine.service import Service
+from flagrelease.engine.serve.chat_stream import CompletionStream
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.serve.server import Served, make_app
+from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.model import Model
+from flagrelease.model.v4 import chat
 
 NAME = "small-v4"
 CONTEXT = 1200
@@ -80,7 +80,9 @@ def script(served: Served, monkeypatch: pytest.MonkeyPatch) -> Any:
         tokens = [*served.tokenizer.encode(text), 1]
         monkeypatch.setattr(Sampler, "at", lambda sampler, n: n)
         monkeypatch.setattr(Draws, "of", lambda places, device: places)
-        monkeypatch.setattr("flagrelease.engine.scheduler.choose", lambda logits, places: [tokens[n] for n in places])
+        monkeypatch.setattr(
+            "flagrelease.engine.serve.scheduler.choose", lambda logits, places: [tokens[n] for n in places]
+        )
 
     return write
 

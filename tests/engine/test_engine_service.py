@@ -19,11 +19,11 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine.runner import Runner
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler
-from flagrelease.engine.server import Served, make_app
-from flagrelease.engine.service import BusyError, Service, Stream
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.serve.server import Served, make_app
+from flagrelease.engine.serve.service import BusyError, Service, Stream
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import ResourceError, UsageError
 

@@ -17,14 +17,14 @@ from small_tokenizer import write_tokenizer
 from torch import Tensor
 
 from flagrelease import engine
-from flagrelease.engine.cache import Cache
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.model import Model
-from flagrelease.engine.runner import Draft, Prefill, Runner
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler, generate_all
-from flagrelease.engine.sequence import Event, Running
+from flagrelease.engine.serve.runner import Draft, Prefill, Runner
+from flagrelease.engine.serve.scheduler import Scheduler, generate_all
+from flagrelease.engine.serve.sequence import Event, Running
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
 CONTEXT = 300

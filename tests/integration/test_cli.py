@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from flagrelease.cli import app, main
-from flagrelease.synthetic import tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
 
 @pytest.fixture(scope="module")

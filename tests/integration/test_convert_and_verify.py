@@ -11,12 +11,12 @@ import pytest
 from flagrelease.convert.lookup import cpu_lookup
 from flagrelease.convert.plan import make_plan
 from flagrelease.convert.run import convert
-from flagrelease.convert.source import read_source
 from flagrelease.convert.target import parse_target
-from flagrelease.recipe import ConvertSpec
-from flagrelease.synthetic import Stored, tiny_config, write_checkpoint
-from flagrelease.validate.ties import gather_equal
-from flagrelease.validate.verify import verify_release
+from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.records.recipe import ConvertSpec
+from flagrelease.source.source import read_source
+from flagrelease.verify.ties import gather_equal
+from flagrelease.verify.verify import verify_release
 
 DSPARK = {
     "dspark_block_size": 5,
@@ -78,7 +78,8 @@ def test_split_o_groups_and_parts_are_proved(converted: tuple[Path, Path], tmp_p
 
 def test_a_converter_that_is_wrong_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Defects planted in the converter itself: manifest and files agree, only the second decoder can tell."""
-    from flagrelease.convert import formats, layouts, work
+    from flagrelease.convert import layouts, work
+    from flagrelease.formats import formats
 
     source = tmp_path / "source"
     write_checkpoint(source, tiny_config())

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from flagrelease import engine
-from flagrelease.engine.model import Model
-from flagrelease.engine.runner import Runner
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler, generate_all
-from flagrelease.engine.sequence import Generated
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler, generate_all
+from flagrelease.engine.serve.sequence import Generated
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.model import Model
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny"
 sys.path.insert(0, str(TINY))

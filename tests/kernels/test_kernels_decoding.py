@@ -17,7 +17,7 @@ from kernel_comparison import assert_same, poisoned
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
-from flagrelease.engine.kernels.fp4_codes import arrange_experts
+from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 from flagrelease.engine.kernels.weights import ExpertWeights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flagrelease.engine.kernels.fp4_codes import arrange
+from flagrelease.engine.kernels.quantisation.fp4_codes import arrange
 
 # From the table in `fp4_codes`: what each bit of a byte holds, bit 7 first: a column, and the bit of its code s ee m.
 TABLE = [("X", 3), ("Y", 2), ("Y", 3), ("X", 2), ("X", 1), ("X", 0), ("Y", 1), ("Y", 0)]

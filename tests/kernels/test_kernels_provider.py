@@ -33,7 +33,7 @@ def test_triton_reports_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     provider = load_provider("triton", CPU)
     assert provider.name == "triton"
-    assert provider.describe()["fp4_linear"] == "flagrelease.engine.kernels.linear.fp4_linear"
+    assert provider.describe()["fp4_linear"] == "flagrelease.engine.kernels.linear.linear.fp4_linear"
 
 
 def test_auto_on_an_accelerator_leaves_dense_products_of_one_type_to_the_vendor() -> None:

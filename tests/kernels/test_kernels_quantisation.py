@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.linear.widen import widen
 from flagrelease.engine.kernels.reference.quantisation import dequantise, scaled_fp16
 from flagrelease.engine.kernels.weights import ExpertWeights, check_weight
-from flagrelease.engine.kernels.widen import widen
 
 LARGEST = {ml_dtypes.float8_e4m3fn: 448, ml_dtypes.float4_e2m1fn: 6}
 SMALLEST_AMAX = {ml_dtypes.float8_e4m3fn: 1e-4, ml_dtypes.float4_e2m1fn: 6 * 2.0**-126}

@@ -6,7 +6,7 @@ import pytest
 from publish_release import RECIPES, Converted, write_release, write_report
 
 from flagrelease.cli import main
-from flagrelease.synthetic import tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
 
 @pytest.fixture

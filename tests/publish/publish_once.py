@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from flagrelease.console import progress
-from flagrelease.hubs import Hub
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.huggingface import HuggingFace
 from flagrelease.publish.modelscope import ModelScope
 from flagrelease.publish.patience import Patience

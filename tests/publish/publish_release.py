@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagrelease.manifest import (
+from flagrelease.records.manifest import (
     ElementCounts,
     FileRecord,
     Manifest,
@@ -19,7 +19,7 @@ from flagrelease.manifest import (
     TensorRecord,
     ToolRecord,
 )
-from flagrelease.recipe import read_recipe
+from flagrelease.records.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

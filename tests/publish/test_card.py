@@ -19,18 +19,18 @@ import yaml
 from huggingface_hub import ModelCard
 from publish_release import RECIPES, manifest_of, report_for, write_release, write_report
 
-from flagrelease.chips import get_chip, load_chips, repo_name
+from flagrelease.chips.table import get_chip, load_chips, repo_name
 from flagrelease.cli import main
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.hubs import Hub
-from flagrelease.manifest import FileRecord, TargetRecord
 from flagrelease.publish.card import make_card
 from flagrelease.publish.front_matter import check_card
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.licence import find_licence
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import compose_service, docker_flags, run_files
-from flagrelease.recipe import read_recipe
-from flagrelease.validation_report import parse_report
+from flagrelease.records.manifest import FileRecord, TargetRecord
+from flagrelease.records.recipe import read_recipe
+from flagrelease.records.report import parse_report
 
 GOLDEN = Path(__file__).parent / "golden"
 HUBS: tuple[Hub, ...] = ("huggingface", "modelscope")

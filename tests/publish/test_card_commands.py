@@ -24,10 +24,10 @@ from modelscope_standin import ModelScopeStandIn
 from publish_release import RECIPES, Converted
 from test_card import GOLDEN, hf_of, records_of
 
-from flagrelease.chips import get_chip, load_chips
+from flagrelease.chips.table import get_chip, load_chips
 from flagrelease.cli import main
-from flagrelease.hubs import Hub
 from flagrelease.publish.card import make_card
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.publish import publish
 
 RECORDED = ("pip", "docker", "torchrun", "curl", "vllm")

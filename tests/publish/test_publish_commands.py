@@ -16,7 +16,7 @@ from publish_release import report_for, write_release, write_report
 
 from flagrelease.cli import main
 from flagrelease.errors import ResourceError, UsageError, VerificationError
-from flagrelease.hubs import HUB_LIMITS
+from flagrelease.publish.hubs.hub import HUB_LIMITS
 from flagrelease.publish.publish import check_published, publish, siblings
 from flagrelease.publish.summary import plan_document, plan_text
 

@@ -11,13 +11,13 @@ from publish_release import write_release
 
 from flagrelease.console import progress
 from flagrelease.errors import ResourceError, UsageError, VerificationError
-from flagrelease.hubs import HUB_LIMITS
-from flagrelease.manifest import FileRecord, Manifest
 from flagrelease.publish.folder import list_folder, publish_folder
+from flagrelease.publish.hubs.hub import HUB_LIMITS
 from flagrelease.publish.limits import commits, limit_advice, limit_problems
 from flagrelease.publish.listing import RemoteFile, compare, git_sha1
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import read_records
+from flagrelease.records.manifest import FileRecord, Manifest
 
 CARD = b"---\nlicense: mit\n---\n# the card\n"
 

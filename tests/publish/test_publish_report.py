@@ -12,7 +12,7 @@ from publish_release import report_for, write_report
 
 from flagrelease.errors import FlagReleaseError, UsageError, VerificationError
 from flagrelease.publish.records import read_records
-from flagrelease.validation_report import parse_report
+from flagrelease.records.report import parse_report
 
 
 def test_a_passing_report_is_read(release: Path, report: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from publish_release import Converted
 
 from flagrelease.publish.publish import publish
-from flagrelease.validate.verify import verify_release
+from flagrelease.verify.verify import verify_release
 
 STATEMENT = "provenance.intoto.json"
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flagrelease.chips import Chip, get_chip, load_chips, parse_chips, repo_name
+from flagrelease.chips.table import Chip, get_chip, load_chips, parse_chips, repo_name
 from flagrelease.errors import UsageError
 
-TEXT = resources.files("flagrelease").joinpath("chips.yaml").read_text(encoding="utf-8")
+TEXT = resources.files("flagrelease.chips").joinpath("chips.yaml").read_text(encoding="utf-8")
 HARBOR = "harbor.baai.ac.cn/flagrelease-public/"
 
 # Written from the fact sheet (section 4.1), not from chips.yaml:
@@ -205,7 +205,7 @@ def test_repository_names() -> None:
 
 
 def test_reading_the_table_loads_no_torch() -> None:
-    code = "import sys; from flagrelease.chips import load_chips; load_chips(); assert 'torch' not in sys.modules"
+    code = "import sys; from flagrelease.chips.table import load_chips; load_chips(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flagrelease.errors import CheckpointError
-from flagrelease.model.config import native_arguments, parse_config, read_config
-from flagrelease.synthetic import tiny_config
+from flagrelease.model.v4.config import native_arguments, parse_config, read_config
+from flagrelease.model.v4.synthetic import tiny_config
 
 CONFIGS = Path(__file__).parents[1] / "golden" / "configs"
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flagrelease.chips import get_chip
+from flagrelease.chips.table import get_chip
 from flagrelease.device import Device, open_device
 from flagrelease.errors import ResourceError, UsageError
 

@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from flagrelease.convert.formats import (
+from flagrelease.convert.gpu import DeviceLookup
+from flagrelease.convert.lookup import Lookup, contains, count_lost, cpu_lookup
+from flagrelease.device import open_device
+from flagrelease.formats.formats import (
     FP4,
     FP8,
     Format,
@@ -35,9 +38,6 @@ from flagrelease.convert.formats import (
     scale_storage,
     scale_values,
 )
-from flagrelease.convert.gpu import DeviceLookup
-from flagrelease.convert.lookup import Lookup, contains, count_lost, cpu_lookup
-from flagrelease.device import open_device
 
 CODES = np.arange(256, dtype=np.uint8)
 NAN_BITS = 0x7FC0

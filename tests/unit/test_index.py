@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from flagrelease.convert.source import read_source
 from flagrelease.errors import CheckpointError
 from flagrelease.shard.header import build_header
 from flagrelease.shard.index import INDEX_NAME, open_checkpoint, survey
+from flagrelease.source.source import read_source
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from flagrelease.convert.layouts import Region, TensorParallel, divisibility_problem, matrix_shape, tensor_parallel
 from flagrelease.convert.parts import Part, cut, parts_of, require_whole_blocks
 from flagrelease.convert.plan import Plan, make_plan
-from flagrelease.convert.source import Source, read_source
 from flagrelease.convert.target import Action, Target, parse_target
 from flagrelease.errors import UsageError
-from flagrelease.model.config import ModelConfig, native_arguments, parse_config
-from flagrelease.model.tensors import Split, Storage, TensorSpec, inventory
-from flagrelease.recipe import ConvertSpec
-from flagrelease.synthetic import tiny_config, write_checkpoint
+from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
+from flagrelease.model.v4.inventory import Split, Storage, TensorSpec, inventory
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.records.recipe import ConvertSpec
+from flagrelease.source.source import Source, read_source
 
 CONFIGS = Path(__file__).parents[1] / "golden" / "configs"
 MODELS = ("flash", "pro")

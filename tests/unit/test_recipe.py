@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from flagrelease.chips import load_chips
+from flagrelease.chips.table import load_chips
 from flagrelease.convert.fit import card_fit, hub_problems
 from flagrelease.convert.plan import make_plan
 from flagrelease.convert.request import make_request
 from flagrelease.errors import UsageError
-from flagrelease.recipe import Recipe, parse_bytes, read_recipe
-from flagrelease.synthetic import tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.records.recipe import Recipe, parse_bytes, read_recipe
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))

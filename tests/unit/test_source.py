@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from flagrelease.convert.source import Source, SourceTensor, read_source, survey_source
 from flagrelease.convert.target import parse_target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
-from flagrelease.model.config import parse_config
-from flagrelease.model.tensors import inventory
+from flagrelease.model.v4.config import parse_config
+from flagrelease.model.v4.inventory import inventory
+from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config
 from flagrelease.shard.header import build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME
-from flagrelease.synthetic import Stored, stored_tensors, tiny_config
+from flagrelease.source.source import Source, SourceTensor, read_source, survey_source
 
 WQ_A, WQ_A_SCALE = "layers.1.attn.wq_a.weight", "layers.1.attn.wq_a.scale"
 W1, W1_SCALE = "layers.1.ffn.experts.3.w1.weight", "layers.1.ffn.experts.3.w1.scale"

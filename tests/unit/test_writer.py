@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from flagrelease.durable.files import copy_whole, write_whole
 from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.shard.header import TensorMeta
 from flagrelease.shard.reader import TensorReader
-from flagrelease.shard.writer import BLOCK_BYTES, SequentialFile, copy_whole, write_whole
+from flagrelease.shard.writer import BLOCK_BYTES, SequentialFile
 
 SIZES = [0, 1, 511, 4095, 4096, 4097, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES + 4096 + 13]
 _NOISE = np.random.default_rng(0).integers(0, 256, max(SIZES), dtype=np.uint8)

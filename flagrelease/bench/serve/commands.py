@@ -17,8 +17,8 @@ from flagrelease.bench.options import comma_numbers, write_plot
 from flagrelease.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
-    from flagrelease.bench.serve.figures import Figures
-    from flagrelease.bench.serve.scenario import Row
+    from flagrelease.bench.serve.figures import ServeFigures
+    from flagrelease.bench.serve.scenario import ScenarioRow
 
 
 class ScenarioChoice(str, Enum):
@@ -85,14 +85,14 @@ def serve(
 
 
 async def _measure(
-    url: str, model: str | None, key: str | None, timeout: float, rows: list[Row], rounds: int, seed: int
-) -> tuple[str, list[Figures]]:
+    url: str, model: str | None, key: str | None, timeout: float, rows: list[ScenarioRow], rounds: int, seed: int
+) -> tuple[str, list[ServeFigures]]:
     try:
-        from flagrelease.bench.serve.endpoint import Endpoint
+        from flagrelease.bench.serve.endpoint import ServedModel
         from flagrelease.bench.serve.run import choose_model, run_rows
     except ModuleNotFoundError as error:
         raise UsageError(f"bench serve needs {error.name}: pip install 'flagrelease[bench]'") from error
-    async with Endpoint(url, key, timeout) as endpoint:
+    async with ServedModel(url, key, timeout) as endpoint:
         name = await choose_model(endpoint, model)
         return name, await run_rows(endpoint, name, rows, rounds, seed, _say)
 
@@ -106,7 +106,7 @@ def _key(variable: str | None) -> str | None:
     return os.environ[variable]
 
 
-def _say(result: Figures) -> None:
+def _say(result: ServeFigures) -> None:
     row = result.row
     print(
         f"{row.scenario}: {row.prompt_tokens} tokens, {row.concurrency} at once: {result.answered} answered, "

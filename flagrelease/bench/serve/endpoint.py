@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from flagrelease.bench.serve.sample import Sample
+from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.errors import NetworkError, UsageError
 
 Clock = Callable[[], float]
@@ -24,7 +24,7 @@ class RequestError(Exception):
         self.kind, self.retry_after = kind, retry_after
 
 
-class Endpoint:
+class ServedModel:
     """Use it as an async context. `url` ends before /v1, or with it."""
 
     def __init__(self, url: str, key: str | None, timeout: float, clock: Clock = time.perf_counter) -> None:
@@ -43,7 +43,7 @@ class Endpoint:
         self._client = httpx2.AsyncClient(base_url=address, headers=headers, timeout=timeout, limits=limits)
         self._clock = clock
 
-    async def __aenter__(self) -> Endpoint:
+    async def __aenter__(self) -> ServedModel:
         """Connections are made when they are needed and kept."""
         return self
 
@@ -63,7 +63,7 @@ class Endpoint:
         except (httpx2.HTTPError, ValueError, TypeError, KeyError) as error:
             raise NetworkError(f"{self._client.base_url}models: {error or type(error).__name__}") from error
 
-    async def ask(self, model: str, text: str, max_tokens: int) -> Sample:
+    async def ask(self, model: str, text: str, max_tokens: int) -> RequestSample:
         """One user message, answered with at most `max_tokens` at temperature 1."""
         body = {
             "model": model, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens,
@@ -132,9 +132,9 @@ class _Answer:
         if not self._arrivals:
             raise RequestError("empty", "an answer without text")
 
-    def sample(self, failure: RequestError | None, ended: float) -> Sample:
+    def sample(self, failure: RequestError | None, ended: float) -> RequestSample:
         prompt, tokens = self._usage or (None, len(self._arrivals))
-        return Sample(
+        return RequestSample(
             failure=None if failure is None else failure.kind,
             detail="" if failure is None else str(failure),
             arrivals=tuple(self._arrivals),

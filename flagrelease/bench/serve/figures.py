@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flagrelease.bench.serve.sample import Sample
-from flagrelease.bench.serve.scenario import Row
+from flagrelease.bench.serve.sample import RequestSample
+from flagrelease.bench.serve.scenario import ScenarioRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def _percentile(ordered: Sequence[float], q: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ServeFigures:
     """A measured row. Latencies and tokens are those of answers that came whole.
 
     Attributes:
@@ -53,7 +53,7 @@ class Figures:
         whole: time to the end of an answer.
     """
 
-    row: Row
+    row: ScenarioRow
     seconds: float
     answered: int
     failures: dict[str, int]
@@ -72,7 +72,7 @@ class Figures:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @classmethod
-    def of(cls, row: Row, samples: Sequence[Sample], seconds: float) -> Figures:
+    def of(cls, row: ScenarioRow, samples: Sequence[RequestSample], seconds: float) -> ServeFigures:
         """What `samples`, taken in `seconds`, come to."""
         good = [sample for sample in samples if sample.failure is None]
         bad = [sample for sample in samples if sample.failure is not None]

@@ -8,13 +8,13 @@ from typing import Any
 from rich.table import Table
 
 from flagrelease import __version__, console
-from flagrelease.bench.plot import Chart, Series, draw
-from flagrelease.bench.serve.figures import Figures, Percentiles
+from flagrelease.bench.plot import Chart, PlotSeries, draw
+from flagrelease.bench.serve.figures import Percentiles, ServeFigures
 
 _WIDTH = 140  # columns of the table where there is no terminal to fit
 
 
-def show(results: Sequence[Figures]) -> None:
+def show(results: Sequence[ServeFigures]) -> None:
     """Print the table."""
     out = console.out()
     if not out.is_terminal:
@@ -22,7 +22,7 @@ def show(results: Sequence[Figures]) -> None:
     out.print(_table(results))
 
 
-def _table(results: Sequence[Figures]) -> Table:
+def _table(results: Sequence[ServeFigures]) -> Table:
     """A line a row: mean tokens of prompts and answers; latencies are p50 / p90 / p99."""
     shown = console.table(
         "scenario", ">prompt", ">answer", ">at once", ">answered", ">tok/s", ">first text, s", ">per token, ms",
@@ -47,7 +47,7 @@ def _three(value: Percentiles | None, factor: float) -> str:
     return " / ".join(f"{each * factor:.3g}" for each in (value.p50, value.p90, value.p99))
 
 
-def remarks(results: Sequence[Figures]) -> list[str]:
+def remarks(results: Sequence[ServeFigures]) -> list[str]:
     """What a reader must know beside the table."""
     said = []
     if any(each.answered and not each.counted for each in results):
@@ -59,7 +59,7 @@ def remarks(results: Sequence[Figures]) -> list[str]:
     return said
 
 
-def document(results: Sequence[Figures], url: str, model: str, rounds: int, date: str) -> dict[str, Any]:
+def document(results: Sequence[ServeFigures], url: str, model: str, rounds: int, date: str) -> dict[str, Any]:
     """Everything, for JSON. Seconds and tokens a second."""
     return {
         "flagrelease": __version__,
@@ -71,24 +71,24 @@ def document(results: Sequence[Figures], url: str, model: str, rounds: int, date
     }
 
 
-def plot(results: Sequence[Figures]) -> str:
+def plot(results: Sequence[ServeFigures]) -> str:
     """SVG: throughput and time to the first text over concurrency, and over the prompt's length."""
     swept = {name: [r for r in results if r.row.scenario == name] for name in ("chat", "long")}
     throughput = [
-        Series(name, tuple((r.row.concurrency, r.throughput) for r in rows if r.answered))
+        PlotSeries(name, tuple((r.row.concurrency, r.throughput) for r in rows if r.answered))
         for name, rows in swept.items()
     ]
     first = [
-        Series(f"{name} {which}", tuple((r.row.concurrency, getattr(r.first, which)) for r in rows if r.first))
+        PlotSeries(f"{name} {which}", tuple((r.row.concurrency, getattr(r.first, which)) for r in rows if r.first))
         for name, rows in swept.items()
         for which in ("p50", "p99")
     ]
     lengths = [r for r in results if r.row.scenario == "context"]
     pace = [
-        Series("throughput", tuple((_length(r), r.throughput) for r in lengths if r.answered)),
-        Series("1 / time per token", tuple((_length(r), 1 / r.per_token.p50) for r in lengths if r.per_token)),
+        PlotSeries("throughput", tuple((_length(r), r.throughput) for r in lengths if r.answered)),
+        PlotSeries("1 / time per token", tuple((_length(r), 1 / r.per_token.p50) for r in lengths if r.per_token)),
     ]
-    reading = [Series("p50", tuple((_length(r), r.first.p50) for r in lengths if r.first))]
+    reading = [PlotSeries("p50", tuple((_length(r), r.first.p50) for r in lengths if r.first))]
     charts = (
         Chart("Throughput", "requests at once", "answer tokens a second", tuple(throughput)),
         Chart("Time to the first text", "requests at once", "seconds", tuple(first)),
@@ -98,5 +98,5 @@ def plot(results: Sequence[Figures]) -> str:
     return draw([chart for chart in charts if any(series.points for series in chart.series)])
 
 
-def _length(result: Figures) -> float:
+def _length(result: ServeFigures) -> float:
     return result.row.prompt_tokens if result.prompt_tokens is None else round(result.prompt_tokens)

@@ -7,17 +7,17 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from flagrelease.bench.serve.endpoint import Endpoint
-from flagrelease.bench.serve.figures import Figures
-from flagrelease.bench.serve.sample import Sample
-from flagrelease.bench.serve.scenario import Row, Sizes, write_prompt
+from flagrelease.bench.serve.endpoint import ServedModel
+from flagrelease.bench.serve.figures import ServeFigures
+from flagrelease.bench.serve.sample import RequestSample
+from flagrelease.bench.serve.scenario import ScenarioRow, Sizes, write_prompt
 from flagrelease.errors import NetworkError
 
 _PROBES = 20, 120  # words of the prompts by which the server's tokens are measured
 _LONGEST_PAUSE = 60.0  # seconds that a caller waits if it is told to
 
 
-async def choose_model(endpoint: Endpoint, wanted: str | None) -> str:
+async def choose_model(endpoint: ServedModel, wanted: str | None) -> str:
     """The model to ask: the one that is wanted, or the only one.
 
     Raises:
@@ -31,7 +31,7 @@ async def choose_model(endpoint: Endpoint, wanted: str | None) -> str:
     return names[0]
 
 
-async def measure_sizes(endpoint: Endpoint, model: str) -> Sizes:
+async def measure_sizes(endpoint: ServedModel, model: str) -> Sizes:
     """Ask two prompts of known words; a server that does not count is taken to have a token a word.
 
     Raises:
@@ -49,14 +49,14 @@ async def measure_sizes(endpoint: Endpoint, model: str) -> Sizes:
 
 
 async def run_row(
-    endpoint: Endpoint, model: str, row: Row, rounds: int, words: int, seeds: Iterator[int]
-) -> tuple[list[Sample], float]:
+    endpoint: ServedModel, model: str, row: ScenarioRow, rounds: int, words: int, seeds: Iterator[int]
+) -> tuple[list[RequestSample], float]:
     """One request to warm up, then `rounds` for each caller. Returns their samples and the seconds they took."""
 
-    async def ask() -> Sample:
+    async def ask() -> RequestSample:
         return await endpoint.ask(model, write_prompt(words, next(seeds)), row.answer_tokens)
 
-    async def caller() -> list[Sample]:
+    async def caller() -> list[RequestSample]:
         samples = []
         for _ in range(rounds):
             samples.append(await ask())
@@ -70,8 +70,13 @@ async def run_row(
 
 
 async def run_rows(
-    endpoint: Endpoint, model: str, rows: Sequence[Row], rounds: int, seed: int, done: Callable[[Figures], None]
-) -> list[Figures]:
+    endpoint: ServedModel,
+    model: str,
+    rows: Sequence[ScenarioRow],
+    rounds: int,
+    seed: int,
+    done: Callable[[ServeFigures], None],
+) -> list[ServeFigures]:
     """All rows, one after the other; `done` is called after each.
 
     Raises:
@@ -81,6 +86,6 @@ async def run_rows(
     for row in rows:
         words = sizes.words(row.prompt_tokens)
         samples, seconds = await run_row(endpoint, model, row, rounds, words, seeds)
-        results.append(Figures.of(row, samples, seconds))
+        results.append(ServeFigures.of(row, samples, seconds))
         done(results[-1])
     return results

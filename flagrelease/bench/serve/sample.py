@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RequestSample:
     """Times are seconds since the request was sent.
 
     Attributes:

@@ -19,7 +19,7 @@ _INSTRUCTION = "Continue this list of words for as long as you can:"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScenarioRow:
     """One row of the result: requests of one size, `concurrency` at once."""
 
     scenario: ScenarioName
@@ -35,16 +35,16 @@ def plan_rows(
     answer_tokens: int,
     chat_tokens: int,
     long_tokens: int,
-) -> list[Row]:
+) -> list[ScenarioRow]:
     """The rows of the scenarios.
 
     chat: short prompts, over all concurrencies. long: long prompts, the same. context: one request at a time, with
     prompts of each length in `contexts`.
     """
     rows = {
-        "chat": [Row("chat", chat_tokens, answer_tokens, at_once) for at_once in concurrency],
-        "long": [Row("long", long_tokens, answer_tokens, at_once) for at_once in concurrency],
-        "context": [Row("context", length, answer_tokens, 1) for length in contexts],
+        "chat": [ScenarioRow("chat", chat_tokens, answer_tokens, at_once) for at_once in concurrency],
+        "long": [ScenarioRow("long", long_tokens, answer_tokens, at_once) for at_once in concurrency],
+        "context": [ScenarioRow("context", length, answer_tokens, 1) for length in contexts],
     }
     return [row for name in scenarios for row in rows[name]]
 

@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flagrelease.engine.attention import Attention
-from flagrelease.engine.cache import OVERLAP_RATIO, LayerCache, Pending
-from flagrelease.engine.compressor import Compressor
 from flagrelease.engine.decode.step import Apart, DecodeStep
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.reference.decoding import Rounding
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 from flagrelease.engine.linear import Rounded, project_parts, project_rounded
 from flagrelease.engine.parallel import Groups
-from flagrelease.engine.rope import RopeTable
+from flagrelease.engine.v4.attention import Attention
+from flagrelease.engine.v4.cache import OVERLAP_RATIO, LayerCache, Pending
+from flagrelease.engine.v4.compressor import Compressor
+from flagrelease.engine.v4.rope import RopeTable
 
 
 def attend(

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flagrelease.engine.cache import Cache
 from flagrelease.engine.decode.feed import Feed
 from flagrelease.engine.decode.layers import run_layers
 from flagrelease.engine.decode.step import DecodeStep
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.model import Model
 
 
 class Decoder:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from flagrelease.engine.cache import Cache
 from flagrelease.engine.decode.branches import Branches
 from flagrelease.engine.decode.step import DecodeStep
-from flagrelease.engine.model import Model
-from flagrelease.engine.rope import RopeTable
+from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.model import Model
+from flagrelease.engine.v4.rope import RopeTable
 
 SHORTEST_REACH = 4096  # positions that the smallest captured step can see; the others double
 

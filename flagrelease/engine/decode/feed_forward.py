@@ -7,7 +7,7 @@ from torch import Tensor
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.linear import Rounded, project_into, project_parts
-from flagrelease.engine.moe import MoE, Router
+from flagrelease.engine.v4.moe import MoE, Router
 
 
 def feed_forward(ops: Operators, moe: MoE, x: Rounded, step: DecodeStep) -> Tensor:

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flagrelease.engine.block import Block
-from flagrelease.engine.cache import LayerCache
 from flagrelease.engine.decode.attention import attend
 from flagrelease.engine.decode.feed_forward import feed_forward
 from flagrelease.engine.decode.step import DecodeStep
-from flagrelease.engine.hyper_connection import HyperConnection
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.linear import Linear, Rounded
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.block import Block
+from flagrelease.engine.v4.cache import LayerCache
+from flagrelease.engine.v4.hyper_connection import HyperConnection
+from flagrelease.engine.v4.model import Model
 
 
 class _Mixed(NamedTuple):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flagrelease.engine.cache import OVERLAP_RATIO
 from flagrelease.engine.decode.branches import Branches
+from flagrelease.engine.v4.cache import OVERLAP_RATIO
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flagrelease.engine.kernels import linear as triton_linear
+from flagrelease.engine.kernels.linear import linear as triton_linear
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 
 

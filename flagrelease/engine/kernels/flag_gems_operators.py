@@ -24,10 +24,10 @@ from flag_gems.ops.fp8_matmul import fp8_matmul as gems_fp8_matmul
 from flag_gems.ops.hadamard_transform import hadamard_transform as gems_hadamard
 from torch import Tensor
 
-from flagrelease.engine.kernels import hc_post as triton_hc_post
-from flagrelease.engine.kernels import hc_split_sinkhorn as triton_hc_split_sinkhorn
-from flagrelease.engine.kernels import linear as triton_linear
-from flagrelease.engine.kernels import sparse_attention as triton_sparse_attention
+from flagrelease.engine.kernels.attention import sparse_attention as triton_sparse_attention
+from flagrelease.engine.kernels.linear import linear as triton_linear
+from flagrelease.engine.kernels.norms import hc_post as triton_hc_post
+from flagrelease.engine.kernels.norms import hc_split_sinkhorn as triton_hc_split_sinkhorn
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 from flagrelease.engine.kernels.weights import FP8_BLOCK, check_fp8_weight
 

@@ -7,8 +7,8 @@ wherever the plain operators store them.
 
 import triton.language as tl
 
-from flagrelease.engine.kernels.codes import e2m1_code, e2m1_value, power_of_two, power_of_two_exponent
 from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
+from flagrelease.engine.kernels.quantisation.codes import e2m1_code, e2m1_value, power_of_two, power_of_two_exponent
 
 
 @jit

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from flagrelease.engine.kernels.act_quant import act_quant, act_quant_roundtrip
-from flagrelease.engine.kernels.add import add
-from flagrelease.engine.kernels.best_visible import best_visible
-from flagrelease.engine.kernels.compress_pool import compress_pool
-from flagrelease.engine.kernels.compress_token import compress_token
-from flagrelease.engine.kernels.decode_attention import decode_attention
+from flagrelease.engine.kernels.attention.best_visible import best_visible
+from flagrelease.engine.kernels.attention.compress_pool import compress_pool
+from flagrelease.engine.kernels.attention.compress_token import compress_token
+from flagrelease.engine.kernels.attention.decode_attention import decode_attention
+from flagrelease.engine.kernels.attention.hadamard import hadamard
+from flagrelease.engine.kernels.attention.index_queries import index_queries
+from flagrelease.engine.kernels.attention.indexer_scores import indexer_scores
+from flagrelease.engine.kernels.attention.latents import latents
+from flagrelease.engine.kernels.attention.rope import apply_rope
+from flagrelease.engine.kernels.attention.sparse_attention import sparse_attention
+from flagrelease.engine.kernels.attention.topk_visible import topk_visible
 from flagrelease.engine.kernels.early_launch import start_after_all
-from flagrelease.engine.kernels.embedding import embedding
-from flagrelease.engine.kernels.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
-from flagrelease.engine.kernels.fp4_codes import arrange_experts
-from flagrelease.engine.kernels.gate_route import gate_route, gate_route_hashed
-from flagrelease.engine.kernels.hadamard import hadamard
-from flagrelease.engine.kernels.hc_mixes import hc_mixes
-from flagrelease.engine.kernels.hc_post import hc_post, hc_post_parts
-from flagrelease.engine.kernels.hc_post_mixes import hc_post_mixes
-from flagrelease.engine.kernels.hc_pre import hc_head, hc_pre
-from flagrelease.engine.kernels.hc_pre_norm import hc_pre_norm, hc_weights
-from flagrelease.engine.kernels.hc_split_sinkhorn import hc_split_sinkhorn
-from flagrelease.engine.kernels.index_queries import index_queries
-from flagrelease.engine.kernels.indexer_scores import indexer_scores
-from flagrelease.engine.kernels.latents import latents
-from flagrelease.engine.kernels.linear import (
+from flagrelease.engine.kernels.experts.gate_route import gate_route, gate_route_hashed
+from flagrelease.engine.kernels.experts.moe_experts import expert_outputs, moe_experts
+from flagrelease.engine.kernels.experts.routing import route, route_hashed
+from flagrelease.engine.kernels.experts.swiglu import swiglu, swiglu_quant
+from flagrelease.engine.kernels.linear.add import add
+from flagrelease.engine.kernels.linear.embedding import embedding
+from flagrelease.engine.kernels.linear.linear import (
     fp4_linear,
     fp8_grouped_linear,
     fp8_grouped_linear_parts,
@@ -34,15 +31,18 @@ from flagrelease.engine.kernels.linear import (
     linear,
     linear_parts,
 )
-from flagrelease.engine.kernels.moe_experts import expert_outputs, moe_experts
+from flagrelease.engine.kernels.norms.hc_mixes import hc_mixes
+from flagrelease.engine.kernels.norms.hc_post import hc_post, hc_post_parts
+from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes
+from flagrelease.engine.kernels.norms.hc_pre import hc_head, hc_pre
+from flagrelease.engine.kernels.norms.hc_pre_norm import hc_pre_norm, hc_weights
+from flagrelease.engine.kernels.norms.hc_split_sinkhorn import hc_split_sinkhorn
+from flagrelease.engine.kernels.norms.rms_norm import rms_norm
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.kernels.rms_norm import rms_norm
-from flagrelease.engine.kernels.rope import apply_rope
-from flagrelease.engine.kernels.round_parts import round_parts, swiglu_parts
-from flagrelease.engine.kernels.routing import route, route_hashed
-from flagrelease.engine.kernels.sparse_attention import sparse_attention
-from flagrelease.engine.kernels.swiglu import swiglu, swiglu_quant
-from flagrelease.engine.kernels.topk_visible import topk_visible
+from flagrelease.engine.kernels.quantisation.act_quant import act_quant, act_quant_roundtrip
+from flagrelease.engine.kernels.quantisation.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
+from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
+from flagrelease.engine.kernels.quantisation.round_parts import round_parts, swiglu_parts
 
 
 class TritonOperators(Operators):

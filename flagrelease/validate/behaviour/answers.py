@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flagrelease.durable.files import write_whole
 from flagrelease.errors import UsageError, VerificationError, first_problem
-from flagrelease.shard.writer import write_whole
-from flagrelease.validation_rules import BehaviourRules
+from flagrelease.records.rules import BehaviourRules
 
 Wish = Literal["text", "tool", "json"]
 
@@ -18,7 +18,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Answer(_Strict):
+class Reply(_Strict):
     """One answer.
 
     Attributes:
@@ -60,7 +60,7 @@ class BehaviourHead(_Strict):
 class Behaviour(BehaviourHead):
     """All answers of one model, in the order of prompts and repeats."""
 
-    answers: tuple[Answer, ...] = Field(min_length=1)
+    answers: tuple[Reply, ...] = Field(min_length=1)
 
     def save(self, path: Path) -> None:
         """Write it as JSON; the file is absent or whole."""

@@ -10,14 +10,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scheduler import Scheduler
-from flagrelease.engine.sequence import Generated
+from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.serve.sequence import Generated
 from flagrelease.errors import ResourceError
-from flagrelease.validate.behaviour.answers import Answer, Behaviour, BehaviourHead
+from flagrelease.records.rules import BehaviourRules
+from flagrelease.validate.behaviour.answers import Behaviour, BehaviourHead, Reply
 from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256
 from flagrelease.validate.behaviour.signs import calls_tool, is_json_object, loops, read_completion
 from flagrelease.validate.seeds import seed_of
-from flagrelease.validation_rules import BehaviourRules
 
 Watch = Callable[[int, int], None]  # answers so far, of how many
 
@@ -63,7 +63,7 @@ def answer_prompts(
     return Behaviour(subject=subject, stack=stack, prompts_sha256=head.prompts_sha256, rules=rules, answers=ordered)
 
 
-def _begin(journal: Path, head: BehaviourHead) -> list[Answer]:
+def _begin(journal: Path, head: BehaviourHead) -> list[Reply]:
     """The answers that are there; a line cut off by a kill is taken away, so that the next one begins its own."""
     content = journal.read_bytes() if journal.exists() else b""
     whole = content[: content.rfind(b"\n") + 1] or head.model_dump_json().encode() + b"\n"
@@ -72,7 +72,7 @@ def _begin(journal: Path, head: BehaviourHead) -> list[Answer]:
     first, *rest = whole.splitlines()
     try:
         begun = BehaviourHead.model_validate_json(first)
-        answers = [Answer.model_validate_json(line) for line in rest]
+        answers = [Reply.model_validate_json(line) for line in rest]
     except ValidationError as error:
         raise ResourceError(f"{journal}: is not a journal of behaviour, or is damaged") from error
     if differs := [name.replace("_", " ") for name, value in head if getattr(begun, name) != value]:
@@ -88,7 +88,7 @@ def _asks(scheduler: Scheduler, rules: BehaviourRules) -> Iterator[_Ask]:
         yield from (_Ask(prompt, repeat, tokens) for repeat in range(rules.repeats))
 
 
-def _ask(asks: list[_Ask], scheduler: Scheduler, rules: BehaviourRules) -> Iterator[Answer]:
+def _ask(asks: list[_Ask], scheduler: Scheduler, rules: BehaviourRules) -> Iterator[Reply]:
     """Each as soon as it is there."""
     waiting: dict[int, tuple[_Ask, Generated]] = {}
     for ask in asks:
@@ -108,7 +108,7 @@ def _sampling(rules: BehaviourRules, ask: _Ask) -> Sampling:
     return Sampling(rules.temperature, rules.top_p, seed, rules.max_tokens)
 
 
-def _judged(ask: _Ask, generated: Generated, rules: BehaviourRules) -> Answer:
+def _judged(ask: _Ask, generated: Generated, rules: BehaviourRules) -> Reply:
     whole = generated.finish == "stop"
     completion = read_completion(generated.text, rules.mode) if whole else None  # half a call is cut off, not broken
     granted = {
@@ -116,7 +116,7 @@ def _judged(ask: _Ask, generated: Generated, rules: BehaviourRules) -> Answer:
         "tool": lambda: completion is not None and calls_tool(completion.tool_calls, ask.prompt.tools),
         "json": lambda: completion is not None and is_json_object(completion.content),
     }
-    return Answer(
+    return Reply(
         prompt=ask.prompt.id,
         repeat=ask.repeat,
         wish=ask.prompt.wish,

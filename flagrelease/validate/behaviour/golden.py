@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagrelease.engine.chat import Mode, encode_messages
 from flagrelease.errors import FlagReleaseError
+from flagrelease.model.v4.chat import Mode, encode_messages
 
 _INPUT = re.compile(r"test_input_(\d+)\.json")
 

@@ -9,9 +9,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, get_args
 
-from flagrelease.engine.chat import Message, Mode, encode_messages
+from flagrelease.model.v4.chat import Message, Mode, encode_messages
+from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Wish
-from flagrelease.validation_rules import BehaviourRules
 
 
 @dataclass(frozen=True, slots=True)

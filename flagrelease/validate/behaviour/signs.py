@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from flagrelease.engine.chat import (
+from flagrelease.model.v4.chat import (
     ASSISTANT,
     BOS,
     DSML,

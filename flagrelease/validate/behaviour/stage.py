@@ -10,11 +10,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.errors import VerificationError
-from flagrelease.validate.behaviour.answers import Answer, Behaviour
+from flagrelease.records.report import Stage
+from flagrelease.records.rules import BehaviourRules
+from flagrelease.validate.behaviour.answers import Behaviour, Reply
 from flagrelease.validate.behaviour.golden import GoldenPairs, check_golden_pairs
 from flagrelease.validate.behaviour.rates import Verdict, excess, needed_for_zero
-from flagrelease.validation_report import Stage
-from flagrelease.validation_rules import BehaviourRules
 
 
 class _Strict(BaseModel):
@@ -51,8 +51,8 @@ class BehaviourFigures(_Strict):
 @dataclass(frozen=True, slots=True)
 class _Sign:
     name: str
-    among: Callable[[Answer], bool]
-    holds: Callable[[Answer], bool]
+    among: Callable[[Reply], bool]
+    holds: Callable[[Reply], bool]
 
 
 _SIGNS = (

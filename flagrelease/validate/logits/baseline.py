@@ -19,16 +19,16 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import VerificationError, first_problem
-from flagrelease.manifest import ToolRecord
+from flagrelease.records.manifest import ToolRecord
+from flagrelease.records.rules import ReplayRules
 from flagrelease.validate.logits.distribution import Figures, Kept
 from flagrelease.validate.logits.documents import Document, Encoder, bundled_documents, digest, read_documents, tokenise
 from flagrelease.validate.logits.files import document_file, read_arrays, read_run
 from flagrelease.validate.logits.identity import ModelIdentity
 from flagrelease.validate.logits.layers import Array
 from flagrelease.validate.logits.replay import FiguresRun, KeptRun
-from flagrelease.validation_rules import ReplayRules
 
 RECORD = "baseline.json"
 DOCUMENTS = "documents.jsonl"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from flagrelease.records.rules import LogitsLimits, LogitsRules
 from flagrelease.validate.logits.baseline import Baseline, Reference
 from flagrelease.validate.logits.distribution import Figures
 from flagrelease.validate.logits.judge import Judge, Measure, exactly
 from flagrelease.validate.logits.plots import agreement_by_margin, by_document, kl_distribution
 from flagrelease.validate.logits.replay import Replay
 from flagrelease.validate.logits.sums import Sums, outliers, sum_up
-from flagrelease.validation_rules import LogitsLimits, LogitsRules
 
 
 @dataclass(frozen=True, slots=True)

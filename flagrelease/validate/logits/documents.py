@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flagrelease.errors import UsageError
+from flagrelease.records.rules import ReplayRules
 from flagrelease.strict_json import parse_json
 from flagrelease.validate.logits.long import long_documents
 from flagrelease.validate.logits.worked import worked_documents
-from flagrelease.validation_rules import ReplayRules
 
 LONG = "long"  # the kind whose documents may have `long_tokens`
 _BUNDLED = ("english", "chinese", "code")

@@ -8,8 +8,8 @@ from pathlib import Path
 import safetensors
 from safetensors.numpy import load, save
 
+from flagrelease.durable.files import write_whole
 from flagrelease.errors import ResourceError, VerificationError
-from flagrelease.shard.writer import write_whole
 from flagrelease.validate.logits.distribution import Array, Piece
 from flagrelease.validate.logits.replay import REPLAYS, Replay
 

@@ -10,7 +10,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.errors import CheckpointError, VerificationError
-from flagrelease.manifest import MANIFEST_NAME, read_manifest
+from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 from flagrelease.shard.index import open_checkpoint
 from flagrelease.shard.reader import TensorReader
 

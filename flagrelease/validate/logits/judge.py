@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 
 from pydantic import JsonValue
 
+from flagrelease.records.report import Verdict
+from flagrelease.records.rules import LogitsLimits, LogitsRules
 from flagrelease.validate.logits.bootstrap import Interval, Numbers, interval, none_seen
 from flagrelease.validate.logits.sums import Sums
-from flagrelease.validation_report import Verdict
-from flagrelease.validation_rules import LogitsLimits, LogitsRules
 
 LABELS = {
     "mean_kl": "mean KL, nats",

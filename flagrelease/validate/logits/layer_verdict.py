@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import JsonValue
 
+from flagrelease.records.rules import LayerLimits
 from flagrelease.validate.logits.judge import Measure, exactly
-from flagrelease.validate.logits.localise import ERRORS, Errors, Step, first_step, medians
-from flagrelease.validation_rules import LayerLimits
+from flagrelease.validate.logits.localise import ERRORS, Errors, ErrorStep, first_step, medians
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class LayerVerdict:
     errors: Errors
     floor: Errors
     measures: tuple[Measure, ...]
-    step: Step | None
+    step: ErrorStep | None
 
     def figures(self, reference: str) -> dict[str, JsonValue]:
         """For the report.

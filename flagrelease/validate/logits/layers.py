@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import OPERATORS, Operators
-from flagrelease.engine.model import Model
-from flagrelease.validation_rules import ReplayRules
+from flagrelease.engine.v4.model import Model
+from flagrelease.records.rules import ReplayRules
 
 Array = NDArray[Any]
 States = dict[str, Array]

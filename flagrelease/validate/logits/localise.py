@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flagrelease.records.rules import LayerLimits
 from flagrelease.validate.logits.layers import Array, States, floats
-from flagrelease.validation_rules import LayerLimits
 
 Numbers = NDArray[np.float64]
 ERRORS = ("streams", "cosine", "attention", "scores", "experts", "gap", "entries")
@@ -22,7 +22,7 @@ Errors = dict[str, Numbers]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ErrorStep:
     """The first step: which layer, behind which of its halves, and the median errors before and behind it."""
 
     layer: int
@@ -62,7 +62,7 @@ def medians(errors: Errors, kind: str) -> Numbers:
     return np.array([np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in table])
 
 
-def first_step(errors: Errors, floor: Errors, limits: LayerLimits) -> Step | None:
+def first_step(errors: Errors, floor: Errors, limits: LayerLimits) -> ErrorStep | None:
     """The first half of a layer whose median error is `limits.step` times that before it, the floor's, and a rounding.
 
     Attention's half is judged by its output, a layer by the streams behind it.
@@ -73,7 +73,7 @@ def first_step(errors: Errors, floor: Errors, limits: LayerLimits) -> Step | Non
         for kind, half in (("attention", "attention"), ("streams", "feed-forward")):
             error, noise = (float(curve[layer]) for curve in behind[kind])
             if error > limits.step * max(before, noise, limits.rounding):
-                return Step(layer, half, before, error)
+                return ErrorStep(layer, half, before, error)
             before = max(before, error)
     return None
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from flagrelease import __version__
+from flagrelease.durable.files import write_whole
 from flagrelease.engine.loader import load
-from flagrelease.engine.model import Model
 from flagrelease.engine.text import Tokenizer
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import CheckpointError, ResourceError
-from flagrelease.manifest import ToolRecord
-from flagrelease.model.config import read_config
-from flagrelease.shard.writer import write_whole
+from flagrelease.model.v4.config import read_config
+from flagrelease.records.manifest import ToolRecord
+from flagrelease.records.rules import LogitsRules, ReplayRules
 from flagrelease.validate.logits.baseline import (
     DOCUMENTS,
     RECORD,
@@ -35,8 +36,7 @@ from flagrelease.validate.logits.files import begin, document_file, read_arrays,
 from flagrelease.validate.logits.identity import identify
 from flagrelease.validate.logits.layers import LayerObserver, States, sampled_positions
 from flagrelease.validate.logits.localise import layer_errors
-from flagrelease.validate.logits.replay import Outcome, Replayer, Shape, tokens_of
-from flagrelease.validation_rules import LogitsRules, ReplayRules
+from flagrelease.validate.logits.replay import Replayer, ReplayResult, Shape, tokens_of
 
 _BEGUN = "recording.json"
 Progress = Callable[[int, int], None]
@@ -176,7 +176,7 @@ def _record_document(
     write_arrays(document_file(out / f"{run.name}-layers", number), states)
 
 
-def _check_numbers(outcome: Outcome, what: str) -> None:
+def _check_numbers(outcome: ReplayResult, what: str) -> None:
     """A reference must be made of numbers."""
     logp = [kept.logp for kept in (outcome.kept or {}).values()]
     finite = [figures.finite for run in outcome.figures.values() for figures in run.values()]

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flagrelease.engine.model import Model
-from flagrelease.engine.stepper import choose_stepper
+from flagrelease.engine.decode.stepper import choose_stepper
+from flagrelease.engine.v4.model import Model
+from flagrelease.records.rules import ReplayRules
 from flagrelease.validate.logits.distribution import Figures, Kept, compare, join, keep, part
 from flagrelease.validate.logits.layers import LayerObserver
-from flagrelease.validation_rules import ReplayRules
 
 Replay = Literal["prefill", "decode"]
 REPLAYS: tuple[Replay, ...] = ("prefill", "decode")
@@ -33,7 +33,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReplayResult:
     """Of one document: what was kept (None if not asked for), and the figures against each kept run by its name."""
 
     kept: KeptRun | None
@@ -65,7 +65,7 @@ class Replayer:
         *,
         keeping: bool,
         observer: LayerObserver | None = None,
-    ) -> Outcome:
+    ) -> ReplayResult:
         """Both replays of a document.
 
         Args:
@@ -89,7 +89,7 @@ class Replayer:
                 kept[replay] = made
             for name, found in seen.items():
                 figures[name][replay] = found
-        return Outcome(kept if keeping else None, figures)
+        return ReplayResult(kept if keeping else None, figures)
 
     def _reduce(
         self, steps: Iterator[tuple[int, Tensor]], tokens: Sequence[int], first: int, against: dict[str, Kept], *,

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flagrelease import __version__
-from flagrelease.engine.model import Model
 from flagrelease.engine.text import Tokenizer
-from flagrelease.manifest import MANIFEST_NAME
+from flagrelease.engine.v4.model import Model
+from flagrelease.records.manifest import MANIFEST_NAME
+from flagrelease.records.report import Stage
+from flagrelease.records.rules import LogitsRules
 from flagrelease.validate.logits.baseline import Baseline, Reference, describe_machine, open_baseline
 from flagrelease.validate.logits.distribution import Figures
 from flagrelease.validate.logits.documents import Document
@@ -20,9 +22,7 @@ from flagrelease.validate.logits.identity import identify
 from flagrelease.validate.logits.layers import LayerObserver, sampled_positions
 from flagrelease.validate.logits.localise import Errors, layer_errors
 from flagrelease.validate.logits.replay import FiguresRun, KeptRun, Replayer, Shape, tokens_of
-from flagrelease.validate.logits.verdict import Evidence, decide
-from flagrelease.validation_report import Stage
-from flagrelease.validation_rules import LogitsRules
+from flagrelease.validate.logits.verdict import VerdictEvidence, decide
 
 _BEGUN = "run.json"
 _REFERENCES: tuple[Reference, ...] = ("native", "oracle")
@@ -134,7 +134,7 @@ def _run_document(port: _Port, replayer: Replayer, number: int, document: Docume
         write_arrays(document_file(port.work / _LAYERS, number), errors)
 
 
-def _evidence(port: _Port) -> Evidence:
+def _evidence(port: _Port) -> VerdictEvidence:
     numbers = range(len(port.baseline.record.documents))
     runs: dict[Reference, list[FiguresRun]] = {
         run: [read_run(document_file(port.work / run, number), Figures) for number in numbers] for run in _REFERENCES
@@ -142,4 +142,4 @@ def _evidence(port: _Port) -> Evidence:
     errors: list[Errors] | None = None
     if port.layers:
         errors = [read_arrays(document_file(port.work / _LAYERS, number)) for number in numbers]
-    return Evidence(port.baseline, runs, errors, port.model.numerics.name, port.layer_reference)
+    return VerdictEvidence(port.baseline, runs, errors, port.model.numerics.name, port.layer_reference)

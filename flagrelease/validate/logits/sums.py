@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flagrelease.records.rules import LogitsLimits, LogitsRules
 from flagrelease.validate.logits.distribution import Figures
-from flagrelease.validation_rules import LogitsLimits, LogitsRules
 
 Numbers = NDArray[np.float64]
 FIELDS = (

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import JsonValue
 
+from flagrelease.records.report import Stage, Verdict
+from flagrelease.records.rules import LogitsRules
 from flagrelease.validate.logits.baseline import Baseline, Reference
 from flagrelease.validate.logits.bootstrap import draw_weights
 from flagrelease.validate.logits.comparison import Comparison, compare_replay, limits_of, oracle_sums
 from flagrelease.validate.logits.judge import Judge, Measure
 from flagrelease.validate.logits.layer_verdict import LayerVerdict, judge_layers, side_by_side
-from flagrelease.validate.logits.localise import Errors, Step
+from flagrelease.validate.logits.localise import Errors, ErrorStep
 from flagrelease.validate.logits.replay import REPLAYS, FiguresRun
-from flagrelease.validation_report import Stage, Verdict
-from flagrelease.validation_rules import LogitsRules
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class VerdictEvidence:
     """What the port's run left: figures against each run of the source, layers' errors if asked for, by document."""
 
     baseline: Baseline
@@ -35,7 +35,7 @@ class Evidence:
         return self.layer_reference == "native"
 
 
-def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
+def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
     """The stage."""
     count = len(evidence.baseline.record.documents)
     judge = Judge(rules, draw_weights(count, rules.resamples, rules.seed))
@@ -78,7 +78,7 @@ def decide(evidence: Evidence, rules: LogitsRules) -> Stage:
     )
 
 
-def _layers(evidence: Evidence, rules: LogitsRules) -> LayerVerdict | None:
+def _layers(evidence: VerdictEvidence, rules: LogitsRules) -> LayerVerdict | None:
     if evidence.errors is None:
         return None
     floor = [evidence.baseline.layers("floor", n) for n in range(len(evidence.baseline.record.documents))]
@@ -109,7 +109,7 @@ def _detail(
     named: dict[str, Measure],
     short: Sequence[str],
     comparisons: Sequence[Comparison],
-    step: Step | None,
+    step: ErrorStep | None,
 ) -> str:
     if verdict == "pass":
         tokens = {c.replay: c.tokens for c in comparisons}
@@ -125,7 +125,7 @@ def _detail(
 
 
 def _proves(
-    verdict: Verdict, comparisons: Sequence[Comparison], evidence: Evidence, step: Step | None
+    verdict: Verdict, comparisons: Sequence[Comparison], evidence: VerdictEvidence, step: ErrorStep | None
 ) -> tuple[str, ...]:
     said = []
     if verdict == "pass":
@@ -143,7 +143,7 @@ def _proves(
 
 
 def _leaves_open(
-    comparisons: Sequence[Comparison], evidence: Evidence, rules: LogitsRules, step: Step | None
+    comparisons: Sequence[Comparison], evidence: VerdictEvidence, rules: LogitsRules, step: ErrorStep | None
 ) -> tuple[str, ...]:
     record = evidence.baseline.record
     said = ["Equal distributions on given texts are not equal answers: benchmarks measure those."]

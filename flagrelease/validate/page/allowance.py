@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import Linear
+from flagrelease.validate.page.scale import LinearScale
 from flagrelease.validate.page.svg import Drawing
 
 _RIGHT, _ROW, _TOP, _BOTTOM = 70, 24, 6, 42
@@ -30,7 +30,7 @@ def allowance_plot(ident: str, rows: Sequence[Allowance], description: str, widt
     """One bar a limit, its interval as a line, the limit itself at 100%."""
     height = _TOP + _ROW * len(rows) + _BOTTOM
     drawing = Drawing(ident, width, height, "How much of each limit is used", description)
-    x = Linear(0, _MOST, 24 + _LETTER * max(len(row.name) for row in rows), width - _RIGHT)
+    x = LinearScale(0, _MOST, 24 + _LETTER * max(len(row.name) for row in rows), width - _RIGHT)
     base = height - _BOTTOM
     for value in (0.0, 0.5, 1.0, 1.5):
         drawing.line((x(value), _TOP), (x(value), base), "limit" if value == 1 else "grid")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from flagrelease.records.report import Stage
 from flagrelease.validate.behaviour.stage import BehaviourFigures
-from flagrelease.validate.page.forest import Difference, forest_plot, signed
+from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
 from flagrelease.validate.page.panel import Panel, Table
-from flagrelease.validation_report import Stage
 
 
 def behaviour_panels(stage: Stage) -> list[Panel]:
@@ -14,7 +14,7 @@ def behaviour_panels(stage: Stage) -> list[Panel]:
         return []
     figures = BehaviourFigures.model_validate(stage.figures)
     rows = [
-        Difference(rate.name, rate.verdict, rate.difference, rate.low, rate.high, figures.margin)
+        ForestRow(rate.name, rate.verdict, rate.difference, rate.low, rate.high, figures.margin)
         for rate in figures.rates
     ]
     worst = max(figures.rates, key=lambda rate: rate.high)

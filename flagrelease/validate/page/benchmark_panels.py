@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flagrelease.validate.page.boxes import Box, box_plot
-from flagrelease.validate.page.forest import Difference, forest_plot, signed
-from flagrelease.validate.page.outcomes import Outcome, outcome_bars
+from flagrelease.records.report import Benchmark, Verdict
+from flagrelease.validate.page.boxes import BoxPlot, box_plot
+from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
+from flagrelease.validate.page.outcomes import OutcomePoint, outcome_bars
 from flagrelease.validate.page.panel import Panel, Table
-from flagrelease.validate.page.strip import Item, in_order, item_strip
-from flagrelease.validation_report import Benchmark, Verdict
+from flagrelease.validate.page.strip import StripItem, in_order, item_strip
 
 _SIDES = (("native", "native"), ("chip", "this chip"))
 Side = Literal["native", "chip"]
@@ -97,14 +97,14 @@ class _Figures(_Read):
     items: tuple[_Item, ...]
 
 
-def differences(benchmarks: Sequence[Benchmark]) -> list[Difference]:
+def differences(benchmarks: Sequence[Benchmark]) -> list[ForestRow]:
     """Of all benchmarks with a native side."""
     rows = []
     for benchmark in benchmarks:
         test = _Figures.model_validate(benchmark.figures).test
         if test is not None:
             bounds = test.lower, test.upper
-            rows.append(Difference(benchmark.task, benchmark.verdict, test.difference, *bounds, test.margin))
+            rows.append(ForestRow(benchmark.task, benchmark.verdict, test.difference, *bounds, test.margin))
     return rows
 
 
@@ -123,7 +123,7 @@ def forest_panel(benchmarks: Sequence[Benchmark]) -> list[Panel]:
     return [Panel("Difference from the native model", words, picture, table)]
 
 
-def _in_words(row: Difference) -> str:
+def _in_words(row: ForestRow) -> str:
     said: dict[str, str] = {"pass": "inside", "fail": "beyond", "cannot-tell": "not decided against"}
     return (
         f"{row.name}: {signed(row.value)} points ({signed(row.low)} to {signed(row.high)}), "
@@ -199,7 +199,7 @@ def _items_panel(number: int, benchmark: Benchmark, figures: _Figures) -> Panel:
             )
         )
     strip = [
-        Item(i.id, i.native.right / repeats, i.chip.right / repeats) for i in figures.items if i.native is not None
+        StripItem(i.id, i.native.right / repeats, i.chip.right / repeats) for i in figures.items if i.native is not None
     ]
     if not strip:
         return Panel("Questions", f"{len(figures.items)} questions, without a native side.", table=table)
@@ -208,7 +208,7 @@ def _items_panel(number: int, benchmark: Benchmark, figures: _Figures) -> Panel:
     return Panel("Question by question", words, item_strip(f"items-{number}", strip, words), table, legend=legend)
 
 
-def _say_items(items: list[Item]) -> str:
+def _say_items(items: list[StripItem]) -> str:
     same = sum(item.native == item.port for item in items)
     better = sum(item.port > item.native for item in items)
     worst = min(in_order(items), key=lambda item: item.port - item.native)
@@ -228,7 +228,7 @@ def _lengths_panel(number: int, figures: _Figures) -> Panel:
             found = figures.sides[side]
             a, b, c, d, e = (found.tokens.quantiles[key] for key in ("0.05", "0.25", "0.5", "0.75", "0.95"))
             at_least_one = (max(a, 1), max(b, 1), max(c, 1), max(d, 1), max(e, 1))
-            boxes.append(Box(name, side, at_least_one, max(found.tokens.mean, 1)))
+            boxes.append(BoxPlot(name, side, at_least_one, max(found.tokens.mean, 1)))
             table.rows.append(
                 (
                     name, *(f"{value:,.0f}" for value in (a, b, c, d, e, found.tokens.mean, found.tokens.total)),
@@ -245,7 +245,7 @@ def _lengths_panel(number: int, figures: _Figures) -> Panel:
 
 
 def _power_panel(number: int, figures: _Figures) -> Panel:
-    rows = [Outcome(chance.drop, chance.passes, chance.fails, chance.cannot_tell) for chance in figures.chances]
+    rows = [OutcomePoint(chance.drop, chance.passes, chance.fails, chance.cannot_tell) for chance in figures.chances]
     table = Table((">truly worse by", ">pass", ">cannot tell", ">fail"))
     for row in rows:
         shares = (row.passes, row.cannot_tell, row.fails)

@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 90, 20, 44, 10, 46
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class BoxPlot:
     """Quantiles of one side at 5, 25, 50, 75 and 95%, all above 0, and the mean."""
 
     name: str
@@ -23,7 +23,9 @@ class Box:
     mean: float
 
 
-def box_plot(ident: str, boxes: Sequence[Box], title: str, description: str, axis: str, width: float = 760) -> Markup:
+def box_plot(
+    ident: str, boxes: Sequence[BoxPlot], title: str, description: str, axis: str, width: float = 760
+) -> Markup:
     """One row a side: whiskers to 5 and 95%, box from 25 to 75%, bar at the median, dot at the mean."""
     height = _TOP + _ROW * len(boxes) + _BOTTOM
     drawing = Drawing(ident, width, height, title, description)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import Linear, Log
+from flagrelease.validate.page.scale import LinearScale, Log
 from flagrelease.validate.page.svg import Anchor, Drawing, Point
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 30, 46
@@ -42,7 +42,7 @@ def layer_curve(
     drawing = Drawing(ident, width, height, title, description)
     drawn = [value for line in lines for value in line.values] + ([] if limit is None else [limit])
     values = [value for value in drawn if value is not None and value > 0] or [1.0]
-    x = Linear(0, max(len(lines[0].values) - 1, 1), _LEFT, width - _RIGHT)
+    x = LinearScale(0, max(len(lines[0].values) - 1, 1), _LEFT, width - _RIGHT)
     y = Log(min(values) / 1.6, max(values) * 1.6, height - _BOTTOM, _TOP)
     _axes(drawing, x, y, axis)
     for layer in steps:
@@ -75,7 +75,7 @@ def _side(place: float, width: float) -> Anchor:
     return "start" if place < 80 else "end" if place > width - 80 else "middle"
 
 
-def _axes(drawing: Drawing, x: Linear, y: Log, axis: str) -> None:
+def _axes(drawing: Drawing, x: LinearScale, y: Log, axis: str) -> None:
     base = y.start
     for value, label in y.ticks():
         drawing.line((x.start, y(value)), (x.end, y(value)), "grid")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import Linear
+from flagrelease.validate.page.scale import LinearScale
 from flagrelease.validate.page.svg import Drawing
 
 _RIGHT, _ROW, _TOP, _BOTTOM = 160, 46, 30, 44
@@ -16,7 +16,7 @@ _LETTER = 7.8  # width of a strong one, at most on average
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ForestRow:
     """Port minus native, in points of 100; the verdict is about an interval and the margin."""
 
     name: str
@@ -29,7 +29,7 @@ class Difference:
 
 def forest_plot(
     ident: str,
-    rows: Sequence[Difference],
+    rows: Sequence[ForestRow],
     description: str,
     *,
     worse: Literal["left", "right"],
@@ -46,7 +46,7 @@ def forest_plot(
     height = _TOP + _ROW * len(rows) + _BOTTOM
     drawing = Drawing(ident, width, height, "Difference from the native model, with the margin", description)
     left = 30 + _LETTER * max(len(row.name) for row in rows)
-    x = Linear(-reach, reach, max(left, 120), width - _RIGHT)
+    x = LinearScale(-reach, reach, max(left, 120), width - _RIGHT)
     bottom = height - _BOTTOM
     for value, label in x.ticks(6):
         drawing.line((x(value), _TOP - 8), (x(value), bottom), "grid")
@@ -58,7 +58,7 @@ def forest_plot(
     return drawing.markup()
 
 
-def _draw_row(drawing: Drawing, x: Linear, y: float, row: Difference, limit: float) -> None:
+def _draw_row(drawing: Drawing, x: LinearScale, y: float, row: ForestRow, limit: float) -> None:
     style = f"v-{row.verdict}"
     allowed = (x(limit), x.end) if limit < 0 else (x.start, x(limit))
     drawing.rect((allowed[0], y - 17), allowed[1] - allowed[0], 34, "allowed")

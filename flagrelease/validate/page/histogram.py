@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import Linear, Log, power_of_ten
+from flagrelease.validate.page.scale import LinearScale, Log, power_of_ten
 from flagrelease.validate.page.svg import Drawing, Point
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 40, 46
@@ -55,7 +55,7 @@ def histogram(
     reach = [*edges, *(mark.value for mark in marks)]
     x = Log(min(reach), max(reach), _LEFT, width - _RIGHT)
     shares = [[count / max(sum(each.counts), 1) for count in each.counts] for each in series]
-    y = Linear(0, max(max(each) for each in shares) * 1.08 or 1, height - _BOTTOM, _TOP)
+    y = LinearScale(0, max(max(each) for each in shares) * 1.08 or 1, height - _BOTTOM, _TOP)
     _axes(drawing, x, y, axis, f"≤ {power_of_ten(round(math.log10(edges[0])))}" if open_below else None)
     for each, share in zip(series, shares, strict=True):
         outline = _steps(edges, share, x, y)
@@ -71,14 +71,14 @@ def histogram(
     return drawing.markup()
 
 
-def _steps(edges: Sequence[float], shares: Sequence[float], x: Log, y: Linear) -> list[Point]:
+def _steps(edges: Sequence[float], shares: Sequence[float], x: Log, y: LinearScale) -> list[Point]:
     points: list[Point] = []
     for low, high, share in zip(edges, edges[1:], shares, strict=False):
         points += [(x(low), y(share)), (x(high), y(share))]
     return points
 
 
-def _axes(drawing: Drawing, x: Log, y: Linear, axis: str, lowest: str | None) -> None:
+def _axes(drawing: Drawing, x: Log, y: LinearScale, axis: str, lowest: str | None) -> None:
     base = y(0)
     for value, _ in y.ticks(4):
         drawing.line((x.start, y(value)), (x.end, y(value)), "grid")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flagrelease.records.report import Benchmark, Stage
 from flagrelease.validate.behaviour.stage import BehaviourFigures
 from flagrelease.validate.page.benchmark_panels import differences
 from flagrelease.validate.page.forest import signed
 from flagrelease.validate.page.logits_panels import nearest_limit
 from flagrelease.validate.page.weights_panels import CheckFigures
-from flagrelease.validation_report import Benchmark, Stage
 
 
 def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:

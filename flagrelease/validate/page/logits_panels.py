@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from flagrelease.records.report import Stage, Verdict
 from flagrelease.validate.page.allowance import Allowance, allowance_plot
 from flagrelease.validate.page.curve import Line, layer_curve
 from flagrelease.validate.page.histogram import Mark, Series, histogram
 from flagrelease.validate.page.panel import Panel, Table
-from flagrelease.validation_report import Stage, Verdict
 
 _REFERENCES = {"oracle": "the BF16 oracle", "native": "the native run"}
 _STYLES = {"prefill": "chip", "decode": "native"}

@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 150, 16, 30, 6, 26
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class OutcomePoint:
     """A true drop in points, and the probabilities of the three verdicts, which add up to 1."""
 
     drop: float
@@ -22,7 +22,7 @@ class Outcome:
     cannot_tell: float
 
 
-def outcome_bars(ident: str, rows: Sequence[Outcome], description: str, width: float = 760) -> Markup:
+def outcome_bars(ident: str, rows: Sequence[OutcomePoint], description: str, width: float = 760) -> Markup:
     """One bar a true drop; a part that is wide enough says its share."""
     height = _TOP + _ROW * len(rows) + _BOTTOM
     drawing = Drawing(ident, width, height, "What the test says of a port that is truly worse", description)

@@ -9,7 +9,9 @@ from importlib import resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from flagrelease.manifest import Manifest
+from flagrelease.records.manifest import Manifest
+from flagrelease.records.report import Benchmark, Report, Score, Stage
+from flagrelease.records.rules import StageName
 from flagrelease.validate.page.behaviour_panels import behaviour_panels
 from flagrelease.validate.page.benchmark_panels import benchmark_panels, forest_panel
 from flagrelease.validate.page.forest import signed
@@ -17,8 +19,6 @@ from flagrelease.validate.page.key_figures import key_figure
 from flagrelease.validate.page.logits_panels import logits_panels
 from flagrelease.validate.page.panel import Panel, Table
 from flagrelease.validate.page.weights_panels import check_panels
-from flagrelease.validation_report import Benchmark, Report, Score, Stage
-from flagrelease.validation_rules import StageName
 
 WORDS = {"pass": "Pass", "fail": "Fail", "cannot-tell": "Cannot tell", "not-run": "Not run"}
 
@@ -32,7 +32,7 @@ _PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class ExamSection:
     """A benchmark as it is shown; `scores` are (what, number, interval)."""
 
     benchmark: Benchmark
@@ -92,13 +92,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
 
 
-def _exam(number: int, benchmark: Benchmark) -> Exam:
+def _exam(number: int, benchmark: Benchmark) -> ExamSection:
     scores = [("this chip", *_score(benchmark.chip, benchmark.unit))]
     if benchmark.native is not None:
         scores.append((f"native, {benchmark.native_stack}", *_score(benchmark.native, benchmark.unit)))
         apart = f"{signed(benchmark.chip.value - benchmark.native.value)}"
         scores.append(("difference", apart, "points" if benchmark.unit == "%" else benchmark.unit))
-    return Exam(benchmark, tuple(scores), tuple(benchmark_panels(number, benchmark)))
+    return ExamSection(benchmark, tuple(scores), tuple(benchmark_panels(number, benchmark)))
 
 
 def _score(score: Score, unit: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class LinearScale:
     """Values `low` to `high` (apart) at `start` to `end`; a value outside is put at the edge."""
 
     low: float

@@ -14,7 +14,7 @@ _LEVELS = 10  # shades; the style has a class for each
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class StripItem:
     """One question: shares of right answers, 0 to 1."""
 
     name: str
@@ -22,7 +22,7 @@ class Item:
     port: float
 
 
-def item_strip(ident: str, items: Sequence[Item], description: str, width: float = 760) -> Markup:
+def item_strip(ident: str, items: Sequence[StripItem], description: str, width: float = 760) -> Markup:
     """Columns from the question that native answers best to the one it answers worst."""
     ordered = in_order(items)
     column = (width - _LEFT - 4) / len(ordered)
@@ -44,7 +44,7 @@ def item_strip(ident: str, items: Sequence[Item], description: str, width: float
     return drawing.markup()
 
 
-def in_order(items: Sequence[Item]) -> list[Item]:
+def in_order(items: Sequence[StripItem]) -> list[StripItem]:
     """As the strip shows them."""
     return sorted(items, key=lambda item: (-item.native, -item.port, item.name))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.console import human_bytes
+from flagrelease.records.report import Stage
 from flagrelease.validate.page.panel import Panel, Table
-from flagrelease.validate.report import Check
-from flagrelease.validation_report import Stage
+from flagrelease.verify.result import Check
 
 
 class CheckFigures(BaseModel):

@@ -27,7 +27,7 @@ Verdict = Literal["pass", "fail", "cannot-tell"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SamplingPlan:
     """The test. `margin` is a fraction; `looks` are the repeats at each look, one or two, increasing."""
 
     margin: float
@@ -69,7 +69,7 @@ class Decision:
     further_needed: int | None
 
 
-def decide(plan: Plan, seen: Paired) -> Decision:
+def decide(plan: SamplingPlan, seen: Paired) -> Decision:
     """The verdict on what was seen; the repeats must be those of a look.
 
     Raises:
@@ -89,7 +89,7 @@ def decide(plan: Plan, seen: Paired) -> Decision:
     return Decision(verdict, at + 1, z, se, lower, upper, planned, needed)
 
 
-def _least_variance(plan: Plan) -> float:
+def _least_variance(plan: SamplingPlan) -> float:
     """v_w, the mean of both sides, where one is always right and the other wrong in the share `margin` of all."""
     return plan.margin * (1 - plan.margin) / 2
 
@@ -118,7 +118,7 @@ class Chances:
     cannot_tell: float
 
 
-def chances(plan: Plan, drop: float, variance: float, n: int) -> Chances:
+def chances(plan: SamplingPlan, drop: float, variance: float, n: int) -> Chances:
     """How the rule as a whole ends for a port that is truly `drop` worse, where v_w is `variance`, on n items.
 
     By the normal approximation, with v_w not below what the floor of SE stands for.

@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 
-from flagrelease.engine.chat import CALLS_OPENING, DSML, END_TOOL_CALLS, EOS, Mode, ToolCall
+from flagrelease.model.v4.chat import CALLS_OPENING, DSML, END_TOOL_CALLS, EOS, Mode, ToolCall
+from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.prompts import bundled_prompts, prompts_of
 from flagrelease.validate.behaviour.signs import (
     LOOP_LENGTH,
@@ -18,7 +19,6 @@ from flagrelease.validate.behaviour.signs import (
     loops,
     read_completion,
 )
-from flagrelease.validation_rules import BehaviourRules
 
 STORY = "The keeper climbed the stairs at dusk, wound the clock, and lit the lamp before the first ship came in sight. "
 

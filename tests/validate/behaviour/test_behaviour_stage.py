@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.validate.behaviour.answers import Answer, Behaviour
+from flagrelease.records.report import Stage
+from flagrelease.records.rules import BehaviourRules
+from flagrelease.validate.behaviour.answers import Behaviour, Reply
 from flagrelease.validate.behaviour.golden import check_golden_pairs
 from flagrelease.validate.behaviour.prompts import prompts_sha256
 from flagrelease.validate.behaviour.rates import excess, needed_for_zero
 from flagrelease.validate.behaviour.stage import behaviour_stage
-from flagrelease.validation_report import Stage
-from flagrelease.validation_rules import BehaviourRules
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "encoding"
 
@@ -53,7 +53,7 @@ def side(count: int = 80, **signs: Callable[[int], Any]) -> Behaviour:
                 "prompt": f"{wish}-{n}", "repeat": 0, "wish": wish, "prompt_sha256": "a" * 64, "prompt_tokens": 9,
                 "tokens": 20, "finish": "stop", "loops": False, "broken": False, "granted": True,
             }  # fmt: skip
-            answers.append(Answer(**plain | {name: sign(n) for name, sign in signs.items()}))
+            answers.append(Reply(**plain | {name: sign(n) for name, sign in signs.items()}))
     return Behaviour(
         subject="source x", stack="a machine", prompts_sha256=prompts_sha256(), rules=BehaviourRules(repeats=1),
         answers=tuple(answers),

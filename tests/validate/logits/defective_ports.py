@@ -22,8 +22,8 @@ from torch import Tensor
 
 from flagrelease import cli
 from flagrelease.engine.kernels.operators import OPERATORS, Operators
-from flagrelease.engine.model import Model
-from flagrelease.validation_rules import LogitsLimits, LogitsRules, ReplayRules
+from flagrelease.engine.v4.model import Model
+from flagrelease.records.rules import LogitsLimits, LogitsRules, ReplayRules
 
 Tensors = dict[str, Tensor]
 VOCABULARY = 320

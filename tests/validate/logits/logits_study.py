@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flagrelease.engine.model import Model
+from flagrelease.engine.v4.model import Model
 
 
 @dataclass(frozen=True)

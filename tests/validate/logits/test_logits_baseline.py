@@ -20,7 +20,8 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import CheckpointError, ResourceError, UsageError, VerificationError
-from flagrelease.manifest import ToolRecord
+from flagrelease.records.manifest import ToolRecord
+from flagrelease.records.rules import LogitsRules
 from flagrelease.validate.logits import files, record, stage
 from flagrelease.validate.logits.baseline import (
     RECORD,
@@ -35,9 +36,8 @@ from flagrelease.validate.logits.distribution import Figures
 from flagrelease.validate.logits.documents import Given, digest, tokenise
 from flagrelease.validate.logits.identity import ModelIdentity, identify
 from flagrelease.validate.logits.record import record_baseline
-from flagrelease.validate.logits.replay import REPLAYS, FiguresRun, Outcome
+from flagrelease.validate.logits.replay import REPLAYS, FiguresRun, ReplayResult
 from flagrelease.validate.logits.stage import run_logits
-from flagrelease.validation_rules import LogitsRules
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -276,14 +276,14 @@ def test_a_damaged_baseline_is_refused(
         run(study, copied, tmp_path / "work")
 
 
-def without_running(*args: Any, **more: Any) -> Outcome:
+def without_running(*args: Any, **more: Any) -> ReplayResult:
     """Figures of nothing."""
     empty = {
         "kl": np.zeros(9), "margin": np.zeros(9), "agree": np.ones(9, bool), "reference": np.zeros(9),
         "tested": np.zeros(9), "tail": np.zeros(9), "finite": np.ones(9, bool),
     }  # fmt: skip
     both: FiguresRun = {replay: Figures(**empty) for replay in REPLAYS}
-    return Outcome(None, {"native": both, "oracle": both})
+    return ReplayResult(None, {"native": both, "oracle": both})
 
 
 @pytest.mark.parametrize(

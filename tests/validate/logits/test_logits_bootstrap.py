@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from flagrelease.records.rules import LogitsLimits, LogitsRules
 from flagrelease.validate.logits.bootstrap import Interval, draw_weights, interval, none_seen
 from flagrelease.validate.logits.judge import Judge, exactly, judge
 from flagrelease.validate.logits.sums import FIELDS, Sums
-from flagrelease.validation_rules import LogitsLimits, LogitsRules
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -12,9 +12,9 @@ from defective_ports import DEFECTS, LAYER, RULES, Defect, ported
 from logits_study import Study
 
 from flagrelease import engine
+from flagrelease.records.report import Stage
 from flagrelease.validate.logits.stage import run_logits
-from flagrelease.validate.verify import verify_release
-from flagrelease.validation_report import Stage
+from flagrelease.verify.verify import verify_release
 
 PAGE = Path(__file__).parents[3] / "docs" / "validation-defects.md"
 COLUMNS = ("digests", "weights", "oracle", "native", "layers")

@@ -11,9 +11,9 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 from torch import Tensor
 
+from flagrelease.records.rules import LogitsRules
 from flagrelease.validate.logits.distribution import Figures, compare, join, keep, part
 from flagrelease.validate.logits.sums import FIELDS, outliers, sum_up
-from flagrelease.validation_rules import LogitsRules
 
 V = 40
 RULES = LogitsRules()

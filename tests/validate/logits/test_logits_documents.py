@@ -15,9 +15,9 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
+from flagrelease.records.rules import LogitsRules, ReplayRules
 from flagrelease.validate.logits.documents import Given, bundled_documents, digest, read_documents, tokenise
 from flagrelease.validate.logits.worked import worked_documents
-from flagrelease.validation_rules import LogitsRules, ReplayRules
 
 RULES = LogitsRules()
 BUNDLED = "923d9cae75ba8dbaa46ca2678aa893e14802b003356aa4324cbe99484bde488f"

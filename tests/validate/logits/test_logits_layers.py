@@ -11,13 +11,13 @@ from defective_ports import LAYER, RULES, ported
 from engine_checkpoint import random_tokens
 from logits_study import Study
 
-from flagrelease.engine.block import Block
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.v4.block import Block
+from flagrelease.records.rules import LayerLimits, ReplayRules
 from flagrelease.validate.logits.layer_verdict import judge_layers
 from flagrelease.validate.logits.layers import LayerObserver, floats, sampled_positions
 from flagrelease.validate.logits.localise import ERRORS, Errors, first_step, layer_errors
 from flagrelease.validate.logits.replay import Replayer, Shape
-from flagrelease.validation_rules import LayerLimits, ReplayRules
 
 LIMITS = LayerLimits()
 TOKENS = random_tokens(150, seed=77)

@@ -10,9 +10,9 @@ from logits_study import Study
 from ranks import on_ranks
 
 from flagrelease import engine
+from flagrelease.records.report import Stage
 from flagrelease.validate.logits.record import record_baseline
 from flagrelease.validate.logits.stage import run_logits
-from flagrelease.validation_report import Stage
 
 FEW = RULES.model_copy(
     update={

@@ -13,15 +13,15 @@ from defective_ports import DOCUMENTS, RULES, ported
 from logits_study import Study
 
 from flagrelease import cli, engine
-from flagrelease.engine.cache import Cache
+from flagrelease.engine.decode.stepper import CapturedStepper
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.model import Model
-from flagrelease.engine.stepper import CapturedStepper
+from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError
+from flagrelease.records.report import Stage
+from flagrelease.records.rules import LogitsRules
 from flagrelease.validate.logits import replay, stage
 from flagrelease.validate.logits.stage import run_logits
-from flagrelease.validation_report import Stage
-from flagrelease.validation_rules import LogitsRules
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from flagrelease.manifest import ElementCounts, Manifest, SourceRecord, TargetRecord, ToolRecord
+from flagrelease.records.manifest import ElementCounts, Manifest, SourceRecord, TargetRecord, ToolRecord
+from flagrelease.records.report import Benchmark, Report, Stage, verdict_of
+from flagrelease.records.rules import STAGES, BenchmarkRules, ValidationRules
 from flagrelease.validate.behaviour.stage import BehaviourFigures, RateFigures
-from flagrelease.validate.benchmarks.comparison import compare
-from flagrelease.validate.benchmarks.side import Answer, AnsweredItem, Asked, Side
-from flagrelease.validate.report import Check, Finding
-from flagrelease.validation_report import Benchmark, Report, Stage, verdict_of
-from flagrelease.validation_rules import STAGES, BenchmarkRules, ValidationRules
+from flagrelease.validate.exams.comparison import compare
+from flagrelease.validate.exams.side import Answer, AnsweredItem, Asked, Side
+from flagrelease.verify.result import Check, Finding
 
 DIGEST = hashlib.sha256(b"manifest").hexdigest()
 

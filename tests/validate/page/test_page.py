@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import made_up
 import pytest
 
+from flagrelease.records.report import Report
 from flagrelease.validate.page.curve import Line, layer_curve
-from flagrelease.validate.page.forest import Difference, forest_plot
+from flagrelease.validate.page.forest import ForestRow, forest_plot
 from flagrelease.validate.page.histogram import Mark, Series, histogram
 from flagrelease.validate.page.page import render_page
-from flagrelease.validate.page.scale import Linear, Log
-from flagrelease.validate.page.strip import Item, item_strip
-from flagrelease.validation_report import Report
+from flagrelease.validate.page.scale import LinearScale, Log
+from flagrelease.validate.page.strip import StripItem, item_strip
 
 REPORTS = {
     "passing": made_up.passing, "failing": made_up.failing, "without a device": made_up.without_device,
@@ -159,7 +159,7 @@ def test_names_cannot_become_markup() -> None:
 
 
 def test_the_margin_stands_where_the_axis_says() -> None:
-    row = Difference("exam", "pass", 0.5, -1.5, 2.5, margin=2.0)
+    row = ForestRow("exam", "pass", 0.5, -1.5, 2.5, margin=2.0)
     plot = str(forest_plot("f", [row], "words", worse="left", axis="points"))
     limit = float(re.search(r'<line class="limit" x1="([0-9.]+)"', plot)[1])  # type: ignore[index]
     ticks = {text: float(x) for x, text in re.findall(r'<text class="tick" x="([0-9.]+)"[^>]*>([−0-9]+)</text>', plot)}
@@ -247,7 +247,7 @@ def test_a_distribution_without_a_picture_is_said(below: int, said: str) -> None
 
 
 def test_the_strip_shades_by_share_and_marks_the_worse() -> None:
-    items = [Item("hard", 0.0, 0.0), Item("lost", 1.0, 0.25), Item("won", 0.5, 0.75)]
+    items = [StripItem("hard", 0.0, 0.0), StripItem("lost", 1.0, 0.25), StripItem("won", 0.5, 0.75)]
     drawn = str(item_strip("s", items, "words"))
     styles = re.findall(r'<rect class="([^"]+)"', drawn)
     assert styles == [
@@ -259,12 +259,12 @@ def test_the_strip_shades_by_share_and_marks_the_worse() -> None:
 @pytest.mark.parametrize(
     ("scale", "labels"),
     [
-        (Linear(-1, 1, 0, 100), ["−1.0", "−0.5", "0.0", "0.5", "1.0"]),
-        (Linear(0, 0.013, 0, 100), ["0.000", "0.005", "0.010"]),
-        (Linear(0, 42, 0, 100), ["0", "10", "20", "30", "40"]),
+        (LinearScale(-1, 1, 0, 100), ["−1.0", "−0.5", "0.0", "0.5", "1.0"]),
+        (LinearScale(0, 0.013, 0, 100), ["0.000", "0.005", "0.010"]),
+        (LinearScale(0, 42, 0, 100), ["0", "10", "20", "30", "40"]),
     ],
 )
-def test_ticks_are_round_numbers(scale: Linear, labels: list[str]) -> None:
+def test_ticks_are_round_numbers(scale: LinearScale, labels: list[str]) -> None:
     assert [label for _, label in scale.ticks()] == labels
 
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from flagrelease.validate.statistics.decision import Plan, decide
+from flagrelease.validate.statistics.decision import SamplingPlan, decide
 from flagrelease.validate.statistics.paired import Paired
 
 Floats = NDArray[np.float64]
@@ -74,7 +74,7 @@ def _paired(native: Floats, chip: Floats, k: int) -> list[Paired]:
     ]
 
 
-def shares(plan: Plan, runs: list[list[Paired]]) -> dict[str, float]:
+def shares(plan: SamplingPlan, runs: list[list[Paired]]) -> dict[str, float]:
     """How often the rule ends with each verdict, a later look being taken only where the earlier did not decide."""
     ends = {"pass": 0, "fail": 0, "cannot-tell": 0}
     for run in runs:
@@ -93,7 +93,7 @@ def main() -> None:
     )
     for n, mean, variance, margin, looks in TABLE:
         rng = np.random.default_rng(1)
-        p, plan = items(n, mean, variance, rng), Plan(margin, 0.05, looks)
+        p, plan = items(n, mean, variance, rng), SamplingPlan(margin, 0.05, looks)
         chips = (p, shift(p, margin), lose(p, margin), shift(p, 2 * margin))
         passed = [shares(plan, pairs(p, chip, looks, 20_000, rng))["pass"] for chip in chips]
         rates = " | ".join(f"{share:.3f}" for share in passed)

@@ -13,7 +13,7 @@ import scipy.stats
 from simulated_exams import items, lose, pairs, shares, shift
 
 from flagrelease.validate.statistics import normal
-from flagrelease.validate.statistics.decision import Plan, chances, decide, obrien_fleming
+from flagrelease.validate.statistics.decision import SamplingPlan, chances, decide, obrien_fleming
 from flagrelease.validate.statistics.paired import Paired, pair, standard_error
 
 RUNS = 4000
@@ -45,7 +45,7 @@ def test_looking_twice_with_1645_would_pass_too_often(fraction: float, level: fl
 
 
 def test_one_look_is_the_ordinary_z() -> None:
-    assert Plan(0.02, 0.05, (8,)).critical == pytest.approx((scipy.stats.norm.ppf(0.95),))
+    assert SamplingPlan(0.02, 0.05, (8,)).critical == pytest.approx((scipy.stats.norm.ppf(0.95),))
 
 
 def test_difference_and_error_by_hand() -> None:
@@ -76,14 +76,14 @@ def test_scores_that_are_not_paired(shapes: tuple[tuple[int, ...], tuple[int, ..
     ],
 )
 def test_worked_examples(difference: float, se: float, margin: float, lower: float, verdict: str) -> None:
-    decision = decide(Plan(margin, 0.05, (8,)), seen(difference, se))
+    decision = decide(SamplingPlan(margin, 0.05, (8,)), seen(difference, se))
     assert decision.lower == pytest.approx(lower, abs=6e-5)
     assert decision.verdict == verdict
 
 
 def test_the_first_look_is_stricter_and_says_what_is_planned() -> None:
-    plan = Plan(0.02, 0.05, (8, 16))
-    assert decide(Plan(0.02, 0.05, (8,)), seen(-0.008, 0.006)).verdict == "pass"
+    plan = SamplingPlan(0.02, 0.05, (8, 16))
+    assert decide(SamplingPlan(0.02, 0.05, (8,)), seen(-0.008, 0.006)).verdict == "pass"
     first = decide(plan, seen(-0.008, 0.006))
     assert (first.verdict, first.look, first.further_planned) == ("cannot-tell", 1, 8)
     last = decide(plan, seen(-0.008, 0.006, k=16))
@@ -92,29 +92,29 @@ def test_the_first_look_is_stricter_and_says_what_is_planned() -> None:
 
 def test_repeats_that_are_not_a_look() -> None:
     with pytest.raises(ValueError, match="the plan looks at"):
-        decide(Plan(0.02, 0.05, (8, 16)), seen(0, 0.01, k=12))
+        decide(SamplingPlan(0.02, 0.05, (8, 16)), seen(0, 0.01, k=12))
     with pytest.raises(ValueError, match="one, or two"):
-        Plan(0.02, 0.05, (16, 8))
+        SamplingPlan(0.02, 0.05, (16, 8))
 
 
 @pytest.mark.parametrize("difference", [-0.035, -0.025, -0.01, 0.0, 0.01])
 def test_the_further_repeats_are_the_fewest_that_would_decide(difference: float) -> None:
-    plan, se = Plan(0.02, 0.05, (8,)), 0.03
+    plan, se = SamplingPlan(0.02, 0.05, (8,)), 0.03
     needed = decide(plan, seen(difference, se)).further_needed
     assert needed is not None
     for more, decided in ((needed, True), (needed - 1, False)):
         later = seen(difference, se * math.sqrt(8 / (8 + more)), k=8 + more)
-        assert (decide(Plan(0.02, 0.05, (8 + more,)), later).verdict != "cannot-tell") is decided
+        assert (decide(SamplingPlan(0.02, 0.05, (8 + more,)), later).verdict != "cannot-tell") is decided
 
 
 def test_no_number_of_repeats_decides_a_drop_of_exactly_the_margin() -> None:
-    assert decide(Plan(0.02, 0.05, (8,)), seen(-0.02, 0.01)).further_needed is None
+    assert decide(SamplingPlan(0.02, 0.05, (8,)), seen(-0.02, 0.01)).further_needed is None
 
 
 def test_answers_that_never_vary_are_compared_as_they_are() -> None:
     solved, lost = np.ones((30, 4)), np.ones((30, 4))
     lost[:2] = 0
-    plan = Plan(0.0333, 0.05, (4,))
+    plan = SamplingPlan(0.0333, 0.05, (4,))
     assert decide(plan, pair(solved, solved)).verdict == "pass"
     assert decide(plan, pair(solved, lost)).verdict == "fail"
 
@@ -135,7 +135,9 @@ def test_power_at_the_margins_of_the_facts_sheet(n: int, variance: float, rows: 
             assert 100 * needed == pytest.approx(margin, abs=0.051 if margin < 10 else 0.51)
             if margin / 100 * (1 - margin / 100) / 2 > 0.9 * variance:
                 continue  # few repeats of a nearly solved exam: the floor of the error makes the rule stricter
-            ends = [chances(Plan((margin + d) / 100, 0.05, (k,)), 0.0, variance, n).passes for d in (-0.051, 0.051)]
+            ends = [
+                chances(SamplingPlan((margin + d) / 100, 0.05, (k,)), 0.0, variance, n).passes for d in (-0.051, 0.051)
+            ]
             assert ends[0] <= power <= ends[1]  # the sheet's margins are rounded to 0.1
 
 
@@ -171,7 +173,7 @@ def test_power_in_simulation(
 ) -> None:
     rng = np.random.default_rng(n + looks[-1])
     p = items(n, mean, variance, rng)
-    plan = Plan(margin, 0.05, looks)
+    plan = SamplingPlan(margin, 0.05, looks)
     ends = shares(plan, pairs(p, p, looks, RUNS, rng))
     predicted = chances(plan, 0.0, variance, n).passes
     assert ends["pass"] == pytest.approx(predicted, abs=sampling_error(predicted) + 0.01)
@@ -187,7 +189,7 @@ def test_size_in_simulation(
     """A port that is worse by exactly the margin passes in 5 % of all runs, whether a little on all items or on few."""
     rng = np.random.default_rng(n + looks[0])
     p = items(n, mean, variance, rng)
-    ends = shares(Plan(margin, 0.05, looks), pairs(p, how(p, margin), looks, RUNS, rng))
+    ends = shares(SamplingPlan(margin, 0.05, looks), pairs(p, how(p, margin), looks, RUNS, rng))
     assert ends["pass"] == pytest.approx(0.05, abs=sampling_error(0.05) + 0.006)
 
 
@@ -197,7 +199,7 @@ def test_the_simulation_sees_a_rule_that_is_wrong() -> None:
     p = items(198, 0.88, 0.04, rng)
     runs = pairs(p, shift(p, 0.02), (8,), RUNS, rng)
     assert np.mean([seen.difference > -0.02 for (seen,) in runs]) == pytest.approx(0.48, abs=0.04)
-    assert shares(Plan(0.02, 0.4999, (8,)), runs)["pass"] > 0.4
+    assert shares(SamplingPlan(0.02, 0.4999, (8,)), runs)["pass"] > 0.4
 
 
 def test_the_simulation_counts_as_the_rule_does() -> None:
@@ -212,7 +214,7 @@ def test_the_simulation_counts_as_the_rule_does() -> None:
 @pytest.mark.parametrize("drop", [0.0, 0.01, 0.02, 0.03, 0.05])
 @pytest.mark.parametrize("looks", [(8,), (8, 16), (4, 16)])
 def test_chances_by_scipy(drop: float, looks: tuple[int, ...]) -> None:
-    plan, n, variance = Plan(0.02, 0.05, looks), 198, 0.04
+    plan, n, variance = SamplingPlan(0.02, 0.05, looks), 198, 0.04
     rng = np.random.default_rng(3)
     steps = np.diff((0, *looks))
     increments = rng.normal(-drop, np.sqrt(2 * variance / (n * steps)), (200_000, len(looks)))
@@ -230,7 +232,7 @@ def test_chances_by_scipy(drop: float, looks: tuple[int, ...]) -> None:
 
 def test_chances_where_answers_never_vary() -> None:
     """They are those of answers that vary as little as the floor of the error assumes."""
-    plan = Plan(0.02, 0.05, (8, 16))
+    plan = SamplingPlan(0.02, 0.05, (8, 16))
     assert chances(plan, 0.01, 0.0, 198) == chances(plan, 0.01, 0.02 * 0.98 / 2, 198)
     assert chances(plan, 0.01, 0.0, 198) != chances(plan, 0.01, 0.02, 198)
 
@@ -243,7 +245,7 @@ SATURATED = [(198, 8, 0.02), (30, 32, 0.0333), (30, 4, 0.10), (12, 4, 0.10), (4,
 def test_size_in_simulation_where_nearly_all_is_right(n: int, k: int, margin: float, native: float) -> None:
     rng = np.random.default_rng(n + k)
     p = np.full(n, native)
-    ends = shares(Plan(margin, 0.05, (k,)), pairs(p, p - margin, (k,), RUNS, rng))
+    ends = shares(SamplingPlan(margin, 0.05, (k,)), pairs(p, p - margin, (k,), RUNS, rng))
     assert ends["pass"] <= (0.05 if native == 1 else 0.065) + sampling_error(0.05)
 
 
@@ -258,10 +260,10 @@ def test_without_the_floor_it_would_not_hold() -> None:
 def test_a_handful_of_right_answers_is_no_pass() -> None:
     """A port that is wrong in one of ten answers gets 16 right in 18 % of all cases."""
     right = np.ones((4, 4))
-    decision = decide(Plan(0.10, 0.05, (4,)), pair(right, right))
+    decision = decide(SamplingPlan(0.10, 0.05, (4,)), pair(right, right))
     assert decision.verdict == "cannot-tell"
     assert decision.se == pytest.approx(math.sqrt(0.1 * 0.9 / 16))
-    assert decide(Plan(0.10, 0.05, (8,)), pair(np.ones((4, 8)), np.ones((4, 8)))).verdict == "pass"
+    assert decide(SamplingPlan(0.10, 0.05, (8,)), pair(np.ones((4, 8)), np.ones((4, 8)))).verdict == "pass"
 
 
 def sampling_error(p: float) -> float:

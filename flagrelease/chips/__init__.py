@@ -1,0 +1,1 @@
+"""The chips that DeepSeek-V4 is released for: a chip is data."""

@@ -1,0 +1,1 @@
+"""Text and log-probabilities at the terminal: prompts, chats, files."""

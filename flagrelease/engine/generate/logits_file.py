@@ -1,0 +1,90 @@
+"""Teacher-forced log-probabilities in a file, so that two machines can be compared without both at hand.
+
+The file is safetensors. Sequence n has `n.tokens` int64 [T], `n.logprobs` float32 [T - 1] (of each next token),
+`n.top_ids` int32 [T, K] and `n.top_logprobs` float32 [T, K] (the most likely tokens after each position, best first).
+The metadata say how it was computed. Natural logarithms, temperature 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flagrelease.engine.generate.jsonl import read_lines
+from flagrelease.engine.v4.model import Model
+from flagrelease.errors import UsageError
+
+
+def read_tokens(path: Path) -> list[list[int]]:
+    """A JSONL file with a list of token ids a line.
+
+    Raises:
+        UsageError: the file is not that.
+    """
+    sequences = read_lines(path)
+    for number, line in enumerate(sequences, 1):
+        if not isinstance(line, list) or not line or not all(type(token) is int for token in line):
+            raise UsageError(f"{path}: line {number}: a list of token ids is expected")
+    if not sequences:
+        raise UsageError(f"{path}: no sequence in it")
+    return sequences
+
+
+def write_logits(model: Model, sequences: Sequence[Sequence[int]], out: Path, top: int, *, by_decode: bool) -> None:
+    """Run every sequence and write the file (the leader does). `by_decode`: token by token, through the cache.
+
+    Raises:
+        UsageError: `top` is more than the vocabulary, or a sequence is longer than the model's context.
+    """
+    if top > model.config.vocab_size:
+        raise UsageError(f"top {top}: the vocabulary has {model.config.vocab_size}")
+    tensors: dict[str, Tensor] = {}
+    for n, tokens in enumerate(sequences):
+        parts = [_reduce(logits, tokens, start, top) for start, logits in _logits(model, tokens, by_decode=by_decode)]
+        tensors[f"{n}.tokens"] = torch.tensor(tokens)
+        for name in ("logprobs", "top_ids", "top_logprobs"):
+            tensors[f"{n}.{name}"] = torch.cat([part[name] for part in parts])
+    if model.groups.is_leader:
+        partial = out.with_name(out.name + ".partial")  # never half a file under the final name
+        save_file(tensors, partial, _metadata(model, by_decode=by_decode))
+        partial.replace(out)
+
+
+def _logits(model: Model, tokens: Sequence[int], *, by_decode: bool) -> Iterator[tuple[int, Tensor]]:
+    """(first position, logits [S, V] after it and the following ones)."""
+    cache = model.new_cache(rows=1, context=len(tokens))
+    if by_decode:
+        for position, token in enumerate(tokens):
+            yield position, model.decode(cache, [token])
+        return
+    position = 0
+    for logits in model.prefill_each(cache, 0, tokens):
+        yield position, logits
+        position += len(logits)
+
+
+def _reduce(logits: Tensor, tokens: Sequence[int], start: int, top: int) -> dict[str, Tensor]:
+    logp = logits.float().log_softmax(-1)
+    following = torch.tensor(tokens[start + 1 : start + 1 + len(logp)], device=logp.device)
+    best = logp.topk(top, dim=-1)
+    return {
+        "logprobs": logp[: len(following)].gather(-1, following[:, None])[:, 0].cpu(),
+        "top_ids": best.indices.int().cpu(),
+        "top_logprobs": best.values.cpu(),
+    }
+
+
+def _metadata(model: Model, *, by_decode: bool) -> dict[str, str]:
+    return {
+        "format": "pt",
+        "numerics": model.numerics.name,
+        "dtype": str(model.numerics.dtype).removeprefix("torch."),
+        "operators": model.ops.name,
+        "device": model.device.type,
+        "ranks": str(model.groups.mp),
+        "replay": "decode" if by_decode else "prefill",
+    }

@@ -1,0 +1,189 @@
+"""Generation at the terminal: one prompt, a file of prompts, a chat. Text goes to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, request_digest
+from flagrelease.engine.generate.jsonl import read_lines
+from flagrelease.engine.generate.pace import Pace
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.serve.scheduler import Request, Scheduler, generate_each
+from flagrelease.engine.serve.sequence import Generated
+from flagrelease.engine.session import Session
+from flagrelease.errors import UsageError
+from flagrelease.model.v4.chat import ChatFormatError, Message, Mode, encode_messages, parse_completion
+from flagrelease.records.manifest import MANIFEST_NAME
+
+Prompt = str | list[Message]
+Write = Callable[[int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """`mode` "raw" continues text as it is; the others put it in a chat."""
+
+    session: Session
+    mode: Mode | Literal["raw"]
+    sampling: Sampling
+
+    def answer(self, prompt: str, context: int | None, *, as_json: bool) -> None:
+        """Print the continuation of one prompt while it is being written, or one JSON document at its end."""
+        scheduler = self._scheduler(1, context)
+        if scheduler is None:
+            return
+        with _stopping(scheduler):
+            tokens, pace = self._encode(scheduler, prompt), Pace(1, scheduler.totals)
+            result = self._generate(scheduler, tokens, silent=as_json)
+            pace.answered()
+            if as_json:
+                print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
+            print(pace.summary(), file=sys.stderr)
+
+    def answer_file(self, path: Path, out: Path | None, context: int | None, rows: int) -> None:
+        """Write a line for each prompt of a file as it is answered: to `out`, which may hold some already, or stdout.
+
+        The n-th prompt, from 0, is sampled with the seed plus n.
+        """
+        prompts = read_prompts(path)
+        scheduler = self._scheduler(rows, context)
+        if scheduler is None:
+            return
+        with _stopping(scheduler):
+            requests = [
+                (self._encode(scheduler, prompt), self._sampling_of(place)) for place, prompt in enumerate(prompts)
+            ]
+            for place, request in enumerate(requests):  # before any of them runs
+                _check(scheduler, request, f"{path}: prompt {place}")
+            digests = [request_digest(*request, self._answerer()) for request in requests]
+            if out is None:
+                self._answer_each(scheduler, requests, range(len(requests)), _print_line)
+                return
+            with AnswerFile(out, digests) as file:
+                missing = [place for place in range(len(requests)) if place not in file.finished]
+                if file.finished:
+                    print(f"{out}: {len(file.finished)} answers are there, {len(missing)} to go", file=sys.stderr)
+                self._answer_each(scheduler, requests, missing, file.add)
+
+    def _answerer(self) -> str:
+        """Which model answers, and in which numerics. A checkpoint has no manifest and is known by its place."""
+        manifest = self.session.release / MANIFEST_NAME
+        model = (
+            hashlib.sha256(manifest.read_bytes()).hexdigest()
+            if manifest.is_file()
+            else str(self.session.release.resolve())
+        )
+        numerics = self.session.model.numerics
+        return f"{model} {numerics.name} {numerics.dtype}"
+
+    def _answer_each(
+        self, scheduler: Scheduler, requests: Sequence[Request], wanted: Sequence[int], write: Write
+    ) -> None:
+        pace = Pace(len(wanted), scheduler.totals)
+        for n, result in generate_each(scheduler, [requests[place] for place in wanted]):
+            write(wanted[n], answer_document(requests[wanted[n]][0], result))
+            pace.answered()
+        print(pace.summary(), file=sys.stderr)
+
+    def _sampling_of(self, place: int) -> Sampling:
+        """Its own for each prompt: the same prompt twice is to be answered twice."""
+        seed = self.sampling.seed
+        return self.sampling if seed is None else replace(self.sampling, seed=seed + place)
+
+    def chat(self, context: int | None) -> None:
+        """A line is a turn; the end of input ends the chat."""
+        scheduler = self._scheduler(1, context)
+        if scheduler is None:
+            return
+        messages: list[Message] = []
+        with _stopping(scheduler):
+            while (said := _ask()) is not None:
+                messages.append({"role": "user", "content": said})
+                messages.append(self._turn(self._generate(scheduler, self._encode(scheduler, messages)).text))
+
+    def _scheduler(self, rows: int, context: int | None) -> Scheduler | None:
+        """On the leader; the other ranks work here until it is done, and get None."""
+        runner = self.session.runner(rows, context)
+        if self.session.model.groups.is_leader:
+            return Scheduler(runner, self.session.tokenizer())
+        runner.follow()
+        return None
+
+    def _encode(self, scheduler: Scheduler, prompt: Prompt) -> list[int]:
+        if self.mode == "raw":
+            if not isinstance(prompt, str):
+                raise UsageError("mode raw continues text, not messages")
+            return scheduler.tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return scheduler.tokenizer.encode(encode_messages(messages, self.mode))
+
+    def _generate(self, scheduler: Scheduler, tokens: Sequence[int], *, silent: bool = False) -> Generated:
+        scheduler.submit(tokens, self.sampling)
+        result = Generated()
+        while scheduler.busy:
+            for event in scheduler.step():
+                result.add(event)
+                if not silent:
+                    print(event.text, end="", flush=True)
+        if not silent:
+            print(flush=True)
+        return result
+
+    def _turn(self, text: str) -> Message:
+        """What the model wrote, as a message of the history."""
+        assert self.mode != "raw"
+        try:
+            parsed = parse_completion(text, self.mode)
+        except ChatFormatError:  # no tools were offered: calls are only text here
+            return {"role": "assistant", "content": text}
+        return {"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning}
+
+
+def _check(scheduler: Scheduler, request: Request, what: str) -> None:
+    try:
+        scheduler.check(*request)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from error
+
+
+def _print_line(place: int, document: dict[str, Any]) -> None:
+    print(json.dumps({"index": place, **document}, ensure_ascii=False), flush=True)
+
+
+@contextmanager
+def _stopping(scheduler: Scheduler) -> Iterator[None]:
+    """At the end, however it comes, the other ranks are let go."""
+    try:
+        yield
+    finally:
+        scheduler.runner.stop()
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """A JSONL file of strings and lists of messages.
+
+    Raises:
+        UsageError: the file is not there, or a line is neither.
+    """
+    prompts: list[Prompt] = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not isinstance(line, str) and not (
+            line and isinstance(line, list) and all(isinstance(m, dict) for m in line)
+        ):
+            raise UsageError(f"{path}: line {number}: a JSON string or a list of messages is expected")
+        prompts.append(line)
+    return prompts
+
+
+def _ask() -> str | None:
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None

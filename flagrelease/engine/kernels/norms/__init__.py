@@ -1,0 +1,1 @@
+"""Triton kernels of RMSNorm and of the hyper-connections (mHC)."""

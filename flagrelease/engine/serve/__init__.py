@@ -1,0 +1,1 @@
+"""Many requests on one model: the scheduler, the service around it, and OpenAI's API."""

@@ -1,0 +1,139 @@
+"""Answers in OpenAI's form, built up from a sequence's events: streamed choices as they come, and the whole one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from flagrelease.engine.sampling import Sampling, TokenScore
+from flagrelease.engine.serve.chat_stream import CompletionStream
+from flagrelease.engine.serve.sequence import Event
+from flagrelease.engine.text import Tokenizer
+from flagrelease.model.v4.chat import Mode, ToolCall
+
+
+class CompletionAnswer:
+    """A choice of /v1/completions."""
+
+    def __init__(self, index: int, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer) -> None:
+        """`index` is that of the prompt in its request."""
+        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
+        self._index, self._sampling, self._tokenizer = index, sampling, tokenizer
+        self._text, self._scores, self._finish = "", list[TokenScore](), "length"
+        self._begun = False
+
+    def add(self, event: Event) -> list[dict[str, Any]]:
+        """Take an event in; returns the choices of stream chunks that it makes."""
+        text = event.text
+        if self._sampling.echo and not self._begun:
+            text = self._tokenizer.decode(self.prompt) + text
+        self._begun = True
+        self._text += text
+        self._scores += event.scores
+        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
+        self._finish = event.finish or self._finish
+        if not text and not event.finish:
+            return []
+        return [self._choice(text, event.scores, event.finish)]
+
+    def choice(self) -> dict[str, Any]:
+        """The whole, after the last event."""
+        return self._choice(self._text, self._scores, self._finish)
+
+    def _choice(self, text: str, scores: Sequence[TokenScore], finish: str | None) -> dict[str, Any]:
+        logprobs = None if self._sampling.logprobs is None else self._logprobs(scores)
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
+        tokens = [self._tokenizer.decode([score.token]) for score in scores]
+        offsets = [sum(map(len, tokens[:n])) for n in range(len(tokens))]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [score.logprob for score in scores],
+            "top_logprobs": [
+                None if score.logprob is None else {self._tokenizer.decode([t]): p for t, p in score.top}
+                for score in scores
+            ],
+            "text_offset": offsets,
+        }
+
+
+class ChatAnswer:
+    """The choice of /v1/chat/completions: content, reasoning_content and tool calls apart."""
+
+    def __init__(self, prompt: list[int], mode: Mode, sampling: Sampling, tokenizer: Tokenizer) -> None:
+        """The answer to a prompt that was encoded in `mode`."""
+        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
+        self._sampling, self._tokenizer = sampling, tokenizer
+        self._stream = CompletionStream.start(mode)
+        self._parts: dict[str, str] = {"content": ""} if mode == "chat" else {"content": "", "reasoning_content": ""}
+        self._calls: tuple[ToolCall, ...] = ()
+        self._scores, self._finish, self._begun = list[TokenScore](), "length", False
+
+    def add(self, event: Event) -> list[dict[str, Any]]:
+        """Take an event in; returns the choices of stream chunks that it makes."""
+        said = self._stream.push(event.text)
+        self._scores += event.scores
+        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
+        if event.finish:
+            rest, self._calls = self._stream.end()
+            said += rest
+            self._finish = "tool_calls" if self._calls else event.finish
+        for part, text in said:
+            self._parts[part] += text
+        return self._deltas(said, event)
+
+    def _deltas(self, said: Sequence[tuple[str, str]], event: Event) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = [{part: text} for part, text in said]
+        if self._calls:
+            deltas.append({"tool_calls": [{"index": n, **_call(call)} for n, call in enumerate(self._calls)]})
+        if not self._begun:
+            deltas.insert(0, {"role": "assistant", "content": ""})
+            self._begun = True
+        if event.finish or (event.scores and not deltas):
+            deltas.append({})
+        choices: list[dict[str, Any]] = [
+            {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas
+        ]
+        if choices:
+            choices[-1]["logprobs"] = self._logprobs(event.scores)
+            choices[-1]["finish_reason"] = self._finish if event.finish else None
+        return choices
+
+    def choice(self) -> dict[str, Any]:
+        """The whole, after the last event."""
+        message: dict[str, Any] = {"role": "assistant", **self._parts}
+        if self._calls:
+            message["content"] = self._parts["content"] or None
+            message["tool_calls"] = [_call(call) for call in self._calls]
+        logprobs = self._logprobs(self._scores)
+        return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": self._finish}
+
+    def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+        if self._sampling.logprobs is None:
+            return None
+        content = [
+            {**self._token(s.token, s.logprob), "top_logprobs": [self._token(*each) for each in s.top]} for s in scores
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        text = self._tokenizer.decode([token])
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
+
+
+def usage(answers: Sequence[ChatAnswer | CompletionAnswer]) -> dict[str, Any]:
+    """Tokens in and out, of all answers of a request; drafts under OpenAI's names for predicted tokens."""
+    prompt, completion = sum(len(a.prompt) for a in answers), sum(a.generated for a in answers)
+    drafted, accepted = sum(a.drafted for a in answers), sum(a.accepted for a in answers)
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    if not drafted:
+        return counts
+    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
+    return {**counts, "completion_tokens_details": details}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}

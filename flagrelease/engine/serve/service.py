@@ -1,0 +1,210 @@
+"""The scheduler in a thread of its own, and requests to it from asyncio.
+
+At most `queue` sequences wait for a row; beyond that requests are refused at once, with a guess when to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.serve.scheduler import Scheduler, Totals
+from flagrelease.engine.serve.sequence import Event
+from flagrelease.errors import ResourceError, UsageError
+
+_LONGEST_WAIT = 60  # seconds: what a refused caller is told at most
+_REMEMBERED = 16  # ends of sequences by which the time until the next one is guessed
+
+
+class BusyError(ResourceError):
+    """The queue is full. `retry_after`: seconds after which a place may be free."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        """`waiting`: sequences that wait for a row."""
+        super().__init__(f"the queue is full: {waiting} sequences wait; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+@dataclass(slots=True)
+class _Request:
+    """One sequence of a caller. `events` is filled from the thread; None: the engine has stopped."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Event | None]
+    key: int | None = None
+    cancelled: bool = False
+    ended: bool = False
+
+    def tell(self, event: Event | None) -> None:
+        """From the thread; a caller whose loop has ended hears nothing."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+class Stream:
+    """The events of one sequence, as they come."""
+
+    def __init__(self, request: _Request, close: Callable[[_Request], None]) -> None:
+        """`close` is called once."""
+        self._request, self._close, self._closed = request, close, False
+
+    def __aiter__(self) -> Stream:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event.
+
+        Raises:
+            ResourceError: the engine has stopped.
+        """
+        if self._request.ended or self._closed:
+            raise StopAsyncIteration
+        event = await self._request.events.get()
+        if event is None:
+            raise ResourceError("the engine has stopped")
+        self._request.ended = event.finish is not None
+        return event
+
+    def close(self) -> None:
+        """Give its place to others, whether it has ended or nobody waits for the rest."""
+        if not self._closed:
+            self._closed = True
+            self._close(self._request)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is going on: sequences with a row and without, requests refused so far, tokens so far."""
+
+    running: int
+    waiting: int
+    refused: int
+    totals: Totals
+
+
+class Service:
+    """Start it once; `open` may then be called by the coroutines of one event loop."""
+
+    def __init__(self, scheduler: Scheduler, queue_limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """The thread owns `scheduler` from `start` on. `queue_limit`: sequences that may wait for a row."""
+        self._scheduler, self._limit, self._clock = scheduler, queue_limit, clock
+        self._inbox: queue.Queue[_Request | None] = queue.Queue()
+        self._requests: dict[int, _Request] = {}
+        self._thread = threading.Thread(target=self._run, name="engine")
+        self._closing = threading.Lock()  # no request may come between the last look into the inbox and `_closed`
+        self._closed = False
+        # of the event loop alone:
+        self._open = self._refused = 0
+        self._ends = deque[float](maxlen=_REMEMBERED)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are served."""
+        return self._thread.is_alive() and not self._closed
+
+    @property
+    def load(self) -> Load:
+        """As of now."""
+        running = min(self._open, self._scheduler.runner.rows)
+        return Load(running, self._open - running, self._refused, self._scheduler.totals)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the current step; unfinished requests are told so."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def open(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Stream]:
+        """Queue sequences, all or none; returns the events of each. The caller closes every stream.
+
+        Raises:
+            UsageError: the scheduler refuses one of them, or there are more than ever fit.
+            BusyError: there is no room now.
+            ResourceError: the engine has stopped.
+        """
+        for prompt in prompts:
+            self._scheduler.check(prompt, sampling)
+        self._admit(len(prompts))
+        loop = asyncio.get_running_loop()
+        requests = [_Request(prompt, sampling, loop, asyncio.Queue()) for prompt in prompts]
+        with self._closing:
+            if self._closed:
+                raise ResourceError("the engine has stopped")
+            for request in requests:
+                self._inbox.put(request)
+        self._open += len(requests)
+        return [Stream(request, self._close) for request in requests]
+
+    def _admit(self, count: int) -> None:
+        room = self._scheduler.runner.rows + self._limit
+        if count > room:
+            raise UsageError(f"{count} prompts in one request: this server takes {room} at once")
+        if self._open + count > room:
+            self._refused += 1
+            raise BusyError(self.load.waiting, self._retry_after())
+
+    def _retry_after(self) -> int:
+        """The mean time between the last ends of sequences, in whole seconds; 1 if nothing is known yet."""
+        if len(self._ends) < 2:
+            return 1
+        mean = (self._clock() - self._ends[0]) / len(self._ends)
+        return min(max(math.ceil(mean), 1), _LONGEST_WAIT)
+
+    def _close(self, request: _Request) -> None:
+        self._open -= 1
+        self._ends.append(self._clock())
+        if not request.ended:
+            request.cancelled = True
+            self._inbox.put(request)
+
+    def _run(self) -> None:
+        self._scheduler.runner.model.device.set_current()
+        try:
+            while self._take_requests():
+                for event in self._scheduler.step() if self._scheduler.busy else ():
+                    request = self._requests[event.key]
+                    if event.finish:
+                        del self._requests[event.key]
+                    request.tell(event)
+        finally:  # a failure of the model is a bug that shows its traceback; nobody may wait for it forever
+            with self._closing:
+                self._closed = True
+                while not self._inbox.empty():
+                    self._refuse(self._inbox.get())
+            for request in self._requests.values():
+                self._refuse(request)
+
+    def _take_requests(self) -> bool:
+        """Everything in the inbox; waits for something if there is nothing else to do. False: stop."""
+        while not self._inbox.empty() or not self._scheduler.busy:
+            request = self._inbox.get()
+            if request is None:
+                return False
+            if request.cancelled:
+                self._forget(request)
+            else:
+                request.key = self._scheduler.submit(request.prompt, request.sampling)
+                self._requests[request.key] = request
+        return True
+
+    def _refuse(self, request: _Request | None) -> None:
+        if request is not None:
+            request.tell(None)
+
+    def _forget(self, request: _Request) -> None:
+        if request.key is not None:
+            self._requests.pop(request.key, None)
+            self._scheduler.cancel(request.key)

@@ -1,0 +1,161 @@
+"""What a sequence leaves behind: window keys, compressed entries, and the tokens of windows that are not complete yet.
+
+One row is one sequence. In every buffer the last slot of a row is a bin: padding is written to slot -1, so that a batch
+of sequences with different lengths needs no data-dependent shapes.
+
+Legend: B rows, C compressed entries a row can hold (context / ratio; 0 in sliding layers), R ring slots, HD head_dim,
+ID indexer head_dim, P pending slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flagrelease.errors import UsageError
+from flagrelease.model.v4.config import ModelConfig
+
+OVERLAP_RATIO = 4  # the ratio whose windows reach back over the previous window's tokens
+
+
+def pending_slots(ratio: int) -> int:
+    """Tokens that a compressor must remember: up to one incomplete window, and the one before it if windows overlap."""
+    return 2 * ratio if ratio == OVERLAP_RATIO else ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A compressor's memory, FP32: token at position p in slot p mod P.
+
+    `kv` and `score` are [B, P + 2, channels]. Slot P is never written: kv 0 and score -inf, the window before the
+    first. Slot P + 1 is the bin. Scores have `ape` added.
+    """
+
+    kv: Tensor
+    score: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, ratio: int, width: int, device: torch.device) -> Pending:
+        """Memory for heads of `width`; overlapping windows have two sets of channels."""
+        channels = 2 * width if ratio == OVERLAP_RATIO else width
+        shape = (rows, pending_slots(ratio) + 2, channels)
+        return cls(torch.zeros(shape, device=device), torch.full(shape, -torch.inf, device=device))
+
+    def view(self, rows: slice) -> Pending:
+        """The same memory, some rows of it."""
+        return Pending(self.kv[rows], self.score[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's buffers; what a layer of its kind does not have is None.
+
+    `kv` is [B, C + R + 1, HD]: compressed entries first (entry w in slot w), then the ring (position p in slot
+    C + p mod R), then the bin. The ring is the window and a chunk long, so that a chunk of new tokens can be written
+    before it is attended to and no key still visible is overwritten. `index_k` is [B, C + 1, ID].
+    """
+
+    kv: Tensor
+    pending: Pending | None
+    index_k: Tensor | None
+    index_pending: Pending | None
+
+    def view(self, rows: slice) -> LayerCache:
+        """The same memory, some rows of it."""
+        return LayerCache(
+            self.kv[rows],
+            None if self.pending is None else self.pending.view(rows),
+            None if self.index_k is None else self.index_k[rows],
+            None if self.index_pending is None else self.index_pending.view(rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The caches of all layers for a fixed number of rows. `lengths` counts the tokens each row has seen."""
+
+    layers: tuple[LayerCache, ...]
+    lengths: list[int]
+    context: int
+    chunk: int
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        ratios: tuple[int, ...],
+        rows: int,
+        context: int,
+        chunk: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Cache:
+        """Empty caches for layers with these compression ratios. `chunk` is the most tokens one step may append."""
+        if not 0 < context <= config.max_position_embeddings:
+            raise UsageError(f"a context of {context} tokens: the model allows 1 to {config.max_position_embeddings}")
+        layers = tuple(_layer(config, ratio, rows, context, chunk, dtype, device) for ratio in ratios)
+        return cls(layers, [0] * rows, context, chunk)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(tensor.numel() * tensor.element_size() for layer in self.layers for tensor in _tensors(layer))
+
+    def view(self, row: int) -> Cache:
+        """One row alone: the same memory, its own count of tokens."""
+        rows = slice(row, row + 1)
+        return Cache(tuple(layer.view(rows) for layer in self.layers), [self.lengths[row]], self.context, self.chunk)
+
+    def check_room(self, row: int, tokens: int) -> None:
+        """Refuse to append `tokens` to `row` beyond the context.
+
+        Raises:
+            UsageError: says the length that was wanted and the one there is.
+        """
+        wanted = self.lengths[row] + tokens
+        if wanted > self.context:
+            raise UsageError(f"sequence {row} would have {wanted} tokens; its cache has a context of {self.context}")
+
+    def take_back(self, row: int) -> None:
+        """Forget the last token of a row: a draft that was not accepted.
+
+        The count is enough, for one token. Its key sits in a ring slot that no visible key needs, the entry of a window
+        that it completed is visible to no earlier position, and of the compressors' slots it took the one of a token
+        whose windows were complete before it. What it wrote is written again by the token that takes its place.
+        """
+        assert self.lengths[row] > 0, "a row without tokens has none to take back"
+        self.lengths[row] -= 1
+
+    def free(self, row: int) -> None:
+        """Let another sequence have the row. Its old contents are never visible to the new one."""
+        self.lengths[row] = 0
+
+
+def _layer(
+    config: ModelConfig, ratio: int, rows: int, context: int, chunk: int, dtype: torch.dtype, device: torch.device
+) -> LayerCache:
+    HD, ID = config.head_dim, config.index_head_dim
+    entries = context // ratio if ratio else 0
+    slots = entries + ring_slots(config.sliding_window, chunk) + 1
+    # zeros, not garbage: a product of 0 and a NaN that lay in memory would still be NaN
+    kv = torch.zeros((rows, slots, HD), dtype=dtype, device=device)
+    if not ratio:
+        return LayerCache(kv, None, None, None)
+    pending = Pending.empty(rows, ratio, HD, device)
+    if ratio != OVERLAP_RATIO:
+        return LayerCache(kv, pending, None, None)
+    index_k = torch.zeros((rows, entries + 1, ID), dtype=dtype, device=device)
+    return LayerCache(kv, pending, index_k, Pending.empty(rows, ratio, ID, device))
+
+
+def ring_slots(window: int, chunk: int) -> int:
+    """Slots that hold the keys visible to any token of a chunk."""
+    return window - 1 + chunk
+
+
+def _tensors(layer: LayerCache) -> list[Tensor]:
+    pendings = [p for p in (layer.pending, layer.index_pending) if p is not None]
+    tensors = [layer.kv, *(t for p in pendings for t in (p.kv, p.score))]
+    return tensors if layer.index_k is None else [*tensors, layer.index_k]

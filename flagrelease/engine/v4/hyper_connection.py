@@ -1,0 +1,61 @@
+"""mHC: the residual is M streams, mixed into a sub-layer's input and back out of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.weights import Weights
+from flagrelease.model.v4.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class HyperConnection:
+    """The mixing around one sub-layer. `fn` FP32 [(2 + M) M, M H], `base` FP32 [(2 + M) M], `scale` FP32 [3]."""
+
+    fn: Tensor
+    base: Tensor
+    scale: Tensor
+    norm: Tensor
+    iters: int
+    eps: float
+    norm_eps: float
+
+    @classmethod
+    def load(cls, weights: Weights, config: ModelConfig, sub_layer: str) -> HyperConnection:
+        """`sub_layer` is attn or ffn."""
+        fn, base, scale = (weights.exact(f"hc_{sub_layer}_{part}") for part in ("fn", "base", "scale"))
+        norm = weights.plain(f"{sub_layer}_norm.weight")
+        return cls(fn, base, scale, norm, config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps)
+
+    def around(self, ops: Operators, streams: Tensor, sub_layer: Callable[[Tensor], Tensor]) -> Tensor:
+        """[B, S, M, H] -> [B, S, M, H]: collapse, norm, sub-layer, expand and mix."""
+        x, post, comb = ops.hc_pre(streams, self.fn, self.scale, self.base, self.iters, self.eps, self.norm_eps)
+        out = sub_layer(ops.rms_norm(x, self.norm, self.norm_eps))
+        return ops.hc_post(out, streams, post, comb)
+
+
+@dataclass(frozen=True, slots=True)
+class HyperHead:
+    """The end of the streams: one weighted sum, then the final norm."""
+
+    fn: Tensor
+    base: Tensor
+    scale: Tensor
+    norm: Tensor
+    eps: float
+    norm_eps: float
+
+    @classmethod
+    def load(cls, weights: Weights, config: ModelConfig) -> HyperHead:
+        """The model's own, or an MTP stage's."""
+        fn, base, scale = (weights.exact(f"hc_head_{part}") for part in ("fn", "base", "scale"))
+        return cls(fn, base, scale, weights.plain("norm.weight"), config.hc_eps, config.rms_norm_eps)
+
+    def collapse(self, ops: Operators, streams: Tensor) -> Tensor:
+        """[.., M, H] -> [.., H]."""
+        x = ops.hc_head(streams, self.fn, self.scale, self.base, self.eps, self.norm_eps)
+        return ops.rms_norm(x, self.norm, self.norm_eps)

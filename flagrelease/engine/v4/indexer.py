@@ -1,0 +1,84 @@
+"""The indexer of ratio-4 layers: cheap scores over the compressed entries, of which attention reads the best.
+
+Legend: B rows, S tokens, IH local indexer heads, ID indexer head_dim, QR q_lora_rank, n compressed entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.linear import Linear, project
+from flagrelease.engine.parallel import Groups
+from flagrelease.engine.v4.cache import OVERLAP_RATIO, LayerCache
+from flagrelease.engine.v4.compressor import Compressor
+from flagrelease.engine.v4.rope import RopeTable
+from flagrelease.engine.v4.step import Step
+from flagrelease.engine.weights import Weights
+from flagrelease.model.v4.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Indexer:
+    """`weights_proj` [IH, H]; heads are cut over ranks, the compressor is not."""
+
+    wq_b: Linear
+    weights_proj: Tensor
+    compressor: Compressor
+    head_dim: int
+    topk: int
+    quantise: bool
+
+    @classmethod
+    def load(cls, weights: Weights, config: ModelConfig, quantise: bool) -> Indexer:
+        """`quantise`: round queries and keys to FP4."""
+        compressor = Compressor.load(weights.at("compressor"), config, OVERLAP_RATIO)
+        proj = weights.plain("weights_proj.weight")
+        return cls(weights.linear("wq_b"), proj, compressor, config.index_head_dim, config.index_topk, quantise)
+
+    def choose(
+        self, ops: Operators, x: Tensor, qr: Tensor, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
+    ) -> Tensor:
+        """The entries that each query attends to: int32 [B, S, at most topk], -1 = none.
+
+        Args:
+            ops: operators.
+            x: [B, S, H], the layer's input.
+            qr: [B, S, QR], the query latent.
+            step: which positions these are.
+            cache: index keys, extended by the windows that the step completes.
+            rope: of compressed layers.
+            groups: every rank scores with its own heads.
+        """
+        self._extend(ops, x, step, cache, rope)
+        windows = step.windows[OVERLAP_RATIO]
+        (q,) = project(ops, qr, self.wq_b)
+        q = q.view(*q.shape[:-1], -1, self.head_dim)
+        cos, sin = rope.rows(step.positions[..., None])
+        rotated = q[..., -2 * cos.shape[-1] :]
+        ops.apply_rope(rotated, cos, sin, out=rotated)
+        # The formula scales the weights by (head_dim * heads)^(-1/2): one positive factor for all changes no order.
+        head_weights = ops.linear(x, self.weights_proj, torch.float32)
+        keys = self._keys(cache)[:, : windows.entries]
+        scores = groups.all_sum(ops.indexer_scores(self._spread(ops, q), keys, head_weights))
+        return ops.topk_visible(scores, windows.visible, self.topk)
+
+    def _keys(self, cache: LayerCache) -> Tensor:
+        if cache.index_k is None:
+            raise ValueError("this layer's cache has no index keys")
+        return cache.index_k
+
+    def _extend(self, ops: Operators, x: Tensor, step: Step, cache: LayerCache, rope: RopeTable) -> None:
+        if cache.index_pending is None:
+            raise ValueError("this layer's cache has no index compressor state")
+        entries = self.compressor.entries(ops, x, step, cache.index_pending, rope)
+        if entries is not None:
+            self._keys(cache)[step.row, step.windows[OVERLAP_RATIO].entry_slot] = self._spread(ops, entries)
+
+    def _spread(self, ops: Operators, x: Tensor) -> Tensor:
+        """Hadamard spreads outliers over all dimensions (and changes no product), so that FP4 keeps more."""
+        x = ops.hadamard(x)
+        return ops.fp4_act_quant_roundtrip(x) if self.quantise else x

@@ -1,0 +1,83 @@
+"""The feed-forward of one layer: a router, the routed experts of this rank, and the shared expert.
+
+Legend: B rows, S tokens, H hidden, E experts, k experts a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.kernels.weights import ExpertWeights
+from flagrelease.engine.linear import Linear, join, project
+from flagrelease.engine.parallel import Groups
+from flagrelease.engine.weights import Weights
+from flagrelease.model.v4.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """`weight` [E, H]; then either `bias` FP32 [E], which chooses but does not weigh, or `tid2eid` int64 [V, k]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    tid2eid: Tensor | None
+    topk: int
+    route_scale: float
+
+    @classmethod
+    def load(cls, weights: Weights, config: ModelConfig, hashed: bool) -> Router:
+        """`hashed`: the token's id names its experts."""
+        bias = None if hashed else weights.exact("bias")
+        table = weights.exact("tid2eid") if hashed else None
+        scale = config.routed_scaling_factor
+        return cls(weights.plain("weight"), bias, table, config.num_experts_per_tok, scale)
+
+    def route(self, ops: Operators, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T, H], tokens [T] -> expert ids int32 [T, k], their weights FP32 [T, k]."""
+        scores = ops.gate_scores(x, self.weight)
+        if self.tid2eid is not None:
+            return ops.route_hashed(scores, self.tid2eid, tokens, self.route_scale)
+        return ops.route(scores, self.bias, self.topk, self.route_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class MoE:
+    """The shared expert is on every rank, the routed ones on their owners. Its w1 and w3 are views of `w13`."""
+
+    router: Router
+    experts: ExpertWeights
+    w13: Linear
+    w1: Linear
+    w2: Linear
+    w3: Linear
+    swiglu_limit: float
+
+    @classmethod
+    def load(cls, weights: Weights, config: ModelConfig, hashed: bool, experts: range) -> MoE:
+        """`experts`: the global ids that this rank owns."""
+        shared = weights.at("shared_experts")
+        w13, w1, w3 = join(shared.linear("w1"), shared.linear("w3"))
+        router = Router.load(weights.at("gate"), config, hashed)
+        return cls(router, weights.experts(experts), w13, w1, shared.linear("w2"), w3, config.swiglu_limit)
+
+    def arranged(self, ops: Operators) -> MoE:
+        """With the experts as the operators' kernels read them."""
+        return replace(self, experts=ops.arrange_experts(self.experts))
+
+    def forward(self, ops: Operators, x: Tensor, tokens: Tensor, groups: Groups) -> Tensor:
+        """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32."""
+        flat = x.flatten(0, -2)
+        ids, weights = self.router.route(ops, flat, tokens.flatten())
+        routed = ops.moe_experts(flat, ids, weights, self.experts, self.swiglu_limit, self.w1.quantise)
+        return ops.add(groups.all_sum(routed), self._shared(ops, flat), x.dtype).view_as(x)
+
+    def _shared(self, ops: Operators, x: Tensor) -> Tensor:
+        gate, up = project(ops, x, self.w1, self.w3)
+        if self.w2.takes_codes:
+            assert self.w2.scale is not None
+            codes, scales = ops.swiglu_quant(gate, up, self.swiglu_limit)
+            return ops.fp8_linear(codes, scales, self.w2.weight, self.w2.scale, x.dtype)
+        return project(ops, ops.swiglu(gate, up, self.swiglu_limit), self.w2)[0]

@@ -1,0 +1,1 @@
+"""Stored formats as declarations: dtypes, names, blocks. No decoder is here."""

@@ -1,0 +1,1 @@
+"""What is known of each hub: limits, names, spelling of licences."""

@@ -1,0 +1,1 @@
+"""What passes between the stages, read strictly: recipe, manifest, validation report, rules, provenance."""

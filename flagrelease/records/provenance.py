@@ -1,0 +1,108 @@
+"""`provenance.intoto.json`: an in-toto statement about every file of a publication, written by publish, read strictly.
+
+A published folder holds more than its manifest says (card, report, run files); this is the list of all of it. Formats:
+in-toto Statement v1 (https://in-toto.io/Statement/v1), SLSA provenance v1 (https://slsa.dev/provenance/v1). It holds no
+time and no machine, and nothing that manifest, chip and digests do not give: so a reader makes it again and compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from flagrelease.errors import VerificationError
+from flagrelease.records.manifest import MANIFEST_NAME, Manifest
+from flagrelease.strict_json import parse_json
+
+STATEMENT_NAME = "provenance.intoto.json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+SIGNATURE_NAME = "model.sig"  # is about the statement too, so the statement cannot list it
+CARD_NAME = "README.md"  # takes the place of the source's
+PROJECT = "https://github.com/flagos-ai/flagrelease"
+
+
+def make_statement(manifest: Manifest, manifest_sha256: str, chip: str, digests: Mapping[str, str]) -> bytes:
+    """The statement about `digests` (path -> SHA-256), sorted by path; one newline at the end."""
+    source = manifest.source
+    document: dict[str, Any] = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": path, "digest": {"sha256": digests[path]}} for path in sorted(digests)],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": f"{PROJECT}/blob/v{manifest.tool.version}/docs/publishing.md#provenance",
+                "externalParameters": {
+                    "recipe": manifest.recipe,
+                    "target": manifest.target.model_dump(mode="json"),
+                    "chip": chip,
+                },
+                "internalParameters": {"options": manifest.options, "plan": manifest.plan},
+                "resolvedDependencies": [
+                    {
+                        "uri": f"https://huggingface.co/{source.repo}/tree/{source.revision}",
+                        "name": source.repo,
+                        "digest": {"sha256": source.identity},
+                    }
+                ],
+            },
+            "runDetails": {
+                "builder": {"id": PROJECT, "version": {"flagrelease": manifest.tool.version}},
+                "metadata": {"invocationId": manifest_sha256},
+            },
+        },
+    }
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def read_statement(content: bytes, manifest: Manifest, manifest_sha256: str) -> dict[str, str]:
+    """Path -> SHA-256 of every file that a publication of this manifest must hold, the statement itself included.
+
+    The signature, which a publication may have, is not among them.
+
+    Raises:
+        VerificationError: the statement is not what manifest, chip and digests give, or says of a file of the release
+            something else than the manifest, or adds a file that no publication adds.
+    """
+    chip, digests = _parse(content)
+    if content != make_statement(manifest, manifest_sha256, chip, digests):
+        raise VerificationError(f"{STATEMENT_NAME}: not what manifest, chip and digests give; changed since")
+    if chip not in (manifest.recipe or {}).get("releases", {}):
+        raise VerificationError(f"{STATEMENT_NAME}: chip {chip!r} is not in the recipe of the manifest")
+    if problems := list(_disagreements(manifest, manifest_sha256, digests)):
+        raise VerificationError(f"{STATEMENT_NAME}: {'; '.join(problems[:5])}")
+    return digests | {STATEMENT_NAME: hashlib.sha256(content).hexdigest()}
+
+
+def _parse(content: bytes) -> tuple[str, dict[str, str]]:
+    try:
+        document = parse_json(content)
+        chip = document["predicate"]["buildDefinition"]["externalParameters"]["chip"]
+        digests = {subject["name"]: subject["digest"]["sha256"] for subject in document["subject"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerificationError(f"{STATEMENT_NAME}: not a statement of a publication ({error!r})") from error
+    for text in (chip, *digests):
+        if not isinstance(text, str) or not text.isprintable():
+            raise VerificationError(f"{STATEMENT_NAME}: {text!r} is not printable text")
+    for path, digest in digests.items():
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise VerificationError(f"{STATEMENT_NAME}: {path}: {digest!r} is not a SHA-256")
+    return chip, digests
+
+
+def _disagreements(manifest: Manifest, manifest_sha256: str, digests: Mapping[str, str]) -> Iterator[str]:
+    """What the statement says of the release's files must be what the manifest says; what it adds must be documents."""
+    released = {file.path: file.sha256 for file in manifest.files} | {MANIFEST_NAME: manifest_sha256}
+    for path, sha256 in released.items():
+        if path not in digests:
+            yield f"{path} is in the manifest, but not in the statement"
+        elif digests[path] != sha256 and path != CARD_NAME:
+            yield f"{path} has another digest in the manifest"
+    for path in sorted(digests.keys() - released.keys()):
+        if "/" in path or "\\" in path or PurePosixPath(path).suffix == ".safetensors":
+            yield f"{path} is added; a publication adds documents beside the manifest, no tensors"
+        elif path in (STATEMENT_NAME, SIGNATURE_NAME):
+            yield f"{path} cannot be listed"

@@ -1,0 +1,120 @@
+"""The command line of the whole way: run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flagrelease.run.request import STAGES, StageName
+
+if TYPE_CHECKING:
+    from flagrelease.run.steps import ChipRun
+
+_EXAMPLES = """\
+Example: flagrelease run recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/ --out releases --chip mthreads
+
+Example: flagrelease run recipes/deepseek-v4-flash.yaml --out releases --publish hf --yes
+
+Interrupted, or when something was missing, the same command goes on. The exit code is that of the first chip that
+could not go on; 7: its validation cannot tell.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add `run` to `app`."""
+    app.command(epilog=_EXAMPLES)(run)
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Releases, validations and the baseline.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="DIR", help="The source, if the recipe names no folder.")
+    ] = None,
+    chip: Annotated[
+        list[str], typer.Option("--chip", metavar="NAME", help="A chip of the recipe. Several times. Default: all.")
+    ] = [],  # noqa: B006 - typer reads it, nobody writes it
+    until: Annotated[
+        StageName | None, typer.Option("--until", help="The last stage. Default: publish if asked, else validate.")
+    ] = None,
+    publish: Annotated[
+        str | None,
+        typer.Option("--publish", metavar="hf|modelscope|DIR", help="Where to; DIR gets a folder for each chip."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Private repositories. Default: public.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Publish. Without this only the plan is made.")] = False,
+    signing_key: Annotated[
+        Path | None, typer.Option("--signing-key", metavar="FILE", help="An EC private key (PEM) to sign with.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="DIR", help="Made elsewhere. Default: recorded here.")
+    ] = None,
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="NAME=FILE", help="Questions of a benchmark. Several times.")
+    ] = [],  # noqa: B006
+    documents: Annotated[
+        Path | None, typer.Option("--documents", metavar="FILE", help="Texts for the baseline's logits (JSONL).")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where validation runs: auto, cpu, cuda, ...")] = "auto",
+    operators: Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads that decode and hash. Default: the processors.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")] = False,
+) -> None:
+    """The whole way for the chips of a recipe: convert, verify, validate, publish. What chips share is done once."""
+    from flagrelease.convert.memory import default_workers
+    from flagrelease.records.recipe import read_recipe
+    from flagrelease.run.request import RunRequest
+    from flagrelease.run.run import run_recipe
+    from flagrelease.validate.commands import parse_data
+
+    request = RunRequest(
+        path=recipe,
+        recipe=read_recipe(recipe),
+        out=out,
+        checkpoint=checkpoint,
+        chips=tuple(chip),
+        until=until or ("validate" if publish is None else "publish"),
+        target=publish,
+        private=private,
+        yes=yes,
+        signing_key=signing_key,
+        baseline=baseline,
+        data=parse_data(data),
+        documents=documents,
+        device=device,
+        operators=operators,
+        workers=workers or default_workers(),
+    )
+    runs = run_recipe(request)
+    if as_json:
+        print(json.dumps({"out": str(out), "chips": [one.document() for one in runs]}, indent=2, ensure_ascii=False))
+    else:
+        _show(runs)
+    codes = [step.exit_code for one in runs for step in one.steps.values() if step.exit_code]
+    if codes:
+        raise typer.Exit(codes[0])
+
+
+def _show(runs: list[ChipRun]) -> None:
+    from rich.markup import escape
+
+    from flagrelease import console
+
+    colours = {"done": "green", "planned": "cyan", "failed": "red", "cannot-tell": "yellow"}
+    rows = console.table("chip", "release", *STAGES)
+    for run in runs:
+        cells = [run.steps.get(stage) for stage in STAGES]
+        rows.add_row(
+            run.chip.id,
+            run.release.name,
+            *("-" if step is None else f"[{colours[step.status]}]{step.status}[/]" for step in cells),
+        )
+    console.out().print(rows)
+    for run in runs:
+        last = list(run.steps.items())[-1]
+        console.out().print(f"{run.chip.id}: {last[0]}: {escape(last[1].detail)}")

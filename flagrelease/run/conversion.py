@@ -1,0 +1,37 @@
+"""The first stage: all releases of the asked chips in one pass over the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flagrelease.chips.table import get_chip
+from flagrelease.console import human_bytes, progress
+from flagrelease.convert.plan import make_plan
+from flagrelease.convert.request import make_request
+from flagrelease.convert.run import choose_lookup
+from flagrelease.convert.run import convert as run_conversion
+from flagrelease.convert.summary import summarise
+from flagrelease.run.request import RunRequest
+from flagrelease.run.steps import ChipRun, RunStep
+
+
+def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
+    """The checkpoint's folder, and the chips with their finished releases, in the order of the recipe.
+
+    Raises:
+        FlagReleaseError: as converting does; what was written is gone on from.
+    """
+    asked = make_request(request.path, request.checkpoint, [], request.chips, None)
+    plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance)
+    summarise(plan, asked, request.workers).require_hubs()
+    with progress("convert", plan.bytes_to_write) as report:
+        manifests = run_conversion(
+            plan, request.out, workers=request.workers, lookup=choose_lookup("auto"), progress=report.to
+        )
+    runs = []
+    for chip, target in asked.chips.items():
+        size = sum(file.size for file in manifests[target.folder].files)
+        run = ChipRun(get_chip(chip), request.out / target.folder)
+        run.steps["convert"] = RunStep("done", f"{target.folder}, {human_bytes(size)}")
+        runs.append(run)
+    return asked.source.folder, runs

@@ -1,0 +1,151 @@
+"""The decision: two sides and the rules they were made for, to a `Benchmark` of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flagrelease.errors import VerificationError
+from flagrelease.records.report import Benchmark, Score, Verdict
+from flagrelease.records.rules import BenchmarkRules
+from flagrelease.validate.exams import figures
+from flagrelease.validate.exams.side import Side, refuse_differences, refuse_other_rules
+from flagrelease.validate.statistics.decision import Decision, SamplingPlan, decide
+from flagrelease.validate.statistics.intervals import wilson
+from flagrelease.validate.statistics.paired import Paired, pair
+
+CONFIDENCE = 0.95
+_REASONED = 0.9  # of the answers of a thinking model; a server that ignores the switch is far below
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the test said at the first look that decides, or the last that the answers reach.
+
+    Attributes:
+        native, chip: the sides with the repeats of that look.
+        obstacles: why a pass of the test is none: sentences.
+    """
+
+    native: Side
+    chip: Side
+    seen: Paired
+    decision: Decision
+    obstacles: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """A pass needs answers that can be trusted; a fail counts invalid ones as wrong and stands."""
+        passed = self.decision.verdict == "pass"
+        return "cannot-tell" if passed and self.obstacles else self.decision.verdict
+
+
+def plan_of(rules: BenchmarkRules) -> SamplingPlan:
+    """The test as the statistics know it."""
+    looks = (rules.repeats, rules.most_repeats) if rules.extension > 1 else (rules.repeats,)
+    return SamplingPlan(rules.margin / 100, rules.alpha, looks)
+
+
+def judge(rules: BenchmarkRules, native: Side, chip: Side) -> Judgement:
+    """Look as often as the plan says and the answers allow, until a look decides.
+
+    Raises:
+        VerificationError: the sides were asked different things, or have too few answers for the first look.
+    """
+    refuse_differences(native, chip, rules)
+    refuse_too_few(rules, native)
+    refuse_too_few(rules, chip)
+    plan = plan_of(rules)
+    for k in [k for k in plan.looks if k <= min(native.repeats, chip.repeats)]:
+        sides = native.first(k), chip.first(k)
+        seen = pair(sides[0].scores(), sides[1].scores())
+        decision = decide(plan, seen)
+        if decision.verdict != "cannot-tell":
+            break
+    return Judgement(*sides, seen, decision, _obstacles(rules, *sides))
+
+
+def refuse_too_few(rules: BenchmarkRules, side: Side) -> None:
+    """A side must have the answers of the first look.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    if side.repeats < rules.repeats:
+        raise VerificationError(
+            f"{rules.title}: {side.stack} gave {side.repeats} answers to each question; the rules look after "
+            f"{rules.repeats}"
+        )
+
+
+def compare(rules: BenchmarkRules, native: Side | None, chip: Side) -> Benchmark:
+    """What the report says of this benchmark. Without a native side there is a score, and no verdict.
+
+    Raises:
+        VerificationError: as `judge`.
+    """
+    if native is None:
+        refuse_other_rules(chip, rules, "chip")
+        return _benchmark(rules, chip, None, "cannot-tell", figures.of_one_side(chip))
+    judged = judge(rules, native, chip)
+    drawn = figures.of_two_sides(plan_of(rules), judged.seen, judged.decision, judged.native, judged.chip)
+    drawn["obstacles"] = list(judged.obstacles)
+    return _benchmark(rules, judged.chip, judged.native, judged.verdict, drawn)
+
+
+def _benchmark(
+    rules: BenchmarkRules, chip: Side, native: Side | None, verdict: Verdict, drawn: figures.Figures
+) -> Benchmark:
+    sampling = f"temperature {rules.temperature:g}, top-p {rules.top_p:g}, at most {rules.max_tokens} tokens"
+    return Benchmark(
+        task=rules.title,
+        dataset=rules.dataset,
+        revision=chip.revision,
+        metric="accuracy",
+        unit="%",
+        n=len(chip.items),
+        repeats=chip.repeats,
+        mode=f"{rules.mode}, {sampling}",
+        chip=_score(chip),
+        native=None if native is None else _score(native),
+        native_stack=None if native is None else native.stack,
+        rule=say_rule(rules),
+        verdict=verdict,
+        figures=drawn,
+    )
+
+
+def say_rule(rules: BenchmarkRules) -> str:
+    """The test in words."""
+    plan = plan_of(rules)
+    when = " and ".join(f"{k} (z {z:.3f})" for k, z in zip(plan.looks, plan.critical, strict=True))
+    return (
+        f"non-inferiority, margin {rules.margin:g} points, one-sided level {rules.alpha:g}: the chip's score less the "
+        f"native score, less z standard errors within items, is above the margin; looks after {when} answers a question"
+    )
+
+
+def _score(side: Side) -> Score:
+    value = float(side.scores().mean())
+    low, high = wilson(value, len(side.items), CONFIDENCE)
+    return Score(value=100 * value, low=100 * low, high=100 * high, confidence=CONFIDENCE)
+
+
+def _obstacles(rules: BenchmarkRules, native: Side, chip: Side) -> tuple[str, ...]:
+    found = []
+    for name, most, rates in (
+        ("have no answer in the asked form", rules.most_invalid, (native.invalid_rate(), chip.invalid_rate())),
+        ("were cut off", rules.most_truncated, (native.truncated_rate(), chip.truncated_rate())),
+    ):
+        points = [100 * rate for rate in rates]
+        seen = f"{points[0]:.2f}% of the native answers and {points[1]:.2f}% of the chip's {name}"
+        if max(points) > most:
+            found.append(f"{seen}; at most {most:g}% may")
+        if abs(points[0] - points[1]) > rules.most_difference:
+            found.append(f"{seen}; they may differ by {rules.most_difference:g} point(s)")
+    for who, side in (("native", native), ("chip", chip)):
+        if side.repeats_are_copies():
+            found.append(f"repeats on the {who} side are copies of the first answer: a constant seed, or a cache")
+        reasoned = side.reasoned_rate()
+        if (reasoned < _REASONED) if rules.mode != "chat" else (reasoned > 1 - _REASONED):
+            found.append(f"{100 * reasoned:.0f}% of the {who} answers have reasoning, in mode {rules.mode}")
+    return tuple(found)

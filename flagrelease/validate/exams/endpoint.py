@@ -1,0 +1,197 @@
+"""A server with OpenAI's chat completions as an answerer: vLLM or SGLang on the chip, DeepSeek's, `flagrelease serve`.
+
+What passes by itself (429, 5xx, a cut connection, a timeout) is waited out; anything else ends the run, and the journal
+keeps what is there. Messages name the status, never the body: a server's complaint may quote the question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from flagrelease.errors import NetworkError, UsageError
+from flagrelease.model.v4.chat import END_THINK
+from flagrelease.records.rules import BenchmarkRules
+from flagrelease.validate.exams.answerer import Ask, Finish, Reply
+from flagrelease.validate.exams.extraction import final_text
+
+if TYPE_CHECKING:
+    import openai
+
+Dialect = Literal["deepseek", "template"]
+_FINISHES = ("stop", "length")
+_LONGEST_BACKOFF = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointAnswerer:
+    """A model behind an address.
+
+    Attributes:
+        url: with the version, for example "http://localhost:8000/v1".
+        dialect: how the mode is asked for. `deepseek`: the fields `thinking` and `reasoning_effort`, as DeepSeek's API
+            and `flagrelease serve`; `template`: `chat_template_kwargs`, as vLLM and SGLang.
+        key_variable: the environment variable with the key. A server on one's own machine needs none.
+        concurrency: requests at once.
+        timeout: seconds without a whole answer after which the connection is given up; answers are not streamed.
+        silence: seconds without any answer after which a line on stderr says what is waited for; and so on.
+        attempts: of one answer. The waits double from one second to a minute, unless the server asks for another.
+        longest_wait: a server that asks for more seconds is given up on.
+    """
+
+    url: str
+    model: str
+    stack: str
+    dialect: Dialect = "deepseek"
+    concurrency: int = 32
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 3600.0
+    attempts: int = 8
+    longest_wait: float = 1800.0
+    silence: float = 60.0
+
+    def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
+        """As `Answerer` says. After an error, or when the caller stops listening, open requests are given up."""
+        client = self._client()
+        loop = asyncio.new_event_loop()
+        waiting = iter(asks)
+        running: dict[asyncio.Task[Reply], _Open] = {}
+        try:
+            while True:
+                for ask in itertools.islice(waiting, self.concurrency - len(running)):
+                    opened = _Open(ask)
+                    running[loop.create_task(self._ask(client, opened, rules))] = opened
+                if not running:
+                    return
+                first = asyncio.wait(running, timeout=self.silence, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = loop.run_until_complete(first)
+                if not done:
+                    self._say_waiting(list(running.values()))
+                for task in sorted(done, key=lambda task: task.exception() is not None):  # answers before an error
+                    yield running.pop(task).ask, task.result()
+        finally:
+            loop.run_until_complete(_give_up(running, client))
+            loop.close()
+
+    def _say_waiting(self, opened: Sequence[_Open]) -> None:
+        oldest = min(opened, key=lambda each: each.since)
+        troubles = sorted({each.trouble for each in opened if each.trouble})
+        said = f"{len(opened)} answers are waited for, the oldest for {time.monotonic() - oldest.since:.0f} s"
+        print(f"{self.url}: {'; '.join([said, *troubles])}", file=sys.stderr, flush=True)
+
+    def _client(self) -> openai.AsyncOpenAI:
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise UsageError(f"an endpoint needs {error.name}: pip install 'flagrelease[eval]'") from error
+        key = os.environ.get(self.key_variable) or "none"
+        return openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.timeout)
+
+    async def _ask(self, client: openai.AsyncOpenAI, opened: _Open, rules: BenchmarkRules) -> Reply:
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return self._read(await self._post(client, opened.ask, rules), rules)
+            except _PassingError as passing:
+                opened.trouble = str(passing)
+                seconds = min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) if passing.seconds is None else passing.seconds
+                if attempt == self.attempts or seconds > self.longest_wait:
+                    tried = f"tried {attempt} times" if attempt == self.attempts else f"asked to wait {seconds:.0f} s"
+                    raise NetworkError(f"{self.url}: {passing}; {tried}; run it again to go on") from None
+            await asyncio.sleep(seconds)
+        raise AssertionError
+
+    async def _post(self, client: openai.AsyncOpenAI, ask: Ask, rules: BenchmarkRules) -> Any:
+        import openai
+
+        try:
+            return await client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": ask.prompt}],
+                temperature=rules.temperature,
+                top_p=rules.top_p,
+                seed=ask.seed,
+                max_tokens=rules.max_tokens,
+                extra_body=switch(rules, self.dialect),
+            )
+        except openai.APIStatusError as error:
+            if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
+                raise _PassingError(f"HTTP {error.status_code}", _seconds_asked(error.response.headers)) from None
+            raise NetworkError(f"{self.url}: HTTP {error.status_code} for model {self.model!r}") from None
+        except openai.APITimeoutError:
+            raise _PassingError(f"no answer within {self.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise _PassingError(f"no connection ({type(error.__cause__).__name__})") from None
+        except (openai.OpenAIError, ValueError) as error:
+            raise NetworkError(f"{self.url}: the reply is not JSON ({type(error).__name__})") from None
+
+    def _read(self, reply: Any, rules: BenchmarkRules) -> Reply:
+        """The client does not check what it parsed; this does."""
+        try:
+            (choice,) = reply.choices
+            message, finish = choice.message, choice.finish_reason
+            content = message.content or ""
+            reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
+            prompt_tokens, tokens = int(reply.usage.prompt_tokens), int(reply.usage.completion_tokens)
+            if prompt_tokens < 1 or tokens < 0:
+                raise ValueError
+            whole: str = reasoning + END_THINK + content if reasoning else "" + content
+        except (AttributeError, TypeError, ValueError):
+            raise NetworkError(
+                f"{self.url}: the reply is not a chat completion with one choice and its usage"
+            ) from None
+        if finish not in _FINISHES:
+            raise NetworkError(f"{self.url}: an answer ended with finish_reason {finish!r}")
+        cut_off = rules.mode != "chat" and finish == "length" and END_THINK not in whole
+        return Reply(
+            text="" if cut_off else final_text(whole, reasons=False),
+            reasoned=bool(reasoning) or END_THINK in content or cut_off,
+            prompt_tokens=prompt_tokens,
+            tokens=tokens,
+            finish=cast(Finish, finish),
+            whole_sha256=hashlib.sha256(whole.encode()).hexdigest(),
+        )
+
+
+def switch(rules: BenchmarkRules, dialect: Dialect) -> dict[str, Any]:
+    """What a request says beyond OpenAI's fields, so that the model answers in the mode of the rules."""
+    thinks = rules.mode != "chat"
+    effort = {"reasoning_effort": "max"} if rules.mode == "max" else {}
+    if dialect == "template":
+        return {"chat_template_kwargs": {"thinking": thinks, **effort}}
+    return {"thinking": {"type": "enabled" if thinks else "disabled"}, **effort}
+
+
+async def _give_up(running: Iterable[asyncio.Task[Reply]], client: openai.AsyncOpenAI) -> None:
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await client.close()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that is under way: `since` when (monotonic seconds), and what it last met that may pass."""
+
+    ask: Ask
+    since: float = field(default_factory=time.monotonic)
+    trouble: str = ""
+
+
+class _PassingError(Exception):
+    """May be gone at the next attempt. `seconds`: how long the server asked to wait."""
+
+    def __init__(self, reason: str, seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+def _seconds_asked(headers: Any) -> float | None:
+    after = headers.get("retry-after", "").strip()
+    return float(after) if after.isdecimal() else None

@@ -1,0 +1,50 @@
+"""Benchmark data from Hugging Face, for those who have no file of their own. GPQA is gated: the hub wants a login."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flagrelease.errors import NetworkError, UsageError
+from flagrelease.records.rules import BenchmarkRules
+
+
+def download(rules: BenchmarkRules, endpoint: str | None = None, cache: Path | None = None) -> tuple[list[Path], str]:
+    """The files that the rules name, and the commit they are of: `read_exam(rules, *download(rules))`.
+
+    Args:
+        endpoint: another hub than HF_ENDPOINT says.
+        cache: another folder than the hub client's own.
+
+    Raises:
+        UsageError: the client is not installed.
+        NetworkError: the hub does not give them; the message says how to get access.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise UsageError(f"downloading needs {error.name}: pip install 'flagrelease[eval]'") from error
+    place = f"datasets/{rules.dataset}@{rules.revision}"
+    paths, commit = [], rules.revision
+    for file in rules.files:
+        try:
+            path = hf_hub_download(
+                rules.dataset, file, repo_type="dataset", revision=commit, endpoint=endpoint, cache_dir=cache
+            )
+        except GatedRepoError:
+            raise NetworkError(
+                f"{place}: access is given by its owners; ask for it on its page and run `hf auth login`, or give a "
+                f"file of your own"
+            ) from None
+        except LocalEntryNotFoundError:
+            raise NetworkError(f"{place}: the hub cannot be reached; give a file of your own") from None
+        except HfHubHTTPError as error:
+            raise NetworkError(f"{place}: {file}: HTTP {error.response.status_code}") from None
+        paths.append(Path(path))
+        commit = _commit(paths[-1], file)  # the further files of the same one
+    return paths, commit
+
+
+def _commit(path: Path, file: str) -> str:
+    """The client lays files out as snapshots/COMMIT/FILE."""
+    return path.parents[len(Path(file).parts) - 1].name

@@ -1,0 +1,196 @@
+"""`Side`: what one model answered to an exam, without the questions; saved by the machine that ran it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flagrelease.durable.files import write_whole
+from flagrelease.errors import UsageError, VerificationError, first_problem
+from flagrelease.records.rules import BenchmarkRules
+from flagrelease.validate.exams.exam import Exam
+
+ENOUGH_ANSWERS = 16  # by chance a sound server does not go wrong in all of them
+LONG_ANSWER = 64  # tokens; shorter answers may well be the same text
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Answer(_Strict):
+    """One answer. `value` is the letter or the integer, None if there was none in the asked form."""
+
+    value: str | None
+    tokens: int = Field(ge=0)
+    finish: Literal["stop", "length"]
+    reasoned: bool
+    whole_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class AnsweredItem(_Strict):
+    """A question by its id, the right answer, and the answers in the order of their repeats."""
+
+    id: str
+    prompt_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    prompt_tokens: int = Field(ge=1)
+    correct: str
+    answers: tuple[Answer, ...] = Field(min_length=1)
+
+
+class Asked(_Strict):
+    """What must be the same on two sides for their answers to be compared."""
+
+    exam_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    kind: str
+    prompt: str
+    mode: str
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+    @classmethod
+    def of(cls, exam: Exam) -> Asked:
+        """As `exam` and its rules have it."""
+        shared = cls.model_fields.keys() - {"exam_sha256"}
+        return cls(exam_sha256=exam.sha256, **exam.rules.model_dump(include=set(shared)))
+
+
+class Side(_Strict):
+    """One model's answers to an exam.
+
+    Attributes:
+        subject: what answered: a release by the SHA-256 of its manifest, or a model behind an endpoint.
+        stack: machine and software.
+        revision: of the data.
+    """
+
+    schema_version: Literal[1] = 1
+    subject: str = Field(min_length=1)
+    stack: str = Field(min_length=1)
+    revision: str
+    asked: Asked
+    items: tuple[AnsweredItem, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Side:
+        if len({len(item.answers) for item in self.items}) != 1:
+            raise ValueError("items have different numbers of answers")
+        if len({item.id for item in self.items}) != len(self.items):
+            raise ValueError("an item appears twice")
+        return self
+
+    @property
+    def repeats(self) -> int:
+        """Answers to each question."""
+        return len(self.items[0].answers)
+
+    def first(self, repeats: int) -> Side:
+        """The side after its first `repeats` answers to each question."""
+        items = tuple(item.model_copy(update={"answers": item.answers[:repeats]}) for item in self.items)
+        return self.model_copy(update={"items": items})
+
+    def scores(self) -> NDArray[np.float64]:
+        """[items, repeats]: 1 where the answer is right, 0 where it is wrong or invalid."""
+        return np.array([[a.value == item.correct for a in item.answers] for item in self.items], dtype=np.float64)
+
+    def tokens(self) -> NDArray[np.int64]:
+        """[items, repeats]: generated tokens."""
+        return np.array([[a.tokens for a in item.answers] for item in self.items], dtype=np.int64)
+
+    def invalid_rate(self) -> float:
+        """Share of answers without the asked form."""
+        return float(np.mean([a.value is None for item in self.items for a in item.answers]))
+
+    def truncated_rate(self) -> float:
+        """Share of answers cut off at the limit of tokens."""
+        return float(np.mean([a.finish == "length" for item in self.items for a in item.answers]))
+
+    def reasoned_rate(self) -> float:
+        """Share of answers with reasoning in front of them."""
+        return float(np.mean([a.reasoned for item in self.items for a in item.answers]))
+
+    def alike_rate(self) -> float:
+        """Share of items whose answers are all one text."""
+        return float(np.mean([len({a.whole_sha256 for a in item.answers}) == 1 for item in self.items]))
+
+    def repeats_are_copies(self) -> bool:
+        """Whether long answers, of which there are some, are the first to their question again, every time.
+
+        No sound server does that at a temperature above 0: its seed is constant, or it answers from a cache.
+        """
+        repeats = [(item.answers[0], again) for item in self.items for again in item.answers[1:]]
+        same = [first.whole_sha256 == again.whole_sha256 for first, again in repeats if again.tokens >= LONG_ANSWER]
+        return len(same) >= ENOUGH_ANSWERS and all(same)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, an item a line; the file is absent or whole."""
+        head = self.model_dump(mode="json", exclude={"items"})
+        items = ",\n".join(json.dumps(item.model_dump(mode="json"), separators=(",", ":")) for item in self.items)
+        write_whole(path, (json.dumps(head)[:-1] + f', "items": [\n{items}\n]}}\n').encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Side:
+        """The side in `path`.
+
+        Raises:
+            UsageError: there is none.
+            VerificationError: it is not one.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no recorded answers") from None
+        except ValidationError as error:
+            raise VerificationError(f"{path}: {first_problem(error)}") from None
+
+
+def refuse_other_rules(side: Side, rules: BenchmarkRules, name: str) -> None:
+    """A side that was asked under other rules is not judged by these.
+
+    Raises:
+        VerificationError: names the rules that differ.
+    """
+    now = rules.model_dump(include=set(Asked.model_fields))
+    if differs := [key for key in Asked.model_fields if key in now and now[key] != getattr(side.asked, key)]:
+        raise VerificationError(f"{rules.title}: the {name} side was asked under another {' and '.join(differs)}")
+
+
+def refuse_other_exam(native: Side, exam: Exam) -> None:
+    """Before anything is asked: would the answers be comparable with the native side's?
+
+    Raises:
+        VerificationError: names what differs.
+    """
+    refuse_other_rules(native, exam.rules, "native")
+    if native.asked != Asked.of(exam):
+        raise VerificationError(
+            f"{exam.rules.title}: the native side sat another exam: its data, options or answers are not those of "
+            f"{exam.rules.dataset} as it is here ({exam.revision})"
+        )
+
+
+def refuse_differences(native: Side, chip: Side, rules: BenchmarkRules) -> None:
+    """Two sides that were asked different things are not compared.
+
+    Raises:
+        VerificationError: names what differs.
+    """
+    refuse_other_rules(native, rules, "native")
+    refuse_other_rules(chip, rules, "chip")
+    if native.asked != chip.asked or len(native.items) != len(chip.items):
+        raise VerificationError(f"{rules.title}: the sides sat different exams: other questions, options or answers")
+    for ours, theirs in zip(native.items, chip.items, strict=True):
+        if (ours.id, ours.prompt_sha256, ours.correct) != (theirs.id, theirs.prompt_sha256, theirs.correct):
+            raise VerificationError(f"{rules.title}: the sides sat different exams: {ours.id!r} is not {theirs.id!r}")
+        if ours.prompt_tokens != theirs.prompt_tokens:
+            raise VerificationError(
+                f"{rules.title}: the prompt of {ours.id!r} has {ours.prompt_tokens} tokens on the native side and "
+                f"{theirs.prompt_tokens} on the chip: another chat format or tokenizer"
+            )

@@ -1,0 +1,64 @@
+"""Who answers on this side, for benchmarks and behaviour alike: the release on the engine, or an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flagrelease.model.v4.chat import encode_messages
+from flagrelease.records.rules import BehaviourRules, BenchmarkRules
+from flagrelease.validate.behaviour.answers import Behaviour
+from flagrelease.validate.behaviour.prompts import prompts_of
+from flagrelease.validate.exams.answerer import Answerer
+from flagrelease.validate.exams.endpoint import EndpointAnswerer
+from flagrelease.validate.exams.engine_answerer import EngineAnswerer
+from flagrelease.validate.exams.exam import Exam, read_exam
+from flagrelease.validate.exams.hub import download
+from flagrelease.validate.stages.port import Port
+from flagrelease.validate.stages.request import Data, Endpoint
+from flagrelease.validate.stages.stage import Watch
+
+
+def open_exam(name: str, rules: BenchmarkRules, data: Data) -> Exam:
+    """From the user's files if there are any, else from the hub.
+
+    Raises:
+        UsageError: a file is missing or malformed.
+        NetworkError: the hub does not give the data.
+    """
+    if name in data:
+        return read_exam(rules, data[name])
+    paths, revision = download(rules)
+    return read_exam(rules, paths, revision)
+
+
+@contextmanager
+def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str) -> Iterator[Answerer]:
+    """The endpoint if there is one, else the port, with room for the longest question and its answer."""
+    if endpoint is not None:
+        stack = f"{endpoint.model} at {endpoint.shown}"
+        yield EndpointAnswerer(
+            endpoint.url, endpoint.model, stack, endpoint.dialect, endpoint.concurrency, timeout=endpoint.timeout
+        )
+        return
+    assert isinstance(port, Port)
+    rules, tokenizer = exam.rules, port.session.tokenizer()
+    prompts = (encode_messages([{"role": "user", "content": item.prompt}], rules.mode) for item in exam.items)
+    longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
+    with port.answering(longest, rules.max_tokens) as scheduler:
+        yield EngineAnswerer(scheduler, port.stack)
+
+
+def ask_behaviour(port: Port, subject: str, rules: BehaviourRules, journal: Path, watch: Watch) -> Behaviour:
+    """All behaviour prompts on the port, into `journal` or on from it."""
+    from flagrelease.validate.behaviour.ask import answer_prompts
+
+    tokenizer = port.session.tokenizer()
+    longest = max(len(tokenizer.encode(prompt.encode(rules.mode))) for prompt in prompts_of(rules))
+
+    def progress(done: int, total: int) -> None:
+        watch("behaviour", done, total, "answers")
+
+    with port.answering(longest, rules.max_tokens) as scheduler:
+        return answer_prompts(scheduler, subject, port.stack, rules, journal, progress)

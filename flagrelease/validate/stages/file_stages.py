@@ -1,0 +1,137 @@
+"""Integrity and weights: the stages that read files and need no device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flagrelease.records.manifest import ElementCounts, Manifest
+from flagrelease.records.report import Stage
+from flagrelease.records.rules import StageName
+from flagrelease.validate.stages.request import ValidationRequest
+from flagrelease.validate.stages.stage import Outcome, Watch
+from flagrelease.verify.integrity import check_files
+from flagrelease.verify.origin import open_source
+from flagrelease.verify.result import Check
+from flagrelease.verify.verify import bytes_to_read, check_weights
+from flagrelease.verify.workers import Workers
+
+_SEED = 0  # of a sample; a validation reads everything
+_DONE = {
+    "copied": "kept bit for bit",
+    "exact": "decoded to BF16 without rounding",
+    "rounded": "decoded to BF16 with rounding",
+    "repacked": "FP4 held exactly as FP8",
+    "lost": "FP4 that FP8 could not hold exactly",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrityStage:
+    """Files against the manifest."""
+
+    request: ValidationRequest
+    manifest: Manifest
+    name: StageName = "integrity"
+
+    def missing(self) -> None:
+        """Nothing ever is."""
+
+    def inputs(self) -> dict[str, str]:
+        """The release is all it reads."""
+        return {}
+
+    def run(self, watch: Watch) -> Outcome:
+        """Hash every file."""
+        total = sum(record.size for record in self.manifest.files)
+        check = check_files(self.request.release, self.manifest, _workers(self.request, watch, self.name, total))
+        count = len(self.manifest.files)
+        stage = Stage(
+            name=self.name,
+            verdict=_verdict([check]),
+            detail=_failures([check]) or f"The folder holds the {count} files of its manifest and nothing else.",
+            proves=() if check.failed else (f"All {count} files have the sizes and the SHA-256 of the manifest.",),
+            leaves_open=("Whether the manifest is right: weights are proved in the next stage.",),
+            figures={"checks": [check.model_dump(mode="json")]},
+        )
+        return Outcome(stage=stage, inputs={})
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsStage:
+    """Tensors against the manifest, and against the source where that is given."""
+
+    request: ValidationRequest
+    manifest: Manifest
+    name: StageName = "weights"
+
+    def missing(self) -> None:
+        """Without a source the manifest's digests are checked."""
+
+    def inputs(self) -> dict[str, str]:
+        """Which source, by its identity."""
+        path = self.request.source
+        return {"source": "none" if path is None else open_source(path).index.identity()}
+
+    def run(self, watch: Watch) -> Outcome:
+        """Every tensor."""
+        source = None if self.request.source is None else open_source(self.request.source)
+        total = bytes_to_read(self.manifest, 1.0) - sum(record.size for record in self.manifest.files)
+        team = _workers(self.request, watch, self.name, total)
+        checks, elements = check_weights(self.request.release, self.manifest, source, 1.0, _SEED, team)
+        verdict = _verdict(checks)
+        stage = Stage(
+            name=self.name,
+            verdict=verdict,
+            detail=_failures(checks) or _detail(self.manifest, elements),
+            proves=_proves(self.manifest, elements) if verdict == "pass" else (),
+            leaves_open=_leaves_open(elements),
+            figures={"checks": [check.model_dump(mode="json") for check in checks]},
+        )
+        return Outcome(stage=stage, inputs=self.inputs())
+
+
+def _workers(request: ValidationRequest, watch: Watch, name: str, total: int) -> Workers:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        watch(name, min(done, total), total, "B")
+
+    return Workers(request.workers, advance)
+
+
+def _verdict(checks: Sequence[Check]) -> Literal["pass", "fail"]:
+    return "fail" if any(check.status == "fail" for check in checks) else "pass"
+
+
+def _failures(checks: Sequence[Check]) -> str:
+    """The checks that failed with their first findings; nothing if none did."""
+    failed = [check for check in checks if check.status == "fail"]
+    return "; ".join(f"{check.name}: {check.findings[0]} ({check.failed:,} in all)" for check in failed)
+
+
+def _detail(manifest: Manifest, elements: ElementCounts | None) -> str:
+    count = f"{len(manifest.tensors):,} tensors"
+    if elements is None:
+        return f"All {count} have the digests of the manifest; the source was not at hand."
+    return f"All {count} are bit for bit what a second decoder makes of the source."
+
+
+def _proves(manifest: Manifest, elements: ElementCounts | None) -> tuple[str, ...]:
+    whole = "Config, index and headers describe one model; every rank has its tensors, and copies are the same bytes."
+    if elements is None:
+        return whole, f"Gathered from its parts, each of {len(manifest.tensors):,} tensors has the manifest's digest."
+    counted = [f"{count:,} {_DONE[kind]}" for kind, count in elements.model_dump().items() if count]
+    return whole, f"Elements of all weights, counted by the second decoder: {', '.join(counted)}."
+
+
+def _leaves_open(elements: ElementCounts | None) -> tuple[str, ...]:
+    if elements is None:
+        return ("Whether the manifest's digests are of the right values: that needs --source.",)
+    lines = ["Whether the source is DeepSeek's, and whether an engine computes with the weights as it should."]
+    if elements.rounded or elements.lost:
+        lines.append(f"{elements.rounded + elements.lost:,} elements are not exactly those of the source.")
+    return tuple(lines)

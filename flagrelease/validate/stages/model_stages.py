@@ -1,0 +1,212 @@
+"""Logits, benchmarks and behaviour: the stages that need the native side, and a device or an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flagrelease.records.report import Benchmark, Stage, Verdict
+from flagrelease.records.rules import BenchmarkRules, StageName
+from flagrelease.validate.behaviour.answers import Behaviour
+from flagrelease.validate.behaviour.stage import behaviour_stage
+from flagrelease.validate.exams.run import examine
+from flagrelease.validate.exams.side import Side
+from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
+from flagrelease.validate.stages.baseline import NO_BASELINE, BaselineFolder, file_sha256, refuse_other_model
+from flagrelease.validate.stages.port import Port
+from flagrelease.validate.stages.request import Endpoint, ValidationRequest
+from flagrelease.validate.stages.stage import Outcome, Watch
+from flagrelease.validate.stages.state import State
+
+if TYPE_CHECKING:
+    from flagrelease.engine.v4.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class StageInputs:
+    """What the three stages have in common.
+
+    Attributes:
+        port: the running release, or why it cannot run.
+        identity: of the source that the release was made of.
+        manifest_sha256: of the release.
+    """
+
+    request: ValidationRequest
+    state: State
+    baseline: BaselineFolder | None
+    port: Port | str
+    identity: str
+    manifest_sha256: str
+
+    @property
+    def subject(self) -> str:
+        """How recorded answers name this release."""
+        return f"manifest {self.manifest_sha256}"
+
+    @property
+    def running(self) -> Port:
+        """The port, of a stage that is not missing it."""
+        assert isinstance(self.port, Port)
+        return self.port
+
+    @property
+    def recorded(self) -> BaselineFolder:
+        """The baseline, of a stage that is not missing it."""
+        assert self.baseline is not None
+        return self.baseline
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsStage:
+    """Distributions on given texts."""
+
+    given: StageInputs
+    name: StageName = "logits"
+
+    def missing(self) -> str | None:
+        """Baseline, its logits, or a device."""
+        if self.given.baseline is None:
+            return NO_BASELINE
+        if not self.given.baseline.logits_record.is_file():
+            return "the baseline has no logits"
+        return self.given.port if isinstance(self.given.port, str) else None
+
+    def inputs(self) -> dict[str, str]:
+        """Which baseline, whether layers are looked at, and who computes."""
+        layers = "yes" if self.given.request.layers else "no"
+        found = {"baseline": file_sha256(self.given.recorded.logits_record), "look at layers": layers}
+        return found | {"operators": self.given.request.operators}
+
+    def run(self, watch: Watch) -> Outcome:
+        """All documents."""
+        stage = self.given.running.logits(lambda model: self.compute(model, watch))
+        seeds = {"logits: bootstrap": self.given.request.rules.logits.seed}
+        return Outcome(stage=stage, inputs=self.inputs(), seeds=seeds)
+
+    def compute(self, model: Model, watch: Watch) -> Stage:
+        """On every rank."""
+        from flagrelease.validate.logits.stage import run_logits
+
+        request = self.given.request
+        return run_logits(
+            model,
+            request.release,
+            self.given.recorded.logits,
+            request.rules.logits,
+            self.given.state.work("logits"),
+            layers=request.layers,
+            progress=lambda done, total: watch("logits", done, total, "tokens"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarksStage:
+    """Questions, on the port or on an endpoint."""
+
+    given: StageInputs
+    name: StageName = "benchmarks"
+
+    def missing(self) -> str | None:
+        """Benchmarks in the rules, native answers, or somebody to answer."""
+        if self.given.baseline is None:
+            return NO_BASELINE
+        if not self.given.request.rules.benchmarks:
+            return "the rules name no benchmark"
+        names = [
+            name for name in self.given.request.rules.benchmarks if not self.given.recorded.answers(name).is_file()
+        ]
+        if names:
+            return f"the baseline has no answers to {', '.join(names)}"
+        if self.given.request.endpoint is None and isinstance(self.given.port, str):
+            return self.given.port
+        return None
+
+    def inputs(self) -> dict[str, str]:
+        """Native answers, data, and who answers."""
+        request, endpoint = self.given.request, self.given.request.endpoint
+        found = {
+            "answerer": f"engine, {request.operators}" if endpoint is None else f"{endpoint.model} at {endpoint.shown}"
+        }
+        for name in request.rules.benchmarks:
+            found[f"baseline of {name}"] = file_sha256(self.given.recorded.answers(name))
+            found[f"data of {name}"] = " ".join(map(file_sha256, request.data.get(name, ()))) or "hub"
+        return found
+
+    def run(self, watch: Watch) -> Outcome:
+        """One after the other, each with as many looks as it needs."""
+        rules = self.given.request.rules.benchmarks
+        benchmarks = tuple(self._examine(name, each, watch) for name, each in rules.items())
+        stage = _benchmarks_stage(benchmarks, self.given.request.endpoint)
+        seeds = {f"benchmark: {name}": each.seed for name, each in rules.items()}
+        return Outcome(stage=stage, inputs=self.inputs(), benchmarks=benchmarks, seeds=seeds)
+
+    def _examine(self, name: str, rules: BenchmarkRules, watch: Watch) -> Benchmark:
+        path = self.given.recorded.answers(name)
+        native = Side.read(path)
+        refuse_other_model(path, native.subject, self.given.identity)
+        exam = open_exam(name, rules, self.given.request.data)
+        work = self.given.state.work("benchmarks")
+        work.mkdir(parents=True, exist_ok=True)
+
+        def progress(done: int, total: int) -> None:
+            watch(f"benchmarks: {rules.title}", done, total, "answers")
+
+        with answering(exam, self.given.request.endpoint, self.given.port) as answerer:
+            benchmark, _ = examine(exam, answerer, self.given.subject, work / f"{name}.jsonl", native, progress)
+        return benchmark
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourStage:
+    """Prompts to the port."""
+
+    given: StageInputs
+    name: StageName = "behaviour"
+
+    def missing(self) -> str | None:
+        """Native answers, or a device."""
+        if self.given.baseline is None:
+            return NO_BASELINE
+        if not self.given.baseline.behaviour.is_file():
+            return "the baseline has no behaviour"
+        return self.given.port if isinstance(self.given.port, str) else None
+
+    def inputs(self) -> dict[str, str]:
+        """The native answers, and who computes."""
+        found = {"baseline": file_sha256(self.given.recorded.behaviour)}
+        return found | {"operators": self.given.request.operators}
+
+    def run(self, watch: Watch) -> Outcome:
+        """All prompts."""
+        path, rules = self.given.recorded.behaviour, self.given.request.rules.behaviour
+        native = Behaviour.read(path)
+        refuse_other_model(path, native.subject, self.given.identity)
+        work = self.given.state.work("behaviour")
+        work.mkdir(parents=True, exist_ok=True)
+        port = ask_behaviour(self.given.running, self.given.subject, rules, work / "answers.jsonl", watch)
+        stage = behaviour_stage(self.given.request.release, port, native)
+        return Outcome(stage=stage, inputs=self.inputs(), seeds={"behaviour": rules.seed})
+
+
+def _benchmarks_stage(benchmarks: Sequence[Benchmark], endpoint: Endpoint | None) -> Stage:
+    by_verdict = {v: [b.task for b in benchmarks if b.verdict == v] for v in ("pass", "fail", "cannot-tell")}
+    verdict: Verdict = "fail" if by_verdict["fail"] else "cannot-tell" if by_verdict["cannot-tell"] else "pass"
+    said = {"pass": "Within the margin", "fail": "Worse by more than the margin", "cannot-tell": "Not decided"}
+    detail = "; ".join(f"{said[v]}: {', '.join(tasks)}" for v, tasks in by_verdict.items() if tasks)
+    leaves_open = ["Tasks of another kind, and other questions than these."]
+    if endpoint is not None:
+        leaves_open.append("That the endpoint served this very release: nothing in its answers shows its weights.")
+    return Stage(
+        name="benchmarks",
+        verdict=verdict,
+        detail=f"{detail}.",
+        proves=tuple(
+            f"{b.task}: the score of this chip is not lower than the native one by more than the margin, tested over "
+            f"{b.n} questions with {b.repeats} answers to each."
+            for b in benchmarks
+            if b.verdict == "pass"
+        ),
+        leaves_open=tuple(leaves_open),
+    )

@@ -1,0 +1,150 @@
+"""`Port`: the release as a running model, loaded once for all stages that need it, on as many ranks as torchrun gives.
+
+Under torchrun every rank runs the same command. The first one leads: it does all stages and orders the others, which
+only hold their part of the model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from flagrelease import __version__
+from flagrelease.chips.table import Chip
+from flagrelease.device import Device, open_device
+from flagrelease.errors import ResourceError, UsageError
+from flagrelease.records.manifest import Dtype
+
+if TYPE_CHECKING:
+    from flagrelease.engine.numerics import NumericsName
+    from flagrelease.engine.serve.scheduler import Scheduler
+    from flagrelease.engine.session import Session
+    from flagrelease.engine.v4.model import Model
+    from flagrelease.records.report import Stage
+
+NUMERICS: dict[Dtype, NumericsName] = {"native": "native", "fp8": "fp8", "bf16": "bf16"}
+LogitsRun = Callable[["Model"], "Stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    rows: int
+    context: int
+
+
+_Order = Literal["logits", "stop"] | _Answer
+
+
+def is_leader() -> bool:
+    """Whether this process does the work: torchrun says it, and a process alone does."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def ranks() -> int:
+    """Processes of the job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def find_device(chip: Chip, wanted: str, *, anywhere: bool) -> Device | str:
+    """The device to run on; or why there is none, in words.
+
+    Args:
+        chip: whose kind of device counts, unless `anywhere`.
+        wanted: `auto` is the chip's kind, or with `anywhere` whatever is there.
+
+    Raises:
+        UsageError: a device of another kind than the chip's is asked for.
+    """
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed (pip install 'flagrelease[engine]')"
+    name = wanted if wanted != "auto" or anywhere else chip.id
+    try:
+        device = open_device(name)
+    except ResourceError as error:
+        return str(error)
+    if not anywhere and device.type != chip.torch_device:
+        raise UsageError(
+            f"--device {wanted}: the rules count only what {chip.id}'s own kind of device ({chip.torch_device}) "
+            "computed; a recipe with `validation.device: any` says otherwise"
+        )
+    return device
+
+
+class Port:
+    """Loads when it is first needed; use it as a context, so that the other ranks end with the first."""
+
+    def __init__(self, release: Path, dtype: Dtype, device: Device, operators: str, rows: int) -> None:
+        """Nothing is loaded yet. `rows`: answers at once."""
+        self._release, self._dtype, self._device = release, dtype, device
+        self._operators, self._rows = operators, rows
+        self._session: Session | None = None
+
+    def __enter__(self) -> Port:
+        """Nothing is left to do."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Let the other ranks go, and leave their job. After an error torchrun ends them."""
+        if error is None and ranks() > 1:
+            if is_leader():
+                self._order("stop")
+            self.session.__exit__(None, None, None)
+
+    @property
+    def session(self) -> Session:
+        """The loaded release, in bfloat16."""
+        if self._session is None:
+            from flagrelease.engine.session import Session
+
+            numerics = NUMERICS[self._dtype]
+            self._session = Session.open(self._release, numerics, "bfloat16", self._device.type, self._operators)
+        return self._session
+
+    @property
+    def stack(self) -> str:
+        """Machine and software, for the reader of the report."""
+        model = self.session.model
+        count = f"{model.groups.mp} x " if model.groups.mp > 1 else ""
+        return (
+            f"{count}{self._device.name}, flagrelease {__version__}, {model.numerics.name} numerics, {model.ops.name}"
+        )
+
+    def logits(self, run: LogitsRun) -> Stage:
+        """Run the logits stage on all ranks."""
+        self._order("logits")
+        return run(self.session.model)
+
+    @contextmanager
+    def answering(self, longest_prompt: int, max_tokens: int) -> Iterator[Scheduler]:
+        """A scheduler whose context holds a prompt and its answer."""
+        from flagrelease.engine.serve.scheduler import Scheduler
+
+        order = _Answer(self._rows, longest_prompt + max_tokens)
+        self._order(order)
+        runner = self.session.runner(order.rows, order.context)
+        try:
+            yield Scheduler(runner, self.session.tokenizer())
+        finally:
+            runner.stop()
+
+    def follow(self, run: LogitsRun | None) -> None:
+        """On the other ranks: do what the first one orders, until it stops. `run`: None if no logits will be."""
+        groups = self.session.model.groups
+        while (order := groups.from_leader(_nothing())) != "stop":
+            if isinstance(order, _Answer):
+                self.session.runner(order.rows, order.context).follow()
+            elif run is not None:
+                run(self.session.model)
+
+    def _order(self, order: _Order) -> None:
+        self.session.model.groups.from_leader(order)
+
+
+def _nothing() -> _Order:
+    """What a rank that does not lead says; the leader's order comes in its place."""
+    return "stop"

@@ -1,0 +1,130 @@
+"""`ValidationRequest`: a validation as it is asked for; and the rules that it follows."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from flagrelease.chips.table import Chip
+from flagrelease.errors import UsageError
+from flagrelease.records.manifest import Manifest
+from flagrelease.records.recipe import Recipe, read_recipe
+from flagrelease.records.rules import BenchmarkRules, StageName, ValidationRules
+from flagrelease.validate.stages.choices import Dialect
+
+Data = dict[str, tuple[Path, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server that answers in place of the bundled engine: address, name of the model, how modes are asked for.
+
+    Attributes:
+        concurrency: requests at once.
+        timeout: seconds that one answer may take.
+    """
+
+    url: str
+    model: str
+    dialect: Dialect = "deepseek"
+    concurrency: int = 32
+    timeout: float = 3600.0
+
+    @property
+    def shown(self) -> str:
+        """The address without user and password."""
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationRequest:
+    """What is to be validated, against what, and how. Nothing after `layers` changes what a verdict rests on.
+
+    Attributes:
+        source: the checkpoint, if it is at hand; `baseline`: what `record` made of it, here or elsewhere.
+        data: files of a benchmark, by its name in the rules; the hub's for those that are not named.
+        until: the last stage that is run.
+        device: where the model runs; `auto`: the chip's own kind.
+        rows: answers at once.
+    """
+
+    release: Path
+    chip: Chip
+    rules: ValidationRules
+    out: Path
+    recipe: Path | None = None
+    source: Path | None = None
+    baseline: Path | None = None
+    data: Data = field(default_factory=dict)
+    endpoint: Endpoint | None = None
+    until: StageName | None = None
+    layers: bool = False
+    device: str = "auto"
+    operators: str = "auto"
+    rows: int = 16
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    def __post_init__(self) -> None:
+        """Refuse data of a benchmark that the rules do not have."""
+        if unknown := sorted(self.data.keys() - self.rules.benchmarks.keys()):
+            known = ", ".join(self.rules.benchmarks) or "none"
+            raise UsageError(f"--data {unknown[0]}: the rules have no such benchmark (they have: {known})")
+
+    @property
+    def command(self) -> str:
+        """The command that makes the report, with the last part of each path: the rest is a fact of one machine."""
+        words = ["flagrelease", "validate", self.release.resolve().name, "--chip", self.chip.id]
+        for option, path in (("--recipe", self.recipe), ("--source", self.source), ("--baseline", self.baseline)):
+            words += [] if path is None else [option, path.resolve().name]
+        for name, paths in sorted(self.data.items()):
+            words += [word for path in paths for word in ("--data", f"{name}={path.name}")]
+        if self.endpoint is not None:
+            words += ["--endpoint", self.endpoint.shown, "--model", self.endpoint.model]
+            words += ["--dialect", self.endpoint.dialect] if self.endpoint.dialect != "deepseek" else []
+        words += [] if self.until is None else ["--until", self.until]
+        words += ["--layers"] if self.layers else []
+        words += [] if self.device == "auto" else ["--device", self.device]
+        words += [] if self.operators == "auto" else ["--operators", self.operators]
+        return shlex.join(words)
+
+
+def default_out(release: Path, chip: Chip) -> Path:
+    """`validation/RELEASE-CHIP` beside the release: publishing looks there."""
+    return release.parent / "validation" / f"{release.name}-{chip.id}"
+
+
+def default_rules() -> ValidationRules:
+    """The published practice, for whom no recipe says otherwise: all stages, GPQA Diamond and AIME."""
+    presets = {"gpqa": "gpqa-diamond", "aime": "aime"}
+    benchmarks = {name: BenchmarkRules.model_validate({"preset": preset}) for name, preset in presets.items()}
+    return ValidationRules(benchmarks=benchmarks)
+
+
+def choose_rules(recipe: Path | None, manifest: Manifest, chip: Chip) -> ValidationRules:
+    """The rules of a recipe that this release was made by, or the default ones.
+
+    Raises:
+        UsageError: the recipe is of another model, does not name the chip, or gives it another release.
+    """
+    if recipe is None:
+        return default_rules()
+    read = read_recipe(recipe)
+    _check_recipe(recipe, read, manifest, chip)
+    return read.validation
+
+
+def _check_recipe(path: Path, recipe: Recipe, manifest: Manifest, chip: Chip) -> None:
+    if manifest.model is not None and recipe.model != manifest.model:
+        raise UsageError(f"{path}: is of {recipe.model!r}, the release of {manifest.model!r}")
+    if chip.id not in recipe.releases:
+        raise UsageError(f"{path}: has no release for {chip.id!r}; it has {', '.join(recipe.releases)}")
+    wanted, target = recipe.releases[chip.id], manifest.target
+    layout = "hf" if target.mp is None else f"mp{target.mp}"
+    if (wanted.dtype, wanted.layout) != (target.dtype, layout):
+        raise UsageError(
+            f"{path}: {chip.id} gets {wanted.dtype} in {wanted.layout}, this release is {target.dtype} in {layout}"
+        )

@@ -1,0 +1,55 @@
+"""What a stage is to the pipeline: whether it can be run, what it rests on, and what comes out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from flagrelease.records.report import Benchmark, Stage
+from flagrelease.records.rules import StageName
+
+
+class Watch(Protocol):
+    """Where work says how far it is."""
+
+    def __call__(self, what: str, done: int, total: int, unit: str) -> None:
+        """`done` of `total` units are done; the unit `B` is bytes."""
+        ...
+
+
+class Outcome(BaseModel):
+    """What is kept of a finished stage.
+
+    Attributes:
+        inputs: what the verdict rests on beside manifest, chip and rules: name to digest or address.
+        seeds: that it used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Stage
+    inputs: dict[str, str]
+    benchmarks: tuple[Benchmark, ...] = ()
+    seeds: dict[str, int] = {}
+
+
+class StageRunner(Protocol):
+    """One of the five."""
+
+    @property
+    def name(self) -> StageName:
+        """Which one."""
+        ...
+
+    def missing(self) -> str | None:
+        """Why it cannot be run, for the reader of the report; None if it can."""
+        ...
+
+    def inputs(self) -> dict[str, str]:
+        """As in `Outcome`."""
+        ...
+
+    def run(self, watch: Watch) -> Outcome:
+        """Run it, or go on with it."""
+        ...

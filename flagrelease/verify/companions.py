@@ -1,0 +1,41 @@
+"""The check `companions`: every other file of the source (tokenizer, licence, encoding/, ...) is in the release.
+
+Compares the source's bytes with the manifest's SHA-256; that the release has what its manifest says is `files`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from flagrelease.records.manifest import MANIFEST_NAME, Manifest
+from flagrelease.shard.index import INDEX_NAME
+from flagrelease.verify.configs import CONFIG, NATIVE_CONFIG
+from flagrelease.verify.origin import Origin
+from flagrelease.verify.result import Check, CheckLog, Finding
+
+_REWRITTEN = {CONFIG, NATIVE_CONFIG, INDEX_NAME, MANIFEST_NAME}
+
+
+def check_companions(manifest: Manifest, source: Origin) -> Check:
+    """Compare every companion of the source with the manifest's record of it."""
+    log = CheckLog("companions")
+    recorded = {record.path: record.sha256 for record in manifest.files}
+    for name in sorted(_companions(source.folder)):
+        raw = (source.folder / name).read_bytes()
+        log.saw(1, len(raw))
+        if name not in recorded:
+            log.add(Finding(file=name, rule="in the source, but not in the release"))
+        elif hashlib.sha256(raw).hexdigest() != recorded[name]:
+            log.add(Finding(file=name, rule="is not the source's file"))
+    return log.close("files of the source that are not weights, index or config; hidden folders are left out")
+
+
+def _companions(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        relative = PurePosixPath(path.relative_to(folder))
+        hidden = any(part.startswith(".") for part in relative.parts[:-1])  # .git, .cache of a download
+        weights = len(relative.parts) == 1 and path.suffix == ".safetensors"
+        if path.is_file() and not hidden and not weights and str(relative) not in _REWRITTEN:
+            yield str(relative)

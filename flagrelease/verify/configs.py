@@ -1,0 +1,134 @@
+"""The check `config`: config.json and inference/config.json say what the weights are, and describe the source's model.
+
+A BF16 folder that still says FP8 loads as garbage, or not at all; no other check would notice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from flagrelease.errors import CheckpointError
+from flagrelease.model.v4.config import ModelConfig, native_arguments, read_config
+from flagrelease.records.manifest import Manifest, TargetRecord
+from flagrelease.strict_json import parse_json
+from flagrelease.verify.origin import Origin
+from flagrelease.verify.result import Check, CheckLog, Finding
+
+CONFIG = "config.json"
+NATIVE_CONFIG = "inference/config.json"
+# What a conversion may change; all other keys are the model's.
+_OF_NUMBERS = {"quantization_config", "expert_dtype", "torch_dtype", "dtype"}
+_NATIVE_OF_NUMBERS = {"dtype", "scale_fmt", "expert_dtype", "scale_dtype"}
+_DETAIL = "config.json and inference/config.json against the target, each other and the source"
+
+
+def check_config(folder: Path, manifest: Manifest, source: Origin | None) -> tuple[ModelConfig | None, Check]:
+    """Check both configs. The config is None if config.json cannot be read as DeepSeek-V4's."""
+    log = CheckLog("config")
+    try:
+        config, document = read_config(folder / CONFIG)
+    except CheckpointError as error:
+        log.add(Finding(file=CONFIG, rule=str(error)))
+        return None, log.close(_DETAIL)
+    log.saw(1)
+    quantised = any(name.endswith((".scale", ".weight_scale_inv")) for name in manifest.source.tensors)
+    if quantised and manifest.target.dtype != "bf16":
+        _check_quantised(manifest.target, config, log)
+    else:
+        _check_plain(document, log)
+    _check_native(folder / NATIVE_CONFIG, config, source, log)
+    if source is not None:
+        _compare_source(document, manifest, source, log)
+        _compare_experts(config, source.config, manifest.target, log)
+    return config, log.close(_DETAIL)
+
+
+def _check_plain(document: dict[str, Any], log: CheckLog) -> None:
+    for key in ("quantization_config", "expert_dtype"):
+        if key in document:
+            log.add(Finding(file=CONFIG, rule=f"has {key}, but no weight is quantised"))
+    said = [document[key] for key in ("dtype", "torch_dtype") if key in document]
+    if not said or set(said) != {"bfloat16"}:
+        log.add(Finding(file=CONFIG, rule=f"dtype and torch_dtype say {said}, the weights are bfloat16"))
+
+
+def _check_quantised(target: TargetRecord, config: ModelConfig, log: CheckLog) -> None:
+    if config.quantization_config is None:
+        log.add(Finding(file=CONFIG, rule="has no quantization_config, but weights are FP8"))
+    experts = config.declared_expert_dtype
+    if experts is None or (target.dtype == "fp8" and experts != "fp8"):
+        log.add(Finding(file=CONFIG, rule=f"expert_dtype is {experts!r} in a release of {target.dtype}"))
+
+
+def _check_native(path: Path, config: ModelConfig, source: Origin | None, log: CheckLog) -> None:
+    try:
+        native = _read_object(path)
+    except CheckpointError as error:
+        log.add(Finding(file=NATIVE_CONFIG, rule=str(error)))
+        return
+    log.saw(1)
+    wanted = native_arguments(config) | _native_numbers(config, "expert_dtype" in native)
+    # a null and a missing key are the same to DeepSeek's dataclass only where the default is None
+    found = {key: value for key, value in native.items() if value is not None or key not in _NATIVE_OF_NUMBERS}
+    _compare(NATIVE_CONFIG, found, wanted, "config.json makes it", log)
+    theirs = None if source is None else source.folder / NATIVE_CONFIG
+    if theirs is not None and theirs.is_file():
+        _compare(NATIVE_CONFIG, _model_part(found), _model_part(_read_object(theirs)), "the source's file says", log)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        document = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: a JSON object is expected, not {type(document).__name__}")
+    return document
+
+
+def _native_numbers(config: ModelConfig, names_experts: bool) -> dict[str, Any]:
+    if config.quantization_config is None:
+        return {"dtype": "bf16"}
+    numbers: dict[str, Any] = {"dtype": "fp8"}
+    # DeepSeek's ModelArgs knows expert_dtype "fp4"; without it experts have `dtype`, so FP8 experts need no mention
+    if config.declared_expert_dtype == "fp4" or names_experts:
+        numbers["expert_dtype"] = config.declared_expert_dtype
+    if config.quantization_config.scale_fmt is not None:
+        numbers["scale_fmt"] = config.quantization_config.scale_fmt
+    return numbers
+
+
+def _model_part(native: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in native.items() if key not in _NATIVE_OF_NUMBERS}
+
+
+def _compare_source(document: dict[str, Any], manifest: Manifest, source: Origin, log: CheckLog) -> None:
+    digest = hashlib.sha256((source.folder / CONFIG).read_bytes()).hexdigest()
+    if digest != manifest.source.config_sha256:
+        log.add(Finding(file=CONFIG, rule=f"the source's has SHA-256 {digest}, not the one recorded"))
+    mine, theirs = (
+        {key: value for key, value in doc.items() if key not in _OF_NUMBERS} for doc in (document, source.document)
+    )
+    _compare(CONFIG, mine, theirs, "the source says", log)
+    blocks = [doc.get("quantization_config") or {} for doc in (document, source.document)]
+    if all(blocks):
+        mine, theirs = ({key: value for key, value in block.items() if key != "expert_dtype"} for block in blocks)
+        _compare(CONFIG, mine, theirs, "the source's quantization_config says", log)
+
+
+def _compare_experts(config: ModelConfig, source: ModelConfig, target: TargetRecord, log: CheckLog) -> None:
+    experts, theirs = config.declared_expert_dtype, source.declared_expert_dtype
+    if target.dtype == "native" and theirs is not None and experts != theirs:  # the first upload of Flash does not say
+        log.add(Finding(file=CONFIG, rule=f"expert_dtype is {experts!r}, the source says {theirs!r}"))
+
+
+def _compare(file: str, found: dict[str, Any], wanted: dict[str, Any], who: str, log: CheckLog) -> None:
+    for key in sorted(found.keys() | wanted.keys()):
+        if key not in found:
+            log.add(Finding(file=file, rule=f"{key} is missing, {who} {wanted[key]!r}"))
+        elif key not in wanted:
+            log.add(Finding(file=file, rule=f"{key} is {found[key]!r}, {who} absent"))
+        elif found[key] != wanted[key]:
+            log.add(Finding(file=file, rule=f"{key} is {found[key]!r}, {who} {wanted[key]!r}"))

@@ -1,0 +1,118 @@
+"""Which tensors a release must hold, from its config, its target and the names its source had.
+
+Names and logical shapes are the model's (`flagrelease.model.v4.inventory`); what becomes of each is decided here,
+from the meaning of the targets, and not taken from the converter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from flagrelease.errors import VerificationError
+from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
+from flagrelease.records.manifest import Manifest, TargetRecord
+from flagrelease.verify.decoder import FP4_GROUP
+
+_PLAIN = {Storage.BF16: "BF16", Storage.F32: "F32", Storage.I64: "I64", Storage.LINEAR: "BF16", Storage.EXPERT: "BF16"}
+_QUANTISED = {Storage.LINEAR, Storage.EXPERT}
+_SCALE_SUFFIXES = (".scale", ".weight_scale_inv")
+_ANY_SCALE = ("F8_E8M0", "F32", "BF16", "F16")
+
+
+class Fate(Enum):
+    """What happens to a weight on its way from source to release."""
+
+    COPY = "same bytes"
+    DECODE = "decoded to BF16"
+    REPACK = "FP4 held as FP8"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A tensor as a header must show it: its name, the dtypes allowed and the logical shape."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedWeight:
+    """One tensor of the inventory as the release must hold it. `source_scale`: name of its scale in the source."""
+
+    spec: TensorSpec
+    source_scale: str | None
+    weight: Form
+    scale: Form | None
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The tensors that the release holds for this weight."""
+        return (self.weight,) if self.scale is None else (self.weight, self.scale)
+
+    def fate(self, source_dtype: str) -> Fate:
+        """What must have happened to a weight that the source stores as `source_dtype`."""
+        if self.source_scale is None:
+            return Fate.COPY
+        if self.weight.dtypes == ("BF16",):
+            return Fate.DECODE
+        return Fate.REPACK if source_dtype == "I8" and self.weight.dtypes == ("F8_E4M3",) else Fate.COPY
+
+    def surely_copied(self, target: TargetRecord) -> bool:
+        """Whether the bytes are the source's, as far as that is known without the source's dtypes."""
+        maybe_repacked = target.dtype == "fp8" and self.spec.storage is Storage.EXPERT
+        return self.source_scale is None or (self.weight.dtypes != ("BF16",) and not maybe_repacked)
+
+
+def expected_weights(manifest: Manifest, config: ModelConfig) -> list[ExpectedWeight]:
+    """The weights of a release in inventory order.
+
+    Raises:
+        VerificationError: the manifest's list of source tensors is not that of this model, or the config does not
+            say how quantised weights are stored.
+    """
+    specs = inventory(config)
+    scales = _source_scales(specs, set(manifest.source.tensors))
+    described = config.block_size is not None and config.declared_expert_dtype is not None
+    if scales and manifest.target.dtype != "bf16" and not described:
+        raise VerificationError("config.json does not say how the weights are quantised, so no tensor can be told")
+    return [_expect(spec, scales.get(name), manifest.target, config) for name, spec in specs.items()]
+
+
+def _source_scales(specs: dict[str, TensorSpec], stored: set[str]) -> dict[str, str]:
+    scales: dict[str, str] = {}
+    for name, spec in specs.items():
+        stem = name.removesuffix(".weight")
+        found = [stem + suffix for suffix in _SCALE_SUFFIXES if stem + suffix in stored]
+        if len(found) > 1:
+            raise VerificationError(f"manifest.json: tensor {name!r}: the source has two scales, {' and '.join(found)}")
+        if found and spec.storage in _QUANTISED:
+            scales[name] = found[0]
+    wanted = specs.keys() | scales.values()
+    problems = [f"tensor {name!r}: missing" for name in sorted(wanted - stored)]
+    problems += [f"tensor {name!r}: not of this model" for name in sorted(stored - wanted)]
+    if problems:
+        raise VerificationError(f"manifest.json: source.tensors: {problems[0]} ({len(problems)} such)")
+    return scales
+
+
+def _expect(spec: TensorSpec, source_scale: str | None, target: TargetRecord, config: ModelConfig) -> ExpectedWeight:
+    # DeepSeek's inference code multiplies by wo_a without a scale, so its checkpoints hold wo_a decoded
+    decoded = target.dtype == "bf16" or (target.layout == "mp" and spec.name.endswith(".attn.wo_a.weight"))
+    if source_scale is None or decoded or config.block_size is None:
+        return ExpectedWeight(spec, source_scale, Form(spec.name, (_PLAIN[spec.storage],), spec.shape), None)
+    scale = spec.name.removesuffix(".weight") + ".scale" if target.layout == "mp" else source_scale
+    rows, columns = spec.shape
+    fp4 = spec.storage is Storage.EXPERT and target.dtype == "native" and config.declared_expert_dtype == "fp4"
+    if fp4:
+        packed = Form(spec.name, ("F4",), spec.shape)
+        if target.layout == "hf":
+            packed = Form(spec.name, ("I8",), (rows, columns // 2))
+        return ExpectedWeight(spec, source_scale, packed, Form(scale, ("F8_E8M0",), (rows, columns // FP4_GROUP)))
+    height, width = config.block_size
+    blocks = (-(-rows // height), -(-columns // width))
+    return ExpectedWeight(
+        spec, source_scale, Form(spec.name, ("F8_E4M3",), spec.shape), Form(scale, _ANY_SCALE, blocks)
+    )

@@ -1,0 +1,115 @@
+"""`gather_equal`: two releases of one source in different layouts hold the same tensors.
+
+By the manifests alone this compares digests. With `read_bytes` both are gathered and compared, which also ties `wo_a`
+of quantised releases: an mp layout holds it decoded to BF16 and hf does not, so their digests cannot be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flagrelease.errors import VerificationError
+from flagrelease.records.manifest import Manifest, read_manifest
+from flagrelease.verify.configs import check_config
+from flagrelease.verify.expectations import Copied, Decoded, Expectation, HashedTensor
+from flagrelease.verify.expected import ExpectedWeight
+from flagrelease.verify.gather import GatheredTensor
+from flagrelease.verify.result import Check, CheckLog, Finding
+from flagrelease.verify.structure import StoredRelease, check_structure
+from flagrelease.verify.workers import Workers
+
+
+def gather_equal(
+    first: Path,
+    second: Path,
+    read_bytes: bool = False,
+    progress: Callable[[int], None] | None = None,
+    workers: int = 1,
+) -> Check:
+    """Compare two releases of one source and dtype tensor by tensor.
+
+    Raises:
+        VerificationError: one of them is no release, or (with `read_bytes`) its structure does not hold.
+    """
+    log = CheckLog("gather")
+    ours, theirs = read_manifest(first), read_manifest(second)
+    _compare_origins(ours, theirs, log)
+    if log.failed:
+        return log.close("both manifests must name one source and one dtype")
+    untied = _compare_digests(ours, theirs, log)
+    if not read_bytes:
+        return log.close(f"digests in both manifests; {untied} wo_a are stored differently, so only bytes can tie them")
+    team, left, right = Workers(workers, progress), open_release(first), open_release(second)
+    pairs = list(zip(left.weights, right.weights, strict=True))
+    team.each(lambda pair: _compare_weight(left, right, pair[0], pair[1], team, log), pairs)
+    return log.close("digests in both manifests, and the bytes gathered from both")
+
+
+def open_release(folder: Path) -> StoredRelease:
+    """A release whose config and structure hold.
+
+    Raises:
+        VerificationError: they do not; the message is the first finding.
+    """
+    manifest = read_manifest(folder)
+    config, check = check_config(folder, manifest, None)
+    if check.status == "pass":
+        release, check = check_structure(folder, manifest, config)
+        if release is not None:
+            return release
+    raise VerificationError(f"{folder}: {check.name}: {check.findings[0]}")
+
+
+def _compare_origins(ours: Manifest, theirs: Manifest, log: CheckLog) -> None:
+    if ours.source.identity != theirs.source.identity or ours.source.tensors != theirs.source.tensors:
+        log.add(Finding(rule="the manifests name different sources"))
+    if ours.target.dtype != theirs.target.dtype:
+        log.add(Finding(rule=f"one release is {ours.target.dtype}, the other {theirs.target.dtype}"))
+
+
+def _compare_digests(ours: Manifest, theirs: Manifest, log: CheckLog) -> int:
+    """Compare what both store alike; returns how many wo_a they do not."""
+    mine, others = (
+        {name.replace(".weight_scale_inv", ".scale"): record for name, record in manifest.tensors.items()}
+        for manifest in (ours, theirs)
+    )
+    # an hf release keeps wo_a.scale, an mp release has decoded it away
+    decoded = {name.removesuffix(".scale") for name in mine.keys() ^ others.keys() if name.endswith(".wo_a.scale")}
+    apart = {stem + suffix for stem in decoded for suffix in (".weight", ".scale")}
+    for name in sorted((mine.keys() | others.keys()) - apart):
+        log.saw(1)
+        if name not in mine or name not in others:
+            log.add(Finding(tensor=name, rule="is in only one of the two manifests"))
+        elif mine[name].blake3 != others[name].blake3:
+            log.add(Finding(tensor=name, rule="has different digests in the two manifests"))
+    return len(decoded)
+
+
+def _compare_weight(
+    left: StoredRelease,
+    right: StoredRelease,
+    mine: ExpectedWeight,
+    other: ExpectedWeight,
+    workers: Workers,
+    log: CheckLog,
+) -> None:
+    if len(mine.forms) < len(other.forms):
+        left, right, mine, other = right, left, other, mine
+    pairs: list[tuple[GatheredTensor, Expectation]]
+    tensors = [HashedTensor(left.tensors[form.name]) for form in mine.forms]
+    if len(mine.forms) > len(other.forms) and left.config.block_size is not None:
+        pairs = [(right.tensors[other.weight.name], Decoded(tensors[0], tensors[1], left.config.block_size))]
+    else:
+        pairs = [(right.tensors[form.name], Copied(t)) for form, t in zip(other.forms, tensors, strict=True)]
+    for tensor, expectation in pairs:
+        log.saw(1, tensor.nbytes)
+        for start, stop in tensor.chunks(expectation.row_multiple):
+            found, wanted = tensor.read(start, stop), expectation.rows(start, stop)
+            workers.advance(found.nbytes)
+            if not np.array_equal(found.view(wanted.dtype), wanted):
+                rule = f"differs between the releases, first in rows {start} to {stop}"
+                log.add(Finding(tensor=tensor.name, row=start, column=0, rule=rule))
+                break

@@ -1,0 +1,141 @@
+"""`verify_release`: the independent proof of a converted release.
+
+It shares no code with `flagrelease.convert`: the decoder, the rules of splitting and the list of expected tensors are
+written a second time, so that an error in one of the two shows as a disagreement. See docs/verify.md for what each
+check proves and what it does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, Manifest, read_manifest
+from flagrelease.verify.companions import check_companions
+from flagrelease.verify.configs import check_config
+from flagrelease.verify.expected import ExpectedWeight
+from flagrelease.verify.integrity import check_files
+from flagrelease.verify.origin import Origin, open_source
+from flagrelease.verify.replicas import check_replicas
+from flagrelease.verify.result import Check, CheckLog, Finding, VerifyReport
+from flagrelease.verify.structure import StoredRelease, check_structure
+from flagrelease.verify.weights import WeightChecks, check_recorded_copies
+from flagrelease.verify.workers import Workers
+
+NO_SOURCE = "no source was given"
+NO_STRUCTURE = "the structure does not hold, so bytes cannot be placed"
+
+
+def verify_release(
+    release: Path,
+    source: Path | None = None,
+    sample: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+    workers: int = 1,
+) -> VerifyReport:
+    """Check a release folder, and its weights against their source if that is given.
+
+    Args:
+        release: folder with `manifest.json`.
+        source: the checkpoint it was converted from.
+        sample: share of the weights, in (0, 1], whose data `tensors` and `source` read; a scale goes with its weight.
+            All other checks are always complete.
+        seed: chooses the weights of a sample.
+        progress: is told bytes of the release as they are read, from worker threads, one call at a time. Their sum
+            is about `bytes_to_read`.
+        workers: threads. They never change the report.
+
+    Raises:
+        UsageError: `sample` or `workers` is out of range.
+        VerificationError: there is no release to check: no folder, no manifest, a file that cannot be read.
+        CheckpointError: the source is not a sound checkpoint.
+    """
+    if not 0 < sample <= 1 or workers < 1:
+        raise UsageError(f"sample {sample} must be above 0 and at most 1, and workers {workers} at least 1")
+    if not release.is_dir():
+        raise VerificationError(f"{release}: no such folder")
+    manifest = read_manifest(release)
+    origin = None if source is None else open_source(source)
+    team = Workers(workers, progress)
+    files = check_files(release, manifest, team)
+    others, elements = check_weights(release, manifest, origin, sample, seed, team)
+    return VerifyReport(
+        manifest_sha256=hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest(),
+        model=manifest.model,
+        target=manifest.target,
+        sample=sample,
+        seed=seed,
+        elements=elements,
+        checks=(files, *others),
+    )
+
+
+def check_weights(
+    release: Path, manifest: Manifest, source: Origin | None, sample: float, seed: int, workers: Workers
+) -> tuple[list[Check], ElementCounts | None]:
+    """All checks but `files`, as `verify_release` makes them; the elements are None where there is no source."""
+    config, config_check = check_config(release, manifest, source)
+    structure, structure_check = check_structure(release, manifest, config)
+    data, elements = _check_data(structure, source, sample, seed, workers)
+    companions = CheckLog("companions").not_run(NO_SOURCE) if source is None else check_companions(manifest, source)
+    return [config_check, structure_check, *data, companions], elements
+
+
+def bytes_to_read(manifest: Manifest, sample: float) -> int:
+    """About how many bytes `progress` will be told in all (headers of files count as if they were tensors)."""
+    stored = sum(record.size for record in manifest.files if record.path.endswith(".safetensors"))
+    return sum(record.size for record in manifest.files) + int(stored * sample)
+
+
+def _check_data(
+    release: StoredRelease | None, source: Origin | None, sample: float, seed: int, workers: Workers
+) -> tuple[list[Check], ElementCounts | None]:
+    if release is None:
+        return [CheckLog(name).not_run(NO_STRUCTURE) for name in ("replicas", "tensors", "source")], None
+    replicas = check_replicas(release, workers)
+    weights = sampled(release.weights, sample, seed)
+    share = f"{len(weights)} of {len(release.weights)} weights" + ("" if sample == 1 else f" (seed {seed})")
+    comparable = source is not None and source.index.identity() == release.manifest.source.identity
+    run = WeightChecks(release, source if comparable else None, workers)
+    check_recorded_copies(release, run.tensors)
+    run.run(weights)
+    checks = [replicas, run.tensors.close(f"gathered digests against the manifest: {share}")]
+    if source is None:
+        return [*checks, run.source.not_run(NO_SOURCE)], None
+    if not comparable:
+        run.source.add(
+            Finding(rule=f"{source.folder} is not the checkpoint that the manifest records: {_which(release, source)}")
+        )
+        return [*checks, run.source.close("headers of the source against the manifest; no data read")], None
+    if sample == 1:
+        _compare_counts(run.elements, release.manifest.elements, run.source)
+    return [*checks, run.source.close(f"the source through the second decoder: {share}")], run.elements
+
+
+def sampled(weights: Sequence[ExpectedWeight], share: float, seed: int) -> list[ExpectedWeight]:
+    """`share` of the weights, rounded up, chosen by a hash of seed and name and so the same everywhere."""
+
+    def rank(weight: ExpectedWeight) -> bytes:
+        return hashlib.sha256(f"{seed}\n{weight.spec.name}".encode()).digest()
+
+    return sorted(weights, key=rank)[: math.ceil(share * len(weights))]
+
+
+def _which(release: StoredRelease, source: Origin) -> str:
+    recorded = {record.path: (record.size, record.header_sha256) for record in release.manifest.source.files}
+    found = {h.file.name: (h.file_size, hashlib.sha256(h.raw).hexdigest()) for h in source.index.headers}
+    names = sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
+    return f"{len(names)} files differ in name, size or header" + (f", the first is {names[0]}" if names else "")
+
+
+def _compare_counts(counted: ElementCounts, recorded: ElementCounts, log: CheckLog) -> None:
+    for kind, count in counted.model_dump().items():
+        claimed = recorded.model_dump()[kind]
+        if claimed != count:
+            log.add(
+                Finding(file=MANIFEST_NAME, rule=f"elements.{kind} is {claimed}, the second decoder counts {count}")
+            )

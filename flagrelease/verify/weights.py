@@ -1,0 +1,155 @@
+"""The checks `tensors` and `source`: the bytes of every weight, gathered from its parts, in one streaming pass.
+
+`tensors` compares digests with the manifest: it proves that the parts make up the tensors the converter recorded.
+`source` compares with what the second decoder makes of the source: it proves that those tensors are the model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from blake3 import blake3
+
+from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts
+from flagrelease.shard.header import DTYPE_BITS
+from flagrelease.verify.expectations import Expectation
+from flagrelease.verify.expected import ExpectedWeight, Fate
+from flagrelease.verify.gather import Bytes, GatheredTensor
+from flagrelease.verify.origin import Origin
+from flagrelease.verify.proof import WeightProof, prepare
+from flagrelease.verify.result import CheckLog, Finding
+from flagrelease.verify.structure import StoredRelease
+from flagrelease.verify.workers import Workers
+
+_RULES = {
+    Fate.COPY: "is not the source's bytes",
+    Fate.DECODE: "is not code times scale of the source, rounded once to BF16",
+    Fate.REPACK: "is not the FP8 of the source's FP4 (tile scale: the largest / 2^6; code: the nearest)",
+}
+
+
+@dataclass(slots=True)
+class _Differences:
+    """Bytes of one tensor that differ from what they must be, and the place of the first."""
+
+    count: int = 0
+    row: int = 0
+    byte: int = 0
+    found: Bytes | None = None
+    wanted: Bytes | None = None
+
+    def compare(self, start: int, found: Bytes, wanted: Bytes) -> None:
+        """Add the differences of rows from `start` on."""
+        places = np.argwhere(found != wanted)
+        if self.count == 0:
+            row, self.byte = (int(i) for i in places[0])
+            self.row, self.found, self.wanted = start + row, found[row], wanted[row]
+        self.count += len(places)
+
+
+class WeightChecks:
+    """Both checks; `run` fills the logs and counts elements."""
+
+    def __init__(self, release: StoredRelease, source: Origin | None, workers: Workers) -> None:
+        """Nothing is read yet. Without a source only `tensors` is checked."""
+        self._release = release
+        self._source = source
+        self._workers = workers
+        self._lock = threading.Lock()
+        self.tensors = CheckLog("tensors")
+        self.source = CheckLog("source")
+        self.elements = ElementCounts()
+
+    def run(self, weights: Sequence[ExpectedWeight]) -> None:
+        """Read and check `weights`.
+
+        Raises:
+            CheckpointError: the source breaks a rule of its format.
+            VerificationError: a file cannot be read.
+        """
+        self._workers.each(self._check, weights)
+
+    def _check(self, weight: ExpectedWeight) -> None:
+        tensors = [self._release.tensors[form.name] for form in weight.forms]
+        proof = None if self._source is None else prepare(weight, self._source)
+        misfit = None if proof is None else proof.misfit(tensors)
+        if misfit is not None:
+            self.source.add(Finding(tensor=weight.spec.name, rule=misfit))
+        if proof is None or misfit is not None:
+            for tensor in tensors:
+                self._stream(tensor, None, Fate.COPY)
+            return
+        for tensor, expectation in zip(tensors, proof.expectations, strict=True):
+            self._stream(tensor, expectation, proof.fate)
+        self._conclude(proof)
+
+    def _stream(self, tensor: GatheredTensor, expectation: Expectation | None, fate: Fate) -> None:
+        """Read a release tensor once, for its digest and against its expectation."""
+        digest, differences = blake3(), _Differences()
+        for start, stop in tensor.chunks(1 if expectation is None else expectation.row_multiple):
+            found = tensor.read(start, stop)
+            digest.update(found)
+            if expectation is not None:
+                wanted = expectation.rows(start, stop)
+                if not np.array_equal(found.view(wanted.dtype), wanted):
+                    differences.compare(start, found, np.ascontiguousarray(wanted).view(np.uint8))
+            self._workers.advance(found.nbytes)
+        self.tensors.saw(1, tensor.nbytes)
+        if digest.hexdigest() != self._release.manifest.tensors[tensor.name].blake3:
+            files = {self._release.path_of(copies[0].file) for copies in tensor.boxes.values()}
+            rule = "its digest is not the manifest's"
+            self.tensors.add(Finding(tensor=tensor.name, file=" + ".join(sorted(files)), rule=rule))
+        if differences.found is not None and differences.wanted is not None:
+            self.source.add(self._describe(tensor, differences, differences.found, differences.wanted, _RULES[fate]))
+
+    def _describe(self, tensor: GatheredTensor, at: _Differences, found: Bytes, wanted: Bytes, rule: str) -> Finding:
+        bits = DTYPE_BITS[tensor.dtype]
+        first = at.byte - at.byte % max(1, bits // 8)
+        element = slice(first, first + max(1, bits // 8))
+        file, offset = tensor.locate(at.row, first)
+        # elements are little-endian in files, and read by people from the highest byte
+        shown = f"is 0x{found[element][::-1].tobytes().hex()}, must be 0x{wanted[element][::-1].tobytes().hex()}"
+        return Finding(
+            tensor=tensor.name,
+            file=self._release.path_of(file),
+            row=at.row,
+            column=first * 8 // bits,
+            offset=offset,
+            rule=f"{rule}: {shown}; {at.count} of {tensor.nbytes} bytes differ",
+        )
+
+    def _conclude(self, proof: WeightProof) -> None:
+        """What can be said after the last row: digests of the source, its faults, elements lost."""
+        manifest, name = self._release.manifest, proof.weight.spec.name
+        for tensor, digest in ((hashed.tensor, hashed.digest()) for hashed in proof.sources):
+            self.source.saw(1, tensor.nbytes)
+            if digest != manifest.source.tensors[tensor.name]:
+                self.source.add(Finding(tensor=tensor.name, rule="the source's digest is not the one recorded"))
+        for fault in (fault for expectation in proof.expectations for fault in expectation.faults()):
+            self.source.add(Finding(tensor=name, rule=fault))
+        counts = proof.elements()
+        inexact, recorded = counts.rounded + counts.lost, manifest.inexact.get(name, 0)
+        if inexact != recorded:
+            rule = f"inexact is {recorded}, the second decoder counts {inexact}"
+            self.source.add(Finding(tensor=name, file=MANIFEST_NAME, rule=rule))
+        if counts.lost and manifest.options.get("lossy_repack") != "allow":
+            rule = f"FP8 cannot hold {counts.lost} elements exactly, and options.lossy_repack is not 'allow'"
+            self.source.add(Finding(tensor=name, rule=rule))
+        with self._lock:
+            self.elements += counts
+
+
+def check_recorded_copies(release: StoredRelease, log: CheckLog) -> None:
+    """A tensor that is copied has the same digest in the manifest as its source: seen without reading either."""
+    manifest = release.manifest
+    for weight in release.weights:
+        if weight.surely_copied(manifest.target):
+            # a weight without a source scale has one form, one with a scale two
+            for form, name in zip(weight.forms, (weight.spec.name, weight.source_scale), strict=False):
+                if name is not None and manifest.tensors[form.name].blake3 != manifest.source.tensors[name]:
+                    log.add(
+                        Finding(tensor=form.name, rule="recorded with another digest than its source's, yet copied")
+                    )

@@ -1,0 +1,353 @@
+"""`flagrelease run`: stages of several chips, what they share, going on, and what one chip cannot have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flagrelease import cli
+from flagrelease.chips.table import get_chip
+from flagrelease.cli import main
+from flagrelease.errors import NetworkError
+from flagrelease.publish.records import default_report
+from flagrelease.run import publication, validation
+from flagrelease.validate.stages import file_stages
+from flagrelease.validate.stages.request import default_out
+
+CHIPS = {"ascend": ("bf16", "hf"), "mthreads": ("fp8", "hf"), "nvidia": ("fp8", "hf")}
+
+
+SOURCE = Path(__file__).parents[2] / "examples" / "tiny" / "flagrelease-tiny-v4"
+
+
+def write_recipe(folder: Path, **validation: Any) -> Path:
+    """Files and weights are all that a pass needs here, so no model is run."""
+    document = {
+        "schema_version": 1,
+        "model": "small-v4",
+        "source": {"repo": "someone/small-v4", "revision": "r1", "license": "MIT", "path": str(SOURCE)},
+        "releases": {chip: {"dtype": dtype, "layout": layout} for chip, (dtype, layout) in CHIPS.items()},
+        "validation": {"stages": ["integrity", "weights"]} | validation,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+Run = Callable[..., dict[str, dict[str, str]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the recipe; returns chip -> stage -> status, and keeps the details in `details`."""
+    recipe = write_recipe(tmp_path)
+
+    def call(*words: str | Path, code: int = 0) -> dict[str, dict[str, str]]:
+        capsys.readouterr()
+        assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--json", *map(str, words)]) == code
+        chips = json.loads(capsys.readouterr().out)["chips"]
+        call.details = {  # type: ignore[attr-defined]
+            chip["chip"]: {stage: step["detail"] for stage, step in chip["steps"].items()} for chip in chips
+        }
+        return {chip["chip"]: {stage: step["status"] for stage, step in chip["steps"].items()} for chip in chips}
+
+    return call
+
+
+def snapshot(folder: Path) -> dict[str, int | bytes]:
+    """When each file was written; of the record that a validation opens with, what it says."""
+    return {
+        str(path): path.read_bytes() if path.name == "validation.json" else path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def proved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Releases whose weights were read against the source."""
+    seen: list[str] = []
+    original = file_stages.check_weights
+
+    def watch(release: Path, *arguments: Any) -> Any:
+        seen.append(release.name)
+        return original(release, *arguments)
+
+    monkeypatch.setattr(file_stages, "check_weights", watch)
+    return seen
+
+
+def test_the_whole_way_into_a_folder(run: Run, tmp_path: Path, proved: list[str]) -> None:
+    mirror = tmp_path / "mirror"
+    every = {"convert": "done", "verify": "done", "validate": "done"}
+    assert run("--publish", mirror) == {chip: every | {"publish": "planned"} for chip in CHIPS}
+    assert not mirror.exists()
+    assert run("--publish", mirror, "--yes") == {chip: every | {"publish": "done"} for chip in CHIPS}
+    names = {f"small-v4-{chip}-FlagOS" for chip in CHIPS}
+    assert {path.name for path in mirror.iterdir()} == names
+    assert main(["verify", str(mirror / "small-v4-mthreads-FlagOS"), "--source", str(SOURCE)]) == 0
+    for name in names:
+        assert json.loads((mirror / name / "report.json").read_bytes())["chip"] in name
+    # Two chips get the same release: it is proved once, and both reports say what was shown.
+    assert sorted(proved[:2]) == ["bf16-hf", "fp8-hf"]
+    assert proved[2:] == []
+    reports = [json.loads((mirror / name / "report.json").read_bytes()) for name in sorted(names)]
+    assert reports[1]["stages"] == reports[2]["stages"]
+    assert reports[1]["manifest_sha256"] == reports[2]["manifest_sha256"] != reports[0]["manifest_sha256"]
+
+
+def test_again_is_nothing(run: Run, tmp_path: Path, proved: list[str]) -> None:
+    first = run("--publish", tmp_path / "mirror", "--yes")
+    before = snapshot(tmp_path)
+    assert run("--publish", tmp_path / "mirror", "--yes") == first
+    assert snapshot(tmp_path) == before
+    assert len(proved) == 2
+
+
+def test_until_and_chips(run: Run, tmp_path: Path) -> None:
+    assert run("--until", "convert", "--chip", "mthreads") == {"mthreads": {"convert": "done"}}
+    assert not (tmp_path / "out" / "bf16-hf").exists()
+    assert run("--until", "verify", "--chip", "mthreads") == {"mthreads": {"convert": "done", "verify": "done"}}
+    assert run("--chip", "ascend")["ascend"]["validate"] == "done"
+
+
+def test_what_stopped_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proved: list[str]) -> None:
+    """Publishing breaks at the second chip: the others are published, and the next run does what is left."""
+    original = publication.publish
+    broken: list[str] = []
+
+    def fail_once(release: Path, chip: str, *arguments: Any, **options: Any) -> Any:
+        if chip == "mthreads" and not broken:
+            broken.append(chip)
+            raise NetworkError("the hub went away; run it again to go on")
+        return original(release, chip, *arguments, **options)
+
+    monkeypatch.setattr(publication, "publish", fail_once)
+    found = run("--publish", tmp_path / "mirror", "--yes", code=6)
+    assert [steps["publish"] for steps in found.values()] == ["done", "failed", "done"]
+    assert "the hub went away" in run.details["mthreads"]["publish"]  # type: ignore[attr-defined]
+    found = run("--publish", tmp_path / "mirror", "--yes")
+    assert {steps["publish"] for steps in found.values()} == {"done"}
+    assert len(proved) == 2
+
+
+def test_an_interruption_is_gone_on_from(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = validation.validate
+
+    def interrupt(request: Any, watch: Any) -> Any:
+        if request.release.name == "fp8-hf":
+            raise KeyboardInterrupt
+        return original(request, watch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "validate", interrupt)
+        arguments = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
+        assert main(arguments) == 130
+    assert {steps["validate"] for steps in run().values()} == {"done"}
+
+
+def published(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        "validation/*/state/integrity.json",
+        pytest.param("bf16-hf/manifest.json", marks=pytest.mark.slow),
+        pytest.param("../mirror/*/report.json", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_it_goes_on_and_ends_the_same(run: Run, tmp_path: Path, seen: str) -> None:
+    """kill -9 when a file appears: in the verification, the conversion, between two publications."""
+    words = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "killed" / "out")]
+    command = [sys.executable, "-m", "flagrelease", *words, "--publish", str(tmp_path / "killed" / "mirror"), "--yes"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(tmp_path.joinpath("killed", "out").glob(seen)):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main(command[3:]) == 0
+    run("--publish", tmp_path / "mirror", "--yes")
+    held = published(tmp_path / "killed" / "mirror")
+    assert held == published(tmp_path / "mirror")
+    assert len({name.split("/")[0] for name in held}) == len(CHIPS)
+
+
+def test_a_release_that_is_wrong_stops_its_chips_and_no_others(run: Run, tmp_path: Path) -> None:
+    run("--until", "convert")
+    victim = sorted((tmp_path / "out" / "fp8-hf").glob("*.safetensors"))[0]
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    found = run("--publish", tmp_path / "mirror", "--yes", code=5)
+    assert found["ascend"]["publish"] == "done"
+    for chip in ("mthreads", "nvidia"):
+        assert found[chip] == {"convert": "done", "verify": "failed"}
+        assert victim.name in run.details[chip]["verify"]  # type: ignore[attr-defined]
+    assert [path.name for path in (tmp_path / "mirror").iterdir()] == ["small-v4-ascend-FlagOS"]
+
+
+def test_a_changed_byte_after_the_report_is_not_published(run: Run, tmp_path: Path) -> None:
+    """Stages that were finished are not done again; publishing reads every byte all the same."""
+    run()
+    victim = sorted((tmp_path / "out" / "bf16-hf").glob("*.safetensors"))[0]
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    found = run("--publish", tmp_path / "mirror", "--yes", "--chip", "ascend", code=5)
+    assert found["ascend"]["publish"] == "failed"
+    assert "not what the manifest says" in run.details["ascend"]["publish"]  # type: ignore[attr-defined]
+    assert not (tmp_path / "mirror" / "small-v4-ascend-FlagOS").exists()
+
+
+def test_other_rules_are_not_judged_by_an_old_report(run: Run, tmp_path: Path) -> None:
+    run()
+    write_recipe(tmp_path, stages=["integrity"])
+    found = run(code=4)
+    assert {steps["verify"] for steps in found.values()} == {"failed"}
+    assert "another set of rules" in run.details["ascend"]["verify"]  # type: ignore[attr-defined]
+
+
+def test_the_table(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["chip", "release", "convert", "verify", "validate", "publish"]
+    assert lines[1].split() == ["ascend", "bf16-hf", "done", "done", "done", "-"]
+    assert "ascend: validate: " in "\n".join(lines)
+    assert str(tmp_path / "out" / "validation" / "bf16-hf-ascend" / "report.html") in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--until", "publish"], "needs --publish"),
+        (["--until", "verify", "--publish", "hf"], "contradicts --until verify"),
+        (["--yes"], "belong to --publish"),
+        (["--chip", "iluvatar"], "iluvatar"),
+        (["--data", "x"], "NAME=FILE"),
+    ],
+)
+def test_bad_usage(tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path)
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_are_started_by_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is given commands of this program, which parses their words: the recording, then the validation."""
+    commands: list[list[str]] = []
+
+    def record(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(validation.subprocess, "run", record)
+    recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"], device="any")
+    document = yaml.safe_load(recipe.read_text())
+    document["releases"] = {"nvidia": {"dtype": "fp8", "layout": "mp2"}}
+    recipe.write_text(yaml.safe_dump(document))
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", "--documents", "texts.jsonl"]
+    assert main(words) == 4  # nothing was written, and that is said
+    assert "the validation broke off" in capsys.readouterr().out
+    for command in commands:
+        launcher, rest = command[: command.index("flagrelease") + 1], command[command.index("flagrelease") + 1 :]
+        assert launcher[1:3] == ["-m", "torch.distributed.run"]
+        assert launcher[launcher.index("--nproc-per-node") + 1] == "2"
+        with pytest.raises(SystemExit) as ended:
+            cli.app([*rest, "--help"])
+        assert ended.value.code == 0
+    assert [command[command.index("flagrelease") + 1] for command in commands] == ["baseline", "validate"]
+
+
+def test_more_ranks_than_a_node_has_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"])
+    document = yaml.safe_load(recipe.read_text())
+    document["releases"] = {"ascend": {"dtype": "bf16", "layout": "mp16"}}
+    recipe.write_text(yaml.safe_dump(document))
+    (tmp_path / "baseline").mkdir()
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--baseline", str(tmp_path / "baseline"), "--json"]
+    assert main(words) == 4
+    said = capsys.readouterr().out
+    assert "takes 16 ranks, a node of ascend has 8 cards" in said
+    (command,) = re.findall(r"run `flagrelease ([^`]+)` by torchrun on its nodes", said)
+    asked = shlex.split(command)
+    place = asked.index("--baseline")
+    assert asked[place + 1] == str(tmp_path / "baseline")
+    del asked[place : place + 2]  # it is empty here
+    # It goes on in the folder, whose weights are proved against the source: 7, and not 4 for another source.
+    assert main([*asked, "--until", "weights"]) == 7
+
+
+def test_publishing_looks_where_validation_writes(tmp_path: Path) -> None:
+    release = tmp_path / "fp8-mp8"
+    assert default_report(release, "nvidia") == default_out(release, get_chip("nvidia")) / "report.json"
+
+
+def test_without_the_chips_device_nobody_can_tell_and_nothing_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files and weights are proved here; what needs the chip is left to its machine, whose report is then taken."""
+    recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"])
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "behaviour.json").write_text("{}")
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--chip", "ascend", "--json"]
+    words += ["--baseline", str(tmp_path / "baseline"), "--publish", str(tmp_path / "mirror"), "--yes"]
+    assert main(words) == 7
+    (chip,) = json.loads(capsys.readouterr().out)["chips"]
+    assert {stage: step["status"] for stage, step in chip["steps"].items()} == {
+        "convert": "done", "verify": "done", "validate": "cannot-tell",
+    }  # fmt: skip
+    assert "behaviour: Not run" in chip["steps"]["validate"]["detail"]
+    assert not (tmp_path / "mirror").exists()
+    path = tmp_path / "out" / "validation" / "bf16-hf-ascend" / "report.json"
+    report = json.loads(path.read_bytes())
+    for stage in report["stages"]:
+        stage["verdict"] = "pass" if stage["name"] == "behaviour" else stage["verdict"]
+    path.write_text(json.dumps(report | {"verdict": "pass"}))  # as the chip's machine would have written it
+    assert main(words) == 0
+    assert (tmp_path / "mirror" / "small-v4-ascend-FlagOS" / "report.json").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_release_for_two_ranks_is_validated_on_two_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No stand-in: torchrun, the engine, the trained model."""
+    behaviour = {"prompts": 1, "repeats": 1, "max_tokens": 4, "margin": 90}
+    recipe = write_recipe(
+        tmp_path, stages=["integrity", "weights", "behaviour"], device="any", behaviour=behaviour,
+        logits={"replay": {"documents": 2, "tokens": 32, "decode_tokens": 2}, "min_documents": 2, "min_tokens": 2,
+                "min_decode_tokens": 1, "rounded": 100},
+    )  # fmt: skip
+    document = yaml.safe_load(recipe.read_text())
+    document["releases"] = {"nvidia": {"dtype": "fp8", "layout": "mp2"}}
+    recipe.write_text(yaml.safe_dump(document))
+    texts = [{"name": f"t{n}", "kind": "short", "text": f"Ledger: cloud blaze {n}2 marsh quail 65"} for n in (4, 5)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", "--json"]
+    code = main([*words, "--documents", str(tmp_path / "texts.jsonl")])
+    step = json.loads(capsys.readouterr().out)["chips"][0]["steps"]["validate"]
+    report = json.loads((tmp_path / "out" / "validation" / "fp8-mp2-nvidia" / "report.json").read_bytes())
+    verdicts = {stage["name"]: stage["verdict"] for stage in report["stages"]}
+    assert verdicts["integrity"] == verdicts["weights"] == "pass"
+    assert verdicts["logits"] != "not-run"
+    assert (code, step["status"]) in {(0, "done"), (7, "cannot-tell")}

@@ -1,0 +1,91 @@
+"""The bundled engine as an answerer, called directly and served."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scripted_exam import choice_exam, choice_rules, nothing
+
+from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.model.v4.chat import BOS, encode_messages
+from flagrelease.validate.exams.answerer import Ask
+from flagrelease.validate.exams.endpoint import EndpointAnswerer
+from flagrelease.validate.exams.engine_answerer import EngineAnswerer
+from flagrelease.validate.exams.run import run_side
+
+HOW = {"max_tokens": 12}
+
+
+def test_answers_are_those_of_their_seeds(scheduler: Scheduler, tmp_path: Path) -> None:
+    """The same answers whatever else is asked at the time, and others for every repeat."""
+    exam = choice_exam(tmp_path, count=3, **HOW)
+    answerer = EngineAnswerer(scheduler, "cpu")
+    side = run_side(exam, answerer, "s", tmp_path / "j", 4, nothing)
+    assert side.alike_rate() == 0
+    assert {answer.tokens for item in side.items for answer in item.answers} <= set(range(1, 13))
+    prompt = encode_messages([{"role": "user", "content": exam.items[2].prompt}], "chat")
+    assert side.items[2].prompt_tokens == len(scheduler.tokenizer.encode(prompt))
+    alone = choice_exam(tmp_path / "again", count=3, **HOW)
+    last = [Ask(item.id, 3, item.prompt, 0) for item in alone.items]
+    assert len({reply.whole_sha256 for _, reply in answerer.answer(last, alone.rules)}) == 3
+    assert run_side(alone, answerer, "s", tmp_path / "j2", 4, nothing) == side
+
+
+def test_a_cut_off_thinker_has_answered_nothing(scheduler: Scheduler, tmp_path: Path) -> None:
+    exam = choice_exam(tmp_path, count=2, mode="thinking", **HOW)
+    side = run_side(exam, EngineAnswerer(scheduler, "cpu"), "s", tmp_path / "j", 4, nothing)
+    assert (side.reasoned_rate(), side.invalid_rate()) == (1, 1)
+    assert side.truncated_rate() > 0.5
+
+
+def test_a_question_with_a_token_of_its_own_is_refused(scheduler: Scheduler) -> None:
+    """Trap: a second begin-of-sentence token, here from a prompt that brings its own."""
+    with pytest.raises(VerificationError, match="item-0: the prompt has 2 begin-of-sentence tokens"):
+        list(EngineAnswerer(scheduler, "cpu").answer([Ask("item-0", 0, f"{BOS}Which?", 1)], choice_rules()))
+
+
+def test_more_tokens_than_the_context_holds(scheduler: Scheduler) -> None:
+    with pytest.raises(UsageError, match="the context is 400"):
+        list(EngineAnswerer(scheduler, "cpu").answer([Ask("i", 0, "Which?", 1)], choice_rules(max_tokens=400)))
+
+
+@pytest.fixture
+def address(small_release: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    how = ["--numerics", "bf16", "--dtype", "float32", "--context", "400", "--batch", "4", "--name", "small"]
+    command = [sys.executable, "-m", "flagrelease", "serve", str(small_release), "--port", str(port), *how]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        url = f"http://127.0.0.1:{port}/v1"
+        wait_for(f"{url}/models", server)
+        yield url
+        server.terminate()
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None:
+        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url) as reply:
+            assert json.load(reply)["data"][0]["id"] == "small"
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server ended")
+
+
+def test_served_it_gives_the_same_answers(scheduler: Scheduler, address: str, tmp_path: Path) -> None:
+    """Two ways to one model: the same prompts by their numbers of tokens, the same answers by their digests."""
+    exam = choice_exam(tmp_path, count=3, **HOW)
+    direct = run_side(exam, EngineAnswerer(scheduler, "cpu"), "s", tmp_path / "j", 4, nothing)
+    served = EndpointAnswerer(address, "small", "cpu", concurrency=3)
+    assert run_side(exam, served, "s", tmp_path / "served", 4, nothing) == direct

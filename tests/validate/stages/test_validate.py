@@ -1,0 +1,158 @@
+"""`flagrelease validate` from end to end: what passes, what fails where, what is not run and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from defective_ports import roll_rows, spoil_tensors
+from scripted_exam import MARKER
+from small_validation import Workshop, read_report, recipe, verdicts, write_recipe
+
+from flagrelease import cli
+from flagrelease.errors import VerificationError
+from flagrelease.records.report import parse_report, read_passing_report
+
+PASSED = dict.fromkeys(("integrity", "weights", "logits", "benchmarks", "behaviour"), "pass")
+
+
+def manifest_sha256(release: Path) -> str:
+    return hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_a_sound_release_passes_every_stage(workshop: Workshop, validated: Path) -> None:
+    release = workshop.release("bf16")
+    assert verdicts(validated) == PASSED
+    report, _ = read_passing_report(validated / "report.json", manifest_sha256(release), "ascend")
+    assert [benchmark.task for benchmark in report.benchmarks] == ["Choices"]
+    assert report.weights_proved
+    assert report.commands == (
+        "flagrelease validate bf16-hf --chip ascend --recipe recipe.yaml --source source --baseline baseline "
+        "--data choices=choices.jsonl --device cpu",
+    )
+    assert report.seeds == {"logits: bootstrap": 0, "benchmark: choices": 0, "behaviour": 0}
+    assert {"python", "torch", "flagrelease", "device"} <= report.environment.keys()
+    behaviour = report.stages[-1]
+    assert behaviour.figures["golden_pairs"] == 4
+    assert behaviour.figures["token_mismatches"] == []
+    page = (validated / "report.html").read_text(encoding="utf-8")
+    assert "small-v4 on ascend" in page
+    assert 'id="items-0-t"' in page
+
+
+def test_it_says_so_at_the_terminal(workshop: Workshop, validated: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (validated / "report.json").read_bytes()
+    assert cli.main(workshop.validation(workshop.release("bf16"), validated)) == 0
+    said, talk = capfd.readouterr()
+    assert said.startswith("PASS")
+    assert "Choices" in said
+    assert "numerics" not in talk, "a finished validation loads no model"
+    assert cli.main(workshop.validation(workshop.release("bf16"), validated, "--json")) == 0
+    printed = capfd.readouterr().out
+    assert printed.encode() == before == (validated / "report.json").read_bytes()
+
+
+def test_an_fp8_release_is_judged_against_the_native_run(workshop: Workshop, tmp_path: Path) -> None:
+    release = workshop.release("fp8")
+    asked = workshop.validation(release, tmp_path / "out", "--layers", "--until", "logits", chip="mthreads")
+    assert cli.main(asked) == 7
+    assert verdicts(tmp_path / "out") == PASSED | {"benchmarks": "not-run", "behaviour": "not-run"}
+    logits = read_report(tmp_path / "out")["stages"][2]["figures"]
+    assert {c["reference"] for c in logits["comparisons"] if c["decides"]} == {"native"}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="layers-streams-t"' in page
+    with pytest.raises(VerificationError, match="verdict is 'cannot-tell'"):
+        read_passing_report(tmp_path / "out" / "report.json", manifest_sha256(release), "mthreads")
+
+
+def test_a_changed_byte_fails_integrity_and_stops_the_rest(workshop: Workshop, tmp_path: Path) -> None:
+    release = shutil.copytree(workshop.release("bf16"), tmp_path / "bf16-hf")
+    file = next(release.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert cli.main(workshop.validation(release, tmp_path / "out")) == 5
+    assert verdicts(tmp_path / "out") == dict.fromkeys(PASSED, "not-run") | {"integrity": "fail"}
+    stages = read_report(tmp_path / "out")["stages"]
+    assert file.name in stages[0]["detail"]
+    assert {stage["detail"] for stage in stages[1:]} == {"Not run: the stage integrity failed."}
+
+
+def test_wrong_weights_under_a_right_manifest(workshop: Workshop, tmp_path: Path) -> None:
+    release = shutil.copytree(workshop.release("bf16"), tmp_path / "bf16-hf")
+    spoil_tensors(release, roll_rows)
+    assert cli.main(workshop.validation(release, tmp_path / "with")) == 5
+    assert verdicts(tmp_path / "with")["weights"] == "fail"
+    without = workshop.validation(release, tmp_path / "without")
+    at = without.index("--source")
+    assert cli.main(without[:at] + without[at + 2 :]) == 5
+    assert verdicts(tmp_path / "without") == {
+        "integrity": "pass", "weights": "pass", "logits": "fail", "benchmarks": "not-run", "behaviour": "not-run",
+    }  # fmt: skip
+    assert "needs --source" in read_report(tmp_path / "without")["stages"][1]["leaves_open"][0]
+    assert not parse_report((tmp_path / "without" / "report.json").read_bytes(), "report.json").weights_proved
+
+
+def test_without_a_baseline_the_file_stages_are_run(
+    workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["validate", str(workshop.release("bf16")), "--chip", "ascend", "--out", str(tmp_path / "out")]
+    assert cli.main(asked) == 7
+    assert verdicts(tmp_path / "out") == PASSED | dict.fromkeys(("logits", "benchmarks", "behaviour"), "not-run")
+    assert "No verdict without logits, benchmarks, behaviour" in capfd.readouterr().out
+    report = read_report(tmp_path / "out")
+    assert report["rules"]["benchmarks"].keys() == {"gpqa", "aime"}, "the default rules"
+    assert all("no baseline was given" in stage["detail"] for stage in report["stages"][2:])
+
+
+def test_the_file_stages_need_no_torch(workshop: Workshop, tmp_path: Path) -> None:
+    heavy = ("torch", "triton", "tokenizers", "safetensors", "lm_eval", "openai", "numba", "transformers")
+    words = ["validate", str(workshop.release("fp8")), "--chip", "mthreads", "--out", str(tmp_path / "out")]
+    words += ["--source", str(workshop.source), "--recipe", str(workshop.recipe)]
+    code = f"import sys\nfor name in {heavy}: sys.modules[name] = None\n"
+    code += f"from flagrelease import cli\nsys.exit(cli.main({words}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert verdicts(tmp_path / "out")["weights"] == "pass"
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_no_question_is_in_anything_that_is_written(workshop: Workshop, validated: Path) -> None:
+    assert MARKER in workshop.data.read_text()
+    written = [path for folder in (validated, workshop.baseline) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert [path for path in written if MARKER.encode() in path.read_bytes()] == []
+
+
+def test_rules_that_ask_for_files_only(workshop: Workshop, tmp_path: Path) -> None:
+    rules = recipe(workshop.source) | {"validation": {"stages": ["integrity", "weights"]}}
+    asked = ["validate", str(workshop.release("bf16")), "--chip", "ascend", "--out", str(tmp_path / "out")]
+    assert cli.main([*asked, "--recipe", str(write_recipe(tmp_path / "r.yaml", rules))]) == 0
+    assert read_report(tmp_path / "out")["verdict"] == "pass"
+
+
+def test_only_the_chips_own_device_counts(
+    workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    document = recipe(workshop.source, device="chip")
+    path = str(write_recipe(tmp_path / "r.yaml", document))
+    asked = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--recipe", path)
+    assert cli.main(asked) == 2
+    assert "count only what ascend's own kind of device (npu) computed" in capfd.readouterr().err
+    at = asked.index("--device")
+    assert cli.main(asked[:at] + asked[at + 2 :]) == 7
+    details = [stage["detail"] for stage in read_report(tmp_path / "out")["stages"][2:]]
+    assert all("torch_npu, which is not installed" in detail for detail in details)
+
+
+def test_the_default_folder_is_where_publish_looks(workshop: Workshop, tmp_path: Path) -> None:
+    release = shutil.copytree(workshop.release("bf16"), tmp_path / "releases" / "bf16-hf")
+    assert cli.main(["validate", str(release), "--chip", "huawei", "--until", "integrity"]) == 7
+    report = json.loads((tmp_path / "releases" / "validation" / "bf16-hf-ascend" / "report.json").read_bytes())
+    assert report["chip"] == "ascend"
+    assert report["stages"][1]["detail"] == "Not run: not asked for (--until integrity)."
