@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from flagrelease.console import human_bytes
 from flagrelease.publish.front_matter import check_card, front_matter, render
 from flagrelease.publish.hubs.hub import Hub
+from flagrelease.publish.hubs.names import COMPOSE_FILE, CONTAINER_FILE, NODE_SCRIPT
 from flagrelease.publish.other_engines import loads_in_vllm, other_engines
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import (
-    COMPOSE_FILE,
-    CONTAINER_FILE,
-    NODE_SCRIPT,
     docker_flags,
     image_name,
     one_node_script,

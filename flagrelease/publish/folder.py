@@ -10,11 +10,12 @@ from pathlib import Path
 
 from flagrelease.console import Tracker
 from flagrelease.errors import ResourceError, VerificationError
+from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.publish.listing import RemoteFile, compare
 from flagrelease.publish.publication import Publication, PublishedFile
 from flagrelease.publish.signature import check_signed
 from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
-from flagrelease.records.provenance import SIGNATURE_NAME, STATEMENT_NAME, read_statement
+from flagrelease.records.provenance import read_statement
 
 _CHUNK = 8 << 20
 

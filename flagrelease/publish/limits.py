@@ -9,13 +9,12 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from flagrelease.publish.hubs.hub import HUB_LIMITS
+from flagrelease.publish.hubs.names import CARD_NAME, CONFIGURATION_NAME
 from flagrelease.publish.publication import Publication, PublishedFile
 from flagrelease.records.manifest import MANIFEST_NAME
-from flagrelease.records.provenance import CARD_NAME
 
 Item = TypeVar("Item")
 
-CONFIGURATION_NAME = "configuration.json"  # by which ModelScope shows a model
 _INLINE_BYTES = 64 << 10  # of ModelScope: a longer file is LFS, and so is a tensor file of any length
 _INLINE_NAMES = frozenset({"README.md", CONFIGURATION_NAME, "config.json", ".gitattributes", ".gitignore"})
 _COMMIT_BYTES = 8 << 20  # of ModelScope: the body of one commit

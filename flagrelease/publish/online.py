@@ -19,13 +19,14 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.hub_client import HubClient, RepositoryFacts
 from flagrelease.publish.hubs.hub import HUBS, Hub
+from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.publish.licence import find_licence
 from flagrelease.publish.listing import HUB_FILES, RemoteFile, git_sha1
 from flagrelease.publish.publication import version_of
 from flagrelease.publish.sample import Sample, prove_sample
 from flagrelease.publish.signature import check_signed
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest
-from flagrelease.records.provenance import SIGNATURE_NAME, STATEMENT_NAME, read_statement
+from flagrelease.records.provenance import read_statement
 
 _ADDRESS = re.compile(r"(?P<scheme>[a-z]+)://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _RECORD_BYTES = 1 << 30  # a manifest of V4-Pro has 30 MB; what is much longer is none

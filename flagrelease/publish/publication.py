@@ -10,11 +10,9 @@ from pathlib import Path
 
 from flagrelease.errors import UsageError
 from flagrelease.publish.hubs.hub import Hub
+from flagrelease.publish.hubs.names import CARD_NAME, REPORT_NAME
 from flagrelease.publish.records import Records
 from flagrelease.records.manifest import MANIFEST_NAME
-from flagrelease.records.provenance import CARD_NAME
-
-REPORT_NAME = "report.json"
 
 
 @dataclass(frozen=True, slots=True)

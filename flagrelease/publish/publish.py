@@ -13,9 +13,10 @@ from flagrelease.publish.card import make_card
 from flagrelease.publish.folder import list_folder, publish_folder
 from flagrelease.publish.hub_client import HubClient
 from flagrelease.publish.hubs.hub import HUBS, Hub
+from flagrelease.publish.hubs.names import CARD_NAME, CONFIGURATION_NAME, SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.publish.huggingface import HuggingFace
 from flagrelease.publish.huggingface_client import HuggingFaceClient
-from flagrelease.publish.limits import CONFIGURATION_NAME, limit_problems
+from flagrelease.publish.limits import limit_problems
 from flagrelease.publish.listing import Difference, compare
 from flagrelease.publish.modelscope import ModelScope
 from flagrelease.publish.modelscope_client import ModelScopeClient
@@ -23,7 +24,7 @@ from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import run_files
 from flagrelease.publish.signature import make_signature, read_unchecked, unsigned_files
-from flagrelease.records.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, make_statement
+from flagrelease.records.provenance import make_statement
 
 _CONFIGURATION = b'{"framework": "pytorch", "task": "text-generation"}\n'
 

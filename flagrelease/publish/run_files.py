@@ -12,12 +12,11 @@ from typing import Any
 import yaml
 
 from flagrelease.errors import UsageError
+from flagrelease.publish.hubs.names import COMPOSE_FILE, CONTAINER_FILE, NODE_SCRIPT
+from flagrelease.publish.hubs.names import one_node_script as script_name
 from flagrelease.publish.records import Records
 from flagrelease.records.provenance import PROJECT
 
-NODE_SCRIPT = "run_node.sh"
-CONTAINER_FILE = "Containerfile"
-COMPOSE_FILE = "compose.yaml"
 _NOT_BUILT = "Made from the chip table of flagrelease; nobody has built or started it on this chip yet."
 # One option of `docker run` -> the key of a compose service; a list where the option may be repeated.
 _LISTS = {
@@ -40,7 +39,7 @@ def run_files(records: Records) -> dict[str, bytes]:
 
 def one_node_script(records: Records) -> str | None:
     """Name of the script for one node; None when the release needs more."""
-    return f"run_{records.layout}.sh" if records.nodes == 1 else None
+    return script_name(records.layout) if records.nodes == 1 else None
 
 
 def numerics(records: Records) -> str:

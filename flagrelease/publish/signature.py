@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.extra import require
-from flagrelease.records.provenance import SIGNATURE_NAME
+from flagrelease.publish.hubs.names import SIGNATURE_NAME
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey

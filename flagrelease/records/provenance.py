@@ -15,13 +15,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flagrelease.errors import VerificationError
+from flagrelease.publish.hubs.names import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest
 from flagrelease.strict_json import parse_json
 
-STATEMENT_NAME = "provenance.intoto.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-SIGNATURE_NAME = "model.sig"  # is about the statement too, so the statement cannot list it
-CARD_NAME = "README.md"  # takes the place of the source's
 PROJECT = "https://github.com/flagos-ai/flagrelease"
 
 
@@ -105,4 +103,4 @@ def _disagreements(manifest: Manifest, manifest_sha256: str, digests: Mapping[st
         if "/" in path or "\\" in path or PurePosixPath(path).suffix == ".safetensors":
             yield f"{path} is added; a publication adds documents beside the manifest, no tensors"
         elif path in (STATEMENT_NAME, SIGNATURE_NAME):
-            yield f"{path} cannot be listed"
+            yield f"{path} cannot be listed: it is written after the statement"

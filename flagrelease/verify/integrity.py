@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from flagrelease.errors import VerificationError
+from flagrelease.publish.hubs.names import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.records.manifest import MANIFEST_NAME, FileRecord, Manifest
-from flagrelease.records.provenance import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME, read_statement
+from flagrelease.records.provenance import read_statement
 from flagrelease.verify.result import Check, CheckLog, Finding
 from flagrelease.verify.workers import Workers
 

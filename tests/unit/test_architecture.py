@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "chips": {"errors"},
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
-    "records": {"errors", "chips", "strict_json"},
+    "records": {"errors", "chips", "publish/hubs", "strict_json"},
     "source": {"errors", "formats", "model", "records", "shard", "strict_json"},
     "convert": {
         "__init__",
@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         "source",
         "strict_json",
     },
-    "verify": {"__init__", "console", "errors", "model", "records", "shard", "strict_json"},
+    "verify": {"__init__", "console", "errors", "model", "publish/hubs", "records", "shard", "strict_json"},
     "engine": {
         "__init__",
         "chips",

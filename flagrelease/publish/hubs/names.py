@@ -1,0 +1,46 @@
+"""Names of the files that publishing writes beside a release. A release must leave these names free.
+
+Conversion plans around them: a source that was downloaded from a hub may hold files with these names, and such a file
+must not travel into the release, where it would stand in the way of the publication's own.
+"""
+
+from __future__ import annotations
+
+import re
+
+CARD_NAME = "README.md"  # the one name that a release may have too: the card takes the place of the source's README
+REPORT_NAME = "report.json"
+STATEMENT_NAME = "provenance.intoto.json"
+SIGNATURE_NAME = "model.sig"
+NODE_SCRIPT = "run_node.sh"
+CONTAINER_FILE = "Containerfile"
+COMPOSE_FILE = "compose.yaml"
+CONFIGURATION_NAME = "configuration.json"  # by which ModelScope shows a model
+
+# Names at the top of a publication, for any hub. The script for one node is named after the layout (run_mp8.sh).
+WRITTEN_NAMES = frozenset(
+    {
+        CARD_NAME,
+        REPORT_NAME,
+        STATEMENT_NAME,
+        SIGNATURE_NAME,
+        NODE_SCRIPT,
+        CONTAINER_FILE,
+        COMPOSE_FILE,
+        CONFIGURATION_NAME,
+    }
+)
+_ONE_NODE_SCRIPT = re.compile(r"run_(hf|mp[1-9][0-9]*)\.sh")
+
+
+def is_written_by_publishing(path: str) -> bool:
+    """Whether publishing writes a file with this path (relative to the release) on some hub or in a folder.
+
+    README.md is among them. It is the only one that a release may hold as well, since the card replaces it.
+    """
+    return path in WRITTEN_NAMES or _ONE_NODE_SCRIPT.fullmatch(path) is not None
+
+
+def one_node_script(layout: str) -> str:
+    """Name of the script that runs a release of `layout` (`hf`, `mp8`) on one node."""
+    return f"run_{layout}.sh"
