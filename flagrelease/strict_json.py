@@ -13,9 +13,11 @@ def parse_json(raw: bytes) -> Any:
     Raises:
         ValueError: it is not such JSON, not UTF-8, or nested too deeply.
     """
+    # A hook for integers is a call a number, of which the headers of V4-Pro have 600,000. Most documents need none.
+    integer = _integer if b"-0" in raw else None
     try:
         return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_constant, parse_int=_integer
+            raw.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_constant, parse_int=integer
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
