@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from flagrelease.convert.layouts import TensorParallel, divisibility_problem
@@ -9,8 +11,9 @@ from flagrelease.convert.parts import cut, parts_of, require_whole_blocks
 from flagrelease.convert.plan import ReleasePlan
 from flagrelease.convert.target import Target
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.config import ModelConfig
 from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
-from flagrelease.source.source import Source
+from flagrelease.source.source import Source, SourceTensor
 
 # Kept free on a card beside the weights: activations, caches of a short context, the runtime itself.
 RESERVE_BYTES = 4 << 30
@@ -32,22 +35,20 @@ class CardFit:
 
 def card_fit(source: Source, target: Target, memory: int) -> CardFit:
     """How the ranks of an mp release (for the hf layout: the whole model on one card) fit cards of `memory` bytes."""
-    weights = rank_bytes(source, replace(target, mp=target.mp or 1))
-    return CardFit(weights, memory, smallest_mp(source, target, memory))
+    return card_fits(source, target, (memory,))[0]
+
+
+def card_fits(source: Source, target: Target, memories: Iterable[int]) -> list[CardFit]:
+    """`card_fit` for several kinds of cards, from one look at the source."""
+    tensors = _alike(source)
+    weights = _rank_bytes(tensors, source.config, replace(target, mp=target.mp or 1))
+    by_mp = _bytes_by_mp(tensors, source.config, target)
+    return [CardFit(weights, memory, _smallest(by_mp, memory)) for memory in memories]
 
 
 def smallest_mp(source: Source, target: Target, memory: int) -> int | None:
     """The fewest ranks, a power of two, whose weights fit cards of `memory` bytes."""
-    mp = 1
-    while mp <= source.config.num_attention_heads:
-        if divisibility_problem(source.config, mp) is None:
-            try:
-                if rank_bytes(source, replace(target, mp=mp)) + RESERVE_BYTES <= memory:
-                    return mp
-            except UsageError:  # this mp would cut a block
-                pass
-        mp *= 2
-    return None
+    return _smallest(_bytes_by_mp(_alike(source), source.config, target), memory)
 
 
 def rank_bytes(source: Source, target: Target) -> int:
@@ -56,16 +57,47 @@ def rank_bytes(source: Source, target: Target) -> int:
     Raises:
         UsageError: the target would cut a block.
     """
-    assert target.mp is not None
-    layout = TensorParallel(source.config, target.mp, target.o_groups)
-    total = 0
+    return _rank_bytes(_alike(source), source.config, target)
+
+
+def _alike(source: Source) -> list[tuple[SourceTensor, int]]:
+    """One tensor of each kind that a cut could treat differently, and how many there are: a thousand, not 145,000."""
+    found: dict[object, tuple[SourceTensor, int]] = {}
     for tensor in source.tensors:
+        spec, scale = tensor.spec, tensor.scale
+        kind = (spec.split, spec.expert, spec.shape, tensor.weight.dtype, scale and (scale.dtype, scale.shape))
+        example, count = found.get(kind, (tensor, 0))
+        found[kind] = example, count + 1
+    return list(found.values())
+
+
+def _smallest(bytes_by_mp: dict[int, int], memory: int) -> int | None:
+    return next((mp for mp, weights in bytes_by_mp.items() if weights + RESERVE_BYTES <= memory), None)
+
+
+def _bytes_by_mp(tensors: list[tuple[SourceTensor, int]], config: ModelConfig, target: Target) -> dict[int, int]:
+    """Bytes of a rank for every power of two that the model can be cut into, ascending."""
+    found = {}
+    mp = 1
+    while mp <= config.num_attention_heads:
+        if divisibility_problem(config, mp) is None:
+            with suppress(UsageError):  # this many ranks would cut a block
+                found[mp] = _rank_bytes(tensors, config, replace(target, mp=mp))
+        mp *= 2
+    return found
+
+
+def _rank_bytes(tensors: list[tuple[SourceTensor, int]], config: ModelConfig, target: Target) -> int:
+    assert target.mp is not None
+    layout = TensorParallel(config, target.mp, target.o_groups)
+    total = 0
+    for tensor, count in tensors:
         rank, region = layout.regions(tensor.spec)[0]
         if rank != 0:  # an expert of another rank
             continue
         for part in parts_of(tensor, target.action(tensor), target):
             require_whole_blocks(part, region, tensor.spec, target)
-            total += cut(part, region).nbytes
+            total += count * cut(part, region).nbytes
     return total
 
 

@@ -13,8 +13,9 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from flagrelease.convert.files import OutputFile
+from flagrelease.convert.jobs import Piece
 from flagrelease.convert.journal import Journal
-from flagrelease.convert.plan import OutputFile, Piece
 from flagrelease.formats.formats import U8
 from flagrelease.shard.writer import SequentialFile
 

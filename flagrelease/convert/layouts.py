@@ -42,6 +42,11 @@ class TensorParallel:
     mp: int
     o_groups: OGroups | None
 
+    def owner(self, spec: TensorSpec) -> int:
+        """The rank that holds a tensor of an expert, whole."""
+        assert spec.expert is not None
+        return spec.expert // (self.config.n_routed_experts // self.mp)
+
     def regions(self, spec: TensorSpec) -> list[tuple[int, Region]]:
         """(rank, what it holds) of a tensor, ranks ascending."""
         rows, cols = matrix_shape(spec.shape)
@@ -49,8 +54,7 @@ class TensorParallel:
         if spec.split is Split.NONE:
             return [(rank, Region(0, rows, 0, cols)) for rank in ranks]
         if spec.split is Split.EXPERT:
-            assert spec.expert is not None
-            return [(spec.expert // (self.config.n_routed_experts // self.mp), Region(0, rows, 0, cols))]
+            return [(self.owner(spec), Region(0, rows, 0, cols))]
         if spec.split is Split.ROWS:
             return [(rank, Region(*_part(rows, self.mp, rank), 0, cols)) for rank in ranks]
         if self.mp <= self.config.o_groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flagrelease.convert.layouts import Region, matrix_shape
 from flagrelease.convert.target import Action, Target
@@ -13,9 +13,10 @@ from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
 from flagrelease.source.source import SourceTensor
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One stored tensor that an action makes of a source tensor: the weight, or its scale.
+
+    A tuple, as a plan of V4-Pro has 200,000 of them and a frozen dataclass takes four times as long to make.
 
     Attributes:
         name, dtype, shape: as in the release's headers, for the whole tensor.
@@ -41,8 +42,7 @@ class Part:
         return max(1, DTYPE_BITS[self.dtype] // 8)
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(NamedTuple):
     """A rectangle of a part's byte matrix: half-open rows and byte columns."""
 
     row0: int

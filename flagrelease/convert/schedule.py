@@ -9,9 +9,10 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
+from flagrelease.convert.jobs import Job
 from flagrelease.convert.journal import Journal, TensorResult
 from flagrelease.convert.lanes import Lane, Run, Stopped
-from flagrelease.convert.plan import Job, Plan
+from flagrelease.convert.plan import Plan
 
 
 class Schedule:

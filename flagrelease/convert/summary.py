@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips.table import load_chips
-from flagrelease.convert.fit import card_fit, hub_problems
+from flagrelease.convert.fit import card_fits, hub_problems
 from flagrelease.convert.memory import memory_bound
 from flagrelease.convert.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
@@ -130,8 +130,9 @@ def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list
         return []
     asked = {chip for chip, target in request.chips.items() if target == release.target}
     cards = []
-    for chip in load_chips().values():
-        fit = card_fit(plan.source, release.target, chip.memory_gib << 30)
+    chips = load_chips().values()
+    fits = card_fits(plan.source, release.target, [chip.memory_gib << 30 for chip in chips])
+    for chip, fit in zip(chips, fits, strict=True):
         cards.append(
             CardSummary(
                 chip=chip.id,

@@ -14,10 +14,10 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from flagrelease.convert.jobs import Job, Piece, Product
 from flagrelease.convert.journal import SCALE, WEIGHT, TensorResult
 from flagrelease.convert.lookup import Index, Lookup, contains, count_lost
 from flagrelease.convert.memory import CHUNK_BYTES
-from flagrelease.convert.plan import Job, Piece, Product
 from flagrelease.convert.target import Action
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import (

@@ -30,6 +30,7 @@ DTYPE_BITS = {
 MAX_HEADER_BYTES = 100_000_000
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder a call
 _TOO_LARGE = 2**63
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
@@ -186,7 +187,7 @@ def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 def header_entry(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     """What a header says of one tensor, up to its two offsets, for `join_header`."""
     sizes = ",".join(map(str, shape))
-    return f'{json.dumps(name, ensure_ascii=False)}:{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":['
+    return f'{_quoted(name)}:{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":['
 
 
 def join_header(entries: Iterable[tuple[str, int]]) -> bytes:
