@@ -8,10 +8,12 @@ cut into, so releases of one model in several layouts are tied together tensor b
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, Literal
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flagrelease.errors import VerificationError, first_problem
 
@@ -19,6 +21,37 @@ MANIFEST_NAME = "manifest.json"
 
 Dtype = Literal["bf16", "fp8", "native"]
 OGroups = Literal["shared", "split"]
+
+_NOT_IN_NAMES = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, bytes that are no text, line separators
+
+
+def inside_release(path: str) -> str:
+    """`path` itself, if it is a plain relative path with forward slashes that stays inside the folder of a release.
+
+    Whoever reads a manifest writes, links or hashes files under these paths, so they are refused here, for everyone.
+
+    Raises:
+        ValueError: the path is empty or absolute, has a backslash, a control character, a drive letter, an empty part,
+            `.` or `..`, or lies in `.flagrelease/` or `.git/`, which belong to programs.
+    """
+    parts = path.split("/")
+    control = any(unicodedata.category(letter) in _NOT_IN_NAMES for letter in path)
+    if control or "\\" in path or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{path!r} is not a plain path inside the release")
+    if parts[0][1:2] == ":" or parts[0].lower() in (".flagrelease", ".git"):
+        raise ValueError(f"{path!r} is not a place for a file of a release")
+    return path
+
+
+def clashing(paths: Iterable[str]) -> str | None:
+    """The first path that appears twice, or that is a folder of another one; None if there is none."""
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen:
+            return path
+        seen.add(path)
+    folders = {parent.as_posix() for path in seen for parent in PurePosixPath(path).parents}
+    return min(seen & folders, default=None)
 
 
 class _Record(BaseModel):
@@ -63,9 +96,9 @@ class SourceRecord(_Record):
 
 
 class FileRecord(_Record):
-    """One file of the release. `path` is relative, with forward slashes."""
+    """One file of the release. `path` is relative, with forward slashes, and stays inside (`inside_release`)."""
 
-    path: str
+    path: Annotated[str, AfterValidator(inside_release)]
     size: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
@@ -119,6 +152,13 @@ class Manifest(_Record):
     inexact: dict[str, int]
     files: tuple[FileRecord, ...]
     tensors: dict[str, TensorRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _each_path_once(cls, files: tuple[FileRecord, ...]) -> tuple[FileRecord, ...]:
+        if (twice := clashing([MANIFEST_NAME, *(file.path for file in files)])) is not None:
+            raise ValueError(f"{twice!r} is listed twice, is the manifest itself, or is a folder of another file")
+        return files
 
     def to_json(self) -> bytes:
         """The bytes of `manifest.json`: keys sorted, one space of indent, one newline at the end."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.names import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME
-from flagrelease.records.manifest import MANIFEST_NAME, Manifest
+from flagrelease.records.manifest import MANIFEST_NAME, Manifest, inside_release
 from flagrelease.strict_json import parse_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -85,6 +85,10 @@ def _parse(content: bytes) -> tuple[str, dict[str, str]]:
     for text in (chip, *digests):
         if not isinstance(text, str) or not text.isprintable():
             raise VerificationError(f"{STATEMENT_NAME}: {text!r} is not printable text")
+    try:
+        list(map(inside_release, digests))
+    except ValueError as error:
+        raise VerificationError(f"{STATEMENT_NAME}: {error}") from None
     for path, digest in digests.items():
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             raise VerificationError(f"{STATEMENT_NAME}: {path}: {digest!r} is not a SHA-256")

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.names import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME
@@ -27,7 +27,7 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
     """Compare folder and manifest: names, kinds, modes, sizes, then the SHA-256 of every file."""
     log = CheckLog("files")
     found = {path.relative_to(release).as_posix(): path for path in _entries(release)}
-    records = _unique_records(manifest, log)
+    records = {record.path: record for record in manifest.files}
     listed, unlisted = "manifest", {MANIFEST_NAME}
     if STATEMENT_NAME in found and STATEMENT_NAME not in records:
         found = {name: path for name, path in found.items() if not _is_left_by_downloads(name)}
@@ -81,19 +81,6 @@ def _entries(release: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(release):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         yield from (Path(parent, name) for name in [*files, *links])
-
-
-def _unique_records(manifest: Manifest, log: CheckLog) -> dict[str, FileRecord]:
-    records: dict[str, FileRecord] = {}
-    for record in manifest.files:
-        pure = PurePosixPath(record.path)
-        if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != record.path or "\\" in record.path:
-            log.add(Finding(file=record.path, rule="the manifest's path is not a plain path inside the release"))
-        elif record.path in records or record.path == MANIFEST_NAME:
-            log.add(Finding(file=record.path, rule="the manifest lists it twice, or lists itself"))
-        else:
-            records[record.path] = record
-    return records
 
 
 def _check_kind(name: str, path: Path, log: CheckLog) -> None:
