@@ -1,14 +1,14 @@
 """Numerics as a stated policy: what is rounded to which format on the way through the model.
 
-| policy | weights | linear inputs | KV and compressed KV | indexer q and k |
-|---|---|---|---|---|
-| native | codes as stored, FP4 and FP8 | FP8, 1x128 | FP8, groups of 64 | Hadamard, FP4, groups of 32 |
-| fp8 | codes as stored, no FP4 | FP8, 1x128 | FP8, groups of 64 | Hadamard |
-| bf16 | decoded exactly | not rounded | not rounded | Hadamard |
+| policy | weights | linear inputs | KV and compressed KV | indexer q and k | norm of query heads |
+|---|---|---|---|---|---|
+| native | codes as stored, FP4 and FP8 | FP8, 1x128 | FP8, groups of 64 | Hadamard, FP4, groups of 32 | steps in BF16 |
+| fp8 | codes as stored, no FP4 | FP8, 1x128 | FP8, groups of 64 | Hadamard | FP32 |
+| bf16 | decoded exactly | not rounded | not rounded | Hadamard | FP32 |
 
 `native` is what DeepSeek's inference code computes; docs/engine.md says why `bf16` differs from it although its weights
-are exactly the same numbers. `fp8` is for chips that have FP8 but no FP4: it uses FP4 nowhere. Norms, the router, the
-compressor, mHC, the softmax and the logits are FP32 inside under every policy.
+are exactly the same numbers. `fp8` is for chips that have FP8 but no FP4: it uses FP4 nowhere. All other norms, the
+router, the compressor, mHC, the softmax and the logits are FP32 inside under every policy.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Numerics:
     quantise_inputs: bool
     quantise_kv: bool
     quantise_index: bool
+    stepwise_q_norm: bool
 
 
 def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig, output_parts: int = 1) -> Numerics:
@@ -49,9 +50,9 @@ def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig, output_p
         UsageError: an unknown name, a dtype that does not go with it, or widths that FP8 groups do not divide.
     """
     table = {
-        "native": Numerics("native", dtype, True, True, True, True, True),
-        "fp8": Numerics("fp8", dtype, True, False, True, True, False),
-        "bf16": Numerics("bf16", dtype, False, False, False, False, False),
+        "native": Numerics("native", dtype, True, True, True, True, True, True),
+        "fp8": Numerics("fp8", dtype, True, False, True, True, False, False),
+        "bf16": Numerics("bf16", dtype, False, False, False, False, False, False),
     }
     if name not in table:
         raise UsageError(f"numerics {name!r}: known are {', '.join(table)}")

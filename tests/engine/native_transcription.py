@@ -83,6 +83,13 @@ class Transcription:
     def norm(self, x: Array, weight: Any = 1.0) -> Array:
         return self.stored(x / math.sqrt(float(np.mean(x * x)) + self.c["rms_norm_eps"]) * weight)
 
+    def head_norm(self, q: Array) -> Array:
+        """The queries' norm, `q *= torch.rsqrt(q.square().mean(-1, keepdim=True) + eps)` on a BF16 tensor in DeepSeek's
+        model.py: every step is a BF16 tensor of its own. The mean is added up in FP32 and rounded once.
+        """
+        mean = self.stored(np.mean(self.stored(q * q)))
+        return self.stored(q * self.stored(1 / np.sqrt(self.stored(mean + self.c["rms_norm_eps"]))))
+
     def rope(self, x: Array, position: int, compressed: bool, sign: int = 1) -> Array:
         """Rotate the last dimensions, pair by pair."""
         dim, yarn = self.c["qk_rope_head_dim"], self.c["rope_scaling"]
@@ -178,7 +185,7 @@ class Transcription:
                 keys = keys + [entries[w] for w in (picks[t] if picks else range((t + 1) // ratio))]
             rows = []
             for h, q in enumerate(self.linear(f"{at}.wq_b", qr).reshape(heads, width)):
-                q = self.rope(self.norm(q), t, compressed)
+                q = self.rope(self.head_norm(q), t, compressed)
                 z = np.array([q @ k for k in keys]) / math.sqrt(width)
                 p = np.exp(z - z.max())
                 below = p.sum() + math.exp(self.w[f"{at}.attn_sink"][h] - z.max())

@@ -99,10 +99,20 @@ class NoHadamard(Operators):
         return x
 
 
+class WideQueryNorm(Operators):
+    """The norm of the query heads in FP32, as native numerics had it before."""
+
+    @staticmethod
+    def rms_norm(
+        x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = None, stepwise: bool = False
+    ) -> Tensor:
+        return Operators.rms_norm(x, weight, eps, out)
+
+
 @pytest.mark.parametrize(
     ("defect", "layer"),
     [(UnroundedKv, 0), (UnroundedInputs, 0), (ExactScales, 0), (UnroundedKv, 2), (UnroundedIndex, 1),
-     (NoHadamard, 1)],
+     (NoHadamard, 1), (WideQueryNorm, 0), (WideQueryNorm, 1), (WideQueryNorm, 2)],
 )  # fmt: skip
 def test_planted_rounding_defect_is_caught(layers: Any, defect: type[Operators], layer: int) -> None:
     model, inputs, expected, _ = layers

@@ -41,12 +41,14 @@ def compress(dtype: torch.dtype, ratio: int, d: int, at: Tensor, rounding: str) 
 
 
 def attention(  # type: ignore[type-arg]
-    dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen: int | None, scaled: bool = False
-) -> tuple:
+    dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen: int | None, scaled: bool = False,
+    stepwise: bool = False,
+) -> tuple:  # fmt: skip
     first = 40
     q, kv = randn(len(at), h * d + 8, dtype=dtype)[:, : h * d].view(len(at), h, d), randn(len(at), 90, d, dtype=dtype)
     listed = None if chosen is None else torch.randint(-1, first, (len(at), chosen), dtype=torch.int32)
-    return q, kv, randn(h), listed, at, *tables(16), first, 33, ratio, min(first, 20) if ratio else 0, 1e-6, scaled
+    reached = min(first, 20) if ratio else 0
+    return q, kv, randn(h), listed, at, *tables(16), first, 33, ratio, reached, 1e-6, scaled, stepwise
 
 
 def outputs(t: int, k: int, fmt: str, dtype: torch.dtype, quantise: bool, h: int = 256) -> tuple:  # type: ignore[type-arg]
@@ -82,6 +84,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("decode_attention", "prefix", lambda: attention(dtype, 20, 32, positions(2, 79), 4, None)),
         of("decode_attention", "chosen", lambda: attention(dtype, 16, 64, positions(0, 100, 45), 4, 70)),
         of("decode_attention", "many rows", lambda: attention(dtype, 5, 32, torch.arange(-1, 32) * 3, 4, 70)),
+        of("decode_attention", "stepwise", lambda: attention(dtype, 5, 64, positions(7, -1), 0, None, False, codes)),
         of("decode_attention", "in groups", lambda: attention(dtype, 3, 256, positions(7, 60, -1), 4, None, codes)),
         of("index_queries", "rounded", lambda: _index(dtype, 20, 128, True)),
         of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),

@@ -126,6 +126,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
     cases = [
         of("rms_norm", "weighted", lambda: (randn(5, 7, 100, dtype=dtype), randn(100), 1e-6)),
         of("rms_norm", "heads", lambda: (randn(3, 5, 64, dtype=dtype), None, 1e-6)),
+        of("rms_norm", "heads step by step", lambda: (randn(3, 5, 96, dtype=dtype), None, 1e-6, None, True)),
         of("apply_rope", "heads", lambda: (wide[..., 32:], randn(5, 1, 32), randn(5, 1, 32))),
         of("apply_rope", "inverse", lambda: (wide[..., 90:], randn(3, 5, 1, 3), randn(3, 5, 1, 3), True)),
         of("apply_rope", "kv", lambda: (wide[:, :, 0, 32:], randn(5, 32), randn(5, 32))),
@@ -224,6 +225,7 @@ def flash_cases() -> list[Case]:
             of("rms_norm", "H", lambda t=t: (randn(t, 4096, dtype=BF16), randn(4096), 1e-6)),
             of("rms_norm", "Pro H", lambda t=t: (randn(t, 7168, dtype=BF16), randn(7168), 1e-6)),
             of("rms_norm", "heads", lambda t=t: (randn(1, t, 64, 512, dtype=BF16), None, 1e-6)),
+            of("rms_norm", "heads in steps", lambda t=t: (randn(1, t, 64, 512, dtype=BF16), None, 1e-6, None, True)),
             of("apply_rope", "q", lambda t=t: (randn(1, t, 64, 512, dtype=BF16)[..., 448:], *_angles(t))),
             of("act_quant", "H", lambda t=t: (randn(t, 4096, dtype=BF16),)),
             of("act_quant_roundtrip", "kv", lambda t=t: (randn(1, t, 512, dtype=BF16)[..., :448], 64)),
@@ -251,7 +253,7 @@ def flash_cases() -> list[Case]:
             of("moe_experts", "fp8", lambda t=t: moe(t, 6, "fp8", BF16, True, (8, 2048, 4096, 4))),
             of("moe_experts", "plain", lambda t=t: moe(t, 6, "plain", BF16, False, (8, 2048, 4096, 4))),
         ]  # fmt: skip
-        cases[-29:] = [Case(c.operator, f"{c.label} {t} tokens", c.make, large=True) for c in cases[-29:]]
+        cases[-30:] = [Case(c.operator, f"{c.label} {t} tokens", c.make, large=True) for c in cases[-30:]]
     return cases
 
 

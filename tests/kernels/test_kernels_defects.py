@@ -103,6 +103,8 @@ DEFECTS: list[tuple[str, str, str, Callable[..., Any]]] = [
     ("not normalised", "hadamard", "128 bfloat16", lambda x: reference.hadamard(x) * 128**0.5),
     ("rounding truncates", "rms_norm", "weighted bfloat16",
      lambda x, w, eps: truncated(reference.rms_norm(x.float(), w, eps))),
+    ("FP32 until the end", "rms_norm", "heads step by step bfloat16",
+     lambda x, w, eps, out, stepwise: reference.rms_norm(x, w, eps, out)),
     ("no quantisation", "act_quant_roundtrip", "64 bfloat16", lambda x, block: x),
     ("groups of 128", "act_quant_roundtrip", "64 bfloat16",
      lambda x, block: reference.act_quant_roundtrip(torch.nn.functional.pad(x, (0, 64)), 128)[..., :192]),

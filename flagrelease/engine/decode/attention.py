@@ -50,7 +50,7 @@ def attend(
     outputs = [
         ops.decode_attention(
             q[rows], cache.kv, attn.sink, of_row, each.positions, rope.cos, rope.sin, entries,
-            attn.window, attn.ratio, reached, attn.eps, scaled,
+            attn.window, attn.ratio, reached, attn.eps, scaled, attn.stepwise_q_norm,
         )
         for (rows, each), of_row in zip(apart, chosen, strict=True)
     ]  # fmt: skip

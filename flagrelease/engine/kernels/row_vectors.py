@@ -38,6 +38,12 @@ def normed(x: tl.tensor, weight: tl.tensor, D: tl.tensor, eps: tl.tensor) -> tl.
 
 
 @jit
+def stepwise_factor(squares: tl.tensor, D: tl.tensor, eps: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """What `reference.rms_norm` multiplies by with `stepwise`; `squares`: the sum over D squares rounded to `dtype`."""
+    return rounded(tl.rsqrt(rounded(rounded(squares / D, dtype) + eps, dtype)), dtype)
+
+
+@jit
 def turns(cos_ptr: tl.tensor, sin_ptr: tl.tensor, position: tl.tensor, D: tl.constexpr, R: tl.constexpr) -> tl.tensor:
     """Cosine and sine for each pair of D columns [D/2], of which the last R turn; the tables have R/2 columns."""
     pair = tl.arange(0, D // 2) - (D - R) // 2

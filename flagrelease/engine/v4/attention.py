@@ -59,6 +59,7 @@ class Attention:
     rope_dim: int
     eps: float
     quantise_kv: bool
+    stepwise_q_norm: bool
 
     @classmethod
     def load(cls, weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics) -> Attention:
@@ -91,6 +92,7 @@ class Attention:
             rope_dim=config.qk_rope_head_dim,
             eps=config.rms_norm_eps,
             quantise_kv=numerics.quantise_kv,
+            stepwise_q_norm=numerics.stepwise_q_norm,
         )
 
     def forward(
@@ -101,7 +103,8 @@ class Attention:
         qr, kv = project(ops, x, self.wq_a, self.wkv)
         qr = ops.rms_norm(qr, self.q_norm, self.eps)
         (q,) = project(ops, qr, self.wq_b)
-        q = ops.rms_norm(q.view(*q.shape[:-1], -1, self.head_dim), None, self.eps)
+        q = q.view(*q.shape[:-1], -1, self.head_dim)
+        q = ops.rms_norm(q, None, self.eps, stepwise=self.stepwise_q_norm)
         self._rotate(ops, q, cos[:, :, None], sin[:, :, None])
 
         kv = ops.rms_norm(kv, self.kv_norm, self.eps)

@@ -15,7 +15,7 @@ from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows,
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, check_positions, next_power_of_2, power_of_two_columns
-from flagrelease.engine.kernels.row_vectors import rounded, store_scaled, turned, turns
+from flagrelease.engine.kernels.row_vectors import rounded, stepwise_factor, store_scaled, turned, turns
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 MOST_PARTS = 32  # that are joined at once
@@ -30,13 +30,18 @@ def _queries(
     sin: tl.tensor,
     eps: tl.tensor,
     dtype: tl.constexpr,
+    STEPWISE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     D: tl.constexpr,
 ) -> tl.tensor:
     """The heads at pointers `q` [BLOCK_H], normed and turned by cos and sin [D/2]: [BLOCK_H, D]."""
     x = tl.load(q[:, None] + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(x, (BLOCK_H, D // 2, 2)))
-    rho = tl.rsqrt(tl.sum(even * even + odd * odd, axis=1) / D + eps)[:, None]
+    if STEPWISE:
+        squares = rounded(even * even, dtype) + rounded(odd * odd, dtype)
+        rho = stepwise_factor(tl.sum(squares, axis=1), D, eps, dtype)[:, None]
+    else:
+        rho = tl.rsqrt(tl.sum(even * even + odd * odd, axis=1) / D + eps)[:, None]
     even, odd = cast(even * rho, dtype).to(tl.float32), cast(odd * rho, dtype).to(tl.float32)
     x = tl.join(even * cos[None, :] - odd * sin[None, :], even * sin[None, :] + odd * cos[None, :])
     return cast(tl.reshape(x, (BLOCK_H, D)), dtype)
@@ -95,6 +100,7 @@ def _part_kernel(
     W: tl.tensor,
     ratio: tl.tensor,
     per_part: tl.tensor,
+    STEPWISE: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -120,7 +126,7 @@ def _part_kernel(
     if chosen_ptr is not None:
         chosen = chosen_ptr + b * K
         _ask_for(kv_ptr + b * kv_row, _slots(at, chosen, position, first, ring, K, W, ratio), D, BLOCK_T)
-    q = _queries(q_ptr + b * q_row + h * D, h < H, cos, sin, eps, dtype, BLOCK_H, D)
+    q = _queries(q_ptr + b * q_row + h * D, h < H, cos, sin, eps, dtype, STEPWISE, BLOCK_H, D)
     most = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     if KEYS == 0:
@@ -199,7 +205,7 @@ def _join_kernel(
 
 def decode_attention(
     q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
-    window: int, ratio: int, entries: int, eps: float, scaled: bool,
+    window: int, ratio: int, entries: int, eps: float, scaled: bool, stepwise: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `reference.decode_attention`. Heads have a power of two columns, 16 or more, and are contiguous."""
     B, H, D = q.shape
@@ -221,7 +227,7 @@ def decode_attention(
     _part_kernel[(B, blocks, parts)](
         q, kv, None if chosen is None else chosen.contiguous(), positions, cos, sin, acc, most, total, D**-0.5, eps,
         q.stride(0), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
-        D=D, R=2 * cos.shape[1], num_stages=2, **tile,
+        STEPWISE=stepwise, D=D, R=2 * cos.shape[1], num_stages=2, **tile,
     )  # fmt: skip
     o = torch.empty(B, H, D, dtype=torch.float16 if scaled else q.dtype, device=q.device)
     scales = torch.empty(B, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None

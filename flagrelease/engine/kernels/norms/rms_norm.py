@@ -7,6 +7,7 @@ from torch import Tensor
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, output, rows
+from flagrelease.engine.kernels.row_vectors import rounded, stepwise_factor
 
 TILE = 4096  # elements of a program's tile, where rows are shorter
 
@@ -21,6 +22,7 @@ def _rms_norm_kernel(
     R: tl.tensor,
     D: tl.tensor,
     eps: tl.tensor,
+    STEPWISE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
@@ -31,14 +33,22 @@ def _rms_norm_kernel(
     r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
     inside = (r < R) & (d < D)[None, :]
     x = tl.load(x_ptr + r * x_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    y = x * tl.rsqrt(tl.sum(x * x, axis=1) / D + eps)[:, None]
+    dtype = y_ptr.dtype.element_ty
+    if STEPWISE:
+        y = x * stepwise_factor(tl.sum(rounded(x * x, dtype), axis=1), D, eps, dtype)[:, None]
+    else:
+        y = x * tl.rsqrt(tl.sum(x * x, axis=1) / D + eps)[:, None]
     if w_ptr is not None:
         y *= w[None, :]
-    tl.store(y_ptr + r * y_stride + d[None, :], cast(y, y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + r * y_stride + d[None, :], cast(y, dtype), mask=inside)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = None, stepwise: bool = False
+) -> Tensor:  # fmt: skip
     """See `reference.rms_norm`."""
+    if stepwise and weight is not None:
+        raise ValueError("only the norm without a weight is rounded step by step")
     if weight is not None and (weight.shape != x.shape[-1:] or weight.stride(0) != 1):
         raise ValueError(f"the norm's weight has shape {tuple(weight.shape)} for {x.shape[-1]} columns")
     y = output(x, out)
@@ -48,6 +58,6 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = 
     block_r = max(1, TILE // block_d)
     _rms_norm_kernel[(ceil_div(R, block_r),)](
         x_rows, weight, y_rows, x_rows.stride(0), y_rows.stride(0), R, D, eps,
-        BLOCK_R=block_r, BLOCK_D=block_d, num_warps=4 if block_d <= TILE else 8,
+        STEPWISE=stepwise, BLOCK_R=block_r, BLOCK_D=block_d, num_warps=4 if block_d <= TILE else 8,
     )  # fmt: skip
     return y

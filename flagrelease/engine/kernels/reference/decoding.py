@@ -190,7 +190,7 @@ def best_visible(scores: Tensor, visible: Tensor, k: int) -> Tensor:
 
 def decode_attention(
     q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
-    window: int, ratio: int, entries: int, eps: float, scaled: bool,
+    window: int, ratio: int, entries: int, eps: float, scaled: bool, stepwise: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Attention of one query a row: norm and rotate q, attend, rotate back: [B, NH, HD], and scales if asked for.
 
@@ -210,8 +210,9 @@ def decode_attention(
         entries: no row has more complete ones than this.
         eps: of the heads' norm.
         scaled: return `scaled_fp16` of the result.
+        stepwise: round each step of the heads' norm, see `rms_norm`.
     """
-    q = _rotated(rms_norm(q, None, eps), cos, sin, positions)
+    q = _rotated(rms_norm(q, None, eps, stepwise=stepwise), cos, sin, positions)
     back = positions[:, None] - torch.arange(window - 1, -1, -1, device=q.device)
     listed = torch.where(back < 0, -1, first + back % (kv.shape[1] - 1 - first))
     if chosen is not None:

@@ -15,7 +15,9 @@ from flagrelease.engine.kernels.reference.precision import wide
 from flagrelease.engine.kernels.reference.quantisation import act_quant
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = None, stepwise: bool = False
+) -> Tensor:  # fmt: skip
     """x * rsqrt(mean(x^2) + eps) * weight over the last dimension, in x's dtype.
 
     Args:
@@ -23,7 +25,16 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, out: Tensor | None = 
         weight: [d] of any float dtype, or None for the unweighted norm of the query heads.
         eps: added to the mean square.
         out: where to write, x's shape and dtype; may be `x` itself.
+        stepwise: round the squares, their mean (added up in FP32), its sum with eps, the reciprocal root and the
+            product to x's dtype, each on its own, as DeepSeek's model.py does with the query heads. Without a weight.
     """
+    if stepwise:
+        if weight is not None:
+            raise ValueError("only the norm without a weight is rounded step by step")
+        # As a GPU rounds `x * torch.rsqrt(mean + eps)`. In BF16 torch's CPU also rounds eps, and the reciprocal root of
+        # the last few elements of a tensor twice.
+        shifted = (wide(x.square().mean(-1, keepdim=True)) + eps).to(x.dtype)
+        return _deliver(x * torch.rsqrt(wide(shifted)).to(x.dtype), out)
     y = wide(x)
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
     if weight is not None:
