@@ -1,1 +1,1 @@
-"""Files that survive a kill: whole-file writes, an append log, and folders that can be begun or resumed."""
+"""What must survive a kill at any moment: whole files, append-only logs, folders that a command begins and resumes."""
