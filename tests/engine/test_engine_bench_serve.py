@@ -35,6 +35,7 @@ def server(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     service = Service(Scheduler(Runner(model, rows=2, context=2000), tokenizer), queue_limit=1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # a caller may come before the server does
         app = make_app(Served(service, tokenizer, "small", "chat"))
         web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         service.start()

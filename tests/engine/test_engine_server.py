@@ -51,6 +51,7 @@ def served(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Serv
 def address(served: Served) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # a caller may come before the server does
         server = uvicorn.Server(uvicorn.Config(make_app(served), log_level="warning", lifespan="off"))
         served.service.start()
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -147,6 +147,7 @@ def test_a_stopped_service_tells_who_waits(runner: Runner, tokenizer: Tokenizer)
 def server(runner: Runner, tokenizer: Tokenizer) -> Iterator[tuple[str, Service]]:
     with running(runner, tokenizer) as service, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # a caller may come before the server does
         app = make_app(Served(service, tokenizer, "small", "chat"))
         web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=web.run, args=([listener],))
