@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, JustifyMethod
 from rich.progress import (
@@ -57,6 +58,30 @@ def table(*columns: str, title: str | None = None) -> Table:
         side: JustifyMethod = "right" if column.startswith(">") else "left"
         result.add_column(column.removeprefix(">"), justify=side, overflow="fold")
     return result
+
+
+def say(text: str) -> None:
+    """One line of talk on stderr."""
+    print(f"flagrelease: {text}", file=sys.stderr, flush=True)
+
+
+def show(as_json: bool, document: dict[str, Any], text: Callable[[], None]) -> None:
+    """Print a result: as one JSON document, or as `text` prints it."""
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        text()
+
+
+@contextmanager
+def status(doing: str) -> Iterator[None]:
+    """Say on stderr what is being done, while it takes: a spinner on a terminal, a line elsewhere."""
+    if sys.stderr.isatty():
+        with err().status(doing):
+            yield
+    else:
+        say(doing)
+        yield
 
 
 class Tracker(Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flagrelease.convert.layouts import TensorParallel, divisibility_problem
 from flagrelease.convert.parts import cut, parts_of, require_whole_blocks
@@ -99,6 +101,14 @@ def _rank_bytes(tensors: list[tuple[SourceTensor, int]], config: ModelConfig, ta
             require_whole_blocks(part, region, tensor.spec, target)
             total += count * cut(part, region).nbytes
     return total
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that `folder` is on, or will be on once it exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def hub_problems(release: ReleasePlan, hubs: tuple[str, ...]) -> list[str]:

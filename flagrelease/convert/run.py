@@ -68,6 +68,7 @@ def _write_files(
     done = sum(lane.resume_at for lane in lanes.values())
     done += sum(release.size for number, release in enumerate(plan.releases) if number not in journals)
     _require_space(out, plan.bytes_to_write - done)
+    progress(done)  # what earlier runs have written
     schedule = Schedule(run, plan, lanes, journals)
     buffers = Buffers(run, workers * BUFFERS_PER_WORKER, CHUNK_BYTES)
     allow_loss = plan.options.lossy_repack == "allow"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips.table import load_chips
-from flagrelease.convert.fit import card_fits, hub_problems
+from flagrelease.convert.fit import RESERVE_BYTES, card_fits, free_bytes, hub_problems
 from flagrelease.convert.memory import memory_bound
 from flagrelease.convert.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.cache_size import cache_size
 from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
 from flagrelease.records.manifest import OGroups
 
@@ -25,6 +28,9 @@ class CardSummary(_Record):
         asked: whether the release is for this chip.
         hardware: whether the chip computes with the release's numbers; null if nobody has said.
         smallest_mp: the fewest ranks whose weights fit, null if none do.
+        nodes, cards: that the release takes, one rank a card.
+        left_bytes: of a card's memory beside the weights and what is kept free for the runtime; 0 if they do not fit.
+        context: tokens of the longest sequence whose caches fit what is left, at most what the model allows.
     """
 
     chip: str
@@ -35,6 +41,10 @@ class CardSummary(_Record):
     fits: bool
     smallest_mp: int | None
     cards_per_node: int
+    nodes: int
+    cards: int
+    left_bytes: int
+    context: int
 
 
 class FileSummary(_Record):
@@ -64,7 +74,15 @@ class ReleaseSummary(_Record):
 
 
 class Summary(_Record):
-    """What `flagrelease plan` reports. `hub_problems` are those of the hubs the recipe names; they refuse the plan."""
+    """What `flagrelease plan` reports.
+
+    Attributes:
+        peak_disk_bytes: what a conversion needs; disk_free_bytes: what is free at `disk`, the folder it would write to.
+        cache_bytes_per_token, cache_bytes_fixed: of a sequence on each card: for each token of its context, and
+            whatever its length.
+        notes: where the release of each chip comes from.
+        hub_problems: those of the hubs that the recipe names; they refuse the plan.
+    """
 
     source: str
     source_identity: str
@@ -74,7 +92,12 @@ class Summary(_Record):
     bytes_to_write: int
     peak_memory_bytes: int
     peak_disk_bytes: int
+    disk: str
+    disk_free_bytes: int
+    cache_bytes_per_token: float
+    cache_bytes_fixed: int
     workers: int
+    notes: list[str]
     releases: list[ReleaseSummary]
     hub_problems: list[str]
 
@@ -88,8 +111,16 @@ class Summary(_Record):
             raise UsageError(self.hub_problems[0])
 
 
-def summarise(plan: Plan, request: ConversionRequest, workers: int) -> Summary:
-    """The numbers of `plan`. Chips that were asked for come first; the others of the table say whether they fit."""
+def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -> Summary:
+    """The numbers of `plan`. Chips that were asked for come first; the others of the table say whether they fit.
+
+    Args:
+        plan: what would be written.
+        request: what it was made for.
+        workers: threads that decode.
+        out: the folder that would be written to; it need not exist yet.
+    """
+    caches = cache_size(plan.source.config)
     return Summary(
         source=str(plan.source.folder),
         source_identity=plan.source.index.identity(),
@@ -99,7 +130,12 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int) -> Summary:
         bytes_to_write=plan.bytes_to_write,
         peak_memory_bytes=memory_bound(plan, workers),
         peak_disk_bytes=plan.bytes_to_write,
+        disk=str(out),
+        disk_free_bytes=free_bytes(out),
+        cache_bytes_per_token=caches.per_token,
+        cache_bytes_fixed=caches.fixed,
         workers=workers,
+        notes=list(request.notes),
         releases=[_release(plan, release, request) for release in plan.releases],
         hub_problems=[problem for release in plan.releases for problem in hub_problems(release, request.hubs)],
     )
@@ -132,7 +168,9 @@ def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list
     cards = []
     chips = load_chips().values()
     fits = card_fits(plan.source, release.target, [chip.memory_gib << 30 for chip in chips])
+    caches, limit = cache_size(plan.source.config), plan.source.config.max_position_embeddings
     for chip, fit in zip(chips, fits, strict=True):
+        left = max(0, fit.memory - fit.weights - RESERVE_BYTES)
         cards.append(
             CardSummary(
                 chip=chip.id,
@@ -143,6 +181,10 @@ def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list
                 fits=fit.fits,
                 smallest_mp=fit.smallest_mp,
                 cards_per_node=chip.cards_per_node,
+                nodes=-(-release.layout.mp // chip.cards_per_node),
+                cards=release.layout.mp,
+                left_bytes=left,
+                context=min(limit, caches.tokens(left)),
             )
         )
     return sorted(cards, key=lambda card: not card.asked)

@@ -14,7 +14,6 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.records import default_report
 
 if TYPE_CHECKING:
-    from flagrelease.publish.online import Address
     from flagrelease.publish.publication import Publication
 
 _PUBLISH_EXAMPLES = """\
@@ -110,16 +109,19 @@ def _validated(release: Path, chip: str, allow_unvalidated: bool) -> Path | None
     return path if path.is_file() or not allow_unvalidated else None
 
 
-def verify_published(address: Address, key: Path | None, sample_bytes: int, private: bool, as_json: bool) -> None:
+def verify_published(release: str, key: Path | None, sample_bytes: int, private: bool, as_json: bool) -> None:
     """`verify hf://OWNER/NAME@TAG`: print what was found.
 
     Raises:
+        UsageError: `release` is no address on a hub.
         VerificationError: the release there is not what it says.
     """
-    from flagrelease.publish.online import verify_online
+    from flagrelease.publish.online import parse_address, verify_online
     from flagrelease.publish.publish import open_hub
     from flagrelease.publish.summary import online_text
 
+    address = parse_address(release)
+    assert address is not None, "without :// it is a folder"
     found = verify_online(
         open_hub(address.hub),
         address,

@@ -99,28 +99,67 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
     Raises:
-        UsageError: not a file, not YAML, a key twice, an unknown key or chip, a value of the wrong form.
+        UsageError: not a file, not YAML, a key twice, an unknown key or chip, a value of the wrong form. What YAML
+            itself can locate is named with its line.
     """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid YAML ({error})") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}: line {line}: not UTF-8 text (byte 0x{error.object[error.start]:02x})") from error
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, origin: str) -> Recipe:
+    """Check the text of a recipe; `origin` names it in errors.
+
+    Raises:
+        UsageError: as `read_recipe`.
+    """
+    try:
+        document = yaml.load(text, Loader=_StrictLoader)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise UsageError(f"{origin}: line {line}: the character {chr(error.character)!r} is not allowed") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}: "
+        raise UsageError(f"{origin}: {where}not a valid recipe: {error.problem}") from error
+    except RecursionError:
+        raise UsageError(f"{origin}: nested too deeply") from None
+    except ValueError as error:  # e.g. a date that no calendar has
+        raise UsageError(f"{origin}: not valid YAML ({error})") from error
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise UsageError(f"{path}: {first_problem(error, 'recipe')}") from error
+        raise UsageError(f"{origin}: {first_problem(error, 'recipe')}") from error
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a mapping name a key twice and takes the last; a recipe must not."""
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without what surprises: a key twice (YAML takes the last), keys that are no text, anchors and merges."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, "anchors and aliases are not allowed; write the value out", event.start_mark
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                kind = "a list" if isinstance(key_node, yaml.SequenceNode) else "a mapping"
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key is {kind}; keys are names", key_node.start_mark
+                )
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} appears twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)

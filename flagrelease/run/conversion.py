@@ -23,7 +23,7 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
     """
     asked = make_request(request.path, request.checkpoint, [], request.chips, None)
     plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance)
-    summarise(plan, asked, request.workers).require_hubs()
+    summarise(plan, asked, request.workers, request.out).require_hubs()
     with progress("convert", plan.bytes_to_write) as report:
         manifests = run_conversion(
             plan, request.out, workers=request.workers, lookup=choose_lookup("auto"), progress=report.to

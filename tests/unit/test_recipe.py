@@ -102,11 +102,11 @@ def test_what_a_recipe_may_not_say(change: dict[str, Any], said: str, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: [", "not valid YAML"),
+        ("model: [", "line 1: not a valid recipe"),
         ("model: a\nmodel: b\n", "'model' appears twice"),
         ("- a\n", "recipe"),
         ("", "recipe"),
-        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ],
 )
 def test_what_is_no_recipe(text: str, said: str, tmp_path: Path) -> None:
@@ -150,17 +150,6 @@ def test_recipe_and_arguments(tmp_path: Path) -> None:
     assert "path" not in request.provenance.recipe["source"]
 
 
-def test_a_chip_asked_of_a_bare_checkpoint_gets_its_numbers_and_the_fewest_ranks(tmp_path: Path) -> None:
-    flash: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "configs" / "flash.json").read_text())
-    write_checkpoint(tmp_path / "checkpoint", flash, holes=True)
-    request = make_request(tmp_path / "checkpoint", None, [], ["mthreads", "ascend"], None)
-    # FP8 Flash is 292.5 GB: 36 GiB on eight of 80 GiB, 70 GiB on four; BF16 582 GB: 37 GiB on sixteen of 64 GiB
-    assert {name: str(target) for name, target in request.chips.items()} == {
-        "mthreads": "fp8:mp4",
-        "ascend": "bf16:mp16",
-    }
-
-
 def test_the_recipe_travels_in_the_manifest() -> None:
     document = Recipe.model_validate(GOOD).model_dump(mode="json")
     assert document["convert"] == {"max_file_bytes": 5 * 10**9, "rank_part_bytes": None, "lossy_repack": "refuse"}
@@ -180,3 +169,73 @@ def test_how_a_release_is_judged_changes_nothing_in_it(tmp_path: Path) -> None:
     assert len(digests) == 1
     assert recorded[0] == recorded[1]
     assert "validation" not in recorded[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (b"model: M\n? [a, b]\n: 1\n", 2, "a key is a list"),
+        (b"model: M\nsource:\n  ? {a: b}\n  : 1\n", 3, "a key is a mapping"),
+        (b"model: M\nsource: &here\n  repo: a/b\nagain: *here\n", 2, "anchors and aliases"),
+        (b"model: M\nmodel: N\n", 2, "'model' appears twice"),
+        (b"model: M\nsource:\n\trepo: a/b\n", 3, "cannot start any token"),
+        (b"model: M\nsource: [\n", 3, "not a valid recipe"),
+        (b"model: M\nlicense: \xff\n", 2, "not UTF-8"),
+        (b"model: M\nsource: a\x07\n", 2, "is not allowed"),
+        (b"model: M\n---\nmodel: N\n", 2, "another document"),
+        (b"model: !!python/name:os.system\n", 1, "could not determine a constructor"),
+    ],
+)
+def test_what_yaml_allows_and_a_recipe_does_not_is_refused_with_its_line(
+    tmp_path: Path, text: bytes, line: int, said: str
+) -> None:
+    """A key that is a list was a TypeError with a traceback: no list can be in a set."""
+    (tmp_path / "r.yaml").write_bytes(text)
+    with pytest.raises(UsageError, match=rf"r\.yaml: line {line}: .*{said}"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("text", [b"a: 2026-13-45\n", b"[" * 5000, b"- 1\n", b"", b"? \n: 1\n", b"1: 2\n"])
+def test_other_yaml_is_refused_without_a_traceback(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "r.yaml").write_bytes(text)
+    with pytest.raises(UsageError, match=r"r\.yaml: "):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_chip_of_a_bare_checkpoint_gets_what_the_shipped_recipe_says(path: Path, tmp_path: Path) -> None:
+    """`plan DeepSeek-V4-Flash/ --chip ascend` planned bf16:mp8, which fits no card beside a context."""
+    recipe = read_recipe(path)
+    config = config_of(path)
+    if path.stem == "tiny":
+        config = json.loads((ROOT / "examples" / "tiny" / "flagrelease-tiny-v4" / "config.json").read_text())
+    write_checkpoint(tmp_path / "checkpoint", config, holes=True)
+    bare = make_request(tmp_path / "checkpoint", None, [], list(recipe.releases), None)
+    asked = make_request(path, tmp_path / "checkpoint", [], [], None)
+    assert bare.chips == asked.chips
+    assert all(f"as in the recipe shipped for {recipe.model}" in note for note in bare.notes)
+
+
+def test_a_model_without_a_recipe_gets_the_fewest_cards(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", tiny_config(), holes=True)
+    request = make_request(tmp_path / "checkpoint", None, [], ["mthreads"], None)
+    assert {str(target) for target in request.targets} == {"fp8:mp1"}
+    assert "no shipped recipe" in request.notes[0]
+
+
+def test_cards_choose_the_ranks(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", config_of(Path("deepseek-v4-flash.yaml")), holes=True)
+
+    def ask(*chips: str, cards: int) -> set[str]:
+        request = make_request(tmp_path / "checkpoint", None, [], chips, None, cards)
+        return {str(target) for target in request.targets}
+
+    assert ask("ascend", cards=32) == {"bf16:mp32"}
+    with pytest.raises(UsageError, match=r"--cards 8: each would hold 70\.\d GiB .* 16 cards are enough"):
+        ask("ascend", cards=8)
+    with pytest.raises(UsageError, match="not divisible by 12"):
+        ask("ascend", cards=12)
+    with pytest.raises(UsageError, match="--cards needs --chip"):
+        make_request(tmp_path / "checkpoint", None, ["bf16:hf"], [], None, 8)
+    with pytest.raises(UsageError, match="--cards is for a checkpoint folder"):
+        make_request(SHIPPED[0], tmp_path / "checkpoint", [], [], None, 8)

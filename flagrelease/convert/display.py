@@ -1,8 +1,9 @@
-"""The texts of `inspect`, `plan`, `convert` and `verify` for a terminal."""
+"""What `inspect`, `plan` and `convert` found or did, for a terminal."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -10,9 +11,8 @@ from flagrelease.console import human_bytes, out, table
 from flagrelease.convert.inspect import Inspection
 from flagrelease.convert.summary import ReleaseSummary, Summary
 from flagrelease.records.manifest import Manifest
-from flagrelease.verify.result import Finding, VerifyReport
 
-_SHOWN = 20  # lines of a list; the rest is counted, and whole in --json
+_SHOWN = 20  # lines of a list; --json has all of it
 
 
 def show_inspection(found: Inspection) -> None:
@@ -59,10 +59,19 @@ def show_plan(plan: Summary) -> None:
     reread = plan.bytes_to_read / plan.source_bytes
     console.print()
     console.print(f"read    {human_bytes(plan.bytes_to_read)} ({reread:.2f} times the source)")
-    console.print(f"write   {human_bytes(plan.bytes_to_write)}, all of it free on the disk at once")
+    short = plan.disk_free_bytes < plan.peak_disk_bytes
+    free = f"{human_bytes(plan.disk_free_bytes)} free at {escape(plan.disk)}" + (": NOT ENOUGH" if short else "")
+    console.print(f"write   {human_bytes(plan.bytes_to_write)}; {f'[red]{free}[/red]' if short else free}")
     console.print(f"memory  {human_bytes(plan.peak_memory_bytes)} for {plan.workers} workers, beside the interpreter")
+    for note in plan.notes:
+        console.print(escape(note))
     for release in plan.releases:
         _show_cards(release)
+    if any(release.cards for release in plan.releases):
+        console.print(
+            f"\nleft: beside weights and 4 GiB for the runtime. context: one sequence; its caches take "
+            f"{plan.cache_bytes_per_token:,.0f} bytes a token and {human_bytes(plan.cache_bytes_fixed)}, on every card"
+        )
     for problem in plan.hub_problems[:_SHOWN]:
         console.print(f"[red]{escape(problem)}[/red]")
 
@@ -74,14 +83,18 @@ def _hubs(release: ReleaseSummary) -> str:
 def _show_cards(release: ReleaseSummary) -> None:
     if not release.cards:
         return
-    rows = table("chip", ">a card", ">weights a card", "", title=f"\n{release.folder} on its chips")
+    rows = table("chip", ">nodes x cards", ">GiB a card", ">weights", ">left", ">context", "",
+                 title=f"\n{release.folder} on its chips")  # fmt: skip
     for card in release.cards:
         verdict = "[green]fits[/green]" if card.fits else f"[red]does not fit[/red]; {_need(card.smallest_mp)}"
         if not card.hardware:
             lacks = {"fp8": "FP8", "native": "FP4"}[release.dtype]
             verdict += f"; [yellow]{'no' if card.hardware is False else 'unknown whether it has'} {lacks}[/yellow]"
         name = f"[bold]{card.chip}[/bold]" if card.asked else card.chip
-        rows.add_row(name, f"{card.card_bytes >> 30} GiB", f"{card.weight_bytes / 2**30:.1f} GiB", verdict)
+        rows.add_row(
+            name, f"{card.nodes} x {card.cards // card.nodes}", f"{card.card_bytes >> 30}",
+            f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}", f"{card.context:,}", verdict,
+        )  # fmt: skip
     out().print(rows)
 
 
@@ -89,8 +102,26 @@ def _need(smallest_mp: int | None) -> str:
     return "no number of ranks does" if smallest_mp is None else f"needs mp{smallest_mp}"
 
 
-def show_releases(folder: Path, manifests: dict[str, Manifest]) -> None:
-    """What `convert` wrote."""
+def releases_document(folder: Path, manifests: dict[str, Manifest], before: list[str]) -> dict[str, Any]:
+    """What `convert --json` prints. `before` names the releases that were complete already."""
+    return {
+        "out": str(folder),
+        "releases": {
+            name: {
+                "plan": manifest.plan,
+                "target": manifest.target.model_dump(mode="json"),
+                "files": len(manifest.files),
+                "bytes": sum(file.size for file in manifest.files),
+                "elements": manifest.elements.model_dump(mode="json"),
+                "complete_before": name in before,
+            }
+            for name, manifest in manifests.items()
+        },
+    }
+
+
+def show_releases(folder: Path, manifests: dict[str, Manifest], before: list[str], recipe: bool) -> None:
+    """What `convert` wrote. `before` names the releases that were complete already; `recipe`: they name a recipe."""
     rows = table("release", ">files", ">bytes", ">", "elements")
     for name, manifest in manifests.items():
         size = sum(file.size for file in manifest.files)
@@ -99,31 +130,10 @@ def show_releases(folder: Path, manifests: dict[str, Manifest]) -> None:
         rows.add_row(name, f"{len(manifest.files)}", f"{size:,}", human_bytes(size), kinds)
     out().print(f"[bold]{escape(str(folder))}[/bold]")
     out().print(rows)
-
-
-def show_verification(release: Path, report: VerifyReport) -> None:
-    """What `verify` found."""
-    console = out()
-    colours = {"pass": "green", "fail": "red", "not-run": "yellow"}
-    rows = table("check", "", ">checked", ">bytes", "what")
-    for check in report.checks:
-        status = f"[{colours[check.status]}]{check.status}[/]"
-        rows.add_row(check.name, status, f"{check.checked:,}", human_bytes(check.bytes), escape(check.detail))
-    console.print(rows)
-    for check in report.checks:
-        for finding in check.findings[:_SHOWN]:
-            console.print(f"[red]{check.name}[/red]: {escape(_finding(finding))}")
-        if check.failed > _SHOWN:
-            console.print(f"[red]{check.name}[/red]: and {check.failed - _SHOWN} more")
-    sampled = f" (data of a {report.sample:.0%} sample)" if report.sample < 1 else ""
-    verdict = "[green]proved[/green]" if report.passed else "[red]NOT what it says[/red]"
-    console.print(f"\n[bold]{escape(str(release))}[/bold]: {verdict}{sampled}")
-
-
-def _finding(finding: Finding) -> str:
-    where = [str(part) for part in (finding.tensor, finding.file) if part is not None]
-    if finding.row is not None:
-        where.append(f"[{finding.row}, {finding.column}]")
-    if finding.offset is not None:
-        where.append(f"byte {finding.offset}")
-    return f"{', '.join(where)}: {finding.rule}" if where else finding.rule
+    if before:
+        out().print(f"{', '.join(before)}: complete already, nothing was written")
+    if not recipe:
+        out().print(
+            "These releases name no recipe, because none was given. verify, validate, generate and serve take them as "
+            "they are; publish needs --recipe FILE, a recipe that asks for the same bytes."
+        )

@@ -1,0 +1,209 @@
+"""The command line of conversion: inspect, plan, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flagrelease import console
+
+if TYPE_CHECKING:
+    from flagrelease.convert.plan import Plan
+    from flagrelease.convert.request import ConversionRequest
+    from flagrelease.convert.summary import Summary
+
+
+class OGroupsChoice(str, Enum):
+    """How wo_a and wo_b are cut where mp > o_groups."""
+
+    SHARED = "shared"
+    SPLIT = "split"
+
+
+class DeviceChoice(str, Enum):
+    """Where decoding runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="A recipe (YAML) or a checkpoint folder.", show_default=False)
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="DIR", help="With a recipe: the folder that you downloaded its checkpoint to."
+    ),
+]
+TargetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--target",
+        metavar="DTYPE:LAYOUT",
+        help="A release to make: bf16, fp8 or native, then hf or mpN (N ranks). Can be repeated.",
+    ),
+]
+ChipOption = Annotated[
+    list[str],
+    typer.Option(
+        "--chip",
+        metavar="NAME",
+        help="Make the release for this chip: the one in the recipe, or in the recipe shipped for this model. "
+        "Can be repeated.",
+    ),
+]
+CardsOption = Annotated[
+    int | None,
+    typer.Option("--cards", min=1, metavar="N", help="With --chip and a checkpoint folder: cut for N cards instead."),
+]
+OGroupsOption = Annotated[
+    OGroupsChoice | None,
+    typer.Option(
+        "--o-groups",
+        help="With more ranks than o-groups: ranks of one o-group hold the same slice of wo_a and wo_b (shared) or "
+        "one slice each (split).",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Threads that decode. Default: one a processor. They change no byte."),
+]
+
+_PLAN_EXAMPLES = """\
+Example: flagrelease plan recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/
+
+Example: flagrelease plan DeepSeek-V4-Flash/ --chip ascend --cards 32
+"""
+_CONVERT_EXAMPLES = """\
+Example: flagrelease convert recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/ --out releases/
+
+Example: flagrelease convert DeepSeek-V4-Flash/ --target bf16:mp16 --target fp8:mp8 --out releases/
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(epilog="Example: flagrelease inspect DeepSeek-V4-Flash/")(inspect)
+    app.command(epilog=_PLAN_EXAMPLES)(plan)
+    app.command(epilog=_CONVERT_EXAMPLES)(convert)
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a checkpoint holds, and where its config, index and headers disagree (exit code 3)."""
+    from flagrelease.convert.display import show_inspection
+    from flagrelease.convert.inspect import inspect_checkpoint
+
+    with console.status(f"reading the headers in {checkpoint}"):
+        inspection = inspect_checkpoint(checkpoint)
+    console.show(as_json, inspection.model_dump(mode="json"), lambda: show_inspection(inspection))
+    if inspection.problems:
+        raise typer.Exit(3)
+
+
+def plan(
+    source: SourceArgument,
+    checkpoint: CheckpointOption = None,
+    target: TargetOption = [],  # noqa: B006 - typer reads it, nobody writes it
+    chip: ChipOption = [],  # noqa: B006
+    cards: CardsOption = None,
+    o_groups: OGroupsOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where convert would write: its free space is compared.")
+    ] = Path(),
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what convert would write, to the byte: files, memory, disk, cards, hub limits. Reads headers only."""
+    from flagrelease.convert.display import show_plan
+
+    _, _, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
+    console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
+    summary.require_hubs()
+
+
+def convert(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Each release is written to DIR/DTYPE-LAYOUT/.")],
+    checkpoint: CheckpointOption = None,
+    target: TargetOption = [],  # noqa: B006
+    chip: ChipOption = [],  # noqa: B006
+    cards: CardsOption = None,
+    o_groups: OGroupsOption = None,
+    workers: WorkersOption = None,
+    device: Annotated[
+        DeviceChoice, typer.Option("--device", help="Where weights are decoded; auto is the CPU.")
+    ] = DeviceChoice.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Dequantise, repack and cut a checkpoint into releases, in one pass.
+
+    After an interruption, run the same command again: it resumes.
+    """
+    from flagrelease.convert.display import releases_document, show_releases
+    from flagrelease.convert.run import choose_lookup
+    from flagrelease.convert.run import convert as run_conversion
+    from flagrelease.records.manifest import MANIFEST_NAME
+
+    lookup = choose_lookup(device.value)
+    made, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
+    summary.require_hubs()
+    folders = [release.target.folder for release in made.releases]
+    before = [folder for folder in folders if (out / folder / MANIFEST_NAME).is_file()]
+    waiting = sum(release.size for release in made.releases if release.target.folder not in before)
+    with console.progress("convert", made.bytes_to_write) as report:
+        manifests = run_conversion(
+            made,
+            out,
+            workers=summary.workers,
+            lookup=lookup,
+            progress=_saying_where_it_resumes(report.to, made.bytes_to_write - waiting),
+        )
+    named = request.provenance.recipe is not None
+    console.show(
+        as_json, releases_document(out, manifests, before), lambda: show_releases(out, manifests, before, named)
+    )
+
+
+def _planned(
+    source: Path,
+    checkpoint: Path | None,
+    target: list[str],
+    chip: list[str],
+    cards: int | None,
+    o_groups: OGroupsChoice | None,
+    out: Path,
+    workers: int | None,
+) -> tuple[Plan, ConversionRequest, Summary]:
+    from flagrelease.convert.memory import default_workers
+    from flagrelease.convert.plan import make_plan
+    from flagrelease.convert.request import make_request
+    from flagrelease.convert.summary import summarise
+
+    with console.status(f"reading the headers of {checkpoint or source}, placing every byte"):
+        request = make_request(source, checkpoint, target, chip, None if o_groups is None else o_groups.value, cards)
+        made = make_plan(request.source, request.targets, request.options, request.provenance)
+        return made, request, summarise(made, request, workers or default_workers(), out)
+
+
+def _saying_where_it_resumes(report: Callable[[int], None], complete: int) -> Callable[[int], None]:
+    """`report`, which first says what an earlier run of the same command has written, beside `complete` releases."""
+    begun = False
+
+    def say(done: int) -> None:
+        nonlocal begun
+        if not begun and done > complete:
+            console.say(f"resuming: an earlier run had written {console.human_bytes(done - complete)} of these files")
+        begun = True
+        report(done)
+
+    return say
