@@ -63,8 +63,10 @@ def _manifest(plan: Plan, release: ReleasePlan, files: list[FileRecord], results
             repo=plan.provenance.repo,
             revision=plan.provenance.revision,
             license=plan.provenance.license,
-            identity=plan.source.index.identity(),
-            config_sha256=plan.source.config_sha256,
+            identity=plan.source.identity.digest,
+            headers_sha256=plan.source.identity.headers_sha256,
+            config_sha256=plan.source.identity.config_sha256,
+            contents_blake3=plan.source.identity.contents_blake3,
             files=tuple(
                 SourceFileRecord(path=h.file.name, size=h.file_size, header_sha256=hashlib.sha256(h.raw).hexdigest())
                 for h in plan.source.index.headers

@@ -15,7 +15,8 @@ from flagrelease.convert.target import Target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
-from flagrelease.source.source import Source, SourceTensor
+from flagrelease.source.source import Source
+from flagrelease.source.tensors import SourceTensor
 
 # Kept free on a card beside the weights: activations, caches of a short context, the runtime itself.
 RESERVE_BYTES = 4 << 30

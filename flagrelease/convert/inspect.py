@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.model.v4.config import ModelConfig
-from flagrelease.source.source import SourceTensor, survey_source
+from flagrelease.source.source import survey_source
+from flagrelease.source.tensors import SourceTensor
 
 
 class Tally(BaseModel):
@@ -69,7 +70,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         files=len(source.index.headers),
         tensors=len(source.index.tensors),
         bytes=source.index.total_size,
-        identity=source.index.identity(),
+        identity=source.identity.digest,
         dtypes=_tally((meta.dtype, meta.nbytes) for meta in stored),
         formats=_tally((_format(t), t.weight.nbytes + (t.scale.nbytes if t.scale else 0)) for t in source.tensors),
         scales=_tally((t.scale.dtype, t.scale.nbytes) for t in source.tensors if t.scale),

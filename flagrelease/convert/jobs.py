@@ -14,7 +14,7 @@ from flagrelease.convert.files import OutputFile
 from flagrelease.convert.parts import Cut
 from flagrelease.convert.slices import Slice
 from flagrelease.convert.target import Action
-from flagrelease.source.source import SourceTensor
+from flagrelease.source.tensors import SourceTensor
 
 # Place of a visit in the order of work: (place in the source, 0 if it is for a file's beginning, minus the alignment),
 # then the tensor's own place in the source.

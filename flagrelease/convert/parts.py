@@ -10,7 +10,7 @@ from flagrelease.errors import UsageError
 from flagrelease.formats.formats import REPACK_TILE
 from flagrelease.model.v4.inventory import TensorSpec
 from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
-from flagrelease.source.source import SourceTensor
+from flagrelease.source.tensors import SourceTensor
 
 
 class Part(NamedTuple):

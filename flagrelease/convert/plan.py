@@ -25,7 +25,8 @@ from flagrelease.convert.target import Action, Target, require_possible
 from flagrelease.errors import UsageError
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.index import INDEX_NAME
-from flagrelease.source.source import Source, SourceTensor
+from flagrelease.source.source import Source
+from flagrelease.source.tensors import SourceTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,7 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
         json.dumps(
             {
                 "tool": __version__,
-                "source": source.index.identity(),
-                "config": source.config_sha256,
+                "source": source.identity.digest,
                 "target": [target.dtype, target.layout, layout.o_groups if layout else None],
                 "options": options.model_dump(mode="json"),
                 "provenance": asdict(provenance),

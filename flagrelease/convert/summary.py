@@ -123,7 +123,7 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
     caches = cache_size(plan.source.config)
     return Summary(
         source=str(plan.source.folder),
-        source_identity=plan.source.index.identity(),
+        source_identity=plan.source.identity.digest,
         source_tensors=len(plan.source.index.tensors),
         source_bytes=plan.source.index.total_size,
         bytes_to_read=plan.bytes_to_read,

@@ -10,7 +10,8 @@ from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP4, REPACK_TILE
 from flagrelease.model.v4.inventory import Split
 from flagrelease.records.manifest import Dtype, OGroups, TargetRecord
-from flagrelease.source.source import Source, SourceTensor
+from flagrelease.source.source import Source
+from flagrelease.source.tensors import SourceTensor
 
 _TARGET = re.compile(r"(bf16|fp8|native):(hf|mp([1-9][0-9]{0,5}))")
 

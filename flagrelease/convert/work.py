@@ -35,7 +35,7 @@ from flagrelease.formats.formats import (
 )
 from flagrelease.records.manifest import ElementCounts
 from flagrelease.shard.header import TensorMeta
-from flagrelease.source.source import SourceTensor
+from flagrelease.source.tensors import SourceTensor
 
 _E8M0_NAN = 255
 

@@ -83,16 +83,28 @@ class SourceFileRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """The checkpoint converted. `identity` covers names, sizes and headers; `tensors` maps each stored tensor, scales
-    included, to the BLAKE3 digest of the bytes read."""
+    """The checkpoint that was converted.
+
+    Attributes:
+        identity: the digest of its `SourceIdentity`, whose three parts are `headers_sha256`, `config_sha256` and
+            `contents_blake3`. In schema 1 it is what is now `headers_sha256`, and the two other keys are absent.
+        tensors: each stored tensor, scales included -> the BLAKE3 digest of the bytes read.
+    """
 
     repo: str | None
     revision: str | None
     license: str | None
     identity: str
+    headers_sha256: str | None = None
     config_sha256: str
+    contents_blake3: str | None = None
     files: tuple[SourceFileRecord, ...]
     tensors: dict[str, str]
+
+    @property
+    def headers(self) -> str:
+        """The digest of names, sizes and headers, in either schema."""
+        return self.headers_sha256 or self.identity
 
 
 class FileRecord(_Record):
@@ -137,10 +149,11 @@ class Manifest(_Record):
         model, recipe: null when a bare folder was converted.
         options: what of `convert` in a recipe decides bytes, defaults written out.
         plan: digest of everything planned; a folder is finished under the plan that began it.
+        schema_version: 2; manifests of schema 1, which know less of their source, are still read.
         inexact: weight -> elements rounded or lost; a weight that is not listed has none.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     tool: ToolRecord
     model: str | None
     target: TargetRecord

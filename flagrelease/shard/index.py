@@ -32,8 +32,11 @@ class CheckpointIndex:
         """Bytes of all tensors."""
         return sum(meta.nbytes for meta in self.tensors.values())
 
-    def identity(self) -> str:
-        """SHA-256 over names, sizes and header bytes of all files: changes with any name, shape, dtype or offset."""
+    def headers_sha256(self) -> str:
+        """SHA-256 over names, sizes and header bytes of all files: changes with any name, shape, dtype or offset.
+
+        It says nothing of the values: `records.source_identity` tells two checkpoints of one architecture apart.
+        """
         digest = hashlib.sha256()
         for header in self.headers:
             own = hashlib.sha256(header.raw).hexdigest()

@@ -22,7 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "chips": {"errors"},
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
+<<<<<<< HEAD
     "records": {"errors", "chips", "publish/hubs", "strict_json"},
+=======
+    "records": {"errors", "chips", "shard", "strict_json"},
+>>>>>>> 312555c (One SourceIdentity)
     "source": {"errors", "formats", "model", "records", "shard", "strict_json"},
     "convert": {
         "__init__",

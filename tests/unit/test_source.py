@@ -21,7 +21,8 @@ from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config
 from flagrelease.shard.header import build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME
-from flagrelease.source.source import Source, SourceTensor, read_source, survey_source
+from flagrelease.source.source import Source, read_source, survey_source
+from flagrelease.source.tensors import SourceTensor
 
 WQ_A, WQ_A_SCALE = "layers.1.attn.wq_a.weight", "layers.1.attn.wq_a.scale"
 W1, W1_SCALE = "layers.1.ffn.experts.3.w1.weight", "layers.1.ffn.experts.3.w1.scale"

@@ -9,7 +9,7 @@ other shapes, whose distance is the noise floor. `run_logits` (stage.py) runs th
 killed (in `out` and `work`), and under torchrun every rank calls them. `progress(done, total)` counts tokens.
 
 documents.py (and text/, worked.py, long.py): what is read. replay.py: how it goes through the engine. distribution.py:
-what is kept of logits and the figures of each token. baseline.py, identity.py, files.py: the folder. sums.py,
+what is kept of logits and the figures of each token. baseline.py, files.py: the folder. sums.py,
 bootstrap.py, judge.py, comparison.py, plots.py, verdict.py: from tokens to the stage. layers.py, localise.py,
 layer_verdict.py: where runs part.
 """

@@ -23,10 +23,10 @@ from flagrelease.engine.v4.model import Model
 from flagrelease.errors import VerificationError, first_problem
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import ReplayRules
+from flagrelease.records.source_identity import SourceIdentity
 from flagrelease.validate.logits.distribution import Figures, Kept
 from flagrelease.validate.logits.documents import Document, Encoder, bundled_documents, digest, read_documents, tokenise
 from flagrelease.validate.logits.files import document_file, read_arrays, read_run
-from flagrelease.validate.logits.identity import ModelIdentity
 from flagrelease.validate.logits.layers import Array
 from flagrelease.validate.logits.replay import FiguresRun, KeptRun
 
@@ -63,16 +63,16 @@ class BaselineRecord(_Record):
     """`baseline.json`.
 
     Attributes:
-        model: which one.
+        model: the source that ran.
         set: the bundled documents or the user's own; `documents_sha256` is over the token ids of all of them.
         rules: of the replay.
         vocabulary, layers: of the model.
         files: SHA-256 by path of everything else in the folder; empty while it is being recorded.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tool: ToolRecord
-    model: ModelIdentity
+    model: SourceIdentity
     machine: Machine
     set: DocumentSet
     documents_sha256: str
@@ -164,24 +164,27 @@ def parse_record(path: Path) -> tuple[BaselineRecord, bytes]:
     except FileNotFoundError:
         raise VerificationError(f"{path}: not found: no baseline, or its recording did not finish") from None
     except ValidationError as error:
-        raise VerificationError(f"{path}: {first_problem(error)}") from error
+        old = error.errors()[0]["loc"] == ("schema_version",)
+        remedy = "; it is of another version of flagrelease: record the baseline again" if old else ""
+        raise VerificationError(f"{path}: {first_problem(error)}{remedy}") from error
 
 
-def open_baseline(folder: Path, model: ModelIdentity, rules: ReplayRules) -> Baseline:
+def open_baseline(folder: Path, model: SourceIdentity, rules: ReplayRules) -> Baseline:
     """Open a baseline to compare a release of `model` with, under `rules`.
 
     Raises:
         VerificationError: no complete baseline, or one of another model or other rules; names what differs.
     """
     record, content = parse_record(folder / RECORD)
-    for field, ours, theirs in (("model", record.model, model), ("rules", record.rules, rules)):
-        mine, wanted = ours.model_dump(), theirs.model_dump()
-        odd = next((key for key in mine if mine[key] != wanted[key]), None)
-        if odd is not None:
-            raise VerificationError(
-                f"{folder / RECORD}: {field}.{odd} is {mine[odd]!r}, this release has {wanted[odd]!r}: "
-                + ("a baseline of another model" if field == "model" else "recorded under other rules")
-            )
+    if (difference := record.model.difference(model)) is not None:
+        raise VerificationError(f"{folder / RECORD}: recorded from another model than this release's: {difference}")
+    mine, wanted = record.rules.model_dump(), rules.model_dump()
+    odd = next((key for key in mine if mine[key] != wanted[key]), None)
+    if odd is not None:
+        raise VerificationError(
+            f"{folder / RECORD}: rules.{odd} is {mine[odd]!r}, this release has {wanted[odd]!r}: recorded under other "
+            f"rules"
+        )
     return Baseline(folder, record, hashlib.sha256(content).hexdigest())
 
 

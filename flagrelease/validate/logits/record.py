@@ -20,6 +20,7 @@ from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.model.v4.config import read_config
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import LogitsRules, ReplayRules
+from flagrelease.records.source_identity import identify
 from flagrelease.validate.logits.baseline import (
     DOCUMENTS,
     RECORD,
@@ -33,7 +34,6 @@ from flagrelease.validate.logits.baseline import (
 from flagrelease.validate.logits.distribution import Kept
 from flagrelease.validate.logits.documents import Document, Given, bundled_documents, digest, read_documents, tokenise
 from flagrelease.validate.logits.files import begin, document_file, read_arrays, read_run, write_arrays, write_run
-from flagrelease.validate.logits.identity import identify
 from flagrelease.validate.logits.layers import LayerObserver, States, sampled_positions
 from flagrelease.validate.logits.localise import layer_errors
 from flagrelease.validate.logits.replay import Replayer, ReplayResult, Shape, tokens_of

@@ -14,11 +14,11 @@ from flagrelease.engine.v4.model import Model
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.records.report import Stage
 from flagrelease.records.rules import LogitsRules
+from flagrelease.records.source_identity import identify
 from flagrelease.validate.logits.baseline import Baseline, Reference, describe_machine, open_baseline
 from flagrelease.validate.logits.distribution import Figures
 from flagrelease.validate.logits.documents import Document
 from flagrelease.validate.logits.files import begin, document_file, read_arrays, read_run, write_arrays, write_run
-from flagrelease.validate.logits.identity import identify
 from flagrelease.validate.logits.layers import LayerObserver, sampled_positions
 from flagrelease.validate.logits.localise import Errors, layer_errors
 from flagrelease.validate.logits.replay import FiguresRun, KeptRun, Replayer, Shape, tokens_of

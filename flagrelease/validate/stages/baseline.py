@@ -79,15 +79,18 @@ def file_sha256(path: Path) -> str:
 
 
 def subject_of_source(identity: str) -> str:
-    """How recorded answers name the model that gave them."""
+    """How recorded answers name the model that gave them; `identity` is the digest of a `SourceIdentity`."""
     return f"source {identity}"
 
 
 def refuse_other_model(path: Path, subject: str, identity: str) -> None:
-    """Answers of another model are not compared with.
+    """Refuse recorded answers that another model gave; another training step of the same model is another model.
 
     Raises:
         VerificationError: `subject` is not the source of `identity`.
     """
     if subject != subject_of_source(identity):
-        raise VerificationError(f"{path}: answers of {subject}, the release was made of {identity}: another model")
+        raise VerificationError(
+            f"{path}: answers of {subject}, but this release was made of {identity}: another model, another training "
+            f"step, or a recording of an older flagrelease; record the baseline from the release's own source"
+        )

@@ -9,6 +9,7 @@ from typing import Literal
 from flagrelease.records.manifest import ElementCounts, Manifest
 from flagrelease.records.report import Stage
 from flagrelease.records.rules import StageName
+from flagrelease.records.source_identity import identify
 from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, Watch
 from flagrelease.verify.integrity import check_files
@@ -72,7 +73,7 @@ class WeightsStage:
     def inputs(self) -> dict[str, str]:
         """Which source, by its identity."""
         path = self.request.source
-        return {"source": "none" if path is None else open_source(path).index.identity()}
+        return {"source": "none" if path is None else identify(path).digest}
 
     def run(self, watch: Watch) -> Outcome:
         """Every tensor."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from flagrelease.device import open_device
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.records.rules import ValidationRules
+from flagrelease.records.source_identity import identify
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.comparison import plan_of
 from flagrelease.validate.exams.run import run_side
@@ -18,7 +19,6 @@ from flagrelease.validate.stages.choices import PARTS, Part
 from flagrelease.validate.stages.port import Port, is_leader
 from flagrelease.validate.stages.request import Data, Endpoint
 from flagrelease.validate.stages.stage import Watch
-from flagrelease.verify.origin import open_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
         NetworkError: the hub or the endpoint.
     """
     folder = BaselineFolder(recording.out)
-    identity = open_source(recording.source).index.identity()
+    identity = identify(recording.source).digest
     _refuse_another(recording, folder, identity)
     if "logits" in recording.parts:
         _record_logits(recording, folder, watch)

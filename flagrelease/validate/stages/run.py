@@ -57,7 +57,9 @@ def validate(request: ValidationRequest, watch: Watch) -> Report | None:
             environment=describe_environment(None if isinstance(device, str) else device),
         )
         state = State.open(request.out, binding) if is_leader() else State(request.out)
-        given = StageInputs(request, state, baseline, port, manifest.source.identity, manifest_sha256)
+        known = manifest.source.contents_blake3 is not None  # schema 1 recorded headers only: no answers match those
+        identity = manifest.source.identity if known else "a source whose contents the manifest does not record"
+        given = StageInputs(request, state, baseline, port, identity, manifest_sha256)
         if isinstance(port, Port):
             stack.enter_context(port)
             if not is_leader():

@@ -22,6 +22,7 @@ from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import CheckpointError, ResourceError, UsageError, VerificationError
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import LogitsRules
+from flagrelease.records.source_identity import SourceIdentity, identify
 from flagrelease.validate.logits import files, record, stage
 from flagrelease.validate.logits.baseline import (
     RECORD,
@@ -34,7 +35,6 @@ from flagrelease.validate.logits.baseline import (
 )
 from flagrelease.validate.logits.distribution import Figures
 from flagrelease.validate.logits.documents import Given, digest, tokenise
-from flagrelease.validate.logits.identity import ModelIdentity, identify
 from flagrelease.validate.logits.record import record_baseline
 from flagrelease.validate.logits.replay import REPLAYS, FiguresRun, ReplayResult
 from flagrelease.validate.logits.stage import run_logits
@@ -170,12 +170,12 @@ def test_a_baseline_of_another_model_is_refused(study: Study, tmp_path: Path) ->
     """The same shapes, files and config, other weights: only data tell them apart."""
     other = CalmCheckpoint(small_config(), seed=6).write_hf(tmp_path / "other", "native")
     theirs = identify(other)
-    assert theirs.identity == identify(study.source).identity
-    with pytest.raises(VerificationError, match=r"model\.norm_blake3 .* a baseline of another model"):
+    assert theirs.headers_sha256 == identify(study.source).headers_sha256
+    with pytest.raises(VerificationError, match="another model .* the values of the tensors differ"):
         open_baseline(study.baseline, theirs, RULES.replay)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rope_theta": 1}))
-    with pytest.raises(VerificationError, match=r"model\.config_sha256"):
+    with pytest.raises(VerificationError, match="another model .* config.json differs"):
         open_baseline(study.baseline, identify(other), RULES.replay)
 
 
@@ -234,7 +234,7 @@ def text_baseline(folder: Path, encoder: Tokenizer, chosen: DocumentSet = "own")
     (folder / "documents.jsonl").write_text(given.to_json() + "\n")
     document = BaselineRecord(
         tool=ToolRecord(version="0"),
-        model=ModelIdentity(config_sha256="", identity="", norm_blake3=""),
+        model=SourceIdentity(headers_sha256="0" * 64, config_sha256="0" * 64, contents_blake3="0" * 64),
         machine=Machine(device="cpu", device_name="", operators="torch", ranks=1, torch="", python=""),
         set=chosen,
         documents_sha256=digest(documents),
