@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flagrelease.convert.assembly import assemble
+from flagrelease.convert.earlier import refuse_other_source
 from flagrelease.convert.journal import Journal, open_journal
 from flagrelease.convert.lanes import Buffers, Lane, LaneSink, Run
 from flagrelease.convert.lookup import Lookup, cpu_lookup
@@ -43,6 +44,7 @@ def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Pr
     journals: dict[int, Journal] = {}
     try:
         for number, release in enumerate(plan.releases):
+            refuse_other_source(out / release.target.folder, plan.source)
             journal = open_journal(out / release.target.folder, plan, release)
             if journal is not None:
                 journals[number] = journal

@@ -52,7 +52,7 @@ def manifest_of(recipe_name: str, chip: str, files: tuple[FileRecord, ...], lice
             repo=recipe.source.repo,
             revision=recipe.source.revision,
             license=licence or recipe.source.license,
-            identity="1" * 64,
+            identity="1" * 64, headers_sha256="1" * 64, contents_blake3="1" * 64,
             config_sha256="2" * 64,
             files=(SourceFileRecord(path="model-00001-of-00001.safetensors", size=1000, header_sha256="3" * 64),),
             tensors={"embed.weight": "4" * 64},

@@ -22,11 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "chips": {"errors"},
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
-<<<<<<< HEAD
-    "records": {"errors", "chips", "publish/hubs", "strict_json"},
-=======
-    "records": {"errors", "chips", "shard", "strict_json"},
->>>>>>> 312555c (One SourceIdentity)
+    "records": {"errors", "chips", "publish/hubs", "shard", "strict_json"},
     "source": {"errors", "formats", "model", "records", "shard", "strict_json"},
     "convert": {
         "__init__",

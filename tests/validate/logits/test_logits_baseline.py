@@ -171,11 +171,11 @@ def test_a_baseline_of_another_model_is_refused(study: Study, tmp_path: Path) ->
     other = CalmCheckpoint(small_config(), seed=6).write_hf(tmp_path / "other", "native")
     theirs = identify(other)
     assert theirs.headers_sha256 == identify(study.source).headers_sha256
-    with pytest.raises(VerificationError, match="another model .* the values of the tensors differ"):
+    with pytest.raises(VerificationError, match=r"another model .* the values of the tensors differ"):
         open_baseline(study.baseline, theirs, RULES.replay)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rope_theta": 1}))
-    with pytest.raises(VerificationError, match="another model .* config.json differs"):
+    with pytest.raises(VerificationError, match=r"another model .* config\.json differs"):
         open_baseline(study.baseline, identify(other), RULES.replay)
 
 

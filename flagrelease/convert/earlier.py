@@ -1,0 +1,30 @@
+"""What an earlier conversion left in a release folder: is it a release of the checkpoint that is asked for now?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flagrelease.errors import ResourceError
+from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
+from flagrelease.records.source_identity import identity_of_record
+from flagrelease.source.source import Source
+
+
+def refuse_other_source(folder: Path, source: Source) -> None:
+    """Refuse a finished release that was made of another checkpoint than `source`.
+
+    An unfinished one is bound to its source by its plan, whose digest covers the same identity.
+
+    Raises:
+        ResourceError: the release in `folder` was made of another checkpoint.
+        VerificationError: its manifest breaks its schema, or is too old to say what it was made of.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return
+    made_of = identity_of_record(read_manifest(folder).source, path)
+    if (difference := made_of.difference(source.identity)) is not None:
+        raise ResourceError(
+            f"{folder}: holds a finished release of another checkpoint than {source.folder} ({difference}); give "
+            f"another --out or remove the folder"
+        )
