@@ -73,14 +73,13 @@ def _write_files(
     progress(done)  # what earlier runs have written
     schedule = Schedule(run, plan, lanes, journals)
     buffers = Buffers(run, workers * BUFFERS_PER_WORKER, CHUNK_BYTES)
-    allow_loss = plan.options.lossy_repack == "allow"
     with TensorReader() as reader:
 
         def work() -> None:
             try:
                 while (job := schedule.take()) is not None:
                     sink = LaneSink(buffers, lanes)
-                    for result in run_job(job, reader.read, sink, lookup, allow_loss):
+                    for result in run_job(job, reader.read, sink, lookup, plan.options):
                         schedule.record(job, result)
                     schedule.done(job)
             except BaseException as error:  # noqa: BLE001 - the main thread raises it

@@ -14,6 +14,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from flagrelease.convert.blank import is_zero, must_hold_values, refuse_zero
 from flagrelease.convert.jobs import Job, Piece, Product
 from flagrelease.convert.journal import SCALE, WEIGHT, TensorResult
 from flagrelease.convert.lookup import Index, Lookup, contains, count_lost
@@ -34,6 +35,7 @@ from flagrelease.formats.formats import (
     scale_values,
 )
 from flagrelease.records.manifest import ElementCounts
+from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.header import TensorMeta
 from flagrelease.source.tensors import SourceTensor
 
@@ -59,28 +61,32 @@ class Sink(Protocol):
 Reader = Callable[[TensorMeta, int, U8], None]  # (tensor, byte offset in it, array to fill)
 
 
-def run_job(job: Job, read: Reader, sink: Sink, lookup: Lookup, allow_loss: bool) -> list[TensorResult]:
+def run_job(job: Job, read: Reader, sink: Sink, lookup: Lookup, options: ConvertSpec) -> list[TensorResult]:
     """Stream one tensor through; return what was learned of it, one result a product.
 
     Raises:
-        CheckpointError: a NaN code, a scale that is NaN, infinite or negative, or (unless `allow_loss`) an FP4 element
-            that FP8 cannot hold.
+        CheckpointError: a NaN code, a scale that is NaN, infinite or negative, or, where `options` do not allow it,
+            an FP4 element that FP8 cannot hold, or a weight or scale whose bytes are all zero.
     """
     if job.tensor.format is None:
-        return [_copy_plain(job, read, sink)]
-    return _stream_quantised(job, job.tensor.format, read, sink, lookup, allow_loss)
+        return [_copy_plain(job, read, sink, options)]
+    return _stream_quantised(job, job.tensor.format, read, sink, lookup, options)
 
 
-def _copy_plain(job: Job, read: Reader, sink: Sink) -> TensorResult:
+def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> TensorResult:
     weight = job.tensor.weight
     (product,) = job.products
     digest = blake3()
     row_bytes, chunks = _chunks(weight, 1, 1)
+    blank = must_hold_values(job.tensor)
     for row, rows in chunks:
         data = sink.buffer(rows * row_bytes)
         read(weight, row * row_bytes, data)
         digest.update(data)
+        blank = blank and is_zero(data)
         sink.put(data, row, row_bytes, product.weight)
+    if blank:
+        refuse_zero(weight, options)
     own = digest.hexdigest()
     counts = ElementCounts(copied=weight.elements)
     return TensorResult(weight.name, Action.COPY, {weight.name: own}, {WEIGHT: own}, counts)
@@ -103,30 +109,35 @@ class _Making:
 
 
 def _stream_quantised(
-    job: Job, fmt: Format, read: Reader, sink: Sink, lookup: Lookup, allow_loss: bool
+    job: Job, fmt: Format, read: Reader, sink: Sink, lookup: Lookup, options: ConvertSpec
 ) -> list[TensorResult]:
     tensor = job.tensor
     assert tensor.scale is not None
     scale = np.empty(tensor.scale.nbytes, dtype=np.uint8)
     read(tensor.scale, 0, scale)
+    if is_zero(scale):
+        refuse_zero(tensor.scale, options)
     makings = [_prepare(product, tensor, fmt, scale) for product in job.products]
-    weight_digest = blake3()
+    weight_digest, blank = blake3(), True
     widest = max(making.width for making in makings)
     row_bytes, chunks = _chunks(tensor.weight, tensor.block[0], widest)
     for row, rows in chunks:
         codes = sink.buffer(rows * row_bytes)
         read(tensor.weight, row * row_bytes, codes)
         weight_digest.update(codes)
+        blank = blank and is_zero(codes)
         matrix = codes.reshape(rows, row_bytes)
         _require_numbers(tensor, fmt, matrix, row)
         for making in makings:
             if making.tables is not None:
-                _emit(making, making.tables, tensor, matrix, row, sink, lookup, allow_loss)
+                _emit(making, making.tables, tensor, matrix, row, sink, lookup, options)
         copied = [making.product for making in makings if making.tables is None]
         if copied:
             sink.put(codes, row, row_bytes, copied[0].weight)
         else:
             sink.drop(codes)
+    if blank:
+        refuse_zero(tensor.weight, options)
     source = {tensor.weight.name: weight_digest.hexdigest(), tensor.scale.name: blake3(scale).hexdigest()}
     return [_finish(making, tensor, source, sink) for making in makings]
 
@@ -162,7 +173,7 @@ def _emit(
     row: int,
     sink: Sink,
     lookup: Lookup,
-    allow_loss: bool,
+    options: ConvertSpec,
 ) -> None:
     assert making.index is not None
     first = row // making.block[0]
@@ -170,7 +181,7 @@ def _emit(
     if making.counting:
         lost = count_lost(codes, index, making.block, tables)
         making.inexact += lost
-        if lost and making.product.action is Action.REPACK and not allow_loss:
+        if lost and making.product.action is Action.REPACK and options.lossy_repack == "refuse":
             raise CheckpointError(
                 f"{tensor.weight.file}: tensor {tensor.spec.name!r}: rows {row} to {row + len(codes) - 1} hold {lost} "
                 f"FP4 elements that FP8 with a scale per {REPACK_TILE[0]}x{REPACK_TILE[1]} cannot hold exactly; a "

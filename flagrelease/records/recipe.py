@@ -48,18 +48,21 @@ class SourceSpec(_Strict):
 
 
 class ConvertSpec(_Strict):
-    """Everything about the conversion that changes a byte.
+    """Everything about the conversion that changes a byte, and what it may let pass.
 
     Attributes:
         max_file_bytes: files of the hf layout are at most this long (a longer tensor has a file of its own).
         rank_part_bytes: a rank of an mp layout that is longer is written in parts of at most this; None: one file,
             which is what DeepSeek's generate.py opens.
         lossy_repack: whether FP4 that FP8 cannot hold exactly stops the work or is counted and rounded.
+        allow_zero_tensors: names of stored tensors, or patterns with *, whose bytes may all be zero. Elsewhere such a
+            weight or scale is a damaged file.
     """
 
     max_file_bytes: ByteSize = DEFAULT_MAX_FILE_BYTES
     rank_part_bytes: ByteSize | None = None
     lossy_repack: Literal["refuse", "allow"] = "refuse"
+    allow_zero_tensors: tuple[str, ...] = ()
 
 
 class ReleaseSpec(_Strict):
