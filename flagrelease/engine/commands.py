@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagrelease.engine.preflight import choose_context, leads, require_free_port, require_writable
 from flagrelease.errors import UsageError
+from flagrelease.extras import require_extra
+from flagrelease.model.v4.config import read_config
 
 if TYPE_CHECKING:
     from flagrelease.engine.sampling import Sampling
@@ -113,25 +116,38 @@ def generate(
     speculate: SpeculateOption = False,
 ) -> None:
     """Continue a prompt, a file of prompts, or (with neither) chat at the terminal."""
-    from flagrelease.engine.generate import terminal
-    from flagrelease.engine.sampling import Sampling
-    from flagrelease.engine.session import Session
-
     if prompt is not None and prompts is not None:
         raise UsageError("--prompt and --prompts: give one of them")
     if out is not None and prompts is None:
         raise UsageError("--out is for the answers of --prompts")
     if as_json and prompt is None:
         raise UsageError("--json is for the answer of --prompt; --prompts always writes JSON lines")
+    if mode is ModeChoice.RAW and prompt is None and prompts is None:
+        raise UsageError("--mode raw needs --prompt or --prompts: a chat at the terminal has turns")
+    require_extra("engine", "generate")
+    from flagrelease.engine.generate import terminal
+    from flagrelease.engine.generate.prompts import encode_prompt, read_requests, require_room
+    from flagrelease.engine.sampling import Sampling
+    from flagrelease.engine.session import Session
+    from flagrelease.engine.text import Tokenizer
+
     sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
+    context = choose_context(release, context)
+    requests = []
+    if leads():
+        tokenizer = Tokenizer(release)
+        if out is not None:
+            require_writable(out)
+        if prompts is not None:
+            requests = read_requests(prompts, tokenizer, mode.value, sampling, context)
+        elif prompt is not None:
+            require_room(encode_prompt(tokenizer, prompt, mode.value), sampling, context)
     with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
         work = terminal.Terminal(session, mode.value, sampling)
         if prompts is not None:
-            work.answer_file(prompts, out, context, batch)
+            work.answer_file(requests, out, context, batch)
         elif prompt is not None:
             work.answer(prompt, context, as_json=as_json)
-        elif mode is ModeChoice.RAW:
-            raise UsageError("--mode raw needs --prompt or --prompts: a chat at the terminal has turns")
         else:
             work.chat(context)
 
@@ -158,8 +174,13 @@ def serve(
     speculate: SpeculateOption = False,
 ) -> None:
     """Serve OpenAI's API: models, completions, chat completions."""
+    require_extra("engine", "serve")
+    require_extra("serve", "serve")
     from flagrelease.engine.session import Serving, Session
 
+    context = choose_context(release, context)
+    if leads():
+        require_free_port(host, port)
     public = name or release.resolve().name
     serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace)
     with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
@@ -182,9 +203,13 @@ def logits(
     operators: OperatorsOption = "auto",
 ) -> None:
     """Write teacher-forced log-probabilities of given tokens, for comparing machines."""
+    require_extra("engine", "logits")
     from flagrelease.engine.generate import logits_file
     from flagrelease.engine.session import Session
 
     sequences = logits_file.read_tokens(tokens)
+    logits_file.check_request(read_config(release / "config.json")[0], sequences, top)
+    if leads():
+        require_writable(out)
     with Session.open(release, numerics.value, dtype.value, device, operators) as session:
         logits_file.write_logits(session.model, sequences, out, top, by_decode=replay is ReplayChoice.DECODE)

@@ -14,14 +14,14 @@ from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import leave_job
+from flagrelease.engine.preflight import DEFAULT_CONTEXT
 from flagrelease.engine.serve.runner import Runner
 from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
-from flagrelease.errors import UsageError
+from flagrelease.errors import ResourceError
+from flagrelease.extras import remedy
 from flagrelease.model.v4.chat import Mode
-
-_CONTEXT = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Session:
     @property
     def default_context(self) -> int:
         """Tokens a sequence may have where nobody says: no more than the model can see."""
-        return min(_CONTEXT, self.model.config.max_position_embeddings)
+        return min(DEFAULT_CONTEXT, self.model.config.max_position_embeddings)
 
     def runner(self, rows: int, context: int | None) -> Runner:
         """The model with its caches, on every rank. `context` None: the default.
@@ -103,7 +103,7 @@ class Session:
         """Answer requests until SIGINT or SIGTERM; then no new ones, and the others get `grace` seconds to end.
 
         Raises:
-            UsageError: the packages of the server are not installed.
+            ResourceError: the packages of the server are not installed.
         """
         runner = self.runner(serving.rows, serving.context)
         if not self.model.groups.is_leader:
@@ -115,7 +115,7 @@ class Session:
             from flagrelease.engine.serve.server import Served, make_app
             from flagrelease.engine.serve.service import Service
         except ModuleNotFoundError as error:
-            raise UsageError(f"serving needs {error.name}: pip install 'flagrelease[serve]'") from error
+            raise ResourceError(f"serving needs {error.name}, which is not installed: {remedy('serve')}") from error
         tokenizer = self.tokenizer()
         service = Service(Scheduler(runner, tokenizer, serving.budget), serving.queue)
         app = make_app(Served(service, tokenizer, serving.name, serving.mode))

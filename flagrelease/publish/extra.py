@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from flagrelease.errors import ResourceError
+from flagrelease.extras import remedy
 
 
 def require(package: str) -> None:
@@ -14,4 +15,4 @@ def require(package: str) -> None:
         ResourceError: it is not installed; the message has the command that installs it.
     """
     if importlib.util.find_spec(package) is None:
-        raise ResourceError(f"{package} is not installed (pip install 'flagrelease[publish]')")
+        raise ResourceError(f"{package} is not installed: {remedy('publish')}")

@@ -187,13 +187,15 @@ def parse_data(words: list[str]) -> Data:
     """What `--data` was given as: files by the name of their benchmark.
 
     Raises:
-        UsageError: not NAME=FILE.
+        UsageError: not NAME=FILE, or no such file.
     """
     found: Data = {}
     for word in words:
         name, equals, path = word.partition("=")
         if not name or not equals or not path:
             raise UsageError(f"--data {word}: NAME=FILE is expected")
+        if not Path(path).is_file():
+            raise UsageError(f"--data {word}: there is no file {path}")
         found[name] = (*found.get(name, ()), Path(path))
     return found
 

@@ -109,7 +109,7 @@ def test_equal_prompts_of_a_file_have_their_own_seeds(app: typer.Typer, release:
 def test_a_prompt_that_does_not_fit_is_named_before_any_runs(app: typer.Typer, release: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps("x") + "\n" + json.dumps("x" * 100) + "\n")
-    with pytest.raises(UsageError, match=r"prompts\.jsonl: prompt 1: .* the context is 90"):
+    with pytest.raises(UsageError, match=r"prompts\.jsonl: line 2: .* the context is 90"):
         run(app, "generate", release, "--prompts", file, "--context", 90, "--max-tokens", 9, *REFERENCE)
 
 

@@ -166,4 +166,4 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
     ]
     (tmp_path / "mirror" / "model.sig").write_text("{}")
     assert main(filled) == 4
-    assert f"{package} is not installed (pip install 'flagrelease[publish]')" in capsys.readouterr().err
+    assert f"{package} is not installed: pip install '.[publish]'" in capsys.readouterr().err

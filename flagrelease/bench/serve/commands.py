@@ -15,6 +15,7 @@ import typer
 
 from flagrelease.bench.options import comma_numbers, write_plot
 from flagrelease.errors import NetworkError, UsageError
+from flagrelease.extras import require_extra
 
 if TYPE_CHECKING:
     from flagrelease.bench.serve.figures import ServeFigures
@@ -87,11 +88,10 @@ def serve(
 async def _measure(
     url: str, model: str | None, key: str | None, timeout: float, rows: list[ScenarioRow], rounds: int, seed: int
 ) -> tuple[str, list[ServeFigures]]:
-    try:
-        from flagrelease.bench.serve.endpoint import ServedModel
-        from flagrelease.bench.serve.run import choose_model, run_rows
-    except ModuleNotFoundError as error:
-        raise UsageError(f"bench serve needs {error.name}: pip install 'flagrelease[bench]'") from error
+    require_extra("bench", "bench serve")
+    from flagrelease.bench.serve.endpoint import ServedModel
+    from flagrelease.bench.serve.run import choose_model, run_rows
+
     async with ServedModel(url, key, timeout) as endpoint:
         name = await choose_model(endpoint, model)
         return name, await run_rows(endpoint, name, rows, rounds, seed, _say)

@@ -17,21 +17,40 @@ from torch import Tensor
 from flagrelease.engine.generate.jsonl import read_lines
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.config import ModelConfig
 
 
 def read_tokens(path: Path) -> list[list[int]]:
     """A JSONL file with a list of token ids a line.
 
     Raises:
-        UsageError: the file is not that.
+        UsageError: the file is not that; names the line.
     """
-    sequences = read_lines(path)
-    for number, line in enumerate(sequences, 1):
-        if not isinstance(line, list) or not line or not all(type(token) is int for token in line):
+    sequences = []
+    for number, document in read_lines(path):
+        if not isinstance(document, list) or not document or not all(type(token) is int for token in document):
             raise UsageError(f"{path}: line {number}: a list of token ids is expected")
+        sequences.append(document)
     if not sequences:
         raise UsageError(f"{path}: no sequence in it")
     return sequences
+
+
+def check_request(config: ModelConfig, sequences: Sequence[Sequence[int]], top: int) -> None:
+    """Refuse what this model cannot compute, before it is loaded.
+
+    Raises:
+        UsageError: `top` is more than the vocabulary, a token outside it, or a sequence longer than the context.
+    """
+    if top > config.vocab_size:
+        raise UsageError(f"top {top}: the vocabulary has {config.vocab_size}")
+    for place, tokens in enumerate(sequences):
+        if len(tokens) > config.max_position_embeddings:
+            raise UsageError(
+                f"sequence {place}: {len(tokens)} tokens; the model's context is {config.max_position_embeddings}"
+            )
+        if (wrong := next((token for token in tokens if not 0 <= token < config.vocab_size), None)) is not None:
+            raise UsageError(f"sequence {place}: token {wrong} is outside the vocabulary of {config.vocab_size}")
 
 
 def write_logits(model: Model, sequences: Sequence[Sequence[int]], out: Path, top: int, *, by_decode: bool) -> None:
@@ -40,8 +59,7 @@ def write_logits(model: Model, sequences: Sequence[Sequence[int]], out: Path, to
     Raises:
         UsageError: `top` is more than the vocabulary, or a sequence is longer than the model's context.
     """
-    if top > model.config.vocab_size:
-        raise UsageError(f"top {top}: the vocabulary has {model.config.vocab_size}")
+    check_request(model.config, sequences, top)
     tensors: dict[str, Tensor] = {}
     for n, tokens in enumerate(sequences):
         parts = [_reduce(logits, tokens, start, top) for start, logits in _logits(model, tokens, by_decode=by_decode)]

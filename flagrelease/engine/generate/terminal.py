@@ -7,22 +7,21 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flagrelease.console import say
 from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, request_digest
-from flagrelease.engine.generate.jsonl import read_lines
 from flagrelease.engine.generate.pace import Pace
+from flagrelease.engine.generate.prompts import Request, encode_prompt
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.scheduler import Request, Scheduler, generate_each
+from flagrelease.engine.serve.scheduler import Scheduler, generate_each
 from flagrelease.engine.serve.sequence import Generated
 from flagrelease.engine.session import Session
-from flagrelease.errors import UsageError
-from flagrelease.model.v4.chat import ChatFormatError, Message, Mode, encode_messages, parse_completion
+from flagrelease.model.v4.chat import ChatFormatError, Message, Mode, parse_completion
 from flagrelease.records.manifest import MANIFEST_NAME
 
-Prompt = str | list[Message]
 Write = Callable[[int, dict[str, Any]], None]
 
 
@@ -34,42 +33,36 @@ class Terminal:
     mode: Mode | Literal["raw"]
     sampling: Sampling
 
-    def answer(self, prompt: str, context: int | None, *, as_json: bool) -> None:
+    def answer(self, prompt: str, context: int, *, as_json: bool) -> None:
         """Print the continuation of one prompt while it is being written, or one JSON document at its end."""
         scheduler = self._scheduler(1, context)
         if scheduler is None:
             return
         with _stopping(scheduler):
-            tokens, pace = self._encode(scheduler, prompt), Pace(1, scheduler.totals)
+            tokens, pace = encode_prompt(scheduler.tokenizer, prompt, self.mode), Pace(1, scheduler.totals)
             result = self._generate(scheduler, tokens, silent=as_json)
             pace.answered()
             if as_json:
                 print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
             print(pace.summary(), file=sys.stderr)
 
-    def answer_file(self, path: Path, out: Path | None, context: int | None, rows: int) -> None:
-        """Write a line for each prompt of a file as it is answered: to `out`, which may hold some already, or stdout.
-
-        The n-th prompt, from 0, is sampled with the seed plus n.
-        """
-        prompts = read_prompts(path)
+    def answer_file(self, requests: Sequence[Request], out: Path | None, context: int, rows: int) -> None:
+        """Write a line for each request as it is answered: to `out`, which may hold some already, or stdout."""
         scheduler = self._scheduler(rows, context)
         if scheduler is None:
             return
         with _stopping(scheduler):
-            requests = [
-                (self._encode(scheduler, prompt), self._sampling_of(place)) for place, prompt in enumerate(prompts)
-            ]
-            for place, request in enumerate(requests):  # before any of them runs
-                _check(scheduler, request, f"{path}: prompt {place}")
-            digests = [request_digest(*request, self._answerer()) for request in requests]
             if out is None:
                 self._answer_each(scheduler, requests, range(len(requests)), _print_line)
                 return
+            digests = [request_digest(*request, self._answerer()) for request in requests]
             with AnswerFile(out, digests) as file:
                 missing = [place for place in range(len(requests)) if place not in file.finished]
+                if not missing:
+                    say(f"{out}: all {len(requests)} answers are there already, nothing to do")
+                    return
                 if file.finished:
-                    print(f"{out}: {len(file.finished)} answers are there, {len(missing)} to go", file=sys.stderr)
+                    say(f"{out}: resuming, {len(file.finished)} answers are there and {len(missing)} are to come")
                 self._answer_each(scheduler, requests, missing, file.add)
 
     def _answerer(self) -> str:
@@ -92,12 +85,7 @@ class Terminal:
             pace.answered()
         print(pace.summary(), file=sys.stderr)
 
-    def _sampling_of(self, place: int) -> Sampling:
-        """Its own for each prompt: the same prompt twice is to be answered twice."""
-        seed = self.sampling.seed
-        return self.sampling if seed is None else replace(self.sampling, seed=seed + place)
-
-    def chat(self, context: int | None) -> None:
+    def chat(self, context: int) -> None:
         """A line is a turn; the end of input ends the chat."""
         scheduler = self._scheduler(1, context)
         if scheduler is None:
@@ -106,23 +94,17 @@ class Terminal:
         with _stopping(scheduler):
             while (said := _ask()) is not None:
                 messages.append({"role": "user", "content": said})
-                messages.append(self._turn(self._generate(scheduler, self._encode(scheduler, messages)).text))
+                messages.append(
+                    self._turn(self._generate(scheduler, encode_prompt(scheduler.tokenizer, messages, self.mode)).text)
+                )
 
-    def _scheduler(self, rows: int, context: int | None) -> Scheduler | None:
+    def _scheduler(self, rows: int, context: int) -> Scheduler | None:
         """On the leader; the other ranks work here until it is done, and get None."""
         runner = self.session.runner(rows, context)
         if self.session.model.groups.is_leader:
             return Scheduler(runner, self.session.tokenizer())
         runner.follow()
         return None
-
-    def _encode(self, scheduler: Scheduler, prompt: Prompt) -> list[int]:
-        if self.mode == "raw":
-            if not isinstance(prompt, str):
-                raise UsageError("mode raw continues text, not messages")
-            return scheduler.tokenizer.encode(prompt)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return scheduler.tokenizer.encode(encode_messages(messages, self.mode))
 
     def _generate(self, scheduler: Scheduler, tokens: Sequence[int], *, silent: bool = False) -> Generated:
         scheduler.submit(tokens, self.sampling)
@@ -146,13 +128,6 @@ class Terminal:
         return {"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning}
 
 
-def _check(scheduler: Scheduler, request: Request, what: str) -> None:
-    try:
-        scheduler.check(*request)
-    except UsageError as error:
-        raise UsageError(f"{what}: {error}") from error
-
-
 def _print_line(place: int, document: dict[str, Any]) -> None:
     print(json.dumps({"index": place, **document}, ensure_ascii=False), flush=True)
 
@@ -164,22 +139,6 @@ def _stopping(scheduler: Scheduler) -> Iterator[None]:
         yield
     finally:
         scheduler.runner.stop()
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """A JSONL file of strings and lists of messages.
-
-    Raises:
-        UsageError: the file is not there, or a line is neither.
-    """
-    prompts: list[Prompt] = []
-    for number, line in enumerate(read_lines(path), 1):
-        if not isinstance(line, str) and not (
-            line and isinstance(line, list) and all(isinstance(m, dict) for m in line)
-        ):
-            raise UsageError(f"{path}: line {number}: a JSON string or a list of messages is expected")
-        prompts.append(line)
-    return prompts
 
 
 def _ask() -> str | None:

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from flagrelease.errors import NetworkError, UsageError
+from flagrelease.errors import NetworkError, ResourceError
+from flagrelease.extras import remedy
 from flagrelease.model.v4.chat import END_THINK
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams.answerer import Ask, Finish, Reply
@@ -90,7 +91,7 @@ class EndpointAnswerer:
         try:
             import openai
         except ModuleNotFoundError as error:
-            raise UsageError(f"an endpoint needs {error.name}: pip install 'flagrelease[eval]'") from error
+            raise ResourceError(f"an endpoint needs {error.name}: {remedy('eval')}") from error
         key = os.environ.get(self.key_variable) or "none"
         return openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.timeout)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flagrelease.errors import NetworkError, UsageError
+from flagrelease.errors import NetworkError, ResourceError
+from flagrelease.extras import remedy
 from flagrelease.records.rules import BenchmarkRules
 
 
@@ -16,14 +17,14 @@ def download(rules: BenchmarkRules, endpoint: str | None = None, cache: Path | N
         cache: another folder than the hub client's own.
 
     Raises:
-        UsageError: the client is not installed.
+        ResourceError: the client is not installed.
         NetworkError: the hub does not give them; the message says how to get access.
     """
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
-        raise UsageError(f"downloading needs {error.name}: pip install 'flagrelease[eval]'") from error
+        raise ResourceError(f"downloading needs {error.name}: {remedy('eval')}") from error
     place = f"datasets/{rules.dataset}@{rules.revision}"
     paths, commit = [], rules.revision
     for file in rules.files:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flagrelease.errors import UsageError, VerificationError
+from flagrelease.errors import ResourceError, VerificationError
+from flagrelease.extras import remedy
 from flagrelease.records.report import Benchmark
 from flagrelease.validate.exams.answerer import Answerer, Ask, Reply
 from flagrelease.validate.exams.comparison import compare, judge, plan_of, refuse_too_few
@@ -61,7 +62,7 @@ def run_side(
     try:
         from flagrelease.validate.exams.harness.evaluation import evaluate_exam
     except ModuleNotFoundError as error:
-        raise UsageError(f"benchmarks need {error.name}: pip install 'flagrelease[eval]'") from error
+        raise ResourceError(f"benchmarks need {error.name}: {remedy('eval')}") from error
     head = JournalHead(title=exam.rules.title, subject=subject, stack=answerer.stack, asked=Asked.of(exam))
     with open_journal(journal, head) as kept:
         lengths = {} if native is None else {item.id: item.prompt_tokens for item in native.items}

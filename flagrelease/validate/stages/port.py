@@ -18,6 +18,7 @@ from flagrelease import __version__
 from flagrelease.chips.table import Chip
 from flagrelease.device import Device, open_device
 from flagrelease.errors import ResourceError, UsageError
+from flagrelease.extras import remedy
 from flagrelease.records.manifest import Dtype
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def find_device(chip: Chip, wanted: str, *, anywhere: bool) -> Device | str:
         UsageError: a device of another kind than the chip's is asked for.
     """
     if importlib.util.find_spec("torch") is None:
-        return "torch is not installed (pip install 'flagrelease[engine]')"
+        return f"torch is not installed: {remedy('engine')}"
     name = wanted if wanted != "auto" or anywhere else chip.id
     try:
         device = open_device(name)

@@ -1,0 +1,86 @@
+"""The prompts of a file: read, checked and turned into tokens, all of them before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from flagrelease.engine.generate.jsonl import read_lines
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import UsageError
+from flagrelease.model.v4.chat import Message, Mode, encode_messages
+from flagrelease.model.v4.messages import check_messages
+
+Prompt = str | list[Message]
+
+
+class Request(NamedTuple):
+    """Tokens to continue, and how."""
+
+    tokens: list[int]
+    sampling: Sampling
+
+
+def read_requests(
+    path: Path, tokenizer: Tokenizer, mode: Mode | Literal["raw"], sampling: Sampling, context: int
+) -> list[Request]:
+    """What a JSONL file of strings and lists of messages asks for.
+
+    Args:
+        path: the file.
+        tokenizer: the release's.
+        mode: "raw" continues text as it is; the others put it in a chat.
+        sampling: of the first prompt. The n-th, from 0, has the seed plus n: the same prompt twice gets two answers.
+        context: tokens that a prompt and its answer may have together.
+
+    Raises:
+        UsageError: the file cannot be read or has no prompt, or a line is no prompt; names the line.
+    """
+    requests: list[Request] = []
+    for number, document in read_lines(path):
+        try:
+            prompt = document if isinstance(document, str) else check_messages(document)
+            tokens = encode_prompt(tokenizer, prompt, mode)
+            require_room(tokens, sampling, context)
+        except UsageError as error:
+            raise UsageError(f"{path}: line {number}: {error}") from error
+        seed = None if sampling.seed is None else sampling.seed + len(requests)
+        requests.append(Request(tokens, replace(sampling, seed=seed)))
+    if not requests:
+        raise UsageError(f"{path}: no prompt in it")
+    return requests
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, mode: Mode | Literal["raw"]) -> list[int]:
+    """The tokens of a prompt.
+
+    Raises:
+        UsageError: messages in mode raw, messages that the model's format has no place for, text that is not Unicode.
+    """
+    if mode == "raw":
+        if not isinstance(prompt, str):
+            raise UsageError("mode raw continues text, not messages")
+        text = prompt
+    else:
+        text = encode_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, mode)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, UTF-8 cannot hold it
+        half = ord(text[error.start])
+        raise UsageError(f"the text holds half of a character, \\u{half:04x}, as a cut emoji does") from None
+    return tokenizer.encode(text)
+
+
+def require_room(tokens: Sequence[int], sampling: Sampling, context: int) -> None:
+    """Refuse a prompt that leaves no room for its answer.
+
+    Raises:
+        UsageError: an empty prompt, or more tokens than the context.
+    """
+    if not tokens:
+        raise UsageError("an empty prompt")
+    if len(tokens) + (sampling.max_tokens or 0) > context:
+        raise UsageError(f"{len(tokens)} tokens and {sampling.max_tokens or 0} more: the context is {context}")

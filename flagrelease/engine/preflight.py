@@ -1,0 +1,62 @@
+"""What is refused before a model is loaded, which can take many minutes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from flagrelease.errors import ResourceError, UsageError
+from flagrelease.model.v4.config import read_config
+
+DEFAULT_CONTEXT = 16384  # tokens of a sequence where nobody says
+
+
+def choose_context(release: Path, context: int | None) -> int:
+    """Tokens that a sequence of this release may have: `context`, or the default, but no more than the model sees.
+
+    Raises:
+        UsageError: a context that the model does not have.
+        CheckpointError: the folder has no config of a model.
+    """
+    most = read_config(release / "config.json")[0].max_position_embeddings
+    if context is not None and not 0 < context <= most:
+        raise UsageError(f"a context of {context} tokens: the model allows 1 to {most}")
+    return context or min(DEFAULT_CONTEXT, most)
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        ResourceError: another program listens there, or it is none of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ResourceError(f"port {port} of {host} is in use; --port chooses another") from error
+        raise ResourceError(f"cannot listen on {host} port {port} ({error.strerror})") from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse an output file that cannot be written.
+
+    Raises:
+        ResourceError: it is a folder, or its folder is not there or does not allow it.
+    """
+    if path.is_dir():
+        raise ResourceError(f"{path}: is a folder; a file is to be written there")
+    if not path.parent.is_dir():
+        raise ResourceError(f"{path}: its folder does not exist")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ResourceError(f"{path}: cannot be written (read-only, or no permission)")
+
+
+def leads() -> bool:
+    """Whether this process reads, checks and writes files: it is alone, or the first rank that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
