@@ -25,6 +25,8 @@ from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError
 from flagrelease.extras import missing_extra
 from flagrelease.publish import commands as publishing
+from flagrelease.ranks.lifetime import die_with_torchrun
+from flagrelease.ranks.status import BUG, Invocation
 from flagrelease.run import commands as pipeline
 from flagrelease.validate import commands as validation
 from flagrelease.verify import commands as verification
@@ -50,7 +52,18 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    status: Annotated[
+        Path | None,
+        typer.Option(
+            "--status", metavar="FILE", help="Write how the command ended (JSON). torchrun's own exit code is always 1."
+        ),
+    ] = None,
+) -> None:
+    if status is not None and isinstance(context.obj, Invocation):
+        context.obj.report_to(status)
     if version:
         print(f"flagrelease {__version__}")
         raise typer.Exit
@@ -68,18 +81,28 @@ validation.register(app)
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    invocation = Invocation(tuple(words))
+    code = BUG  # unless something better is known: the traceback of an unexpected error is shown
     try:
-        get_command(app).main(words, prog_name="flagrelease")
+        code = _run(words, invocation)
+    finally:
+        invocation.ended(code)
+    return code
+
+
+def _run(words: list[str], invocation: Invocation) -> int:
+    try:
+        get_command(app).main(words, prog_name="flagrelease", obj=invocation)
     except FlagReleaseError as error:
-        return _report(error, as_json="--json" in words)
+        return _report(error, invocation)
     except ModuleNotFoundError as error:
         refusal = missing_extra(error)
         if refusal is None:
             raise
-        return _report(refusal, as_json="--json" in words)
+        return _report(refusal, invocation)
     except OSError as error:  # what no command expects: a full disk, permissions, a vanished mount
         where = f"{error.filename}: " if error.filename is not None else ""
-        return _report(ResourceError(f"{where}{error.strerror or error}"), as_json="--json" in words)
+        return _report(ResourceError(f"{where}{error.strerror or error}"), invocation)
     except SystemExit as end:  # typer ends so, after bad usage too
         if end.code == INTERRUPTED:
             console.say("interrupted. Run the same command again to resume")
@@ -87,9 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
     raise AssertionError("typer returned")
 
 
-def _report(error: FlagReleaseError, as_json: bool) -> int:
+def _report(error: FlagReleaseError, invocation: Invocation) -> int:
+    invocation.error = error
     if not _said_by_another_rank(str(error)):
-        if as_json:
+        if "--json" in invocation.words:
             document = {"error": {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}}
             print(json.dumps(document, indent=2, ensure_ascii=False))
         console.say(f"{error.kind}: {error}")
@@ -121,6 +145,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 def run() -> None:
     """The console script."""
+    die_with_torchrun()
     # torch's threads wait for each other in a spin, which takes 20 times as long where other programs have the cores.
     # OpenMP reads this when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

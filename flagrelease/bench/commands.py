@@ -65,7 +65,7 @@ def engine(
     from flagrelease.bench.engine import EngineRequest, bench_engine
     from flagrelease.bench.engine_report import plot_engine, show_engine
     from flagrelease.device import open_device
-    from flagrelease.engine.parallel import local_rank
+    from flagrelease.ranks.job import local_rank
 
     request = EngineRequest(
         name.value, layers, experts, numerics, operators, comma_numbers("--batch", batch),

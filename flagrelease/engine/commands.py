@@ -1,6 +1,7 @@
 """The command line of the engine: generate, serve, logits. torch is imported when one of them runs.
 
-Under torchrun every rank runs the same command: the leader reads, chooses and prints, the others follow its orders.
+A release for several ranks is run by as many processes (`--ranks`, or torchrun), each with the same command: the leader
+reads, chooses and prints, the others follow its orders.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from flagrelease.engine.preflight import choose_context, leads, require_free_por
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
 from flagrelease.model.v4.config import read_config
+from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, cut_for, start_ranks
 
 if TYPE_CHECKING:
     from flagrelease.engine.sampling import Sampling
@@ -81,13 +83,14 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: flagrelease generate releases/bf16-hf --numerics bf16 --prompt 'Who are you?'")(
         generate
     )
-    app.command(epilog="Example: torchrun --nproc-per-node 8 -m flagrelease serve releases/native-mp8")(serve)
+    app.command(epilog="Example: flagrelease serve releases/native-mp8, which starts its 8 ranks")(serve)
     app.command(
         epilog="Example: flagrelease logits releases/fp8-hf --numerics fp8 --tokens t.jsonl --out l.safetensors"
     )(logits)
 
 
 def generate(
+    invocation: typer.Context,
     release: ReleaseArgument,
     prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt; its text goes to stdout.")] = None,
     prompts: Annotated[
@@ -114,6 +117,7 @@ def generate(
     context: ContextOption = None,
     batch: RowsOption = 4,
     speculate: SpeculateOption = False,
+    ranks: RanksOption = AUTO,
 ) -> None:
     """Continue a prompt, a file of prompts, or (with neither) chat at the terminal."""
     if prompt is not None and prompts is not None:
@@ -142,6 +146,8 @@ def generate(
             requests = read_requests(prompts, tokenizer, mode.value, sampling, context)
         elif prompt is not None:
             require_room(encode_prompt(tokenizer, prompt, mode.value), sampling, context)
+    count = choose_ranks(ranks, cut_for(release), device)
+    start_ranks(invocation, count, interactive=prompt is None and prompts is None)
     with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
         work = terminal.Terminal(session, mode.value, sampling)
         if prompts is not None:
@@ -153,6 +159,7 @@ def generate(
 
 
 def serve(
+    invocation: typer.Context,
     release: ReleaseArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
@@ -172,6 +179,7 @@ def serve(
     ] = 512,
     grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that answers get when it is stopped.")] = 30,
     speculate: SpeculateOption = False,
+    ranks: RanksOption = AUTO,
 ) -> None:
     """Serve OpenAI's API: models, completions, chat completions."""
     require_extra("engine", "serve")
@@ -181,6 +189,7 @@ def serve(
     context = choose_context(release, context)
     if leads():
         require_free_port(host, port)
+    start_ranks(invocation, choose_ranks(ranks, cut_for(release), device))
     public = name or release.resolve().name
     serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace)
     with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
@@ -188,6 +197,7 @@ def serve(
 
 
 def logits(
+    invocation: typer.Context,
     release: ReleaseArgument,
     tokens: Annotated[
         Path, typer.Option("--tokens", help="A JSONL file: a list of token ids a line.", show_default=False)
@@ -201,6 +211,7 @@ def logits(
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
+    ranks: RanksOption = AUTO,
 ) -> None:
     """Write teacher-forced log-probabilities of given tokens, for comparing machines."""
     require_extra("engine", "logits")
@@ -211,5 +222,6 @@ def logits(
     logits_file.check_request(read_config(release / "config.json")[0], sequences, top)
     if leads():
         require_writable(out)
+    start_ranks(invocation, choose_ranks(ranks, cut_for(release), device))
     with Session.open(release, numerics.value, dtype.value, device, operators) as session:
         logits_file.write_logits(session.model, sequences, out, top, by_decode=replay is ReplayChoice.DECODE)

@@ -10,10 +10,11 @@ import torch.distributed as dist
 from flagrelease.device import open_device
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.numerics import NumericsName, choose_numerics
-from flagrelease.engine.parallel import alone, join_groups, local_rank, start_job
+from flagrelease.engine.parallel import alone, join_groups, start_job
 from flagrelease.engine.release import Release
 from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
 from flagrelease.engine.weights import Weights
+from flagrelease.ranks.job import local_rank
 from flagrelease.shard.reader import TensorReader
 
 

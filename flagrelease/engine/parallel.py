@@ -8,7 +8,6 @@ runs inside the pair, then over all ranks).
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from flagrelease.device import Device
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
+from flagrelease.ranks.job import ranks
 from flagrelease.records.manifest import OGroups
 
 T = TypeVar("T")
@@ -160,8 +160,8 @@ def _gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
 
 
 def start_job(device: Device) -> None:
-    """Join the job that torchrun describes, if this process belongs to one and has not joined yet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    """Join the job that the environment describes (set by torchrun or ranks/launch.py), if there is one, once."""
+    if ranks() > 1 and not dist.is_initialized():
         device.set_current()
         dist.init_process_group(device.dist_backend)
 
@@ -170,8 +170,3 @@ def leave_job() -> None:
     """Leave it, if this process has joined one; waits for ever while a captured step holds collectives."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def local_rank() -> int:
-    """Which device of this machine the process has: torchrun says it, and a process alone has the first."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
