@@ -1,6 +1,10 @@
 """The one loop of the converter: bytes to output bits through a table chosen by block. On the CPU (numba) or a GPU.
 
 Both give the same bits: the tables hold every rounding, so a look-up computes nothing.
+
+numba compiles the loops when a process first uses them, about a second in all. It could keep the result on disk
+(`cache=True`), but then it fails where it finds no folder to write to, and on every later run once a file of the cache
+is damaged. A second is not worth that: nothing is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ class Lookup(Protocol):
         ...
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def _decode(codes, index, rows, columns, entries, out):  # type: ignore[no-untyped-def]
     for r in range(codes.shape[0]):
         for b in range(index.shape[1]):
@@ -34,7 +38,7 @@ def _decode(codes, index, rows, columns, entries, out):  # type: ignore[no-untyp
                 out[r, c] = table[codes[r, c]]
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def _count(codes, index, rows, columns, inexact):  # type: ignore[no-untyped-def]
     total = 0
     for r in range(codes.shape[0]):
@@ -45,7 +49,7 @@ def _count(codes, index, rows, columns, inexact):  # type: ignore[no-untyped-def
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def _contains(codes, wanted):  # type: ignore[no-untyped-def]
     for r in range(codes.shape[0]):
         seen = False
