@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from flagrelease.convert.decoding import U8
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import U8
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.header import TensorMeta
-from flagrelease.source.tensors import SourceTensor
 
 _GLANCE_BYTES = 256  # one of these is rarely zero, so nearly every tensor costs one glance and no pass
 
 
-def must_hold_values(tensor: SourceTensor) -> bool:
+def must_hold_values(tensor: StoredWeight) -> bool:
     """Whether all-zero bytes of this weight (and its scale, if it has one) are damage."""
     return tensor.format is not None or (tensor.weight.dtype == "BF16" and len(tensor.weight.shape) == 2)
 

@@ -14,9 +14,9 @@ from flagrelease.convert.plan import ReleasePlan
 from flagrelease.convert.target import Target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
 from flagrelease.source.source import Source
-from flagrelease.source.tensors import SourceTensor
 
 # Kept free on a card beside the weights: activations, caches of a short context, the runtime itself.
 RESERVE_BYTES = 4 << 30
@@ -63,9 +63,9 @@ def rank_bytes(source: Source, target: Target) -> int:
     return _rank_bytes(_alike(source), source.config, target)
 
 
-def _alike(source: Source) -> list[tuple[SourceTensor, int]]:
+def _alike(source: Source) -> list[tuple[StoredWeight, int]]:
     """One tensor of each kind that a cut could treat differently, and how many there are: a thousand, not 145,000."""
-    found: dict[object, tuple[SourceTensor, int]] = {}
+    found: dict[object, tuple[StoredWeight, int]] = {}
     for tensor in source.tensors:
         spec, scale = tensor.spec, tensor.scale
         kind = (spec.split, spec.expert, spec.shape, tensor.weight.dtype, scale and (scale.dtype, scale.shape))
@@ -78,7 +78,7 @@ def _smallest(bytes_by_mp: dict[int, int], memory: int) -> int | None:
     return next((mp for mp, weights in bytes_by_mp.items() if weights + RESERVE_BYTES <= memory), None)
 
 
-def _bytes_by_mp(tensors: list[tuple[SourceTensor, int]], config: ModelConfig, target: Target) -> dict[int, int]:
+def _bytes_by_mp(tensors: list[tuple[StoredWeight, int]], config: ModelConfig, target: Target) -> dict[int, int]:
     """Bytes of a rank for every power of two that the model can be cut into, ascending."""
     found = {}
     mp = 1
@@ -90,7 +90,7 @@ def _bytes_by_mp(tensors: list[tuple[SourceTensor, int]], config: ModelConfig, t
     return found
 
 
-def _rank_bytes(tensors: list[tuple[SourceTensor, int]], config: ModelConfig, target: Target) -> int:
+def _rank_bytes(tensors: list[tuple[StoredWeight, int]], config: ModelConfig, target: Target) -> int:
     assert target.mp is not None
     layout = TensorParallel(config, target.mp, target.o_groups)
     total = 0

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flagrelease.convert.decoding import U8, Tables
 from flagrelease.convert.lookup import Index
 from flagrelease.device import Device
-from flagrelease.formats.formats import U8, Tables
 
 
 class DeviceLookup:

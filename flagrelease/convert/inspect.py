@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.source.source import survey_source
-from flagrelease.source.tensors import SourceTensor
 
 
 class Tally(BaseModel):
@@ -94,12 +94,12 @@ def _tally(pairs: Any) -> dict[str, Tally]:
     return {key: Tally(tensors=counts[key], bytes=sizes[key]) for key in sorted(sizes, key=sizes.__getitem__)[::-1]}
 
 
-def _format(tensor: SourceTensor) -> str:
+def _format(tensor: StoredWeight) -> str:
     return tensor.format.name if tensor.format else tensor.weight.dtype
 
 
-def _elements(tensor: SourceTensor) -> int:
-    return tensor.weight.elements * (tensor.format.elements_per_byte if tensor.format else 1)
+def _elements(tensor: StoredWeight) -> int:
+    return tensor.weight.elements * (tensor.format.elements_per_entry(tensor.weight.dtype) if tensor.format else 1)
 
 
 def _layers(config: ModelConfig) -> dict[str, int]:

@@ -14,7 +14,7 @@ from flagrelease.convert.files import OutputFile
 from flagrelease.convert.parts import Cut
 from flagrelease.convert.slices import Slice
 from flagrelease.convert.target import Action
-from flagrelease.source.tensors import SourceTensor
+from flagrelease.model.v4.stored import StoredWeight
 
 # Place of a visit in the order of work: (place in the source, 0 if it is for a file's beginning, minus the alignment),
 # then the tensor's own place in the source.
@@ -49,12 +49,12 @@ class Product:
 class Job:
     """One visit to one source tensor."""
 
-    tensor: SourceTensor
+    tensor: StoredWeight
     products: tuple[Product, ...]
 
 
 def make_jobs(
-    tensors: Sequence[SourceTensor], files: Sequence[OutputFile], actions: Sequence[Sequence[Action]]
+    tensors: Sequence[StoredWeight], files: Sequence[OutputFile], actions: Sequence[Sequence[Action]]
 ) -> tuple[Job, ...]:
     """All visits, in order.
 
@@ -83,7 +83,7 @@ def make_jobs(
     )
 
 
-def bytes_visited(tensors: Sequence[SourceTensor], files: Sequence[OutputFile]) -> int:
+def bytes_visited(tensors: Sequence[StoredWeight], files: Sequence[OutputFile]) -> int:
     """Bytes of the source that the jobs read. A tensor that stands in several places of the order is read again."""
     shared = {one.order for file in files for one in file.slices[file.ahead :]}
     ahead = {key for file in files for key, _ in _visits(file, file.ahead)}
@@ -98,5 +98,5 @@ def _visits(file: OutputFile, count: int | None = None) -> Iterator[tuple[_Key, 
             yield (one.order, 1, 0, one.order), one
 
 
-def _bytes(tensor: SourceTensor) -> int:
+def _bytes(tensor: StoredWeight) -> int:
     return tensor.weight.nbytes + (tensor.scale.nbytes if tensor.scale else 0)

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from flagrelease.formats.formats import U8, Tables
+from flagrelease.convert.decoding import U8, Tables
 
 Index = NDArray[np.uint8] | NDArray[np.int32]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from flagrelease.convert.encoding import REPACK_TILE
 from flagrelease.convert.layouts import Region, matrix_shape
 from flagrelease.convert.target import Action, Target
 from flagrelease.errors import UsageError
-from flagrelease.formats.formats import REPACK_TILE
+from flagrelease.formats.formats import FP8, block_counts, scale_names
 from flagrelease.model.v4.inventory import TensorSpec
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
-from flagrelease.source.tensors import SourceTensor
 
 
 class Part(NamedTuple):
@@ -63,7 +64,7 @@ class Cut(NamedTuple):
         return rows, (self.byte1 - self.byte0) * 8 // DTYPE_BITS[part.dtype]
 
 
-def parts_of(tensor: SourceTensor, action: Action, target: Target) -> tuple[Part, ...]:
+def parts_of(tensor: StoredWeight, action: Action, target: Target) -> tuple[Part, ...]:
     """What `action` makes of `tensor` in a release: the weight, then its scale if it keeps one."""
     spec, weight, scale = tensor.spec, tensor.weight, tensor.scale
     if tensor.format is None:
@@ -71,14 +72,15 @@ def parts_of(tensor: SourceTensor, action: Action, target: Target) -> tuple[Part
     if action is Action.DECODE:
         return (Part(spec.name, "BF16", spec.shape),)
     assert scale is not None
-    scale_name = scale.name if target.mp is None else spec.name.removesuffix(".weight") + ".scale"
+    scale_name = scale.name if target.mp is None else scale_names(spec.name)[0]
     if action is Action.REPACK:
-        blocks = tuple(-(-n // b) for n, b in zip(spec.shape, REPACK_TILE, strict=True))
-        return Part(spec.name, "F8_E4M3", spec.shape), Part(scale_name, "F8_E8M0", blocks, True, REPACK_TILE)
+        blocks = block_counts(spec.shape, REPACK_TILE)
+        return Part(spec.name, FP8.weight_dtypes[0], spec.shape), Part(scale_name, "F8_E8M0", blocks, True, REPACK_TILE)
     kept_scale = Part(scale_name, scale.dtype, scale.shape, True, tensor.block)
     if tensor.format.elements_per_byte == 2 and target.mp is not None:
         return Part(spec.name, "F4", spec.shape), kept_scale
-    return Part(spec.name, weight.dtype, weight.shape, False, (1, tensor.format.elements_per_byte)), kept_scale
+    per_entry = tensor.format.elements_per_entry(weight.dtype)
+    return Part(spec.name, weight.dtype, weight.shape, False, (1, per_entry)), kept_scale
 
 
 def cut(part: Part, region: Region) -> Cut:

@@ -23,10 +23,10 @@ from flagrelease.convert.parts import Part, parts_of
 from flagrelease.convert.slices import slices_by_rank
 from flagrelease.convert.target import Action, Target, require_possible
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.source import Source
-from flagrelease.source.tensors import SourceTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class ReleasePlan:
     layout: TensorParallel | None
     files: tuple[OutputFile, ...]
     actions: tuple[Action, ...] = field(repr=False)
-    parts: dict[str, tuple[SourceTensor, Action, Part]] = field(repr=False)
+    parts: dict[str, tuple[StoredWeight, Action, Part]] = field(repr=False)
     documents: Documents
     digest: str
 

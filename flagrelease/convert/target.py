@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from flagrelease.convert.encoding import REPACK_TILE
 from flagrelease.errors import UsageError
-from flagrelease.formats.formats import FP4, REPACK_TILE
+from flagrelease.formats.formats import FP4
 from flagrelease.model.v4.inventory import Split
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.manifest import Dtype, OGroups, TargetRecord
 from flagrelease.source.source import Source
-from flagrelease.source.tensors import SourceTensor
 
 _TARGET = re.compile(r"(bf16|fp8|native):(hf|mp([1-9][0-9]{0,5}))")
 
@@ -46,7 +47,7 @@ class Target:
         """As it is written on the command line."""
         return f"{self.dtype}:{self.layout}"
 
-    def action(self, tensor: SourceTensor) -> Action:
+    def action(self, tensor: StoredWeight) -> Action:
         """What this release makes of `tensor`.
 
         DeepSeek's and FlagOS' inference code load `wo_a` as BF16 from an mp checkpoint whatever the rest is.

@@ -15,29 +15,28 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from flagrelease.convert.blank import is_zero, must_hold_values, refuse_zero
+from flagrelease.convert.decoding import (
+    DECODERS,
+    U8,
+    Tables,
+    bf16_tables,
+    e8m0_tables,
+    inexact_possible,
+    scale_storage,
+    scale_values,
+)
+from flagrelease.convert.encoding import REPACK_TILE, repack_scales, repack_tables
 from flagrelease.convert.jobs import Job, Piece, Product
 from flagrelease.convert.journal import SCALE, WEIGHT, TensorResult
 from flagrelease.convert.lookup import Index, Lookup, contains, count_lost
 from flagrelease.convert.memory import CHUNK_BYTES
 from flagrelease.convert.target import Action
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import (
-    REPACK_TILE,
-    U8,
-    Format,
-    Tables,
-    bf16_tables,
-    e8m0_tables,
-    inexact_possible,
-    repack_scales,
-    repack_tables,
-    scale_storage,
-    scale_values,
-)
+from flagrelease.formats.formats import SCALE_RULE, Format
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.manifest import ElementCounts
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.header import TensorMeta
-from flagrelease.source.tensors import SourceTensor
 
 _E8M0_NAN = 255
 
@@ -142,7 +141,7 @@ def _stream_quantised(
     return [_finish(making, tensor, source, sink) for making in makings]
 
 
-def _prepare(product: Product, tensor: SourceTensor, fmt: Format, scale: U8) -> _Making:
+def _prepare(product: Product, tensor: StoredWeight, fmt: Format, scale: U8) -> _Making:
     assert tensor.scale is not None
     stored = scale.view(scale_storage(tensor.scale.dtype)).reshape(tensor.scale.shape)
     _require_scales(tensor.scale, stored)
@@ -155,10 +154,10 @@ def _prepare(product: Product, tensor: SourceTensor, fmt: Format, scale: U8) -> 
         tables = repack_tables()
         index, new_scale = repack_scales(stored)
     elif tensor.scale.dtype == "F8_E8M0":
-        tables, index = e8m0_tables(fmt), stored
+        tables, index = e8m0_tables(DECODERS[fmt.name]), stored
     else:
         values, inverse = np.unique(scale_values(stored, tensor.scale.dtype), return_inverse=True)
-        tables, index = bf16_tables(fmt, values), inverse.reshape(stored.shape).astype(np.int32)
+        tables, index = bf16_tables(DECODERS[fmt.name], values), inverse.reshape(stored.shape).astype(np.int32)
     row_bytes = 0 if new_scale is None else new_scale.shape[1]
     flat = None if new_scale is None else new_scale.reshape(-1)
     counting = inexact_possible(tables, index)
@@ -168,7 +167,7 @@ def _prepare(product: Product, tensor: SourceTensor, fmt: Format, scale: U8) -> 
 def _emit(
     making: _Making,
     tables: Tables,
-    tensor: SourceTensor,
+    tensor: StoredWeight,
     codes: U8,
     row: int,
     sink: Sink,
@@ -195,7 +194,7 @@ def _emit(
     sink.put(out, row, codes.shape[1] * making.width, making.product.weight)
 
 
-def _finish(making: _Making, tensor: SourceTensor, source: dict[str, str], sink: Sink) -> TensorResult:
+def _finish(making: _Making, tensor: StoredWeight, source: dict[str, str], sink: Sink) -> TensorResult:
     assert tensor.scale is not None
     elements = np.prod(tensor.spec.shape, dtype=np.int64).item()
     action, inexact = making.product.action, making.inexact
@@ -231,11 +230,11 @@ def _require_scales(scale: TensorMeta, stored: NDArray[Any]) -> None:
         row, column = np.argwhere(bad)[0]
         raise CheckpointError(
             f"{scale.file}: scale {scale.name!r} at [{row}, {column}]: stored as {stored[row, column]}, "
-            f"which is NaN, infinite or negative; no weight can be decoded with it"
+            f"which is NaN, infinite or negative; {SCALE_RULE}"
         )
 
 
-def _require_finite(tensor: SourceTensor, out: U8, shape: tuple[int, ...], row: int) -> None:
+def _require_finite(tensor: StoredWeight, out: U8, shape: tuple[int, ...], row: int) -> None:
     infinite = (out.view(np.uint16) & 0x7FFF) == 0x7F80
     if infinite.any():
         r, c = np.argwhere(infinite.reshape(shape[0], -1))[0]
@@ -244,9 +243,10 @@ def _require_finite(tensor: SourceTensor, out: U8, shape: tuple[int, ...], row: 
         )
 
 
-def _require_numbers(tensor: SourceTensor, fmt: Format, codes: U8, row: int) -> None:
-    if fmt.nan_codes.any() and contains(codes, fmt.nan_codes):
-        r, c = np.argwhere(fmt.nan_codes[codes])[0]
+def _require_numbers(tensor: StoredWeight, fmt: Format, codes: U8, row: int) -> None:
+    nan_codes = DECODERS[fmt.name].nan_codes
+    if nan_codes.any() and contains(codes, nan_codes):
+        r, c = np.argwhere(nan_codes[codes])[0]
         raise CheckpointError(
             f"{tensor.weight.file}: tensor {tensor.spec.name!r} at [{row + r}, {c}]: "
             f"{fmt.name} code 0x{codes[r, c]:02X} is NaN"

@@ -1,1 +1,1 @@
-"""Stored formats as declarations: dtypes, names, blocks. No decoder is here."""
+"""Stored formats as declarations: dtypes, names, blocks, and how a header is matched with them. No decoder is here."""

@@ -1,6 +1,7 @@
-"""`Source`: a checkpoint opened and understood, before any of its weights is read.
+"""`Source`: a checkpoint opened and understood: every weight with its scale, format and place in the inventory.
 
-What headers, index and config can show to be wrong is found here. `tensors.py` says what each stored tensor means.
+What headers, index and config can show to be wrong is found here, before any weight is read; what each stored tensor
+means is decided in `flagrelease.model.v4.stored`, by the declarations that verify and the engine read too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import Format
 from flagrelease.model.v4.config import ModelConfig, read_config
 from flagrelease.model.v4.inventory import Storage
+from flagrelease.model.v4.stored import StoredWeight, understand
 from flagrelease.records.source_identity import SourceIdentity, identify_checkpoint
 from flagrelease.shard.index import CheckpointIndex, survey
-from flagrelease.source.tensors import SourceTensor, understand
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Source:
     raw_config: dict[str, Any] = field(repr=False)
     identity: SourceIdentity
     index: CheckpointIndex
-    tensors: tuple[SourceTensor, ...] = field(repr=False)  # V4-Pro has 145,000: a traceback with them takes minutes
+    tensors: tuple[StoredWeight, ...] = field(repr=False)  # V4-Pro has 145,000: a traceback with them takes minutes
 
     @property
     def expert_format(self) -> Format | None:

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from harness import contents, plan_of, run_plan
 
+from flagrelease.convert.decoding import DECODERS, Decoder, e8m0_tables
+from flagrelease.convert.encoding import repack_scales, repack_tables
 from flagrelease.convert.lookup import cpu_lookup
 from flagrelease.convert.run import choose_lookup, convert
-from flagrelease.formats.formats import FORMATS, Format, e8m0_tables, repack_scales, repack_tables
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_every_code_under_every_scale(fmt: Format) -> None:
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=lambda decoder: decoder.name)
+def test_every_code_under_every_scale(decoder: Decoder) -> None:
     codes = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     index = np.arange(256, dtype=np.uint8)[:, None]
-    tables = e8m0_tables(fmt)
+    tables = e8m0_tables(decoder)
     here, there = (np.empty(codes.shape, dtype=tables.entries.dtype) for _ in range(2))
     cpu_lookup(codes, index, (1, 256), tables, here)
     choose_lookup("cuda")(codes, index, (1, 256), tables, there)

@@ -18,26 +18,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from flagrelease.convert.gpu import DeviceLookup
-from flagrelease.convert.lookup import Lookup, contains, count_lost, cpu_lookup
-from flagrelease.device import open_device
-from flagrelease.formats.formats import (
-    FP4,
-    FP8,
-    Format,
+from flagrelease.convert.decoding import (
+    FP4_DECODER,
+    FP8_DECODER,
+    Decoder,
     Tables,
     bf16_tables,
     e8m0_tables,
     e8m0_values,
-    encode,
-    encode_values,
-    fp8_tables,
     inexact_possible,
-    repack_scales,
-    repack_tables,
     scale_storage,
     scale_values,
 )
+from flagrelease.convert.encoding import encode, encode_values, fp8_tables, repack_scales, repack_tables
+from flagrelease.convert.gpu import DeviceLookup
+from flagrelease.convert.lookup import Lookup, contains, count_lost, cpu_lookup
+from flagrelease.device import open_device
 
 CODES = np.arange(256, dtype=np.uint8)
 NAN_BITS = 0x7FC0
@@ -57,7 +53,7 @@ ELEMENTS = {
     "fp8": [[e4m3_by_hand(code)] for code in range(256)],
     "fp4": [[E2M1[byte % 16], E2M1[byte // 16]] for byte in range(256)],  # low nibble first
 }
-formats = pytest.mark.parametrize("fmt", [FP8, FP4], ids=lambda fmt: fmt.name)
+formats = pytest.mark.parametrize("fmt", [FP8_DECODER, FP4_DECODER], ids=lambda fmt: fmt.name)
 
 
 def e8m0_by_hand(code: int) -> float:
@@ -94,7 +90,7 @@ def bf16_bits(value: float, scale: float) -> int:
     return nearest(BF16_GRID, abs(Fraction(value) * Fraction(scale))) | sign
 
 
-def bits_of(tables: Tables, fmt: Format) -> NDArray[np.uint16]:
+def bits_of(tables: Tables, fmt: Decoder) -> NDArray[np.uint16]:
     """[U, 256, n] bits of elements, first element first."""
     little = tables.entries.astype(tables.entries.dtype.newbyteorder("<"))
     return little.view("<u2").reshape(*tables.entries.shape, fmt.elements_per_byte)
@@ -105,22 +101,22 @@ def bits_of(tables: Tables, fmt: Format) -> NDArray[np.uint16]:
 
 def test_fp8_values_are_e4m3fn() -> None:
     by_hand = np.array(ELEMENTS["fp8"])
-    np.testing.assert_array_equal(FP8.values, by_hand)
-    np.testing.assert_array_equal(FP8.values[:, 0], CODES.view(ml_dtypes.float8_e4m3fn).astype(np.float64))
-    np.testing.assert_array_equal(np.signbit(FP8.values[:, 0]), CODES >= 128)
-    assert np.flatnonzero(FP8.nan_codes).tolist() == [0x7F, 0xFF]
-    assert np.nanmax(FP8.values) == FP8.largest == 448
+    np.testing.assert_array_equal(FP8_DECODER.values, by_hand)
+    np.testing.assert_array_equal(FP8_DECODER.values[:, 0], CODES.view(ml_dtypes.float8_e4m3fn).astype(np.float64))
+    np.testing.assert_array_equal(np.signbit(FP8_DECODER.values[:, 0]), CODES >= 128)
+    assert np.flatnonzero(FP8_DECODER.nan_codes).tolist() == [0x7F, 0xFF]
+    assert np.nanmax(FP8_DECODER.values) == FP8_DECODER.largest == 448
 
 
 def test_fp4_values_are_e2m1_pairs_low_nibble_first() -> None:
-    np.testing.assert_array_equal(FP4.values, np.array(ELEMENTS["fp4"]))
-    assert FP4.values[0x21].tolist() == [0.5, 1.0]
+    np.testing.assert_array_equal(FP4_DECODER.values, np.array(ELEMENTS["fp4"]))
+    assert FP4_DECODER.values[0x21].tolist() == [0.5, 1.0]
     for nibble, column in ((CODES & 15, 0), (CODES >> 4, 1)):
         theirs = nibble.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float64)
-        np.testing.assert_array_equal(FP4.values[:, column], theirs)
-        np.testing.assert_array_equal(np.signbit(FP4.values[:, column]), nibble >= 8)  # code 8 is -0.0
-    assert not FP4.nan_codes.any()
-    assert FP4.values.max() == FP4.largest == 6
+        np.testing.assert_array_equal(FP4_DECODER.values[:, column], theirs)
+        np.testing.assert_array_equal(np.signbit(FP4_DECODER.values[:, column]), nibble >= 8)  # code 8 is -0.0
+    assert not FP4_DECODER.nan_codes.any()
+    assert FP4_DECODER.values.max() == FP4_DECODER.largest == 6
 
 
 def test_e8m0_values_are_powers_of_two() -> None:
@@ -133,7 +129,7 @@ def test_e8m0_values_are_powers_of_two() -> None:
 
 
 @formats
-def test_every_byte_under_every_e8m0_scale(fmt: Format) -> None:
+def test_every_byte_under_every_e8m0_scale(fmt: Decoder) -> None:
     values = np.array(ELEMENTS[fmt.name])  # [256, n]
     scales = np.array([e8m0_by_hand(code) for code in range(256)])
     exact = scales[:, None, None] * values  # float64 holds every product: at most 4 bits times a power of two
@@ -150,7 +146,7 @@ def test_every_byte_under_every_e8m0_scale(fmt: Format) -> None:
 
 
 @formats
-def test_every_byte_under_every_e8m0_scale_as_fractions(fmt: Format) -> None:
+def test_every_byte_under_every_e8m0_scale_as_fractions(fmt: Decoder) -> None:
     bits = bits_of(e8m0_tables(fmt), fmt)
     known: dict[tuple[float, float, int], int] = {}
     for code in range(256):
@@ -165,10 +161,10 @@ def test_every_byte_under_every_e8m0_scale_as_fractions(fmt: Format) -> None:
 
 @pytest.mark.parametrize(
     ("fmt", "inexact_codes", "overflowing"),
-    [(FP8, [0, 1, 2, *range(247, 255)], range(247, 255)), (FP4, [253, 254], range(253, 255))],
+    [(FP8_DECODER, [0, 1, 2, *range(247, 255)], range(247, 255)), (FP4_DECODER, [253, 254], range(253, 255))],
     ids=["fp8", "fp4"],
 )
-def test_scale_codes_that_are_not_exact(fmt: Format, inexact_codes: list[int], overflowing: range) -> None:
+def test_scale_codes_that_are_not_exact(fmt: Decoder, inexact_codes: list[int], overflowing: range) -> None:
     """Facts 2.7: FP8 is exact for scale codes 3..246, FP4 for 0..252; 255 is NaN and not counted."""
     tables = e8m0_tables(fmt)
     assert np.flatnonzero(tables.inexact.any(axis=1)).tolist() == inexact_codes
@@ -180,7 +176,7 @@ def test_scale_codes_that_are_not_exact(fmt: Format, inexact_codes: list[int], o
 
 
 @formats
-def test_zero_keeps_its_sign(fmt: Format) -> None:
+def test_zero_keeps_its_sign(fmt: Decoder) -> None:
     bits = bits_of(e8m0_tables(fmt), fmt)[:255]
     values = np.array(ELEMENTS[fmt.name])
     for negative in (False, True):
@@ -190,7 +186,7 @@ def test_zero_keeps_its_sign(fmt: Format) -> None:
 
 
 @formats
-def test_scale_code_255_is_nan_everywhere(fmt: Format) -> None:
+def test_scale_code_255_is_nan_everywhere(fmt: Decoder) -> None:
     assert set(bits_of(e8m0_tables(fmt), fmt)[255].ravel().tolist()) == {NAN_BITS}
     assert not e8m0_tables(fmt).inexact[255].any()
 
@@ -222,7 +218,7 @@ f32_scales = st.floats(min_value=0, width=32, allow_nan=False, allow_infinity=Fa
 @formats
 @settings(max_examples=40, deadline=None)
 @given(scale=f32_scales)
-def test_general_scale_is_rounded_once(fmt: Format, scale: float) -> None:
+def test_general_scale_is_rounded_once(fmt: Decoder, scale: float) -> None:
     """F32, BF16 and F16 scales are all F32 numbers. Two roundings (F32, then BF16) would differ at ties."""
     tables = bf16_tables(fmt, np.array([scale]))
     bits = bits_of(tables, fmt)
@@ -247,7 +243,7 @@ def test_a_scale_where_two_roundings_differ() -> None:
         byte = int(np.float32(1.125).astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
         if once != twice:
             found += 1
-            assert bits_of(bf16_tables(FP8, np.array([scale])), FP8)[0, byte, 0] == once
+            assert bits_of(bf16_tables(FP8_DECODER, np.array([scale])), FP8_DECODER)[0, byte, 0] == once
     for value in (1.125, 1.375, 1.875):
         byte = int(np.float32(value).astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
         # scales around every tie of the product: (odd multiple of 2^-8) / value, to the nearest F32 and its neighbours
@@ -257,7 +253,7 @@ def test_a_scale_where_two_roundings_differ() -> None:
                 scale = float(scale32)
                 once = bf16_bits(value, scale)
                 twice = nearest(BF16_GRID, Fraction(float(np.float32(value * scale))))
-                assert bits_of(bf16_tables(FP8, np.array([scale])), FP8)[0, byte, 0] == once
+                assert bits_of(bf16_tables(FP8_DECODER, np.array([scale])), FP8_DECODER)[0, byte, 0] == once
                 found += once != twice
     assert found > 0  # the case exists
 
@@ -353,7 +349,7 @@ def test_lookup_of_a_slice_of_rows_and_of_a_transposed_index(lookup: Lookup) -> 
 @formats
 @pytest.mark.parametrize(("rows", "columns", "block"), [(5, 64, (2, 32)), (130, 96, (128, 64)), (3, 40, (1, 32))])
 def test_decoded_matrix_with_ragged_blocks(
-    lookup: Lookup, fmt: Format, rows: int, columns: int, block: tuple[int, int]
+    lookup: Lookup, fmt: Decoder, rows: int, columns: int, block: tuple[int, int]
 ) -> None:
     """W[i, j] = value[i, j] * scale[i // rows, j // columns], element by element; block in elements."""
     generator = np.random.default_rng(0)
@@ -462,28 +458,28 @@ def test_repack_counts_what_a_deep_group_loses() -> None:
 
 def test_ratio_tables_round_ties_to_even() -> None:
     """1.5 codes of the smallest subnormal 2^-9 lie between codes 1 and 2; 0.5 between 0 and 1."""
-    tables = fp8_tables(FP8, np.array([0.5, 1.0]))
+    tables = fp8_tables(FP8_DECODER, np.array([0.5, 1.0]))
     assert [int(tables.entries[0, code]) for code in (1, 2, 3, 5, 0x81)] == [0, 1, 2, 2, 0x80]
-    np.testing.assert_array_equal(tables.entries[1][~FP8.nan_codes], CODES[~FP8.nan_codes])
+    np.testing.assert_array_equal(tables.entries[1][~FP8_DECODER.nan_codes], CODES[~FP8_DECODER.nan_codes])
 
 
 # --- encoding
 
 
-def all_codes(fmt: Format) -> list[tuple[int, float]]:
-    if fmt is FP8:
+def all_codes(fmt: Decoder) -> list[tuple[int, float]]:
+    if fmt is FP8_DECODER:
         return [(code, e4m3_by_hand(code)) for code in range(256) if code & 0x7F != 0x7F]
     return list(enumerate(E2M1))
 
 
 @formats
-def test_every_value_encodes_to_its_own_code(fmt: Format) -> None:
+def test_every_value_encodes_to_its_own_code(fmt: Decoder) -> None:
     codes, values = zip(*all_codes(fmt), strict=True)
     assert encode_values(fmt, np.array(values)).tolist() == list(codes)
 
 
 @formats
-def test_encoding_rounds_to_nearest_ties_to_even(fmt: Format) -> None:
+def test_encoding_rounds_to_nearest_ties_to_even(fmt: Decoder) -> None:
     positive = [value for _, value in all_codes(fmt) if value > 0 or math.copysign(1, value) > 0]
     grid = [Fraction(value) for value in positive]
     probes = list(positive)
@@ -491,15 +487,15 @@ def test_encoding_rounds_to_nearest_ties_to_even(fmt: Format) -> None:
         middle = (below + above) / 2
         probes += [middle, math.nextafter(middle, 0), math.nextafter(middle, math.inf), below + (above - below) / 3]
     probes += [fmt.largest * 1.001, fmt.largest * 2, 1e300, math.inf, 5e-324]
-    sign = 0x80 if fmt is FP8 else 8
+    sign = 0x80 if fmt is FP8_DECODER else 8
     for probe in probes:
         expected = len(grid) - 1 if probe == math.inf else nearest(grid, Fraction(probe))  # saturated at the largest
         assert encode_values(fmt, np.array([probe, -probe])).tolist() == [expected, expected | sign], probe
 
 
 @formats
-def test_encoding_agrees_with_ml_dtypes_inside_the_range(fmt: Format) -> None:
-    theirs = ml_dtypes.float8_e4m3fn if fmt is FP8 else ml_dtypes.float4_e2m1fn
+def test_encoding_agrees_with_ml_dtypes_inside_the_range(fmt: Decoder) -> None:
+    theirs = ml_dtypes.float8_e4m3fn if fmt is FP8_DECODER else ml_dtypes.float4_e2m1fn
     values = np.random.default_rng(0).uniform(-fmt.largest, fmt.largest, 5000).astype(np.float32)
     values[:2500] *= np.float32(2.0**-6)
     np.testing.assert_array_equal(encode_values(fmt, values.astype(np.float64)), values.astype(theirs).view(np.uint8))
@@ -515,7 +511,7 @@ def power(amax: float, largest: float) -> int:
 @formats
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_encoded_scales_are_the_smallest_power_that_holds_the_block(fmt: Format, data: st.DataObject) -> None:
+def test_encoded_scales_are_the_smallest_power_that_holds_the_block(fmt: Decoder, data: st.DataObject) -> None:
     block = data.draw(st.sampled_from([(1, 32), (2, 4), (4, 4)]))
     rows, columns = data.draw(st.integers(1, 6)), 2 * data.draw(st.integers(1, 20))
     boundary = st.integers(-126, 100).map(lambda e: math.ldexp(fmt.largest, e))
@@ -530,8 +526,8 @@ def test_encoded_scales_are_the_smallest_power_that_holds_the_block(fmt: Format,
     for (r, c), code in np.ndenumerate(scale):
         part = np.abs(weight[r * block[0] : (r + 1) * block[0], c * block[1] : (c + 1) * block[1]])
         assert code == power(float(part.max()), fmt.largest)
-    codes = packed if fmt is FP8 else np.stack([packed & 15, packed >> 4], axis=2).reshape(rows, columns)
-    sign = 0x80 if fmt is FP8 else 8
+    codes = packed if fmt is FP8_DECODER else np.stack([packed & 15, packed >> 4], axis=2).reshape(rows, columns)
+    sign = 0x80 if fmt is FP8_DECODER else 8
     for (i, j), value in np.ndenumerate(weight):
         step = Fraction(2) ** (int(scale[i // block[0], j // block[1]]) - 127)
         expected = nearest(grid, abs(Fraction(float(value))) / step) | (sign if math.copysign(1, value) < 0 else 0)
@@ -539,7 +535,7 @@ def test_encoded_scales_are_the_smallest_power_that_holds_the_block(fmt: Format,
 
 
 @formats
-def test_the_smallest_number_has_the_smallest_scale(fmt: Format) -> None:
+def test_the_smallest_number_has_the_smallest_scale(fmt: Decoder) -> None:
     """Divided by the largest code it is 0, but a block of it is no block of zeros."""
     scales = [encode(fmt, np.array([[value, 0.0]]), (1, 32))[1].item() for value in (5e-324, 0.0)]
     assert scales == [0, 127]
@@ -548,13 +544,13 @@ def test_the_smallest_number_has_the_smallest_scale(fmt: Format) -> None:
 @formats
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_decoding_and_encoding_again_gives_equal_values(fmt: Format, data: st.DataObject) -> None:
+def test_decoding_and_encoding_again_gives_equal_values(fmt: Decoder, data: st.DataObject) -> None:
     """Whatever codes and scales were stored: the scales may be smaller than before, the numbers are the same."""
     block = data.draw(st.sampled_from([(1, 32), (4, 16), (3, 8)]))
     rows, columns = data.draw(st.integers(1, 7)), 2 * data.draw(st.integers(1, 20))
-    byte = st.integers(0, 255) if fmt is FP4 else st.integers(0, 255).filter(lambda code: code & 0x7F != 0x7F)
+    byte = st.integers(0, 255) if fmt is FP4_DECODER else st.integers(0, 255).filter(lambda code: code & 0x7F != 0x7F)
     packed = data.draw(arrays(np.uint8, (rows, columns // fmt.elements_per_byte), elements=byte))
-    exact = (0, 252) if fmt is FP4 else (3, 246)
+    exact = (0, 252) if fmt is FP4_DECODER else (3, 246)
     blocks = (-(-rows // block[0]), -(-columns // block[1]))
     scale = data.draw(arrays(np.uint8, blocks, elements=st.integers(*exact)))
 

@@ -18,11 +18,11 @@ from flagrelease.convert.target import parse_target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config
 from flagrelease.shard.header import build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.source import Source, read_source, survey_source
-from flagrelease.source.tensors import SourceTensor
 
 WQ_A, WQ_A_SCALE = "layers.1.attn.wq_a.weight", "layers.1.attn.wq_a.scale"
 W1, W1_SCALE = "layers.1.ffn.experts.3.w1.weight", "layers.1.ffn.experts.3.w1.scale"
@@ -83,7 +83,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     return Checkpoint(tmp_path / "source", tiny_config()).fill(Stored())
 
 
-def find(source: Source, name: str) -> SourceTensor:
+def find(source: Source, name: str) -> StoredWeight:
     return next(tensor for tensor in source.tensors if tensor.spec.name == name)
 
 
@@ -383,8 +383,9 @@ def test_quantization_config_over_plain_weights_is_refused(checkpoint: Checkpoin
     checkpoint.tensors = plain
     problems = checkpoint.problems()
     where = checkpoint.folder / "config.json"
+    first = "'layers.0.ffn.experts.0.w1.weight' in model-00001-of-00002.safetensors"
     assert problems == [
-        f"{where}: expert_dtype is fp4, the experts are stored as bf16",
+        f"{where}: expert_dtype is fp4, the experts are stored as bf16 ({first})",
         f"{where}: has a quantization_config, but no tensor is quantised",
     ]
 
@@ -469,9 +470,11 @@ def test_quantised_norm_is_refused(checkpoint: Checkpoint, dtype: str) -> None:
 def test_expert_dtype_that_contradicts_the_storage_is_refused(tmp_path: Path) -> None:
     for declared, stored in (("fp8", "fp4"), ("fp4", "fp8")):
         checkpoint = Checkpoint(tmp_path / declared, tiny_config(expert_dtype=declared)).fill(Stored(experts=stored))
-        assert checkpoint.problems() == [
-            f"{checkpoint.folder / 'config.json'}: expert_dtype is {declared}, the experts are stored as {stored}"
-        ]
+        (problem,) = checkpoint.problems()
+        where = checkpoint.folder / "config.json"
+        assert problem.startswith(
+            f"{where}: expert_dtype is {declared}, the experts are stored as {stored} ('layers.0."
+        )
 
 
 @pytest.mark.parametrize("declared", ["fp4", "fp8", None])
@@ -480,7 +483,9 @@ def test_experts_of_several_formats_are_refused(checkpoint: Checkpoint, declared
     checkpoint.tensors[W1] = ("F8_E4M3", (128, 256))
     checkpoint.tensors[W1_SCALE] = ("F8_E8M0", (1, 2))
     several, *contradiction = checkpoint.problems()
-    assert several == f"{checkpoint.folder}: routed experts are stored in several formats: fp4, fp8"
+    first = "'layers.0.ffn.experts.0.w1.weight' in model-00001-of-00002.safetensors"
+    found = f"fp4 ({first}), fp8 ({W1!r} in {checkpoint.file.name})"
+    assert several == f"{checkpoint.folder}: routed experts are stored in several formats: {found}"
     assert len(contradiction) == (declared is not None)
 
 

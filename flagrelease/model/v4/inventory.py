@@ -2,7 +2,7 @@
 
 This is the one table of the model's names. The converter requires that a source holds exactly these tensors, the
 engine that a release does. Shapes are logical: two FP4 codes that share a byte count as two elements. A quantised
-weight `X.weight` has a sibling `X.scale`, which is not listed: it follows from the format.
+weight `X.weight` has a sibling, its scale, which is not listed: it follows from the format (`flagrelease.formats`).
 
 Symbols in shapes: H hidden, QR q_lora_rank, NH heads, HD head_dim, OG o_groups, OR o_lora_rank, E experts,
 MI expert width, V vocabulary, IH indexer heads, ID indexer head_dim, M hc_mult.
@@ -14,17 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from flagrelease.formats.formats import FP4, FP8, StorageRule
 from flagrelease.model.v4.config import ModelConfig
 
 
 class Storage(Enum):
-    """How DeepSeek publishes a tensor."""
+    """How a tensor may be stored: DeepSeek publishes linears as FP8 and experts as FP4 or FP8; both may be plain."""
 
-    LINEAR = "fp8 with a block scale"
-    EXPERT = "fp4 with a scale per 32, or fp8 with a block scale"
-    BF16 = "bf16"
-    F32 = "f32"
-    I64 = "i64"
+    LINEAR = StorageRule("fp8 with a block scale", "BF16", (FP8,))
+    EXPERT = StorageRule("fp4 with a scale per 32, or fp8 with a block scale", "BF16", (FP4, FP8))
+    BF16 = StorageRule("bf16", "BF16")
+    F32 = StorageRule("f32", "F32")
+    I64 = StorageRule("i64", "I64")
 
 
 class Split(Enum):

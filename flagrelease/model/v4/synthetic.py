@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from flagrelease.formats.formats import FP4, FP8, block_counts, weight_of_scale
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
 from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
 from flagrelease.shard.header import build_header, tensor_bytes
@@ -32,6 +33,7 @@ class Stored:
     experts: Literal["fp4", "fp8"] = "fp4"
     scale_dtype: str = "F8_E8M0"  # of FP8 weights: F8_E8M0, F32, BF16 or F16; FP4 always has F8_E8M0
     scale_suffix: str = ".scale"
+    fp4_dtype: str = "I8"  # of packed FP4: I8, U8 or F4
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:
@@ -99,14 +101,13 @@ def write_checkpoint(
 def stored_tensors(spec: TensorSpec, config: ModelConfig, stored: Stored) -> list[tuple[str, str, tuple[int, ...]]]:
     """(name, dtype, shape) of what a checkpoint stores for one logical tensor: the weight, and its scale."""
     if spec.storage not in (Storage.LINEAR, Storage.EXPERT):
-        return [(spec.name, spec.storage.name, spec.shape)]
+        return [(spec.name, spec.storage.value.plain, spec.shape)]
     scale = spec.name.removesuffix(".weight") + stored.scale_suffix
-    rows, cols = spec.shape
-    if spec.storage is Storage.EXPERT and stored.experts == "fp4":
-        return [(spec.name, "I8", (rows, cols // 2)), (scale, "F8_E8M0", (rows, cols // 32))]
-    block = config.block_size or (128, 128)
-    blocks = tuple(-(-n // b) for n, b in zip(spec.shape, block, strict=True))
-    return [(spec.name, "F8_E4M3", spec.shape), (scale, stored.scale_dtype, blocks)]
+    is_fp4 = spec.storage is Storage.EXPERT and stored.experts == "fp4"
+    fmt, dtype = (FP4, stored.fp4_dtype) if is_fp4 else (FP8, FP8.weight_dtypes[0])
+    blocks = block_counts(spec.shape, fmt.block(config.block_size) or (128, 128))
+    scale_dtype = FP4.scale_dtypes[0] if is_fp4 else stored.scale_dtype
+    return [(spec.name, dtype, fmt.stored_shape(dtype, spec.shape)), (scale, scale_dtype, blocks)]
 
 
 def _write_random(file: Any, name: str, dtype: str, nbytes: int, seed: int) -> None:
@@ -117,7 +118,7 @@ def _write_random(file: Any, name: str, dtype: str, nbytes: int, seed: int) -> N
 
 
 def _random(generator: np.random.Generator, name: str, dtype: str, nbytes: int) -> NDArray[Any]:
-    if dtype == "I8":
+    if dtype in FP4.weight_dtypes:
         return generator.integers(0, 256, nbytes, dtype=np.uint8)
     if dtype == "F8_E4M3":
         codes = generator.integers(0, 256, nbytes, dtype=np.uint8)
@@ -128,7 +129,7 @@ def _random(generator: np.random.Generator, name: str, dtype: str, nbytes: int) 
     if dtype == "I64":
         return generator.integers(0, 2, nbytes // 8, dtype=np.int64)
     values = generator.standard_normal(nbytes // {"F32": 4, "BF16": 2, "F16": 2}[dtype], dtype=np.float32)
-    if name.endswith((".scale", ".weight_scale_inv")):
+    if weight_of_scale(name) is not None:
         values = np.exp2(np.rint(values * 2) - 9).astype(np.float32)
     if dtype == "F32":
         return values

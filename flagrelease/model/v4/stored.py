@@ -1,0 +1,78 @@
+"""`StoredWeight`: what a stored tensor of a DeepSeek-V4 checkpoint means: a weight with its scale and its format.
+
+The format follows from the stored dtype and shape, not from the name; the name only says which tensor of the inventory
+it is. Nothing here reads a file: headers and config come from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagrelease.errors import CheckpointError
+from flagrelease.formats.formats import Format
+from flagrelease.formats.match import differing_experts, match, pair_scales
+from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
+from flagrelease.shard.header import TensorMeta
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """One logical tensor: stored weight, and for a quantised one its scale, format and block (rows, elements)."""
+
+    spec: TensorSpec
+    weight: TensorMeta
+    scale: TensorMeta | None = None
+    format: Format | None = None
+    block: tuple[int, int] = (1, 1)
+
+
+def understand(
+    stored: Mapping[str, TensorMeta],
+    config: ModelConfig,
+    config_path: Path,
+    parts: Mapping[str, tuple[TensorSpec, tuple[int, ...]]] | None = None,
+) -> tuple[tuple[StoredWeight, ...], list[str]]:
+    """The logical tensors among `stored`, in its order, and every problem as a sentence with tensor, file and rule.
+
+    Args:
+        stored: header entries by name.
+        config: of the model.
+        config_path: names it in sentences.
+        parts: what the files must hold, with the shapes of the parts, where a rank's files hold parts; the whole
+            inventory otherwise.
+    """
+    problems: list[str] = []
+    scales, found = pair_scales(stored, problems)
+    wanted = parts if parts is not None else {spec.name: (spec, spec.shape) for spec in inventory(config).values()}
+    weights = []
+    for name, weight in found.items():
+        if name not in wanted:
+            problems.append(f"{weight.file}: tensor {name!r} is not part of this model{_naming_hint(name)}")
+            continue
+        (spec, shape), scale = wanted[name], scales.get(name)
+        try:
+            weights.append(
+                StoredWeight(spec, weight, scale, *match(shape, spec.storage.value, weight, scale, config.block_size))
+            )
+        except CheckpointError as error:
+            problems.append(str(error))
+    folder = config_path.parent
+    problems += [f"{folder}: tensor {name!r} of this model is in no file" for name in wanted if name not in found]
+    problems += _disagreements(config, config_path, weights)
+    return tuple(weights), problems
+
+
+def _naming_hint(name: str) -> str:
+    if name.startswith("model."):
+        return " (a name of transformers; DeepSeek's own names have no 'model.' prefix)"
+    return ""
+
+
+def _disagreements(config: ModelConfig, path: Path, weights: list[StoredWeight]) -> Iterator[str]:
+    experts = ((w.weight, w.format) for w in weights if w.spec.storage is Storage.EXPERT)
+    yield from differing_experts(experts, config.declared_expert_dtype, path)
+    if config.quantization_config is not None and weights and all(w.format is None for w in weights):
+        yield f"{path}: has a quantization_config, but no tensor is quantised"
