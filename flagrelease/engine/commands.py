@@ -19,6 +19,7 @@ from flagrelease.model.v4.config import read_config
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, cut_for, start_ranks
 
 if TYPE_CHECKING:
+    from flagrelease.engine.numerics import NumericsName
     from flagrelease.engine.sampling import Sampling
 
 
@@ -62,7 +63,10 @@ class ReplayChoice(str, Enum):
 
 
 ReleaseArgument = Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)]
-NumericsOption = Annotated[NumericsChoice, typer.Option("--numerics", help="What is rounded where on the way.")]
+NumericsOption = Annotated[
+    NumericsChoice | None,
+    typer.Option("--numerics", help="What is rounded where. Default: what the release is; docs/engine.md."),
+]
 DtypeOption = Annotated[DtypeChoice, typer.Option("--dtype", help="float32, with --numerics bf16, makes a reference.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
@@ -78,15 +82,15 @@ SpeculateOption = Annotated[
 RowsOption = Annotated[int, typer.Option("--batch", min=1, help="Sequences at once.")]
 
 
+def _named(numerics: NumericsChoice | None) -> NumericsName | None:
+    return None if numerics is None else numerics.value
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command(epilog="Example: flagrelease generate releases/bf16-hf --numerics bf16 --prompt 'Who are you?'")(
-        generate
-    )
+    app.command(epilog="Example: flagrelease generate releases/bf16-hf --prompt 'Who are you?'")(generate)
     app.command(epilog="Example: flagrelease serve releases/native-mp8, which starts its 8 ranks")(serve)
-    app.command(
-        epilog="Example: flagrelease logits releases/fp8-hf --numerics fp8 --tokens t.jsonl --out l.safetensors"
-    )(logits)
+    app.command(epilog="Example: flagrelease logits releases/fp8-hf --tokens t.jsonl --out l.safetensors")(logits)
 
 
 def generate(
@@ -110,7 +114,7 @@ def generate(
         int | None, typer.Option("--seed", help="The same seed gives the same text; prompt n of a file has seed + n.")
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of an answer.")] = 512,
-    numerics: NumericsOption = NumericsChoice.NATIVE,
+    numerics: NumericsOption = None,
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
@@ -148,7 +152,7 @@ def generate(
             require_room(encode_prompt(tokenizer, prompt, mode.value), sampling, context)
     count = choose_ranks(ranks, cut_for(release), device)
     start_ranks(invocation, count, interactive=prompt is None and prompts is None)
-    with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
+    with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
         work = terminal.Terminal(session, mode.value, sampling)
         if prompts is not None:
             work.answer_file(requests, out, context, batch)
@@ -167,7 +171,7 @@ def serve(
     mode: Annotated[
         ChatModeChoice, typer.Option("--mode", help="Of chats that do not choose their own.")
     ] = ChatModeChoice.CHAT,
-    numerics: NumericsOption = NumericsChoice.NATIVE,
+    numerics: NumericsOption = None,
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
@@ -192,7 +196,7 @@ def serve(
     start_ranks(invocation, choose_ranks(ranks, cut_for(release), device))
     public = name or release.resolve().name
     serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace)
-    with Session.open(release, numerics.value, dtype.value, device, operators, speculate=speculate) as session:
+    with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
         session.serve(serving)
 
 
@@ -207,7 +211,7 @@ def logits(
     replay: Annotated[
         ReplayChoice, typer.Option("--replay", help="All tokens at once, or one by one through the cache.")
     ] = ReplayChoice.PREFILL,
-    numerics: NumericsOption = NumericsChoice.NATIVE,
+    numerics: NumericsOption = None,
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
@@ -223,5 +227,5 @@ def logits(
     if leads():
         require_writable(out)
     start_ranks(invocation, choose_ranks(ranks, cut_for(release), device))
-    with Session.open(release, numerics.value, dtype.value, device, operators) as session:
+    with Session.open(release, _named(numerics), dtype.value, device, operators) as session:
         logits_file.write_logits(session.model, sequences, out, top, by_decode=replay is ReplayChoice.DECODE)

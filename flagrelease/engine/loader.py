@@ -7,21 +7,24 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from flagrelease import __version__
 from flagrelease.device import open_device
+from flagrelease.engine.agreement import open_control, require_same_options, require_same_release
 from flagrelease.engine.kernels.provider import load_provider
-from flagrelease.engine.numerics import NumericsName, choose_numerics
+from flagrelease.engine.numerics import NumericsName, choose_numerics, own_numerics
 from flagrelease.engine.parallel import alone, join_groups, start_job
 from flagrelease.engine.release import Release
 from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
 from flagrelease.engine.weights import Weights
+from flagrelease.errors import UsageError
 from flagrelease.ranks.job import local_rank
 from flagrelease.shard.reader import TensorReader
 
 
 def load(
     path: str | Path,
-    numerics: NumericsName = "native",
-    dtype: torch.dtype = torch.bfloat16,
+    numerics: NumericsName | None = None,
+    dtype: torch.dtype | str = torch.bfloat16,
     device: str = "cpu",
     *,
     operators: str = "auto",
@@ -34,28 +37,46 @@ def load(
 
     Args:
         path: the release's folder.
-        numerics: what is rounded where, see `numerics.py`.
-        dtype: of streams and caches; torch.float32 with numerics "bf16" makes a reference.
+        numerics: what is rounded where, see `numerics.py`. None: the release's own, see `own_numerics`.
+        dtype: of streams and caches, torch's or its name; "float32" with numerics "bf16" makes a reference.
         device: auto, cpu, or one that the chip table knows; under torchrun this process's device of that kind.
         operators: the provider of the operators: torch, triton, auto or flag_gems.
         chunk: tokens appended to a sequence in one step; more take more memory and fewer steps.
         mtp: load the draft stage too. Its tensors are checked in any case.
 
     Raises:
-        CheckpointError: the release is not exactly what its config says.
-        UsageError: the choices contradict each other or the release.
+        CheckpointError: the release is not exactly what its config says, or not the same for all ranks.
+        UsageError: the choices contradict each other or the release, or are not the same for all ranks.
         ResourceError: the device is not there.
     """
+    path, dtype = Path(path), _dtype(dtype)
     opened = open_device(device, local_rank())
     start_job(opened)
+    control = open_control()
+    require_same_options(
+        control,
+        {
+            "--numerics": numerics, "--dtype": dtype, "--device": opened.type, "--operators": operators,
+            "chunk": chunk, "the draft stage": mtp, "flagrelease": __version__, "torch": torch.__version__,
+        },
+    )  # fmt: skip
+    require_same_release(control, path)
     place = torch.device(opened.torch_device)
     mp, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     provider = load_provider(operators, place)
     with TensorReader() as reader:
-        release = Release(Path(path), rank, mp, place, reader)
-        groups = join_groups(release.config, release.o_mode or "split") if mp > 1 else alone()
+        release = Release(path, rank, mp, place, reader)
+        groups = join_groups(release.config, release.o_mode or "split", control) if mp > 1 else alone()
         parts = release.config.o_groups if groups.o_mode == "shared" else mp
-        policy = choose_numerics(numerics, dtype, release.config, parts)
+        policy = choose_numerics(numerics or own_numerics(path, release.config), dtype, release.config, parts)
         model = Model.build(Weights(release, policy), release.config, policy, provider, groups, opened, mtp=mtp)
     model.chunk = chunk
     return model
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A torch dtype, by itself or by its name with or without "torch." before it."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise UsageError(f"dtype {dtype!r}: the engine computes in bfloat16 or float32")
+    return found

@@ -14,12 +14,14 @@ router, the compressor, mHC, the softmax and the logits are FP32 inside under ev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
+from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 
 NumericsName = Literal["native", "fp8", "bf16"]
 KV_GROUP = 64  # columns of a cached key that share one FP8 scale
@@ -63,6 +65,19 @@ def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig, output_p
     if numerics.quantise_inputs:
         _check_groups(config, output_parts)
     return numerics
+
+
+def own_numerics(folder: Path, config: ModelConfig) -> NumericsName:
+    """The policy that a release is made for: its manifest's dtype.
+
+    Without a manifest it is a source checkpoint: `native`, or `bf16` if it has no `quantization_config`.
+
+    Raises:
+        VerificationError: there is a manifest, but not one of this program.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        return read_manifest(folder).target.dtype
+    return "bf16" if config.quantization_config is None else "native"
 
 
 def _check_groups(config: ModelConfig, output_parts: int) -> None:

@@ -99,19 +99,20 @@ def alone() -> Groups:
     return Groups(mp=1, rank=0)
 
 
-def join_groups(config: ModelConfig, o_mode: OGroups) -> Groups:
+def join_groups(config: ModelConfig, o_mode: OGroups, control: dist.ProcessGroup | None = None) -> Groups:
     """The groups of this process in an initialised torch.distributed job whose ranks all serve one model.
 
     Args:
         config: of the model.
         o_mode: used if the job has more ranks than the model has o-groups.
+        control: the group of all ranks on the CPU, if there is one already.
 
     Raises:
         UsageError: the model cannot be cut over that many ranks.
     """
     mp, rank = dist.get_world_size(), dist.get_rank()
     check_ranks(config, mp)
-    control = dist.new_group(backend="gloo")
+    control = control or dist.new_group(backend="gloo")
     if mp <= config.o_groups:
         return Groups(mp, rank, world=dist.group.WORLD, control=control)
     npg = mp // config.o_groups

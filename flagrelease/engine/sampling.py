@@ -99,12 +99,12 @@ class Draws:
     def of(cls, choices: Sequence[Choice], device: torch.device) -> Draws:
         """One choice for each row of the logits."""
         drawn = [n for n, choice in enumerate(choices) if choice.temperature > 0]
-        temperature = torch.tensor([choices[n].temperature for n in drawn], device=device)[:, None]
+        temperature = torch.tensor([choices[n].temperature for n in drawn], dtype=torch.float32, device=device)[:, None]
         top_p = [choices[n].top_p for n in drawn]
         return cls(
-            torch.tensor(drawn, device=device) if drawn else None,
+            torch.tensor(drawn, dtype=torch.int64, device=device) if drawn else None,
             temperature,
-            torch.tensor(top_p, device=device)[:, None] if min(top_p, default=1) < 1 else None,
+            torch.tensor(top_p, dtype=torch.float32, device=device)[:, None] if min(top_p, default=1) < 1 else None,
             torch.tensor([choices[n].keys for n in drawn], dtype=torch.int32, device=device),
         )
 
@@ -166,7 +166,7 @@ class TokenScore:
 def score(logits: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
     """Scores of `tokens` under logits [T, V]: natural logarithms at temperature 1, whatever the sampling was."""
     logp = logits.float().log_softmax(-1)
-    own = logp.gather(-1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].tolist()
+    own = logp.gather(-1, torch.tensor(tokens, dtype=torch.int64, device=logp.device)[:, None])[:, 0].tolist()
     best = logp.topk(top, dim=-1)
     pairs = [tuple(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return [TokenScore(token, p, t) for token, p, t in zip(tokens, own, pairs, strict=True)]

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import torch
-
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
@@ -60,12 +58,22 @@ class Session:
 
     @classmethod
     def open(
-        cls, release: Path, numerics: NumericsName, dtype: str, device: str, operators: str, *, speculate: bool = False
-    ) -> Session:
-        """Load, and say on stderr what was loaded. `speculate`: also the MTP stage, for runners that draft with it."""
-        model = load(release, numerics, getattr(torch, dtype), device, operators=operators, mtp=speculate)
+        cls, release: Path, numerics: NumericsName | None, dtype: str, device: str, operators: str, *,
+        speculate: bool = False,
+    ) -> Session:  # fmt: skip
+        """Load, and say on stderr what was loaded.
+
+        Args:
+            release: its folder.
+            numerics: None: the release's own.
+            dtype: name of torch's.
+            device: see `load`.
+            operators: see `load`.
+            speculate: also load the MTP stage, for runners that draft with it.
+        """
+        model = load(release, numerics, dtype, device, operators=operators, mtp=speculate)
         if model.groups.is_leader:
-            said = f"{numerics} numerics in {dtype}, {model.ops.name} operators, {model.device.torch_device}"
+            said = f"{model.numerics.name} numerics in {dtype}, {model.ops.name} operators, {model.device.torch_device}"
             print(f"{release}: {said}, {model.groups.mp} rank(s), {describe_steps(model)}", file=sys.stderr)
         return cls(release, model)
 

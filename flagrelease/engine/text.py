@@ -14,13 +14,13 @@ from flagrelease.errors import CheckpointError
 class Tokenizer:
     """`tokenizer.json`. Nothing is added on the way in: the chat encoding writes the special tokens as text."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read it.
+    def __init__(self, folder: str | Path) -> None:
+        """Read the tokenizer of the release in `folder`.
 
         Raises:
             CheckpointError: there is none.
         """
-        path = folder / "tokenizer.json"
+        path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path}: not found; text needs the release's tokenizer (token ids do not)")
         self._tokenizer = HfTokenizer.from_file(str(path))

@@ -29,7 +29,7 @@ class Decoder:
         rows, place, config = len(cache.lengths), model.head.device, model.config
         self._feed = Feed(model, cache, width)
         self.tokens, self.positions = self._feed.tokens, self._feed.positions
-        self._logits = torch.zeros(width, rows, config.vocab_size, device=place)
+        self._logits = torch.zeros(width, rows, config.vocab_size, dtype=torch.float32, device=place)
         kept = (width if width > 1 else 0, rows, config.hc_mult, config.hidden_size)
         self.streams = torch.zeros(kept, dtype=model.numerics.dtype, device=place)
 

@@ -30,7 +30,7 @@ class Drafter:
         width, rows = streams.shape[:2]
         self._feed = Feed(model, cache, width)
         self._last = torch.zeros(rows, dtype=torch.int64, device=streams.device)
-        self._logits = torch.zeros(rows, model.config.vocab_size, device=streams.device)
+        self._logits = torch.zeros(rows, model.config.vocab_size, dtype=torch.float32, device=streams.device)
 
     def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
         """`following[b]`: the tokens that followed the first positions in `streams[:, b]`.
@@ -41,7 +41,7 @@ class Drafter:
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
         """
-        self._last.copy_(torch.tensor([max(len(tokens) - 1, 0) for tokens in following]))
+        self._last.copy_(torch.tensor([max(len(tokens) - 1, 0) for tokens in following], dtype=torch.int64))
         self._feed.advance(following, self._run)
         return self._logits
 

@@ -55,8 +55,8 @@ class Feed:
             [lengths[row] + n if token is not None else -1 for row, token in enumerate(tokens)]
             for n, tokens in enumerate(places)
         ]
-        self.tokens.copy_(torch.tensor([token or 0 for tokens in places for token in tokens]))
-        self.positions.copy_(torch.tensor([position for each in positions for position in each]))
+        self.tokens.copy_(torch.tensor([token or 0 for tokens in places for token in tokens], dtype=torch.int64))
+        self.positions.copy_(torch.tensor([position for each in positions for position in each], dtype=torch.int64))
         for row, tokens in enumerate(token_ids):
             lengths[row] += len(tokens)
         rows = max(row for row, tokens in enumerate(token_ids) if tokens) + 1

@@ -7,6 +7,7 @@ The metadata say how it was computed. Natural logarithms, temperature 1.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flagrelease.engine.agreement import require_same_options
 from flagrelease.engine.generate.jsonl import read_lines
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
@@ -57,13 +59,17 @@ def write_logits(model: Model, sequences: Sequence[Sequence[int]], out: Path, to
     """Run every sequence and write the file (the leader does). `by_decode`: token by token, through the cache.
 
     Raises:
-        UsageError: `top` is more than the vocabulary, or a sequence is longer than the model's context.
+        UsageError: the ranks were asked for different things, `top` is more than the vocabulary, or a sequence is
+            longer than the model's context.
     """
+    asked = hashlib.sha256(repr([list(tokens) for tokens in sequences]).encode()).hexdigest()
+    replay = "decode" if by_decode else "prefill"
+    require_same_options(model.groups.control, {"--tokens": asked, "--top": top, "--replay": replay})
     check_request(model.config, sequences, top)
     tensors: dict[str, Tensor] = {}
     for n, tokens in enumerate(sequences):
         parts = [_reduce(logits, tokens, start, top) for start, logits in _logits(model, tokens, by_decode=by_decode)]
-        tensors[f"{n}.tokens"] = torch.tensor(tokens)
+        tensors[f"{n}.tokens"] = torch.tensor(tokens, dtype=torch.int64)
         for name in ("logprobs", "top_ids", "top_logprobs"):
             tensors[f"{n}.{name}"] = torch.cat([part[name] for part in parts])
     if model.groups.is_leader:
@@ -87,7 +93,7 @@ def _logits(model: Model, tokens: Sequence[int], *, by_decode: bool) -> Iterator
 
 def _reduce(logits: Tensor, tokens: Sequence[int], start: int, top: int) -> dict[str, Tensor]:
     logp = logits.float().log_softmax(-1)
-    following = torch.tensor(tokens[start + 1 : start + 1 + len(logp)], device=logp.device)
+    following = torch.tensor(tokens[start + 1 : start + 1 + len(logp)], dtype=torch.int64, device=logp.device)
     best = logp.topk(top, dim=-1)
     return {
         "logprobs": logp[: len(following)].gather(-1, following[:, None])[:, 0].cpu(),

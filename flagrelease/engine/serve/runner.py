@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flagrelease.engine.agreement import require_same_options
 from flagrelease.engine.decode.stepper import choose_stepper
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
@@ -71,9 +72,11 @@ class Runner:
         """Allocate the caches, on every rank. `speculate`: also the MTP stage's.
 
         Raises:
-            UsageError: a step appends one token only, but is to hold a draft too; the model has no MTP stage.
+            UsageError: the ranks were started with different options; a step appends one token only, but is to hold
+                a draft too; the model has no MTP stage.
             ResourceError: the device has no room.
         """
+        require_same_options(model.groups.control, {"--batch": rows, "--context": context, "--speculate": speculate})
         self.model, self.rows, self.context, self.speculate = model, rows, context, speculate
         self._cache = model.new_cache(rows, context)
         if speculate and self._cache.chunk < 2:

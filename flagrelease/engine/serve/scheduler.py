@@ -113,7 +113,7 @@ class Scheduler:
         feeds = tuple(self._active[row].feed if row in self._active else () for row in range(self.runner.rows))
         places = [(each, n) for each in ready for n in range(len(each.feed))]
         draws = self._draws([each.sampler.at(each.generated + n) for each, n in places])
-        index = torch.tensor([[each.row, n] for each, n in places], device=self._device).unbind(-1)
+        index = torch.tensor([[each.row, n] for each, n in places], dtype=torch.int64, device=self._device).unbind(-1)
         logits = self.runner.run(Decode(feeds, rejected))
         chosen = choose(logits[index], draws)
         tokens: dict[int, list[int]] = {each.row: [] for each in ready}
@@ -184,7 +184,7 @@ class Scheduler:
             return
         following = {each.row: each.followed for each in going}
         draws = self._draws([each.sampler.at(each.generated) for each in going])
-        rows = torch.tensor(list(following), device=self._device)
+        rows = torch.tensor(list(following), dtype=torch.int64, device=self._device)
         logits = self.runner.run(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))))
         drafts = choose(logits[rows], draws)
         for each, draft in zip(going, drafts, strict=True):

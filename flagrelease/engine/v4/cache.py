@@ -41,7 +41,10 @@ class Pending:
         """Memory for heads of `width`; overlapping windows have two sets of channels."""
         channels = 2 * width if ratio == OVERLAP_RATIO else width
         shape = (rows, pending_slots(ratio) + 2, channels)
-        return cls(torch.zeros(shape, device=device), torch.full(shape, -torch.inf, device=device))
+        return cls(
+            torch.zeros(shape, dtype=torch.float32, device=device),
+            torch.full(shape, -torch.inf, dtype=torch.float32, device=device),
+        )
 
     def view(self, rows: slice) -> Pending:
         """The same memory, some rows of it."""

@@ -1,4 +1,4 @@
-"""DeepSeek-V4, from token ids to logits.
+"""`Model`: sequences of token ids in, logits and tokens out, in steps of `Network`.
 
 Legend: B rows, S tokens of a step, T tokens of a sequence, M streams, H hidden, V vocabulary.
 """
@@ -6,7 +6,8 @@ Legend: B rows, S tokens of a step, T tokens of a sequence, M streams, H hidden,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,38 +17,33 @@ from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.sampling import Draws, Sampler, Sampling, choose
+from flagrelease.engine.token_ids import token_list
 from flagrelease.engine.v4.block import Block
-from flagrelease.engine.v4.cache import Cache, LayerCache
+from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.hyper_connection import HyperHead
 from flagrelease.engine.v4.mtp import MtpStage
-from flagrelease.engine.v4.rope import RopeTable
+from flagrelease.engine.v4.network import Network
 from flagrelease.engine.v4.step import Step, plan_step
 from flagrelease.engine.weights import Weights
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.v4.config import ModelConfig
 
+if TYPE_CHECKING:
+    from flagrelease.engine.token_ids import TokenIds
+
 DEFAULT_CHUNK = 512  # tokens a step appends to a row at most; longer prompts take several steps
 
 
 @dataclass(slots=True)
-class Model:
+class Model(Network):
     """A loaded model on one device, or this rank's part of one.
 
+    Wherever a method takes the token ids of one sequence, they may be a list, a tensor or a numpy array: [T] integers.
     Under tensor parallelism every rank calls the same methods with the same arguments and gets the same results.
+    `chunk`: tokens that a step appends to a row at most.
     """
 
-    config: ModelConfig
-    numerics: Numerics
-    ops: Operators
-    groups: Groups
-    device: Device
-    embed: Tensor
-    head: Tensor
-    blocks: tuple[Block, ...]
-    final: HyperHead
-    mtp: MtpStage | None
     chunk: int = DEFAULT_CHUNK
-    _ropes: dict[bool, RopeTable] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -84,8 +80,9 @@ class Model:
 
     # What users call.
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
+    def logits(self, token_ids: TokenIds) -> Tensor:
         """Logits after every token of one sequence: float32 [T, V] on the CPU. Nothing is kept."""
+        token_ids = token_list(token_ids)
         cache = self.new_cache(rows=1, context=len(token_ids))
         return torch.cat([logits.cpu() for logits in self.prefill_each(cache, 0, token_ids)])
 
@@ -109,25 +106,26 @@ class Model:
         self._cover(context)
         return Cache.allocate(self.config, ratios, rows, context, chunk, dtype, self._place)
 
-    def prefill(self, cache: Cache, row: int, token_ids: Sequence[int]) -> Tensor:
+    def prefill(self, cache: Cache, row: int, token_ids: TokenIds) -> Tensor:
         """Append a prompt, or more of one, to one row; return the logits after its last token, float32 [V]."""
-        part = cache.view(row)
+        part, token_ids = cache.view(row), token_list(token_ids)
         logits = self.extend(part, [token_ids])
         cache.lengths[row] = part.lengths[0]
         return logits[0]
 
-    def prefill_each(self, cache: Cache, row: int, token_ids: Sequence[int]) -> Iterator[Tensor]:
+    def prefill_each(self, cache: Cache, row: int, token_ids: TokenIds) -> Iterator[Tensor]:
         """Like `prefill`, but the logits after every token: float32 [S, V], a chunk of the sequence at a time."""
-        part = cache.view(row)
+        part, token_ids = cache.view(row), token_list(token_ids)
         for logits, _ in self._steps(part, [token_ids], every=True):
             cache.lengths[row] = part.lengths[0]
             yield logits[0]
 
-    def generate(self, token_ids: Sequence[int], sampling: Sampling) -> list[int]:
+    def generate(self, token_ids: TokenIds, sampling: Sampling) -> list[int]:
         """Continue one sequence, up to `sampling.max_tokens` or an EOS, which is not returned.
 
         Stop strings need a tokenizer, and batches a scheduler: see `scheduler.generate_all`.
         """
+        token_ids = token_list(token_ids)
         longest = self.config.max_position_embeddings - len(token_ids)
         limit = longest if sampling.max_tokens is None else sampling.max_tokens
         cache = self.new_cache(rows=1, context=len(token_ids) + limit)
@@ -148,7 +146,7 @@ class Model:
         """
         return self.extend(cache, [[] if token is None else [token] for token in token_ids])
 
-    def extend(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    def extend(self, cache: Cache, token_ids: Sequence[TokenIds]) -> Tensor:
         """Append `token_ids[b]` to row b, any number of tokens each; return the logits after each row's last.
 
         Returns:
@@ -157,8 +155,8 @@ class Model:
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
         """
-        after = torch.zeros(len(token_ids), self.config.vocab_size, device=self._place)
-        for logits, rows in self._steps(cache, token_ids, every=False):
+        after = torch.zeros(len(token_ids), self.config.vocab_size, dtype=torch.float32, device=self._place)
+        for logits, rows in self._steps(cache, [token_list(each) for each in token_ids], every=False):
             after[rows] = logits[rows, 0]
         return after
 
@@ -177,10 +175,6 @@ class Model:
         for row, tokens in enumerate(token_ids):
             cache.lengths[row] += len(tokens)
         return streams
-
-    def read_out(self, streams: Tensor) -> Tensor:
-        """Streams [.., M, H] -> float32 logits [.., V]."""
-        return self.to_logits(self.final.collapse(self.ops, streams))
 
     def new_draft_cache(self, rows: int, context: int) -> Cache:
         """An empty cache of the MTP stage's own layer.
@@ -217,12 +211,13 @@ class Model:
             cache.lengths[row] += len(tokens)
         return self.to_logits(hidden if every else hidden[step.row[:, 0], step.last])
 
-    def draft_logits(self, token_ids: Sequence[int]) -> Tensor:
+    def draft_logits(self, token_ids: TokenIds) -> Tensor:
         """The MTP stage's logits: float32 [T - 1, V], row t for the token after `token_ids[t + 1]`.
 
         Raises:
             UsageError: the model was loaded without it, or there is no token to draft from.
         """
+        token_ids = token_list(token_ids)
         if len(token_ids) < 2:
             raise UsageError("drafting needs two tokens: one to continue from and the one that followed it")
         cache, drafts = self.new_cache(1, len(token_ids)), self.new_draft_cache(1, len(token_ids))
@@ -233,29 +228,6 @@ class Model:
             following = [token_ids[start + 1 : past + 1]]
             rows.append(self.draft(drafts, streams, following, every=True)[0].cpu())
         return torch.cat(rows)
-
-    # One step, top to bottom.
-
-    def _forward(self, step: Step, layers: Sequence[LayerCache], *, every: bool) -> Tensor:
-        streams = self._streams(step, layers)
-        if not every:
-            streams = streams[step.row, step.last[:, None]]
-        return self.to_logits(self.final.collapse(self.ops, streams))
-
-    def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
-        streams = self.embed_tokens(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
-        for block, cache in zip(self.blocks, layers, strict=True):
-            streams = block.forward(self.ops, streams, step, cache, self.rope(block.attn.ratio), self.groups)
-        return streams  # [B, S, M, H]
-
-    def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens [..] -> [.., H]."""
-        first = self.groups.rank * self.embed.shape[0]
-        return self.groups.all_sum(self.ops.embedding(tokens, self.embed, first))
-
-    def to_logits(self, x: Tensor) -> Tensor:
-        """Hidden [.., H] -> float32 [.., V]."""
-        return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
 
     # From sequences to steps.
 
@@ -291,33 +263,3 @@ class Model:
                 if not 0 <= token < self.config.vocab_size:
                     raise UsageError(f"token id {token}: the vocabulary has {self.config.vocab_size}")
             cache.check_room(row, len(tokens))
-
-    def require_mtp(self) -> MtpStage:
-        """The draft stage.
-
-        Raises:
-            UsageError: the model was loaded without it.
-        """
-        if self.mtp is None:
-            raise UsageError("the model was loaded without its MTP stage: load(..., mtp=True)")
-        return self.mtp
-
-    def _cover(self, context: int) -> None:
-        """Make the RoPE tables reach `context` positions."""
-        for compressed in (False, True):
-            table = self._ropes.get(compressed)
-            if table is None or len(table.cos) < context:
-                self._ropes[compressed] = RopeTable.build(self.config, context, self._place, compressed=compressed)
-
-    @property
-    def _place(self) -> torch.device:
-        return self.head.device
-
-    def rope(self, ratio: int) -> RopeTable:
-        """The table of layers with this compression ratio, as long as the longest cache so far."""
-        return self._ropes[ratio > 0]
-
-    @property
-    def ropes(self) -> tuple[RopeTable, ...]:
-        """All tables of now."""
-        return tuple(self._ropes.values())

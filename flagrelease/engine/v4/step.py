@@ -80,8 +80,8 @@ def plan_step(
     """The step that appends `tokens[b]` to row b, which has seen `starts[b]` tokens. At least one row appends some."""
     B, S = len(tokens), max(map(len, tokens))
     ends = [begun + len(row) for begun, row in zip(starts, tokens, strict=True)]
-    padded = torch.tensor([[*row, *[0] * (S - len(row))] for row in tokens], device=device)
-    start, end = (torch.tensor(each, device=device)[:, None] for each in (starts, ends))
+    padded = torch.tensor([[*row, *[0] * (S - len(row))] for row in tokens], dtype=torch.int64, device=device)
+    start, end = (torch.tensor(each, dtype=torch.int64, device=device)[:, None] for each in (starts, ends))
     place = torch.arange(S, device=device)[None]
     positions, real = start + place, place < end - start
     ring, slot = ring_slots(config.sliding_window, chunk), {}

@@ -16,8 +16,9 @@ from flagrelease.engine.kernels.experts.expert_plan import plan_pairs
 from flagrelease.engine.kernels.experts.swiglu import clamped_swiglu
 from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
-from flagrelease.engine.kernels.linear.linear import stored_scale, tile_shape
+from flagrelease.engine.kernels.linear.linear import stored_scale
 from flagrelease.engine.kernels.linear.product import product
+from flagrelease.engine.kernels.linear.tiles import tile_shape
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant, act_quant_roundtrip
 from flagrelease.engine.kernels.weights import ExpertWeights
 

@@ -5,21 +5,17 @@ make few tiles, so K is cut too, and what comes next adds the parts up.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
-from dataclasses import dataclass
-
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
-from flagrelease.engine.kernels.hopper import FILLED, MULTIPROCESSORS, SHARED_MEMORY
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
+from flagrelease.engine.kernels.layout import ceil_div, unit_columns
 from flagrelease.engine.kernels.linear import widen
 from flagrelease.engine.kernels.linear.product import product
+from flagrelease.engine.kernels.linear.tiles import SHORTEST_PART, Tile, enough_programs, prefetched_lines
 from flagrelease.engine.kernels.weights import FP8_BLOCK, check_fp4_weight, check_fp8_weight, weight_format
-
-SHORTEST_PART = 512  # columns
 
 
 @early_kernel
@@ -162,72 +158,6 @@ def check_activation(x: Tensor, xs: Tensor | None, columns: int) -> None:
         raise ValueError(f"activation scales have shape {tuple(xs.shape)} for codes {tuple(x.shape)}")
 
 
-def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, BLOCK_K, warps); only speed depends on them.
-
-    Args:
-        rows: of x, or the mean number that an expert gets.
-        outputs: of all groups or experts together; few of them are cut finer, so that a small batch fills the chip.
-        fmt: of the weight.
-        single: FP32 operands, which take twice the shared memory.
-    """
-    if rows > 64 and not single:
-        return (64, 128, 128, 4) if fmt == "fp4" else (128, 128, 64, 8)
-    block_m = max(16, next_power_of_2(min(rows, 64)))
-    block_n = 64
-    while block_n > 16 and outputs // block_n < (2 * FILLED if block_n == 64 and rows <= 16 else FILLED):
-        block_n //= 2
-    # Every warp holds all of x for its outputs: with few rows few warps, or x is decoded more often than the weight.
-    warps = 2 if rows <= 16 and fmt != "fp4" and not single else 4
-    return block_m, block_n, 32 if single else 128, warps
-
-
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """What a program works on; only speed depends on it.
-
-    `left`: see `product`. `ahead`: the most cache lines of a weight row that it asks for before it may begin.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    left: bool
-    ahead: int
-
-    @classmethod
-    def of(cls, rows: int, outputs: int, columns: int, fmt: str, coded: bool, single: bool) -> "_Tile":
-        """See `tile_shape`; `columns` of a part. Measured on an H200 in whole steps of V4-Flash, of 1 and 16 rows.
-
-        With more rows their scales would cost more than the weight does: one for each column of the result, where it is
-        left. Lines that are asked for too early are in the way of what the kernel before still reads: a product that is
-        fast by itself asks for few.
-        """
-        if coded and fmt == "fp8" and rows > 64:
-            return cls(64, 128, 128, 4, 4, False, 0)
-        if rows > 64 or fmt == "fp4" or single:
-            return cls(*tile_shape(rows, outputs, fmt, single), 3, False, 0 if rows > 64 else 8)
-        block_m, steps = max(16, next_power_of_2(rows)), ceil_div(columns, 128)
-        wide = outputs >= 2 * FILLED * 128
-        if coded and (wide or rows > 32):
-            # As many steps on their way as leave room for all programs at once.
-            block_n = 128 if wide else 64
-            room = SHARED_MEMORY // ((block_m + block_n) * 128) // ceil_div(outputs // block_n, MULTIPROCESSORS)
-            return cls(block_m, block_n, 128, 4, max(3, min(room, 6)), rows <= 32, 0 if wide else 2)
-        if fmt == "fp8":
-            return cls(block_m, 64, 128, 4, 6, True, 2) if coded else cls(block_m, 64, 128, 4, 4, True, 8)
-        return cls(block_m, 64, 128, 4, 4 if steps <= 8 else 6, True, 8)
-
-
-def _enough(fmt: str, coded: bool) -> int:
-    """Programs that keep a chip's memory busy when each has few rows, by what they do with a weight."""
-    if fmt == "plain":
-        return 256
-    return 1024 if coded else 512
-
-
 def _alone(xs: Tensor | None) -> Tensor | None:
     """Scales with the axis of groups that their activation has."""
     return None if xs is None else xs[..., None, :]
@@ -244,9 +174,9 @@ def _parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> Tensor
     G, N, K = w.shape
     fmt, most = weight_format(w), max(1, K // SHORTEST_PART)
     coded, single = x.dtype == torch.float8_e4m3fn, x.dtype == torch.float32
-    tile = _Tile.of(len(x), G * N * most, K // most, fmt, coded, single)
+    tile = Tile.of(len(x), G * N * most, K // most, fmt, coded, single)
     programs = ceil_div(len(x), tile.block_m) * ceil_div(N, tile.block_n) * G
-    parts = max(1, min(_enough(fmt, coded) // programs, most))
+    parts = max(1, min(enough_programs(fmt, coded) // programs, most))
     per_part = ceil_div(ceil_div(K, parts), FP8_BLOCK) * FP8_BLOCK
     parts = ceil_div(K, per_part)
     y = torch.empty(parts, len(x), G * N, dtype=torch.float32, device=x.device)
@@ -283,21 +213,11 @@ def _run(
     if ws is not None:
         ws = stored_scale(ws.flatten(0, 1))
     coded, single = x.dtype == torch.float8_e4m3fn, torch.float32 in (x.dtype, w.dtype)
-    tile = _Tile.of(M, G * N * len(y), per_part or K, fmt, coded, single)
+    tile = Tile.of(M, G * N * len(y), per_part or K, fmt, coded, single)
     _linear_kernel[(ceil_div(M, tile.block_m), ceil_div(N, tile.block_n), G * len(y))](
         x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), *((0, 0) if xs is None else xs.stride()[:2]), w.stride(1),
         w.stride(0), 0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
         FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus,
-        PREFETCH=_lines(K, per_part or K, w, tile.ahead), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        PREFETCH=prefetched_lines(K, per_part or K, w, tile.ahead), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k, WEIGHTS_LEFT=tile.left, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-
-
-def _lines(K: int, columns: int, w: Tensor, most: int) -> int:
-    """Cache lines of a weight row that a program asks for before it may begin.
-
-    Of its `columns`, as many as their greatest power of two; none where the last part is shorter.
-    """
-    lines = columns * w.element_size() // 128
-    whole = w.element_size() <= 2 and K % columns == 0
-    return min(lines & -lines, most) if whole else 0

@@ -10,25 +10,32 @@ from flagrelease.engine.kernels.reference.decoding import (
     compress_token,
     decode_attention,
     expert_outputs,
+    gate_route,
+    gate_route_hashed,
+    index_queries,
+    latents,
+)
+from flagrelease.engine.kernels.reference.experts import gate_scores, moe_experts, route, route_hashed
+from flagrelease.engine.kernels.reference.hyper_connections import (
+    hc_head,
+    hc_mixes,
+    hc_post,
+    hc_post_mixes,
+    hc_post_parts,
+    hc_pre,
+    hc_pre_norm,
+    hc_split_sinkhorn,
+    hc_weights,
+)
+from flagrelease.engine.kernels.reference.linear import fp4_linear, fp8_linear, grouped_linear, linear
+from flagrelease.engine.kernels.reference.parts import (
     fp8_grouped_linear,
     fp8_grouped_linear_parts,
     fp8_linear_parts,
-    gate_route,
-    gate_route_hashed,
-    hc_mixes,
-    hc_post_mixes,
-    hc_post_parts,
-    hc_pre_norm,
-    hc_weights,
-    index_queries,
-    latents,
     linear_parts,
     round_parts,
     swiglu_parts,
 )
-from flagrelease.engine.kernels.reference.experts import gate_scores, moe_experts, route, route_hashed
-from flagrelease.engine.kernels.reference.hyper_connections import hc_head, hc_post, hc_pre, hc_split_sinkhorn
-from flagrelease.engine.kernels.reference.linear import fp4_linear, fp8_linear, grouped_linear, linear
 from flagrelease.engine.kernels.reference.quantisation import (
     act_quant,
     act_quant_roundtrip,

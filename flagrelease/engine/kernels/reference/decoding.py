@@ -1,10 +1,8 @@
 """The fused operators of decoding, one token a row: each is a composition of the other definitions.
 
 `positions` [B] says where each row's token goes; -1 marks a row that gets none: nothing of it is written to a cache,
-and its results mean nothing. So shapes depend on the batch alone, and a captured step can be replayed.
-
-A product may come in parts [S, B, N] in FP32 that are still to be added up: how many is the implementation's choice.
-Their sum is rounded to the compute dtype first wherever the plain forward pass rounds the product.
+and its results mean nothing. So shapes depend on the batch alone, and a captured step can be replayed. Products come in
+parts, see `parts`.
 """
 
 from __future__ import annotations
@@ -16,95 +14,13 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.reference.attention import compress_pool, sparse_attention, topk_visible
 from flagrelease.engine.kernels.reference.experts import moe_experts, route, route_hashed
-from flagrelease.engine.kernels.reference.hyper_connections import hc_post, hc_split_sinkhorn
-from flagrelease.engine.kernels.reference.linear import fp8_linear, linear
-from flagrelease.engine.kernels.reference.precision import wide
-from flagrelease.engine.kernels.reference.quantisation import (
-    act_quant,
-    act_quant_roundtrip,
-    dequantise,
-    fp4_act_quant_roundtrip,
-    scaled_fp16,
-)
-from flagrelease.engine.kernels.reference.rows import apply_rope, hadamard, rms_norm, swiglu
-from flagrelease.engine.kernels.weights import FP8_BLOCK, ExpertWeights
+from flagrelease.engine.kernels.reference.parts import Quantised, quantised, whole
+from flagrelease.engine.kernels.reference.quantisation import act_quant_roundtrip, fp4_act_quant_roundtrip, scaled_fp16
+from flagrelease.engine.kernels.reference.rows import apply_rope, hadamard, rms_norm
+from flagrelease.engine.kernels.weights import ExpertWeights
 
 Rounding = Literal["none", "fp8", "hadamard", "hadamard_fp4"]
 KEY_GROUP = 64  # columns of a cached key that share one FP8 scale
-Quantised = tuple[Tensor, Tensor | None, Tensor | None]  # values, and their FP8 codes and scales if asked for
-
-
-def hc_mixes(x: Tensor, fn: Tensor) -> tuple[Tensor, Tensor]:
-    """What `hc_pre` makes the streams' weights of, in parts.
-
-    Args:
-        x: [B, M, H], the streams.
-        fn: FP32 [2M + M*M, M*H].
-
-    Returns:
-        FP32 parts of fn . x [S, B, 2M + M*M], and of the sum of squares of a row's streams [S, B].
-    """
-    flat = wide(x).flatten(1)
-    return (flat @ fn.to(flat).mT)[None], flat.square().sum(-1)[None]
-
-
-def hc_pre_norm(
-    x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor, eps: float, norm_eps: float,
-    weight: Tensor, quantise: bool,
-) -> Quantised:  # fmt: skip
-    """The sub-layer's input of `hc_pre`, by the mixes of x; then RMSNorm, then (`quantise`) `act_quant`."""
-    n = x.shape[1]
-    pre = torch.sigmoid(_whole_mixes(x, mixes, squares, norm_eps)[:, :n] * scale[0] + base[:n]) + eps
-    y = (pre[..., None] * wide(x)).sum(1).to(x.dtype)
-    return _quantised(rms_norm(y, weight, norm_eps), quantise)
-
-
-def hc_weights(
-    x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float, norm_eps: float
-) -> tuple[Tensor, Tensor]:
-    """`hc_pre`'s post [B, M] and comb [B, M, M], by the mixes of x."""
-    mixes = _whole_mixes(x, mixes, squares, norm_eps)
-    return hc_split_sinkhorn(mixes, scale, base, x.shape[1], iters, eps)[1:]
-
-
-def hc_post_parts(parts: Tensor, x: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-    """`hc_post` of an output in parts [S, B, H] (any float dtype), added in FP32 and rounded to x's dtype."""
-    return hc_post(_whole(parts, x.dtype), x, post, comb)
-
-
-def hc_post_mixes(
-    parts: Tensor, x: Tensor, post: Tensor, comb: Tensor, fn: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`hc_post_parts`, and of the new streams `hc_mixes` with the next sub-layer's fn."""
-    y = hc_post_parts(parts, x, post, comb)
-    return y, *hc_mixes(y, fn)
-
-
-def linear_parts(x: Tensor, w: Tensor) -> Tensor:
-    """`linear` in FP32 parts [S, B, N]: x [B, K], w [N, K]."""
-    return linear(x, w, torch.float32)[None]
-
-
-def fp8_linear_parts(xq: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Tensor:
-    """`fp8_linear` in FP32 parts [S, B, N]: xq [B, K], w [N, K]."""
-    return fp8_linear(xq, xs, w, ws, torch.float32)[None]
-
-
-def fp8_grouped_linear(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """x [.., G, K], not rounded, times E4M3 weights [G, N, K] with scales [G, N/128, K/128], rounded up: [.., G, N]."""
-    return torch.einsum("...gk,gnk->...gn", wide(x), wide(dequantise(w, ws))).to(out_dtype)
-
-
-def fp8_grouped_linear_parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor) -> Tensor:
-    """`fp8_grouped_linear` of x [B, G, K] in FP32 parts [S, B, G * N]; FP16 x has scales [B, G, K/128]."""
-    if xs is not None:
-        x = wide(x) * xs.repeat_interleave(FP8_BLOCK, -1)
-    return fp8_grouped_linear(x, w, ws, torch.float32).flatten(1)[None]
-
-
-def round_parts(parts: Tensor, dtype: torch.dtype, quantise: bool) -> Quantised:
-    """FP32 parts [S, B, N] added up and rounded to `dtype`; then (`quantise`) `act_quant`."""
-    return _quantised(_whole(parts, dtype), quantise)
 
 
 def latents(
@@ -126,8 +42,8 @@ def latents(
         quantise: also return `act_quant` of the latent.
         quantise_kv: round the key to FP8 in all but the rotated columns.
     """
-    whole = _whole(parts, kv.dtype)
-    key = _rotated(rms_norm(whole[:, len(q_norm) :], kv_norm, eps), cos, sin, positions)
+    both = whole(parts, kv.dtype)
+    key = _rotated(rms_norm(both[:, len(q_norm) :], kv_norm, eps), cos, sin, positions)
     rotary = 2 * cos.shape[-1]
     if quantise_kv:
         key[:, :-rotary] = act_quant_roundtrip(key[:, :-rotary], KEY_GROUP)
@@ -135,7 +51,7 @@ def latents(
     rows = torch.arange(len(positions), device=kv.device)
     slot = torch.where(positions < 0, kv.shape[1] - 1, first + positions % ring)
     kv[rows, slot] = key.where((positions >= 0)[:, None], kv[rows, slot])
-    return _quantised(rms_norm(whole[:, : len(q_norm)], q_norm, eps), quantise)
+    return quantised(rms_norm(both[:, : len(q_norm)], q_norm, eps), quantise)
 
 
 def compress_token(
@@ -265,31 +181,12 @@ def expert_outputs(
     return out
 
 
-def swiglu_parts(parts: Tensor, limit: float, dtype: torch.dtype, quantise: bool) -> Quantised:
-    """`swiglu` of FP32 parts [S, B, 2 MI] (gate, up), each rounded to `dtype`; then (`quantise`) `act_quant`."""
-    gate, up = _whole(parts, dtype).chunk(2, -1)
-    return _quantised(swiglu(gate, up, limit), quantise)
-
-
-def _whole(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    return wide(parts).sum(0).to(dtype)
-
-
-def _whole_mixes(x: Tensor, mixes: Tensor, squares: Tensor, eps: float) -> Tensor:
-    count = x.shape[1] * x.shape[2]
-    return mixes.sum(0) * torch.rsqrt(squares.sum(0) / count + eps)[:, None]
-
-
 def _gate(parts: Tensor) -> Tensor:
     return torch.sqrt(torch.nn.functional.softplus(parts.sum(0)))
 
 
 def _routed(ids: Tensor, positions: Tensor) -> Tensor:
     return ids.where((positions >= 0)[:, None], -1)
-
-
-def _quantised(y: Tensor, quantise: bool) -> Quantised:
-    return (y, *act_quant(y)) if quantise else (y, None, None)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, inverse: bool = False) -> Tensor:

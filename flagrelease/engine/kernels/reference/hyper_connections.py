@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.reference.parts import Quantised, quantised, whole
 from flagrelease.engine.kernels.reference.precision import wide
+from flagrelease.engine.kernels.reference.rows import rms_norm
 
 
 def hc_split_sinkhorn(
@@ -95,3 +97,54 @@ def _mixes(x: Tensor, fn: Tensor, norm_eps: float) -> Tensor:
 
 def _weighted_sum(pre: Tensor, x: Tensor) -> Tensor:
     return (pre[..., None] * wide(x)).sum(-2).to(x.dtype)
+
+
+def hc_mixes(x: Tensor, fn: Tensor) -> tuple[Tensor, Tensor]:
+    """What `hc_pre` makes the streams' weights of, in parts.
+
+    Args:
+        x: [B, M, H], the streams.
+        fn: FP32 [2M + M*M, M*H].
+
+    Returns:
+        FP32 parts of fn . x [S, B, 2M + M*M], and of the sum of squares of a row's streams [S, B].
+    """
+    flat = wide(x).flatten(1)
+    return (flat @ fn.to(flat).mT)[None], flat.square().sum(-1)[None]
+
+
+def hc_pre_norm(
+    x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor, eps: float, norm_eps: float,
+    weight: Tensor, quantise: bool,
+) -> Quantised:  # fmt: skip
+    """The sub-layer's input of `hc_pre`, by the mixes of x; then RMSNorm, then (`quantise`) `act_quant`."""
+    n = x.shape[1]
+    pre = torch.sigmoid(_whole_mixes(x, mixes, squares, norm_eps)[:, :n] * scale[0] + base[:n]) + eps
+    y = (pre[..., None] * wide(x)).sum(1).to(x.dtype)
+    return quantised(rms_norm(y, weight, norm_eps), quantise)
+
+
+def hc_weights(
+    x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor, iters: int, eps: float, norm_eps: float
+) -> tuple[Tensor, Tensor]:
+    """`hc_pre`'s post [B, M] and comb [B, M, M], by the mixes of x."""
+    mixes = _whole_mixes(x, mixes, squares, norm_eps)
+    return hc_split_sinkhorn(mixes, scale, base, x.shape[1], iters, eps)[1:]
+
+
+def hc_post_parts(parts: Tensor, x: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    """`hc_post` of an output in parts [S, B, H] (any float dtype), added in FP32 and rounded to x's dtype."""
+    return hc_post(whole(parts, x.dtype), x, post, comb)
+
+
+def hc_post_mixes(
+    parts: Tensor, x: Tensor, post: Tensor, comb: Tensor, fn: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`hc_post_parts`, and of the new streams `hc_mixes` with the next sub-layer's fn."""
+    y = hc_post_parts(parts, x, post, comb)
+    return y, *hc_mixes(y, fn)
+
+
+def _whole_mixes(x: Tensor, mixes: Tensor, squares: Tensor, eps: float) -> Tensor:
+    count = x.shape[1] * x.shape[2]
+    return mixes.sum(0) * torch.rsqrt(squares.sum(0) / count + eps)[:, None]

@@ -72,7 +72,7 @@ def hadamard(x: Tensor) -> Tensor:
 @lru_cache
 def _sylvester(d: int) -> Tensor:
     """H_1 = [1], H_2n = [[H_n, H_n], [H_n, -H_n]]."""
-    h = torch.ones(1, 1)
+    h = torch.ones(1, 1, dtype=torch.float32)
     while h.shape[0] < d:
         h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
     return h

@@ -1,0 +1,100 @@
+"""DeepSeek-V4's forward pass: the parts of the model, and what one step computes with them.
+
+Legend: B rows, S tokens of a step, M streams, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flagrelease.device import Device
+from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.numerics import Numerics
+from flagrelease.engine.parallel import Groups
+from flagrelease.engine.v4.block import Block
+from flagrelease.engine.v4.cache import LayerCache
+from flagrelease.engine.v4.hyper_connection import HyperHead
+from flagrelease.engine.v4.mtp import MtpStage
+from flagrelease.engine.v4.rope import RopeTable
+from flagrelease.engine.v4.step import Step
+from flagrelease.errors import UsageError
+from flagrelease.model.v4.config import ModelConfig
+
+
+@dataclass(slots=True)
+class Network:
+    """The loaded parts, or this rank's slices of them. `mtp` is None unless the draft stage was asked for."""
+
+    config: ModelConfig
+    numerics: Numerics
+    ops: Operators
+    groups: Groups
+    device: Device
+    embed: Tensor
+    head: Tensor
+    blocks: tuple[Block, ...]
+    final: HyperHead
+    mtp: MtpStage | None
+    _ropes: dict[bool, RopeTable] = field(default_factory=dict)
+
+    def _forward(self, step: Step, layers: Sequence[LayerCache], *, every: bool) -> Tensor:
+        """Logits [B, S, V] after every token of a step, or [B, 1, V] after each row's last."""
+        streams = self._streams(step, layers)
+        if not every:
+            streams = streams[step.row, step.last[:, None]]
+        return self.read_out(streams)
+
+    def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
+        """The streams [B, S, M, H] behind the last layer. The layers' caches are extended."""
+        streams = self.embed_tokens(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
+        for block, cache in zip(self.blocks, layers, strict=True):
+            streams = block.forward(self.ops, streams, step, cache, self.rope(block.attn.ratio), self.groups)
+        return streams
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens [..] -> [.., H]."""
+        first = self.groups.rank * self.embed.shape[0]
+        return self.groups.all_sum(self.ops.embedding(tokens, self.embed, first))
+
+    def read_out(self, streams: Tensor) -> Tensor:
+        """Streams [.., M, H] -> float32 logits [.., V]."""
+        return self.to_logits(self.final.collapse(self.ops, streams))
+
+    def to_logits(self, x: Tensor) -> Tensor:
+        """Hidden [.., H] -> float32 [.., V]."""
+        return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
+
+    def require_mtp(self) -> MtpStage:
+        """The draft stage.
+
+        Raises:
+            UsageError: the model was loaded without it.
+        """
+        if self.mtp is None:
+            raise UsageError("the model was loaded without its MTP stage: load(..., mtp=True)")
+        return self.mtp
+
+    def rope(self, ratio: int) -> RopeTable:
+        """The table of layers with this compression ratio, as long as the longest cache so far."""
+        return self._ropes[ratio > 0]
+
+    @property
+    def ropes(self) -> tuple[RopeTable, ...]:
+        """All tables so far."""
+        return tuple(self._ropes.values())
+
+    def _cover(self, context: int) -> None:
+        """Make the RoPE tables reach `context` positions."""
+        for compressed in (False, True):
+            table = self._ropes.get(compressed)
+            if table is None or len(table.cos) < context:
+                self._ropes[compressed] = RopeTable.build(self.config, context, self._place, compressed=compressed)
+
+    @property
+    def _place(self) -> torch.device:
+        """Where tensors are."""
+        return self.head.device
