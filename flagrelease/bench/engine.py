@@ -6,6 +6,7 @@ slowest device. The links between them are not in it.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,9 +27,10 @@ from flagrelease.bench.roof import (
 )
 from flagrelease.bench.synthetic import random_model
 from flagrelease.device import Device
+from flagrelease.engine.agreement import open_control, require_same_options
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.stepper import describe_steps
-from flagrelease.engine.parallel import alone, join_groups, leave_job, start_job
+from flagrelease.engine.parallel import Groups, alone, join_groups, leave_job, start_job
 from flagrelease.engine.v4.model import Model
 
 
@@ -142,7 +144,10 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     circumstances, large = Circumstances.now(device), device.type != "cpu"
     start_job(device)
     config = dimensions(request.name, request.layers, request.experts)
-    groups = join_groups(config, "split") if dist.is_initialized() else alone()
+    control = open_control()
+    require_same_options(control, asdict(request))
+    groups = join_groups(config, "split", control) if dist.is_initialized() else alone()
+    _say(groups, _plan(request, device))
     own = Rates(copy_bandwidth(device, 2 << 30 if large else 16 << 20), matrix_rate(device, 8192 if large else 256))
     every = groups.from_all(own)
     model = random_model(config, request.numerics, request.operators, device, request.chunk, groups=groups)
@@ -150,10 +155,36 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
         circumstances, request, describe_steps(model), tuple(rates.copy_bandwidth for rates in every),
         tuple(rates.matrix_rate for rates in every), (),
     )  # fmt: skip
-    rows = [_decode(model, request, batch, report.rates) for batch in request.batches]
-    rows += [_prefill(model, prompt, report.rates) for prompt in request.prompts]
+    rows = []
+    for batch in request.batches:
+        _say(groups, f"decoding {batch} row(s) after {request.context} tokens, {request.steps} steps at a time")
+        rows.append(_decode(model, request, batch, report.rates))
+    for prompt in request.prompts:
+        _say(groups, f"reading a prompt of {prompt} tokens")
+        rows.append(_prefill(model, prompt, report.rates))
     leave_job()
     return replace(report, rows=tuple(rows)) if groups.is_leader else None
+
+
+def _say(groups: Groups, text: str) -> None:
+    """Tell the user on stderr what is being done, once for all ranks."""
+    if groups.is_leader:
+        print(f"bench engine: {text}", file=sys.stderr, flush=True)
+
+
+def _plan(request: EngineRequest, device: Device) -> str:
+    """What will be measured, and on a CPU why it is slow."""
+    text = (
+        f"a random model of {request.name} dimensions, {request.numerics} numerics, on {device.name}; "
+        f"{len(request.batches) + len(request.prompts)} measurements, each after a run to warm up"
+    )
+    if device.type == "cpu":
+        text += (
+            ". A CPU runs the operators' definitions in torch, which are written to be read, not to be fast: the "
+            "figures say nothing about an accelerator, and only --dimensions tiny with few --batch and short --prompt "
+            "takes less than minutes"
+        )
+    return text
 
 
 def _decode(model: Model, request: EngineRequest, batch: int, rates: Rates) -> EngineRow:

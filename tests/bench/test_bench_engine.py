@@ -6,6 +6,7 @@ import json
 import platform
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import product
@@ -23,13 +24,14 @@ from flagrelease.bench.kernels import KernelReport, KernelRequest, KernelRow, ab
 from flagrelease.bench.operator_cases import bytes_read, operator_cases
 from flagrelease.bench.options import comma_numbers
 from flagrelease.bench.roof import cache_bytes, distinct_experts, layer_bytes
-from flagrelease.bench.synthetic import random_model
+from flagrelease.bench.synthetic import random_model, weight_bytes
 from flagrelease.cli import main
 from flagrelease.device import Device, open_device
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.kernels.operators import OPERATORS
+from flagrelease.engine.parallel import alone
 from flagrelease.engine.v4.model import Model
-from flagrelease.errors import UsageError
+from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.v4.inventory import Storage, inventory
 
 
@@ -66,6 +68,56 @@ def test_rows_are_consistent(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         assert row["share"] == pytest.approx(row["needed"] / row["seconds"] / best)
     bars = ElementTree.fromstring(plot.read_text()).iter("{http://www.w3.org/2000/svg}rect")
     assert len(list(bars)) == 2 * 3
+
+
+@pytest.mark.parametrize("numerics", ["native", "fp8", "bf16"])
+def test_every_numerics_can_be_measured(numerics: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # fp8 was refused: the random experts were FP4, whatever the numerics.
+    report = document(capsys, [*ENGINE, "--layers", "2", "--batch", "1", "--prompt", "9", "--numerics", numerics])
+    assert [row["phase"] for row in report["rows"]] == ["decode", "prefill"]
+
+
+def test_fp8_numerics_measure_experts_in_fp8() -> None:
+    native, fp8 = (
+        random_model(dimensions("tiny"), name, "torch", open_device("cpu"), 32) for name in ("native", "fp8")
+    )
+    codes, halves = fp8.blocks[1].ffn.experts.w1, native.blocks[1].ffn.experts.w1
+    assert codes.dtype == torch.float8_e4m3fn
+    assert codes.shape == (*halves.shape[:-1], 2 * halves.shape[-1])
+    assert fp8.logits([1, 2, 3]).isfinite().all()
+
+
+@pytest.mark.parametrize("numerics", ["native", "fp8", "bf16"])
+def test_weights_take_the_memory_that_is_asked_for_first(numerics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cpu = dimensions("tiny"), open_device("cpu")
+    model = random_model(config, numerics, "torch", cpu, 32, mtp=True)
+    held: dict[int, int] = {}
+    collect(model, held)
+    said = weight_bytes(config, model.numerics, alone(), mtp=True)
+    assert said == pytest.approx(sum(held.values()), rel=0.01)
+    monkeypatch.setattr(Device, "memory", lambda device: (said - 1, said - 1))
+    with pytest.raises(ResourceError, match=r"fewer --layers or --experts"):
+        random_model(config, numerics, "torch", cpu, 32, mtp=True)
+
+
+def collect(thing: object, held: dict[int, int]) -> None:
+    """Bytes of every tensor's memory that `thing` holds, views once."""
+    if isinstance(thing, torch.Tensor):
+        held[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    elif isinstance(thing, tuple):
+        for each in thing:
+            collect(each, held)
+    elif is_dataclass(thing):
+        for field in fields(thing):
+            collect(getattr(thing, field.name), held)
+
+
+def test_what_is_being_measured_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    # A CPU was silent for minutes.
+    assert main([*ENGINE, "--layers", "1", "--batch", "1,2", "--prompt", "9"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bench engine: ")]
+    assert "A CPU runs the operators' definitions" in said[0]
+    assert ["decoding 1 row" in said[1], "decoding 2 row" in said[2], "prompt of 9" in said[3]] == [True] * 3
 
 
 def test_documents_say_when_with_what_and_on_what(capsys: pytest.CaptureFixture[str]) -> None:
