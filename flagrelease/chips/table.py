@@ -9,9 +9,10 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from flagrelease.errors import UsageError
+from flagrelease.publish.hubs.registry import known_hub
 
 ReleaseDtype = Literal["bf16", "fp8"]
 Count = Annotated[int, Field(gt=0, strict=True)]
@@ -85,7 +86,7 @@ class ReleaseStack(_Strict):
 class PublishedModel(_Strict):
     """One release that FlagOS made by hand. `repo_name` gives its repository, which is on each of `hubs`."""
 
-    hubs: tuple[Literal["huggingface", "modelscope"], ...] = Field(min_length=1)
+    hubs: tuple[Annotated[str, AfterValidator(known_hub)], ...] = Field(min_length=1)
     dtype: ReleaseDtype | None
     mp: tuple[Count, ...] | None
     nodes: Count | None

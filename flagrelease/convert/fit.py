@@ -15,7 +15,7 @@ from flagrelease.convert.target import Target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.stored import StoredWeight
-from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
+from flagrelease.publish.hubs.registry import file_limits
 from flagrelease.source.source import Source
 
 # Kept free on a card beside the weights: activations, caches of a short context, the runtime itself.
@@ -114,11 +114,12 @@ def free_bytes(folder: Path) -> int:
 
 def hub_problems(release: ReleasePlan, hubs: tuple[str, ...]) -> list[str]:
     """Which of `hubs` cannot hold which file of a release, as sentences."""
+    limits = file_limits()
     key = "max_file_bytes" if release.layout is None else "rank_part_bytes"
     return [
         f"{release.target.folder}/{file.name}: {file.size:,} bytes; {hub} takes files of at most "
-        f"{HUB_FILE_LIMITS[hub]:,} (set convert.{key} in the recipe)"
+        f"{limits[hub]:,} (set convert.{key} in the recipe)"
         for hub in hubs
         for file in release.files
-        if file.size > HUB_FILE_LIMITS[hub]
+        if file.size > limits[hub]
     ]

@@ -138,7 +138,5 @@ def _for_chip(chip: Chip, source: Source, o_groups: OGroups | None, cards: int |
 def _provenance(recipe: Recipe | None) -> Provenance:
     if recipe is None:
         return Provenance()
-    document = recipe.model_dump(mode="json", exclude={"validation"})  # how it is judged changes no byte of a release
-    del document["source"]["path"]  # a fact of this machine
     source = recipe.source
-    return Provenance(recipe.model, source.repo, source.revision, source.license, document)
+    return Provenance(recipe.model, source.repo, source.revision, source.license, recipe.document())

@@ -13,7 +13,7 @@ from flagrelease.convert.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.cache_size import cache_size
-from flagrelease.publish.hubs.hub import HUB_FILE_LIMITS
+from flagrelease.publish.hubs.registry import file_limits
 from flagrelease.records.manifest import OGroups
 
 
@@ -157,7 +157,7 @@ def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> Re
         files=files,
         companions=sorted([*release.documents.written, *release.documents.copied]),
         cards=_cards(plan, release, request),
-        hubs={hub: hub_problems(release, (hub,)) for hub in HUB_FILE_LIMITS},
+        hubs={hub: hub_problems(release, (hub,)) for hub in file_limits()},
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from flagrelease.console import human_bytes
 from flagrelease.publish.front_matter import check_card, front_matter, render
 from flagrelease.publish.hubs.hub import Hub
-from flagrelease.publish.hubs.names import COMPOSE_FILE, CONTAINER_FILE, NODE_SCRIPT
+from flagrelease.publish.hubs.names import COMPOSE_FILE, CONTAINER_FILE, NODE_SCRIPT, STATEMENT_NAME
 from flagrelease.publish.other_engines import loads_in_vllm, other_engines
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import (
@@ -53,12 +53,13 @@ def _what_it_is(records: Records) -> Iterator[str]:
     cut = f"cut for {records.cards} ranks" if records.target.mp else "whole tensors and an index"
     yield f"# {records.recipe.model} for {chip.vendor} {product.name}"
     yield ""
-    yield f"{records.manifest.source.repo} for {chip.vendor} {product.name}: the same model in a format that"
+    yield f"{records.recipe.source.repo} for {chip.vendor} {product.name}: the same model in a format that"
     yield f"this chip computes in, made by [flagrelease]({PROJECT})."
     yield ""
     yield "| what | value |"
     yield "|---|---|"
     yield f"| weights | {_DTYPES[records.target.dtype]} |"
+    yield f"| parameters | {_parameters(records):,}{_hubs_count(records)} |"
     held = f"{_count(shards, 'safetensors file')}, {cut}; {human_bytes(records.weight_bytes)}"
     yield f"| layout | {records.layout}: {held} |"
     if records.target.o_groups is not None:
@@ -68,12 +69,25 @@ def _what_it_is(records: Records) -> Iterator[str]:
     yield f"| needs | {cards}, {nodes} |"
 
 
+def _parameters(records: Records) -> int:
+    """Elements of all weights, without the scales of blocks."""
+    return sum(records.manifest.elements.model_dump().values())
+
+
+def _hubs_count(records: Records) -> str:
+    """Hubs count stored elements: FP4 is stored in pairs, and the scales are counted too."""
+    return (
+        "; the hub shows fewer, since it counts a pair of FP4 values once" if records.target.dtype == "native" else ""
+    )
+
+
 def _provenance(records: Records) -> Iterator[str]:
-    source, tool = records.manifest.source, records.manifest.tool
+    source, tool = records.recipe.source, records.manifest.tool
     yield "## Where it comes from"
     yield ""
-    yield f"- source: `{source.repo}` at revision `{source.revision}`, identity `{source.identity}`"
-    yield f"- made by: {tool.name} {tool.version}; the recipe is in `manifest.json`"
+    yield f"- source: `{source.repo}` at revision `{source.revision}`, identity `{records.manifest.source.identity}`"
+    recipe = "`manifest.json`" if records.manifest.recipe is not None else f"`{STATEMENT_NAME}`, attached afterwards"
+    yield f"- made by: {tool.name} {tool.version}; the recipe is in {recipe}"
     yield "- `manifest.json` has the SHA-256 of every file and a digest of every tensor; its own SHA-256 is"
     yield f"  `{records.manifest_sha256}`"
 
@@ -154,22 +168,17 @@ def _count(number: int, noun: str) -> str:
 
 def _download(records: Records, hub: Hub, repo: str) -> Iterator[str]:
     folder = shlex.quote(repo.rpartition("/")[2])
-    scheme = {"huggingface": "hf", "modelscope": "modelscope"}[hub]
-    command = {
-        "huggingface": f"hf download {shlex.quote(repo)} --local-dir {folder}",
-        "modelscope": f"modelscope download --model {shlex.quote(repo)} --local_dir {folder}",
-    }[hub]
     yield "## Download"
     yield ""
     yield "```bash"
-    yield command
+    yield hub.download.format(repo=shlex.quote(repo), folder=folder)
     yield f"pip install {requirements(records)}"
     yield f"cd {folder}"
     yield "flagrelease verify .   # every file and tensor against the manifest"
     yield "```"
     yield ""
     yield "Every tag of this repository is one whole publication. What is online is checked without downloading it by"
-    yield f"`flagrelease verify {scheme}://{repo}@TAG`."
+    yield f"`flagrelease verify {hub.scheme}://{repo}@TAG`."
 
 
 def _run(records: Records) -> Iterator[str]:
@@ -244,5 +253,5 @@ def _why_not_vllm(records: Records) -> str:
 def _licences(records: Records) -> Iterator[str]:
     yield "## Licence"
     yield ""
-    yield f"The weights are under the licence of `{records.manifest.source.repo}`: {records.licence.spdx}."
+    yield f"The weights are under the licence of `{records.recipe.source.repo}`: {records.licence}."
     yield "flagrelease itself is Apache-2.0."

@@ -53,6 +53,14 @@ def publish(
             help="Publish though the validation did not compare the weights with the source; the card will say so.",
         ),
     ] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="For a release converted without a recipe: the one that gives the same bytes.",
+        ),
+    ] = None,
     signing_key: Annotated[
         Path | None, typer.Option("--signing-key", metavar="FILE", help="An EC private key (PEM) to sign with.")
     ] = None,
@@ -78,6 +86,7 @@ def publish(
             report=report or _validated(release, chip, allow_unvalidated),
             allow_unvalidated=allow_unvalidated,
             allow_unproved_weights=allow_unproved_weights,
+            recipe=recipe,
             signing_key=signing_key,
             signature=signature,
         )
@@ -89,7 +98,7 @@ def publish(
     if as_json:
         return
     if outcome.revision is None:
-        print("nothing was done; --yes does it", file=sys.stderr)
+        print("nothing was published; add --yes to publish", file=sys.stderr)
     else:
         print(f"published and checked: {outcome.publication.repo} at {outcome.revision}")
 
@@ -117,8 +126,8 @@ def verify_published(release: str, key: Path | None, sample_bytes: int, private:
         VerificationError: the release there is not what it says.
     """
     from flagrelease.publish.online import parse_address, verify_online
-    from flagrelease.publish.publish import open_hub
     from flagrelease.publish.summary import online_text
+    from flagrelease.publish.upload.client import open_hub
 
     address = parse_address(release)
     assert address is not None, "without :// it is a folder"

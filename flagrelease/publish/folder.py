@@ -27,27 +27,58 @@ def publish_folder(publication: Publication, folder: Path, progress: Tracker) ->
     every byte is read once and compared with its digest. A folder that holds the same already is left as it is.
 
     Raises:
-        ResourceError: the folder exists and holds something else.
+        ResourceError: the folder exists and holds something else, cannot be written, or has no space for the files.
         VerificationError: a file of the release is not what the manifest says.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
+        if not folder.is_dir():
+            raise ResourceError(f"{folder}: exists and is no folder; name another one")
         difference = compare(publication.by_path, list_folder(folder, progress))
         if difference:
             raise ResourceError(f"{folder}: exists and holds something else ({difference}); name another folder")
         return
-    unfinished = folder.with_name(f".{folder.name}.{publication.digest[:12]}.unfinished")
+    whole = folder.absolute()
+    unfinished = whole.with_name(f".{whole.name}.{publication.digest[:12]}.unfinished")
+    try:
+        _write(publication, folder, unfinished, progress)
+        unfinished.rename(whole)
+        _sync(whole.parent)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        where = "" if error.filename is None else f" at {error.filename}"
+        raise ResourceError(f"{folder}: cannot be written ({error.strerror or error}{where})") from error
+
+
+def _write(publication: Publication, folder: Path, unfinished: Path, progress: Tracker) -> None:
+    """Every file below `unfinished`, on the disk and compared."""
     if unfinished.exists():  # of a run that was killed; making it again is cheap, believing it is not
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
+    needed = _needed_bytes(publication, unfinished)
+    if needed > (free := shutil.disk_usage(unfinished).free):
+        unfinished.rmdir()
+        raise ResourceError(f"{folder}: the publication takes {needed:,} bytes there, {free:,} are free")
     for file in publication.files:
         _place(file, unfinished / file.path)
     difference = compare(publication.by_path, list_folder(unfinished, progress))
     if difference:
         shutil.rmtree(unfinished)
         raise VerificationError(f"{publication.records.release}: not what the manifest says ({difference})")
+    for path in [path for path in unfinished.rglob("*") if path.is_dir()]:
+        _sync(path)
     _sync(unfinished)
-    unfinished.rename(folder)
-    _sync(folder.parent)
+
+
+def _needed_bytes(publication: Publication, folder: Path) -> int:
+    """What the files take in `folder`: all of them, unless those of the release can be linked there."""
+    documents = sum(file.size for file in publication.files if isinstance(file.origin, bytes))
+    probe = folder / MANIFEST_NAME
+    try:
+        probe.hardlink_to(publication.records.release / MANIFEST_NAME)
+    except OSError:  # another file system, or one without links
+        return publication.bytes
+    probe.unlink()
+    return documents
 
 
 def list_folder(folder: Path, progress: Tracker) -> Iterator[RemoteFile]:
@@ -77,7 +108,7 @@ def signature_problems(folder: Path, key: bytes) -> list[str]:
     statement, signature = folder / STATEMENT_NAME, folder / SIGNATURE_NAME
     if not statement.is_file():
         raise VerificationError(f"{folder}: no {STATEMENT_NAME}: not a published folder, so nobody signed it")
-    digests = read_statement(statement.read_bytes(), manifest, sha256)
+    digests = read_statement(statement.read_bytes(), manifest, sha256).digests
     return check_signed(signature.read_bytes() if signature.is_file() else None, key, digests)
 
 

@@ -1,7 +1,6 @@
 """The YAML at the top of a card, for each hub, with the hubs' rules checked here: their own checks need the network.
 
-Rules of Hugging Face: hub-docs `modelcard.md` and `model-index`; of ModelScope: its model card documentation. The one
-clash is the licence, which each spells its own way, so each hub has a card of its own.
+The rules are the hubs' own (`hubs/`). They clash in how they spell the licence, so each hub has a card of its own.
 """
 
 from __future__ import annotations
@@ -19,49 +18,30 @@ from flagrelease.publish.records import Records
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RELATIONS = {"adapter", "merge", "quantized", "finetune"}
-_LICENCES = {"huggingface": {"mit", "apache-2.0"}, "modelscope": {"MIT License", "Apache License 2.0"}}
-_REQUIRED = {
-    "huggingface": ("license", "base_model", "base_model_relation", "pipeline_tag", "tags"),
-    "modelscope": ("license", "base_model", "base_model_relation", "tasks", "frameworks", "tags", "domain"),
-}
-_ALLOWED = {
-    "huggingface": {*_REQUIRED["huggingface"], "language", "library_name", "model-index"},
-    "modelscope": {*_REQUIRED["modelscope"], "language"},
-}
 
 
 def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
-    """The metadata, in the order they are written.
+    """The metadata that the hub takes, in the order in which they are written.
 
     A change of format that loses nothing has no relation of its own; `quantized` is the nearest there is, and the text
     of the card says what was exact. `library_name` is given only where transformers was seen to load the release.
     """
     product = re.sub(r"[^a-z0-9]+", "-", records.chip.products[0].name.lower()).strip("-")
-    tags = ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout]
-    languages = {"language": list(records.recipe.languages)} if records.recipe.languages else {}
-    common: dict[str, Any] = languages | {"base_model": records.manifest.source.repo}
-    if hub == "modelscope":
-        return (
-            {"license": records.licence.modelscope}
-            | common
-            | {
-                "base_model_relation": "quantized",
-                "tasks": ["text-generation"],
-                "frameworks": ["pytorch"],
-                "domain": ["nlp"],
-                "tags": tags,
-            }
-        )
-    data = {"license": records.licence.huggingface} | common
-    data |= {"base_model_relation": "quantized", "pipeline_tag": "text-generation"}
+    known: dict[str, Any] = {
+        "license": hub.licence(records.licence),
+        "base_model": records.recipe.source.repo,
+        "base_model_relation": "quantized",
+        "tags": ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout],
+        **hub.card.fixed,
+    }
+    if records.recipe.languages:
+        known["language"] = list(records.recipe.languages)
     if loads_in_transformers(records):
-        data["library_name"] = "transformers"
-    data["tags"] = tags
+        known["library_name"] = "transformers"
     if records.report is not None and records.report.benchmarks:
-        data["model-index"] = [
-            {"name": f"{records.recipe.model}-{records.chip.id}", "results": list(_results(records))}
-        ]
-    return data
+        name = f"{records.recipe.model}-{records.chip.id}"
+        known["model-index"] = [{"name": name, "results": list(_results(records))}]
+    return {field: known[field] for field in hub.card.fields if field in known}
 
 
 def _results(records: Records) -> Iterator[dict[str, Any]]:
@@ -93,24 +73,24 @@ def check_card(text: str, hub: Hub) -> dict[str, Any]:
     """
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if match is None:
-        raise VerificationError(f"card for {hub}: no metadata")
+        raise VerificationError(f"card for {hub.name}: no metadata")
     try:
         data = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        raise VerificationError(f"card for {hub}: metadata are not YAML ({error})") from error
+        raise VerificationError(f"card for {hub.name}: metadata are not YAML ({error})") from error
     if not isinstance(data, dict):
-        raise VerificationError(f"card for {hub}: metadata are not a mapping")
+        raise VerificationError(f"card for {hub.name}: metadata are not a mapping")
     if problems := list(_problems(data, hub)):
-        raise VerificationError(f"card for {hub}: {'; '.join(problems)}")
+        raise VerificationError(f"card for {hub.name}: {'; '.join(problems)}")
     return data
 
 
 def _problems(data: dict[str, Any], hub: Hub) -> Iterator[str]:
-    yield from (f"{key} is missing" for key in _REQUIRED[hub] if key not in data)
-    yield from (f"{key} is no field of {hub}" for key in data if key not in _ALLOWED[hub])
+    yield from (f"{key} is missing" for key in hub.card.fields if key not in {*data, *hub.card.optional})
+    yield from (f"{key} is no field of {hub.name}" for key in data if key not in hub.card.fields)
     yield from (f"{path} is blank" for path in _blank(data, ""))
-    if data.get("license") not in _LICENCES[hub]:
-        yield f"license {data.get('license')!r} is not how {hub} spells one"
+    if data.get("license") not in hub.licences.values():
+        yield f"license {data.get('license')!r} is not how {hub.name} spells one"
     if not _REPO.fullmatch(str(data.get("base_model"))):
         yield f"base_model {data.get('base_model')!r} is no repository"
     if data.get("base_model_relation") not in _RELATIONS:

@@ -17,14 +17,14 @@ from functools import partial
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.publish.hub_client import HubClient, RepositoryFacts
-from flagrelease.publish.hubs.hub import HUBS, Hub
+from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
-from flagrelease.publish.licence import find_licence
+from flagrelease.publish.hubs.registry import find_licence, hub_by_scheme, schemes
 from flagrelease.publish.listing import HUB_FILES, RemoteFile, git_sha1
 from flagrelease.publish.publication import version_of
 from flagrelease.publish.sample import Sample, prove_sample
 from flagrelease.publish.signature import check_signed
+from flagrelease.publish.upload.client import HubClient, RepositoryFacts
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest
 from flagrelease.records.provenance import read_statement
 
@@ -55,7 +55,7 @@ class OnlineReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hub: Hub
+    hub: str
     repo: str
     revision: str
     version: str
@@ -81,9 +81,11 @@ class OnlineReport(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """What a publication says of itself. `digests` lists every file, records included."""
+    """What a publication says of itself. `digests` lists every file, records included; `licence` is an SPDX id."""
 
     manifest: Manifest
+    model: str
+    licence: str
     manifest_sha256: str
     digests: dict[str, str]
     signature: bytes | None
@@ -103,9 +105,9 @@ def parse_address(text: str) -> Address | None:
     if "://" not in text:
         return None
     match = _ADDRESS.fullmatch(text)
-    if match is None or match["scheme"] not in HUBS:
-        raise UsageError(f"{text!r}: write {' or '.join(f'{scheme}://OWNER/NAME@TAG' for scheme in HUBS)}")
-    return Address(HUBS[match["scheme"]], match["repo"], match["revision"])
+    if match is None or (hub := hub_by_scheme(match["scheme"])) is None:
+        raise UsageError(f"{text!r}: write {' or '.join(f'{scheme}://OWNER/NAME@TAG' for scheme in schemes())}")
+    return Address(hub, match["repo"], match["revision"])
 
 
 def verify_online(
@@ -128,7 +130,7 @@ def verify_online(
     listed = {file.path: file for file in client.list_files(address.repo, revision) if file.path not in HUB_FILES}
     records = _read_records(client, address.repo, revision, listed)
     problems = list(_differences(client, address.repo, revision, records, listed))
-    problems += _repository_problems(client.hub, facts, records.manifest, private)
+    problems += _repository_problems(client.hub, facts, records.licence, private)
     problems += _tag_problems(address, records.version)
     if key is not None:
         problems += check_signed(records.signature, key, records.digests)
@@ -138,11 +140,11 @@ def verify_online(
         read = partial(client.read, address.repo, revision)
         sample = prove_sample(records.manifest, read, sample_bytes, seed)
     return OnlineReport(
-        hub=client.hub,
+        hub=client.hub.name,
         repo=address.repo,
         revision=revision,
         version=records.version,
-        model=records.manifest.model,
+        model=records.model,
         target=records.manifest.target,
         manifest_sha256=records.manifest_sha256,
         visibility=facts.visibility,
@@ -157,12 +159,11 @@ def verify_online(
     )
 
 
-def _repository_problems(hub: Hub, facts: RepositoryFacts, manifest: Manifest, private: bool) -> Iterator[str]:
+def _repository_problems(hub: Hub, facts: RepositoryFacts, licence: str, private: bool) -> Iterator[str]:
     if facts.visibility != (wanted := "private" if private else "public"):
         yield f"the repository is {facts.visibility}, not {wanted}"
-    licence = find_licence(manifest.source.license)
-    if (facts.licence or "").lower() not in {getattr(licence, hub).lower(), licence.spdx.lower()}:
-        yield f"the repository has licence {facts.licence!r}; the manifest says {licence.spdx}"
+    if (facts.licence or "").lower() not in {hub.licence(licence).lower(), licence.lower()}:
+        yield f"the repository has licence {facts.licence!r}; the recipe says {licence}"
 
 
 def _tag_problems(address: Address, version: str) -> Iterator[str]:
@@ -183,11 +184,12 @@ def _read_records(client: HubClient, repo: str, revision: str, listed: Mapping[s
             raise VerificationError(f"{repo}@{revision}: no {name}, so nothing that flagrelease published")
     manifest = parse_manifest(contents[MANIFEST_NAME], f"{repo}/{MANIFEST_NAME}")
     manifest_sha256 = hashlib.sha256(contents[MANIFEST_NAME]).hexdigest()
-    digests = read_statement(contents[STATEMENT_NAME], manifest, manifest_sha256)
+    statement = read_statement(contents[STATEMENT_NAME], manifest, manifest_sha256)
+    licence, digests = find_licence(statement.recipe.source.license), dict(statement.digests)
     signature = contents.get(SIGNATURE_NAME)
     if signature is not None:
         digests[SIGNATURE_NAME] = hashlib.sha256(signature).hexdigest()
-    return _Records(manifest, manifest_sha256, digests, signature)
+    return _Records(manifest, statement.recipe.model, licence, manifest_sha256, digests, signature)
 
 
 def _read_whole(client: HubClient, repo: str, revision: str, file: RemoteFile, limit: int) -> bytes:

@@ -27,17 +27,24 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Publication:
-    """What is published where. `hub` is None for a folder."""
+    """What is published where.
+
+    Attributes:
+        hub: None for a folder.
+        repo: `owner/name`; for a folder its path.
+        siblings: repositories of the same hub that may hold the same weights, so that the hub may copy them.
+    """
 
     records: Records
     hub: Hub | None
     repo: str
     private: bool
     files: tuple[PublishedFile, ...]
+    siblings: tuple[str, ...] = ()
 
     @cached_property
     def bytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         return sum(file.size for file in self.files)
 
     @cached_property
@@ -47,13 +54,18 @@ class Publication:
 
     @cached_property
     def digest(self) -> str:
-        """Of the list of files."""
+        """SHA-256 of the list of files."""
         return digest_of(self.digests)
 
     @cached_property
     def version(self) -> str:
         """The tag."""
         return version_of(self.records.manifest.tool.version, self.digests)
+
+    @cached_property
+    def title(self) -> str:
+        """Of its commits."""
+        return f"{self.records.recipe.model} for {self.records.chip.id}: {self.version}"
 
     @cached_property
     def visibility(self) -> str:
@@ -77,7 +89,12 @@ def version_of(tool_version: str, digests: Mapping[str, str]) -> str:
 
 
 def make_publication(
-    records: Records, hub: Hub | None, repo: str, private: bool, documents: Mapping[str, bytes]
+    records: Records,
+    hub: Hub | None,
+    repo: str,
+    private: bool,
+    documents: Mapping[str, bytes],
+    siblings: tuple[str, ...] = (),
 ) -> Publication:
     """Join the files of the release with `documents` (path -> bytes), the manifest and the report.
 
@@ -102,4 +119,4 @@ def make_publication(
         PublishedFile(path, len(content), hashlib.sha256(content).hexdigest(), content)
         for path, content in written.items()
     ]
-    return Publication(records, hub, repo, private, tuple(sorted(files, key=lambda file: file.path)))
+    return Publication(records, hub, repo, private, tuple(sorted(files, key=lambda file: file.path)), siblings)

@@ -5,27 +5,33 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
-
-from flagrelease.chips.table import Chip, get_chip
-from flagrelease.errors import UsageError, VerificationError, first_problem
-from flagrelease.publish.licence import Licence, find_licence
-from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, read_manifest
+from flagrelease.chips.table import Chip
+from flagrelease.errors import VerificationError
+from flagrelease.publish.hubs.registry import find_licence
+from flagrelease.records.attachment import require_recipe
+from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest, read_manifest_bytes
 from flagrelease.records.recipe import Recipe
 from flagrelease.records.report import Report, read_passing_report
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What is known of one release for one chip. `report` is None only where publishing unvalidated was asked for."""
+    """What is known of one release for one chip.
+
+    Attributes:
+        recipe: the manifest's, or the one attached to a release that was converted without any.
+        licence: its SPDX id.
+        report: None only where publishing without validation was asked for.
+    """
 
     release: Path
     manifest: Manifest
     manifest_bytes: bytes
     recipe: Recipe
     chip: Chip
-    licence: Licence
+    licence: str
     report: Report | None
     report_bytes: bytes | None
 
@@ -33,6 +39,11 @@ class Records:
     def manifest_sha256(self) -> str:
         """What ties report, card and statement to the manifest."""
         return hashlib.sha256(self.manifest_bytes).hexdigest()
+
+    @property
+    def recipe_document(self) -> dict[str, Any]:
+        """The recipe as the statement holds it: the manifest's word for word, where the manifest has one."""
+        return self.recipe.document() if self.manifest.recipe is None else self.manifest.recipe
 
     @property
     def target(self) -> TargetRecord:
@@ -76,25 +87,27 @@ def default_report(release: Path, chip: str) -> Path:
 
 def read_records(
     release: Path,
-    chip_name: str,
+    chip: Chip,
     report: Path | None,
     allow_unvalidated: bool,
     allow_unproved_weights: bool = False,
+    recipe: Recipe | None = None,
 ) -> Records:
-    """Read and tie together the records of a release.
+    """Read the records of a release once and tie them together: first the small ones, then the files' sizes.
+
+    Args:
+        recipe: attached to a release that was converted without one; it must give the same bytes.
 
     Raises:
+        UsageError: no recipe, or it gives this chip something else.
         VerificationError: no manifest, a file of it is missing or has another size, no passing report (and
             `allow_unvalidated` is false), one that did not compare the weights with their source (and
             `allow_unproved_weights` is false), or one that is not of this manifest and chip.
-        UsageError: converted without a recipe, or the recipe gives this chip something else.
     """
-    chip = get_chip(chip_name)
-    manifest = read_manifest(release)
-    content = (release / MANIFEST_NAME).read_bytes()
-    _check_files(release, manifest)
-    recipe = _recipe_of(manifest, chip)
-    licence = find_licence(manifest.source.license)
+    content = read_manifest_bytes(release)
+    manifest = parse_manifest(content, str(release / MANIFEST_NAME))
+    followed = require_recipe(manifest, chip.id, recipe)
+    licence = find_licence(followed.source.license)
     if report is None and not allow_unvalidated:
         raise VerificationError(f"{release}: no report; validate the release for {chip.id} first")
     read = report and read_passing_report(report, hashlib.sha256(content).hexdigest(), chip.id)
@@ -104,7 +117,8 @@ def read_records(
             "excluded (docs/validation-defects.md); validate with --source and another --out, or publish with "
             "--allow-unproved"
         )
-    return Records(release, manifest, content, recipe, chip, licence, *(read or (None, None)))
+    _check_files(release, manifest)
+    return Records(release, manifest, content, followed, chip, licence, *(read or (None, None)))
 
 
 def _check_files(release: Path, manifest: Manifest) -> None:
@@ -115,23 +129,3 @@ def _check_files(release: Path, manifest: Manifest) -> None:
             raise VerificationError(f"{path}: in the manifest, but not there")
         if path.stat().st_size != file.size:
             raise VerificationError(f"{path}: {path.stat().st_size:,} bytes; the manifest says {file.size:,}")
-
-
-def _recipe_of(manifest: Manifest, chip: Chip) -> Recipe:
-    if manifest.recipe is None:
-        raise UsageError(
-            "manifest.json: recipe is null; publish what was converted from a recipe, which names the model"
-        )
-    try:
-        recipe = Recipe.model_validate(manifest.recipe)
-    except ValidationError as error:
-        raise VerificationError(f"manifest.json: recipe.{first_problem(error)}") from error
-    if (release := recipe.releases.get(chip.id)) is None:
-        raise UsageError(f"chip {chip.id!r} is not in the release's recipe; it has {', '.join(recipe.releases)}")
-    target = manifest.target
-    layout = "hf" if target.mp is None else f"mp{target.mp}"
-    if (release.dtype, release.layout) != (target.dtype, layout):
-        raise UsageError(
-            f"the recipe gives {chip.id} {release.dtype}-{release.layout}; this release is {target.dtype}-{layout}"
-        )
-    return recipe

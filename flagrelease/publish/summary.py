@@ -17,10 +17,10 @@ def plan_document(publication: Publication) -> dict[str, Any]:
     """What would be done, for scripts."""
     return {
         "schema_version": 1,
-        "target": publication.hub or "folder",
+        "target": "folder" if publication.hub is None else publication.hub.name,
         "repository": publication.repo,
         "visibility": publication.visibility,
-        "licence": publication.records.licence.spdx,
+        "licence": publication.records.licence,
         "version": publication.version,
         "chip": publication.records.chip.id,
         "validated": publication.records.report is not None,
@@ -37,7 +37,7 @@ def plan_document(publication: Publication) -> dict[str, Any]:
 def plan_text(publication: Publication) -> str:
     """What would be done, for people."""
     document = plan_document(publication)
-    where = "folder" if publication.hub is None else f"repository on {publication.hub}"
+    where = "folder" if publication.hub is None else f"repository on {publication.hub.name}"
     lines = [
         f"{where}: {publication.repo}",
         f"visibility {publication.visibility}, licence {document['licence']}, tag {publication.version}",

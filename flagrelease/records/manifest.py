@@ -185,11 +185,22 @@ def read_manifest(release: Path) -> Manifest:
     Raises:
         VerificationError: there is none (an unfinished conversion), or it does not follow the schema.
     """
+    return parse_manifest(read_manifest_bytes(release), str(release / MANIFEST_NAME))
+
+
+def read_manifest_bytes(release: Path) -> bytes:
+    """The bytes of `manifest.json`, whose digest ties a report and a publication to the release.
+
+    Raises:
+        VerificationError: there is none (an unfinished conversion), or it cannot be read.
+    """
     path = release / MANIFEST_NAME
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        return path.read_bytes()
     except FileNotFoundError:
         raise VerificationError(f"{path}: not found: not a release, or its conversion did not finish") from None
+    except OSError as error:
+        raise VerificationError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def parse_manifest(content: bytes, name: str) -> Manifest:

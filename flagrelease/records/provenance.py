@@ -11,21 +11,29 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.names import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.records.attachment import disagreements, parse_recipe
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest, inside_release
+from flagrelease.records.recipe import Recipe
 from flagrelease.strict_json import parse_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PROJECT = "https://github.com/flagos-ai/flagrelease"
 
 
-def make_statement(manifest: Manifest, manifest_sha256: str, chip: str, digests: Mapping[str, str]) -> bytes:
-    """The statement about `digests` (path -> SHA-256), sorted by path; one newline at the end."""
-    source = manifest.source
+def make_statement(
+    manifest: Manifest, manifest_sha256: str, chip: str, recipe: dict[str, Any], digests: Mapping[str, str]
+) -> bytes:
+    """The statement about `digests` (path -> SHA-256), sorted by path; one newline at the end.
+
+    `recipe` is the manifest's, or the one attached to a release that was converted without any.
+    """
+    source = recipe["source"]
     document: dict[str, Any] = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": path, "digest": {"sha256": digests[path]}} for path in sorted(digests)],
@@ -34,16 +42,16 @@ def make_statement(manifest: Manifest, manifest_sha256: str, chip: str, digests:
             "buildDefinition": {
                 "buildType": f"{PROJECT}/blob/v{manifest.tool.version}/docs/publishing.md#provenance",
                 "externalParameters": {
-                    "recipe": manifest.recipe,
+                    "recipe": recipe,
                     "target": manifest.target.model_dump(mode="json"),
                     "chip": chip,
                 },
                 "internalParameters": {"options": manifest.options, "plan": manifest.plan},
                 "resolvedDependencies": [
                     {
-                        "uri": f"https://huggingface.co/{source.repo}/tree/{source.revision}",
-                        "name": source.repo,
-                        "digest": {"sha256": source.identity},
+                        "uri": f"https://huggingface.co/{source['repo']}/tree/{source['revision']}",
+                        "name": source["repo"],
+                        "digest": {"sha256": manifest.source.identity},
                     }
                 ],
             },
@@ -56,29 +64,46 @@ def make_statement(manifest: Manifest, manifest_sha256: str, chip: str, digests:
     return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-def read_statement(content: bytes, manifest: Manifest, manifest_sha256: str) -> dict[str, str]:
-    """Path -> SHA-256 of every file that a publication of this manifest must hold, the statement itself included.
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a publication says of itself.
 
-    The signature, which a publication may have, is not among them.
+    Attributes:
+        recipe: the manifest's, or the one attached to a release that was converted without any.
+        digests: path -> SHA-256 of every file that the publication must hold, the statement included. The signature,
+            which a publication may have, is not among them.
+    """
+
+    chip: str
+    recipe: Recipe
+    digests: dict[str, str]
+
+
+def read_statement(content: bytes, manifest: Manifest, manifest_sha256: str) -> Statement:
+    """Read the statement of a publication of this manifest, and check it against the manifest.
 
     Raises:
-        VerificationError: the statement is not what manifest, chip and digests give, or says of a file of the release
-            something else than the manifest, or adds a file that no publication adds.
+        VerificationError: the statement is not what manifest, recipe, chip and digests give, its recipe does not give
+            this release, it says of a file of the release something else than the manifest, or adds a file that
+            no publication adds.
     """
-    chip, digests = _parse(content)
-    if content != make_statement(manifest, manifest_sha256, chip, digests):
+    chip, stated, digests = _parse(content)
+    recipe = parse_recipe(stated if manifest.recipe is None else manifest.recipe, STATEMENT_NAME)
+    document = recipe.document() if manifest.recipe is None else manifest.recipe
+    if content != make_statement(manifest, manifest_sha256, chip, document, digests):
         raise VerificationError(f"{STATEMENT_NAME}: not what manifest, chip and digests give; changed since")
-    if chip not in (manifest.recipe or {}).get("releases", {}):
-        raise VerificationError(f"{STATEMENT_NAME}: chip {chip!r} is not in the recipe of the manifest")
-    if problems := list(_disagreements(manifest, manifest_sha256, digests)):
+    if problems := list(disagreements(recipe, manifest, chip)):
+        raise VerificationError(f"{STATEMENT_NAME}: {'; '.join(problems)}")
+    if problems := list(_differences(manifest, manifest_sha256, digests)):
         raise VerificationError(f"{STATEMENT_NAME}: {'; '.join(problems[:5])}")
-    return digests | {STATEMENT_NAME: hashlib.sha256(content).hexdigest()}
+    return Statement(chip, recipe, digests | {STATEMENT_NAME: hashlib.sha256(content).hexdigest()})
 
 
-def _parse(content: bytes) -> tuple[str, dict[str, str]]:
+def _parse(content: bytes) -> tuple[str, object, dict[str, str]]:
     try:
         document = parse_json(content)
-        chip = document["predicate"]["buildDefinition"]["externalParameters"]["chip"]
+        parameters = document["predicate"]["buildDefinition"]["externalParameters"]
+        chip, recipe = parameters["chip"], parameters["recipe"]
         digests = {subject["name"]: subject["digest"]["sha256"] for subject in document["subject"]}
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError(f"{STATEMENT_NAME}: not a statement of a publication ({error!r})") from error
@@ -92,10 +117,10 @@ def _parse(content: bytes) -> tuple[str, dict[str, str]]:
     for path, digest in digests.items():
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             raise VerificationError(f"{STATEMENT_NAME}: {path}: {digest!r} is not a SHA-256")
-    return chip, digests
+    return chip, recipe, digests
 
 
-def _disagreements(manifest: Manifest, manifest_sha256: str, digests: Mapping[str, str]) -> Iterator[str]:
+def _differences(manifest: Manifest, manifest_sha256: str, digests: Mapping[str, str]) -> Iterator[str]:
     """What the statement says of the release's files must be what the manifest says; what it adds must be documents."""
     released = {file.path: file.sha256 for file in manifest.files} | {MANIFEST_NAME: manifest_sha256}
     for path, sha256 in released.items():

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from flagrelease.chips.table import get_chip
 from flagrelease.errors import UsageError, first_problem
+from flagrelease.publish.hubs.registry import known_hub
 from flagrelease.records.manifest import Dtype, OGroups
 from flagrelease.records.rules import ValidationRules
 
@@ -81,9 +82,18 @@ class Recipe(_Strict):
     languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = ()
     source: SourceSpec
     convert: ConvertSpec = ConvertSpec()
-    hubs: tuple[Literal["huggingface", "modelscope"], ...] = ()
+    hubs: tuple[Annotated[str, AfterValidator(known_hub)], ...] = ()
     releases: dict[str, ReleaseSpec] = Field(min_length=1)
     validation: ValidationRules = ValidationRules()
+
+    def document(self) -> dict[str, Any]:
+        """The recipe as manifests and statements hold it.
+
+        It leaves out how a release is judged, which changes no byte, and the source's folder on this machine.
+        """
+        document = self.model_dump(mode="json", exclude={"validation"})
+        del document["source"]["path"]
+        return document
 
     @field_validator("releases")
     @classmethod

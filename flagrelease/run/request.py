@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from flagrelease.errors import UsageError
-from flagrelease.publish.hubs.hub import HUBS
+from flagrelease.publish.hubs.registry import hub_by_scheme
 from flagrelease.records.recipe import Recipe
 
 StageName = Literal["convert", "verify", "validate", "publish"]
@@ -62,4 +62,6 @@ class RunRequest:
     def destination(self, repo: str) -> str:
         """Where the publication of a repository goes: the hub, or its folder in the target."""
         assert self.target is not None
-        return self.target if self.target in HUBS else str(Path(self.target) / repo.rpartition("/")[2])
+        return (
+            self.target if hub_by_scheme(self.target) is not None else str(Path(self.target) / repo.rpartition("/")[2])
+        )

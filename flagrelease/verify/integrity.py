@@ -58,7 +58,7 @@ def _published_records(
     """The records of a published folder: the card is the publication's, and the statement lists what was added."""
     try:
         sha256 = hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest()
-        digests = read_statement((release / STATEMENT_NAME).read_bytes(), manifest, sha256)
+        digests = read_statement((release / STATEMENT_NAME).read_bytes(), manifest, sha256).digests
     except OSError as error:
         raise VerificationError(f"{error.filename}: cannot be read ({error.strerror})") from error
     except VerificationError as error:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -160,13 +161,16 @@ class HuggingFaceStandIn(Loopback):
         tree = held.tree(match["rev"])
         if tree is None:
             return Reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
-        files = []
-        for asked in json.loads(body)["files"]:
+        files, document = [], json.loads(body)
+        hosted = tree[".gitignore"].content if ".gitignore" in tree else b""
+        ignored = document.get("gitIgnore", (hosted or b"").decode()).splitlines()
+        for asked in document["files"]:
             base64.b64decode(asked["sample"], validate=True)
             mode = "lfs" if asked["path"].endswith(".safetensors") or asked["size"] > 10**6 else "regular"
             there = tree.get(asked["path"])
+            ignore = any(fnmatch(asked["path"], pattern) for pattern in ignored)
             oid = {"oid": there.sha256 or there.oid} if there else {}
-            files.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, **oid})
+            files.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": ignore, **oid})
         return Reply(200, {"files": files})
 
     def xet_token(self, match: re.Match[str], _: Any, __: Any, headers: Any) -> Reply:

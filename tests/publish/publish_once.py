@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from flagrelease.chips.table import get_chip
 from flagrelease.console import progress
-from flagrelease.publish.hubs.hub import Hub
-from flagrelease.publish.huggingface import HuggingFace
-from flagrelease.publish.modelscope import ModelScope
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import make_publication
 from flagrelease.publish.records import read_records
+from flagrelease.publish.upload.huggingface import HuggingFace
+from flagrelease.publish.upload.modelscope import ModelScope
 
 CARDS = {
     "huggingface": b"---\nlicense: mit\n---\n# the card\n",
@@ -20,15 +22,13 @@ CARDS = {
 
 
 def main(hub: str, endpoint: str, release: str, repo: str) -> None:
-    records = read_records(Path(release), "nvidia", None, allow_unvalidated=True)
+    records = read_records(Path(release), get_chip("nvidia"), None, allow_unvalidated=True)
     patience = Patience(sleep=lambda _: None)
-    name: Hub = "modelscope" if hub == "modelscope" else "huggingface"
-    publication = make_publication(records, name, repo, False, {"README.md": CARDS[name]})
+    facts = MODELSCOPE if hub == "modelscope" else HUGGING_FACE
+    publication = make_publication(records, facts, repo, False, {"README.md": CARDS[hub]})
     with progress("publish", publication.bytes) as tracker:
-        if name == "modelscope":
-            ModelScope(endpoint, patience).publish(publication, tracker)
-        else:
-            HuggingFace(endpoint, patience).publish(publication, (), tracker)
+        client = ModelScope if hub == "modelscope" else HuggingFace
+        client(endpoint, patience).publish(publication, tracker)
 
 
 if __name__ == "__main__":

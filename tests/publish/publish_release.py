@@ -70,7 +70,12 @@ def manifest_of(recipe_name: str, chip: str, files: tuple[FileRecord, ...], lice
 
 
 def write_release(
-    folder: Path, recipe: str = "deepseek-v4-flash", chip: str = "nvidia", size: int = 3 << 18, ranks: int = 2
+    folder: Path,
+    recipe: str = "deepseek-v4-flash",
+    chip: str = "nvidia",
+    size: int = 3 << 18,
+    ranks: int = 2,
+    more: dict[str, bytes] | None = None,
 ) -> Path:
     """A release of `ranks` tensor files of `size` random bytes and the usual companions."""
     generator = random.Random(f"{recipe} {chip}")
@@ -82,6 +87,7 @@ def write_release(
         "encoding/encoding_dsv4.py": b"# the prompt format\n",
         "inference/config.json": b"{}\n",
         "empty.txt": b"",
+        **(more or {}),
     }
     records = []
     for path, content in contents.items():

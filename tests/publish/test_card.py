@@ -25,7 +25,9 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.card import make_card
 from flagrelease.publish.front_matter import check_card
 from flagrelease.publish.hubs.hub import Hub
-from flagrelease.publish.licence import find_licence
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
+from flagrelease.publish.hubs.registry import HUBS, find_licence
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import compose_service, docker_flags, run_files
 from flagrelease.records.manifest import FileRecord, TargetRecord
@@ -33,7 +35,6 @@ from flagrelease.records.recipe import read_recipe
 from flagrelease.records.report import parse_report
 
 GOLDEN = Path(__file__).parent / "golden"
-HUBS: tuple[Hub, ...] = ("huggingface", "modelscope")
 CASES = [(path.stem, chip) for path in sorted(RECIPES.glob("*.yaml")) for chip in read_recipe(path).releases]
 
 
@@ -76,7 +77,7 @@ def test_golden_of_an_hf_release() -> None:
 
 def assert_golden(records: Records, folder: Path) -> None:
     repo = repo_name(records.recipe.model, records.chip)
-    contents = {f"README.{hub}.md": make_card(records, hub, repo) for hub in HUBS} | run_files(records)
+    contents = {f"README.{hub.name}.md": make_card(records, hub, repo) for hub in HUBS} | run_files(records)
     if os.environ.get("FLAGRELEASE_WRITE_GOLDEN"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -100,17 +101,17 @@ def test_cards_hold_no_hole_and_no_path_of_this_machine(recipe: str, chip: str) 
 def test_figures_of_another_machine_are_said_to_prove_nothing_of_the_chip() -> None:
     records = records_of("deepseek-v4-flash", "ascend")
     assert records.report is not None
-    assert b"prove nothing of this chip" not in make_card(records, "huggingface", "a/b")
+    assert b"prove nothing of this chip" not in make_card(records, HUGGING_FACE, "a/b")
     rules = records.report.rules.model_copy(update={"device": "any"})
     elsewhere = replace(records, report=records.report.model_copy(update={"rules": rules}))
-    assert b"prove nothing of this chip" in make_card(elsewhere, "huggingface", "a/b")
+    assert b"prove nothing of this chip" in make_card(elsewhere, HUGGING_FACE, "a/b")
 
 
 def test_the_licence_is_the_sources() -> None:
     flash, tiny = records_of("deepseek-v4-flash", "ascend"), records_of("tiny", "ascend")
-    assert check_card(make_card(flash, "huggingface", "a/b").decode(), "huggingface")["license"] == "mit"
-    assert check_card(make_card(flash, "modelscope", "a/b").decode(), "modelscope")["license"] == "MIT License"
-    assert check_card(make_card(tiny, "huggingface", "a/b").decode(), "huggingface")["license"] == "apache-2.0"
+    assert check_card(make_card(flash, HUGGING_FACE, "a/b").decode(), HUGGING_FACE)["license"] == "mit"
+    assert check_card(make_card(flash, MODELSCOPE, "a/b").decode(), MODELSCOPE)["license"] == "MIT License"
+    assert check_card(make_card(tiny, HUGGING_FACE, "a/b").decode(), HUGGING_FACE)["license"] == "apache-2.0"
 
 
 def test_an_hf_release_is_for_as_many_ranks_as_cut_it() -> None:
@@ -137,7 +138,7 @@ def test_an_hf_release_is_for_as_many_ranks_as_cut_it() -> None:
 def test_other_engines_are_named_where_they_read_the_release(
     chip: str, dtype: Literal["bf16", "fp8"], transformers: bool, vllm: str
 ) -> None:
-    text = make_card(hf_of(chip, dtype, 100 * 10**9), "huggingface", "a/b").decode()
+    text = make_card(hf_of(chip, dtype, 100 * 10**9), HUGGING_FACE, "a/b").decode()
     assert ("from transformers import" in text) == transformers
     assert vllm in text
     module = get_chip(chip).torch_module
@@ -147,7 +148,7 @@ def test_other_engines_are_named_where_they_read_the_release(
 
 
 def test_a_release_for_ranks_names_no_other_engine() -> None:
-    text = make_card(records_of("deepseek-v4-flash", "ascend"), "huggingface", "a/b").decode()
+    text = make_card(records_of("deepseek-v4-flash", "ascend"), HUGGING_FACE, "a/b").decode()
     assert "Other engines" not in text
     assert "vllm serve" not in text
 
@@ -162,7 +163,7 @@ def test_only_languages_of_the_recipe_are_claimed() -> None:
 
 
 def test_huggingface_reads_the_card_as_it_is_meant() -> None:
-    card = ModelCard(make_card(records_of("deepseek-v4-flash", "mthreads"), "huggingface", "a/b").decode())
+    card = ModelCard(make_card(records_of("deepseek-v4-flash", "mthreads"), HUGGING_FACE, "a/b").decode())
     assert card.data.license == "mit"
     assert card.data.base_model == "deepseek-ai/DeepSeek-V4-Flash"
     assert card.data.library_name is None  # mp files are not for transformers
@@ -196,11 +197,11 @@ def test_the_check_sees_planted_faults(hub: Hub, old: str, new: str, message: st
 
 @pytest.mark.parametrize("key", ["task", "dataset", "metrics"])
 def test_the_check_sees_a_broken_model_index(key: str) -> None:
-    text = make_card(records_of("deepseek-v4-flash", "nvidia"), "huggingface", "a/b").decode()
+    text = make_card(records_of("deepseek-v4-flash", "nvidia"), HUGGING_FACE, "a/b").decode()
     data: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
     data["model-index"][0]["results"][0].pop(key)
     with pytest.raises(VerificationError, match=f"without {key}"):
-        check_card("---\n" + yaml.safe_dump(data) + "---\n", "huggingface")
+        check_card("---\n" + yaml.safe_dump(data) + "---\n", HUGGING_FACE)
 
 
 @pytest.mark.parametrize("chip", load_chips())
@@ -305,7 +306,7 @@ def test_the_engine_knows_the_commands_of_the_scripts() -> None:
 def test_zhenwu_has_sixteen_cards_and_no_image() -> None:
     files = run_files(records_of("deepseek-v4-flash", "zhenwu"))
     assert sorted(files) == ["run_mp16.sh", "run_node.sh"]
-    assert "docker" not in make_card(records_of("deepseek-v4-flash", "zhenwu"), "huggingface", "a/b").decode()
+    assert "docker" not in make_card(records_of("deepseek-v4-flash", "zhenwu"), HUGGING_FACE, "a/b").decode()
 
 
 def test_container_files_say_that_nobody_built_them() -> None:
@@ -315,8 +316,8 @@ def test_container_files_say_that_nobody_built_them() -> None:
 
 def test_a_written_release_gets_its_card(tmp_path: Path) -> None:
     release = write_release(tmp_path / "r")
-    records = read_records(release, "nvidia", write_report(release, tmp_path / "report.json"), False)
-    text = make_card(records, "huggingface", "FlagRelease/x").decode()
+    records = read_records(release, get_chip("nvidia"), write_report(release, tmp_path / "report.json"), False)
+    text = make_card(records, HUGGING_FACE, "FlagRelease/x").decode()
     assert records.manifest_sha256 in text
     assert "1,000 kept bit for bit, 2,000 decoded to BF16 without rounding" in text
 
@@ -335,7 +336,8 @@ def test_the_library_of_the_card_loads_the_release(tmp_path: Path) -> None:
     assert main(["convert", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]) == 0
     cards, libraries = {}, {}
     for chip, folder in (("ascend", "bf16-hf"), ("nvidia", "fp8-hf")):
-        card = make_card(read_records(tmp_path / "out" / folder, chip, None, True), "huggingface", "a/b").decode()
+        records = read_records(tmp_path / "out" / folder, get_chip(chip), None, True)
+        card = make_card(records, HUGGING_FACE, "a/b").decode()
         cards[chip], libraries[chip] = card, ModelCard(card).data.library_name
     assert libraries == {"ascend": "transformers", "nvidia": None}
     model, info = AutoModelForCausalLM.from_pretrained(

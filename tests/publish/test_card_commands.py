@@ -28,6 +28,8 @@ from flagrelease.chips.table import get_chip, load_chips
 from flagrelease.cli import main
 from flagrelease.publish.card import make_card
 from flagrelease.publish.hubs.hub import Hub
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.publish import publish
 
 RECORDED = ("pip", "docker", "torchrun", "curl", "vllm")
@@ -87,7 +89,7 @@ def online(
     )
     plan = json.loads(done.stdout)
     folder = tmp_path / "mirror"
-    kind: Hub = "huggingface" if request.param == "hf" else "modelscope"
+    kind: Hub = HUGGING_FACE if request.param == "hf" else MODELSCOPE
     records = publish(converted.release, "nvidia", str(folder), allow_unvalidated=True).publication.records
     yield make_card(records, kind, plan["repository"]).decode(), f"{request.param}://{plan['repository']}"
     hub.close()
@@ -115,7 +117,7 @@ def in_folder(tmp_path: Path, recipe: str, chip: str) -> tuple[str, Path]:
     folder.mkdir()
     for path in (GOLDEN / f"{recipe}-{chip}").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    return make_card(records_of(recipe, chip), "huggingface", "FlagRelease/x").decode(), folder
+    return make_card(records_of(recipe, chip), HUGGING_FACE, "FlagRelease/x").decode(), folder
 
 
 def test_one_node_serves_and_generates(tmp_path: Path, programs: Path) -> None:
@@ -157,7 +159,7 @@ def test_the_container_gets_the_chips_flags(tmp_path: Path, programs: Path, chip
 
 
 def test_vllm_serves_what_the_request_asks_for(tmp_path: Path, programs: Path) -> None:
-    card = make_card(hf_of("nvidia", "fp8", 290 * 10**9), "huggingface", "a/b").decode()
+    card = make_card(hf_of("nvidia", "fp8", 290 * 10**9), HUGGING_FACE, "a/b").decode()
     (serve,) = [block for block in blocks(card) if "vllm serve" in block]
     (call,) = shell(serve, tmp_path, programs)
     assert call[:3] == ["vllm", "serve", "."]
@@ -166,7 +168,7 @@ def test_vllm_serves_what_the_request_asks_for(tmp_path: Path, programs: Path) -
         "--served-model-name": "DeepSeek-V4-Flash", "--tokenizer-mode": "deepseek_v4",
         "--reasoning-parser": "deepseek_v4", "--tensor-parallel-size": "4",
     }  # fmt: skip
-    several = make_card(hf_of("ascend", "bf16", 570 * 10**9), "huggingface", "a/b").decode()
+    several = make_card(hf_of("ascend", "bf16", 570 * 10**9), HUGGING_FACE, "a/b").decode()
     assert "--tensor-parallel-size 16 --distributed-executor-backend ray" in several
 
 

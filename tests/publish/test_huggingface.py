@@ -12,13 +12,15 @@ from huggingface_standin import TOKEN, Entry, HuggingFaceStandIn, regular
 from loopback import Fault
 from publish_release import write_release
 
+from flagrelease.chips.table import get_chip
 from flagrelease.console import progress
 from flagrelease.errors import NetworkError, UsageError, VerificationError
-from flagrelease.publish.huggingface import HuggingFace
-from flagrelease.publish.huggingface_client import HuggingFaceClient
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import read_records
+from flagrelease.publish.upload.huggingface import HuggingFace
+from flagrelease.publish.upload.huggingface_client import HuggingFaceClient
 
 REPO = "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"
 API = f"/api/models/{REPO}"
@@ -46,17 +48,17 @@ class Waits(list[float]):
         self.append(seconds)
 
 
-def publication_of(release: Path, chip: str = "nvidia", repo: str = REPO, private: bool = False) -> Publication:
-    records = read_records(release, chip, None, allow_unvalidated=True)
-    return make_publication(records, "huggingface", repo, private, {"README.md": CARD})
+def publication_of(
+    release: Path, chip: str = "nvidia", repo: str = REPO, private: bool = False, siblings: tuple[str, ...] = ()
+) -> Publication:
+    records = read_records(release, get_chip(chip), None, allow_unvalidated=True)
+    return make_publication(records, HUGGING_FACE, repo, private, {"README.md": CARD}, siblings)
 
 
-def publish(
-    hub: HuggingFaceStandIn, publication: Publication, waits: Waits | None = None, siblings: tuple[str, ...] = ()
-) -> str:
+def publish(hub: HuggingFaceStandIn, publication: Publication, waits: Waits | None = None) -> str:
     target = HuggingFace(hub.url, Patience(sleep=waits if waits is not None else Waits()))
     with progress("publish", publication.bytes) as tracker:
-        return target.publish(publication, siblings, tracker)
+        return target.publish(publication, tracker)
 
 
 def expected(publication: Publication) -> dict[str, str]:
@@ -200,7 +202,7 @@ def test_nobody_listening_is_a_network_error(hub: HuggingFaceStandIn, release: P
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(NetworkError, match="tried 3 times"), progress("p", 0) as tracker:
-            HuggingFace(url, Patience(3, sleep=Waits())).publish(publication_of(release), (), tracker)
+            HuggingFace(url, Patience(3, sleep=Waits())).publish(publication_of(release), tracker)
 
 
 def test_wrong_visibility_and_licence_are_refused(hub: HuggingFaceStandIn, release: Path) -> None:
@@ -290,17 +292,65 @@ def test_a_commit_by_another_in_between_ends_it_and_stays(hub: HuggingFaceStandI
     assert set(repo.branches) == {"main"}
 
 
-def test_a_commit_by_another_afterwards_is_not_taken_for_ours(hub: HuggingFaceStandIn, release: Path) -> None:
-    publication = publication_of(release)
+def test_a_commit_by_another_after_ours_ends_it_and_stays(hub: HuggingFaceStandIn, release: Path) -> None:
+    """Before, this was called published although main held something else."""
+    publication, theirs = publication_of(release), []
+    repo_of = hub.repositories
 
     def intrude() -> None:
-        repo = hub.repositories[REPO]
-        repo.commit("main", dict(repo.tree("main") or {}) | {"NOTES.md": regular(b"theirs")})
+        theirs.append(repo_of[REPO].commit("main", dict(repo_of[REPO].tree("main") or {}) | {"N.md": regular(b"x")}))
 
     hub.faults = [Fault(f"POST {API}/tag/.*", "call", hook=intrude)]
-    commit = publish(hub, publication)
-    assert hub.files(REPO, commit) == expected(publication)
-    assert hub.repositories[REPO].tags == {publication.version: commit}
+    with pytest.raises(VerificationError, match="came to main after this publication's commit") as caught:
+        publish(hub, publication)
+    assert theirs[0] in str(caught.value)
+    assert repo_of[REPO].branches["main"] == theirs[0]
+    assert hub.files(REPO, publication.version) == expected(publication)
+
+
+def test_the_first_version_again_is_on_main_again(
+    hub: HuggingFaceStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """v1, v2, v1: before, main kept v2 and the command said "published and checked"."""
+    first = publication_of(write_release(tmp_path / "v1", ranks=3))
+    commit = publish(hub, first)
+    second = publication_of(write_release(tmp_path / "v2", size=1 << 19))
+    publish(hub, second)
+    tags = dict(hub.repositories[REPO].tags)
+    hub.seen.clear()
+    capsys.readouterr()
+    back = publish(hub, first)
+    assert hub.files(REPO, "main") == expected(first)
+    assert hub.repositories[REPO].branches == {"main": back}
+    assert hub.repositories[REPO].tags == tags
+    assert tags[first.version] == commit
+    assert hub.received(r"PUT /blob/.*") == 0
+    assert f"main gets {first.version} back from its tag" in capsys.readouterr().err
+    assert publish(hub, first) == back  # and once more is nothing
+
+
+def test_a_version_that_is_asked_for_again_does_not_replace_somebody_elses_files(
+    hub: HuggingFaceStandIn, release: Path
+) -> None:
+    publication = publication_of(release)
+    publish(hub, publication)
+    head = hub.repositories[REPO].commit("main", {"pytorch_model.bin": regular(b"somebody's")})
+    with pytest.raises(UsageError, match="nothing that flagrelease published"):
+        publish(hub, publication)
+    assert hub.repositories[REPO].branches["main"] == head
+
+
+@pytest.mark.parametrize("place", ["in the release", "on the hub"])
+def test_a_gitignore_leaves_nothing_out(hub: HuggingFaceStandIn, tmp_path: Path, place: str) -> None:
+    """The client drops files that a .gitignore names without a word; before, that showed when all had been sent."""
+    content = b"*.safetensors\nLICENSE\n"
+    more = {".gitignore": content} if place == "in the release" else {}
+    publication = publication_of(write_release(tmp_path / "r", more=more))
+    if place == "on the hub":
+        publish(hub, publication_of(write_release(tmp_path / "old", more={".gitignore": content})))
+        hub.repositories[REPO].blobs.clear()
+    publish(hub, publication)
+    assert hub.files(REPO, "main") == expected(publication)
 
 
 def test_a_changed_shard_is_found_before_anything_is_committed(hub: HuggingFaceStandIn, release: Path) -> None:
@@ -334,8 +384,9 @@ def test_files_of_another_chips_repository_are_copied_on_the_server(hub: Hugging
     first = publication_of(write_release(tmp_path / "a"))
     publish(hub, first)
     hub.seen.clear()
-    other = publication_of(tmp_path / "a", "mthreads", "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS")
-    publish(hub, other, siblings=(REPO, "FlagRelease/absent"))
+    mthreads = "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS"
+    other = publication_of(tmp_path / "a", "mthreads", mthreads, siblings=(REPO, "FlagRelease/absent"))
+    publish(hub, other)
     assert hub.files(other.repo, "main") == expected(other)
     assert hub.received(r"PUT /blob/.*") == 0
     assert hub.count(f"POST {API}/lfs-files/duplicate") == 1
@@ -350,8 +401,9 @@ def test_files_that_the_hub_does_not_copy_are_sent(
     hub.other_region = refusal == "in the reply"
     if refusal == "as a status":
         hub.faults = [Fault(f"POST {API}/lfs-files/duplicate", "status", 1, 400)]
-    other = publication_of(tmp_path / "a", "mthreads", "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS")
-    publish(hub, other, siblings=(REPO,))
+    mthreads = "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS"
+    other = publication_of(tmp_path / "a", "mthreads", mthreads, siblings=(REPO,))
+    publish(hub, other)
     assert_published(hub, other)
     assert hub.received(r"PUT /blob/.*") == sum(path.stat().st_size for path in (tmp_path / "a").glob("*.safetensors"))
     assert "the files are sent instead" in capsys.readouterr().err
@@ -361,8 +413,9 @@ def test_a_copy_that_fails_for_a_moment_is_tried_again(hub: HuggingFaceStandIn, 
     publish(hub, publication_of(write_release(tmp_path / "a")))
     hub.seen.clear()
     hub.faults = [Fault(f"POST {API}/lfs-files/duplicate", "status", 1, 503)]
-    other = publication_of(tmp_path / "a", "mthreads", "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS")
-    publish(hub, other, siblings=(REPO,))
+    mthreads = "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS"
+    other = publication_of(tmp_path / "a", "mthreads", mthreads, siblings=(REPO,))
+    publish(hub, other)
     assert_published(hub, other)
     assert hub.received(r"PUT /blob/.*") == 0
 

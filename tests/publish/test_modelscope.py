@@ -12,13 +12,15 @@ from loopback import Fault
 from modelscope_standin import TOKEN, ModelScopeStandIn
 from publish_release import write_release
 
+from flagrelease.chips.table import get_chip
 from flagrelease.console import progress
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish import limits
-from flagrelease.publish.modelscope import ModelScope
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import read_records
+from flagrelease.publish.upload.modelscope import ModelScope
 
 REPO = "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"
 OLD, LFS = f"/api/v1/models/{REPO}", f"/api/v1/repos/models/{REPO}"
@@ -37,8 +39,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelScopeS
 
 
 def publication_of(release: Path, private: bool = False) -> Publication:
-    records = read_records(release, "nvidia", None, allow_unvalidated=True)
-    return make_publication(records, "modelscope", REPO, private, {"README.md": CARD})
+    records = read_records(release, get_chip("nvidia"), None, allow_unvalidated=True)
+    return make_publication(records, MODELSCOPE, REPO, private, {"README.md": CARD})
 
 
 def publish(hub: ModelScopeStandIn, publication: Publication) -> str:
@@ -140,7 +142,7 @@ def test_many_files_take_several_commits_and_the_manifest_is_in_the_last(
     hub: ModelScopeStandIn, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publication = publication_of(release)
-    monkeypatch.setattr("flagrelease.publish.limits._COMMIT_BYTES", 1000)
+    monkeypatch.setattr("flagrelease.publish.hubs.modelscope._COMMIT_BYTES", 1000)
     planned = limits.commits(publication)
     commits: list[set[str]] = []
     original = hub.commit
@@ -161,7 +163,7 @@ def test_many_files_take_several_commits_and_the_manifest_is_in_the_last(
 def test_a_publication_cut_between_two_commits_goes_on(
     hub: ModelScopeStandIn, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flagrelease.publish.limits._COMMIT_BYTES", 1000)
+    monkeypatch.setattr("flagrelease.publish.hubs.modelscope._COMMIT_BYTES", 1000)
     publication = publication_of(release)
     publish(hub, publication)
     repo = hub.repositories[REPO]
@@ -178,6 +180,45 @@ def test_a_new_version_removes_what_it_does_not_have(hub: ModelScopeStandIn, tmp
     publish(hub, publication_of(new))
     assert hub.files(REPO, "master") == expected(new)
     assert len(hub.repositories[REPO].tags) == 2
+
+
+def test_the_first_version_again_is_on_master_again(hub: ModelScopeStandIn, tmp_path: Path) -> None:
+    """v1, v2, v1: before, master kept v2 and the command said "published and checked"."""
+    first = write_release(tmp_path / "v1", ranks=3)
+    tag = publish(hub, publication_of(first))
+    publish(hub, publication_of(write_release(tmp_path / "v2", size=1 << 19)))
+    hub.seen.clear()
+    assert publish(hub, publication_of(first)) == tag
+    assert hub.files(REPO, "master") == expected(first)
+    assert len(hub.repositories[REPO].tags) == 2
+    assert hub.received("PUT .*") == 0
+
+
+@pytest.mark.parametrize("change", ["added", "changed", "removed"])
+def test_a_change_by_another_in_between_ends_it_and_stays(hub: ModelScopeStandIn, tmp_path: Path, change: str) -> None:
+    """Before, the publication was planned again over what somebody else had put on master."""
+    publish(hub, publication_of(write_release(tmp_path / "old", ranks=3)))
+    publication = publication_of(write_release(tmp_path / "new", size=1 << 19))
+    repo = hub.repositories[REPO]
+
+    def intrude() -> None:
+        if change == "added":
+            repo.master["NOTES.md"] = b"theirs"
+        elif change == "changed":
+            repo.master["README.md"] = b"theirs"
+        else:
+            del repo.master["README.md"]
+
+    hub.faults = [Fault("PUT /blob/.*", "call", hook=intrude)]
+    with pytest.raises(VerificationError, match=r"somebody else changed '(NOTES|README)\.md' on master"):
+        publish(hub, publication)
+    kept = None if change == "removed" else b"theirs"
+    assert repo.master.get("NOTES.md" if change == "added" else "README.md") == kept
+    assert publication.version not in repo.tags
+    hub.seen.clear()
+    publish(hub, publication)
+    assert hub.received("PUT .*") == 0
+    assert hub.files(REPO, "master") == expected(tmp_path / "new")
 
 
 def test_wrong_visibility_and_licence_are_refused(hub: ModelScopeStandIn, release: Path) -> None:

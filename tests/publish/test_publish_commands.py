@@ -16,8 +16,10 @@ from publish_release import report_for, write_release, write_report
 
 from flagrelease.cli import main
 from flagrelease.errors import ResourceError, UsageError, VerificationError
-from flagrelease.publish.hubs.hub import HUB_LIMITS
-from flagrelease.publish.publish import check_published, publish, siblings
+from flagrelease.publish.check import check_published
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
+from flagrelease.publish.publish import publish
 from flagrelease.publish.summary import plan_document, plan_text
 
 
@@ -52,7 +54,7 @@ def test_the_plan_is_what_is_then_done(release: Path, report: Path, tmp_path: Pa
 def test_the_repository_is_the_recipes(release: Path, report: Path) -> None:
     publication = publish(release, "nvidia", "hf", report=report, private=True).publication
     assert publication.repo == "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"
-    assert siblings(publication) == ("FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS",)  # the other fp8 mp8 chip
+    assert publication.siblings == ("FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS",)  # the other fp8 mp8 chip
     text = plan_text(publication)
     assert "repository on huggingface: FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS" in text
     assert "visibility private, licence MIT" in text
@@ -60,7 +62,7 @@ def test_the_repository_is_the_recipes(release: Path, report: Path) -> None:
     assert "NOT VALIDATED" not in text
     own = publish(release, "nvidia", "hf", report=report, repo="me/mine").publication
     assert own.repo == "me/mine"
-    assert siblings(own) == ()
+    assert own.siblings == ()
 
 
 def test_an_unvalidated_release_is_refused_or_says_so(release: Path) -> None:
@@ -124,7 +126,8 @@ def test_over_a_limit_the_plan_is_shown_and_then_the_error(
 ) -> None:
     release = write_release(tmp_path / "r")
     report = write_report(release, tmp_path / "report.json")
-    monkeypatch.setitem(HUB_LIMITS, "huggingface", replace(HUB_LIMITS["huggingface"], file_bytes=786_432))
+    limited = replace(HUGGING_FACE, limits=replace(HUGGING_FACE.limits, file_bytes=786_432))
+    monkeypatch.setattr("flagrelease.publish.hubs.registry.HUBS", (limited, MODELSCOPE))
     with pytest.raises(UsageError, match="takes files of at most 786,432"):
         publish(release, "nvidia", "hf", report=report, yes=True, endpoint="http://127.0.0.1:9")
     words = ["publish", str(release), "--chip", "nvidia", "--to", "hf", "--report", str(report), "--yes"]
@@ -182,12 +185,12 @@ def test_a_remote_that_lost_changed_or_gained_a_file_is_found(
     hub = modelscope_standin.ModelScopeStandIn()
     try:
         done = publish(release, "nvidia", "modelscope", report=report, yes=True, endpoint=hub.url).publication
-        assert not check_published(done, "modelscope", hub.url)
+        assert not check_published(done, hub.url)
         tree = hub.repositories[done.repo].tags[done.version]
         del tree["LICENSE"]
         tree["model0-mp8.safetensors"] = tree["model0-mp8.safetensors"][:-1] + b"?"
         tree["more.txt"] = b""
-        found = check_published(done, "modelscope", hub.url)
+        found = check_published(done, hub.url)
     finally:
         hub.close()
     assert (found.missing, found.changed, found.extra) == (("LICENSE",), ("model0-mp8.safetensors",), ("more.txt",))
@@ -202,14 +205,14 @@ def test_a_huggingface_tag_that_changed_is_found(
     hub = HuggingFaceStandIn(tmp_path / "cas")
     try:
         done = publish(release, "nvidia", "hf", report=report, yes=True, endpoint=hub.url).publication
-        assert not check_published(done, "hf", hub.url)
+        assert not check_published(done, hub.url)
         tree = hub.repositories[done.repo].tree(done.version)
         assert tree is not None
         del tree["LICENSE"]
         tree["config.json"] = regular(b'{"model_type": "deepseek_v3"}\n')  # of the same length
         tree["model0-mp8.safetensors"] = lfs(tree["model0-mp8.safetensors"].size, "0" * 64)
         tree["more.txt"] = regular(b"")
-        found = check_published(done, "hf", hub.url)
+        found = check_published(done, hub.url)
     finally:
         hub.close()
     assert found.missing == ("LICENSE",)
@@ -220,8 +223,8 @@ def test_a_huggingface_tag_that_changed_is_found(
 def test_a_mirror_that_changed_is_found(release: Path, report: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     done = publish(release, "nvidia", str(folder), report=report, yes=True).publication
-    assert not check_published(done, str(folder))
+    assert not check_published(done)
     (folder / "run_node.sh").write_text("#!/bin/sh\n")
-    assert check_published(done, str(folder)).changed == ("run_node.sh",)
+    assert check_published(done).changed == ("run_node.sh",)
     with pytest.raises(ResourceError, match="not a folder"):
-        check_published(done, str(tmp_path / "absent"))
+        check_published(replace(done, repo=str(tmp_path / "absent")))

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from publish_release import write_release
 
+from flagrelease.chips.table import get_chip
 from flagrelease.console import progress
 from flagrelease.errors import ResourceError, UsageError, VerificationError
 from flagrelease.publish.folder import list_folder, publish_folder
-from flagrelease.publish.hubs.hub import HUB_LIMITS
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
+from flagrelease.publish.hubs.registry import HUBS
 from flagrelease.publish.limits import commits, limit_advice, limit_problems
 from flagrelease.publish.listing import RemoteFile, compare, git_sha1
 from flagrelease.publish.publication import Publication, make_publication
@@ -23,7 +26,7 @@ CARD = b"---\nlicense: mit\n---\n# the card\n"
 
 
 def publication_of(release: Path, report: Path | None = None, **documents: bytes) -> Publication:
-    records = read_records(release, "nvidia", report, allow_unvalidated=report is None)
+    records = read_records(release, get_chip("nvidia"), report, allow_unvalidated=report is None)
     return make_publication(records, None, "FlagRelease/x", False, {"README.md": CARD, **documents})
 
 
@@ -63,6 +66,43 @@ def test_another_file_system_gets_copies(release: Path, tmp_path: Path, monkeypa
     put(publication_of(release), tmp_path / "out")
     assert not (tmp_path / "out" / "LICENSE").samefile(release / "LICENSE")
     assert hashes(tmp_path / "out") == hashes(release) | {"README.md": hashlib.sha256(CARD).hexdigest()}
+
+
+def test_space_is_checked_before_anything_is_copied(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the copy ran until the disk was full and ended in a traceback that named the source."""
+    publication, room = publication_of(release), 1 << 20
+
+    def refuse(*_: object) -> None:
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": room}))
+    put(publication, tmp_path / "linked")  # links take no space
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    said = rf"out: the publication takes {publication.bytes:,} bytes there, 1,048,576 are free"
+    with pytest.raises(ResourceError, match=said):
+        put(publication, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["fp8-mp8", "linked"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_target_that_cannot_be_written_is_named(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(ResourceError, match=rf"out: cannot be written \({error.strerror}\)"):
+        put(publication_of(release), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["fp8-mp8"]
+
+
+def test_a_target_that_is_a_file_is_named(release: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ResourceError, match="exists and is no folder"):
+        put(publication_of(release), tmp_path / "out")
 
 
 def test_again_is_nothing_and_something_else_is_refused(release: Path, tmp_path: Path) -> None:
@@ -128,7 +168,7 @@ def test_the_version_follows_every_byte(release: Path, tmp_path: Path) -> None:
     held = hashes(release) | {"README.md": hashlib.sha256(CARD).hexdigest()}
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(held.items()))
     assert first.version == "v0.1.0-" + hashlib.sha256(lines.encode()).hexdigest()[:12]
-    records = read_records(release, "nvidia", None, True)
+    records = read_records(release, get_chip("nvidia"), None, True)
     other = make_publication(records, None, "FlagRelease/x", False, {"README.md": CARD + b"."})
     assert other.version != first.version
 
@@ -139,13 +179,13 @@ def test_a_document_does_not_hide_a_file(release: Path) -> None:
 
 
 def test_limits_of_the_hubs(release: Path) -> None:
-    records = read_records(release, "nvidia", None, True)
+    records = read_records(release, get_chip("nvidia"), None, True)
     large = FileRecord(path="model9-mp8.safetensors", size=410_700_000_000, sha256="0" * 64)  # Pro BF16 mp8
     manifest: Manifest = records.manifest.model_copy(update={"files": (*records.manifest.files, large)})
     records = type(records)(
         records.release, manifest, records.manifest_bytes, records.recipe, records.chip, records.licence, None, None
     )
-    on = {hub: make_publication(records, hub, "FlagRelease/x", False, {}) for hub in HUB_LIMITS}
+    on = {hub.name: make_publication(records, hub, "FlagRelease/x", False, {}) for hub in HUBS}
     assert limit_problems(on["huggingface"]) == []
     assert "advises" in limit_advice(on["huggingface"])[0]
     (problem,) = limit_problems(on["modelscope"])
@@ -155,20 +195,20 @@ def test_limits_of_the_hubs(release: Path) -> None:
 
 
 def test_modelscope_takes_half_a_gigabyte_outside_lfs_and_256_files_a_commit(release: Path) -> None:
-    records = read_records(release, "nvidia", None, True)
-    on = make_publication(records, "modelscope", "FlagRelease/x", False, {})
+    records = read_records(release, get_chip("nvidia"), None, True)
+    on = make_publication(records, MODELSCOPE, "FlagRelease/x", False, {})
     assert commits(on) == 1
     small = [FileRecord(path=f"notes/{n}.txt", size=60_000, sha256="0" * 64) for n in range(9000)]
     manifest = records.manifest.model_copy(update={"files": (*records.manifest.files, *small)})
     records = type(records)(
         records.release, manifest, records.manifest_bytes, records.recipe, records.chip, records.licence, None, None
     )
-    on = make_publication(records, "modelscope", "FlagRelease/x", False, {})
+    on = make_publication(records, MODELSCOPE, "FlagRelease/x", False, {})
     (problem,) = limit_problems(on)
     assert "takes 500,000,000 outside LFS" in problem
     # base64 makes 80,000 bytes of 60,000, and 8 MiB hold 104 of them
     assert commits(on) == -(-9000 // 104)
-    assert not limit_problems(make_publication(records, "huggingface", "FlagRelease/x", False, {}))
+    assert not limit_problems(make_publication(records, HUGGING_FACE, "FlagRelease/x", False, {}))
 
 
 def test_comparison_sees_missing_changed_and_extra(release: Path) -> None:
@@ -197,6 +237,6 @@ def test_git_ids_are_those_of_git() -> None:
 def test_two_releases_do_not_mix(tmp_path: Path) -> None:
     first, second = write_release(tmp_path / "a"), write_release(tmp_path / "b", chip="mthreads")
     put(publication_of(first), tmp_path / "out")
-    records = read_records(second, "mthreads", None, True)
+    records = read_records(second, get_chip("mthreads"), None, True)
     with pytest.raises(ResourceError, match="something else"):
         put(make_publication(records, None, "FlagRelease/y", False, {"README.md": CARD}), tmp_path / "out")

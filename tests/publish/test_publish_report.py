@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from publish_release import report_for, write_report
 
+from flagrelease.chips.table import get_chip
 from flagrelease.errors import FlagReleaseError, UsageError, VerificationError
 from flagrelease.publish.records import read_records
 from flagrelease.records.report import parse_report
 
 
 def test_a_passing_report_is_read(release: Path, report: Path) -> None:
-    records = read_records(release, "nvidia", report, allow_unvalidated=False)
+    records = read_records(release, get_chip("nvidia"), report, allow_unvalidated=False)
     assert records.report is not None
     assert records.report.benchmarks[0].n == 198
     assert records.report_bytes == report.read_bytes()
@@ -30,18 +31,18 @@ def test_another_verdict_is_refused(release: Path, tmp_path: Path, verdict: str)
     stages[0]["verdict"] = verdict
     path = write_report(release, tmp_path / "r.json", verdict=verdict, stages=stages)
     with pytest.raises(VerificationError, match=f"verdict is '{verdict}'"):
-        read_records(release, "nvidia", path, allow_unvalidated=False)
+        read_records(release, get_chip("nvidia"), path, allow_unvalidated=False)
     with pytest.raises(VerificationError, match="verdict"):  # allowed is having none, not having a bad one
-        read_records(release, "nvidia", path, allow_unvalidated=True)
+        read_records(release, get_chip("nvidia"), path, allow_unvalidated=True)
 
 
 def test_a_report_of_another_manifest_or_chip_is_refused(release: Path, report: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="is of chip 'mthreads'"):
-        read_records(release, "nvidia", write_report(release, tmp_path / "m.json", "mthreads"), False)
+        read_records(release, get_chip("nvidia"), write_report(release, tmp_path / "m.json", "mthreads"), False)
     manifest = release / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"copied": 1000', b'"copied": 1001'))
     with pytest.raises(VerificationError, match="changed since"):
-        read_records(release, "nvidia", report, allow_unvalidated=False)
+        read_records(release, get_chip("nvidia"), report, allow_unvalidated=False)
 
 
 NO_SOURCE = {"checks": [{"name": "tensors", "status": "pass"}, {"name": "source", "status": "not-run"}]}
@@ -68,17 +69,17 @@ def test_weights_that_were_not_compared_with_the_source_need_to_be_allowed(
     path = write_report(release, tmp_path / "r.json", **without_a_proof(kind))
     for allow_unvalidated in (False, True):
         with pytest.raises(VerificationError, match="without comparing the weights with their source"):
-            read_records(release, "nvidia", path, allow_unvalidated)
-    records = read_records(release, "nvidia", path, False, allow_unproved_weights=True)
+            read_records(release, get_chip("nvidia"), path, allow_unvalidated)
+    records = read_records(release, get_chip("nvidia"), path, False, allow_unproved_weights=True)
     assert (records.report is not None, records.weights_proved) == (True, False)
 
 
 def test_no_report_needs_to_be_allowed(release: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="no report"):
-        read_records(release, "nvidia", None, allow_unvalidated=False)
+        read_records(release, get_chip("nvidia"), None, allow_unvalidated=False)
     with pytest.raises(VerificationError, match="no report"):
-        read_records(release, "nvidia", tmp_path / "absent.json", allow_unvalidated=True)
-    assert read_records(release, "nvidia", None, allow_unvalidated=True).report is None
+        read_records(release, get_chip("nvidia"), tmp_path / "absent.json", allow_unvalidated=True)
+    assert read_records(release, get_chip("nvidia"), None, allow_unvalidated=True).report is None
 
 
 def _broken(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> bytes:
@@ -128,7 +129,7 @@ def test_what_is_not_json_is_refused() -> None:
 def test_a_damaged_release_is_refused(release: Path, damage: Any, kind: type[FlagReleaseError], message: str) -> None:
     damage(release)
     with pytest.raises(kind, match=message):
-        read_records(release, "nvidia", None, allow_unvalidated=True)
+        read_records(release, get_chip("nvidia"), None, allow_unvalidated=True)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_records_that_contradict_each_other_are_refused(release: Path, old: byte
     assert changed != manifest.read_bytes()
     manifest.write_bytes(changed)
     with pytest.raises((UsageError, VerificationError), match=message):
-        read_records(release, "nvidia", None, allow_unvalidated=True)
+        read_records(release, get_chip("nvidia"), None, allow_unvalidated=True)
 
 
 def test_a_release_without_a_recipe_is_refused(release: Path) -> None:
@@ -154,4 +155,4 @@ def test_a_release_without_a_recipe_is_refused(release: Path) -> None:
     document = json.loads(manifest.read_bytes())
     manifest.write_text(json.dumps(document | {"recipe": None}))
     with pytest.raises(UsageError, match="recipe is null"):
-        read_records(release, "nvidia", None, allow_unvalidated=True)
+        read_records(release, get_chip("nvidia"), None, allow_unvalidated=True)

@@ -22,12 +22,14 @@ from publish_release import Converted
 
 from flagrelease.cli import main
 from flagrelease.errors import NetworkError, UsageError, VerificationError
-from flagrelease.publish.hub_client import HubClient, take
-from flagrelease.publish.huggingface_client import HuggingFaceClient
-from flagrelease.publish.modelscope_client import ModelScopeClient
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.online import Address, OnlineReport, parse_address, verify_online
 from flagrelease.publish.patience import Patience
 from flagrelease.publish.publish import publish
+from flagrelease.publish.upload.client import HubClient, take
+from flagrelease.publish.upload.huggingface_client import HuggingFaceClient
+from flagrelease.publish.upload.modelscope_client import ModelScopeClient
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 SHARD = "model3-mp8.safetensors"
@@ -42,7 +44,7 @@ class Online:
     keys: Path
 
     def client(self) -> HubClient:
-        kind = HuggingFaceClient if self.address.hub == "huggingface" else ModelScopeClient
+        kind = HuggingFaceClient if self.address.hub is HUGGING_FACE else ModelScopeClient
         return kind(self.hub.url, Patience(sleep=lambda _: None))
 
     def check(self, **options: Any) -> OnlineReport:
@@ -194,7 +196,7 @@ def test_visibility_and_licence(online: Online) -> None:
         online.put("README.md", b"---\nlicense: mit\n---\n")
         problems = online.check().problems
         assert "the repository is private, not public" in problems
-    assert any("the manifest says Apache-2.0" in problem for problem in problems)
+    assert any("the recipe says Apache-2.0" in problem for problem in problems)
 
 
 def test_a_sample_is_read_and_proved(online: Online) -> None:
@@ -257,9 +259,9 @@ def test_ranges_are_what_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("hf://a/b@v1", Address("huggingface", "a/b", "v1")),
-        ("hf://a/b", Address("huggingface", "a/b", None)),
-        ("modelscope://FlagRelease/x-y.z@v0.1.0-0123456789ab", Address("modelscope", "FlagRelease/x-y.z",
+        ("hf://a/b@v1", Address(HUGGING_FACE, "a/b", "v1")),
+        ("hf://a/b", Address(HUGGING_FACE, "a/b", None)),
+        ("modelscope://FlagRelease/x-y.z@v0.1.0-0123456789ab", Address(MODELSCOPE, "FlagRelease/x-y.z",
                                                                        "v0.1.0-0123456789ab")),
         ("releases/fp8-mp8", None),
     ],

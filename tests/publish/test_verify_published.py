@@ -115,7 +115,7 @@ def change_chip(document: dict[str, Any]) -> None:
     ("plant", "message"),
     [
         (change_digest, "model0-mp8.safetensors has another digest in the manifest"),
-        (change_chip, "chip 'abacus' is not in the recipe"),
+        (change_chip, "chip 'abacus' is not in the release's recipe"),
         (drop_config, "config.json is in the manifest, but not in the statement"),
         (relist("x.safetensors", "0" * 64), "x.safetensors is added"),
         (relist("zz/x.py", "0" * 64), "zz/x.py is added"),

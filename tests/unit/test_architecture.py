@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "shard": {"errors", "durable", "strict_json"},
     "formats": {"errors", "shard"},
     "model": {"errors", "formats", "shard", "strict_json"},
-    "chips": {"errors"},
+    "chips": {"errors", "publish/hubs"},
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
     "ranks": {"device", "durable", "errors"},

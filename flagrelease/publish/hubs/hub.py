@@ -1,37 +1,86 @@
-"""What the two hubs take: limits in bytes and files, from their documentation and clients (docs/publishing.md)."""
+"""`Hub`: the facts of one hub, from its documentation and its client (docs/publishing.md). Each hub fills in one.
+
+The facts stand low in the package, so that a conversion's plan can ask them. The code that talks to a hub is named here
+(`client`) and loaded only when somebody talks to it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-Hub = Literal["huggingface", "modelscope"]
-# What commands and addresses call them: `--to hf`, `hf://owner/name@tag`.
-HUBS: dict[str, Hub] = {"hf": "huggingface", "modelscope": "modelscope"}
+from flagrelease.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class HubLimits:
-    """What a repository may hold.
+    """What a repository may hold. None: the hub says nothing.
 
     Attributes:
-        file_bytes: a longer file is refused by the hub.
-        advised_file_bytes: a longer file is taken, but advised against.
-        commit_files: of one commit. Hugging Face: LFS files; ModelScope: what its client puts into one request.
-        inline_bytes: of all files that are not LFS; None where nothing is said of them.
+        file_bytes: the hub refuses a longer file.
+        advised_file_bytes: the hub takes a longer file, but advises against it.
+        repo_files: files of a repository.
+        folder_entries: files of one folder.
+        commit_files: files of a publication, where the hub takes it in one commit.
+        inline_bytes: bytes of all files that are not LFS.
     """
 
     file_bytes: int
     advised_file_bytes: int
     repo_files: int
     folder_entries: int
-    commit_files: int
-    inline_bytes: int | None
+    commit_files: int | None = None
+    inline_bytes: int | None = None
 
 
-HUB_LIMITS: dict[Hub, HubLimits] = {
-    "huggingface": HubLimits(500 * 10**9, 200 * 10**9, 100_000, 10_000, 25_000, None),
-    "modelscope": HubLimits(100 * 10**9, 100 * 10**9, 100_000, 50_000, 256, 500 * 10**6),
-}
-# Largest file a hub takes, in bytes.
-HUB_FILE_LIMITS: dict[str, int] = {hub: limits.file_bytes for hub, limits in HUB_LIMITS.items()}
+@dataclass(frozen=True, slots=True)
+class CardRules:
+    """The metadata that a hub reads from the top of a card.
+
+    Attributes:
+        fields: all fields, in the order in which they are written.
+        optional: those that a card may lack.
+        fixed: fields that are the same on every card.
+    """
+
+    fields: tuple[str, ...]
+    optional: frozenset[str]
+    fixed: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """One hub.
+
+    Attributes:
+        name: what recipes, plans and messages call it.
+        scheme: what commands and addresses call it: `--to hf`, `hf://owner/name@tag`.
+        licences: SPDX id -> how the hub spells the licence. A release with another licence is not published there.
+        documents: files that only this hub reads, path -> content; their names are in `names.WRITTEN_NAMES`.
+        download: the command that downloads a repository; {repo} and {folder} stand for its two words.
+        client: `module:class` of its `upload.client.HubClient`.
+        commits: how many commits files (path, bytes) make in an empty repository.
+        is_inline: whether a file (path, bytes) is sent inside a commit; None where the hub decides that itself.
+    """
+
+    name: str
+    scheme: str
+    limits: HubLimits
+    licences: Mapping[str, str]
+    card: CardRules
+    documents: Mapping[str, bytes]
+    download: str
+    client: str
+    commits: Callable[[Sequence[tuple[str, int]]], int]
+    is_inline: Callable[[str, int], bool] | None = None
+
+    def licence(self, spdx: str) -> str:
+        """How the hub spells a licence.
+
+        Raises:
+            UsageError: its spelling is not known.
+        """
+        if (spelling := self.licences.get(spdx)) is None:
+            raise UsageError(f"licence {spdx} has no known spelling on {self.name} ({', '.join(self.licences)})")
+        return spelling

@@ -16,79 +16,71 @@ from urllib.parse import urlsplit
 
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
-from flagrelease.publish.hub_client import refuse_another_models
-from flagrelease.publish.limits import commit_batches, in_commit_order, is_inline
-from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
-from flagrelease.publish.modelscope_client import MASTER, ModelScopeClient
-from flagrelease.publish.patience import Patience
+from flagrelease.publish.hubs.modelscope import commit_batches, in_commit_order, is_inline
+from flagrelease.publish.listing import HUB_FILES, Difference, RemoteFile, compare, read_whole
 from flagrelease.publish.publication import Publication, PublishedFile
+from flagrelease.publish.upload.client import refuse_another_models
+from flagrelease.publish.upload.modelscope_client import MASTER, ModelScopeClient
 from flagrelease.records.manifest import MANIFEST_NAME
 
 
-class ModelScope:
-    """Publications on one hub."""
-
-    def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
-        """`endpoint`: another hub than MODELSCOPE_ENDPOINT says."""
-        self._client = ModelScopeClient(endpoint, patience)
+class ModelScope(ModelScopeClient):
+    """Reading from one hub and publishing to it."""
 
     def publish(self, publication: Publication, progress: Tracker) -> str:
         """Make the repository's master hold exactly this publication, and tag it; returns the tag.
 
         Raises:
             UsageError: the repository has another visibility or licence, or holds something else.
-            VerificationError: a file is not what the manifest says, or the hub does not hold what it was sent.
-            NetworkError: the hub did not do it; what did pass stays, and the same command goes on.
+            VerificationError: a file is not what the manifest says, the hub does not hold what it was sent, or
+                somebody else changed master meanwhile.
+            NetworkError: the hub did not do it; what did pass stays, and the same command resumes.
         """
         repo, tag = publication.repo, publication.version
         self._ensure_repository(publication)
-        if tag in self._client.tags(repo):
+        if tagged := tag in self.tags(repo):
             self._check(publication, tag)
-            progress.add(publication.bytes)
-            return tag
-        self._refuse_foreign(publication)
-        difference = self._difference(publication, MASTER)
+        found = self.list_files(repo, MASTER)
+        self._refuse_foreign(publication, found)
+        difference = compare(publication.by_path, found)
         wanted = [publication.by_path[path] for path in (*difference.missing, *difference.changed)]
         progress.add(publication.bytes - sum(file.size for file in wanted))
-        self._send(publication, [file for file in wanted if not is_inline(file)], progress)
-        self._commit(publication, difference)
+        self._send(publication, [file for file in wanted if not is_inline(file.path, file.size)], progress)
+        if difference:
+            self._commit(publication, found)
         self._check(publication, MASTER)
-        self._tag(repo, tag)
-        self._check(publication, tag)
+        if not tagged:
+            self._tag(repo, tag)
+            self._check(publication, tag)
         return tag
 
     def _ensure_repository(self, publication: Publication) -> None:
-        repo, licence = publication.repo, publication.records.licence
+        repo, spdx = publication.repo, publication.records.licence
+        licence = self.hub.licence(spdx)
 
         def call() -> None:
-            if not self._client.api.repo_exists(repo, "model"):
-                self._client.api.create_repo(
-                    repo, "model", visibility=publication.visibility, license=licence.modelscope
-                )
+            if not self.api.repo_exists(repo, "model"):
+                self.api.create_repo(repo, "model", visibility=publication.visibility, license=licence)
 
-        self._client.attempt(f"create {repo}", call)
-        facts = self._client.describe(repo, MASTER)
+        self.attempt(f"create {repo}", call)
+        facts = self.describe(repo, MASTER)
         if facts.visibility != publication.visibility:
             raise UsageError(f"{repo}: is {facts.visibility}; this publication is {publication.visibility}")
-        if (facts.licence or "").lower() not in {licence.modelscope.lower(), licence.spdx.lower()}:
-            raise UsageError(f"{repo}: has licence {facts.licence!r}; this is {licence.modelscope!r}")
+        if (facts.licence or "").lower() not in {licence.lower(), spdx.lower()}:
+            raise UsageError(f"{repo}: has licence {facts.licence!r}; this is {licence!r}")
 
-    def _refuse_foreign(self, publication: Publication) -> None:
+    def _refuse_foreign(self, publication: Publication, listed: list[RemoteFile]) -> None:
         """A publication cut off between two commits has no manifest yet, but no file of another kind either."""
-        listed = self._client.list_files(publication.repo, MASTER)
         there = {file.path for file in listed} - HUB_FILES
         if MANIFEST_NAME not in there and (foreign := sorted(there - set(publication.by_path))):
             raise UsageError(
                 f"{publication.repo}: master holds {foreign[0]!r} and no {MANIFEST_NAME}, so nothing that flagrelease "
                 "published; name another repository or empty it"
             )
-        refuse_another_models(self._client, publication.repo, MASTER, listed, publication.records.recipe.model)
-
-    def _difference(self, publication: Publication, revision: str) -> Difference:
-        return compare(publication.by_path, self._client.list_files(publication.repo, revision))
+        refuse_another_models(self, publication.repo, MASTER, listed, publication.records.recipe.model)
 
     def _check(self, publication: Publication, revision: str) -> None:
-        if difference := self._difference(publication, revision):
+        if difference := compare(publication.by_path, self.list_files(publication.repo, revision)):
             raise VerificationError(
                 f"{publication.repo}@{revision}: the hub does not hold this publication: {difference}"
                 + ("" if revision == MASTER else "; a tag is never moved")
@@ -97,11 +89,11 @@ class ModelScope:
     def _send(self, publication: Publication, files: list[PublishedFile], progress: Tracker) -> None:
         """Blobs that the hub does not have yet, one request each; the bytes are hashed on their way."""
         for file in files:
-            self._client.attempt(f"send {file.path}", partial(self._send_one, publication.repo, file))
+            self.attempt(f"send {file.path}", partial(self._send_one, publication.repo, file))
             progress.add(file.size)
 
     def _send_one(self, repo: str, file: PublishedFile) -> None:
-        client = self._client.api.legacy
+        client = self.api.legacy
         address = client.validate_blobs(repo, "model", [{"oid": file.sha256, "size": file.size}]).get(file.sha256)
         if address is None:  # stored already
             return
@@ -117,27 +109,31 @@ class ModelScope:
         if hashed.digest.hexdigest() != file.sha256:
             raise VerificationError(f"{file.path}: not what the manifest says; changed since")
 
-    def _commit(self, publication: Publication, difference: Difference) -> None:
-        """As many commits as the hub's limits ask. Each looks first what is left, so a lost reply does no harm."""
-        title = f"{publication.records.recipe.model} for {publication.records.chip.id}: {publication.version}"
+    def _commit(self, publication: Publication, before: list[RemoteFile]) -> None:
+        """As many commits as the hub's limits ask. Each attempt looks first what is left, so a lost reply does no harm.
+
+        The hub takes no parent for a commit, so a listing shows whether somebody else changed master since `before`.
+        """
 
         def call() -> None:
-            for actions in self._batches(publication):
-                self._client.api.legacy.create_commit(publication.repo, "model", actions, title, MASTER)
+            found = self.list_files(publication.repo, MASTER)
+            if theirs := _changed_by_others(publication, before, found):
+                raise VerificationError(
+                    f"{publication.repo}: somebody else changed {theirs[0]!r} on master during this publication; it is "
+                    "left as it is. When it may be replaced, run the same command again, which sends nothing twice"
+                )
+            actions = _actions(publication, compare(publication.by_path, found))
+            for batch in commit_batches((action, len(action["path"]) + len(action["content"])) for action in actions):
+                self.api.legacy.create_commit(publication.repo, "model", batch, publication.title, MASTER)
 
-        if difference:
-            self._client.attempt(f"commit to {MASTER} of {publication.repo}", call)
-
-    def _batches(self, publication: Publication) -> Iterator[list[dict[str, Any]]]:
-        actions = _actions(publication, self._difference(publication, MASTER))
-        return commit_batches((action, len(action["path"]) + len(action["content"])) for action in actions)
+        self.attempt(f"commit to {MASTER} of {publication.repo}", call)
 
     def _tag(self, repo: str, tag: str) -> None:
         def call() -> None:
-            if tag not in self._client.tags(repo):
-                self._client.api.create_repo_tag(repo, "model", tag, revision=MASTER)
+            if tag not in self.tags(repo):
+                self.api.create_repo_tag(repo, "model", tag, revision=MASTER)
 
-        self._client.attempt(f"tag {tag}", call)
+        self.attempt(f"tag {tag}", call)
 
 
 class _HashedStream:
@@ -157,6 +153,17 @@ class _HashedStream:
         return content
 
 
+def _changed_by_others(publication: Publication, before: list[RemoteFile], found: list[RemoteFile]) -> list[str]:
+    """Paths that are neither as they were before this publication nor as it wants them, sorted."""
+    was, now = ({file.path: file.sha256 for file in listed} for listed in (before, found))
+    wanted = publication.digests
+    return sorted(
+        path
+        for path in (was.keys() | now.keys() | wanted.keys()) - HUB_FILES
+        if now.get(path) not in (was.get(path), wanted.get(path))
+    )
+
+
 def _actions(publication: Publication, difference: Difference) -> Iterator[dict[str, Any]]:
     """Deletions, files, and last what says that the publication is complete."""
     empty = {"type": "normal", "size": 0, "sha256": "", "content": "", "encoding": ""}
@@ -164,7 +171,7 @@ def _actions(publication: Publication, difference: Difference) -> Iterator[dict[
         yield {"action": "delete", "path": path, **empty}
     for path in in_commit_order((*difference.missing, *difference.changed)):
         file = publication.by_path[path]
-        if not is_inline(file):
+        if not is_inline(file.path, file.size):
             content = {"type": "lfs", "sha256": file.sha256, "content": "", "encoding": ""}
         else:
             text = base64.b64encode(read_whole(file)).decode()

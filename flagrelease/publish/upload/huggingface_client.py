@@ -1,4 +1,4 @@
-"""Hugging Face by its own client: listing, references, ranges, and what is waited out. It changes nothing."""
+"""Reading from Hugging Face by its own client: listing, references, ranges, and which failures are waited out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
 from flagrelease.publish.extra import require
-from flagrelease.publish.hub_client import RepositoryFacts, range_header, take
-from flagrelease.publish.hubs.hub import Hub
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.listing import RemoteFile
 from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 from flagrelease.publish.secrets import redact, redact_logs_of
+from flagrelease.publish.upload.client import RepositoryFacts, range_header, take
 
 Result = TypeVar("Result")
 
@@ -21,9 +21,9 @@ _XET_REFUSAL = re.compile(r"HTTP status client error \((\d{3})")  # in the text 
 
 
 class HuggingFaceClient:
-    """One hub. The token is the client's own business: HF_TOKEN, or its login."""
+    """Reading from one hub. The token is the client's own business: HF_TOKEN, or its login."""
 
-    hub: Hub = "huggingface"
+    hub = HUGGING_FACE
 
     def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
         """`endpoint`: another hub than HF_ENDPOINT says."""

@@ -1,4 +1,4 @@
-"""ModelScope by its own client: listing, tags, ranges, and what is waited out. It changes nothing."""
+"""Reading from ModelScope by its own client: listing, tags, ranges, and which failures are waited out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from flagrelease.errors import FlagReleaseError, NetworkError, VerificationError
 from flagrelease.publish.extra import require
-from flagrelease.publish.hub_client import RepositoryFacts, range_header, take
-from flagrelease.publish.hubs.hub import Hub
+from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.listing import RemoteFile
 from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience
 from flagrelease.publish.secrets import redact, redact_logs_of
+from flagrelease.publish.upload.client import RepositoryFacts, range_header, take
 
 Result = TypeVar("Result")
 
@@ -20,9 +20,9 @@ _CHUNK = 1 << 20
 
 
 class ModelScopeClient:
-    """One hub. The token is the client's own business: MODELSCOPE_API_TOKEN, or its login."""
+    """Reading from one hub. The token is the client's own business: MODELSCOPE_API_TOKEN, or its login."""
 
-    hub: Hub = "modelscope"
+    hub = MODELSCOPE
 
     def __init__(self, endpoint: str | None = None, patience: Patience | None = None) -> None:
         """`endpoint`: another hub than MODELSCOPE_ENDPOINT says."""

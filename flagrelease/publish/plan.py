@@ -1,0 +1,85 @@
+"""The plan of a publication: the release's files and the documents that are made from its records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flagrelease.chips.table import get_chip, repo_name
+from flagrelease.errors import UsageError
+from flagrelease.publish.card import make_card
+from flagrelease.publish.hubs.hub import Hub
+from flagrelease.publish.hubs.huggingface import HUGGING_FACE
+from flagrelease.publish.hubs.names import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.publish.publication import Publication, make_publication
+from flagrelease.publish.records import Records
+from flagrelease.publish.run_files import run_files
+from flagrelease.publish.signature import make_signature, read_unchecked, unsigned_files
+from flagrelease.records.provenance import make_statement
+
+
+def plan_publication(
+    records: Records,
+    hub: Hub | None,
+    place: str,
+    *,
+    private: bool = False,
+    signing_key: Path | None = None,
+    signature: Path | None = None,
+) -> Publication:
+    """Files of the release, card, run files, report, what the hub reads, statement, and a signature if asked for.
+
+    Args:
+        hub: None for a folder, which gets what Hugging Face would get: it is a mirror, or a look at it.
+        place: the repository, or the folder.
+        signing_key: PEM file of an EC private key.
+        signature: a bundle over exactly these files that was made elsewhere.
+
+    Raises:
+        UsageError: a file of the release has a name that publishing writes; a key or bundle that does not fit.
+        VerificationError: a card that breaks a rule of the hub.
+    """
+    own = repo_name(records.recipe.model, records.chip)
+    named = place if hub is not None else own
+    facts = hub or HUGGING_FACE
+    documents = {CARD_NAME: make_card(records, facts, named), **run_files(records), **facts.documents}
+    siblings = _siblings(records) if named == own else ()
+
+    def with_documents() -> Publication:
+        return make_publication(records, hub, place, private, documents, siblings)
+
+    # The statement is about every other file; the signature is of every file but itself.
+    documents[STATEMENT_NAME] = make_statement(
+        records.manifest, records.manifest_sha256, records.chip.id, records.recipe_document, with_documents().digests
+    )
+    digests = with_documents().digests
+    if signing_key is not None:
+        documents[SIGNATURE_NAME] = make_signature(named.rpartition("/")[2], digests, signing_key)
+    elif signature is not None:
+        documents[SIGNATURE_NAME] = _bundle_of(signature, digests)
+    return with_documents()
+
+
+def _siblings(records: Records) -> tuple[str, ...]:
+    """Repositories of the recipe's other chips that get the same weights."""
+    releases, own = records.recipe.releases, records.chip.id
+    return tuple(
+        repo_name(records.recipe.model, get_chip(chip))
+        for chip, spec in releases.items()
+        if chip != own and spec == releases[own]
+    )
+
+
+def _bundle_of(path: Path, digests: dict[str, str]) -> bytes:
+    """A bundle made elsewhere, if it is over these files.
+
+    Raises:
+        UsageError: it cannot be read, or is over other files.
+        VerificationError: it is no bundle of a model.
+    """
+    try:
+        bundle = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    if differing := unsigned_files(read_unchecked(bundle), digests):
+        raise UsageError(f"{path}: is not over this publication: {'; '.join(differing[:5])}")
+    return bundle
