@@ -48,17 +48,21 @@ def understand(
     scales, found = pair_scales(stored, problems)
     wanted = parts if parts is not None else {spec.name: (spec, spec.shape) for spec in inventory(config).values()}
     weights = []
+    # V4-Pro has 73,000 weights of sixty kinds: what matched once is not matched again
+    matched: dict[object, tuple[Format | None, tuple[int, int]]] = {}
     for name, weight in found.items():
         if name not in wanted:
             problems.append(f"{weight.file}: tensor {name!r} is not part of this model{_naming_hint(name)}")
             continue
         (spec, shape), scale = wanted[name], scales.get(name)
-        try:
-            weights.append(
-                StoredWeight(spec, weight, scale, *match(shape, spec.storage.value, weight, scale, config.block_size))
-            )
-        except CheckpointError as error:
-            problems.append(str(error))
+        kind = (shape, spec.storage, weight.dtype, weight.shape, scale and (scale.dtype, scale.shape))
+        if kind not in matched:
+            try:
+                matched[kind] = match(shape, spec.storage.value, weight, scale, config.block_size)
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+        weights.append(StoredWeight(spec, weight, scale, *matched[kind]))
     folder = config_path.parent
     problems += [f"{folder}: tensor {name!r} of this model is in no file" for name in wanted if name not in found]
     problems += _disagreements(config, config_path, weights)
