@@ -4,7 +4,7 @@
     python benchmarks/plan.py --before ../flagrelease-59ea74a  # beside another checkout, in turns
 
 Each run is a whole process, as a user starts it: imports, headers, plan, summary. Processor seconds are those of the
-process; on a busy machine they say more than the clock. Prints Markdown; copy it to benchmarks/plan_<machine>_<date>.md.
+process; on a busy machine they say more than the clock. Prints Markdown, for benchmarks/plan_<machine>_<date>.md.
 """
 
 from __future__ import annotations
