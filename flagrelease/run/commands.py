@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagrelease.errors import UsageError
+from flagrelease.extras import require_extra
 from flagrelease.run.request import STAGES, StageName
 
 if TYPE_CHECKING:
+    from flagrelease.run.request import RunRequest
     from flagrelease.run.steps import ChipRun
 
 _EXAMPLES = """\
@@ -18,8 +21,8 @@ Example: flagrelease run recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4
 
 Example: flagrelease run recipes/deepseek-v4-flash.yaml --out releases --publish hf --yes
 
-Interrupted, or when something was missing, the same command goes on. The exit code is that of the first chip that
-could not go on; 7: its validation cannot tell.
+After an interruption, or when something was missing, run the same command again: it resumes. The exit code is that of
+the first chip that could not be finished; 7: its validation has no verdict.
 """
 
 
@@ -65,7 +68,7 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")] = False,
 ) -> None:
-    """The whole way for the chips of a recipe: convert, verify, validate, publish. What chips share is done once."""
+    """Run every step for every chip of a recipe: convert, verify, validate, publish. What chips share is done once."""
     from flagrelease.convert.memory import default_workers
     from flagrelease.records.recipe import read_recipe
     from flagrelease.run.request import RunRequest

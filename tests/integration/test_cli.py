@@ -181,3 +181,71 @@ def test_help_is_quick_to_load() -> None:
         "assert not {'torch', 'numba', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_run_needs_its_packages_and_files_before_it_converts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Missing torch was found after the conversion and the verification, which take hours for a real model."""
+    import importlib.util
+
+    recipe = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
+    words = ["run", str(recipe), "--out", str(tmp_path / "out")]
+    assert main([*words, "--documents", "none.jsonl"]) == 2
+    assert "--documents none.jsonl: no such file" in capsys.readouterr().err
+    assert main([*words, "--data", "choices=none.jsonl"]) == 2
+    assert "there is no file none.jsonl" in capsys.readouterr().err
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
+    assert main(words) == 4
+    assert (
+        "run --until validate needs torch, which is not installed: pip install '.[engine]'" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_work_says_so(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["convert", str(source), "--out", str(tmp_path), "--target", "bf16:hf"]
+    assert main(words) == 0
+    first = capsys.readouterr()
+    assert "complete already" not in first.out
+    assert "resuming" not in first.err
+    assert "publish needs --recipe FILE" in first.out
+    assert main(words) == 0
+    again = capsys.readouterr()
+    assert "bf16-hf: complete already, nothing was written" in again.out
+    assert "resuming" not in again.err
+    assert document(capsys, *words, "--json")["releases"]["bf16-hf"]["complete_before"] is True
+
+
+def test_ranks_of_one_node_say_an_error_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in range(3):
+        (tmp_path / str(rank)).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
+        assert main(["inspect", "nowhere"]) == 3
+    assert main(["inspect", "elsewhere"]) == 3
+    said = [line for line in capsys.readouterr().err.splitlines() if "checkpoint: " in line]
+    assert len(said) == 2
+    assert "nowhere" in said[0]
+    assert "elsewhere" in said[1]
+
+
+def test_a_bug_asks_to_be_reported() -> None:
+    code = (
+        "import flagrelease.cli as cli; cli.console.show = None; import sys; "
+        "sys.argv = ['flagrelease', 'inspect', 'examples/tiny/flagrelease-tiny-v4']; cli.run()"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("flagrelease: this is a bug in flagrelease. Please report")
+
+
+@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=" ".join)
+def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    assert main([*words, "--help"]) == 0
+    example = " ".join(capsys.readouterr().out.split()).partition("Example")[2]
+    assert f"flagrelease {' '.join(words)} " in example
