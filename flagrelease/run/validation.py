@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import subprocess
-import sys
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from flagrelease.errors import ResourceError, VerificationError
+from flagrelease.errors import FlagReleaseError, ResourceError, VerificationError
+from flagrelease.ranks.launch import launch
 from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 from flagrelease.records.report import Report, parse_report
 from flagrelease.records.rules import StageName, ValidationRules
@@ -28,6 +28,7 @@ from flagrelease.validate.stages.stage import Outcome, StageRunner
 from flagrelease.validate.stages.state import Binding, State, rules_sha256
 
 CANNOT_TELL = 7  # exit code of `validate`
+_INTERRUPTED = 130  # exit code of any command
 
 
 def validation_request(
@@ -129,8 +130,7 @@ def record_baseline(request: RunRequest, runs: Sequence[ChipRun], source: Path) 
         return
     words = ["baseline", "record", str(source), "--out", str(folder), *_common(request)]
     words += [] if request.documents is None else ["--documents", str(request.documents)]
-    if (code := _torchrun(ranks, words)) != 0:
-        raise ResourceError(f"{folder}: the native model was not recorded (exit code {code}; its words are above)")
+    _on_ranks(ranks, words)
 
 
 def earlier_validation(request: RunRequest, run: ChipRun, source: Path) -> RunStep | None:
@@ -190,12 +190,7 @@ def _run_validation(request: RunRequest, run: ChipRun, asked: ValidationRequest)
             f"{run.release.name} takes {ranks} ranks, a node of {run.chip.id} has {run.chip.cards_per_node} cards: run "
             f"`flagrelease {shlex.join(words)}` by torchrun on its nodes, then this command again"
         )
-    path = asked.out / REPORT_NAME
-    before = path.stat().st_mtime_ns if path.is_file() else None
-    code = _torchrun(ranks, words)
-    # torchrun's own code does not tell a verdict from a crash; a report that was written does.
-    if not path.is_file() or path.stat().st_mtime_ns == before:
-        raise ResourceError(f"{asked.out}: the validation broke off (exit code {code}; its words are above)")
+    _on_ranks(ranks, words)
 
 
 def _common(request: RunRequest) -> list[str]:
@@ -205,11 +200,20 @@ def _common(request: RunRequest) -> list[str]:
     ]
 
 
-def _torchrun(ranks: int, words: list[str]) -> int:
-    """Run a command of this program on `ranks` processes of this machine. What it says goes to stderr."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [*launcher, "-m", "flagrelease", *words]
-    return subprocess.run(command, stdout=2, check=False).returncode  # stdout is for the end of this command
+def _on_ranks(ranks: int, words: list[str]) -> None:
+    """Run a command of this program on ranks of this machine. What it says goes to stderr.
+
+    Raises:
+        FlagReleaseError: the command's own refusal, with its exit code. A verdict is none: it is in the report.
+        KeyboardInterrupt: the command was interrupted.
+    """
+    status = launch(words, ranks, to_stderr=True)
+    if status.message is not None:
+        raise status.as_error()
+    if status.exit_code in (_INTERRUPTED, 128 + signal.SIGTERM):
+        raise KeyboardInterrupt
+    if status.exit_code not in (0, VerificationError.exit_code, CANNOT_TELL):
+        raise FlagReleaseError(f"`flagrelease {words[0]}` ended with exit code {status.exit_code}; see above")
 
 
 def _ranks(run: ChipRun) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, start_ranks
 from flagrelease.records.rules import StageName
 from flagrelease.validate.stages.choices import PARTS, Dialect, Part
 
@@ -50,7 +51,7 @@ BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Answers at onc
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command(
-        epilog="Example: torchrun --nproc-per-node 8 -m flagrelease validate releases/fp8-mp8 --chip mthreads "
+        epilog="Example: flagrelease validate releases/fp8-mp8 --chip mthreads "
         "--recipe recipes/deepseek-v4-flash.yaml --source DeepSeek-V4-Flash/ --baseline flash-baseline "
         "--data gpqa=gpqa_diamond.csv. Exit codes: 0 pass; 5 fail; 7 cannot tell."
     )(validate)
@@ -63,6 +64,7 @@ def register(app: typer.Typer) -> None:
 
 
 def validate(
+    invocation: typer.Context,
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)],
     chip: Annotated[str, typer.Option("--chip", metavar="NAME", help="A chip of the table.", show_default=False)],
     recipe: RecipeOption = None,
@@ -90,27 +92,28 @@ def validate(
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
     batch: BatchOption = 16,
+    ranks: RanksOption = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of text.")] = False,
 ) -> None:
-    """Judge a release on its chip: files, weights, logits, benchmarks, behaviour. Killed, the same command goes on.
+    """Judge a release on its chip: files, weights, logits, benchmarks, behaviour. Run the same command again to resume.
 
     Without a baseline, or without a device that can run the release, the stages that read files are run and the others
     are reported as not run.
     """
     from flagrelease.chips.table import get_chip
+    from flagrelease.ranks.job import is_leader
     from flagrelease.records.manifest import read_manifest
     from flagrelease.validate.stages.display import Display
-    from flagrelease.validate.stages.port import is_leader
     from flagrelease.validate.stages.request import ValidationRequest, choose_rules, default_out
-    from flagrelease.validate.stages.run import report_bytes
+    from flagrelease.validate.stages.run import find_device_of, report_bytes
     from flagrelease.validate.stages.run import validate as run_validation
     from flagrelease.validate.stages.summary import show_report
 
-    known = get_chip(chip)
+    known, manifest = get_chip(chip), read_manifest(release)
     request = ValidationRequest(
         release=release,
         chip=known,
-        rules=choose_rules(recipe, read_manifest(release), known),
+        rules=choose_rules(recipe, manifest, known),
         out=out or default_out(release, known),
         recipe=recipe,
         source=source,
@@ -123,6 +126,12 @@ def validate(
         operators=operators,
         rows=batch,
     )
+    found = find_device_of(request)
+    if not isinstance(found, str) and (count := choose_ranks(ranks, manifest.target.mp or 1, found.type)) > 1:
+        with Display() as display:  # files are read before the other ranks start: they would wait for hours
+            files = run_validation(replace(request, until="weights"), display)
+        if files is not None and files.verdict != "fail":
+            start_ranks(invocation, count)
     with Display(quiet=not is_leader()) as display:
         report = run_validation(request, display)
     if report is None:
@@ -136,6 +145,7 @@ def validate(
 
 
 def record(
+    invocation: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The native checkpoint.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The baseline.", show_default=False)],
     recipe: RecipeOption = None,
@@ -155,14 +165,15 @@ def record(
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
     batch: BatchOption = 16,
+    ranks: RanksOption = AUTO,
 ) -> None:
     """Record what the native model gives: logits with their noise floor, answers to the benchmarks, behaviour.
 
-    The chip's machine then needs this folder and no native model. Interrupted, the same command goes on.
+    The chip's machine then needs this folder and no native model. Run the same command again to resume.
     """
+    from flagrelease.ranks.job import is_leader
     from flagrelease.records.recipe import read_recipe
     from flagrelease.validate.stages.display import Display
-    from flagrelease.validate.stages.port import is_leader
     from flagrelease.validate.stages.record import Recording
     from flagrelease.validate.stages.record import record as run_recording
     from flagrelease.validate.stages.request import default_rules
@@ -179,6 +190,7 @@ def record(
         operators=operators,
         rows=batch,
     )
+    start_ranks(invocation, choose_ranks(ranks, 1, device))
     with Display(quiet=not is_leader()) as display:
         run_recording(recording, display)
 

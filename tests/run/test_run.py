@@ -22,6 +22,7 @@ from flagrelease.chips.table import get_chip
 from flagrelease.cli import main
 from flagrelease.errors import NetworkError
 from flagrelease.publish.records import default_report
+from flagrelease.ranks.status import Status
 from flagrelease.run import publication, validation
 from flagrelease.validate.stages import file_stages
 from flagrelease.validate.stages.request import default_out
@@ -252,32 +253,32 @@ def test_bad_usage(tmp_path: Path, words: list[str], message: str, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
-def test_ranks_are_started_by_torchrun(
+def test_ranks_are_started_and_their_own_exit_codes_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is given commands of this program, which parses their words: the recording, then the validation."""
+    """Under torchrun every failure was a code of 1, and the table said 4 to all of them."""
     commands: list[list[str]] = []
 
-    def record(command: list[str], **_: Any) -> Any:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
+    def record(words: list[str], ranks: int, *, to_stderr: bool) -> Status:
+        assert (ranks, to_stderr) == (2, True)
+        commands.append(words)
+        return Status(exit_code=0) if words[0] == "baseline" else Status(exit_code=6, kind="network", message="gone")
 
-    monkeypatch.setattr(validation.subprocess, "run", record)
+    monkeypatch.setattr(validation, "launch", record)
     recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"], device="any")
     document = yaml.safe_load(recipe.read_text())
     document["releases"] = {"nvidia": {"dtype": "fp8", "layout": "mp2"}}
     recipe.write_text(yaml.safe_dump(document))
-    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", "--documents", "texts.jsonl"]
-    assert main(words) == 4  # nothing was written, and that is said
-    assert "the validation broke off" in capsys.readouterr().out
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"name": "t", "kind": "short", "text": "a"}\n')
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", "--documents", str(texts)]
+    assert main(words) == 6
+    assert "nvidia: validate: network: gone" in capsys.readouterr().out
     for command in commands:
-        launcher, rest = command[: command.index("flagrelease") + 1], command[command.index("flagrelease") + 1 :]
-        assert launcher[1:3] == ["-m", "torch.distributed.run"]
-        assert launcher[launcher.index("--nproc-per-node") + 1] == "2"
         with pytest.raises(SystemExit) as ended:
-            cli.app([*rest, "--help"])
+            cli.app([*command, "--help"])
         assert ended.value.code == 0
-    assert [command[command.index("flagrelease") + 1] for command in commands] == ["baseline", "validate"]
+    assert [command[0] for command in commands] == ["baseline", "validate"]
 
 
 def test_more_ranks_than_a_node_has_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,7 +332,7 @@ def test_without_the_chips_device_nobody_can_tell_and_nothing_is_published(
 
 @pytest.mark.slow
 def test_a_release_for_two_ranks_is_validated_on_two_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No stand-in: torchrun, the engine, the trained model."""
+    """No stand-in: two processes, the engine, the trained model."""
     behaviour = {"prompts": 1, "repeats": 1, "max_tokens": 4, "margin": 90}
     recipe = write_recipe(
         tmp_path, stages=["integrity", "weights", "behaviour"], device="any", behaviour=behaviour,

@@ -11,7 +11,7 @@ from flagrelease.records.report import Stage
 from flagrelease.records.rules import StageName
 from flagrelease.records.source_identity import identify
 from flagrelease.validate.stages.request import ValidationRequest
-from flagrelease.validate.stages.stage import Outcome, Watch
+from flagrelease.validate.stages.stage import ABSENT, Outcome, Watch
 from flagrelease.verify.integrity import check_files
 from flagrelease.verify.origin import open_source
 from flagrelease.verify.result import Check
@@ -73,7 +73,7 @@ class WeightsStage:
     def inputs(self) -> dict[str, str]:
         """Which source, by its identity."""
         path = self.request.source
-        return {"source": "none" if path is None else identify(path).digest}
+        return {"source": ABSENT if path is None else identify(path).digest}
 
     def run(self, watch: Watch) -> Outcome:
         """Every tensor."""

@@ -7,7 +7,6 @@ only hold their part of the model.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from flagrelease.chips.table import Chip
 from flagrelease.device import Device, open_device
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.extras import remedy
+from flagrelease.ranks.job import is_leader, ranks
 from flagrelease.records.manifest import Dtype
 
 if TYPE_CHECKING:
@@ -39,16 +39,6 @@ class _Answer:
 
 
 _Order = Literal["logits", "stop"] | _Answer
-
-
-def is_leader() -> bool:
-    """Whether this process does the work: torchrun says it, and a process alone does."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def ranks() -> int:
-    """Processes of the job."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def find_device(chip: Chip, wanted: str, *, anywhere: bool) -> Device | str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flagrelease.device import open_device
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.ranks.job import is_leader
 from flagrelease.records.rules import ValidationRules
 from flagrelease.records.source_identity import identify
 from flagrelease.validate.behaviour.answers import Behaviour
@@ -16,7 +17,8 @@ from flagrelease.validate.exams.side import Side, refuse_other_rules
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
 from flagrelease.validate.stages.baseline import BaselineFolder, refuse_other_model, subject_of_source
 from flagrelease.validate.stages.choices import PARTS, Part
-from flagrelease.validate.stages.port import Port, is_leader
+from flagrelease.validate.stages.port import Port
+from flagrelease.validate.stages.preconditions import require_data
 from flagrelease.validate.stages.request import Data, Endpoint
 from flagrelease.validate.stages.stage import Watch
 
@@ -61,6 +63,7 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
         NetworkError: the hub or the endpoint.
     """
     folder = BaselineFolder(recording.out)
+    require_data(recording.data, recording.rules)
     identity = identify(recording.source).digest
     _refuse_another(recording, folder, identity)
     if "logits" in recording.parts:

@@ -11,6 +11,7 @@ from flagrelease import __version__
 from flagrelease.device import Device
 from flagrelease.durable.files import write_whole
 from flagrelease.errors import UsageError
+from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest, ToolRecord, read_manifest
 from flagrelease.records.report import Report, Stage, verdict_of
 from flagrelease.validate.page.page import render_page
@@ -18,7 +19,8 @@ from flagrelease.validate.stages.baseline import NO_BASELINE, BaselineFolder
 from flagrelease.validate.stages.environment import describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
 from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, LogitsStage, StageInputs
-from flagrelease.validate.stages.port import Port, find_device, is_leader
+from flagrelease.validate.stages.port import Port, find_device
+from flagrelease.validate.stages.preconditions import require_comparable, require_data, require_packages
 from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, StageRunner, Watch
 from flagrelease.validate.stages.state import Binding, State, rules_sha256
@@ -44,7 +46,10 @@ def validate(request: ValidationRequest, watch: Watch) -> Report | None:
     if request.out.resolve().is_relative_to(request.release.resolve()):
         raise UsageError(f"{request.out}: is inside the release, which holds only the files of its manifest")
     baseline = None if request.baseline is None else BaselineFolder.open(request.baseline)
-    device = _find_device(request, baseline)
+    device = find_device_of(request)
+    require_data(request.data, request.rules)
+    if not isinstance(device, str):
+        require_packages(request.rules)
     manifest_sha256 = hashlib.sha256((request.release / MANIFEST_NAME).read_bytes()).hexdigest()
     with ExitStack() as stack:
         port: Port | str = device if isinstance(device, str) else _open_port(request, manifest, device)
@@ -59,6 +64,8 @@ def validate(request: ValidationRequest, watch: Watch) -> Report | None:
         state = State.open(request.out, binding) if is_leader() else State(request.out)
         known = manifest.source.contents_blake3 is not None  # schema 1 recorded headers only: no answers match those
         identity = manifest.source.identity if known else "a source whose contents the manifest does not record"
+        if is_leader() and baseline is not None and (isinstance(port, Port) or request.endpoint is not None):
+            require_comparable(baseline, request.rules, identity)
         given = StageInputs(request, state, baseline, port, identity, manifest_sha256)
         if isinstance(port, Port):
             stack.enter_context(port)
@@ -70,9 +77,9 @@ def validate(request: ValidationRequest, watch: Watch) -> Report | None:
         return _write_report(request, manifest, binding, outcomes)
 
 
-def _find_device(request: ValidationRequest, baseline: BaselineFolder | None) -> Device | str:
-    """Only looked for if a stage could use it: that loads torch."""
-    if baseline is None:
+def find_device_of(request: ValidationRequest) -> Device | str:
+    """The device that the model stages run on, or why they do not run. Looked for only if needed: it loads torch."""
+    if request.baseline is None:
         return NO_BASELINE
     if request.until in FILE_STAGES:
         return f"not asked for (--until {request.until})"

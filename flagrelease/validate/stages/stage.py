@@ -18,6 +18,9 @@ class Watch(Protocol):
         ...
 
 
+ABSENT = "none"  # an input that was not given
+
+
 class Outcome(BaseModel):
     """What is kept of a finished stage.
 
@@ -32,6 +35,21 @@ class Outcome(BaseModel):
     inputs: dict[str, str]
     benchmarks: tuple[Benchmark, ...] = ()
     seeds: dict[str, int] = {}
+
+    def differences(self, inputs: dict[str, str]) -> list[str]:
+        """Inputs that are others than those this rests on. What was not given on one of the sides is no difference."""
+        both = self.inputs | inputs
+        return sorted(
+            name
+            for name in both
+            if ABSENT not in (mine := self.inputs.get(name), theirs := inputs.get(name)) and mine != theirs
+        )
+
+    def rests_on_less(self, inputs: dict[str, str]) -> bool:
+        """Whether something is given now that was not given then, as the source may be: the stage is worth running
+        again. A stage that failed has nothing to gain: its verdict stays."""
+        gained = any(value == ABSENT != inputs.get(name, ABSENT) for name, value in self.inputs.items())
+        return gained and self.stage.verdict != "fail"
 
 
 class StageRunner(Protocol):

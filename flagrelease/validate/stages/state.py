@@ -69,7 +69,7 @@ class State:
         return self.folder / "work" / name
 
     def finished(self, name: StageName, inputs: dict[str, str]) -> Outcome | None:
-        """A finished stage; None if it is not.
+        """A finished stage; None if it is not, or if it can show more now: the source is given, and was not before.
 
         Raises:
             ResourceError: it was finished with other inputs.
@@ -78,13 +78,13 @@ class State:
         if not path.is_file():
             return None
         outcome = _read(path, Outcome)
-        if differs := sorted(
-            k for k in inputs.keys() | outcome.inputs.keys() if inputs.get(k) != outcome.inputs.get(k)
-        ):
+        if differs := outcome.differences(inputs):
             raise ResourceError(
-                f"{self.folder}: the stage {name} was finished with another {' and another '.join(differs)}; a verdict "
-                "is not taken twice: give another --out"
+                f"{self.folder}: the stage {name} was finished with another {' and another '.join(differs)}; a "
+                "validation cannot be repeated until it happens to pass: give another --out"
             )
+        if outcome.rests_on_less(inputs):
+            return None
         return outcome
 
     def finish(self, outcome: Outcome) -> Outcome:

@@ -49,7 +49,7 @@ def test_a_recipe_of_something_else(workshop: Workshop, tmp_path: Path, capfd: S
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--data", "gpqa=x.csv"], "the rules have no such benchmark (they have: choices)"),
+        (["--data", f"gpqa={__file__}"], "the rules have no such benchmark (they have: choices)"),
         (["--data", "choices"], "NAME=FILE is expected"),
         (["--model", "m"], "--model belongs to --endpoint"),
         (["--concurrency", "2"], "--concurrency belongs to --endpoint"),
@@ -75,7 +75,7 @@ def test_data_without_its_columns(workshop: Workshop, tmp_path: Path, capfd: Sai
     words = workshop.validation(workshop.release("bf16"), tmp_path / "out")
     words[words.index(f"choices={workshop.data}")] = f"choices={data}"
     refused(words, 2, "choices.jsonl:1: lacks 'Correct Answer'", capfd)
-    assert (tmp_path / "out" / "state" / "logits.json").is_file(), "what was finished before is kept"
+    assert not (tmp_path / "out").exists(), "it was found after the logits stage, hours later"
 
 
 def test_a_baseline_of_another_model_or_under_other_rules(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
@@ -94,6 +94,41 @@ def test_a_baseline_of_another_model_or_under_other_rules(workshop: Workshop, tm
     path = str(write_recipe(tmp_path / "tokens.yaml", changed))
     refused(workshop.validation(release, tmp_path / "o2", "--recipe", path), 5, "recorded under other rules", capfd)
     refused(workshop.validation(release, out, "--baseline", str(tmp_path / "none")), 2, "no baseline", capfd)
+
+
+def test_answers_under_other_rules_are_refused_before_the_logits(
+    workshop: Workshop, tmp_path: Path, capfd: Said
+) -> None:
+    """They were compared after all answers of this side had been given."""
+    asked = {"prompts": 1, "repeats": 4, "max_tokens": 5, "margin": 90}
+    path = str(write_recipe(tmp_path / "other.yaml", recipe(workshop.source, behaviour=asked)))
+    words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--recipe", path)
+    refused(words, 5, "behaviour.json: was recorded under other rules of behaviour", capfd)
+    assert not (tmp_path / "out" / "state" / "integrity.json").exists()
+
+
+def test_a_first_validation_without_the_source_does_not_block_a_second_one_with_it(
+    workshop: Workshop, tmp_path: Path, capfd: Said
+) -> None:
+    """It was refused: "the stage weights was finished with another source"."""
+    out = tmp_path / "out"
+    with_source = workshop.validation(workshop.release("bf16"), out, "--until", "weights")
+    without = list(with_source)
+    del without[without.index("--source") : without.index("--source") + 2]
+    assert cli.main(without) == 7
+    integrity = (out / "state" / "integrity.json").stat().st_mtime_ns
+    details = [json.loads((out / "report.json").read_bytes())["stages"][1]["detail"]]
+    for words in (with_source, without):
+        assert cli.main(words) == 7
+        details.append(json.loads((out / "report.json").read_bytes())["stages"][1]["detail"])
+    assert "the source was not at hand" in details[0]
+    assert "bit for bit what a second decoder makes of the source" in details[1]
+    assert details[2] == details[1], "what was proved stays proved where the source is not at hand"
+    assert (out / "state" / "integrity.json").stat().st_mtime_ns == integrity, "stages with the same inputs are kept"
+    other = tmp_path / "other"
+    Checkpoint(small_config(), seed=77).write_hf(other, "native")
+    words = [word if word != str(workshop.source) else str(other) for word in with_source]
+    refused(words, 4, "weights was finished with another source", capfd)
 
 
 @pytest.mark.parametrize("name", ["benchmarks/choices.json", "behaviour.json"])
