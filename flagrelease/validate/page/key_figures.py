@@ -8,7 +8,7 @@ from flagrelease.records.report import Benchmark, Stage
 from flagrelease.validate.behaviour.stage import BehaviourFigures
 from flagrelease.validate.page.benchmark_panels import differences
 from flagrelease.validate.page.forest import signed
-from flagrelease.validate.page.logits_panels import nearest_limit
+from flagrelease.validate.page.limits_panel import nearest_limit
 from flagrelease.validate.page.weights_panels import CheckFigures
 
 
