@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flagrelease.errors import FlagReleaseError
 from flagrelease.run.conversion import convert
+from flagrelease.run.needs import require_needs
 from flagrelease.run.publication import publish_chip
 from flagrelease.run.request import RunRequest, StageName
 from flagrelease.run.steps import ChipRun, RunStep
@@ -24,8 +25,10 @@ def run_recipe(request: RunRequest) -> list[ChipRun]:
     """Bring each chip as far as asked. What one chip cannot have does not keep the others from it.
 
     Raises:
-        FlagReleaseError: the conversion, which all of them share, cannot be done.
+        FlagReleaseError: something that a later stage needs is missing, or the conversion, which all of them share,
+            cannot be done.
     """
+    require_needs(request)
     source, runs = convert(request)
     if request.wants("verify"):
         _verify(request, runs, source)

@@ -253,6 +253,25 @@ def test_bad_usage(tmp_path: Path, words: list[str], message: str, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--documents", "missing.jsonl"], "missing.jsonl"),
+        (["--baseline", "missing"], "no baseline"),
+        (["--data", f"gpqa={__file__}"], "the rules have no such benchmark"),
+        (["--publish", "mirror", "--signing-key", "missing.pem"], "missing.pem"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_converting(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of these was found after the conversion."""
+    recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"], benchmarks={}, device="any")
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_ranks_are_started_and_their_own_exit_codes_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +306,7 @@ def test_more_ranks_than_a_node_has_are_said(tmp_path: Path, capsys: pytest.Capt
     document["releases"] = {"ascend": {"dtype": "bf16", "layout": "mp16"}}
     recipe.write_text(yaml.safe_dump(document))
     (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "behaviour.json").write_text("{}")
     words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--baseline", str(tmp_path / "baseline"), "--json"]
     assert main(words) == 4
     said = capsys.readouterr().out

@@ -13,24 +13,28 @@ from small_validation import Workshop, read_report, verdicts
 pytestmark = pytest.mark.slow
 
 
-def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def on_two_ranks(words: list[str], *, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
+    """Started by flagrelease itself, or by torchrun."""
+    command = [*TORCHRUN, "-m", "flagrelease", *words] if torchrun else ["-m", "flagrelease", *words, "--ranks", "2"]
     return subprocess.run(
-        [*launcher, "-m", "flagrelease", *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+        [sys.executable, *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
         text=True, timeout=400, check=False,
     )  # fmt: skip
 
 
 def test_a_baseline_and_a_validation_on_two_ranks(workshop: Workshop, tmp_path: Path) -> None:
-    recorded = torchrun(workshop.recording(tmp_path / "baseline"))
+    recorded = on_two_ranks(workshop.recording(tmp_path / "baseline"))
     assert recorded.returncode == 0, recorded.stderr[-2000:]
     out = tmp_path / "out"
     words = workshop.validation(workshop.release("bf16"), out, "--baseline", str(tmp_path / "baseline"))
-    done = torchrun(words)
+    done = on_two_ranks(words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert verdicts(out) == dict.fromkeys(("integrity", "weights", "logits", "benchmarks", "behaviour"), "pass")
     assert done.stdout.count(" on ascend") == done.stderr.count("behaviour: 12 answers of 12") == 1, "one rank talks"
     assert done.stderr.count("logits: 172 tokens of 172") == 1
     assert "2 x " in read_report(out)["stages"][4]["figures"]["native_stack"]
-    again = torchrun(words)  # everything is finished: the second rank must not wait for ever
+    again = on_two_ranks(words, torchrun=True)  # everything is finished: the second rank must not wait for ever
     assert again.returncode == 0, again.stderr[-2000:]
