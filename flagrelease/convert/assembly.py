@@ -15,6 +15,7 @@ from flagrelease.durable.files import copy_whole, sync_folder, write_whole
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import (
     MANIFEST_NAME,
+    CheckedFileRecord,
     ElementCounts,
     FileRecord,
     Manifest,
@@ -25,8 +26,12 @@ from flagrelease.records.manifest import (
 )
 
 
-def assemble(plan: Plan, release: ReleasePlan, folder: Path, journal: Journal) -> None:
-    """Make `folder` the finished release. Its tensor files are whole, in the journal's work folder or in place."""
+def assemble(
+    plan: Plan, release: ReleasePlan, folder: Path, journal: Journal, checked: tuple[CheckedFileRecord, ...]
+) -> None:
+    """Make `folder` the finished release; `checked` are the source files that were compared with a stated digest.
+
+    Its tensor files are whole, in the journal's work folder or in place."""
     records = []
     for file in release.files:
         grown = journal.work / file.name
@@ -43,12 +48,18 @@ def assemble(plan: Plan, release: ReleasePlan, folder: Path, journal: Journal) -
             raise CheckpointError(f"{path}: {planned} bytes when the work began, {size} now")
         records.append(FileRecord(path=name, size=size, sha256=sha256))
     results = [journal.tensors[t.spec.name, action] for t, action, part in release.parts.values() if not part.is_scale]
-    manifest = _manifest(plan, release, records, results)
+    manifest = _manifest(plan, release, records, results, checked)
     write_whole(folder / MANIFEST_NAME, manifest.to_json())
     journal.remove()
 
 
-def _manifest(plan: Plan, release: ReleasePlan, files: list[FileRecord], results: list[TensorResult]) -> Manifest:
+def _manifest(
+    plan: Plan,
+    release: ReleasePlan,
+    files: list[FileRecord],
+    results: list[TensorResult],
+    checked: tuple[CheckedFileRecord, ...],
+) -> Manifest:
     by_name = {result.tensor: result for result in results}
     source_tensors: dict[str, str] = {}
     counts = ElementCounts()
@@ -72,6 +83,7 @@ def _manifest(plan: Plan, release: ReleasePlan, files: list[FileRecord], results
                 for h in plan.source.index.headers
             ),
             tensors=source_tensors,
+            checked=checked,
         ),
         recipe=plan.provenance.recipe,
         options=plan.options.model_dump(mode="json"),

@@ -75,6 +75,15 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Threads that decode. Default: one a processor. They change no byte."),
 ]
+DigestsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--source-digests",
+        metavar="FILE",
+        help="SHA-256 of files of the checkpoint, as sha256sum writes them. convert hashes those files and refuses a "
+        "damaged one.",
+    ),
+]
 
 _PLAN_EXAMPLES = """\
 Example: flagrelease plan recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/
@@ -121,12 +130,15 @@ def plan(
         Path, typer.Option("--out", metavar="DIR", help="Where convert would write: its free space is compared.")
     ] = Path(),
     workers: WorkersOption = None,
+    source_digests: DigestsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what convert would write, to the byte: files, memory, disk, cards, hub limits. Reads headers only."""
+    from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import show_plan
 
-    _, _, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
+    _, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
+    gather_claims(request, source_digests, ask=False)
     console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
     summary.require_hubs()
 
@@ -143,12 +155,14 @@ def convert(
     device: Annotated[
         DeviceChoice, typer.Option("--device", help="Where weights are decoded; auto is the CPU.")
     ] = DeviceChoice.AUTO,
+    source_digests: DigestsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Dequantise, repack and cut a checkpoint into releases, in one pass.
 
     After an interruption, run the same command again: it resumes.
     """
+    from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import releases_document, show_releases
     from flagrelease.convert.run import choose_lookup
     from flagrelease.convert.run import convert as run_conversion
@@ -157,6 +171,7 @@ def convert(
     lookup = choose_lookup(device.value)
     made, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
     summary.require_hubs()
+    claims = gather_claims(request, source_digests, ask=True)
     folders = [release.target.folder for release in made.releases]
     before = [folder for folder in folders if (out / folder / MANIFEST_NAME).is_file()]
     waiting = sum(release.size for release in made.releases if release.target.folder not in before)
@@ -166,6 +181,7 @@ def convert(
             out,
             workers=summary.workers,
             lookup=lookup,
+            claims=claims,
             progress=_saying_where_it_resumes(report.to, made.bytes_to_write - waiting),
         )
     named = request.provenance.recipe is not None

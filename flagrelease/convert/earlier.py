@@ -7,11 +7,14 @@ from pathlib import Path
 from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 from flagrelease.records.source_identity import identity_of_record
+from flagrelease.source.digests import Claims
 from flagrelease.source.source import Source
 
 
-def refuse_other_source(folder: Path, source: Source) -> None:
+def refuse_other_source(folder: Path, source: Source, claims: Claims) -> None:
     """Refuse a finished release that was made of another checkpoint than `source`.
+
+    The identities are compared, and where a file was checked then and somebody states its digest now, the digests too.
 
     An unfinished one is bound to its source by its plan, whose digest covers the same identity.
 
@@ -22,9 +25,17 @@ def refuse_other_source(folder: Path, source: Source) -> None:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return
-    made_of = identity_of_record(read_manifest(folder).source, path)
+    record = read_manifest(folder).source
+    made_of = identity_of_record(record, path)
     if (difference := made_of.difference(source.identity)) is not None:
         raise ResourceError(
             f"{folder}: holds a finished release of another checkpoint than {source.folder} ({difference}); give "
             f"another --out or remove the folder"
         )
+    for checked in record.checked:
+        for claim in claims.get(checked.path, ()):
+            if claim.algorithm == checked.algorithm and claim.digest != checked.digest:
+                raise ResourceError(
+                    f"{folder}: holds a finished release of another checkpoint: {checked.path} had {checked.algorithm} "
+                    f"{checked.digest}, {claim.by} now says {claim.digest}; give another --out or remove the folder"
+                )

@@ -20,11 +20,17 @@ from flagrelease.convert.work import run_job
 from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import Manifest, read_manifest
 from flagrelease.shard.reader import TensorReader
+from flagrelease.source.digests import Claims, local_claims
+from flagrelease.source.file_check import FileCheck
 
+# A thread of SHA-256 keeps up with about this many workers (0.87 GB/s against 0.5 GB/s of source for 16, measured).
+WORKERS_PER_HASHING_THREAD = 8
 Progress = Callable[[int], None]  # bytes written so far, of `Plan.bytes_to_write`
 
 
-def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Progress) -> dict[str, Manifest]:
+def convert(
+    plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Progress, claims: Claims | None = None
+) -> dict[str, Manifest]:
     """Write all releases of `plan` under `out`, going on where an earlier call stopped.
 
     Args:
@@ -33,27 +39,32 @@ def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Pr
         workers: threads that decode; every open file has a writing thread of its own beside them.
         lookup: where decoding runs.
         progress: called now and then with the bytes written so far.
+        claims: digests that are stated for files of the source; None: those that lie beside the files.
 
     Returns:
         The manifest of each release by folder name.
 
     Raises:
         ResourceError: no space, or a folder that holds something else, another plan, or another running conversion.
-        CheckpointError: the data hold what no header shows: NaN, a loss that the recipe does not allow.
+        CheckpointError: the data hold what no header shows: NaN, a loss that the recipe does not allow; or a
+            file of the source is not what a claim says.
     """
+    stated = local_claims(plan.source.folder) if claims is None else claims
     journals: dict[int, Journal] = {}
     try:
         for number, release in enumerate(plan.releases):
-            refuse_other_source(out / release.target.folder, plan.source)
+            refuse_other_source(out / release.target.folder, plan.source, stated)
             journal = open_journal(out / release.target.folder, plan, release)
             if journal is not None:
                 journals[number] = journal
         if journals:
-            _write_files(plan, out, journals, workers, lookup, progress)
+            check = FileCheck(plan.source.folder, stated)
+            _write_files(plan, out, journals, workers, lookup, progress, check)
+            for number, journal in journals.items():
+                folder = out / plan.releases[number].target.folder
+                assemble(plan, plan.releases[number], folder, journal, check.records())
         else:
             progress(plan.bytes_to_write)
-        for number, journal in journals.items():
-            assemble(plan, plan.releases[number], out / plan.releases[number].target.folder, journal)
     finally:
         for journal in journals.values():
             journal.close()
@@ -61,7 +72,13 @@ def convert(plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Pr
 
 
 def _write_files(
-    plan: Plan, out: Path, journals: dict[int, Journal], workers: int, lookup: Lookup, progress: Progress
+    plan: Plan,
+    out: Path,
+    journals: dict[int, Journal],
+    workers: int,
+    lookup: Lookup,
+    progress: Progress,
+    check: FileCheck,
 ) -> None:
     run = Run()
     lanes = {n: Lane(run, f, journals[f.release]) for n, f in enumerate(plan.files) if f.release in journals}
@@ -85,7 +102,16 @@ def _write_files(
             except BaseException as error:  # noqa: BLE001 - the main thread raises it
                 run.stop(error)
 
+        def hash_sources() -> None:
+            try:
+                check.work(lambda: run.stopped)
+            except BaseException as error:  # noqa: BLE001 - the main thread raises it
+                run.stop(error)
+
         threads = [threading.Thread(target=work, name=f"worker {n}", daemon=True) for n in range(workers)]
+        if check.pending:
+            hashing = max(1, workers // WORKERS_PER_HASHING_THREAD)
+            threads += [threading.Thread(target=hash_sources, name=f"hash {n}", daemon=True) for n in range(hashing)]
         try:
             for thread in threads:
                 thread.start()

@@ -86,6 +86,7 @@ def _provenance(records: Records) -> Iterator[str]:
     yield "## Where it comes from"
     yield ""
     yield f"- source: `{source.repo}` at revision `{source.revision}`, identity `{records.manifest.source.identity}`"
+    yield f"- source files: {records.manifest.source.checked_against}"
     recipe = "`manifest.json`" if records.manifest.recipe is not None else f"`{STATEMENT_NAME}`, attached afterwards"
     yield f"- made by: {tool.name} {tool.version}; the recipe is in {recipe}"
     yield "- `manifest.json` has the SHA-256 of every file and a digest of every tensor; its own SHA-256 is"

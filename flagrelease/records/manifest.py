@@ -21,6 +21,17 @@ MANIFEST_NAME = "manifest.json"
 
 Dtype = Literal["bf16", "fp8", "native"]
 OGroups = Literal["shared", "split"]
+DigestAlgorithm = Literal["sha256", "git-sha1"]
+# Who states the digest of a source file: the name of a blob in a hub cache, the bookkeeping of `hf download`, a file
+# that the user gave, the listing of a hub.
+DigestAuthority = Literal["hub-cache", "download-metadata", "digest-file", "huggingface", "modelscope"]
+_AUTHORITIES: dict[DigestAuthority, str] = {
+    "hub-cache": "the names of blobs in a hub cache",
+    "download-metadata": "the records of hf download",
+    "digest-file": "a file of digests that the user gave",
+    "huggingface": "the listing of Hugging Face",
+    "modelscope": "the listing of ModelScope",
+}
 
 _NOT_IN_NAMES = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, bytes that are no text, line separators
 
@@ -82,6 +93,15 @@ class SourceFileRecord(_Record):
     header_sha256: str
 
 
+class CheckedFileRecord(_Record):
+    """A source file that was hashed whole and has the digest that `stated_by` state for it."""
+
+    path: str
+    algorithm: DigestAlgorithm
+    digest: str = Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")
+    stated_by: tuple[DigestAuthority, ...] = Field(min_length=1)
+
+
 class SourceRecord(_Record):
     """The checkpoint that was converted.
 
@@ -89,6 +109,7 @@ class SourceRecord(_Record):
         identity: the digest of its `SourceIdentity`, whose three parts are `headers_sha256`, `config_sha256` and
             `contents_blake3`. In schema 1 it is what is now `headers_sha256`, and the two other keys are absent.
         tensors: each stored tensor, scales included -> the BLAKE3 digest of the bytes read.
+        checked: files that were compared with a digest somebody states for them; empty if nobody stated any.
     """
 
     repo: str | None
@@ -100,6 +121,19 @@ class SourceRecord(_Record):
     contents_blake3: str | None = None
     files: tuple[SourceFileRecord, ...]
     tensors: dict[str, str]
+    checked: tuple[CheckedFileRecord, ...] = ()
+
+    @property
+    def checked_against(self) -> str:
+        """What the tensor files were compared with, in words for reports and cards."""
+        names = {file.path for file in self.files}
+        tensor_files = [record for record in self.checked if record.path in names]
+        if not tensor_files:
+            return "not checked against any published digest"
+        count = len({record.path for record in tensor_files})
+        stated = {authority for record in tensor_files for authority in record.stated_by}
+        whom = " and ".join(words for authority, words in _AUTHORITIES.items() if authority in stated)
+        return f"{count} of {len(names)} tensor files checked against {whom}"
 
     @property
     def headers(self) -> str:

@@ -58,6 +58,10 @@ def run(
     data: Annotated[
         list[str], typer.Option("--data", metavar="NAME=FILE", help="Questions of a benchmark. Several times.")
     ] = [],  # noqa: B006
+    source_digests: Annotated[
+        Path | None,
+        typer.Option("--source-digests", metavar="FILE", help="SHA-256 of the checkpoint's files (sha256sum format)."),
+    ] = None,
     documents: Annotated[
         Path | None, typer.Option("--documents", metavar="FILE", help="Texts for the baseline's logits (JSONL).")
     ] = None,
@@ -89,6 +93,7 @@ def run(
         baseline=baseline,
         data=parse_data(data),
         documents=documents,
+        source_digests=source_digests,
         device=device,
         operators=operators,
         workers=workers or default_workers(),

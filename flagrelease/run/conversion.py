@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flagrelease.chips.table import get_chip
 from flagrelease.console import human_bytes, progress
+from flagrelease.convert.claims import gather_claims
 from flagrelease.convert.plan import make_plan
 from flagrelease.convert.request import make_request
 from flagrelease.convert.run import choose_lookup
@@ -24,9 +25,15 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
     asked = make_request(request.path, request.checkpoint, [], request.chips, None)
     plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance)
     summarise(plan, asked, request.workers, request.out).require_hubs()
+    claims = gather_claims(asked, request.source_digests, ask=True)
     with progress("convert", plan.bytes_to_write) as report:
         manifests = run_conversion(
-            plan, request.out, workers=request.workers, lookup=choose_lookup("auto"), progress=report.to
+            plan,
+            request.out,
+            workers=request.workers,
+            lookup=choose_lookup("auto"),
+            progress=report.to,
+            claims=claims,
         )
     runs = []
     for chip, target in asked.chips.items():

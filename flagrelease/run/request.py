@@ -26,6 +26,7 @@ class RunRequest:
         target: `hf`, `modelscope`, or a folder that gets a folder for each chip.
         yes: publish; without it the plan of each publication is made and nothing else.
         baseline: made elsewhere by `baseline record`; None: recorded here.
+        source_digests: SHA-256 of files of the source, in the format of sha256sum.
         data: files of a benchmark, by its name in the recipe; documents: texts of the baseline's logits.
     """
 
@@ -42,6 +43,7 @@ class RunRequest:
     baseline: Path | None = None
     data: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     documents: Path | None = None
+    source_digests: Path | None = None
     device: str = "auto"
     operators: str = "auto"
     workers: int = 1

@@ -138,7 +138,7 @@ class HuggingFaceStandIn(Loopback):
         errors = [] if isinstance(data.get("license"), str) else [{"message": '"license" is required'}]
         return Reply(400 if errors else 200, {"errors": errors, "warnings": []})
 
-    def info(self, match: re.Match[str], _: Any, __: Any, headers: Any) -> Reply:
+    def info(self, match: re.Match[str], query: dict[str, list[str]], __: Any, headers: Any) -> Reply:
         held = self._repository(match, headers)
         if isinstance(held, Reply):
             return held
@@ -152,6 +152,12 @@ class HuggingFaceStandIn(Loopback):
             "id": match["repo"], "sha": held.branches.get(revision, revision), "private": held.private, "tags": [],
             "siblings": [{"rfilename": path} for path in tree], "downloads": 0, "likes": 0,
         }  # fmt: skip
+        if query.get("blobs"):
+            document["siblings"] = [
+                {"rfilename": path, "size": entry.size, "blobId": entry.oid}
+                | ({"lfs": {"sha256": entry.sha256, "size": entry.size, "pointerSize": 134}} if entry.sha256 else {})
+                for path, entry in tree.items()
+            ]
         return Reply(200, document | ({"cardData": data} if data else {}))
 
     def preupload(self, match: re.Match[str], _: Any, body: bytes, headers: Any) -> Reply:

@@ -1,0 +1,34 @@
+"""Everything that is stated about the files of the checkpoint of a request, gathered before the work begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flagrelease import console
+from flagrelease.convert.request import ConversionRequest
+from flagrelease.source.digests import Claims, join_claims, local_claims, read_digest_file
+from flagrelease.source.hub_listing import listed_claims
+
+
+def gather_claims(request: ConversionRequest, digest_file: Path | None, *, ask: bool) -> Claims:
+    """The claims of the download's own records, of `digest_file`, and of the hub's listing.
+
+    Args:
+        request: with a recipe, its source revision is what the hub is asked for. A machine without a network goes on
+            without the listing, and says so on stderr.
+        digest_file: `--source-digests`.
+        ask: whether to ask the hub at all.
+
+    Raises:
+        UsageError: the digest file is not one.
+        CheckpointError: two claims about one file contradict each other.
+    """
+    folder, origin = request.source.folder, request.provenance
+    several = [local_claims(folder)]
+    if digest_file is not None:
+        several.append(read_digest_file(digest_file, folder))
+    if ask and origin.repo is not None and origin.revision is not None:
+        listed, remark = listed_claims(origin.repo, origin.revision)
+        console.say(f"source: {remark}")
+        several.append(listed)
+    return join_claims(folder, several)
