@@ -1,38 +1,39 @@
-"""`Journal`: how far a release has come, so that the same command goes on after a kill at any moment.
+"""`Journal`: how far a release has come, so that the same command resumes after a kill at any moment.
 
-An append-only file of JSON lines in the release's work folder. Its first line binds it to one plan and one state of the
-source; a tensor's line holds its digests, a file's line says that its first bytes are on the disk and what they hash
-to. A line cut off by a crash is ignored; everything it would have said is then done again.
+RELEASE/.flagrelease/ is a work folder (durable/folder.py): locked, and bound to one plan and one source. In it
+unfinished files grow beside an append log (durable/log.py). A record for each tensor holds its digests, a record for
+each file says that its first bytes are on the disk and what they hash to. What has no record is done again.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import threading
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from flagrelease.convert.plan import Plan, ReleasePlan
 from flagrelease.convert.target import Action
-from flagrelease.durable.files import sync_folder
+from flagrelease.durable.folder import LOCK_NAME, WorkFolder, refuse_foreign, remove_control
+from flagrelease.durable.lock import FileLock
+from flagrelease.durable.log import AppendLog
 from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, read_manifest
 
 WORK_FOLDER = ".flagrelease"
 WEIGHT, SCALE = "weight", "scale"
-_NAME = "journal.jsonl"
+_LOG_NAME, _LOG_VERSION = "journal.jsonl", 2
 
 
-@dataclass(frozen=True, slots=True)
-class TensorResult:
+class TensorResult(BaseModel):
     """What was learned of one source tensor under one action.
 
-    `source` maps the stored names read (weight, scale) to BLAKE3 digests; `parts` does so for what the action makes, by
-    WEIGHT and SCALE, since releases may name a scale differently.
+    `source` maps the stored names that were read (weight, scale) to BLAKE3 digests. `parts` does so for what the action
+    makes, by WEIGHT and SCALE, because releases may name a scale differently.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tensor: str
     action: Action
@@ -41,148 +42,110 @@ class TensorResult:
     counts: ElementCounts
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
+class FileState(BaseModel):
     """The first `offset` bytes of a file are on the disk and hash to `sha256`."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    file: str
     offset: int
     sha256: str
 
 
-class Journal:
-    """The journal of one release folder, locked against a second process until `close`."""
+_RECORDS: TypeAdapter[TensorResult | FileState] = TypeAdapter(TensorResult | FileState)
 
-    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
-        """Open or begin the journal in `folder`; `open_journal` has the checks."""
-        self.work = folder / WORK_FOLDER
-        self.work.mkdir(parents=True, exist_ok=True)
+
+class Journal:
+    """The journal of one release folder, locked against every other process until `close`."""
+
+    def __init__(self, folder: WorkFolder, ours: Collection[str]) -> None:
+        """Read what an earlier run recorded in an opened work folder. `ours`: names of files that may grow in it.
+
+        Raises:
+            ResourceError: the work folder holds files of somebody else, or the log cannot be read or written.
+        """
+        self.work = folder.control
         self.files: dict[str, FileState] = {}
         self.tensors: dict[tuple[str, Action], TensorResult] = {}
+        self._folder, self._ours = folder, ours
         self._mutex = threading.Lock()
-        self._fd = os.open(self.work / _NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._read(header, folder)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise ResourceError(f"{folder}: another flagrelease process is writing here") from None
-        except BaseException:
-            os.close(self._fd)
-            raise
-
-    def _read(self, header: dict[str, Any], folder: Path) -> None:
-        content = (self.work / _NAME).read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.splitlines()
-        if not lines:
-            os.ftruncate(self._fd, 0)
-            self._append(header, sync=True)
-            sync_folder(self.work)
-            sync_folder(folder)
-            return
-        os.ftruncate(self._fd, len(whole))
-        begun = json.loads(lines[0])
-        differs = [key for key in header if begun.get(key) != header[key]]
-        if differs:
-            raise ResourceError(
-                f"{folder}: begun under another {' and '.join(differs)}; finish it with the command that began it, or "
-                f"remove the folder"
-            )
-        for line in lines[1:]:
-            self._recall(json.loads(line))
-
-    def _recall(self, record: dict[str, Any]) -> None:
-        if "file" in record:
-            self.files[record["file"]] = FileState(record["offset"], record["sha256"])
-            return
-        action = Action[record["action"]]
-        counts = ElementCounts(**record["counts"])
-        result = TensorResult(record["tensor"], action, record["source"], record["parts"], counts)
-        self.tensors[result.tensor, action] = result
+        refuse_foreign(self.work, ours)
+        self._log = AppendLog(self.work / _LOG_NAME, "conversion", _LOG_VERSION, _RECORDS, {})
+        for record in self._log.records:
+            if isinstance(record, FileState):
+                self.files[record.file] = record
+            else:
+                self.tensors[record.tensor, record.action] = record
 
     def add_tensor(self, result: TensorResult) -> None:
-        """Record a tensor. One that has no record when the work goes on is read again, though no file may want it."""
+        """Record a tensor. On resume, a tensor without a record is read again even if its output is already written."""
         with self._mutex:
             self.tensors[result.tensor, result.action] = result
-        self._append(
-            {
-                "tensor": result.tensor,
-                "action": result.action.name,
-                "source": result.source,
-                "parts": result.parts,
-                "counts": result.counts.model_dump(exclude_defaults=True),
-            },
-            sync=False,
-        )
+        self._log.append(result, sync=False)
 
     def add_file(self, name: str, offset: int, sha256: str) -> None:
-        """Record that a file's first bytes are safe. All records before this one are safe then, too."""
+        """Record that a file's first bytes are on the disk. All records before this one are then on the disk too."""
+        state = FileState(file=name, offset=offset, sha256=sha256)
         with self._mutex:
-            self.files[name] = FileState(offset, sha256)
-        self._append({"file": name, "offset": offset, "sha256": sha256}, sync=True)
-
-    def _append(self, record: dict[str, Any], sync: bool) -> None:
-        os.write(self._fd, json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        if sync:
-            os.fsync(self._fd)
+            self.files[name] = state
+        self._log.append(state, sync=True)
 
     def close(self) -> None:
         """Let another process have the folder."""
-        os.close(self._fd)
+        self._log.close()
+        self._folder.close()
 
     def remove(self) -> None:
-        """The release is whole: remove the work folder."""
-        _remove(self.work)
+        """The release is complete: remove the work folder."""
+        self._log.close()
+        self._folder.remove_control(self._ours)
 
 
 def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | None:
     """The journal of this release in `folder`, or None if the release is already complete there.
 
-    Of a complete one the work folder is removed, if a kill came between the manifest and that.
+    A complete release is known by its manifest, plan and source; its files must be there with their sizes but are not
+    read again, which is what `flagrelease verify` does. If a kill came between the manifest and the removal of the work
+    folder, the work folder is removed now.
 
     Raises:
         ResourceError: the folder holds something else, was begun under another plan or source, or is in use.
     """
+    ours = frozenset({*(file.name for file in release.files), _LOG_NAME})
     if (folder / MANIFEST_NAME).is_file():
-        manifest = read_manifest(folder)
-        if manifest.plan != release.digest:
-            raise ResourceError(f"{folder}: holds a release of another plan; give another --out or remove the folder")
-        for file in manifest.files:
-            path = folder / file.path
-            if not path.is_file() or path.stat().st_size != file.size:
-                raise ResourceError(f"{path}: the release is complete, but this file is missing or has another size")
-        _tidy(folder)
+        _check_complete(folder, release)
+        if (work := folder / WORK_FOLDER).is_dir():
+            _tidy(folder, work, ours)
         return None
-    if folder.exists() and not folder.is_dir():
-        raise ResourceError(f"{folder}: is not a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK_FOLDER / _NAME).is_file():
-        raise ResourceError(f"{folder}: is not empty and was not begun by flagrelease; give another --out")
-    stamps = {h.file.name: h.file.stat().st_mtime_ns for h in plan.source.index.headers}
-    return Journal(folder, {"plan": release.digest, "state of the source": stamps})
-
-
-def _tidy(folder: Path) -> None:
-    """Remove the work folder of a complete release, if there is one and nobody is at it."""
-    work = folder / WORK_FOLDER
-    if not work.is_dir():
-        return
-    if not (work / _NAME).is_file():
-        work.rmdir()
-        return
-    fd = os.open(work / _NAME, os.O_RDWR | os.O_CLOEXEC)
+    work_folder = WorkFolder(folder, WORK_FOLDER, "convert", _binding(plan, release))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(work)
-    except BlockingIOError:
-        raise ResourceError(f"{folder}: another flagrelease process is writing here") from None
+        return Journal(work_folder, ours)
+    except BaseException:
+        work_folder.close()
+        raise
+
+
+def _tidy(folder: Path, work: Path, ours: Collection[str]) -> None:
+    """Remove the work folder that a kill left in a complete release, unless somebody works there or put files there."""
+    refuse_foreign(work, ours)
+    lock = FileLock(work / LOCK_NAME, folder)
+    try:
+        remove_control(work, lock, ours)
     finally:
-        os.close(fd)
+        lock.close()
 
 
-def _remove(work: Path) -> None:
-    """The journal goes last: while it is there, the work can go on."""
-    for path in work.iterdir():
-        if path.name != _NAME:
-            path.unlink()
-    (work / _NAME).unlink()
-    work.rmdir()
+def _binding(plan: Plan, release: ReleasePlan) -> dict[str, str]:
+    """What every byte of the release depends on, by names for the user."""
+    stamps = [(h.file.name, h.file.stat().st_mtime_ns) for h in plan.source.index.headers]
+    return {"plan": release.digest, "state of the source": " ".join(f"{name}:{stamp}" for name, stamp in stamps)}
+
+
+def _check_complete(folder: Path, release: ReleasePlan) -> None:
+    manifest = read_manifest(folder)
+    if manifest.plan != release.digest:
+        raise ResourceError(f"{folder}: holds a release of another plan; give another --out or remove the folder")
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file() or path.stat().st_size != file.size:
+            raise ResourceError(f"{path}: the release is complete, but this file is missing or has another size")

@@ -7,6 +7,7 @@ number of buffers bounds the memory. A lane never waits for a buffer, so the buf
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +17,7 @@ import numpy as np
 from flagrelease.convert.decoding import U8
 from flagrelease.convert.files import OutputFile
 from flagrelease.convert.jobs import Piece
-from flagrelease.convert.journal import Journal
+from flagrelease.convert.journal import FileState, Journal
 from flagrelease.shard.writer import SequentialFile
 
 # A file's first bytes are made safe and journalled this often; a kill costs at most this much of each open file.
@@ -130,14 +131,13 @@ class Lane:
         return self.resume_at == self._plan.size
 
     def recover(self) -> None:
-        """Set `resume_at` to what the journal says, if the file still has those bytes (they are hashed again)."""
+        """Set `resume_at` to what the journal says, if the file still has those bytes: they are read and hashed again,
+        also those of a finished file."""
         state = self._journal.files.get(self.name)
         if state is None:
             return
         if state.offset == self._plan.size:
-            placed = self._journal.work.parent / self.name
-            here = self.path if self.path.is_file() else placed
-            if here.is_file() and here.stat().st_size == self._plan.size:
+            if any(_holds(path, state) for path in (self.path, self._journal.work.parent / self.name)):
                 self.resume_at = state.offset
             return
         if self.path.is_file():
@@ -145,6 +145,13 @@ class Lane:
             if output.resume(state.offset, state.sha256):
                 self.resume_at = state.offset
             self._output = output
+
+    def space_needed(self) -> int:
+        """Bytes that the disk must still give, after `recover`: blocks that an earlier run got are written again."""
+        if self.finished or not self.path.is_file():
+            return self._plan.size - self.resume_at
+        allocated = self.path.stat().st_blocks * 512  # st_blocks counts so on every file system
+        return self._plan.size - max(self.resume_at, min(allocated, self._plan.size))
 
     def put(self, begin: int, data: U8, shared: Shared) -> None:
         """Give the bytes that belong at offset `begin`. Calls come in file order, from one thread at a time."""
@@ -193,6 +200,14 @@ class Lane:
         if skip < len(data):
             output.append(data[skip:])
             self._run.add_written(len(data) - skip)
+
+
+def _holds(path: Path, state: FileState) -> bool:
+    """Whether `path` is the finished file of a record, by its size and SHA-256."""
+    if not path.is_file() or path.stat().st_size != state.offset:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == state.sha256
 
 
 class LaneSink:

@@ -31,14 +31,14 @@ Progress = Callable[[int], None]  # bytes written so far, of `Plan.bytes_to_writ
 def convert(
     plan: Plan, out: Path, *, workers: int, lookup: Lookup, progress: Progress, claims: Claims | None = None
 ) -> dict[str, Manifest]:
-    """Write all releases of `plan` under `out`, going on where an earlier call stopped.
+    """Write all releases of `plan` under `out`; resume what an earlier call began, leave alone what it completed.
 
     Args:
         plan: what to write.
         out: the folder that holds one folder a release.
         workers: threads that decode; every open file has a writing thread of its own beside them.
         lookup: where decoding runs.
-        progress: called now and then with the bytes written so far.
+        progress: called with the bytes written so far: first with those of earlier runs, then now and then.
         claims: digests that are stated for files of the source; None: those that lie beside the files.
 
     Returns:
@@ -86,7 +86,7 @@ def _write_files(
         list(pool.map(Lane.recover, lanes.values()))
     done = sum(lane.resume_at for lane in lanes.values())
     done += sum(release.size for number, release in enumerate(plan.releases) if number not in journals)
-    _require_space(out, plan.bytes_to_write - done)
+    _require_space(out, _space_needed(plan, journals, lanes))
     progress(done)  # what earlier runs have written
     schedule = Schedule(run, plan, lanes, journals)
     buffers = Buffers(run, workers * BUFFERS_PER_WORKER, CHUNK_BYTES)
@@ -130,6 +130,12 @@ def _write_files(
             progress(done + run.written)
     if run.error is not None:
         raise run.error
+
+
+def _space_needed(plan: Plan, journals: dict[int, Journal], lanes: dict[int, Lane]) -> int:
+    """Bytes that the disk must still give. Documents are written anew by every run."""
+    documents = sum(plan.releases[number].documents.size for number in journals)
+    return documents + sum(lane.space_needed() for lane in lanes.values())
 
 
 def _require_space(out: Path, needed: int) -> None:

@@ -88,7 +88,9 @@ def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> Ten
         refuse_zero(weight, options)
     own = digest.hexdigest()
     counts = ElementCounts(copied=weight.elements)
-    return TensorResult(weight.name, Action.COPY, {weight.name: own}, {WEIGHT: own}, counts)
+    return TensorResult(
+        tensor=weight.name, action=Action.COPY, source={weight.name: own}, parts={WEIGHT: own}, counts=counts
+    )
 
 
 @dataclass(slots=True)
@@ -210,7 +212,7 @@ def _finish(making: _Making, tensor: StoredWeight, source: dict[str, str], sink:
         Action.DECODE: ElementCounts(exact=elements - inexact, rounded=inexact),
         Action.REPACK: ElementCounts(repacked=elements - inexact, lost=inexact),
     }[action]
-    return TensorResult(tensor.spec.name, action, source, parts, counts)
+    return TensorResult(tensor=tensor.spec.name, action=action, source=source, parts=parts, counts=counts)
 
 
 def _chunks(weight: TensorMeta, row_step: int, width: int) -> tuple[int, Iterator[tuple[int, int]]]:

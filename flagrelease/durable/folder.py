@@ -6,7 +6,7 @@ FOLDER/CONTROL/begun.json   what the folder was begun for; absent only until the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -71,7 +71,7 @@ class WorkFolder:
         self._refuse_foreign(command)
         with refused(self.control):
             self.control.mkdir(parents=True, exist_ok=True)
-        self._lock: FileLock | None = FileLock(self.control / LOCK_NAME, folder)
+        self._lock = FileLock(self.control / LOCK_NAME, folder)
         try:
             self.resumed, self.facts = self._bind(
                 Begun(command=command, binding=dict(binding), facts=dict(facts or {}))
@@ -133,28 +133,13 @@ class WorkFolder:
                     "of both would be mixed; give another --out"
                 )
 
-    def remove_control(self) -> None:
-        """Remove the control folder, whose other files the caller has removed; the lock goes last. Closes the folder.
-
-        Raises:
-            ResourceError: something else is in it, or the system refuses.
-        """
-        foreign = sorted(path for path in self.control.iterdir() if path.name not in OWN_NAMES)
-        if foreign:
-            raise ResourceError(f"{foreign[0]}: flagrelease did not write this; move it away and run the command again")
-        with refused(self.control):
-            for name in sorted(OWN_NAMES - {LOCK_NAME}):
-                (self.control / name).unlink(missing_ok=True)
-            (self.control / LOCK_NAME).unlink()
-        self.close()  # before rmdir: NFS keeps the name of an open file
-        with suppress(OSError):  # another process may have begun to look at the folder; it then removes it
-            self.control.rmdir()
+    def remove_control(self, ours: Collection[str]) -> None:
+        """All is done: remove the control folder, as the function of that name does. Closes the folder."""
+        remove_control(self.control, self._lock, ours)
 
     def close(self) -> None:
         """Let another process have the folder. Calling it again does nothing."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def __enter__(self) -> WorkFolder:
         """Use as a context."""
@@ -165,3 +150,36 @@ class WorkFolder:
     ) -> None:
         """See `close`."""
         self.close()
+
+
+def refuse_foreign(control: Path, ours: Collection[str]) -> None:
+    """Refuse files in a control folder that nobody but a user can have put there: they would be removed with the rest.
+
+    Raises:
+        ResourceError: names the first of them.
+    """
+    foreign = sorted(path for path in control.iterdir() if path.name not in OWN_NAMES and path.name not in ours)
+    if foreign:
+        raise ResourceError(f"{foreign[0]}: flagrelease did not write this; move it away and run the command again")
+
+
+def remove_control(control: Path, lock: FileLock, ours: Collection[str]) -> None:
+    """Remove a control folder whose lock is held. The lock goes last and is given back.
+
+    Args:
+        control: the folder.
+        lock: its `LOCK_NAME`.
+        ours: names of the files, beside `OWN_NAMES`, that may be in it.
+
+    Raises:
+        ResourceError: something else is in it, or the system refuses.
+    """
+    refuse_foreign(control, ours)
+    with refused(control):
+        for path in sorted(control.iterdir()):
+            if path.name != LOCK_NAME:
+                path.unlink()
+        (control / LOCK_NAME).unlink()
+    lock.close()  # before rmdir: NFS keeps the name of an open file
+    with suppress(OSError):  # another process may just have begun to look at the folder; it then removes it
+        control.rmdir()

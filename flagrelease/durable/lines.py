@@ -36,6 +36,7 @@ class LineFile:
         with refused(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = open_locked(path)
+        self._closed = False
         self._mutex = threading.Lock()
         try:
             with refused(path):
@@ -92,5 +93,7 @@ class LineFile:
             done += count
 
     def close(self) -> None:
-        """Close the file and give the lock back."""
-        os.close(self._descriptor)
+        """Close the file and give the lock back. Calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._descriptor)

@@ -66,21 +66,24 @@ class FileLock:
             ResourceError: another process holds it (the message says which), or the file cannot be written.
         """
         try:
-            self._descriptor = open_locked(path, what)
+            descriptor = open_locked(path, what)
         except ResourceError as error:
             holder = _note(path)
             raise ResourceError(f"{error} ({holder})" if holder else str(error)) from error.__cause__
+        self._descriptor: int | None = descriptor
         try:
             with refused(path):
-                os.ftruncate(self._descriptor, 0)
-                os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Give the lock back; the file stays."""
-        os.close(self._descriptor)
+        """Give the lock back; the file stays. Calling it again does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def _note(path: Path) -> str:

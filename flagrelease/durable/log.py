@@ -116,7 +116,7 @@ class AppendLog(Generic[Record]):
         self._file.append(_sealed(record.model_dump_json(exclude_defaults=True).encode()), sync=sync)
 
     def close(self) -> None:
-        """Close the file and give the lock back."""
+        """Close the file and give the lock back. Calling it again does nothing."""
         self._file.close()
 
     def __enter__(self) -> AppendLog[Record]:

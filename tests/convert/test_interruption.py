@@ -5,18 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from crashes import Crash, Crashes
 from harness import contents, plan_of, run_plan
 
-from flagrelease.convert import lanes, work
-from flagrelease.convert.journal import WORK_FOLDER
+from flagrelease.convert import assembly, lanes, run, work
+from flagrelease.convert.journal import WORK_FOLDER, open_journal
+from flagrelease.convert.lookup import cpu_lookup
+from flagrelease.convert.run import convert
 from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.shard import writer
@@ -61,11 +64,12 @@ def test_kill_at_random_moments(enough: int, checkpoint: Path, undisturbed: dict
     for attempt in range(200):
         folder = tmp_path / f"try{attempt}"
         command[command.index("--out") + 1] = str(folder)
+        patience = 0.9  # seconds; undisturbed, the rest takes about 0.7
         while True:  # kill this conversion again and again until it gets through
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             _wait_for_work(folder, process)
             try:
-                process.wait(timeout=rng.uniform(0, 0.9))  # undisturbed, the rest takes about 0.7 s
+                process.wait(timeout=rng.uniform(0, patience))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
             _, errors = process.communicate()
@@ -74,6 +78,7 @@ def test_kill_at_random_moments(enough: int, checkpoint: Path, undisturbed: dict
                 break
             assert process.returncode == -signal.SIGKILL, errors.decode()
             kills["writing"] += 1
+            patience *= 1.3  # a busy machine may not have reached the next checkpoint
             _assert_nothing_half_done_looks_whole(folder)
         assert contents(folder) == undisturbed
         if kills["writing"] >= enough:
@@ -101,8 +106,23 @@ def _assert_nothing_half_done_looks_whole(out: Path) -> None:
             assert unfinished or not any(folder.iterdir())
 
 
-class Crash(BaseException):
-    """The machine stops here: no handler of the program may run its own course after it."""
+def test_stop_at_system_calls_of_a_small_conversion(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the next test, over few files: every call that begins a folder, and a sample of those that follow."""
+    plan = plan_of(checkpoint, "native:hf")
+    crashes = Crashes(monkeypatch)
+    run_plan(plan, tmp_path / "undisturbed", workers=1)
+    total, whole = crashes.calls, contents(tmp_path / "undisturbed")
+    for stop_at in [*range(1, 25), *range(25, total, 23), total]:
+        out = tmp_path / str(stop_at)
+        crashes.arm(stop_at)
+        with pytest.raises(Crash):
+            run_plan(plan, out, workers=1)
+        crashes.disarm()
+        run_plan(plan, out, workers=1)
+        assert contents(out) == whole, stop_at
+        shutil.rmtree(out)
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -115,10 +135,11 @@ def test_stop_at_every_system_call(
 ) -> None:
     """Count the calls that change the disk; stop at the n-th, for each n (or a sample); go on; compare."""
     plan = plan_of(checkpoint, *TARGETS)
-    counter = _Counter(monkeypatch)
+    counter = Crashes(monkeypatch)
     run_plan(plan, tmp_path / "counted")
     total = counter.calls
     assert total > 300
+    assert {"open", "mkdir", "pwrite", "fsync", "replace", "unlink", "rmdir"} <= set(counter.seen)
     for stop_at in range(1, total, stride):
         out = tmp_path / "out"
         counter.arm(stop_at)
@@ -136,7 +157,7 @@ def test_stop_at_every_system_call(
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("left", ["journal", "folder"])
+@pytest.mark.parametrize("left", ["all", "lock", "folder"])
 def test_stop_between_the_manifest_and_the_end_of_the_work_folder(
     left: str, checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -144,48 +165,125 @@ def test_stop_between_the_manifest_and_the_end_of_the_work_folder(
     run_plan(plan, tmp_path)
     work_folder = tmp_path / FOLDERS[0] / WORK_FOLDER
     work_folder.mkdir()
-    if left == "journal":
-        (work_folder / "journal.jsonl").write_bytes(b"{}\n")
-        with (work_folder / "journal.jsonl").open("rb") as other:
+    for name in {"all": ("begun.json", "journal.jsonl", "lock"), "lock": ("lock",), "folder": ()}[left]:
+        (work_folder / name).write_bytes(b"{}\n")
+    if left != "folder":
+        with (work_folder / "lock").open("rb") as other:
             fcntl.flock(other, fcntl.LOCK_EX)
-            with pytest.raises(ResourceError, match="another flagrelease process"):
+            with pytest.raises(ResourceError, match="in use by another flagrelease process"):
                 run_plan(plan, tmp_path)
     run_plan(plan, tmp_path)
     assert not work_folder.exists()
     assert contents(tmp_path) == undisturbed
 
 
-class _Counter:
-    """Lets calls that change the disk through until the n-th, which and all after it raise."""
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("name", ["notes.txt", "notes/mine.txt"])
+def test_a_file_of_the_user_in_the_work_folder_is_named(
+    finished: bool, name: str, checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """It ended the next run with the system's own words, or was removed."""
+    plan = plan_of(checkpoint, *TARGETS)
+    if finished:
+        run_plan(plan, tmp_path)
+    else:
+        journal = open_journal(tmp_path / FOLDERS[0], plan, plan.releases[0])
+        assert journal is not None
+        journal.close()
+    notes = tmp_path / FOLDERS[0] / WORK_FOLDER / name
+    notes.parent.mkdir(exist_ok=True, parents=True)
+    notes.write_text("mine")
+    with pytest.raises(
+        ResourceError, match=r"\.flagrelease/notes(\.txt)?: flagrelease did not write this; move it away"
+    ):
+        run_plan(plan, tmp_path)
+    assert notes.read_text() == "mine"
+    shutil.rmtree(notes.parent) if "/" in name else notes.unlink()
+    run_plan(plan, tmp_path)
+    assert contents(tmp_path) == undisturbed
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls = 0
-        self._stop_at: int | None = None
-        self._lock = threading.Lock()
-        for name in ("pwrite", "write", "fsync", "fdatasync", "ftruncate", "replace", "unlink", "rmdir", "mkdir"):
-            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
 
-    def arm(self, stop_at: int) -> None:
-        self.calls, self._stop_at = 0, stop_at
+@pytest.mark.parametrize("left", [(), ("lock",), ("lock", ".begun.json.partial"), ("lock", "begun.json")])
+def test_stopped_before_the_journal_was_begun(
+    left: tuple[str, ...], checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A work folder without a journal was refused for ever as not begun by flagrelease."""
+    plan = plan_of(checkpoint, *TARGETS)
+    journal = open_journal(tmp_path / FOLDERS[0], plan, plan.releases[0])
+    assert journal is not None
+    journal.close()
+    work_folder = tmp_path / FOLDERS[0] / WORK_FOLDER
+    for path in work_folder.iterdir():
+        if path.name not in left:
+            path.unlink()
+    run_plan(plan, tmp_path)
+    assert contents(tmp_path) == undisturbed
 
-    def disarm(self) -> None:
-        self._stop_at = None
 
-    def _counted(self, function):  # type: ignore[no-untyped-def]
-        def call(*args, **kwargs):  # type: ignore[no-untyped-def]
-            with self._lock:
-                self.calls += 1
-                if self._stop_at is not None and self.calls >= self._stop_at:
-                    raise Crash
-            return function(*args, **kwargs)
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_finished_file_that_was_damaged_is_written_anew(
+    placed: bool, checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for its size, and the manifest then vouched for bytes that were not there."""
+    plan = plan_of(checkpoint, *TARGETS)
 
-        return call
+    def stop(*_: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(run if not placed else assembly, "assemble" if not placed else "sync_folder", stop)
+    with pytest.raises(Crash):
+        run_plan(plan, tmp_path)
+    monkeypatch.undo()
+    folder = tmp_path / FOLDERS[0]
+    path = (folder if placed else folder / WORK_FOLDER) / "model0-mp8.safetensors"
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    run_plan(plan, tmp_path)
+    assert contents(tmp_path) == undisturbed
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_resumed_conversion_needs_only_the_space_that_it_has_not_got_yet(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of its own unfinished files were asked for again, so a tight disk refused to let it finish."""
+    plan = plan_of(checkpoint, *TARGETS)
+    crashes = Crashes(monkeypatch)
+    crashes.arm(400)
+    with pytest.raises(Crash):
+        run_plan(plan, tmp_path)
+    crashes.disarm()
+    allocated = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*.safetensors"))
+    assert allocated > 0
+    free = plan.bytes_to_write - allocated + (1 << 16)
+    needed = []
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: needed.append(path) or usage._replace(free=free))  # type: ignore[func-returns-value]
+    run_plan(plan, tmp_path)
+    assert len(needed) == 1
+    assert contents(tmp_path) == undisturbed
+    with pytest.raises(ResourceError, match=f"are still to be written, {free:,} are free"):
+        run_plan(plan, tmp_path / "another")
+
+
+def test_the_first_progress_is_what_an_earlier_run_wrote(checkpoint: Path, tmp_path: Path) -> None:
+    plan = plan_of(checkpoint, *TARGETS)
+    told: list[int] = []
+    convert(plan, tmp_path, workers=1, lookup=cpu_lookup, progress=told.append)
+    assert told[0] == 0
+    told.clear()
+    convert(plan, tmp_path, workers=1, lookup=cpu_lookup, progress=told.append)
+    assert told == [plan.bytes_to_write]
 
 
 @pytest.mark.usefixtures("small_steps")
 def test_finished_files_are_not_done_again(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(checkpoint, "bf16:hf", max_file_bytes=2_000_000)
-    counter = _Counter(monkeypatch)
+    counter = Crashes(monkeypatch)
     counter.arm(900)
     with pytest.raises(Crash):
         run_plan(plan, tmp_path, workers=1)
@@ -221,7 +319,7 @@ def test_a_changed_partial_file_is_written_anew(
     checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(checkpoint, *TARGETS)
-    counter = _Counter(monkeypatch)
+    counter = Crashes(monkeypatch)
     counter.arm(250)
     with pytest.raises(Crash):
         run_plan(plan, tmp_path)
@@ -238,7 +336,7 @@ def test_a_torn_journal_line_is_forgotten(
     checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(checkpoint, *TARGETS)
-    counter = _Counter(monkeypatch)
+    counter = Crashes(monkeypatch)
     counter.arm(60)
     with pytest.raises(Crash):
         run_plan(plan, tmp_path)
@@ -261,20 +359,20 @@ def test_a_complete_release_is_left_alone(checkpoint: Path, tmp_path: Path) -> N
 def test_a_folder_begun_under_another_plan_or_source_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter = _Counter(monkeypatch)
+    counter = Crashes(monkeypatch)
     counter.arm(200)
     with pytest.raises(Crash):
         run_plan(plan_of(checkpoint, "bf16:mp16"), tmp_path)
     counter.disarm()
-    with pytest.raises(ResourceError, match="begun under another plan"):
+    with pytest.raises(ResourceError, match="begun for another plan"):
         run_plan(plan_of(checkpoint, "bf16:mp16", o_groups="split"), tmp_path)
-    with pytest.raises(ResourceError, match="begun under another plan"):
+    with pytest.raises(ResourceError, match="begun for another plan"):
         run_plan(plan_of(checkpoint, "bf16:mp16", rank_part_bytes=10**6), tmp_path)
     file = next(checkpoint.glob("*.safetensors"))
     stamp = file.stat()
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     try:
-        with pytest.raises(ResourceError, match="state of the source"):
+        with pytest.raises(ResourceError, match="begun for another state of the source"):
             run_plan(plan_of(checkpoint, "bf16:mp16"), tmp_path)
     finally:
         os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -291,8 +389,6 @@ def test_a_finished_folder_of_another_plan_is_refused(checkpoint: Path, tmp_path
 
 
 def test_two_conversions_at_once_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    from flagrelease.convert.journal import open_journal
-
     plan = plan_of(checkpoint, "bf16:mp8")
     journal = open_journal(tmp_path / "bf16-mp8", plan, plan.releases[0])
     assert journal is not None
