@@ -20,6 +20,7 @@ from flagrelease.verify.result import Check, CheckLog, Finding
 from flagrelease.verify.workers import Workers
 
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+_EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 _BLOCK = 4 << 20
 
 
@@ -37,8 +38,9 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
         log.add(Finding(file=name, rule=f"not in the {listed}"))
     for name in sorted(records.keys() - found.keys()):
         log.add(Finding(file=name, rule=f"in the {listed}, but not in the folder"))
+    modes = _keeps_modes(release)
     for name, path in sorted(found.items()):
-        _check_kind(name, path, log)
+        _check_kind(name, path, release, modes, log)
 
     def hash_one(record: FileRecord) -> None:
         _check_content(found[record.path], record, workers, log)
@@ -48,8 +50,8 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
 
 
 def _is_left_by_downloads(name: str) -> bool:
-    """Beside what was published: git's own file of the repository, and the bookkeeping of `hf download`."""
-    return name == ".gitattributes" or name.startswith(".cache/huggingface/")
+    """Beside what was published: the files of a git clone, and the bookkeeping of `hf download`."""
+    return name in (".git", ".gitattributes") or name.startswith((".git/", ".cache/huggingface/"))
 
 
 def _published_records(
@@ -83,11 +85,24 @@ def _entries(release: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in [*files, *links])
 
 
-def _check_kind(name: str, path: Path, log: CheckLog) -> None:
+def _keeps_modes(release: Path) -> bool:
+    """Whether the file system tells data from programs; a mount without modes shows even the manifest as executable."""
+    return not (release / MANIFEST_NAME).stat().st_mode & _EXECUTABLE
+
+
+def _is_link_to_blob(path: Path, release: Path) -> bool:
+    """Whether a file of a hub cache's snapshot is the cache's link to the blob that holds the bytes."""
+    blobs = release.absolute().parent.parent / "blobs"
+    return release.absolute().parent.name == "snapshots" and path.is_file() and path.resolve().parent == blobs.resolve()
+
+
+def _check_kind(name: str, path: Path, release: Path, modes: bool, log: CheckLog) -> None:
     mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode) and _is_link_to_blob(path, release):
+        mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         log.add(Finding(file=name, rule="not a regular file: a release holds no links, pipes or devices"))
-    elif mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
+    elif modes and mode & _EXECUTABLE:
         log.add(Finding(file=name, rule=f"executable (mode {stat.S_IMODE(mode):o}): a release is data"))
     if path.suffix in _PICKLES:
         log.add(Finding(file=name, rule="a pickle file can run code when read"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,48 @@ def test_what_downloads_leave_is_no_file_of_the_publication(converted: Converted
             target.write_bytes(path.read_bytes())
     (folder.parent / "release" / ".gitattributes").write_text("")
     assert ".gitattributes: not in the manifest" in findings(folder.parent / "release")
+
+
+def test_a_snapshot_in_a_hub_cache_is_sound(converted: Converted, folder: Path, tmp_path: Path) -> None:
+    """`hf download` without a folder leaves links into blobs/; before, each was called tampering."""
+    repo = tmp_path / "models--FlagRelease--tiny"
+    snapshot = repo / "snapshots" / ("a" * 40)
+    (repo / "blobs").mkdir(parents=True)
+    for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
+        blob = repo / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.write_bytes(path.read_bytes())
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    assert verify_release(snapshot, converted.source).passed
+    blob = (snapshot / "model0-mp8.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    assert any(line.startswith("model0-mp8.safetensors: has SHA-256") for line in findings(snapshot))
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(folder / "config.json")  # the same bytes, from outside the cache
+    assert "config.json: not a regular file: a release holds no links, pipes or devices" in findings(snapshot)
+
+
+def test_a_git_clone_is_sound(folder: Path) -> None:
+    """Before, every file of .git/ was called one that does not belong."""
+    for name in (".git/config", ".git/hooks/post-update.sample", ".git/lfs/objects/x", ".gitattributes"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+        (folder / name).chmod(0o755)
+    assert findings(folder) == []
+    (folder / "sub").mkdir()
+    (folder / "sub" / ".git").write_text("x")
+    assert findings(folder) == ["sub/.git: not in the manifest and provenance statement"]
+
+
+def test_a_mount_without_modes_is_sound(folder: Path) -> None:
+    """Every file looks executable there; before, each was called tampering. One that alone is executable still is."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    (folder / "config.json").chmod(0o755)
+    assert findings(folder) == ["config.json: executable (mode 755): a release is data"]
+    for path in files:
+        path.chmod(0o777)
+    assert findings(folder) == []
 
 
 def test_without_its_statement_nothing_explains_the_rest(folder: Path) -> None:
