@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from flagrelease import cli
-from flagrelease.ranks.status import read_status
+from flagrelease.ranks.status import Status, read_status
 
 SOURCE = Path(__file__).parents[2] / "examples" / "tiny" / "flagrelease-tiny-v4"
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | {
@@ -114,7 +114,7 @@ def test_a_release_for_two_ranks_starts_them_and_one_is_heard(release: Path, tmp
 
 
 def spoil(release: Path, folder: Path) -> Path:
-    """A release whose file for rank 1 has no header: only that rank reads it."""
+    """A release whose file for rank 1 has no header."""
     folder.mkdir()
     for path in release.iterdir():
         (folder / path.name).symlink_to(path)
@@ -127,12 +127,17 @@ def test_the_rank_that_failed_first_gives_the_exit_code_and_the_words(release: P
     spoilt = spoil(release, tmp_path / "spoilt")
     done = run([*FLAGRELEASE, "--status", str(tmp_path / "status.json"), *asked(spoilt)])
     assert done.returncode == 3, done.stderr
-    assert "flagrelease: checkpoint: rank 1: " in done.stderr
+    assert done.stderr.count("flagrelease: checkpoint: ") == 1, "one rank is heard"
     assert "model1-mp2.safetensors" in done.stderr
     assert "Traceback" not in done.stderr
     status = json.loads((tmp_path / "status.json").read_bytes())
     assert (status["exit_code"], status["kind"]) == (3, "checkpoint")
     assert "model1-mp2.safetensors" in status["message"]
+
+
+def test_an_error_of_a_rank_that_does_not_lead_names_it() -> None:
+    error = Status(exit_code=3, kind="checkpoint", message="no header", rank=1).as_error()
+    assert (str(error), error.exit_code, error.kind) == ("rank 1: no header", 3, "checkpoint")
 
 
 def test_torchrun_loses_the_exit_code_and_the_status_keeps_it(release: Path, tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ def test_torchrun_loses_the_exit_code_and_the_status_keeps_it(release: Path, tmp
     assert done.returncode == 1, "if torchrun tells codes apart by now, findings and docs need a new line"
     status = read_status(path)
     assert status is not None
-    assert (status.exit_code, status.kind, status.rank, status.ranks) == (3, "checkpoint", 1, 2)
+    assert (status.exit_code, status.kind, status.ranks) == (3, "checkpoint", 2)
     assert [other.name for other in tmp_path.glob("status*")] == ["status.json"]
 
 
