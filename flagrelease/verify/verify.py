@@ -99,6 +99,7 @@ def _check_data(
     replicas = check_replicas(release, workers)
     weights = sampled(release.weights, sample, seed)
     share = f"{len(weights)} of {len(release.weights)} weights" + ("" if sample == 1 else f" (seed {seed})")
+    known = release.manifest.source.checked_against
     comparable = source is not None and source.index.headers_sha256() == release.manifest.source.headers
     run = WeightChecks(release, source if comparable else None, workers)
     check_recorded_copies(release, run.tensors)
@@ -113,7 +114,8 @@ def _check_data(
         return [*checks, run.source.close("headers of the source against the manifest; no data read")], None
     if sample == 1:
         _compare_counts(run.elements, release.manifest.elements, run.source)
-    return [*checks, run.source.close(f"the source through the second decoder: {share}")], run.elements
+    proved = run.source.close(f"the source through the second decoder: {share}; its files: {known}")
+    return [*checks, proved], run.elements
 
 
 def sampled(weights: Sequence[ExpectedWeight], share: float, seed: int) -> list[ExpectedWeight]:

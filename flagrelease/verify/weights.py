@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 from blake3 import blake3
@@ -24,6 +25,7 @@ from flagrelease.verify.result import CheckLog, Finding
 from flagrelease.verify.structure import StoredRelease
 from flagrelease.verify.workers import Workers
 
+_QUANTISED = frozenset({"F8_E4M3", "F8_E8M0", "I8", "U8", "F4"})
 _RULES = {
     Fate.COPY: "is not the source's bytes",
     Fate.DECODE: "is not code times scale of the source, rounded once to BF16",
@@ -88,16 +90,21 @@ class WeightChecks:
 
     def _stream(self, tensor: GatheredTensor, expectation: Expectation | None, fate: Fate) -> None:
         """Read a release tensor once, for its digest and against its expectation."""
-        digest, differences = blake3(), _Differences()
+        digest, differences, blank = blake3(), _Differences(), _must_hold_values(tensor)
         for start, stop in tensor.chunks(1 if expectation is None else expectation.row_multiple):
             found = tensor.read(start, stop)
             digest.update(found)
+            blank = blank and not found[0].any() and not found.any()
             if expectation is not None:
                 wanted = expectation.rows(start, stop)
                 if not np.array_equal(found.view(wanted.dtype), wanted):
                     differences.compare(start, found, np.ascontiguousarray(wanted).view(np.uint8))
             self._workers.advance(found.nbytes)
         self.tensors.saw(1, tensor.nbytes)
+        allowed = self._release.manifest.options.get("allow_zero_tensors", ())
+        if blank and not any(fnmatchcase(tensor.name, pattern) for pattern in allowed):
+            rule = "all its bytes are zero, which no trained weight or scale is: the source was damaged"
+            self.tensors.add(Finding(tensor=tensor.name, rule=rule))
         if digest.hexdigest() != self._release.manifest.tensors[tensor.name].blake3:
             files = {self._release.path_of(copies[0].file) for copies in tensor.boxes.values()}
             rule = "its digest is not the manifest's"
@@ -140,6 +147,11 @@ class WeightChecks:
             self.source.add(Finding(tensor=name, rule=rule))
         with self._lock:
             self.elements += counts
+
+
+def _must_hold_values(tensor: GatheredTensor) -> bool:
+    """Whether all-zero bytes are damage: in 8-bit and 4-bit weights, E8M0 scales and BF16 matrices they are."""
+    return tensor.dtype in _QUANTISED or (tensor.dtype == "BF16" and len(tensor.shape) == 2)
 
 
 def check_recorded_copies(release: StoredRelease, log: CheckLog) -> None:
