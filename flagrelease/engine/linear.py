@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.kernels.reference.quantisation import decode_fp8
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 
@@ -55,9 +56,13 @@ def _stack(parts: list[Tensor | None]) -> Any:
 def join(first: Linear, second: Linear) -> tuple[Linear, Linear, Linear]:
     """Two linears of one input as one, whose rows are the first's, then the second's; and both as views of it.
 
+    Where only one is stored in codes, it is decoded to the other's dtype, so that both are plain.
+
     Raises:
         ValueError: the first has rows that are not whole blocks of scales.
     """
+    if (first.scale is None) != (second.scale is None):
+        first, second = _as_plain(first, second.weight.dtype), _as_plain(second, first.weight.dtype)
     rows = first.weight.shape[0]
     weight = torch.cat((_bytes(first.weight), _bytes(second.weight))).view(first.weight.dtype)
     scale: Tensor | None = None
@@ -71,6 +76,13 @@ def join(first: Linear, second: Linear) -> tuple[Linear, Linear, Linear]:
         Linear(weight[:rows], None if scale is None else scale[:blocks], first.quantise),
         Linear(weight[rows:], None if scale is None else scale[blocks:], second.quantise),
     )
+
+
+def _as_plain(linear: Linear, dtype: torch.dtype) -> Linear:
+    if linear.scale is None:
+        return linear
+    weight = decode_fp8(linear.weight, linear.scale, dtype, (FP8_BLOCK, FP8_BLOCK))
+    return Linear(weight, None, linear.quantise)
 
 
 def project(ops: Operators, x: Tensor, *linears: Linear, out_dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:

@@ -14,22 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flagrelease.engine.placement import Range, RankSlice, local_pieces
+from flagrelease.engine.placement import RankSlice, local_pieces
+from flagrelease.engine.stored import StoredTensors
 from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.v4.config import ModelConfig, read_config
-from flagrelease.model.v4.inventory import Storage
+from flagrelease.model.v4.stored import StoredWeight, understand
 from flagrelease.records.manifest import MANIFEST_NAME, OGroups, read_manifest
 from flagrelease.shard.header import TensorMeta, read_header
 from flagrelease.shard.index import open_checkpoint
 from flagrelease.shard.reader import TensorReader
 
 _RANK_FILE = re.compile(r"model(\d+)-mp(\d+)(?:-part(\d+))?\.safetensors")
-_TORCH = {
-    "BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "I8": torch.int8, "F4": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
-_FP4_GROUP = 32
-_SCALES = ("F8_E8M0", "F32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +99,7 @@ class Release:
         """Read headers and check them; data will come through `reader`.
 
         Raises:
-            CheckpointError: a tensor is missing, is not known, or has a wrong dtype or shape.
+            CheckpointError: a tensor is missing, is not known, or is stored in no declared form.
             UsageError: the release is cut for another number of ranks.
         """
         self.config, _ = read_config(folder / "config.json")
@@ -115,130 +110,49 @@ class Release:
             )
         # of an hf release each rank reads its part; `split` holds nothing twice
         self.o_mode: OGroups | None = layout.o_mode if layout.mp else "split" if mp > self.config.o_groups else None
-        self._device, self._reader, self._whole = device, reader, layout.mp is None
-        self._pieces = local_pieces(self.config, mp, rank, self.o_mode)
-        self._metas = open_checkpoint(folder).tensors if self._whole else _rank_tensors(folder, rank)
-        self._scales = _check(folder, self.config, self._pieces, self._metas, whole=self._whole)
+        pieces = local_pieces(self.config, mp, rank, self.o_mode)
+        whole = layout.mp is None
+        metas = open_checkpoint(folder).tensors if whole else _rank_tensors(folder, rank)
+        weights = _understand(folder, self.config, pieces, metas, whole=whole)
+        self._stored = StoredTensors(weights, pieces, device, reader, whole=whole)
 
     def read(self, name: str) -> Tensor:
-        """This rank's part of a weight, as stored."""
-        meta, ranges = self._metas[name], list(self._pieces[name].ranges)
-        if meta.dtype in ("I8", "F4") and self._pieces[name].spec.storage is Storage.EXPERT:
-            ranges[-1] = ranges[-1][0] // 2, ranges[-1][1] // 2  # two codes a byte
-        return self._load(meta, ranges)
+        """This rank's part of a weight: codes as stored, or BF16 where no kernel takes such codes.
+
+        Raises:
+            CheckpointError: a code is NaN, or a scale is no number to multiply with.
+        """
+        return self._stored.read(name)
 
     def read_scale(self, name: str) -> Tensor | None:
-        """This rank's part of its scale, if it is stored in codes."""
-        block = self._scales.get(name)
-        if block is None:
-            return None
-        ranges = [
-            (begin // size, -(-end // size))
-            for (begin, end), size in zip(self._pieces[name].ranges, block, strict=True)
-        ]
-        return self._load(self._metas[_scale_name(name)], ranges)
+        """This rank's part of its scale, if `read` gives codes: E8M0, or FP32 for the other dtypes.
 
-    def _load(self, meta: TensorMeta, ranges: list[Range]) -> Tensor:
-        """The part of a stored tensor; of an mp release what is stored is the part."""
-        dtype = _TORCH[meta.dtype]
-        shape = (*meta.shape[:-1], meta.shape[-1] // 2) if meta.dtype == "F4" else meta.shape
-        if not self._whole:
-            ranges = [(0, size) for size in shape]
-        row = meta.nbytes // shape[0]
-        first, last = ranges[0]
-        raw = torch.empty((last - first) * row, dtype=torch.uint8)
-        self._reader.read(meta, first * row, raw.numpy())
-        part = raw.view(dtype).view(last - first, *shape[1:])[(slice(None), *(slice(*each) for each in ranges[1:]))]
-        return part.contiguous().to(self._device)
+        Raises:
+            CheckpointError: a scale is no number to multiply with.
+        """
+        return self._stored.read_scale(name)
 
 
-def _scale_name(weight: str) -> str:
-    return weight.removesuffix("weight") + "scale"
-
-
-def _check(
+def _understand(
     folder: Path, config: ModelConfig, pieces: dict[str, RankSlice], metas: dict[str, TensorMeta], *, whole: bool
-) -> dict[str, tuple[int, int]]:
-    """Require exactly the expected tensors. Returns the (rows, columns) that share a scale, for weights in codes."""
-    scales: dict[str, tuple[int, int]] = {}
-    expected = set(pieces)
-    for name, piece in pieces.items():
-        if name not in metas:
-            raise CheckpointError(f"{folder}: tensor {name!r} is missing")
-        block = _check_weight(metas[name], piece, config, whole=whole)
-        if block is not None:
-            scales[name] = block
-            expected.add(_scale_name(name))
-    other_ranks = {name for name in metas if whole and _is_other_expert(name, pieces, config)}
-    extra = sorted(set(metas) - expected - other_ranks)
-    if extra:
-        raise CheckpointError(f"{metas[extra[0]].file}: tensor {extra[0]!r} is not part of this model")
-    for name, block in scales.items():
-        _check_scale(folder, name, pieces[name], block, metas, whole=whole)
-    _check_one_expert_format(pieces, metas)
-    return scales
+) -> dict[str, StoredWeight]:
+    """Require exactly the expected tensors in declared forms. Returns this rank's weights by name."""
+    parts = None if whole else {name: (piece.spec, piece.shape) for name, piece in pieces.items()}
+    weights, problems = understand(metas, config, folder / "config.json", parts)
+    if problems:
+        raise CheckpointError(problems[0])
+    own = {weight.spec.name: weight for weight in weights if weight.spec.name in pieces}
+    for name, weight in own.items():
+        if weight.format is not None:
+            _require_whole_blocks(weight, pieces[name])
+    return own
 
 
-def _is_other_expert(name: str, pieces: dict[str, RankSlice], config: ModelConfig) -> bool:
-    """Whether `name` is a tensor of a routed expert that another rank owns."""
-    match = re.fullmatch(r"(.*\.ffn\.experts\.)(\d+)(\.w[123]\.)(weight|scale)", name)
-    if match is None or int(match[2]) >= config.n_routed_experts or str(int(match[2])) != match[2]:
-        return False
-    own = next((piece.spec.expert for piece in pieces.values() if piece.spec.expert is not None), 0)
-    return f"{match[1]}{own}{match[3]}weight" in pieces
-
-
-def _check_weight(meta: TensorMeta, piece: RankSlice, config: ModelConfig, *, whole: bool) -> tuple[int, int] | None:
-    """Dtype and shape of one weight. Returns the block that shares a scale, if it has one."""
-    name, storage = piece.spec.name, piece.spec.storage
-    allowed = _allowed(name, storage, config)
-    if meta.dtype not in allowed:
-        raise CheckpointError(f"{meta.file}: tensor {name!r} is {meta.dtype}; expected {' or '.join(allowed)}")
-    shape = piece.spec.shape if whole else piece.shape
-    if meta.dtype == "I8":  # packed: the header counts bytes
-        shape = (*shape[:-1], shape[-1] // 2)
-    if meta.shape != shape:
-        raise CheckpointError(f"{meta.file}: tensor {name!r} has shape {list(meta.shape)}; expected {list(shape)}")
-    if meta.dtype in ("I8", "F4"):
-        return 1, _FP4_GROUP
-    if meta.dtype != "F8_E4M3":
-        return None
-    block = config.block_size
-    assert block is not None, "F8 is allowed only with a quantization_config"
-    for (begin, end), size, limit in zip(piece.ranges, block, piece.spec.shape, strict=True):
+def _require_whole_blocks(weight: StoredWeight, piece: RankSlice) -> None:
+    """Refuse a rank's part that cuts a block of scales."""
+    for (begin, end), size, limit in zip(piece.ranges, weight.block, piece.spec.shape, strict=True):
         if begin % size or (end % size and end != limit):
-            raise CheckpointError(f"{meta.file}: tensor {name!r}: the rank's part {begin}:{end} cuts a block of {size}")
-    return block
-
-
-def _allowed(name: str, storage: Storage, config: ModelConfig) -> tuple[str, ...]:
-    plain = {Storage.BF16: "BF16", Storage.F32: "F32", Storage.I64: "I64"}
-    if storage in plain:
-        return (plain[storage],)
-    if config.quantization_config is None:
-        return ("BF16",)
-    if storage is Storage.LINEAR:  # DeepSeek's own mp checkpoints hold wo_a decoded
-        return ("F8_E4M3", "BF16") if name.endswith(".wo_a.weight") else ("F8_E4M3",)
-    return {"fp4": ("I8", "F4"), "fp8": ("F8_E4M3",), None: ("I8", "F4", "F8_E4M3")}[config.declared_expert_dtype]
-
-
-def _check_scale(
-    folder: Path, name: str, piece: RankSlice, block: tuple[int, int], metas: dict[str, TensorMeta], *, whole: bool
-) -> None:
-    scale = metas.get(_scale_name(name))
-    if scale is None:
-        raise CheckpointError(f"{folder}: tensor {_scale_name(name)!r} is missing")
-    shape = tuple(-(-n // size) for n, size in zip(piece.spec.shape if whole else piece.shape, block, strict=True))
-    if scale.dtype not in _SCALES:
-        raise CheckpointError(f"{scale.file}: tensor {scale.name!r} is {scale.dtype}; expected {' or '.join(_SCALES)}")
-    if scale.shape != shape:
-        raise CheckpointError(
-            f"{scale.file}: tensor {scale.name!r} has shape {list(scale.shape)}; expected {list(shape)}"
-        )
-
-
-def _check_one_expert_format(pieces: dict[str, RankSlice], metas: dict[str, TensorMeta]) -> None:
-    experts = [metas[name] for name, piece in pieces.items() if piece.spec.storage is Storage.EXPERT]
-    odd = next((meta for meta in experts if meta.dtype != experts[0].dtype), None)
-    if odd is not None:
-        raise CheckpointError(f"{odd.file}: tensor {odd.name!r} is {odd.dtype}, other experts are {experts[0].dtype}")
+            meta = weight.weight
+            raise CheckpointError(
+                f"{meta.file}: tensor {meta.name!r}: the rank's part {begin}:{end} cuts a block of {size}"
+            )

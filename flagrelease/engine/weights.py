@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flagrelease.engine.kernels.reference.quantisation import dequantise
+from flagrelease.engine.kernels.reference.quantisation import decode_fp8, dequantise
 from flagrelease.engine.kernels.weights import FP8_BLOCK, PACKED_FP4, ExpertWeights
 from flagrelease.engine.linear import Linear
 from flagrelease.engine.numerics import Numerics
@@ -45,7 +45,7 @@ class Weights:
         return self._source.read(self._prefix + name)
 
     def plain(self, name: str) -> Tensor:
-        """A weight in the compute dtype, decoded if it is stored in codes (exact: BF16 holds every scaled code)."""
+        """A weight in the compute dtype, decoded if it is stored in codes (exact where scales are powers of two)."""
         full = self._prefix + name
         return _decode(self._source.read(full), self._source.read_scale(full), self._numerics.dtype)
 
@@ -109,7 +109,11 @@ class Weights:
 
 
 def _decode(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype) if scale is None else dequantise(weight, scale).to(dtype)
+    if scale is None:
+        return weight.to(dtype)
+    if weight.dtype in PACKED_FP4:
+        return dequantise(weight, scale).to(dtype)
+    return decode_fp8(weight, scale, dtype, (FP8_BLOCK, FP8_BLOCK))
 
 
 def _room(like: Tensor, count: int, names: int) -> Tensor:

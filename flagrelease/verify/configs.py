@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flagrelease.errors import CheckpointError
+from flagrelease.formats.formats import weight_of_scale
 from flagrelease.model.v4.config import ModelConfig, native_arguments, read_config
 from flagrelease.records.manifest import Manifest, TargetRecord
 from flagrelease.strict_json import parse_json
@@ -33,7 +34,7 @@ def check_config(folder: Path, manifest: Manifest, source: Origin | None) -> tup
         log.add(Finding(file=CONFIG, rule=str(error)))
         return None, log.close(_DETAIL)
     log.saw(1)
-    quantised = any(name.endswith((".scale", ".weight_scale_inv")) for name in manifest.source.tensors)
+    quantised = any(weight_of_scale(name) is not None for name in manifest.source.tensors)
     if quantised and manifest.target.dtype != "bf16":
         _check_quantised(manifest.target, config, log)
     else:

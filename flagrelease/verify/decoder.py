@@ -63,13 +63,24 @@ def fp8_values(codes: U8) -> F32:
     return _E4M3.take(codes)
 
 
+# the decoder of each declared format
+VALUES = {"fp4": fp4_values, "fp8": fp8_values}
+
+
 def scale_values(raw: U8, dtype: str) -> F64:
     """Scales [rows, bytes] of a safetensors dtype as float64 [rows, columns]. float64 holds all of them exactly."""
     if dtype == "F8_E8M0":
         return _E8M0.take(raw)
     if dtype == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return raw.view({"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # numpy warns of a signalling NaN; `count_bad` finds it
+        return raw.view({"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float64)
+
+
+def count_bad(scales: F64) -> int:
+    """How many scales are NaN, infinite or negative."""
+    return int(np.count_nonzero(~(np.isfinite(scales) & (scales >= 0))))
 
 
 def to_bf16(values: F32, scales: F64, block: tuple[int, int]) -> tuple[U16, int]:
@@ -81,7 +92,8 @@ def to_bf16(values: F32, scales: F64, block: tuple[int, int]) -> tuple[U16, int]
         _multiply(values, scales.astype(np.float32), block)
         return values.view(np.uint16)[:, 1::2], 0  # the upper halves; the lower are zero, for the products are exact
     products = values.astype(np.float64)  # 4 significant bits times at most 24: exact in float64
-    _multiply(products, scales, block)
+    with np.errstate(invalid="ignore"):  # an infinite scale times zero; `count_bad` finds it
+        _multiply(products, scales, block)
     return _round_to_bf16(products)
 
 

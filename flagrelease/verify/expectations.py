@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from flagrelease.formats.formats import FP8, SCALE_RULE, Format
 from flagrelease.verify.decoder import (
     E4M3_NAN,
     E8M0_NAN,
-    FP4_GROUP,
     U8,
-    fp4_values,
-    fp8_values,
+    VALUES,
+    count_bad,
     repacked_codes,
     repacked_scales,
     scale_values,
@@ -67,7 +67,7 @@ class HashedTensor:
 
 
 class Copied:
-    """The source's own bytes. NaN codes and scales of the 8-bit formats are faults too: no engine survives them."""
+    """The source's own bytes. NaN codes of FP8 are faults too: no engine survives them."""
 
     row_multiple = 1
 
@@ -79,9 +79,7 @@ class Copied:
     def rows(self, start: int, stop: int) -> Rows:
         """See `Expectation`."""
         rows = self._source.read(start, stop)
-        if self._source.tensor.dtype == "F8_E8M0":
-            self._nans += int(np.count_nonzero(rows == E8M0_NAN))
-        elif self._source.tensor.dtype == "F8_E4M3":
+        if self._source.tensor.dtype in FP8.weight_dtypes:
             self._nans += int(np.count_nonzero((rows & E4M3_NAN) == E4M3_NAN))
         return rows
 
@@ -91,30 +89,58 @@ class Copied:
             yield f"{self._nans} codes of {self._source.tensor.name!r} in the source are NaN"
 
 
+class CopiedScale:
+    """The source's own scales, which must be numbers that a weight can be multiplied with."""
+
+    row_multiple = 1
+
+    def __init__(self, source: HashedTensor) -> None:
+        """Expect what `source` holds."""
+        self._source = source
+        self._bad = 0
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """See `Expectation`."""
+        rows = self._source.read(start, stop)
+        self._bad += count_bad(scale_values(rows, self._source.tensor.dtype))
+        return rows
+
+    def faults(self) -> Iterator[str]:
+        """See `Expectation`."""
+        yield from _bad_scales(self._source.tensor.name, self._bad)
+
+
+def _bad_scales(name: str, count: int) -> Iterator[str]:
+    if count:
+        yield f"{count} scales of {name!r} in the source are NaN, infinite or negative; {SCALE_RULE}"
+
+
 class Decoded:
     """BF16: codes of the source times its scales, rounded once to nearest even."""
 
-    def __init__(self, source: HashedTensor, scale: HashedTensor, block: tuple[int, int]) -> None:
-        """`source` is packed FP4 (I8) or F8_E4M3, `block` the rows and columns that share an FP8 scale."""
+    def __init__(self, source: HashedTensor, scale: HashedTensor, fmt: Format, block: tuple[int, int]) -> None:
+        """`source` holds codes of `fmt`, `scale` one scale for each `block` (rows, elements)."""
         self._source = source
-        self._is_fp4 = source.tensor.dtype == "I8"
-        self._block = (1, FP4_GROUP) if self._is_fp4 else block
+        self._values = VALUES[fmt.name]
+        self._block = block
         self._scales = scale_values(scale.read_all(), scale.tensor.dtype)
+        self._scale_name = scale.tensor.name
         self._infinite = 0
         self.rounded = 0
-        self.row_multiple = self._block[0]
+        self.row_multiple = block[0]
 
     def rows(self, start: int, stop: int) -> Rows:
         """See `Expectation`."""
         codes = self._source.read(start, stop)
         scales = self._scales[start // self._block[0] : -(-stop // self._block[0])]
-        bits, rounded = to_bf16(fp4_values(codes) if self._is_fp4 else fp8_values(codes), scales, self._block)
+        bits, rounded = to_bf16(self._values(codes), scales, self._block)
         self.rounded += rounded
         self._infinite += int(np.count_nonzero((bits & _BF16_EXPONENT) == _BF16_EXPONENT))
         return bits
 
     def faults(self) -> Iterator[str]:
         """See `Expectation`."""
+        yield from _bad_scales(self._scale_name, count_bad(self._scales))
         if self._infinite:
             yield f"{self._infinite} elements of the source are NaN, or beyond the range of BF16"
 
@@ -127,6 +153,7 @@ class RepackedScale:
     def __init__(self, scale: HashedTensor, block: tuple[int, int]) -> None:
         """`scale` holds the FP4 groups' E8M0 codes."""
         self.codes = scale.read_all()
+        self._name = scale.tensor.name
         self.tiles = repacked_scales(self.codes, block)
 
     def rows(self, start: int, stop: int) -> Rows:
@@ -135,9 +162,7 @@ class RepackedScale:
 
     def faults(self) -> Iterator[str]:
         """See `Expectation`."""
-        nans = int(np.count_nonzero(self.codes == E8M0_NAN))
-        if nans:
-            yield f"{nans} scales of the source are NaN (code {E8M0_NAN})"
+        yield from _bad_scales(self._name, int(np.count_nonzero(self.codes == E8M0_NAN)))
 
 
 class Repacked:

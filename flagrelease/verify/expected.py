@@ -10,15 +10,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flagrelease.errors import VerificationError
+from flagrelease.formats.formats import FP4, FP8, Format, block_counts, scale_names
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
 from flagrelease.records.manifest import Manifest, TargetRecord
-from flagrelease.verify.decoder import FP4_GROUP
-
-_PLAIN = {Storage.BF16: "BF16", Storage.F32: "F32", Storage.I64: "I64", Storage.LINEAR: "BF16", Storage.EXPERT: "BF16"}
-_QUANTISED = {Storage.LINEAR, Storage.EXPERT}
-_SCALE_SUFFIXES = (".scale", ".weight_scale_inv")
-_ANY_SCALE = ("F8_E8M0", "F32", "BF16", "F16")
 
 
 class Fate(Enum):
@@ -52,13 +47,13 @@ class ExpectedWeight:
         """The tensors that the release holds for this weight."""
         return (self.weight,) if self.scale is None else (self.weight, self.scale)
 
-    def fate(self, source_dtype: str) -> Fate:
-        """What must have happened to a weight that the source stores as `source_dtype`."""
-        if self.source_scale is None:
+    def fate(self, source_format: Format | None) -> Fate:
+        """What must have happened to a weight that the source stores in `source_format` (None: plain)."""
+        if source_format is None:
             return Fate.COPY
         if self.weight.dtypes == ("BF16",):
             return Fate.DECODE
-        return Fate.REPACK if source_dtype == "I8" and self.weight.dtypes == ("F8_E4M3",) else Fate.COPY
+        return Fate.REPACK if source_format is FP4 and self.weight.dtypes == FP8.weight_dtypes else Fate.COPY
 
     def surely_copied(self, target: TargetRecord) -> bool:
         """Whether the bytes are the source's, as far as that is known without the source's dtypes."""
@@ -78,17 +73,16 @@ def expected_weights(manifest: Manifest, config: ModelConfig) -> list[ExpectedWe
     described = config.block_size is not None and config.declared_expert_dtype is not None
     if scales and manifest.target.dtype != "bf16" and not described:
         raise VerificationError("config.json does not say how the weights are quantised, so no tensor can be told")
-    return [_expect(spec, scales.get(name), manifest.target, config) for name, spec in specs.items()]
+    return [_expect(spec, scales.get(name), manifest, config) for name, spec in specs.items()]
 
 
 def _source_scales(specs: dict[str, TensorSpec], stored: set[str]) -> dict[str, str]:
     scales: dict[str, str] = {}
     for name, spec in specs.items():
-        stem = name.removesuffix(".weight")
-        found = [stem + suffix for suffix in _SCALE_SUFFIXES if stem + suffix in stored]
+        found = [scale for scale in scale_names(name) if scale in stored]
         if len(found) > 1:
             raise VerificationError(f"manifest.json: tensor {name!r}: the source has two scales, {' and '.join(found)}")
-        if found and spec.storage in _QUANTISED:
+        if found and spec.storage.value.formats:
             scales[name] = found[0]
     wanted = specs.keys() | scales.values()
     problems = [f"tensor {name!r}: missing" for name in sorted(wanted - stored)]
@@ -98,21 +92,30 @@ def _source_scales(specs: dict[str, TensorSpec], stored: set[str]) -> dict[str, 
     return scales
 
 
-def _expect(spec: TensorSpec, source_scale: str | None, target: TargetRecord, config: ModelConfig) -> ExpectedWeight:
+def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, config: ModelConfig) -> ExpectedWeight:
+    target = manifest.target
     # DeepSeek's inference code multiplies by wo_a without a scale, so its checkpoints hold wo_a decoded
     decoded = target.dtype == "bf16" or (target.layout == "mp" and spec.name.endswith(".attn.wo_a.weight"))
     if source_scale is None or decoded or config.block_size is None:
-        return ExpectedWeight(spec, source_scale, Form(spec.name, (_PLAIN[spec.storage],), spec.shape), None)
-    scale = spec.name.removesuffix(".weight") + ".scale" if target.layout == "mp" else source_scale
-    rows, columns = spec.shape
+        return ExpectedWeight(spec, source_scale, Form(spec.name, (spec.storage.value.plain,), spec.shape), None)
+    scale = scale_names(spec.name)[0] if target.layout == "mp" else source_scale
     fp4 = spec.storage is Storage.EXPERT and target.dtype == "native" and config.declared_expert_dtype == "fp4"
     if fp4:
-        packed = Form(spec.name, ("F4",), spec.shape)
-        if target.layout == "hf":
-            packed = Form(spec.name, ("I8",), (rows, columns // 2))
-        return ExpectedWeight(spec, source_scale, packed, Form(scale, ("F8_E8M0",), (rows, columns // FP4_GROUP)))
-    height, width = config.block_size
-    blocks = (-(-rows // height), -(-columns // width))
-    return ExpectedWeight(
-        spec, source_scale, Form(spec.name, ("F8_E4M3",), spec.shape), Form(scale, _ANY_SCALE, blocks)
-    )
+        packed = _fp4_form(spec, manifest)
+        return ExpectedWeight(spec, source_scale, packed, _scale_form(scale, spec, FP4, config))
+    codes = Form(spec.name, FP8.weight_dtypes, spec.shape)
+    return ExpectedWeight(spec, source_scale, codes, _scale_form(scale, spec, FP8, config))
+
+
+def _fp4_form(spec: TensorSpec, manifest: Manifest) -> Form:
+    """An mp release has F4, with the logical shape in its header; an hf release keeps the source's spelling."""
+    recorded = manifest.tensors.get(spec.name)
+    dtypes = ("F4",) if manifest.target.layout == "mp" else FP4.weight_dtypes
+    dtype = recorded.dtype if recorded is not None and recorded.dtype in dtypes else dtypes[0]
+    return Form(spec.name, (dtype,), FP4.stored_shape(dtype, spec.shape))
+
+
+def _scale_form(name: str, spec: TensorSpec, fmt: Format, config: ModelConfig) -> Form:
+    block = fmt.block(config.block_size)
+    assert block is not None, "told apart before"
+    return Form(name, fmt.scale_dtypes, block_counts(spec.shape, block))

@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from flagrelease.formats.formats import FP4
 from flagrelease.records.manifest import ElementCounts
-from flagrelease.verify.expectations import Copied, Decoded, Expectation, HashedTensor, Repacked, RepackedScale
+from flagrelease.verify.expectations import (
+    Copied,
+    CopiedScale,
+    Decoded,
+    Expectation,
+    HashedTensor,
+    Repacked,
+    RepackedScale,
+)
 from flagrelease.verify.expected import ExpectedWeight, Fate
-from flagrelease.verify.gather import GatheredTensor
+from flagrelease.verify.gather import GatheredTensor, whole
 from flagrelease.verify.origin import Origin
 
 
@@ -29,7 +38,8 @@ class WeightProof:
             scale = tensors[1]
             return None if scale.dtype == "F8_E8M0" else f"has {scale.dtype} scales, repacked FP4 has F8_E8M0"
         for tensor, source in zip(tensors, (hashed.tensor for hashed in self.sources), strict=True):
-            same = tensor.dtype == source.dtype or (tensor.dtype, source.dtype) == ("F4", "I8")
+            # an mp release spells packed FP4 as F4, whatever the source had
+            same = tensor.dtype == source.dtype or (tensor.dtype == "F4" and source.dtype in FP4.weight_dtypes)
             if not same or (tensor.rows, tensor.row_bytes) != (source.rows, source.row_bytes):
                 return (
                     f"is {tensor.dtype} {list(tensor.shape)}, a copy of {source.dtype} {list(source.shape)} is not that"
@@ -50,17 +60,17 @@ def prepare(weight: ExpectedWeight, source: Origin) -> WeightProof:
     """Open a weight in the source and decide what the release must hold.
 
     Raises:
-        CheckpointError: the source does not store the weight in a format that it declares.
+        CheckpointError: FP4 is to be repacked, and the source's config does not give the tile.
     """
-    stored, stored_scale = source.stored(weight)
-    codes = HashedTensor(stored)
-    fate = weight.fate(stored.dtype)
-    if stored_scale is None:
+    stored = source.stored(weight)
+    codes = HashedTensor(whole(stored.weight))
+    fate = weight.fate(stored.format)
+    if stored.scale is None or stored.format is None:
         return WeightProof(weight, fate, (Copied(codes),), (codes,))
-    scale = HashedTensor(stored_scale)
+    scale = HashedTensor(whole(stored.scale))
     if fate is Fate.COPY:
-        return WeightProof(weight, fate, (Copied(codes), Copied(scale)), (codes, scale))
+        return WeightProof(weight, fate, (Copied(codes), CopiedScale(scale)), (codes, scale))
     if fate is Fate.DECODE:
-        return WeightProof(weight, fate, (Decoded(codes, scale, source.block),), (codes, scale))
+        return WeightProof(weight, fate, (Decoded(codes, scale, stored.format, stored.block),), (codes, scale))
     tiles = RepackedScale(scale, source.block)
     return WeightProof(weight, fate, (Repacked(codes, tiles, source.block), tiles), (codes, scale))

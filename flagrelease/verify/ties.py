@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from flagrelease.errors import VerificationError
+from flagrelease.formats.formats import FP8, scale_names, weight_of_scale
 from flagrelease.records.manifest import Manifest, read_manifest
 from flagrelease.verify.configs import check_config
 from flagrelease.verify.expectations import Copied, Decoded, Expectation, HashedTensor
@@ -70,11 +71,16 @@ def _compare_origins(ours: Manifest, theirs: Manifest, log: CheckLog) -> None:
         log.add(Finding(rule=f"one release is {ours.target.dtype}, the other {theirs.target.dtype}"))
 
 
+def _canonical(name: str) -> str:
+    """A scale under DeepSeek-V4's own spelling, which mp files have whatever the source had; other names unchanged."""
+    weight = weight_of_scale(name)
+    return name if weight is None else scale_names(weight)[0]
+
+
 def _compare_digests(ours: Manifest, theirs: Manifest, log: CheckLog) -> int:
     """Compare what both store alike; returns how many wo_a they do not."""
     mine, others = (
-        {name.replace(".weight_scale_inv", ".scale"): record for name, record in manifest.tensors.items()}
-        for manifest in (ours, theirs)
+        {_canonical(name): record for name, record in manifest.tensors.items()} for manifest in (ours, theirs)
     )
     # an hf release keeps wo_a.scale, an mp release has decoded it away
     decoded = {name.removesuffix(".scale") for name in mine.keys() ^ others.keys() if name.endswith(".wo_a.scale")}
@@ -101,7 +107,7 @@ def _compare_weight(
     pairs: list[tuple[GatheredTensor, Expectation]]
     tensors = [HashedTensor(left.tensors[form.name]) for form in mine.forms]
     if len(mine.forms) > len(other.forms) and left.config.block_size is not None:
-        pairs = [(right.tensors[other.weight.name], Decoded(tensors[0], tensors[1], left.config.block_size))]
+        pairs = [(right.tensors[other.weight.name], Decoded(tensors[0], tensors[1], FP8, left.config.block_size))]
     else:
         pairs = [(right.tensors[form.name], Copied(t)) for form, t in zip(other.forms, tensors, strict=True)]
     for tensor, expectation in pairs:

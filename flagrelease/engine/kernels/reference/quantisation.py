@@ -117,9 +117,38 @@ def dequantise(w: Tensor, ws: Tensor | None) -> Tensor:
         check_fp4_weight(w, ws)
         return (_groups(e2m1_values(w), FP4_BLOCK) * ws.float()[..., None]).flatten(-2)
     check_fp8_weight(w, ws)
+    return w.float() * _spread(ws, w, (FP8_BLOCK, FP8_BLOCK))
+
+
+def decode_fp8(w: Tensor, ws: Tensor, dtype: torch.dtype, block: tuple[int, int]) -> Tensor:
+    """An FP8 weight [.., N, K] in `dtype`: codes times scales, rounded once to the nearest, ties to even.
+
+    ws is [.., ceil(N / block[0]), ceil(K / block[1])], E8M0 or FP32. Under an FP32 scale that is no power of two the
+    product has up to 28 significant bits: rounding it to FP32 first and then to BF16 would round twice.
+    """
+    scale = _spread(ws, w, block)
+    if dtype != torch.bfloat16 or ws.dtype != torch.float32:
+        return (w.float() * scale).to(dtype)
+    return _round_to_odd(w.double() * scale.double()).to(dtype)
+
+
+def _spread(ws: Tensor, w: Tensor, block: tuple[int, int]) -> Tensor:
+    """The FP32 scale of every element of w."""
     rows, columns = w.shape[-2:]
-    scale = ws.float().repeat_interleave(FP8_BLOCK, -2)[..., :rows, :].repeat_interleave(FP8_BLOCK, -1)[..., :columns]
-    return w.float() * scale
+    tall = ws.float().repeat_interleave(block[0], -2)[..., :rows, :]
+    return tall.repeat_interleave(block[1], -1)[..., :columns]
+
+
+def _round_to_odd(exact: Tensor) -> Tensor:
+    """float64 as FP32: cut off towards zero, with the last bit set if anything was lost.
+
+    Rounding the result to BF16 then gives what rounding `exact` itself would (Boldo and Melquiond, "Emulation of FMA
+    and correctly rounded sums: proved algorithms using rounding to odd").
+    """
+    near = exact.float()
+    cut = torch.where(near.double().abs() > exact.abs(), torch.nextafter(near, torch.zeros_like(near)), near)
+    lost = (cut.double() != exact).to(torch.int32)
+    return (cut.view(torch.int32) | lost).view(torch.float32)
 
 
 def _groups(x: Tensor, block: int) -> Tensor:
