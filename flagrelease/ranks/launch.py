@@ -27,6 +27,7 @@ from flagrelease.ranks.status import Status, read_status
 _POLL = 0.02  # seconds between looks at the ranks
 _PARTING = 30.0  # seconds that the others may take to end after the leader is done
 _ENDING = 5.0  # seconds between asking a rank to end and killing it
+_HEARING = 3.0  # seconds in which the leader may fail by itself after another rank has
 _TAIL = 4000  # bytes shown of what a rank said before it failed
 
 
@@ -66,6 +67,8 @@ def launch(words: Sequence[str], ranks: int, *, interactive: bool = False, to_st
             members.append(_start(["--status", str(path), *words], rank, ranks, port, interactive, to_stderr))
         with _forwarding(members[0], interactive):
             first = _wait(members)
+            if first is not None:
+                _hear(members[0])
         return _status(path, first, members[0])
 
 
@@ -109,6 +112,14 @@ def _wait(members: list[_Member]) -> _Member | None:
         time.sleep(_POLL)
 
 
+def _hear(leader: _Member) -> None:
+    """Let the leader end by itself where it meets the same error: all ranks refuse what they find to differ."""
+    try:
+        leader.process.wait(_HEARING)
+    except subprocess.TimeoutExpired:
+        return
+
+
 def _status(path: Path, first: _Member | None, leader: _Member) -> Status:
     written = read_status(path)
     if first is None:
@@ -125,6 +136,8 @@ def _status(path: Path, first: _Member | None, leader: _Member) -> Status:
     if written is not None and written.exit_code:  # whoever failed first wrote it; others fail because of that one
         if written.rank != 0 and written.message is None:
             _show(first)
+        if leader.process.returncode == written.exit_code:  # it met the same error, and has said so itself
+            return written.model_copy(update={"rank": leader.rank})
         return written
     _show(first)
     return Status(exit_code=code, rank=first.rank)
