@@ -33,6 +33,7 @@ def show_inspection(found: Inspection) -> None:
         console.print()
         console.print(rows)
     console.print()
+    _show_companions(found.left_out, found.remarks)
     if not found.problems:
         console.print("[green]config, index and headers agree[/green]")
         return
@@ -41,6 +42,13 @@ def show_inspection(found: Inspection) -> None:
         console.print(f"  {escape(problem)}")
     if len(found.problems) > _SHOWN:
         console.print(f"  and {len(found.problems) - _SHOWN} more (--json has them all)")
+
+
+def _show_companions(left_out: dict[str, str], remarks: list[str]) -> None:
+    for name, reason in left_out.items():
+        out().print(f"left out of every release: {escape(name)} ({reason})")
+    for remark in remarks:
+        out().print(f"note: {escape(remark)}")
 
 
 def show_plan(plan: Summary) -> None:
@@ -65,6 +73,7 @@ def show_plan(plan: Summary) -> None:
     console.print(f"memory  {human_bytes(plan.peak_memory_bytes)} for {plan.workers} workers, beside the interpreter")
     for note in plan.notes:
         console.print(escape(note))
+    _show_companions(plan.left_out, plan.remarks)
     for release in plan.releases:
         _show_cards(release)
     if any(release.cards for release in plan.releases):

@@ -1,7 +1,7 @@
 """The files of a release that are not tensors: configs rewritten for what the weights now are, and companions.
 
 A BF16 folder whose config still says FP8 is what users of hand-made releases suffer from most; so the two configs are
-rewritten from what the release holds, and every other file of the source comes along as it is, sub-folders too.
+rewritten from what the release holds, and the companions of the source (source/companions.py) come along as they are.
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ from typing import Any
 from flagrelease.convert.target import Target
 from flagrelease.errors import CheckpointError
 from flagrelease.model.v4.config import native_arguments
-from flagrelease.records.manifest import MANIFEST_NAME
-from flagrelease.shard.index import INDEX_NAME
+from flagrelease.shard.impostors import impostor_in
+from flagrelease.source.companions import CONFIG_NAME, NATIVE_CONFIG_NAME
 from flagrelease.source.source import Source
 from flagrelease.strict_json import parse_json
-
-CONFIG_NAME = "config.json"
-NATIVE_CONFIG_NAME = "inference/config.json"
-# Folders that download clients and git keep inside a checkpoint; they are not part of it.
-_FOREIGN_FOLDERS = {".git", ".cache", ".huggingface", "__pycache__"}
-_FOREIGN_FILES = {".ms_upload_cache", ".msc", ".mdl", ".mv", ".DS_Store"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ def make_documents(source: Source, target: Target, indexes: Mapping[str, tuple[d
     """The documents of a release. `indexes` maps the name of an index file to (weight map, total size).
 
     Raises:
-        CheckpointError: inference/config.json is not a JSON object, or a link leads nowhere.
+        CheckpointError: inference/config.json is not a JSON object.
     """
     written = {
         CONFIG_NAME: _json(release_config(source, target)),
@@ -58,7 +52,7 @@ def make_documents(source: Source, target: Target, indexes: Mapping[str, tuple[d
     }
     for name, (weight_map, total) in indexes.items():
         written[name] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    return Documents(written, _companions(source.folder, set(written)))
+    return Documents(written, source.companions.taken)
 
 
 def release_config(source: Source, target: Target) -> dict[str, Any]:
@@ -88,7 +82,7 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
         try:
             config = parse_json(path.read_bytes())
         except ValueError as error:
-            raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+            raise CheckpointError(f"{path}: {impostor_in(path) or f'not valid JSON ({error})'}") from error
         if not isinstance(config, dict):
             raise CheckpointError(f"{path}: a JSON object is expected")
     for key in ("dtype", "scale_fmt", "expert_dtype"):
@@ -101,21 +95,6 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
     if target.dtype == "native" and source.expert_format is not None and source.expert_format.name == "fp4":
         config["expert_dtype"] = "fp4"
     return config
-
-
-def _companions(folder: Path, rewritten: set[str]) -> dict[str, tuple[Path, int]]:
-    """Every other file of the source. Links are followed (a hub's cache is made of them)."""
-    companions = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if _FOREIGN_FOLDERS & set(relative.parts[:-1]) or relative.name in _FOREIGN_FILES or path.is_dir():
-            continue
-        if relative.as_posix() in rewritten | {INDEX_NAME, MANIFEST_NAME} or path.suffix == ".safetensors":
-            continue
-        if not path.is_file():
-            raise CheckpointError(f"{path}: not a file, or a link that leads nowhere")
-        companions[relative.as_posix()] = (path, path.stat().st_size)
-    return companions
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -31,6 +31,8 @@ class Inspection(BaseModel):
         scales: dtype of scales -> tensors and bytes.
         layers: kind of attention -> number of layers.
         logical_elements: elements of all understood weights; two FP4 codes a byte count as two.
+        left_out: file or folder that would not go into a release -> why.
+        remarks: what is unusual and no reason to refuse the checkpoint, as sentences.
         problems: every disagreement, as a sentence with tensor, file and rule.
     """
 
@@ -51,6 +53,8 @@ class Inspection(BaseModel):
     experts: int
     experts_per_token: int
     logical_elements: int
+    left_out: dict[str, str]
+    remarks: list[str]
     problems: list[str]
 
 
@@ -81,6 +85,8 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         experts=config.n_routed_experts,
         experts_per_token=config.num_experts_per_tok,
         logical_elements=sum(_elements(t) for t in source.tensors),
+        left_out=source.companions.left_out,
+        remarks=list(source.index.remarks),
         problems=problems,
     )
 

@@ -17,7 +17,7 @@ from flagrelease.convert.memory import BUFFERS_PER_WORKER, CHUNK_BYTES
 from flagrelease.convert.plan import Plan
 from flagrelease.convert.schedule import Schedule
 from flagrelease.convert.work import run_job
-from flagrelease.errors import ResourceError
+from flagrelease.errors import ResourceError, UsageError
 from flagrelease.records.manifest import Manifest, read_manifest
 from flagrelease.shard.reader import TensorReader
 from flagrelease.source.digests import Claims, local_claims
@@ -45,11 +45,14 @@ def convert(
         The manifest of each release by folder name.
 
     Raises:
+        UsageError: a release would be written into the checkpoint, or around it.
         ResourceError: no space, or a folder that holds something else, another plan, or another running conversion.
         CheckpointError: the data hold what no header shows: NaN, a loss that the recipe does not allow; or a
             file of the source is not what a claim says.
     """
     stated = local_claims(plan.source.folder) if claims is None else claims
+    for release in plan.releases:
+        _require_apart(plan.source.folder, out / release.target.folder)
     journals: dict[int, Journal] = {}
     try:
         for number, release in enumerate(plan.releases):
@@ -136,6 +139,15 @@ def _space_needed(plan: Plan, journals: dict[int, Journal], lanes: dict[int, Lan
     """Bytes that the disk must still give. Documents are written anew by every run."""
     documents = sum(plan.releases[number].documents.size for number in journals)
     return documents + sum(lane.space_needed() for lane in lanes.values())
+
+
+def _require_apart(checkpoint: Path, release: Path) -> None:
+    """A release inside the checkpoint would become a part of its own source at the next conversion."""
+    source, target = checkpoint.resolve(), release.resolve()
+    if target.is_relative_to(source):
+        raise UsageError(f"{release}: lies inside the checkpoint {checkpoint}; give an --out outside of it")
+    if source.is_relative_to(target):
+        raise UsageError(f"{checkpoint}: the checkpoint lies inside the release's folder {release}; give another --out")
 
 
 def _require_space(out: Path, needed: int) -> None:

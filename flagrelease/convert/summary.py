@@ -81,6 +81,8 @@ class Summary(_Record):
         cache_bytes_per_token, cache_bytes_fixed: of a sequence on each card: for each token of its context, and
             whatever its length.
         notes: where the release of each chip comes from.
+        left_out: file or folder of the source that goes into no release -> why.
+        remarks: what is unusual in the source and no reason to refuse it.
         hub_problems: those of the hubs that the recipe names; they refuse the plan.
     """
 
@@ -99,6 +101,8 @@ class Summary(_Record):
     workers: int
     notes: list[str]
     releases: list[ReleaseSummary]
+    left_out: dict[str, str]
+    remarks: list[str]
     hub_problems: list[str]
 
     def require_hubs(self) -> None:
@@ -137,6 +141,8 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
         workers=workers,
         notes=list(request.notes),
         releases=[_release(plan, release, request) for release in plan.releases],
+        left_out=plan.source.companions.left_out,
+        remarks=list(plan.source.index.remarks),
         hub_problems=[problem for release in plan.releases for problem in hub_problems(release, request.hubs)],
     )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flagrelease.errors import CheckpointError
+from flagrelease.shard.impostors import impostor_in
 from flagrelease.strict_json import parse_json
 
 # Bits an element takes. F4 holds two elements a byte; its shape is the logical one.
@@ -85,6 +86,9 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(_LENGTH.size)
+            # A pointer or a page begins with text, which read as a length is more than any header has.
+            if _LENGTH.unpack(prefix.ljust(_LENGTH.size))[0] >= MAX_HEADER_BYTES and (instead := impostor_in(path)):
+                raise CheckpointError(f"{path}: {instead}")
             if len(prefix) < _LENGTH.size:
                 raise CheckpointError(f"{path}: {size} bytes; a safetensors file starts with an 8-byte header length")
             (length,) = _LENGTH.unpack(prefix)

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagrelease.errors import CheckpointError
 from flagrelease.shard.header import Header, TensorMeta, read_header
+from flagrelease.shard.impostors import impostor_in
 from flagrelease.strict_json import parse_json
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -20,12 +21,16 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 @dataclass(frozen=True, slots=True)
 class CheckpointIndex:
-    """The tensors of a checkpoint folder by name, in the order of files and of offsets in them."""
+    """The tensors of a checkpoint folder by name, in the order of files and of offsets in them.
+
+    `remarks`: what is unusual in the index file and no reason to refuse it, as sentences.
+    """
 
     folder: Path
     headers: tuple[Header, ...] = field(repr=False)
     tensors: dict[str, TensorMeta] = field(repr=False)
     declared_total_size: int | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def total_size(self) -> int:
@@ -68,7 +73,8 @@ def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
     if not paths:
         raise CheckpointError(f"{folder}: no *.safetensors file in it")
     problems = _strangers(folder)
-    weight_map, declared = _read_index(folder / INDEX_NAME, problems)
+    remarks: list[str] = []
+    weight_map, declared = _read_index(folder / INDEX_NAME, problems, remarks)
     headers = tuple(read_header(path) for path in paths)
     tensors: dict[str, TensorMeta] = {}
     for header in headers:
@@ -81,7 +87,7 @@ def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
         problems += _compare(folder, weight_map, tensors, {path.name for path in paths})
     elif len(paths) > 1:
         problems.append(f"{folder / INDEX_NAME}: not found, though the folder has {len(paths)} safetensors files")
-    index = CheckpointIndex(folder, headers, tensors, declared)
+    index = CheckpointIndex(folder, headers, tensors, declared, tuple(remarks))
     if declared is not None and declared != index.total_size:
         problems.append(f"{folder / INDEX_NAME}: total_size is {declared}, the headers sum to {index.total_size}")
     return index, problems
@@ -100,7 +106,7 @@ def _strangers(folder: Path) -> list[str]:
     return problems
 
 
-def _read_index(path: Path, problems: list[str]) -> tuple[dict[str, str] | None, int | None]:
+def _read_index(path: Path, problems: list[str], remarks: list[str]) -> tuple[dict[str, str] | None, int | None]:
     try:
         document = parse_json(path.read_bytes())
     except FileNotFoundError:
@@ -108,7 +114,7 @@ def _read_index(path: Path, problems: list[str]) -> tuple[dict[str, str] | None,
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{path}: {impostor_in(path) or f'not valid JSON ({error})'}") from error
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{path}: weight_map must map tensor names to file names")
@@ -117,14 +123,21 @@ def _read_index(path: Path, problems: list[str]) -> tuple[dict[str, str] | None,
         pure = PurePosixPath(file)
         if pure.is_absolute() or len(pure.parts) != 1 or pure.name in {"..", "."} or "\\" in file:
             raise CheckpointError(f"{path}: tensor {name!r}: {file!r} is not a file name inside the folder")
-    return weight_map, _declared_size(document, path, problems)
+    return weight_map, _declared_size(document, path, problems, remarks)
 
 
-def _declared_size(document: dict[str, Any], path: Path, problems: list[str]) -> int | None:
+def _declared_size(document: dict[str, Any], path: Path, problems: list[str], remarks: list[str]) -> int | None:
+    """The sum that the index states. DeepSeek's older scripts leave it out, and other tools write it as a float."""
     metadata = document.get("metadata")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or "total_size" not in metadata:
+        remarks.append(f"{path}: has no metadata.total_size, so the size of the tensors was not compared with it")
+        return None
+    total = metadata["total_size"]
+    if isinstance(total, float) and total.is_integer():
+        remarks.append(f"{path}: metadata.total_size is written as a float ({total!r})")
+        return int(total)
     if type(total) is not int:
-        problems.append(f"{path}: metadata.total_size is missing or not an integer")
+        problems.append(f"{path}: metadata.total_size is {total!r}, not a number of bytes")
         return None
     return total
 

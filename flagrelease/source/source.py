@@ -18,6 +18,7 @@ from flagrelease.model.v4.inventory import Storage
 from flagrelease.model.v4.stored import StoredWeight, understand
 from flagrelease.records.source_identity import SourceIdentity, identify_checkpoint
 from flagrelease.shard.index import CheckpointIndex, survey
+from flagrelease.source.companions import Companions, survey_companions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Source:
     raw_config: dict[str, Any] = field(repr=False)
     identity: SourceIdentity
     index: CheckpointIndex
+    companions: Companions = field(repr=False)
     tensors: tuple[StoredWeight, ...] = field(repr=False)  # V4-Pro has 145,000: a traceback with them takes minutes
 
     @property
@@ -62,4 +64,5 @@ def survey_source(folder: Path) -> tuple[Source, list[str]]:
     config, raw = read_config(config_path)
     tensors, misunderstood = understand(index.tensors, config, config_path)
     identity = identify_checkpoint(index, hashlib.sha256(config_path.read_bytes()).hexdigest())
-    return Source(folder, config, raw, identity, index, tensors), problems + misunderstood
+    companions, unfit = survey_companions(folder, config.vocab_size, raw)
+    return Source(folder, config, raw, identity, index, companions, tensors), problems + misunderstood + unfit

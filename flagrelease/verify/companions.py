@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from flagrelease.publish.hubs.names import CARD_NAME, is_written_by_publishing
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.verify.configs import CONFIG, NATIVE_CONFIG
@@ -29,13 +30,17 @@ def check_companions(manifest: Manifest, source: Origin) -> Check:
             log.add(Finding(file=name, rule="in the source, but not in the release"))
         elif hashlib.sha256(raw).hexdigest() != recorded[name]:
             log.add(Finding(file=name, rule="is not the source's file"))
-    return log.close("files of the source that are not weights, index or config; hidden folders are left out")
+    return log.close(
+        "files of the source beside weights, index and config; hidden ones and names that publishing writes stay out"
+    )
 
 
 def _companions(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder))
-        hidden = any(part.startswith(".") for part in relative.parts[:-1])  # .git, .cache of a download
+        hidden = any(part.startswith(".") and part != ".gitattributes" for part in relative.parts)
+        compiled = "__pycache__" in relative.parts
         weights = len(relative.parts) == 1 and path.suffix == ".safetensors"
-        if path.is_file() and not hidden and not weights and str(relative) not in _REWRITTEN:
+        replaced = str(relative) != CARD_NAME and is_written_by_publishing(str(relative))
+        if path.is_file() and not (hidden or compiled or weights or replaced) and str(relative) not in _REWRITTEN:
             yield str(relative)

@@ -115,6 +115,7 @@ def test_a_cut_inside_a_block_is_refused_with_the_numbers(tmp_path: Path) -> Non
 
 def test_a_bf16_source_does_not_become_fp8(checkpoint: Path, tmp_path: Path) -> None:
     run_plan(plan_of(checkpoint, "bf16:hf"), tmp_path)
+    (tmp_path / "bf16-hf" / "manifest.json").unlink()  # a release is refused as a source, whatever it holds
     for target in ("fp8:hf", "native:mp8"):
         with pytest.raises(UsageError, match="no quantised tensor"):
             plan_of(tmp_path / "bf16-hf", target)
@@ -202,13 +203,13 @@ def test_every_other_file_is_carried_over(checkpoint: Path, tmp_path: Path) -> N
     (source / ".cache" / "huggingface" / "x.metadata").write_text("a client's own")
     (source / "figures").mkdir()
     (source / "figures" / "a.png").write_bytes(b"\x89PNG")
-    (source / "tokenizer.json").symlink_to(checkpoint / "LICENSE")  # as in a hub's cache
+    (source / "COPYING").symlink_to("LICENSE")
     run_plan(plan_of(source, "bf16:mp8"), tmp_path)
     out = contents(tmp_path / "bf16-mp8")
     for name in ("encoding/encoding_dsv4.py", "LICENSE", "figures/a.png", "README.md", "generation_config.json"):
         assert out[name] == (source / name).read_bytes()
-    assert out["tokenizer.json"] == b"MIT\n"
-    assert not (tmp_path / "bf16-mp8" / "tokenizer.json").is_symlink()
+    assert out["COPYING"] == b"MIT\n"
+    assert not (tmp_path / "bf16-mp8" / "COPYING").is_symlink()
     assert "model.safetensors.index.json" not in out
     assert not any(name.startswith(".") for name in out)
 
@@ -229,3 +230,34 @@ def test_stored_experts_decide_not_the_name(tmp_path: Path) -> None:
     manifest = run_plan(plan_of(tmp_path / "source", "fp8:hf"), tmp_path)["fp8-hf"]
     assert manifest.elements.repacked == 0
     assert manifest.tensors["layers.0.ffn.experts.0.w1.weight"].dtype == "F8_E4M3"
+
+
+def test_what_stays_out_is_named_by_plan_and_inspect(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A `.env` with a token went into a release without a word."""
+    import shutil
+
+    from flagrelease.cli import main
+
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    (source / ".env").write_text("TOKEN=1\n")
+    assert main(["plan", str(source), "--target", "bf16:mp8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {".env": "a hidden file"}
+    assert main(["inspect", str(source)]) == 0
+    assert "left out of every release: .env (a hidden file)" in capsys.readouterr().out
+    run_plan(plan_of(source, "bf16:mp8"), tmp_path)
+    assert ".env" not in contents(tmp_path / "bf16-mp8")
+
+
+def test_a_release_is_not_written_into_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    source = tmp_path / "bf16-mp8" / "source"
+    shutil.copytree(checkpoint, source)
+    plan = plan_of(source, "bf16:mp8")
+    with pytest.raises(UsageError, match="lies inside the checkpoint"):
+        run_plan(plan, source / "releases")
+    with pytest.raises(UsageError, match="the checkpoint lies inside the release's folder"):
+        run_plan(plan, tmp_path)

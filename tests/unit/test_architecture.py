@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "device": {"errors", "chips"},
     "ranks": {"device", "durable", "errors"},
     "records": {"errors", "chips", "publish/hubs", "shard", "strict_json"},
-    "source": {"errors", "formats", "model", "records", "shard", "strict_json"},
+    "source": {"errors", "formats", "model", "publish/hubs", "records", "shard", "strict_json"},
     "convert": {
         "__init__",
         "chips",

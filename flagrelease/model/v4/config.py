@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from flagrelease.errors import CheckpointError, first_problem
+from flagrelease.shard.impostors import impostor_in
 from flagrelease.strict_json import parse_json
 
 ExpertDtype = Literal["fp4", "fp8"]
@@ -166,7 +167,7 @@ def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{path}: {impostor_in(path) or f'not valid JSON ({error})'}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: a JSON object is expected, not {type(raw).__name__}")
     return parse_config(raw, path), raw
@@ -179,7 +180,12 @@ def parse_config(raw: dict[str, Any], origin: Path | str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(raw)
     except ValidationError as error:
-        raise CheckpointError(f"{origin}: {first_problem(error, 'config')}") from error
+        saved = "num_hash_layers" not in raw and "transformers_version" in raw
+        hint = (
+            "; it was written by save_pretrained of transformers, which leaves out keys and renames tensors: convert "
+            "the checkpoint as DeepSeek published it"
+        )
+        raise CheckpointError(f"{origin}: {first_problem(error, 'config')}{hint if saved else ''}") from error
 
 
 def native_arguments(config: ModelConfig) -> dict[str, Any]:

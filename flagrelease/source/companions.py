@@ -1,0 +1,156 @@
+"""Which files of a checkpoint go into its releases beside the tensors, and why the others do not.
+
+Tokenizer, licence, encoding/ and whatever else the publisher put there come along as they are. A checkpoint folder also
+holds what nobody meant to publish: a download client's records, a `.env` with a token, a link to a file elsewhere. What
+is left out is named, and what must not be guessed is a problem that keeps the checkpoint from being converted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flagrelease.publish.hubs.names import CARD_NAME, is_written_by_publishing
+from flagrelease.records.manifest import MANIFEST_NAME, inside_release
+from flagrelease.shard.impostors import impostor_in
+from flagrelease.shard.index import INDEX_NAME
+from flagrelease.source.secrets import find_secret
+from flagrelease.source.tokenizer import TOKENIZER_NAME, tokenizer_problems
+from flagrelease.strict_json import parse_json
+
+CONFIG_NAME = "config.json"
+NATIVE_CONFIG_NAME = "inference/config.json"
+_GENERATION_CONFIG = "generation_config.json"
+_REWRITTEN = frozenset({CONFIG_NAME, NATIVE_CONFIG_NAME, INDEX_NAME})  # the release has its own
+_WORK_FOLDER = ".flagrelease"
+_TEXT_BYTES = 16 << 20  # larger companions are data, not text that somebody typed a token into
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """The files beside the tensors.
+
+    Attributes:
+        taken: path inside the release -> the file and its size.
+        left_out: path inside the checkpoint (a folder ends with a slash) -> why it stays out.
+    """
+
+    taken: dict[str, tuple[Path, int]]
+    left_out: dict[str, str]
+
+
+def survey_companions(folder: Path, vocab_size: int, config: dict[str, Any]) -> tuple[Companions, list[str]]:
+    """Decide on every file of `folder` that holds no tensors, and list what is wrong with any file, as sentences.
+
+    Args:
+        folder: the checkpoint.
+        vocab_size: rows of the model's embedding.
+        config: the document of its config.json.
+    """
+    companions = Companions({}, {})
+    problems: list[str] = []
+    for path, relative in _walk(folder, companions.left_out, problems):
+        name = relative.as_posix()
+        if path.suffix == ".safetensors" or name in _REWRITTEN:
+            continue
+        if (reason := _why_not(relative)) is not None:
+            companions.left_out[name] = reason
+            continue
+        try:
+            companions.taken[inside_release(name)] = (path, path.stat().st_size)
+        except ValueError as error:
+            problems.append(f"{path}: {error}; rename it")
+        problems += _content_problems(path)
+    problems += _tokenizer_problems(folder, companions, vocab_size, config)
+    return companions, problems
+
+
+def _walk(folder: Path, left_out: dict[str, str], problems: list[str]) -> Iterator[tuple[Path, Path]]:
+    """Files in the order of their names, links among them if they lead where they may."""
+    roots = _link_roots(folder)
+    for parent, folders, files in os.walk(folder):
+        kept = []
+        for name in sorted(folders):
+            path = Path(parent, name)
+            relative = path.relative_to(folder)
+            if name == _WORK_FOLDER:
+                problems.append(f"{path}: the work folder of an unfinished conversion; this folder is not a checkpoint")
+            elif name.startswith("."):
+                left_out[f"{relative.as_posix()}/"] = "a hidden folder"
+            elif name == "__pycache__":
+                left_out[f"{relative.as_posix()}/"] = "compiled Python"
+            elif path.is_symlink():
+                problems.append(f"{path}: a link to the folder {path.readlink()}; put the folder itself there")
+            else:
+                kept.append(name)
+        folders[:] = kept
+        for name in sorted(files):
+            path = Path(parent, name)
+            if (problem := _bad_file(path, roots)) is None:
+                yield path, path.relative_to(folder)
+            elif name.startswith(".") and name != ".gitattributes":
+                left_out[path.relative_to(folder).as_posix()] = "a hidden file"
+            else:
+                problems.append(problem)
+
+
+def _link_roots(folder: Path) -> tuple[Path, ...]:
+    """Where links may lead: inside the folder, and into the blobs of the hub cache that the folder is a snapshot of."""
+    real = folder.resolve()
+    inside_cache = real.parent.name == "snapshots"
+    return (real, real.parent.parent / "blobs") if inside_cache else (real,)
+
+
+def _bad_file(path: Path, roots: tuple[Path, ...]) -> str | None:
+    if path.is_symlink():
+        if not path.exists():
+            return f"{path}: a link that leads nowhere ({path.readlink()})"
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            return (
+                f"{path}: a link out of the checkpoint, to {path.readlink()}; only links inside the folder and into "
+                "the blobs of its hub cache are followed. Copy the file if it belongs to the model"
+            )
+    return None if path.is_file() else f"{path}: neither a file nor a folder"
+
+
+def _why_not(relative: Path) -> str | None:
+    name = relative.as_posix()
+    if relative.name.startswith(".") and relative.name != ".gitattributes":
+        return "a hidden file"
+    if name != CARD_NAME and is_written_by_publishing(name):
+        return "publishing writes a file with this name"
+    return None
+
+
+def _content_problems(path: Path) -> Iterator[str]:
+    if path.name == MANIFEST_NAME:
+        yield f"{path}: the manifest of a release or of another tool; convert the checkpoint that a release was made of"
+        return
+    if (instead := impostor_in(path)) is not None:
+        yield f"{path}: {instead}"
+    elif path.stat().st_size <= _TEXT_BYTES and (secret := find_secret(path.read_bytes())) is not None:
+        line, kind = secret
+        yield f"{path}: line {line} holds {kind}, which would be published; remove it, and have it revoked"
+
+
+def _tokenizer_problems(folder: Path, companions: Companions, vocab_size: int, config: dict[str, Any]) -> Iterator[str]:
+    if TOKENIZER_NAME not in companions.taken:
+        return
+    path, _ = companions.taken[TOKENIZER_NAME]
+    if impostor_in(path) is not None:
+        return  # said already
+    configs = {CONFIG_NAME: config}
+    if _GENERATION_CONFIG in companions.taken and impostor_in(folder / _GENERATION_CONFIG) is None:
+        try:
+            generation = parse_json((folder / _GENERATION_CONFIG).read_bytes())
+        except ValueError as error:
+            yield f"{folder / _GENERATION_CONFIG}: not valid JSON ({error})"
+        else:
+            if isinstance(generation, dict):
+                configs[_GENERATION_CONFIG] = generation
+            else:
+                yield f"{folder / _GENERATION_CONFIG}: a JSON object is expected"
+    yield from tokenizer_problems(path, path.read_bytes(), vocab_size, configs)
