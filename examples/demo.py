@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shlex
@@ -53,8 +54,9 @@ def say(text: str) -> None:
 
 def held_out() -> list[Item]:
     """Questions that the model was not trained on."""
-    lines = (TINY / "tasks" / "integers_year1.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Item(row["problem"], row["answer"]) for row in map(json.loads, lines[: QUESTIONS + 1])]
+    with (TINY / "tasks" / "integers_year1.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, QUESTIONS + 1)]
+    return [Item(row["problem"], row["answer"]) for row in rows]
 
 
 def write_inputs(items: list[Item]) -> tuple[Path, Path]:

@@ -160,7 +160,8 @@ def integer_item(record: dict[str, str]) -> tuple[str, str]:
 
 def read_items(path: Path) -> list[tuple[str, str]]:
     """All (prompt, reference reply) pairs of a task file of either schema."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:  # `splitlines` would also cut inside a string that holds U+2028
+        records = [json.loads(line) for line in lines]
     return [integer_item(record) if "problem" in record else multiple_choice_item(record) for record in records]
 
 

@@ -15,6 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "strict_json": set(),
     "extras": {"errors"},
     "console": set(),
+    "concurrently": set(),
     "durable": {"errors"},
     "shard": {"errors", "durable", "strict_json"},
     "formats": {"errors", "shard"},
@@ -44,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {
         "__init__",
         "chips",
+        "concurrently",
         "console",
         "device",
         "durable",
@@ -59,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "validate": {
         "__init__",
         "chips",
+        "concurrently",
         "console",
         "device",
         "durable",
@@ -85,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "records",
         "validate",
     },
-    "bench": {"__init__", "chips", "console", "device", "engine", "errors", "extras", "model", "ranks"},
+    "bench": {"__init__", "chips", "concurrently", "console", "device", "engine", "errors", "extras", "model", "ranks"},
     "cli": {
         "__init__",
         "bench",

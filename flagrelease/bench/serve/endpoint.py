@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 
+from flagrelease.bench.serve.event_lines import EventLines
 from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.errors import NetworkError, UsageError
 
@@ -69,13 +70,16 @@ class ServedModel:
             "model": model, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens,
             "temperature": 1.0, "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        begun, answer = self._clock(), _Answer()
+        begun, answer, lines = self._clock(), _Answer(), EventLines()
         failure: RequestError | None = None
         try:
             async with self._client.stream("POST", "/chat/completions", json=body) as response:
                 if response.status_code != httpx2.codes.OK:
                     raise _refusal(response, await response.aread())
-                async for line in response.aiter_lines():
+                async for piece in response.aiter_bytes():
+                    for line in lines.push(piece):
+                        answer.take(line, self._clock() - begun)
+                for line in lines.end():
                     answer.take(line, self._clock() - begun)
             answer.require_whole()
         except RequestError as error:
@@ -84,7 +88,7 @@ class ServedModel:
             failure = RequestError("timeout", type(error).__name__)
         except (httpx2.RemoteProtocolError, httpx2.ReadError) as error:  # the connection ended inside the answer
             failure = RequestError("cut", str(error) or type(error).__name__)
-        except httpx2.DecodingError as error:
+        except (httpx2.DecodingError, UnicodeDecodeError) as error:
             failure = RequestError("garbage", str(error))
         except httpx2.HTTPError as error:
             failure = RequestError("connection", f"{type(error).__name__}: {error}")

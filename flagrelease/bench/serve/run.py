@@ -11,6 +11,7 @@ from flagrelease.bench.serve.endpoint import ServedModel
 from flagrelease.bench.serve.figures import ServeFigures
 from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.bench.serve.scenario import ScenarioRow, Sizes, write_prompt
+from flagrelease.concurrently import run_together
 from flagrelease.errors import NetworkError
 
 _PROBES = 20, 120  # words of the prompts by which the server's tokens are measured
@@ -65,7 +66,7 @@ async def run_row(
 
     await ask()
     begun = time.perf_counter()
-    samples = await asyncio.gather(*(caller() for _ in range(row.concurrency)))
+    samples = await run_together(caller() for _ in range(row.concurrency))
     return list(itertools.chain.from_iterable(samples)), time.perf_counter() - begun
 
 

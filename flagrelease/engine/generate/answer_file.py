@@ -50,9 +50,8 @@ class AnswerFile:
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
         self._whole = held.rfind(b"\n") + 1
-        self.finished: set[int] = {
-            self._index(number, line) for number, line in enumerate(held[: self._whole].splitlines(), 1)
-        }
+        lines = held[: self._whole].split(b"\n")[:-1]  # a line ends at a line feed only
+        self.finished: set[int] = {self._index(number, line) for number, line in enumerate(lines, 1)}
 
     def _index(self, number: int, line: bytes) -> int:
         """The request that a line answers."""

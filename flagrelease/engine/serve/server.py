@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from flagrelease.concurrently import end_tasks, run_together
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.answers import ChatAnswer, CompletionAnswer, usage
 from flagrelease.engine.serve.metrics import exposition
@@ -129,14 +130,16 @@ async def _respond(
 
 
 async def _unless_left(http: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """What `work` returns; None if the caller leaves before, and then `work` is cancelled. The body has been read."""
+    """Return what `work` returns, or None if the caller leaves first; `work` is then cancelled and has ended.
+
+    The body of the request must have been read: after it, a disconnect is all that the caller can send.
+    """
     task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(http))
     try:
         await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
     finally:
-        task.cancel()
-        left.cancel()
+        await end_tasks((task, left))
 
 
 async def _left(http: Request) -> None:
@@ -148,7 +151,7 @@ async def _fill(served: Served, answers: list[Answer], sampling: Sampling) -> bo
     """Let the answers be written."""
     streams = served.service.open([answer.prompt for answer in answers], sampling)
     try:
-        await asyncio.gather(*(_write(answer, stream) for answer, stream in zip(answers, streams, strict=True)))
+        await run_together(_write(answer, stream) for answer, stream in zip(answers, streams, strict=True))
     finally:
         for stream in streams:
             stream.close()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from flagrelease.concurrently import end_tasks
 from flagrelease.errors import NetworkError, ResourceError
 from flagrelease.extras import remedy
 from flagrelease.model.v4.chat import END_THINK
@@ -170,9 +171,7 @@ def switch(rules: BenchmarkRules, dialect: Dialect) -> dict[str, Any]:
 
 
 async def _give_up(running: Iterable[asyncio.Task[Reply]], client: openai.AsyncOpenAI) -> None:
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    await end_tasks(running)
     await client.close()
 
 

@@ -75,6 +75,13 @@ def test_given_documents_come_back_from_their_file(tmp_path: Path) -> None:
     assert read_documents(path) == given
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    # a carriage return is white space in JSON, and the other characters may stand in a string as they are
+    path = tmp_path / "documents.jsonl"
+    path.write_bytes('{"name": "a",\r"kind": "k", "text": "x\u2028y\u0085z"}\r\n'.encode())
+    assert read_documents(path) == (Given("a", "k", "x\u2028y\u0085z"),)
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -86,6 +93,7 @@ def test_given_documents_come_back_from_their_file(tmp_path: Path) -> None:
         ('{"name": "a", "kind": "", "text": "t"}', "line 1: name, kind and text"),
         ('{"name": "a", "kind": "k", "text": ', "line 1: Expecting value"),
         ('{"name": "a", "name": "b", "kind": "k", "text": "t"}', "line 1: 'name' appears twice"),
+        ('\n\r\n{"name": "a", "kind": "k"}', "line 3: an object"),  # was line 1: empty lines did not count
         ("", "no document in it"),
         (
             '{"name": "a", "kind": "k", "text": "t"}\n{"name": "a", "kind": "k", "text": "u"}',
