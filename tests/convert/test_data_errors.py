@@ -164,6 +164,6 @@ def test_an_output_folder_that_is_not_ours(source: Path, tmp_path: Path, what: s
     else:
         out.parent.mkdir()
         out.write_text("mine")
-    with pytest.raises(ResourceError, match=r"not begun by flagrelease|not a folder"):
+    with pytest.raises(ResourceError, match=r"not begun by convert|not a folder"):
         run_plan(plan_of(source, "bf16:mp8"), tmp_path / "out")
     assert (out / "thesis.tex" if out.is_dir() else out).read_text() == "mine"

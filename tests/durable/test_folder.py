@@ -103,9 +103,9 @@ def test_the_control_folder_goes_when_all_is_done(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     (tmp_path / "state" / "thesis.txt").write_text("mine")
     with pytest.raises(ResourceError, match=r"state/thesis\.txt: flagrelease did not write this; move it away"):
-        folder.remove_control()
+        folder.remove_control(())
     (tmp_path / "state" / "thesis.txt").unlink()
-    folder.remove_control()
+    folder.remove_control(())
     assert list(tmp_path.iterdir()) == []
 
 
