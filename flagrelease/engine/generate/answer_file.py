@@ -1,14 +1,14 @@
-"""Answers to a file of prompts, a JSON line each, written as they finish: what was killed goes on where it was."""
+"""Answers to a file of prompts, a JSON line each, written as they finish; a run that was killed is resumed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from flagrelease.durable.lines import LineFile
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.sequence import Generated
 from flagrelease.errors import UsageError
@@ -33,60 +33,70 @@ def answer_document(prompt: Sequence[int], generated: Generated) -> dict[str, An
     return {**document, "drafted_tokens": generated.drafted, "accepted_tokens": generated.accepted}
 
 
+_START = b'{"index": '
+
+
 class AnswerFile:
-    """A file that grows by whole lines. Use it as a context."""
+    """The file of answers: a JSON document a line, locked against other processes. Use it as a context."""
 
     def __init__(self, path: Path, digests: Sequence[str]) -> None:
-        """Read what is there; `digests` are those of all requests, in their order.
+        """Open the file and read what is there; `digests` are those of all requests, in their order.
 
-        A last line without its end is what a kill left behind; it is cut off.
+        What a kill left behind, a torn or damaged end after whole answers, is cut.
 
         Raises:
             UsageError: the file holds answers to something else, or anything but answers.
+            ResourceError: the file is in use by another process, or cannot be written.
         """
-        self._path, self._digests = path, digests
+        self._digests = digests
+        self._file = LineFile(path, _START)
         try:
-            held = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
-        self._whole = held.rfind(b"\n") + 1
-        lines = held[: self._whole].split(b"\n")[:-1]  # a line ends at a line feed only
-        self.finished: set[int] = {self._index(number, line) for number, line in enumerate(lines, 1)}
+            self.finished = self._read()
+        except BaseException:
+            self._file.close()
+            raise
 
-    def _index(self, number: int, line: bytes) -> int:
-        """The request that a line answers."""
+    def _read(self) -> set[int]:
+        finished: set[int] = set()
+        whole = 0
+        for number, line in enumerate(self._file.lines, 1):
+            index = self._index(number, line)
+            if index is None:
+                if number == 1:
+                    raise UsageError(f"{self._file.path}: line 1 is no answer of this command")
+                break
+            finished.add(index)
+            whole = number
+        self._file.keep(whole)
+        return finished
+
+    def _index(self, number: int, line: bytes) -> int | None:
+        """The request that a line answers; None for a damaged line."""
         try:
             document = json.loads(line)
             index, digest = document["index"], document["request"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{self._path}: line {number} is no answer of this command") from error
+        except (ValueError, TypeError, KeyError):
+            return None
         if type(index) is not int or index not in range(len(self._digests)) or digest != self._digests[index]:
             raise UsageError(
-                f"{self._path}: line {number} answers another prompt, or the same with other sampling, numerics or "
-                "another model: "
-                "give another file"
+                f"{self._file.path}: line {number} answers another prompt, or the same with other sampling, numerics "
+                "or another model: give another file"
             )
         return int(index)
 
     def __enter__(self) -> AnswerFile:
-        """Open it for more.
-
-        Raises:
-            UsageError: it cannot be written.
-        """
-        try:
-            self._file: TextIO = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{self._path}: {error.strerror}") from error
-        os.truncate(self._path, self._whole)
+        """Use as a context: the file is closed at its end."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it."""
+        """Close the file and give the lock back."""
         self._file.close()
 
     def add(self, index: int, document: dict[str, Any]) -> None:
-        """Write an answer; from then on a kill of the process does not lose it."""
+        """Write an answer; from then on a kill of the process does not lose it.
+
+        Raises:
+            ResourceError: the disk is full, or refuses otherwise.
+        """
         line = {"index": index, "request": self._digests[index], **document}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        self._file.append(json.dumps(line, ensure_ascii=False).encode(), sync=False)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
+from flagrelease.durable.log import AppendLog
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.serve.sequence import Generated
-from flagrelease.errors import ResourceError
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Behaviour, BehaviourHead, Reply
 from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256
@@ -42,44 +43,30 @@ def answer_prompts(
         scheduler: of the model; its context must hold a prompt and `rules.max_tokens`.
         subject: what answers; `stack` is its machine and software.
         rules: how it is asked.
-        journal: JSONL; the first line says whose answers follow, one a line.
+        journal: the log of answers; its first line says whose they are.
         watch: is told after every answer.
 
     Raises:
         UsageError: a prompt and its answer do not fit the context.
-        ResourceError: the journal was begun for another subject, stack or rules, or is damaged.
+        ResourceError: the journal was begun for another subject, stack or rules, or is in use.
     """
     head = BehaviourHead(subject=subject, stack=stack, prompts_sha256=prompts_sha256(), rules=rules)
-    done = {(answer.prompt, answer.repeat): answer for answer in _begin(journal, head)}
     asks = list(_asks(scheduler, rules))
-    watch(len(done), len(asks))
-    with journal.open("a", encoding="utf-8") as file:
+    with AppendLog(journal, "answers to behaviour prompts", 2, TypeAdapter(Reply), _binding(head)) as log:
+        done = {(answer.prompt, answer.repeat): answer for answer in log.records}
+        watch(len(done), len(asks))
         for answer in _ask([ask for ask in asks if ask.key not in done], scheduler, rules):
-            file.write(answer.model_dump_json() + "\n")
-            file.flush()
+            log.append(answer, sync=True)
             done[answer.prompt, answer.repeat] = answer
             watch(len(done), len(asks))
     ordered = tuple(done[ask.key] for ask in asks)
     return Behaviour(subject=subject, stack=stack, prompts_sha256=head.prompts_sha256, rules=rules, answers=ordered)
 
 
-def _begin(journal: Path, head: BehaviourHead) -> list[Reply]:
-    """The answers that are there; a line cut off by a kill is taken away, so that the next one begins its own."""
-    content = journal.read_bytes() if journal.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1] or head.model_dump_json().encode() + b"\n"
-    if whole != content:
-        journal.write_bytes(whole)
-    first, *rest = whole.splitlines()
-    try:
-        begun = BehaviourHead.model_validate_json(first)
-        answers = [Reply.model_validate_json(line) for line in rest]
-    except ValidationError as error:
-        raise ResourceError(f"{journal}: is not a journal of behaviour, or is damaged") from error
-    if differs := [name.replace("_", " ") for name, value in head if getattr(begun, name) != value]:
-        raise ResourceError(
-            f"{journal}: was begun with another {' and '.join(differs)}; remove it to ask everything again"
-        )
-    return answers
+def _binding(head: BehaviourHead) -> dict[str, str]:
+    """What the answers depend on, by names for the user."""
+    fields = head.model_dump(mode="json", exclude={"schema_version"})
+    return {name.replace("_", " "): json.dumps(value, sort_keys=True) for name, value in fields.items()}
 
 
 def _asks(scheduler: Scheduler, rules: BehaviourRules) -> Iterator[_Ask]:

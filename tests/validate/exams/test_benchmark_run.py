@@ -97,14 +97,15 @@ def test_a_journal_of_another_run_is_refused(exam: Exam, tmp_path: Path) -> None
         side(longer, tmp_path / "j")
 
 
-def test_a_damaged_journal_is_refused(exam: Exam, tmp_path: Path) -> None:
-    side(exam, tmp_path / "j")
+def test_a_damaged_journal_is_cut_and_asked_again(exam: Exam, tmp_path: Path) -> None:
+    """It was refused, so that one torn line made all answers worthless."""
+    whole = side(exam, tmp_path / "j")
     lines = (tmp_path / "j").read_bytes().splitlines(keepends=True)
-    lines[3] = lines[3][:20] + b"\n"
-    (tmp_path / "j").write_bytes(b"".join(lines))
-    with pytest.raises(ResourceError, match="is not a journal of answers, or is damaged"):
-        side(exam, tmp_path / "j")
-    assert (tmp_path / "j").read_bytes() == b"".join(lines)
+    damaged = lines[3][:20] + b"\n"
+    (tmp_path / "j").write_bytes(b"".join([*lines[:3], damaged, *lines[4:]]))
+    answerer = ScriptedAnswerer(exam)
+    assert run_side(exam, answerer, "subject", tmp_path / "j", 4, nothing) == whole
+    assert len(answerer.asked) == len(lines) - 3
 
 
 def test_two_processes_do_not_share_a_journal(exam: Exam, tmp_path: Path) -> None:
