@@ -13,7 +13,7 @@ import pytest
 from endpoint_standin import Answer, Behaviour, Standin, completion
 from scripted_exam import MARKER, choice_exam, choice_rules, nothing
 
-from flagrelease.errors import NetworkError, UsageError, VerificationError
+from flagrelease.errors import NetworkError, ResourceError, VerificationError
 from flagrelease.validate.exams.answerer import Ask, Reply
 from flagrelease.validate.exams.endpoint import EndpointAnswerer
 from flagrelease.validate.exams.run import run_side
@@ -253,5 +253,5 @@ def test_an_endpoint_with_a_constant_seed_is_noticed(tmp_path: Path) -> None:
 
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with Standin() as standin, pytest.raises(UsageError, match=r"flagrelease\[eval\]"):
+    with Standin() as standin, pytest.raises(ResourceError, match=r"pip install '\.\[eval\]'"):
         ask(standin)

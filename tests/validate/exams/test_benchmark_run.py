@@ -236,5 +236,5 @@ def test_without_lm_eval_the_extra_is_named(exam: Exam, tmp_path: Path, monkeypa
     for name in [name for name in sys.modules if name.startswith(("lm_eval", "flagrelease.validate.exams.harness"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UsageError, match=r"flagrelease\[eval\]"):
+    with pytest.raises(ResourceError, match=r"pip install '\.\[eval\]'"):
         side(exam, tmp_path / "j")
