@@ -10,11 +10,13 @@ SPECIAL = [
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>",
     "｜DSML｜",
 ]  # fmt: skip
+ROWS = 320  # of the embedding; every row has a token, as in DeepSeek's own tokenizer
 
 
 def write_tokenizer(folder: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: n for n, token in enumerate([*SPECIAL, *alphabet])}
+    unused = [f"<unused-{n}>" for n in range(ROWS - len(SPECIAL) - len(alphabet))]  # no merge leads to them
+    vocabulary = {token: n for n, token in enumerate([*SPECIAL, *alphabet, *unused])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

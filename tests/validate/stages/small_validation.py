@@ -18,15 +18,17 @@ from flagrelease import cli
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "encoding"
 QUESTIONS = 4
-# The least that runs every part: what the limits are worth is shown by the tests of the logits stage.
+# The least that runs every part: what the limits are worth is shown by the tests of the logits stage. mean_kl is twice
+# what these random weights need: 0 in BF16, and 0.024 in FP8 (of 40 times mean_kl) since native numerics round the
+# norm of query heads to BF16.
 LOGITS: dict[str, Any] = {
     "replay": {
         "documents": 4, "tokens": 40, "long_tokens": 40, "decode_tokens": 4, "chunk": 32, "floor_chunk": 20,
         "floor_rows": 2, "layer_positions": 2,
     },
     "oracle": {
-        "mean_kl": 3e-4, "floors": 3, "tail_kl": 0.1, "tail_share": 0.5, "top1": 0.5, "top1_clear": 0.5, "margin": 0.5,
-        "perplexity": 0.02,
+        "mean_kl": 1.2e-3, "floors": 3, "tail_kl": 0.1, "tail_share": 0.5, "top1": 0.5, "top1_clear": 0.5,
+        "margin": 0.5, "perplexity": 0.02,
     },
     "native": {"mean_kl": 0.3, "top1_clear": 0.3, "margin": 0.5, "perplexity": 0.2},
     "rounded": 40, "min_documents": 4, "min_tokens": 100, "min_decode_tokens": 10,
