@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,19 +82,17 @@ def test_split_o_groups_and_parts_are_proved(converted: tuple[Path, Path], tmp_p
 
 def test_a_converter_that_is_wrong_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Defects planted in the converter itself: manifest and files agree, only the second decoder can tell."""
-    from flagrelease.convert import layouts, work
-    from flagrelease.formats import formats
+    from flagrelease.convert import decoding, layouts, work
 
     source = tmp_path / "source"
     write_checkpoint(source, tiny_config())
 
-    def swapped_nibbles(fmt: formats.Format) -> formats.Tables:
-        values = fmt.values[:, ::-1]
-        wrong = formats.Format(fmt.name, values, fmt.weight_dtypes, fmt.scale_dtypes, fmt.fixed_block, fmt.largest)
-        return formats.bf16_tables(wrong, formats.e8m0_values())
+    def swapped_nibbles(decoder: decoding.Decoder) -> decoding.Tables:
+        wrong = replace(decoder, values=decoder.values[:, ::-1])
+        return decoding.bf16_tables(wrong, decoding.e8m0_values())
 
-    def neighbouring_scale(fmt: formats.Format) -> formats.Tables:
-        return formats.bf16_tables(fmt, formats.e8m0_values()[[*range(1, 256), 255]])
+    def neighbouring_scale(decoder: decoding.Decoder) -> decoding.Tables:
+        return decoding.bf16_tables(decoder, decoding.e8m0_values()[[*range(1, 256), 255]])
 
     part = layouts._part
     for name, defect in (
