@@ -163,7 +163,7 @@ def convert(
     After an interruption, run the same command again: it resumes.
     """
     from flagrelease.convert.claims import gather_claims
-    from flagrelease.convert.display import releases_document, show_releases
+    from flagrelease.convert.display import releases_document, remark_lines, show_releases
     from flagrelease.convert.run import choose_lookup
     from flagrelease.convert.run import convert as run_conversion
     from flagrelease.records.manifest import MANIFEST_NAME
@@ -171,6 +171,8 @@ def convert(
     lookup = choose_lookup(device.value)
     made, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
     summary.require_hubs()
+    for line in remark_lines(summary.left_out, summary.remarks):
+        console.say(line)
     claims = gather_claims(request, source_digests, ask=True)
     folders = [release.target.folder for release in made.releases]
     before = [folder for folder in folders if (out / folder / MANIFEST_NAME).is_file()]

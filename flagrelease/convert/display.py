@@ -33,7 +33,8 @@ def show_inspection(found: Inspection) -> None:
         console.print()
         console.print(rows)
     console.print()
-    _show_companions(found.left_out, found.remarks)
+    for line in remark_lines(found.left_out, found.remarks):
+        console.print(escape(line))
     if not found.problems:
         console.print("[green]config, index and headers agree[/green]")
         return
@@ -44,11 +45,11 @@ def show_inspection(found: Inspection) -> None:
         console.print(f"  and {len(found.problems) - _SHOWN} more (--json has them all)")
 
 
-def _show_companions(left_out: dict[str, str], remarks: list[str]) -> None:
-    for name, reason in left_out.items():
-        out().print(f"left out of every release: {escape(name)} ({reason})")
-    for remark in remarks:
-        out().print(f"note: {escape(remark)}")
+def remark_lines(left_out: dict[str, str], remarks: list[str]) -> list[str]:
+    """What people should know of a source that is not refused for it, a line each."""
+    return [f"left out of every release: {name} ({reason})" for name, reason in left_out.items()] + [
+        f"note: {remark}" for remark in remarks
+    ]
 
 
 def show_plan(plan: Summary) -> None:
@@ -73,7 +74,8 @@ def show_plan(plan: Summary) -> None:
     console.print(f"memory  {human_bytes(plan.peak_memory_bytes)} for {plan.workers} workers, beside the interpreter")
     for note in plan.notes:
         console.print(escape(note))
-    _show_companions(plan.left_out, plan.remarks)
+    for line in remark_lines(plan.left_out, plan.remarks):
+        console.print(escape(line))
     for release in plan.releases:
         _show_cards(release)
     if any(release.cards for release in plan.releases):
