@@ -1,5 +1,7 @@
 """From a recipe to published releases: convert, verify, validate, publish, for the chips of the recipe.
 
-request.py: what is asked. steps.py: what is known of a chip at the end. conversion.py, validation.py, publication.py:
-the stages. run.py: all of them in order. There is no state of its own: a stage goes on from what it left on the disk.
+run.py: all stages in order. request.py: what is asked. needs.py: what is looked at first. conversion.py,
+verification.py, baseline.py, validation.py, publication.py: the stages. judgement.py: what a report says of a chip.
+on_ranks.py: commands on several ranks. steps.py: what is known of a chip on its way and at the end. A release is read
+once, behind the conversion, and handed on. There is no state of its own: a stage goes on from what it left on the disk.
 """

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flagrelease.errors import UsageError
-from flagrelease.extras import require_extra
 from flagrelease.run.request import STAGES, StageName
 
 if TYPE_CHECKING:
-    from flagrelease.run.request import RunRequest
     from flagrelease.run.steps import ChipRun
 
 _EXAMPLES = """\
@@ -98,7 +95,6 @@ def run(
         operators=operators,
         workers=workers or default_workers(),
     )
-    _require_what_it_needs(request)
     runs = run_recipe(request)
     if as_json:
         print(json.dumps({"out": str(out), "chips": [one.document() for one in runs]}, indent=2, ensure_ascii=False))
@@ -107,25 +103,6 @@ def run(
     codes = [step.exit_code for one in runs for step in one.steps.values() if step.exit_code]
     if codes:
         raise typer.Exit(codes[0])
-
-
-def _require_what_it_needs(request: RunRequest) -> None:
-    """Refuse what would be missing only after the conversion.
-
-    Raises:
-        UsageError: a file that was named is not there.
-        ResourceError: a package that validating needs is not installed; `--until verify` does without.
-    """
-    from flagrelease.run.validation import needs_model
-
-    for option, path in (("--documents", request.documents), ("--signing-key", request.signing_key)):
-        if path is not None and not path.is_file():
-            raise UsageError(f"{option} {path}: no such file")
-    rules = request.recipe.validation
-    if request.wants("validate") and needs_model(rules):
-        require_extra("engine", "run --until validate")
-        if "benchmarks" in rules.stages and rules.benchmarks:
-            require_extra("eval", "run --until validate with benchmarks")
 
 
 def _show(runs: list[ChipRun]) -> None:
@@ -139,7 +116,7 @@ def _show(runs: list[ChipRun]) -> None:
         cells = [run.steps.get(stage) for stage in STAGES]
         rows.add_row(
             run.chip.id,
-            run.release.name,
+            run.release.folder.name,
             *("-" if step is None else f"[{colours[step.status]}]{step.status}[/]" for step in cells),
         )
     console.out().print(rows)

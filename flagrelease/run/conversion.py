@@ -12,6 +12,7 @@ from flagrelease.convert.request import make_request
 from flagrelease.convert.run import choose_lookup
 from flagrelease.convert.run import convert as run_conversion
 from flagrelease.convert.summary import summarise
+from flagrelease.records.release import read_release
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun, RunStep
 
@@ -27,7 +28,7 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
     summarise(plan, asked, request.workers, request.out).require_hubs()
     claims = gather_claims(asked, request.source_digests, ask=True)
     with progress("convert", plan.bytes_to_write) as report:
-        manifests = run_conversion(
+        run_conversion(
             plan,
             request.out,
             workers=request.workers,
@@ -36,9 +37,10 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
             claims=claims,
         )
     runs = []
+    releases = {target: read_release(request.out / target.folder) for target in asked.targets}
     for chip, target in asked.chips.items():
-        size = sum(file.size for file in manifests[target.folder].files)
-        run = ChipRun(get_chip(chip), request.out / target.folder)
+        run = ChipRun(get_chip(chip), releases[target])
+        size = sum(file.size for file in run.release.manifest.files)
         run.steps["convert"] = RunStep("done", f"{target.folder}, {human_bytes(size)}")
         runs.append(run)
     return asked.source.folder, runs

@@ -17,12 +17,12 @@ def publish_chip(request: RunRequest, run: ChipRun) -> RunStep:
         FlagReleaseError: as publishing does.
     """
     outcome = publish(
-        run.release,
+        run.release.folder,
         run.chip.id,
         request.destination(repo_name(request.recipe.model, run.chip)),
         private=request.private,
         yes=request.yes,
-        report=default_out(run.release, run.chip) / REPORT_NAME,
+        report=default_out(run.release.folder, run.chip) / REPORT_NAME,
         signing_key=request.signing_key,
     )
     publication = outcome.publication

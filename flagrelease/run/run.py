@@ -7,18 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flagrelease.errors import FlagReleaseError
+from flagrelease.run.baseline import needs_model, record_baseline
 from flagrelease.run.conversion import convert
-from flagrelease.run.needs import require_needs
+from flagrelease.run.judgement import earlier_judgement
+from flagrelease.run.needs import absent_devices, require_needs
 from flagrelease.run.publication import publish_chip
 from flagrelease.run.request import RunRequest, StageName
 from flagrelease.run.steps import ChipRun, RunStep
-from flagrelease.run.validation import (
-    earlier_validation,
-    needs_model,
-    record_baseline,
-    validate_chip,
-    verify,
-)
+from flagrelease.run.validation import validate_chip, validation_request
+from flagrelease.run.verification import verify
 
 
 def run_recipe(request: RunRequest) -> list[ChipRun]:
@@ -29,9 +26,12 @@ def run_recipe(request: RunRequest) -> list[ChipRun]:
             cannot be done.
     """
     require_needs(request)
+    for absent in absent_devices(request):
+        _say(absent)
     source, runs = convert(request)
     if request.wants("verify"):
-        _verify(request, runs, source)
+        _ask(request, runs, source)
+        _verify(runs)
     if request.wants("validate"):
         _validate(request, runs, source)
     if request.wants("publish"):
@@ -39,14 +39,23 @@ def run_recipe(request: RunRequest) -> list[ChipRun]:
     return runs
 
 
-def _verify(request: RunRequest, runs: list[ChipRun], source: Path) -> None:
+def _ask(request: RunRequest, runs: list[ChipRun], source: Path) -> None:
+    for run in runs:
+        try:
+            run.validation = validation_request(request, run, source)
+        except FlagReleaseError as error:  # noqa: PERF203 - one chip in a loop of at most eight
+            run.refuse("verify", error)
+
+
+def _verify(runs: list[ChipRun]) -> None:
     releases: dict[Path, list[ChipRun]] = {}
     for run in runs:
-        releases.setdefault(run.release, []).append(run)
+        if run.goes_on:
+            releases.setdefault(run.release.folder, []).append(run)
     for release, sharing in releases.items():
         _say(f"verify {release.name} for {', '.join(run.chip.id for run in sharing)}")
         try:
-            verify(request, sharing, source)
+            verify(sharing)
         except FlagReleaseError as error:
             for run in sharing:
                 run.refuse("verify", error)
@@ -54,7 +63,7 @@ def _verify(request: RunRequest, runs: list[ChipRun], source: Path) -> None:
 
 def _validate(request: RunRequest, runs: list[ChipRun], source: Path) -> None:
     """The native model is run only if there is a chip to compare with it."""
-    pending = [run for run in runs if run.goes_on and not _settled(request, run, source)]
+    pending = [run for run in runs if run.goes_on and not _settled(run)]
     if not pending:
         return
     if request.baseline is None and needs_model(request.recipe.validation):
@@ -64,12 +73,12 @@ def _validate(request: RunRequest, runs: list[ChipRun], source: Path) -> None:
     except FlagReleaseError as error:
         for run in pending:
             run.refuse("validate", error)
-    _each(pending, "validate", lambda run: validate_chip(request, run, source))
+    _each(pending, "validate", lambda run: validate_chip(request, run))
 
 
-def _settled(request: RunRequest, run: ChipRun, source: Path) -> bool:
+def _settled(run: ChipRun) -> bool:
     try:
-        step = earlier_validation(request, run, source)
+        step = earlier_judgement(run.asked)
     except FlagReleaseError as error:
         run.refuse("validate", error)
         return True
@@ -82,7 +91,7 @@ def _each(runs: list[ChipRun], stage: StageName, work: Callable[[ChipRun], RunSt
     for run in runs:
         if not run.goes_on:
             continue
-        _say(f"{stage} {run.release.name} for {run.chip.id}")
+        _say(f"{stage} {run.release.folder.name} for {run.chip.id}")
         try:
             run.steps[stage] = work(run)
         except FlagReleaseError as error:

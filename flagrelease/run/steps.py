@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from flagrelease.chips.table import Chip
-from flagrelease.errors import FlagReleaseError
+from flagrelease.errors import FlagReleaseError, VerificationError
+from flagrelease.records.release import ReleaseOnDisk
 from flagrelease.run.request import StageName
+from flagrelease.validate.stages.request import ValidationRequest
 
 Status = Literal["done", "planned", "failed", "cannot-tell"]
+CANNOT_TELL = 7  # exit code of `validate`
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,22 @@ class RunStep:
 
 @dataclass(slots=True)
 class ChipRun:
-    """One chip on its way. A stage without a step was not reached or not asked for."""
+    """One chip on its way. A stage without a step was not reached or not asked for.
+
+    Attributes:
+        validation: how the release is validated; None until that is asked for, or if it cannot be.
+    """
 
     chip: Chip
-    release: Path
+    release: ReleaseOnDisk
+    validation: ValidationRequest | None = None
     steps: dict[StageName, RunStep] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> ValidationRequest:
+        """The validation of a chip that has one."""
+        assert self.validation is not None
+        return self.validation
 
     @property
     def goes_on(self) -> bool:
@@ -43,6 +56,11 @@ class ChipRun:
         """For scripts."""
         return {
             "chip": self.chip.id,
-            "release": str(self.release),
+            "release": str(self.release.folder),
             "steps": {name: {"status": step.status, "detail": step.detail} for name, step in self.steps.items()},
         }
+
+
+def failed(detail: str) -> RunStep:
+    """A step that ended with a verdict against the release."""
+    return RunStep("failed", detail, VerificationError.exit_code)

@@ -102,18 +102,18 @@ def validate(
     """
     from flagrelease.chips.table import get_chip
     from flagrelease.ranks.job import is_leader
-    from flagrelease.records.manifest import read_manifest
+    from flagrelease.records.release import read_release
     from flagrelease.validate.stages.display import Display
     from flagrelease.validate.stages.request import ValidationRequest, choose_rules, default_out
     from flagrelease.validate.stages.run import find_device_of, report_bytes
     from flagrelease.validate.stages.run import validate as run_validation
     from flagrelease.validate.stages.summary import show_report
 
-    known, manifest = get_chip(chip), read_manifest(release)
+    known, on_disk = get_chip(chip), read_release(release)
     request = ValidationRequest(
-        release=release,
+        release=on_disk,
         chip=known,
-        rules=choose_rules(recipe, manifest, known),
+        rules=choose_rules(recipe, on_disk, known),
         out=out or default_out(release, known),
         recipe=recipe,
         source=source,
@@ -127,7 +127,7 @@ def validate(
         rows=batch,
     )
     found = find_device_of(request)
-    if not isinstance(found, str) and (count := choose_ranks(ranks, manifest.target.mp or 1, found.type)) > 1:
+    if not isinstance(found, str) and (count := choose_ranks(ranks, on_disk.ranks, found.type)) > 1:
         with Display() as display:  # files are read before the other ranks start: they would wait for hours
             files = run_validation(replace(request, until="weights"), display)
         if files is not None and files.verdict != "fail":

@@ -23,7 +23,7 @@ from flagrelease.cli import main
 from flagrelease.errors import NetworkError
 from flagrelease.publish.records import default_report
 from flagrelease.ranks.status import Status
-from flagrelease.run import publication, validation
+from flagrelease.run import on_ranks, publication, verification
 from flagrelease.validate.stages import file_stages
 from flagrelease.validate.stages.request import default_out
 
@@ -67,13 +67,9 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def snapshot(folder: Path) -> dict[str, int | bytes]:
-    """When each file was written; of the record that a validation opens with, what it says."""
-    return {
-        str(path): path.read_bytes() if path.name == "validation.json" else path.stat().st_mtime_ns
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+def snapshot(folder: Path) -> dict[str, int]:
+    """When each file was written, but for locks, which name the process that had them last."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
 
 
 @pytest.fixture
@@ -145,15 +141,15 @@ def test_what_stopped_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_interruption_is_gone_on_from(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = validation.validate
+    original = verification.validate
 
     def interrupt(request: Any, watch: Any) -> Any:
-        if request.release.name == "fp8-hf":
+        if request.release.folder.name == "fp8-hf":
             raise KeyboardInterrupt
         return original(request, watch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "validate", interrupt)
+        patch.setattr(verification, "validate", interrupt)
         arguments = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
         assert main(arguments) == 130
     assert {steps["validate"] for steps in run().values()} == {"done"}
@@ -272,6 +268,25 @@ def test_what_a_later_stage_would_refuse_is_refused_before_converting(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "code", "said"),
+    [
+        ("npu", 4, "ascend cannot be validated with --device npu: device 'npu' needs the module torch_npu"),
+        ("cpu", 2, "the rules count only what ascend's own kind of device (npu) computed"),
+    ],
+)
+def test_a_device_that_cannot_validate_is_refused_before_converting(
+    tmp_path: Path, device: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The conversion was done first; then a device that is not there was no verdict, and the CPU was refused."""
+    recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"], benchmarks={})
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--chip", "ascend", "--device", device]
+    assert main(words) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--until", "verify"]) == 0, "no model is run until then"
+
+
 def test_ranks_are_started_and_their_own_exit_codes_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,7 +298,7 @@ def test_ranks_are_started_and_their_own_exit_codes_are_kept(
         commands.append(words)
         return Status(exit_code=0) if words[0] == "baseline" else Status(exit_code=6, kind="network", message="gone")
 
-    monkeypatch.setattr(validation, "launch", record)
+    monkeypatch.setattr(on_ranks, "launch", record)
     recipe = write_recipe(tmp_path, stages=["integrity", "weights", "behaviour"], device="any")
     document = yaml.safe_load(recipe.read_text())
     document["releases"] = {"nvidia": {"dtype": "fp8", "layout": "mp2"}}
@@ -335,7 +350,11 @@ def test_without_the_chips_device_nobody_can_tell_and_nothing_is_published(
     words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--chip", "ascend", "--json"]
     words += ["--baseline", str(tmp_path / "baseline"), "--publish", str(tmp_path / "mirror"), "--yes"]
     assert main(words) == 7
-    (chip,) = json.loads(capsys.readouterr().out)["chips"]
+    shown, talk = capsys.readouterr()
+    assert talk.startswith(
+        "== ascend: the stages that run the model are left to its own machine (device 'ascend' needs"
+    )
+    (chip,) = json.loads(shown)["chips"]
     assert {stage: step["status"] for stage, step in chip["steps"].items()} == {
         "convert": "done", "verify": "done", "validate": "cannot-tell",
     }  # fmt: skip

@@ -4,6 +4,6 @@
     record(recording, watch)                   # record.py: the native side, for another machine
 
 request.py: what is asked. stage.py: what a stage is. file_stages.py, model_stages.py: the five. asking.py: who answers.
-port.py: the model that they share. state.py: what is finished. baseline.py: the folder that `record` makes.
+port.py: the model that they share. state.py: what is finished.
 environment.py: machine and versions. display.py, summary.py: for the terminal.
 """

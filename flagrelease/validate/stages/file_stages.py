@@ -33,7 +33,6 @@ class IntegrityStage:
     """Files against the manifest."""
 
     request: ValidationRequest
-    manifest: Manifest
     name: StageName = "integrity"
 
     def missing(self) -> None:
@@ -45,9 +44,9 @@ class IntegrityStage:
 
     def run(self, watch: Watch) -> Outcome:
         """Hash every file."""
-        total = sum(record.size for record in self.manifest.files)
-        check = check_files(self.request.release, self.manifest, _workers(self.request, watch, self.name, total))
-        count = len(self.manifest.files)
+        release = self.request.release
+        total, count = sum(record.size for record in release.manifest.files), len(release.manifest.files)
+        check = check_files(release.folder, release.manifest, _workers(self.request, watch, self.name, total))
         stage = Stage(
             name=self.name,
             verdict=_verdict([check]),
@@ -64,7 +63,6 @@ class WeightsStage:
     """Tensors against the manifest, and against the source where that is given."""
 
     request: ValidationRequest
-    manifest: Manifest
     name: StageName = "weights"
 
     def missing(self) -> None:
@@ -78,15 +76,16 @@ class WeightsStage:
     def run(self, watch: Watch) -> Outcome:
         """Every tensor."""
         source = None if self.request.source is None else open_source(self.request.source)
-        total = bytes_to_read(self.manifest, 1.0) - sum(record.size for record in self.manifest.files)
+        manifest = self.request.release.manifest
+        total = bytes_to_read(manifest, 1.0) - sum(record.size for record in manifest.files)
         team = _workers(self.request, watch, self.name, total)
-        checks, elements = check_weights(self.request.release, self.manifest, source, 1.0, _SEED, team)
+        checks, elements = check_weights(self.request.release.folder, manifest, source, 1.0, _SEED, team)
         verdict = _verdict(checks)
         stage = Stage(
             name=self.name,
             verdict=verdict,
-            detail=_failures(checks) or _detail(self.manifest, elements),
-            proves=_proves(self.manifest, elements) if verdict == "pass" else (),
+            detail=_failures(checks) or _detail(manifest, elements),
+            proves=_proves(manifest, elements) if verdict == "pass" else (),
             leaves_open=_leaves_open(elements),
             figures={"checks": [check.model_dump(mode="json") for check in checks]},
         )

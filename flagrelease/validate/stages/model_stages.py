@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from flagrelease.records.report import Benchmark, Stage, Verdict
 from flagrelease.records.rules import BenchmarkRules, StageName
+from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256, refuse_other_model
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.behaviour.stage import behaviour_stage
 from flagrelease.validate.exams.run import examine
 from flagrelease.validate.exams.side import Side
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
-from flagrelease.validate.stages.baseline import NO_BASELINE, BaselineFolder, file_sha256, refuse_other_model
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.request import Endpoint, ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, Watch
-from flagrelease.validate.stages.state import State
+from flagrelease.validate.stages.state import stage_work
 
 if TYPE_CHECKING:
     from flagrelease.engine.v4.model import Model
@@ -29,21 +29,24 @@ class StageInputs:
 
     Attributes:
         port: the running release, or why it cannot run.
-        identity: of the source that the release was made of.
-        manifest_sha256: of the release.
     """
 
     request: ValidationRequest
-    state: State
     baseline: BaselineFolder | None
     port: Port | str
-    identity: str
-    manifest_sha256: str
 
     @property
     def subject(self) -> str:
         """How recorded answers name this release."""
-        return f"manifest {self.manifest_sha256}"
+        return f"manifest {self.request.release.manifest_sha256}"
+
+    @property
+    def identity(self) -> str:
+        """Of the source that the release was made of."""
+        source = self.request.release.manifest.source
+        if source.contents_blake3 is None:  # schema 1 recorded headers only: no answers match those
+            return "a source whose contents the manifest does not record"
+        return source.identity
 
     @property
     def running(self) -> Port:
@@ -92,10 +95,10 @@ class LogitsStage:
         request = self.given.request
         return run_logits(
             model,
-            request.release,
+            request.release.folder,
             self.given.recorded.logits,
             request.rules.logits,
-            self.given.state.work("logits"),
+            stage_work(request.out, "logits"),
             layers=request.layers,
             progress=lambda done, total: watch("logits", done, total, "tokens"),
         )
@@ -147,7 +150,7 @@ class BenchmarksStage:
         native = Side.read(path)
         refuse_other_model(path, native.subject, self.given.identity)
         exam = open_exam(name, rules, self.given.request.data)
-        work = self.given.state.work("benchmarks")
+        work = stage_work(self.given.request.out, self.name)
         work.mkdir(parents=True, exist_ok=True)
 
         def progress(done: int, total: int) -> None:
@@ -183,10 +186,10 @@ class BehaviourStage:
         path, rules = self.given.recorded.behaviour, self.given.request.rules.behaviour
         native = Behaviour.read(path)
         refuse_other_model(path, native.subject, self.given.identity)
-        work = self.given.state.work("behaviour")
+        work = stage_work(self.given.request.out, self.name)
         work.mkdir(parents=True, exist_ok=True)
         port = ask_behaviour(self.given.running, self.given.subject, rules, work / "answers.jsonl", watch)
-        stage = behaviour_stage(self.given.request.release, port, native)
+        stage = behaviour_stage(self.given.request.release.folder, port, native)
         return Outcome(stage=stage, inputs=self.inputs(), seeds={"behaviour": rules.seed})
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from flagrelease.errors import VerificationError
 from flagrelease.extras import require_extra
 from flagrelease.records.rules import ValidationRules
+from flagrelease.validate.baseline import BaselineFolder, refuse_other_model
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.exam import read_exam
 from flagrelease.validate.exams.side import Side, refuse_other_rules
-from flagrelease.validate.stages.baseline import BaselineFolder, refuse_other_model
 from flagrelease.validate.stages.request import Data
 
 

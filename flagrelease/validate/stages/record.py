@@ -10,12 +10,12 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.rules import ValidationRules
 from flagrelease.records.source_identity import identify
+from flagrelease.validate.baseline import BaselineFolder, refuse_other_model, subject_of_source
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.comparison import plan_of
 from flagrelease.validate.exams.run import run_side
 from flagrelease.validate.exams.side import Side, refuse_other_rules
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
-from flagrelease.validate.stages.baseline import BaselineFolder, refuse_other_model, subject_of_source
 from flagrelease.validate.stages.choices import PARTS, Part
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import require_data

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from flagrelease.chips.table import Chip
 from flagrelease.errors import UsageError
-from flagrelease.records.manifest import Manifest
 from flagrelease.records.recipe import Recipe, read_recipe
+from flagrelease.records.release import ReleaseOnDisk
 from flagrelease.records.rules import BenchmarkRules, StageName, ValidationRules
 from flagrelease.validate.stages.choices import Dialect
 
@@ -52,7 +52,7 @@ class ValidationRequest:
         rows: answers at once.
     """
 
-    release: Path
+    release: ReleaseOnDisk
     chip: Chip
     rules: ValidationRules
     out: Path
@@ -77,7 +77,7 @@ class ValidationRequest:
     @property
     def command(self) -> str:
         """The command that makes the report, with the last part of each path: the rest is a fact of one machine."""
-        words = ["flagrelease", "validate", self.release.resolve().name, "--chip", self.chip.id]
+        words = ["flagrelease", "validate", self.release.folder.resolve().name, "--chip", self.chip.id]
         for option, path in (("--recipe", self.recipe), ("--source", self.source), ("--baseline", self.baseline)):
             words += [] if path is None else [option, path.resolve().name]
         for name, paths in sorted(self.data.items()):
@@ -104,20 +104,22 @@ def default_rules() -> ValidationRules:
     return ValidationRules(benchmarks=benchmarks)
 
 
-def choose_rules(recipe: Path | None, manifest: Manifest, chip: Chip) -> ValidationRules:
+def choose_rules(recipe: Path | None, release: ReleaseOnDisk, chip: Chip) -> ValidationRules:
     """The rules of a recipe that this release was made by, or the default ones.
 
     Raises:
         UsageError: the recipe is of another model, does not name the chip, or gives it another release.
     """
-    if recipe is None:
-        return default_rules()
-    read = read_recipe(recipe)
-    _check_recipe(recipe, read, manifest, chip)
-    return read.validation
+    return default_rules() if recipe is None else rules_of(recipe, read_recipe(recipe), release, chip)
 
 
-def _check_recipe(path: Path, recipe: Recipe, manifest: Manifest, chip: Chip) -> None:
+def rules_of(path: Path, recipe: Recipe, release: ReleaseOnDisk, chip: Chip) -> ValidationRules:
+    """The rules of a recipe that was read already; `path` is for messages.
+
+    Raises:
+        UsageError: the recipe is of another model, does not name the chip, or gives it another release.
+    """
+    manifest = release.manifest
     if manifest.model is not None and recipe.model != manifest.model:
         raise UsageError(f"{path}: is of {recipe.model!r}, the release of {manifest.model!r}")
     if chip.id not in recipe.releases:
@@ -128,3 +130,4 @@ def _check_recipe(path: Path, recipe: Recipe, manifest: Manifest, chip: Chip) ->
         raise UsageError(
             f"{path}: {chip.id} gets {wanted.dtype} in {wanted.layout}, this release is {target.dtype} in {layout}"
         )
+    return recipe.validation

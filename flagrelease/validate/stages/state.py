@@ -1,6 +1,6 @@
 """What a validation's folder remembers, so that a validation that was killed goes on and makes the same report.
 
-state/validation.json    what is validated: manifest, chip, rules, machine and versions
+state/lock, begun.json   held while a validation works here; what is validated: release, chip, rules, machine, versions
 state/STAGE.json         a finished stage
 work/                    what stages keep while they run: journals of answers, figures by document
 report.json, report.html
@@ -10,29 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from flagrelease.durable.files import write_whole
+from flagrelease.durable.folder import WorkFolder
 from flagrelease.errors import ResourceError
 from flagrelease.records.rules import StageName, ValidationRules
 from flagrelease.validate.stages.stage import Outcome
 
-Record = TypeVar("Record", bound=BaseModel)
-
-
-class Binding(BaseModel):
-    """What the folder is about. A folder is never used for another."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    manifest_sha256: str
-    chip: str
-    rules_sha256: str
-    environment: dict[str, str]
+_CONTROL = "state"
 
 
 def rules_sha256(rules: ValidationRules) -> str:
@@ -40,33 +30,26 @@ def rules_sha256(rules: ValidationRules) -> str:
     return hashlib.sha256(json.dumps(rules.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
 class State:
-    """An opened folder."""
+    """The folder of one validation, begun or resumed, and locked until it is closed; use it as a context.
 
-    folder: Path
+    Attributes:
+        environment: machine and versions that all runs in this folder saw: a device may come in later.
+    """
 
-    @classmethod
-    def open(cls, folder: Path, binding: Binding) -> State:
-        """Begin the folder, or go on in it. Facts of the environment may be added to, as when a device comes in later.
+    def __init__(
+        self, folder: Path, manifest_sha256: str, chip: str, rules: ValidationRules, environment: Mapping[str, str]
+    ) -> None:
+        """Begin the folder, or resume what an earlier run of the same validation began there.
 
         Raises:
-            ResourceError: it was begun for something else, holds something else, or cannot be written.
+            ResourceError: it was begun for another release, chip or set of rules, or on another machine; it holds
+                something else; another process is validating there; or it cannot be written.
         """
-        path = folder / "state" / "validation.json"
-        if path.is_file():
-            begun = _read(path, Binding)
-            _refuse_differences(folder, begun, binding)
-            binding = binding.model_copy(update={"environment": begun.environment | binding.environment})
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise ResourceError(f"{folder}: is not empty and was not begun by validate; give another --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, binding)
-        return cls(folder)
-
-    def work(self, name: str) -> Path:
-        """Where a stage keeps what it needs to go on; made by the stage."""
-        return self.folder / "work" / name
+        self.folder = folder
+        binding = {"release": manifest_sha256, "chip": chip, "set of rules": rules_sha256(rules)}
+        self._work = WorkFolder(folder, _CONTROL, "validate", binding, environment)
+        self.environment = self._work.facts
 
     def finished(self, name: StageName, inputs: dict[str, str]) -> Outcome | None:
         """A finished stage; None if it is not, or if it can show more now: the source is given, and was not before.
@@ -77,7 +60,7 @@ class State:
         path = self._path(name)
         if not path.is_file():
             return None
-        outcome = _read(path, Outcome)
+        outcome = _read(path)
         if differs := outcome.differences(inputs):
             raise ResourceError(
                 f"{self.folder}: the stage {name} was finished with another {' and another '.join(differs)}; a "
@@ -90,33 +73,34 @@ class State:
     def finish(self, outcome: Outcome) -> Outcome:
         """Record a stage; returns what will be read when the validation goes on."""
         path = self._path(outcome.stage.name)
-        _write(path, outcome)
-        return _read(path, Outcome)
+        write_whole(path, outcome.model_dump_json(indent=1).encode() + b"\n")
+        return _read(path)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._work.close()
+
+    def __enter__(self) -> State:
+        """Use as a context."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See `close`."""
+        self.close()
 
     def _path(self, name: StageName) -> Path:
-        return self.folder / "state" / f"{name}.json"
+        return self.folder / _CONTROL / f"{name}.json"
 
 
-def _refuse_differences(folder: Path, begun: Binding, now: Binding) -> None:
-    words = {"manifest_sha256": "release", "chip": "chip", "rules_sha256": "set of rules"}
-    for name, said in words.items():
-        if getattr(begun, name) != getattr(now, name):
-            raise ResourceError(f"{folder}: was begun for another {said}; give another --out")
-    shared = begun.environment.keys() & now.environment.keys()
-    for name in sorted(shared):
-        if begun.environment[name] != now.environment[name]:
-            raise ResourceError(
-                f"{folder}: was begun with {name} {begun.environment[name]}, here it is {now.environment[name]}: "
-                "answers of both would be mixed; give another --out"
-            )
+def stage_work(folder: Path, name: StageName) -> Path:
+    """Where a stage keeps what it needs to go on, in the folder of a validation; the stage makes it."""
+    return folder / "work" / name
 
 
-def _read(path: Path, kind: type[Record]) -> Record:
+def _read(path: Path) -> Outcome:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return Outcome.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ResourceError(f"{path}: is damaged or of another version; give another --out") from error
-
-
-def _write(path: Path, record: BaseModel) -> None:
-    write_whole(path, record.model_dump_json(indent=1).encode() + b"\n")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from killing import kill_when, lines
-from small_validation import Workshop, read_report, recipe, write_recipe
+from small_validation import Workshop, read_report, recipe, verdicts, write_recipe
 
 from flagrelease import cli
+from flagrelease.validate.stages import file_stages
 
 FILES = ("report.json", "report.html")
 
@@ -87,10 +92,45 @@ def test_other_versions_are_not_mixed(
     workshop: Workshop, validated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(validated, tmp_path / "out")
-    begun = out / "state" / "validation.json"
+    begun = out / "state" / "begun.json"
     begun.write_text(begun.read_text().replace(read_report(out)["environment"]["torch"], "1.0.0"))
     assert cli.main(workshop.validation(workshop.release("bf16"), out)) == 4
     assert "was begun with torch 1.0.0" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("left", [[], ["state"], ["state", "state/lock"], ["state", "state/.begun.json.partial"]])
+def test_a_folder_that_was_killed_in_its_first_moment_is_gone_on_from(
+    workshop: Workshop, tmp_path: Path, left: list[str]
+) -> None:
+    """A folder with `state/` and nothing in it was refused for ever."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in left:
+        (out / name).mkdir() if name == "state" else (out / name).write_bytes(b"pro")
+    words = ["validate", str(workshop.release("bf16")), "--chip", "ascend", "--out", str(out), "--until", "integrity"]
+    assert cli.main(words) == 7
+    assert verdicts(out)["integrity"] == "pass"
+
+
+def test_two_validations_of_one_folder_do_not_mix(
+    workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both wrote stages, journals and the report of the same folder, and both said that all was well."""
+    out = tmp_path / "out"
+    words = ["validate", str(workshop.release("bf16")), "--chip", "ascend", "--out", str(out), "--until", "integrity"]
+    second: list[subprocess.CompletedProcess[str]] = []
+    original = file_stages.check_files
+
+    def look_around(*arguments: Any) -> Any:
+        command = [sys.executable, "-m", "flagrelease", *words]
+        second.append(subprocess.run(command, capture_output=True, text=True, check=False))
+        return original(*arguments)
+
+    monkeypatch.setattr(file_stages, "check_files", look_around)
+    assert cli.main(words) == 7
+    assert [done.returncode for done in second] == [4]
+    assert f"{out}: in use by another flagrelease process (process {os.getpid()} on " in second[0].stderr
+    assert verdicts(out)["integrity"] == "pass"
 
 
 def test_recording_again_changes_nothing(workshop: Workshop) -> None:
