@@ -27,7 +27,7 @@ def require_needs(request: RunRequest) -> None:
         raise UsageError(f"--data {unknown[0]}: the rules have no such benchmark")
     for option, path in (("--documents", request.documents), ("--signing-key", request.signing_key)):
         if path is not None and not path.is_file():
-            raise UsageError(f"{option} {path}: there is no such file")
+            raise UsageError(f"{option} {path}: no such file")
     if not _runs_a_model(request):
         return
     require_packages(rules)

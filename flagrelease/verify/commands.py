@@ -90,16 +90,15 @@ def _verify_folder(
     as_json: bool,
     published: Published,
 ) -> None:
-    from flagrelease.records.manifest import read_manifest
+    from flagrelease.records.release import read_release
     from flagrelease.verify.display import show_verification
-    from flagrelease.verify.verify import bytes_to_read, verify_release
+    from flagrelease.verify.verify import bytes_to_read, verify_read_release
 
     if key is not None and not key.is_file():
         raise UsageError(f"--key {key}: no such file")
-    with console.progress("verify", bytes_to_read(read_manifest(folder), sample)) as report:
-        result = verify_release(
-            folder, source, sample, progress=report.add, workers=workers or len(os.sched_getaffinity(0))
-        )
+    release, threads = read_release(folder), workers or len(os.sched_getaffinity(0))
+    with console.progress("verify", bytes_to_read(release.manifest, sample)) as report:
+        result = verify_read_release(release, source, sample, seed=0, progress=report.add, workers=threads)
     unsigned = [] if key is None else published.signature_problems(folder, key)
     document = result.model_dump(mode="json") | ({} if key is None else {"signature_problems": unsigned})
     console.show(as_json, document, lambda: show_verification(folder, result))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, Manifest, read_manifest
+from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, Manifest
+from flagrelease.records.release import ReleaseOnDisk, read_release
 from flagrelease.verify.companions import check_companions
 from flagrelease.verify.configs import check_config
 from flagrelease.verify.expected import ExpectedWeight
@@ -54,17 +55,29 @@ def verify_release(
         VerificationError: there is no release to check: no folder, no manifest, a file that cannot be read.
         CheckpointError: the source is not a sound checkpoint.
     """
-    if not 0 < sample <= 1 or workers < 1:
-        raise UsageError(f"sample {sample} must be above 0 and at most 1, and workers {workers} at least 1")
     if not release.is_dir():
         raise VerificationError(f"{release}: no such folder")
-    manifest = read_manifest(release)
+    return verify_read_release(read_release(release), source, sample, seed, progress, workers)
+
+
+def verify_read_release(
+    release: ReleaseOnDisk,
+    source: Path | None,
+    sample: float,
+    seed: int,
+    progress: Callable[[int], None] | None,
+    workers: int,
+) -> VerifyReport:
+    """`verify_release` of a release whose manifest was read already."""
+    if not 0 < sample <= 1 or workers < 1:
+        raise UsageError(f"sample {sample} must be above 0 and at most 1, and workers {workers} at least 1")
+    folder, manifest = release.folder, release.manifest
     origin = None if source is None else open_source(source)
     team = Workers(workers, progress)
-    files = check_files(release, manifest, team)
-    others, elements = check_weights(release, manifest, origin, sample, seed, team)
+    files = check_files(folder, manifest, team)
+    others, elements = check_weights(folder, manifest, origin, sample, seed, team)
     return VerifyReport(
-        manifest_sha256=hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest(),
+        manifest_sha256=release.manifest_sha256,
         model=manifest.model,
         target=manifest.target,
         sample=sample,

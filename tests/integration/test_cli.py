@@ -198,9 +198,7 @@ def test_run_needs_its_packages_and_files_before_it_converts(
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
     assert main(words) == 4
-    assert (
-        "run --until validate needs torch, which is not installed: pip install '.[engine]'" in capsys.readouterr().err
-    )
+    assert "running the model needs torch, which is not installed: pip install '.[engine]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -113,6 +113,28 @@ def test_again_is_nothing(run: Run, tmp_path: Path, proved: list[str]) -> None:
     assert len(proved) == 2
 
 
+def test_a_manifest_is_read_by_the_conversion_and_by_publishing_and_by_nobody_between(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verification and validation read it ten times for each chip."""
+    read: list[Path] = []
+    original = Path.read_bytes
+
+    def count(path: Path) -> bytes:
+        if path.name == "manifest.json":
+            read.append(path)
+        return original(path)
+
+    run("--until", "convert")
+    monkeypatch.setattr(Path, "read_bytes", count)
+    run("--until", "convert")
+    converted = sorted(read)
+    read.clear()
+    run("--until", "validate")
+    assert sorted(read) == converted
+    assert {path.parent.name for path in read} == {"bf16-hf", "fp8-hf"}
+
+
 def test_until_and_chips(run: Run, tmp_path: Path) -> None:
     assert run("--until", "convert", "--chip", "mthreads") == {"mthreads": {"convert": "done"}}
     assert not (tmp_path / "out" / "bf16-hf").exists()
