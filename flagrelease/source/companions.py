@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.names import CARD_NAME, is_written_by_publishing
-from flagrelease.records.manifest import MANIFEST_NAME, inside_release
+from flagrelease.records.manifest import MANIFEST_NAME, inside_release, read_manifest
 from flagrelease.shard.impostors import impostor_in
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.secrets import find_secret
@@ -55,6 +56,10 @@ def survey_companions(folder: Path, vocab_size: int, config: dict[str, Any]) -> 
     for path, relative in _walk(folder, companions.left_out, problems):
         name = relative.as_posix()
         if path.suffix == ".safetensors" or name in _REWRITTEN:
+            continue
+        if name == MANIFEST_NAME:
+            problems += _manifest_problems(folder)
+            companions.left_out[name] = "the source is a release, whose manifest is its own"
             continue
         if (reason := _why_not(relative)) is not None:
             companions.left_out[name] = reason
@@ -125,10 +130,22 @@ def _why_not(relative: Path) -> str | None:
     return None
 
 
-def _content_problems(path: Path) -> Iterator[str]:
-    if path.name == MANIFEST_NAME:
-        yield f"{path}: the manifest of a release or of another tool; convert the checkpoint that a release was made of"
+def _manifest_problems(folder: Path) -> Iterator[str]:
+    """A release may be cut anew, if the manifest beside its files is theirs."""
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = read_manifest(folder)
+    except VerificationError as error:
+        yield f"{error}; a checkpoint has no file of this name, so remove it if it belongs to another tool"
         return
+    for file in manifest.files:
+        there = folder / file.path
+        if not there.is_file() or there.stat().st_size != file.size:
+            yield f"{path}: the manifest of another release: {file.path!r} is missing here or has another size"
+            return
+
+
+def _content_problems(path: Path) -> Iterator[str]:
     if (instead := impostor_in(path)) is not None:
         yield f"{path}: {instead}"
     elif path.stat().st_size <= _TEXT_BYTES and (secret := find_secret(path.read_bytes())) is not None:

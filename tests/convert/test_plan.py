@@ -115,7 +115,6 @@ def test_a_cut_inside_a_block_is_refused_with_the_numbers(tmp_path: Path) -> Non
 
 def test_a_bf16_source_does_not_become_fp8(checkpoint: Path, tmp_path: Path) -> None:
     run_plan(plan_of(checkpoint, "bf16:hf"), tmp_path)
-    (tmp_path / "bf16-hf" / "manifest.json").unlink()  # a release is refused as a source, whatever it holds
     for target in ("fp8:hf", "native:mp8"):
         with pytest.raises(UsageError, match="no quantised tensor"):
             plan_of(tmp_path / "bf16-hf", target)
@@ -261,3 +260,17 @@ def test_a_release_is_not_written_into_its_checkpoint(checkpoint: Path, tmp_path
         run_plan(plan, source / "releases")
     with pytest.raises(UsageError, match="the checkpoint lies inside the release's folder"):
         run_plan(plan, tmp_path)
+
+
+def test_the_manifest_of_another_release_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from flagrelease.errors import CheckpointError
+
+    run_plan(plan_of(checkpoint, "bf16:hf"), tmp_path)
+    release, source = tmp_path / "bf16-hf", tmp_path / "source"
+    assert read_source(release).companions.left_out["manifest.json"].startswith("the source is a release")
+    shutil.copytree(checkpoint, source)
+    shutil.copy(release / "manifest.json", source)
+    with pytest.raises(CheckpointError, match="the manifest of another release"):
+        read_source(source)

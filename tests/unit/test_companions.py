@@ -199,4 +199,4 @@ def test_a_work_folder_or_a_manifest_inside_a_source(folder: Path) -> None:
     assert ".flagrelease: the work folder of an unfinished conversion" in only_problem(folder)
     (folder / ".flagrelease").rmdir()
     (folder / "manifest.json").write_text("{}")
-    assert "manifest.json: the manifest of a release or of another tool" in only_problem(folder)
+    assert "remove it if it belongs to another tool" in only_problem(folder)

@@ -189,7 +189,9 @@ def test_an_error_stops_the_others_at_once() -> None:
     with Standin(lambda request: Answer(401) if request["seed"] == 3 else Answer(wait=never)) as standin:
         with pytest.raises(NetworkError, match="HTTP 401"):
             ask(standin, asks, concurrency=4, timeout=600.0)
-        assert len(standin.requests) == 4
+        sent = {request["seed"] for request in standin.requests}
+        assert 3 in sent
+        assert sent <= {0, 1, 2, 3}  # the refused one may be answered before its neighbours are on their way
         never.set()
 
 
