@@ -61,6 +61,7 @@ def shipped_rules() -> dict[str, Any]:
     rules["logits"] |= {"min_documents": 18, "min_tokens": 2000, "min_decode_tokens": 200, "rounded": 15}
     rules["logits"]["replay"] |= {"documents": 18, "decode_tokens": 16}
     rules["logits"]["oracle"] |= {"tail_share": 0.02, "top1_clear": 0.98}
+    rules["logits"]["native"]["perplexity"] = 0.1  # 288 decoded tokens give 0.02 (-0.01 to 0.06)
     for benchmark in rules["benchmarks"].values():
         benchmark |= {"margin": 12, "repeats": 4, "extension": 1}
     rules["behaviour"] |= {"prompts": 1, "repeats": 8, "margin": 60}
