@@ -98,7 +98,14 @@ def damaged(study: Study) -> Path:
     out = study.folder / "damaged"
     recipe = ["--checkpoint", str(source), "--chip", "ascend"]
     assert cli.main(["convert", str(study.folder / "recipe.yaml"), *recipe, "--out", str(out)]) == 0
-    return out / "bf16-hf"
+    return _said_to_be_of_the_checkpoint(out / "bf16-hf", study.folder / "releases" / "bf16-hf")
+
+
+def _said_to_be_of_the_checkpoint(damaged: Path, sound: Path) -> Path:
+    """As if the converter had swapped them: a release of another source is refused before any stage."""
+    manifest, right = (json.loads((folder / "manifest.json").read_bytes()) for folder in (damaged, sound))
+    (damaged / "manifest.json").write_text(json.dumps(manifest | {"source": right["source"]}))
+    return damaged
 
 
 @pytest.mark.parametrize(("chip", "dtype"), [("ascend", "bf16"), ("mthreads", "fp8")])
