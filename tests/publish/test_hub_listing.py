@@ -14,6 +14,12 @@ from flagrelease.source.hub_listing import listed_claims
 NOBODY = "http://127.0.0.1:1"
 
 
+@pytest.fixture(autouse=True)
+def _modelscope_reads_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client reads the endpoint once a process, so an earlier test would decide who is asked here."""
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)
+
+
 def test_hugging_face_lists_sha256_and_gits_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = HuggingFaceStandIn(tmp_path)
     hub.repositories["o/m"] = Repository(private=False)
