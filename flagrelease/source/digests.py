@@ -56,7 +56,7 @@ def local_claims(folder: Path) -> Claims:
             claims.append(claim(blob.name, "hub-cache"))
         metadata = folder / _METADATA / f"{relative.as_posix()}.metadata"
         if metadata.is_file():
-            lines = metadata.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = metadata.read_text(encoding="utf-8", errors="replace").split("\n")
             claims.append(claim(lines[1], "download-metadata") if len(lines) > 1 else None)
         if kept := tuple(one for one in claims if one is not None):
             found[relative.as_posix()] = kept
@@ -70,7 +70,7 @@ def read_digest_file(path: Path, folder: Path) -> Claims:
         UsageError: it cannot be read, a line is not of that form, a file is named twice or is not in `folder`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 may stand in a name
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--source-digests {path}: cannot be read ({error})") from error
     found: Claims = {}

@@ -172,7 +172,8 @@ class HuggingFace(HuggingFaceClient):
                 repo, operations, commit_message=title, revision=revision, parent_commit=parent
             )
         except FileDuplicationError as error:
-            raise CopyRefusedError(f"{repo}: {redact(str(error).splitlines()[0].rstrip(':'))}") from None
+            words = redact(str(error).partition("\n")[0].rstrip(":"))
+            raise CopyRefusedError(f"{repo}: {words}") from None
         except HfHubHTTPError as error:
             status, path = error.response.status_code, error.response.url.path
             if status in TRANSIENT_STATUS or not path.endswith("/lfs-files/duplicate"):

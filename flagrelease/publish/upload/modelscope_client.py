@@ -105,5 +105,5 @@ def _obstacle(error: Exception) -> Obstacle | None:
 def _reason(error: Exception) -> str:
     """Kind, status and the hub's words; addresses go, since they may be presigned."""
     status = getattr(error, "status_code", None)
-    words = redact(str(getattr(error, "message", error)).partition("://")[0].splitlines()[0])
+    words = redact(str(getattr(error, "message", error)).partition("://")[0].partition("\n")[0])
     return f"{type(error).__name__}{'' if status is None else f' {status}'}: {words}"
