@@ -14,7 +14,7 @@ def gather_claims(request: ConversionRequest, digest_file: Path | None, *, ask: 
     """The claims of the download's own records, of `digest_file`, and of the hub's listing.
 
     Args:
-        request: with a recipe, its source revision is what the hub is asked for. A machine without a network goes on
+        request: with a recipe, its source revision is what the hub is asked for. A machine without a network continues
             without the listing, and says so on stderr.
         digest_file: `--source-digests`.
         ask: whether to ask the hub at all.

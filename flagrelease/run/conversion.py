@@ -21,7 +21,7 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
     """The checkpoint's folder, and the chips with their finished releases, in the order of the recipe.
 
     Raises:
-        FlagReleaseError: as converting does; what was written is gone on from.
+        FlagReleaseError: as converting does; a later call resumes from what was written.
     """
     asked = make_request(request.path, request.checkpoint, [], request.chips, None)
     plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance)

@@ -74,7 +74,7 @@ def record_baseline(
     operators: str = "auto",
     progress: Progress | None = None,
 ) -> Baseline:
-    """Record the native run, the BF16 oracle and its noise floor. Killed, the same call goes on.
+    """Record the native run, the BF16 oracle and its noise floor. After a kill the same call resumes.
 
     Under torchrun every rank calls this, and all see `out`; the first rank writes.
 

@@ -55,7 +55,7 @@ def run_logits(
     layers: bool = False,
     progress: Progress | None = None,
 ) -> Stage:
-    """Compare a release with its baseline. Killed, the same call goes on; the stage is the same.
+    """Compare a release with its baseline. After a kill the same call resumes and gives the same stage.
 
     Under torchrun every rank calls this and gets the stage; the first rank writes.
 

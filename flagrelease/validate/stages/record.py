@@ -51,7 +51,7 @@ class Recording:
 
 
 def record(recording: Recording, watch: Watch) -> BaselineFolder:
-    """Record what is not there yet. Killed, the same call goes on.
+    """Record what is not there yet. After a kill the same call resumes.
 
     Under torchrun every rank calls this and all see the folder; the first one writes.
 
