@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from flagrelease.convert.plan import make_plan
-from flagrelease.convert.target import parse_target
+from flagrelease.convert.planning.plan import make_plan
+from flagrelease.convert.planning.target import parse_target
 from flagrelease.model.v4.synthetic import write_checkpoint
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.writer import SequentialFile

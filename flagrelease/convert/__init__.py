@@ -1,1 +1,1 @@
-"""Recipe and source checkpoint in, releases out: formats, layouts, plan, streaming run."""
+"""Recipe and source checkpoint in, releases out. `planning` decides every byte, `running` writes, `codecs` decodes."""

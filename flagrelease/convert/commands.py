@@ -12,7 +12,7 @@ import typer
 from flagrelease import console
 
 if TYPE_CHECKING:
-    from flagrelease.convert.plan import Plan
+    from flagrelease.convert.planning.plan import Plan
     from flagrelease.convert.request import ConversionRequest
     from flagrelease.convert.summary import Summary
 
@@ -164,8 +164,8 @@ def convert(
     """
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import releases_document, remark_lines, show_releases
-    from flagrelease.convert.run import choose_lookup
-    from flagrelease.convert.run import convert as run_conversion
+    from flagrelease.convert.running.conversion import choose_lookup
+    from flagrelease.convert.running.conversion import convert as run_conversion
     from flagrelease.records.manifest import MANIFEST_NAME
 
     lookup = choose_lookup(device.value)
@@ -202,8 +202,8 @@ def _planned(
     out: Path,
     workers: int | None,
 ) -> tuple[Plan, ConversionRequest, Summary]:
-    from flagrelease.convert.memory import default_workers
-    from flagrelease.convert.plan import make_plan
+    from flagrelease.convert.planning.memory import default_workers
+    from flagrelease.convert.planning.plan import make_plan
     from flagrelease.convert.request import make_request
     from flagrelease.convert.summary import summarise
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flagrelease.chips.table import Chip, get_chip
-from flagrelease.convert.fit import RESERVE_BYTES, rank_bytes, smallest_mp
-from flagrelease.convert.layouts import tensor_parallel
-from flagrelease.convert.plan import Provenance
-from flagrelease.convert.target import Target, parse_target
+from flagrelease.convert.planning.fit import RESERVE_BYTES, rank_bytes, smallest_mp
+from flagrelease.convert.planning.layouts import tensor_parallel
+from flagrelease.convert.planning.plan import Provenance
+from flagrelease.convert.planning.target import Target, parse_target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.published import published_name
 from flagrelease.records.manifest import OGroups

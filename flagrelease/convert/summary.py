@@ -7,9 +7,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips.table import load_chips
-from flagrelease.convert.fit import RESERVE_BYTES, card_fits, free_bytes, hub_problems
-from flagrelease.convert.memory import memory_bound
-from flagrelease.convert.plan import Plan, ReleasePlan
+from flagrelease.convert.planning.fit import RESERVE_BYTES, card_fits, free_bytes, hub_problems
+from flagrelease.convert.planning.memory import memory_bound
+from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.cache_size import cache_size

@@ -4,7 +4,7 @@ A quantised weight is stored as codes and a tensor of scales, one scale for each
 which dtypes and names the two have in a safetensors header and how large a block is. What the bytes mean is not said
 here: convert, verify and the engine each have a decoder of their own, so that a fault in one shows in the others.
 
-A new format is one declaration here, one decoder in `convert/decoding.py`, one in `verify/decoder.py`, and one class of
+A new format is one declaration here, one decoder in `convert/codecs/`, one in `verify/decoder.py`, and one class of
 weights in the engine.
 """
 

@@ -70,7 +70,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")] = False,
 ) -> None:
     """Run every step for every chip of a recipe: convert, verify, validate, publish. What chips share is done once."""
-    from flagrelease.convert.memory import default_workers
+    from flagrelease.convert.planning.memory import default_workers
     from flagrelease.records.recipe import read_recipe
     from flagrelease.run.request import RunRequest
     from flagrelease.run.run import run_recipe

@@ -7,10 +7,10 @@ from pathlib import Path
 from flagrelease.chips.table import get_chip
 from flagrelease.console import human_bytes, progress
 from flagrelease.convert.claims import gather_claims
-from flagrelease.convert.plan import make_plan
+from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.request import make_request
-from flagrelease.convert.run import choose_lookup
-from flagrelease.convert.run import convert as run_conversion
+from flagrelease.convert.running.conversion import choose_lookup
+from flagrelease.convert.running.conversion import convert as run_conversion
 from flagrelease.convert.summary import summarise
 from flagrelease.records.release import read_release
 from flagrelease.run.request import RunRequest

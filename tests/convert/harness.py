@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flagrelease.convert.lookup import cpu_lookup
-from flagrelease.convert.plan import Plan, make_plan
-from flagrelease.convert.run import convert
-from flagrelease.convert.target import parse_target
+from flagrelease.convert.codecs.lookup import cpu_lookup
+from flagrelease.convert.planning.plan import Plan, make_plan
+from flagrelease.convert.planning.target import parse_target
+from flagrelease.convert.running.conversion import convert
 from flagrelease.records.manifest import Manifest
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import read_source

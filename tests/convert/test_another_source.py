@@ -45,7 +45,9 @@ def test_an_unfinished_release_of_another_checkpoint_is_not_gone_on_with(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as stop:
-        stop.setattr("flagrelease.convert.run.assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        stop.setattr(
+            "flagrelease.convert.running.conversion.assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
+        )
         with pytest.raises(KeyboardInterrupt):
             run_plan(plan_of(checkpoint, "native:hf"), out)
     with pytest.raises(ResourceError, match=r"begun (under|with|from|for) another"):

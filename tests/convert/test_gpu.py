@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from harness import contents, plan_of, run_plan
 
-from flagrelease.convert.decoding import DECODERS, Decoder, e8m0_tables
-from flagrelease.convert.encoding import repack_scales, repack_tables
-from flagrelease.convert.lookup import cpu_lookup
-from flagrelease.convert.run import choose_lookup, convert
+from flagrelease.convert.codecs.decoder import Decoder
+from flagrelease.convert.codecs.decoders import DECODERS
+from flagrelease.convert.codecs.lookup import cpu_lookup
+from flagrelease.convert.codecs.repack import repack_scales, repack_tables
+from flagrelease.convert.codecs.tables import e8m0_tables
+from flagrelease.convert.running.conversion import choose_lookup, convert
 
 pytestmark = pytest.mark.gpu
 

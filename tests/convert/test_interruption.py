@@ -16,10 +16,10 @@ import pytest
 from crashes import Crash, Crashes
 from harness import contents, plan_of, run_plan
 
-from flagrelease.convert import assembly, lanes, run, work
-from flagrelease.convert.journal import WORK_FOLDER, open_journal
-from flagrelease.convert.lookup import cpu_lookup
-from flagrelease.convert.run import convert
+from flagrelease.convert.codecs.lookup import cpu_lookup
+from flagrelease.convert.running import assembly, conversion, lanes, work
+from flagrelease.convert.running.conversion import convert
+from flagrelease.convert.running.journal import WORK_FOLDER, open_journal
 from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.shard import writer
@@ -46,7 +46,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 # Runs the real command line with small steps, so that a kill finds files half written and checkpoints taken.
 _DRIVER = """
 import sys
-from flagrelease.convert import lanes, work
+from flagrelease.convert.running import lanes, work
 from flagrelease.shard import writer
 writer.BLOCK_BYTES = work.CHUNK_BYTES = 64 << 10
 lanes.CHECKPOINT_BYTES = 256 << 10
@@ -231,7 +231,7 @@ def test_a_finished_file_that_was_damaged_is_written_anew(
     def stop(*_: object) -> None:
         raise Crash
 
-    monkeypatch.setattr(run if not placed else assembly, "assemble" if not placed else "sync_folder", stop)
+    monkeypatch.setattr(conversion if not placed else assembly, "assemble" if not placed else "sync_folder", stop)
     with pytest.raises(Crash):
         run_plan(plan, tmp_path)
     monkeypatch.undo()

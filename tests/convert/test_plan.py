@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from harness import contents, plan_of, run_plan
 
-from flagrelease.convert.fit import card_fit, rank_bytes
-from flagrelease.convert.target import parse_target
+from flagrelease.convert.planning.fit import card_fit, rank_bytes
+from flagrelease.convert.planning.target import parse_target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
 from flagrelease.source.source import read_source
@@ -121,7 +121,7 @@ def test_a_bf16_source_does_not_become_fp8(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_shared_and_split_cannot_share_a_folder(checkpoint: Path) -> None:
-    from flagrelease.convert.plan import make_plan
+    from flagrelease.convert.planning.plan import make_plan
     from flagrelease.records.recipe import ConvertSpec
 
     targets = [parse_target("bf16:mp16", "shared"), parse_target("bf16:mp16", "split")]
@@ -187,7 +187,7 @@ def test_a_first_upload_without_expert_dtype_gets_one(tmp_path: Path) -> None:
 
 
 def test_inference_config_of_the_real_flash(real: dict[str, Path]) -> None:
-    from flagrelease.convert.documents import native_config
+    from flagrelease.convert.planning.documents import native_config
 
     published = json.loads((Path(__file__).parents[1] / "golden" / "configs" / "flash-inference.json").read_text())
     assert native_config(read_source(real["flash"]), parse_target("native:mp8")) == published

@@ -13,8 +13,8 @@ import pytest
 from harness import contents, plan_of
 
 from flagrelease.cli import main
-from flagrelease.convert.lookup import cpu_lookup
-from flagrelease.convert.run import convert
+from flagrelease.convert.codecs.lookup import cpu_lookup
+from flagrelease.convert.running.conversion import convert
 from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.records.manifest import Manifest, read_manifest
 from flagrelease.shard.index import open_checkpoint

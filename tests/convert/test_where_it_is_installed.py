@@ -20,10 +20,10 @@ def test_nothing_of_an_installation_is_written_and_no_home_is_needed(tmp_path: P
     package = shutil.copytree(ROOT / "flagrelease", tmp_path / "site" / "flagrelease")
     for name in ("_decode", "_count", "_contains"):
         index = next(
-            n for n, line in enumerate((package / "convert" / "lookup.py").read_text().splitlines(), 1)
+            n for n, line in enumerate((package / "convert" / "codecs" / "lookup.py").read_text().splitlines(), 1)
             if line.startswith(f"def {name}(")
         ) - 1  # fmt: skip
-        cache = package / "convert" / "__pycache__"
+        cache = package / "convert" / "codecs" / "__pycache__"
         cache.mkdir(exist_ok=True)
         version = f"py{sys.version_info[0]}{sys.version_info[1]}"
         (cache / f"lookup.{name}-{index}.{version}.nbi").write_bytes(b"\x80\x05")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flagrelease.convert.lookup import cpu_lookup
-from flagrelease.convert.plan import make_plan
-from flagrelease.convert.run import convert
-from flagrelease.convert.target import parse_target
+from flagrelease.convert.codecs.lookup import cpu_lookup
+from flagrelease.convert.planning.plan import make_plan
+from flagrelease.convert.planning.target import parse_target
+from flagrelease.convert.running.conversion import convert
 from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import read_source
@@ -79,17 +79,20 @@ def test_split_o_groups_and_parts_are_proved(converted: tuple[Path, Path], tmp_p
 
 def test_a_converter_that_is_wrong_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Defects planted in the converter itself: manifest and files agree, only the second decoder can tell."""
-    from flagrelease.convert import decoding, layouts, work
+    from flagrelease.convert.codecs import scales, tables
+    from flagrelease.convert.codecs.decoder import Decoder
+    from flagrelease.convert.planning import layouts
+    from flagrelease.convert.running import work
 
     source = tmp_path / "source"
     write_checkpoint(source, tiny_config())
 
-    def swapped_nibbles(decoder: decoding.Decoder) -> decoding.Tables:
+    def swapped_nibbles(decoder: Decoder) -> tables.Tables:
         wrong = replace(decoder, values=decoder.values[:, ::-1])
-        return decoding.bf16_tables(wrong, decoding.e8m0_values())
+        return tables.bf16_tables(wrong, scales.e8m0_values())
 
-    def neighbouring_scale(decoder: decoding.Decoder) -> decoding.Tables:
-        return decoding.bf16_tables(decoder, decoding.e8m0_values()[[*range(1, 256), 255]])
+    def neighbouring_scale(decoder: Decoder) -> tables.Tables:
+        return tables.bf16_tables(decoder, scales.e8m0_values()[[*range(1, 256), 255]])
 
     part = layouts._part
     for name, defect in (

@@ -18,21 +18,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from flagrelease.convert.decoding import (
-    FP4_DECODER,
-    FP8_DECODER,
-    Decoder,
-    Tables,
-    bf16_tables,
-    e8m0_tables,
-    e8m0_values,
-    inexact_possible,
-    scale_storage,
-    scale_values,
-)
-from flagrelease.convert.encoding import encode, encode_values, fp8_tables, repack_scales, repack_tables
-from flagrelease.convert.gpu import DeviceLookup
-from flagrelease.convert.lookup import Lookup, contains, count_lost, cpu_lookup
+from flagrelease.convert.codecs.decoder import Decoder
+from flagrelease.convert.codecs.fp4 import FP4_DECODER
+from flagrelease.convert.codecs.fp8 import FP8_DECODER
+from flagrelease.convert.codecs.gpu import DeviceLookup
+from flagrelease.convert.codecs.lookup import Lookup, contains, count_lost, cpu_lookup
+from flagrelease.convert.codecs.quantise import encode, encode_values
+from flagrelease.convert.codecs.repack import fp8_tables, repack_scales, repack_tables
+from flagrelease.convert.codecs.scales import e8m0_values, scale_storage, scale_values
+from flagrelease.convert.codecs.tables import Tables, bf16_tables, e8m0_tables, inexact_possible
 from flagrelease.device import open_device
 
 CODES = np.arange(256, dtype=np.uint8)

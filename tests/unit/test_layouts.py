@@ -16,10 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagrelease.convert.layouts import Region, TensorParallel, divisibility_problem, matrix_shape, tensor_parallel
-from flagrelease.convert.parts import Part, cut, parts_of, require_whole_blocks
-from flagrelease.convert.plan import Plan, make_plan
-from flagrelease.convert.target import Action, Target, parse_target
+from flagrelease.convert.planning.layouts import (
+    Region,
+    TensorParallel,
+    divisibility_problem,
+    matrix_shape,
+    tensor_parallel,
+)
+from flagrelease.convert.planning.parts import Part, cut, parts_of, require_whole_blocks
+from flagrelease.convert.planning.plan import Plan, make_plan
+from flagrelease.convert.planning.target import Action, Target, parse_target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
 from flagrelease.model.v4.inventory import Split, Storage, TensorSpec, inventory

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from flagrelease.chips.table import load_chips
-from flagrelease.convert.fit import card_fit, hub_problems
-from flagrelease.convert.plan import make_plan
+from flagrelease.convert.planning.fit import card_fit, hub_problems
+from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.request import make_request
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint

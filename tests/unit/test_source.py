@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flagrelease.convert.target import parse_target, require_possible
+from flagrelease.convert.planning.target import parse_target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory

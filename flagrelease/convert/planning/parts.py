@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from flagrelease.convert.encoding import REPACK_TILE
-from flagrelease.convert.layouts import Region, matrix_shape
-from flagrelease.convert.target import Action, Target
+from flagrelease.convert.codecs.repack import REPACK_TILE
+from flagrelease.convert.planning.layouts import Region, matrix_shape
+from flagrelease.convert.planning.target import Action, Target
 from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP8, block_counts, scale_names
 from flagrelease.model.v4.inventory import TensorSpec

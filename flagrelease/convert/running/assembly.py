@@ -9,8 +9,8 @@ import hashlib
 from pathlib import Path
 
 from flagrelease import __version__
-from flagrelease.convert.journal import SCALE, WEIGHT, Journal, TensorResult
-from flagrelease.convert.plan import Plan, ReleasePlan
+from flagrelease.convert.planning.plan import Plan, ReleasePlan
+from flagrelease.convert.running.journal import SCALE, WEIGHT, Journal, TensorResult
 from flagrelease.durable.files import copy_whole, sync_folder, write_whole
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import (

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from flagrelease.convert.plan import Plan, ReleasePlan
-from flagrelease.convert.target import Action
+from flagrelease.convert.planning.plan import Plan, ReleasePlan
+from flagrelease.convert.planning.target import Action
 from flagrelease.durable.folder import LOCK_NAME, WorkFolder, refuse_foreign, remove_control
 from flagrelease.durable.lock import FileLock
 from flagrelease.durable.log import AppendLog

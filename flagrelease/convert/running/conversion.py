@@ -8,15 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flagrelease.convert.assembly import assemble
-from flagrelease.convert.earlier import refuse_other_source
-from flagrelease.convert.journal import Journal, open_journal
-from flagrelease.convert.lanes import Buffers, Lane, LaneSink, Run
-from flagrelease.convert.lookup import Lookup, cpu_lookup
-from flagrelease.convert.memory import BUFFERS_PER_WORKER, CHUNK_BYTES
-from flagrelease.convert.plan import Plan
-from flagrelease.convert.schedule import Schedule
-from flagrelease.convert.work import run_job
+from flagrelease.convert.codecs.lookup import Lookup, cpu_lookup
+from flagrelease.convert.planning.memory import BUFFERS_PER_WORKER, CHUNK_BYTES
+from flagrelease.convert.planning.plan import Plan
+from flagrelease.convert.running.assembly import assemble
+from flagrelease.convert.running.earlier import refuse_other_source
+from flagrelease.convert.running.journal import Journal, open_journal
+from flagrelease.convert.running.lanes import Buffers, Lane, LaneSink, Run
+from flagrelease.convert.running.schedule import Schedule
+from flagrelease.convert.running.work import run_job
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.records.manifest import Manifest, read_manifest
 from flagrelease.shard.reader import TensorReader
@@ -168,7 +168,7 @@ def choose_lookup(device: str) -> Lookup:
     """
     if device in {"auto", "cpu"}:
         return cpu_lookup
-    from flagrelease.convert.gpu import DeviceLookup  # torch takes a second to load
+    from flagrelease.convert.codecs.gpu import DeviceLookup  # torch takes a second to load
     from flagrelease.device import open_device
 
     return DeviceLookup(open_device(device))

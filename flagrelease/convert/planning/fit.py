@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flagrelease.convert.layouts import TensorParallel, divisibility_problem
-from flagrelease.convert.parts import cut, parts_of, require_whole_blocks
-from flagrelease.convert.plan import ReleasePlan
-from flagrelease.convert.target import Target
+from flagrelease.convert.planning.layouts import TensorParallel, divisibility_problem
+from flagrelease.convert.planning.parts import cut, parts_of, require_whole_blocks
+from flagrelease.convert.planning.plan import ReleasePlan
+from flagrelease.convert.planning.target import Target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.stored import StoredWeight

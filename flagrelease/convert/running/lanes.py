@@ -14,10 +14,10 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from flagrelease.convert.decoding import U8
-from flagrelease.convert.files import OutputFile
-from flagrelease.convert.jobs import Piece
-from flagrelease.convert.journal import FileState, Journal
+from flagrelease.convert.codecs.decoder import U8
+from flagrelease.convert.planning.files import OutputFile
+from flagrelease.convert.planning.jobs import Piece
+from flagrelease.convert.running.journal import FileState, Journal
 from flagrelease.shard.writer import SequentialFile
 
 # A file's first bytes are made safe and journalled this often; a kill costs at most this much of each open file.

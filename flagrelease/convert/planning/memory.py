@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flagrelease.convert.plan import Plan
+from flagrelease.convert.planning.plan import Plan
 from flagrelease.shard.writer import BLOCK_BYTES
 
 # Output of one chunk, about: large enough that calls do not matter, small enough to stay in the processor's cache.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
-from flagrelease.convert.jobs import Job
-from flagrelease.convert.journal import Journal, TensorResult
-from flagrelease.convert.lanes import Lane, Run, Stopped
-from flagrelease.convert.plan import Plan
+from flagrelease.convert.planning.jobs import Job
+from flagrelease.convert.planning.plan import Plan
+from flagrelease.convert.running.journal import Journal, TensorResult
+from flagrelease.convert.running.lanes import Lane, Run, Stopped
 
 
 class Schedule:

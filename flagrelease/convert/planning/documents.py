@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagrelease.convert.target import Target
+from flagrelease.convert.planning.target import Target
 from flagrelease.errors import CheckpointError
 from flagrelease.model.v4.config import native_arguments
 from flagrelease.shard.impostors import impostor_in

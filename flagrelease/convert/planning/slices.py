@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flagrelease.convert.layouts import Region, TensorParallel, matrix_shape
-from flagrelease.convert.parts import Cut, Part, cut, require_whole_blocks
-from flagrelease.convert.target import Target
+from flagrelease.convert.planning.layouts import Region, TensorParallel, matrix_shape
+from flagrelease.convert.planning.parts import Cut, Part, cut, require_whole_blocks
+from flagrelease.convert.planning.target import Target
 from flagrelease.model.v4.inventory import Split, TensorSpec
 from flagrelease.shard.header import header_entry
 from flagrelease.source.source import Source

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flagrelease.convert.decoding import U8, Tables
-from flagrelease.convert.lookup import Index
+from flagrelease.convert.codecs.decoder import U8
+from flagrelease.convert.codecs.lookup import Index
+from flagrelease.convert.codecs.tables import Tables
 from flagrelease.device import Device
 
 
@@ -21,7 +22,7 @@ class DeviceLookup:
         self._device = torch.device(device.torch_device)
 
     def __call__(self, codes: U8, index: Index, block: tuple[int, int], tables: Tables, out: NDArray[Any]) -> None:
-        """See `flagrelease.convert.lookup.Lookup`."""
+        """See `flagrelease.convert.codecs.lookup.Lookup`."""
         rows, columns = block
         signed = np.dtype(f"i{tables.entries.itemsize}")
         entries = torch.from_numpy(tables.entries.view(signed)).to(self._device)

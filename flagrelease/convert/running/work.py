@@ -14,23 +14,17 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from flagrelease.convert.blank import is_zero, must_hold_values, refuse_zero
-from flagrelease.convert.decoding import (
-    DECODERS,
-    U8,
-    Tables,
-    bf16_tables,
-    e8m0_tables,
-    inexact_possible,
-    scale_storage,
-    scale_values,
-)
-from flagrelease.convert.encoding import REPACK_TILE, repack_scales, repack_tables
-from flagrelease.convert.jobs import Job, Piece, Product
-from flagrelease.convert.journal import SCALE, WEIGHT, TensorResult
-from flagrelease.convert.lookup import Index, Lookup, contains, count_lost
-from flagrelease.convert.memory import CHUNK_BYTES
-from flagrelease.convert.target import Action
+from flagrelease.convert.codecs.decoder import U8
+from flagrelease.convert.codecs.decoders import DECODERS
+from flagrelease.convert.codecs.lookup import Index, Lookup, contains, count_lost
+from flagrelease.convert.codecs.repack import REPACK_TILE, repack_scales, repack_tables
+from flagrelease.convert.codecs.scales import scale_storage, scale_values
+from flagrelease.convert.codecs.tables import Tables, bf16_tables, e8m0_tables, inexact_possible
+from flagrelease.convert.planning.jobs import Job, Piece, Product
+from flagrelease.convert.planning.memory import CHUNK_BYTES
+from flagrelease.convert.planning.target import Action
+from flagrelease.convert.running.blank import is_zero, must_hold_values, refuse_zero
+from flagrelease.convert.running.journal import SCALE, WEIGHT, TensorResult
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import SCALE_RULE, Format
 from flagrelease.model.v4.stored import StoredWeight

@@ -15,13 +15,13 @@ from functools import cached_property
 from typing import Any
 
 from flagrelease import __version__
-from flagrelease.convert.documents import Documents, make_documents
-from flagrelease.convert.files import OutputFile, plan_files
-from flagrelease.convert.jobs import Job, bytes_visited, make_jobs
-from flagrelease.convert.layouts import TensorParallel, tensor_parallel
-from flagrelease.convert.parts import Part, parts_of
-from flagrelease.convert.slices import slices_by_rank
-from flagrelease.convert.target import Action, Target, require_possible
+from flagrelease.convert.planning.documents import Documents, make_documents
+from flagrelease.convert.planning.files import OutputFile, plan_files
+from flagrelease.convert.planning.jobs import Job, bytes_visited, make_jobs
+from flagrelease.convert.planning.layouts import TensorParallel, tensor_parallel
+from flagrelease.convert.planning.parts import Part, parts_of
+from flagrelease.convert.planning.slices import slices_by_rank
+from flagrelease.convert.planning.target import Action, Target, require_possible
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.recipe import ConvertSpec

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from flagrelease.convert.slices import Slice
-from flagrelease.convert.target import Target
+from flagrelease.convert.planning.slices import Slice
+from flagrelease.convert.planning.target import Target
 from flagrelease.shard.header import join_header
 
 # What an entry adds to a header beside its name, at most: dtype, two dimensions, two offsets and punctuation.

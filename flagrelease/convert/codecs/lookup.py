@@ -15,7 +15,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from flagrelease.convert.decoding import U8, Tables
+from flagrelease.convert.codecs.decoder import U8
+from flagrelease.convert.codecs.tables import Tables
 
 Index = NDArray[np.uint8] | NDArray[np.int32]
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from flagrelease.convert.encoding import REPACK_TILE
+from flagrelease.convert.codecs.repack import REPACK_TILE
 from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP4
 from flagrelease.model.v4.inventory import Split

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from flagrelease.convert.decoding import U8
+from flagrelease.convert.codecs.decoder import U8
 from flagrelease.errors import CheckpointError
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.recipe import ConvertSpec

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flagrelease.convert.files import OutputFile
-from flagrelease.convert.parts import Cut
-from flagrelease.convert.slices import Slice
-from flagrelease.convert.target import Action
+from flagrelease.convert.planning.files import OutputFile
+from flagrelease.convert.planning.parts import Cut
+from flagrelease.convert.planning.slices import Slice
+from flagrelease.convert.planning.target import Action
 from flagrelease.model.v4.stored import StoredWeight
 
 # Place of a visit in the order of work: (place in the source, 0 if it is for a file's beginning, minus the alignment),

@@ -1,0 +1,1 @@
+"""From a plan to complete releases, and the journal that lets an interrupted conversion resume."""
