@@ -20,10 +20,24 @@ from typing import Literal
 import torch
 
 from flagrelease.errors import UsageError
+from flagrelease.formats.releases import ReleaseFormatName
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 
 NumericsName = Literal["native", "fp8", "bf16"]
+# What is rounded in a run of each release format.
+OF_RELEASE: dict[ReleaseFormatName, NumericsName] = {
+    "native": "native",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "fp8-e8m0": "fp8",
+    "fp8-bf16-wo-a": "fp8",
+    "int8": "bf16",
+    "int8-experts": "bf16",
+    "fp8-channel": "bf16",
+    "w8a8-ascend": "bf16",
+    "mxfp8": "bf16",
+}
 KV_GROUP = 64  # columns of a cached key that share one FP8 scale
 
 
@@ -76,7 +90,7 @@ def own_numerics(folder: Path, config: ModelConfig) -> NumericsName:
         VerificationError: there is a manifest, but not one of this program.
     """
     if (folder / MANIFEST_NAME).is_file():
-        return read_manifest(folder).target.dtype
+        return OF_RELEASE[read_manifest(folder).target.dtype]
     return "bf16" if config.quantization_config is None else "native"
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import FORMATS, Format, StorageRule, block_counts, scale_names, weight_of_scale
+from flagrelease.formats.formats import (
+    FORMATS,
+    Format,
+    StorageRule,
+    block_counts,
+    scale_names,
+    weight_of_offset,
+    weight_of_scale,
+)
 from flagrelease.shard.header import TensorMeta
 
 PLAIN_BLOCK = (1, 1)
@@ -26,14 +34,19 @@ class Match(NamedTuple):
 
 def pair_scales(
     stored: Mapping[str, TensorMeta], problems: list[str]
-) -> tuple[dict[str, TensorMeta], dict[str, TensorMeta]]:
-    """Split stored tensors into scales by the name of their weight, and all others by their own name.
+) -> tuple[dict[str, TensorMeta], dict[str, TensorMeta], dict[str, TensorMeta]]:
+    """Split stored tensors into scales and zero points by the name of their weight, and all others by their own name.
 
-    Scales without a weight and second scales of one weight are added to `problems` as sentences.
+    Scales without a weight and second scales of one weight are added to `problems` as sentences, and so are zero points
+    (`.weight_offset`) whose weight has no scale of the same dtype and shape.
     """
     scales: dict[str, TensorMeta] = {}
     others: dict[str, TensorMeta] = {}
+    offsets: dict[str, TensorMeta] = {}
     for name, meta in stored.items():
+        if (of := weight_of_offset(name)) is not None:
+            offsets[of] = meta
+            continue
         weight = weight_of_scale(name)
         if weight is None:
             others[name] = meta
@@ -43,7 +56,11 @@ def pair_scales(
             problems.append(f"{meta.file}: weight {weight!r} has two scales, {scales[weight].name!r} and {name!r}")
         else:
             scales[weight] = meta
-    return scales, others
+    for weight, meta in offsets.items():
+        scale = scales.get(weight)
+        if scale is None or (scale.dtype, scale.shape) != (meta.dtype, meta.shape):
+            problems.append(f"{meta.file}: {meta.name!r} has no scale of its dtype and shape beside it")
+    return scales, offsets, others
 
 
 def match(
@@ -69,11 +86,20 @@ def match(
     known = [fmt for fmt in FORMATS if weight.dtype in fmt.weight_dtypes]
     if not known or weight.dtype == rule.plain:
         return _match_plain(where, shape, rule, weight, scale)
-    fitting = [fmt for fmt in known if fmt in rule.formats]
-    if not fitting:
+    allowed = [fmt for fmt in known if fmt in rule.formats]
+    if not allowed:
         raise _other_dtype(where, rule, weight)
     if scale is None:
         raise CheckpointError(f"{where}: {weight.dtype} without a scale; {scale_names(weight.name)[0]!r} is in no file")
+    fitting = [fmt for fmt in allowed if scale.name.endswith(fmt.scale_suffixes)]
+    if not fitting:
+        raise CheckpointError(
+            f"{scale.file}: scale {scale.name!r}: {weight.dtype} in the formats "
+            f"{', '.join(fmt.name for fmt in allowed)} has scales named "
+            f"{', '.join(sorted({suffix for fmt in allowed for suffix in fmt.scale_suffixes}))}"
+        )
+    # Formats of one weight dtype and one spelling of the scale are told apart by the scale's dtype.
+    fitting = [fmt for fmt in fitting if scale.dtype in fmt.scale_dtypes] or fitting
     fmt = next((fmt for fmt in fitting if fmt.stored_shape(weight.dtype, shape) == weight.shape), None)
     if fmt is None:
         per_entry = fitting[0].elements_per_entry(weight.dtype)
@@ -102,7 +128,7 @@ def _other_dtype(where: str, rule: StorageRule, weight: TensorMeta) -> Checkpoin
 def _match_scale(
     where: str, shape: tuple[int, ...], fmt: Format, scale: TensorMeta, weight_block_size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    block = fmt.block(weight_block_size)
+    block = fmt.block(weight_block_size, shape[-1])
     if block is None:
         raise CheckpointError(f"{where}: {fmt.name} needs quantization_config.weight_block_size in config.json")
     if scale.dtype not in fmt.scale_dtypes:

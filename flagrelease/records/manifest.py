@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flagrelease.errors import VerificationError, first_problem
+from flagrelease.formats.releases import ReleaseFormatName
 
 MANIFEST_NAME = "manifest.json"
 
-Dtype = Literal["bf16", "fp8", "native"]
+Dtype = ReleaseFormatName
 OGroups = Literal["shared", "split"]
 DigestAlgorithm = Literal["sha256", "git-sha1"]
 # Who states the digest of a source file: the name of a blob in a hub cache, the bookkeeping of `hf download`, a file
@@ -161,7 +162,7 @@ class ElementCounts(_Record):
     """What happened to the elements of all weights: each is counted once.
 
     copied: bits unchanged; exact: decoded to BF16 without rounding; rounded: decoded to BF16 with rounding;
-    repacked: FP4 held exactly as FP8; lost: FP4 that FP8 could not hold exactly.
+    repacked: held exactly by another quantised format; lost: what that format could not hold exactly.
     """
 
     copied: int = 0
@@ -176,6 +177,25 @@ class ElementCounts(_Record):
         return ElementCounts(**{kind: mine[kind] + others[kind] for kind in mine})
 
 
+class LossRecord(_Record):
+    """What one weight lost when it was stored with a scale for each row.
+
+    Attributes:
+        rows, exact_rows: all rows, and those in which every element is exact.
+        elements, exact_elements: likewise.
+        largest_error: the largest |stored - source| over the largest |source| of the weight.
+        rms_error: the root of the sum of (stored - source)^2 over the sum of source^2. Both sums are taken row by row
+            in float64, and the rows' sums are added exactly (math.fsum), so that chunks and workers change nothing.
+    """
+
+    rows: int
+    exact_rows: int
+    elements: int
+    exact_elements: int
+    largest_error: float
+    rms_error: float
+
+
 class Manifest(_Record):
     """The whole document.
 
@@ -185,6 +205,7 @@ class Manifest(_Record):
         plan: digest of everything planned; a folder is finished under the plan that began it.
         schema_version: 2; manifests of schema 1, which know less of their source, are still read.
         inexact: weight -> elements rounded or lost; a weight that is not listed has none.
+        losses: weight -> what scales by row cost it; a weight that is not listed lost nothing.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -197,6 +218,7 @@ class Manifest(_Record):
     plan: str
     elements: ElementCounts
     inexact: dict[str, int]
+    losses: dict[str, LossRecord] = {}
     files: tuple[FileRecord, ...]
     tensors: dict[str, TensorRecord]
 

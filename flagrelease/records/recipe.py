@@ -48,6 +48,13 @@ class SourceSpec(_Strict):
     path: str | None = None
 
 
+class LossLimit(_Strict):
+    """The largest share of a weight's rows that may hold an inexact element. FP4 repacked in blocks has no such rows:
+    there a limit is taken like `refuse`."""
+
+    largest_share_of_inexact_rows: float = Field(ge=0, le=1)
+
+
 class ConvertSpec(_Strict):
     """Everything about the conversion that changes a byte, and what it may let pass.
 
@@ -55,14 +62,18 @@ class ConvertSpec(_Strict):
         max_file_bytes: files of the hf layout are at most this long (a longer tensor has a file of its own).
         rank_part_bytes: a rank of an mp layout that is longer is written in parts of at most this; None: one file,
             which is what DeepSeek's generate.py opens.
-        lossy_repack: whether FP4 that FP8 cannot hold exactly stops the work or is counted and rounded.
+        lossy_repack: whether an element that a release's format cannot hold exactly stops the work (`refuse`), is
+            rounded and counted (`allow`), or stops it where more than a share of a weight's rows are not exact.
+        int8_scale, channel_scale: the rule for scales by row; `flagrelease.formats.releases` has the formulas.
         allow_zero_tensors: names of stored tensors, or patterns with *, whose bytes may all be zero. Elsewhere such a
             weight or scale is a damaged file.
     """
 
     max_file_bytes: ByteSize = DEFAULT_MAX_FILE_BYTES
     rank_part_bytes: ByteSize | None = None
-    lossy_repack: Literal["refuse", "allow"] = "refuse"
+    lossy_repack: Literal["refuse", "allow"] | LossLimit = "refuse"
+    int8_scale: Literal["best", "power-of-two", "absmax", "mse"] = "best"
+    channel_scale: Literal["power-of-two", "absmax"] = "power-of-two"
     allow_zero_tensors: tuple[str, ...] = ()
 
 

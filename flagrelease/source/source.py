@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import Format
+from flagrelease.formats.formats import SOURCE_FORMATS, Format
 from flagrelease.model.v4.config import ModelConfig, read_config
 from flagrelease.model.v4.inventory import Storage
 from flagrelease.model.v4.stored import StoredWeight, understand
@@ -63,6 +63,12 @@ def survey_source(folder: Path) -> tuple[Source, list[str]]:
     index, problems = survey(folder)
     config, raw = read_config(config_path)
     tensors, misunderstood = understand(index.tensors, config, config_path)
+    misunderstood += [
+        f"{t.weight.file}: tensor {t.spec.name!r}: stored as {t.format.name}, which is a release for a serving stack; "
+        f"convert the checkpoint that it was made from"
+        for t in tensors
+        if t.format is not None and t.format not in SOURCE_FORMATS
+    ][:1]
     identity = identify_checkpoint(index, hashlib.sha256(config_path.read_bytes()).hexdigest())
     companions, unfit = survey_companions(folder, config.vocab_size, raw)
     return Source(folder, config, raw, identity, index, companions, tensors), problems + misunderstood + unfit

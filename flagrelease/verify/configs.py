@@ -96,8 +96,8 @@ def _native_numbers(config: ModelConfig, names_experts: bool) -> dict[str, Any]:
     # DeepSeek's ModelArgs knows expert_dtype "fp4"; without it experts have `dtype`, so FP8 experts need no mention
     if config.declared_expert_dtype == "fp4" or names_experts:
         numbers["expert_dtype"] = config.declared_expert_dtype
-    if config.quantization_config.scale_fmt is not None:
-        numbers["scale_fmt"] = config.quantization_config.scale_fmt
+    if config.block_quantisation is not None and config.block_quantisation.scale_fmt is not None:
+        numbers["scale_fmt"] = config.block_quantisation.scale_fmt
     return numbers
 
 

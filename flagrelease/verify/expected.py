@@ -116,6 +116,6 @@ def _fp4_form(spec: TensorSpec, manifest: Manifest) -> Form:
 
 
 def _scale_form(name: str, spec: TensorSpec, fmt: Format, config: ModelConfig) -> Form:
-    block = fmt.block(config.block_size)
+    block = fmt.block(config.block_size, spec.shape[-1])
     assert block is not None, "told apart before"
     return Form(name, fmt.scale_dtypes, block_counts(spec.shape, block))

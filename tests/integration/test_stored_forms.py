@@ -18,7 +18,7 @@ import torch
 
 from flagrelease import cli, engine
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import FORMATS, FP4, SCALE_SUFFIXES, weight_of_scale
+from flagrelease.formats.formats import FP4, SCALE_SUFFIXES, SOURCE_FORMATS, weight_of_scale
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config, write_checkpoint
@@ -33,7 +33,7 @@ from flagrelease.verify.verify import verify_release
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 512, 40)]
 FORMS = [
     (fmt.name, dtype, suffix, scale)
-    for fmt in FORMATS
+    for fmt in SOURCE_FORMATS
     for dtype in fmt.weight_dtypes
     for suffix in SCALE_SUFFIXES
     for scale in fmt.scale_dtypes

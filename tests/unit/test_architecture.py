@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
     "ranks": {"device", "durable", "errors"},
-    "records": {"errors", "chips", "publish/hubs", "shard", "strict_json"},
+    "records": {"errors", "chips", "formats", "publish/hubs", "shard", "strict_json"},
     "source": {"errors", "formats", "model", "publish/hubs", "records", "shard", "strict_json"},
     "convert/codecs": {"device", "errors", "formats"},
     "convert/planning": {

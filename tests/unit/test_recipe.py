@@ -79,7 +79,7 @@ def write(path: Path, document: Any) -> Path:
         ({"releases": {}}, "releases"),
         ({"releases": {"abacus": {"dtype": "bf16", "layout": "hf"}}}, "'abacus' is not in the table"),
         ({"releases": {"moore": {"dtype": "fp8", "layout": "hf"}}}, "'moore' is an alias; write 'mthreads'"),
-        ({"releases": {"ascend": {"dtype": "int8", "layout": "hf"}}}, "dtype"),
+        ({"releases": {"ascend": {"dtype": "int4", "layout": "hf"}}}, "dtype"),
         ({"releases": {"ascend": {"dtype": "bf16", "layout": "tp8"}}}, "layout"),
         ({"releases": {"ascend": {"dtype": "bf16", "layout": "mp8", "o_groups": "twice"}}}, "o_groups"),
         ({"convert": {"max_file_bytes": "five"}}, "convert.max_file_bytes"),
@@ -154,6 +154,7 @@ def test_the_recipe_travels_in_the_manifest() -> None:
     document = Recipe.model_validate(GOOD).model_dump(mode="json")
     assert document["convert"] == {
         "max_file_bytes": 5 * 10**9, "rank_part_bytes": None, "lossy_repack": "refuse", "allow_zero_tensors": [],
+        "int8_scale": "best", "channel_scale": "power-of-two",
     }  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
     config |= native_arguments(source.config)
     if target.dtype == "bf16":
         return config | {"dtype": "bf16"}
-    quantization = source.config.quantization_config
+    quantization = source.config.block_quantisation
     config |= {"dtype": "fp8", "scale_fmt": quantization.scale_fmt if quantization else None}
     if target.dtype == "native" and source.expert_format is not None and source.expert_format.name == "fp4":
         config["expert_dtype"] = "fp4"

@@ -64,6 +64,15 @@ class QuantizationConfig(BaseModel):
     expert_dtype: ExpertDtype | None = None
 
 
+class CompressedTensorsConfig(BaseModel):
+    """A release in compressed-tensors' form (INT8 or FP8 with a scale for each row), as vLLM and SGLang load it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    quant_method: Literal["compressed-tensors"]
+    format: Literal["int-quantized", "float-quantized"]
+
+
 class ModelConfig(BaseModel):
     """The part of `config.json` that decides tensors, sharding and mathematics. Extra keys are carried, not read."""
 
@@ -104,7 +113,9 @@ class ModelConfig(BaseModel):
     bos_token_id: int
     eos_token_id: int
     expert_dtype: ExpertDtype | None = None
-    quantization_config: QuantizationConfig | None = None
+    quantization_config: Annotated[
+        QuantizationConfig | CompressedTensorsConfig | None, Field(discriminator="quant_method")
+    ] = None
     dspark_block_size: int | None = None
     dspark_noise_token_id: int | None = None
     dspark_target_layer_ids: Integers | None = None
@@ -144,13 +155,18 @@ class ModelConfig(BaseModel):
 
     @property
     def block_size(self) -> tuple[int, int] | None:
-        """(rows, columns) that share one FP8 scale, or None for a checkpoint without `quantization_config`."""
-        return None if self.quantization_config is None else self.quantization_config.weight_block_size
+        """(rows, columns) that share one FP8 scale, or None for a checkpoint whose config names no blocks."""
+        return None if self.block_quantisation is None else self.block_quantisation.weight_block_size
+
+    @property
+    def block_quantisation(self) -> QuantizationConfig | None:
+        """`quantization_config` of a checkpoint as DeepSeek publishes it, with FP8 in blocks; None for others."""
+        return self.quantization_config if isinstance(self.quantization_config, QuantizationConfig) else None
 
     @property
     def declared_expert_dtype(self) -> ExpertDtype | None:
         """`expert_dtype` from where the release has it: top level, or in `quantization_config` (V4.1)."""
-        inside = None if self.quantization_config is None else self.quantization_config.expert_dtype
+        inside = None if self.block_quantisation is None else self.block_quantisation.expert_dtype
         return self.expert_dtype or inside
 
 

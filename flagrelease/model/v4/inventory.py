@@ -14,15 +14,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from flagrelease.formats.formats import FP4, FP8, StorageRule
+from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8, StorageRule
 from flagrelease.model.v4.config import ModelConfig
 
 
 class Storage(Enum):
-    """How a tensor may be stored: DeepSeek publishes linears as FP8 and experts as FP4 or FP8; both may be plain."""
+    """How a tensor may be stored: DeepSeek publishes linears as FP8 and experts as FP4 or FP8; both may be plain.
 
-    LINEAR = StorageRule("fp8 with a block scale", "BF16", (FP8,))
-    EXPERT = StorageRule("fp4 with a scale per 32, or fp8 with a block scale", "BF16", (FP4, FP8))
+    Releases for serving stacks hold both with a scale for each row, as INT8 or FP8, or with one for 32 elements.
+    """
+
+    LINEAR = StorageRule("fp8 with a block scale", "BF16", (FP8, INT8, FP8_CHANNEL, MXFP8))
+    EXPERT = StorageRule(
+        "fp4 with a scale per 32, or fp8 with a block scale", "BF16", (FP4, FP8, INT8, FP8_CHANNEL, MXFP8)
+    )
     BF16 = StorageRule("bf16", "BF16")
     F32 = StorageRule("f32", "F32")
     I64 = StorageRule("i64", "I64")

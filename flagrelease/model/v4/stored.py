@@ -20,13 +20,17 @@ from flagrelease.shard.header import TensorMeta
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """One logical tensor: stored weight, and for a quantised one its scale, format and block (rows, elements)."""
+    """One logical tensor: stored weight, and for a quantised one its scale, format and block (rows, elements).
+
+    `offset`: zero points beside the scale, as ModelSlim stores them; whoever reads the weight must find them all zero.
+    """
 
     spec: TensorSpec
     weight: TensorMeta
     scale: TensorMeta | None = None
     format: Format | None = None
     block: tuple[int, int] = (1, 1)
+    offset: TensorMeta | None = None
 
 
 def understand(
@@ -45,7 +49,7 @@ def understand(
             inventory otherwise.
     """
     problems: list[str] = []
-    scales, found = pair_scales(stored, problems)
+    scales, offsets, found = pair_scales(stored, problems)
     wanted = parts if parts is not None else {spec.name: (spec, spec.shape) for spec in inventory(config).values()}
     weights = []
     # V4-Pro has 73,000 weights of sixty kinds: what matched once is not matched again
@@ -55,14 +59,15 @@ def understand(
             problems.append(f"{weight.file}: tensor {name!r} is not part of this model{_naming_hint(name)}")
             continue
         (spec, shape), scale = wanted[name], scales.get(name)
-        kind = (shape, spec.storage, weight.dtype, weight.shape, scale and (scale.dtype, scale.shape))
+        suffix = scale and scale.name.rpartition(".")[2]
+        kind = (shape, spec.storage, weight.dtype, weight.shape, scale and (scale.dtype, scale.shape, suffix))
         if kind not in matched:
             try:
                 matched[kind] = match(shape, spec.storage.value, weight, scale, config.block_size)
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
-        weights.append(StoredWeight(spec, weight, scale, *matched[kind]))
+        weights.append(StoredWeight(spec, weight, scale, *matched[kind], offsets.get(name)))
     folder = config_path.parent
     problems += [f"{folder}: tensor {name!r} of this model is in no file" for name in wanted if name not in found]
     problems += _disagreements(config, config_path, weights)

@@ -105,7 +105,7 @@ def stored_tensors(spec: TensorSpec, config: ModelConfig, stored: Stored) -> lis
     scale = spec.name.removesuffix(".weight") + stored.scale_suffix
     is_fp4 = spec.storage is Storage.EXPERT and stored.experts == "fp4"
     fmt, dtype = (FP4, stored.fp4_dtype) if is_fp4 else (FP8, FP8.weight_dtypes[0])
-    blocks = block_counts(spec.shape, fmt.block(config.block_size) or (128, 128))
+    blocks = block_counts(spec.shape, fmt.block(config.block_size, spec.shape[-1]) or (128, 128))
     scale_dtype = FP4.scale_dtypes[0] if is_fp4 else stored.scale_dtype
     return [(spec.name, dtype, fmt.stored_shape(dtype, spec.shape)), (scale, scale_dtype, blocks)]
 

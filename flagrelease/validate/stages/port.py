@@ -22,13 +22,11 @@ from flagrelease.ranks.job import is_leader, ranks
 from flagrelease.records.manifest import Dtype
 
 if TYPE_CHECKING:
-    from flagrelease.engine.numerics import NumericsName
     from flagrelease.engine.serve.scheduler import Scheduler
     from flagrelease.engine.session import Session
     from flagrelease.engine.v4.model import Model
     from flagrelease.records.report import Stage
 
-NUMERICS: dict[Dtype, NumericsName] = {"native": "native", "fp8": "fp8", "bf16": "bf16"}
 LogitsRun = Callable[["Model"], "Stage"]
 
 
@@ -90,10 +88,12 @@ class Port:
     def session(self) -> Session:
         """The loaded release, in bfloat16."""
         if self._session is None:
+            from flagrelease.engine.numerics import OF_RELEASE
             from flagrelease.engine.session import Session
 
-            numerics = NUMERICS[self._dtype]
-            self._session = Session.open(self._release, numerics, "bfloat16", self._device.type, self._operators)
+            self._session = Session.open(
+                self._release, OF_RELEASE[self._dtype], "bfloat16", self._device.type, self._operators
+            )
         return self._session
 
     @property
