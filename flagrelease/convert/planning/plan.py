@@ -31,9 +31,12 @@ from flagrelease.source.source import Source
 
 @dataclass(frozen=True, slots=True)
 class ReleasePlan:
-    """One release: its files, its stored tensors with where they come from, documents, and the digest of all that.
+    """One release: its files, its stored tensors with where they come from, and its documents.
 
-    `actions` says for each tensor of the source what the release makes of it.
+    Attributes:
+        actions: what the release makes of each tensor of the source, in the source's order.
+        digest: of everything planned, and of the source's identity; the manifest records it.
+        digest_without_source: of everything planned. Two training steps of one model have equal ones.
     """
 
     target: Target
@@ -43,6 +46,7 @@ class ReleasePlan:
     parts: dict[str, tuple[StoredWeight, Action, Part]] = field(repr=False)
     documents: Documents
     digest: str
+    digest_without_source: str
 
     @property
     def size(self) -> int:
@@ -137,19 +141,17 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
         weight_map = {one.part.name: file.name for file in files for one in file.slices}
         indexes[INDEX_NAME] = weight_map, sum(one.nbytes for file in files for one in file.slices)
     documents = make_documents(source, target, indexes)
-    digest = hashlib.sha256()
-    digest.update(
-        json.dumps(
-            {
-                "tool": __version__,
-                "source": source.identity.digest,
-                "target": [target.dtype, target.layout, layout.o_groups if layout else None],
-                "options": options.model_dump(mode="json"),
-                "provenance": asdict(provenance),
-                "documents": documents.digests(),
-                "files": [[f.name, f.size, hashlib.sha256(f.header).hexdigest()] for f in files],
-            },
-            sort_keys=True,
-        ).encode()
-    )
-    return ReleasePlan(target, layout, files, actions, parts, documents, digest.hexdigest())
+    planned = {
+        "tool": __version__,
+        "target": [target.dtype, target.layout, layout.o_groups if layout else None],
+        "options": options.model_dump(mode="json"),
+        "provenance": asdict(provenance),
+        "documents": documents.digests(),
+        "files": [[f.name, f.size, hashlib.sha256(f.header).hexdigest()] for f in files],
+    }
+    digests = _digest(planned | {"source": source.identity.digest}), _digest(planned)
+    return ReleasePlan(target, layout, files, actions, parts, documents, *digests)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ def refuse_other_source(folder: Path, source: Source, claims: Claims) -> None:
 
     The identities are compared, and where a file was checked then and somebody states its digest now, the digests too.
 
-    An unfinished one is bound to its source by its plan, whose digest covers the same identity.
+    An unfinished one is bound to the identity of its source (`journal.open_journal`).
 
     Raises:
         ResourceError: the release in `folder` was made of another checkpoint.

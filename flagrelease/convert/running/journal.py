@@ -109,7 +109,7 @@ def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | No
     folder, the work folder is removed now.
 
     Raises:
-        ResourceError: the folder holds something else, was begun under another plan or source, or is in use.
+        ResourceError: the folder holds something else, was begun for another checkpoint or plan, or is in use.
     """
     ours = frozenset({*(file.name for file in release.files), _LOG_NAME})
     if (folder / MANIFEST_NAME).is_file():
@@ -138,7 +138,11 @@ def _tidy(folder: Path, work: Path, ours: Collection[str]) -> None:
 def _binding(plan: Plan, release: ReleasePlan) -> dict[str, str]:
     """What every byte of the release depends on, by names for the user."""
     stamps = [(h.file.name, h.file.stat().st_mtime_ns) for h in plan.source.index.headers]
-    return {"plan": release.digest, "state of the source": " ".join(f"{name}:{stamp}" for name, stamp in stamps)}
+    return {
+        "checkpoint": plan.source.identity.digest,
+        "plan": release.digest_without_source,
+        "state of the source": " ".join(f"{name}:{stamp}" for name, stamp in stamps),
+    }
 
 
 def _check_complete(folder: Path, release: ReleasePlan) -> None:
