@@ -164,6 +164,7 @@ def convert(
     """
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import releases_document, remark_lines, show_releases
+    from flagrelease.convert.recheck import check_finished
     from flagrelease.convert.running.conversion import choose_lookup
     from flagrelease.convert.running.conversion import convert as run_conversion
     from flagrelease.records.manifest import MANIFEST_NAME
@@ -186,6 +187,7 @@ def convert(
             claims=claims,
             progress=_saying_where_it_resumes(report.to, made.bytes_to_write - waiting),
         )
+    check_finished(made, manifests, before, claims, summary.workers)
     named = request.provenance.recipe is not None
     console.show(
         as_json, releases_document(out, manifests, before), lambda: show_releases(out, manifests, before, named)

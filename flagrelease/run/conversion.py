@@ -8,10 +8,12 @@ from flagrelease.chips.table import get_chip
 from flagrelease.console import human_bytes, progress
 from flagrelease.convert.claims import gather_claims
 from flagrelease.convert.planning.plan import make_plan
+from flagrelease.convert.recheck import check_finished
 from flagrelease.convert.request import make_request
 from flagrelease.convert.running.conversion import choose_lookup
 from flagrelease.convert.running.conversion import convert as run_conversion
 from flagrelease.convert.summary import summarise
+from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.records.release import read_release
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun, RunStep
@@ -27,8 +29,10 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
     plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance)
     summarise(plan, asked, request.workers, request.out).require_hubs()
     claims = gather_claims(asked, request.source_digests, ask=True)
+    folders = [release.target.folder for release in plan.releases]
+    finished = [folder for folder in folders if (request.out / folder / MANIFEST_NAME).is_file()]
     with progress("convert", plan.bytes_to_write) as report:
-        run_conversion(
+        manifests = run_conversion(
             plan,
             request.out,
             workers=request.workers,
@@ -36,6 +40,7 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
             progress=report.to,
             claims=claims,
         )
+    check_finished(plan, manifests, finished, claims, request.workers)
     runs = []
     releases = {target: read_release(request.out / target.folder) for target in asked.targets}
     for chip, target in asked.chips.items():

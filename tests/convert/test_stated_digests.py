@@ -172,3 +172,41 @@ def test_a_finished_release_of_files_with_other_digests_is_not_called_done(check
     with pytest.raises(ResourceError, match=r"finished release of another checkpoint: model.* hub-cache now says"):
         run(hub_cache(other, tmp_path / "two"), tmp_path / "out")
     run(hub_cache(checkpoint, tmp_path / "again"), tmp_path / "out")
+
+
+def test_a_finished_release_that_was_not_checked_is_hashed_when_digests_are_given_later(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digests were read and compared with nothing: a damaged source exited 0."""
+    source, out, sums = shutil.copytree(checkpoint, tmp_path / "source"), tmp_path / "out", tmp_path / "SHA256SUMS"
+    files = sorted(source.glob("*.safetensors"))
+    run(source, out)
+    before = contents(out)
+    sums.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files))
+    words = ["convert", str(source), "--target", "native:hf", "--out", str(out)]
+    assert main(words) == 0
+    assert "digests" not in capsys.readouterr().err
+    assert main([*words, "--source-digests", str(sums)]) == 0
+    said = capsys.readouterr().err
+    assert f"native-hf: finished before these digests were given. {len(files)} files of the source agree" in said
+    assert "the manifest is left as it is, because reports and signatures name it" in said
+    embed = open_checkpoint(source).tensors["embed.weight"]  # the cheap identity does not see its middle
+    with Path(embed.file).open("r+b") as file:
+        file.seek(embed.begin + embed.nbytes // 2)
+        file.write(b"\x01\x02")
+    assert main([*words, "--source-digests", str(sums)]) == 3
+    said = capsys.readouterr().err
+    assert f"{Path(embed.file).name}: its sha256 is" in said
+    assert "The finished native-hf may have been made of it" in said
+    assert contents(out) == before
+
+
+def test_a_release_that_records_its_digests_is_not_hashed_again(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sums = tmp_path / "SHA256SUMS"
+    sums.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in sorted(checkpoint.glob("*.safetensors"))))
+    words = ["convert", str(checkpoint), "--target", "native:hf", "--out", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main([*words, "--source-digests", str(sums)]) == 0
+    assert "finished before" not in capsys.readouterr().err
