@@ -12,7 +12,7 @@ from flagrelease.errors import UsageError
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.names import CARD_NAME, REPORT_NAME
 from flagrelease.publish.records import Records
-from flagrelease.records.manifest import MANIFEST_NAME
+from flagrelease.records.manifest import MANIFEST_NAME, alike_but_for_case
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def make_publication(
     README.md; no other document may take the place of a file.
 
     Raises:
-        UsageError: a document has the name of a file of the release.
+        UsageError: a document has the name of a file of the release, or two names differ only in case.
     """
     written = {MANIFEST_NAME: records.manifest_bytes, **documents}
     if records.report_bytes is not None:
@@ -119,4 +119,9 @@ def make_publication(
         PublishedFile(path, len(content), hashlib.sha256(content).hexdigest(), content)
         for path, content in written.items()
     ]
+    if alike := alike_but_for_case(file.path for file in files):
+        raise UsageError(
+            f"{records.release}: {alike[0]!r} and {alike[1]!r} differ only in case; ModelScope and the file systems of "
+            "macOS and Windows keep one of them. Rename one in the source and convert again"
+        )
     return Publication(records, hub, repo, private, tuple(sorted(files, key=lambda file: file.path)), siblings)

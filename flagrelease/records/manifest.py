@@ -66,6 +66,19 @@ def clashing(paths: Iterable[str]) -> str | None:
     return min(seen & folders, default=None)
 
 
+def alike_but_for_case(paths: Iterable[str]) -> tuple[str, str] | None:
+    """The first two paths, files or folders, whose spellings differ only in upper and lower case; None if none do.
+
+    macOS, Windows and ModelScope keep one file where such a release has two.
+    """
+    spellings: dict[str, str] = {}
+    for path in sorted(paths):
+        for place in (path, *(parent.as_posix() for parent in PurePosixPath(path).parents)):
+            if (other := spellings.setdefault(place.casefold(), place)) != place:
+                return other, place
+    return None
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from flagrelease.chips.table import Chip, get_chip
 from flagrelease.errors import ResourceError, UsageError
-from flagrelease.run.baseline import needs_model
+from flagrelease.run.baseline import baseline_folder, needs_model
 from flagrelease.run.request import RunRequest
 from flagrelease.validate.baseline import BaselineFolder
 from flagrelease.validate.logits.documents import read_documents
 from flagrelease.validate.stages.port import find_device
-from flagrelease.validate.stages.preconditions import require_data, require_packages
+from flagrelease.validate.stages.preconditions import require_data, require_packages, require_questions
 
 
 def require_needs(request: RunRequest) -> None:
@@ -20,6 +20,7 @@ def require_needs(request: RunRequest) -> None:
     Raises:
         UsageError: a file of data, documents or the signing key is missing or malformed, `--baseline` holds none, or
             the rules do not count what `--device` computes.
+        NetworkError: the hub does not give the questions of a benchmark that no `--data` is for.
         ResourceError: packages that run a model are missing (`--until verify` does without), or `--device` is.
     """
     rules = request.recipe.validation
@@ -32,6 +33,7 @@ def require_needs(request: RunRequest) -> None:
         return
     require_packages(rules)
     require_data(request.data, rules)
+    require_questions(_to_be_asked(request), request.data, rules)
     if request.documents is not None:
         read_documents(request.documents)
     if request.baseline is not None:
@@ -51,6 +53,18 @@ def absent_devices(request: RunRequest) -> Iterator[str]:
         for chip in _chips(request):
             if isinstance(reason := _device(request, chip), str):
                 yield f"{chip.id}: the stages that run the model are left to its own machine ({reason})"
+
+
+def _to_be_asked(request: RunRequest) -> list[str]:
+    """The benchmarks that this run asks, as far as that is known: of the source, or of a chip that this machine has.
+
+    Where this run's own baseline has answers already, the questions have been here before.
+    """
+    names = list(request.recipe.validation.benchmarks)
+    if request.baseline is None:
+        recorded = BaselineFolder(baseline_folder(request))
+        return [name for name in names if not recorded.answers(name).is_file()]
+    return names if any(not isinstance(_device(request, chip), str) for chip in _chips(request)) else []
 
 
 def _runs_a_model(request: RunRequest) -> bool:

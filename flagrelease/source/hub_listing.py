@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from typing import TYPE_CHECKING
 
+from flagrelease.errors import NetworkError
+from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 from flagrelease.source.digests import Claim, Claims, claim
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
 _SECONDS = 10.0  # that Hugging Face has for its answer
+_PATIENCE = Patience(attempts=3, longest_wait=10.0)  # a conversion does without the answer, so it is not worth more
 
 
 def listed_claims(repo: str, revision: str) -> tuple[Claims, str]:
@@ -35,14 +42,25 @@ def listed_claims(repo: str, revision: str) -> tuple[Claims, str]:
 
 
 def _ask_huggingface(repo: str, revision: str) -> tuple[Claims, str]:
-    """One request without retries: `list_repo_tree` would try for half a minute where there is no network."""
+    """One request, repeated only if the hub is busy: without a network `list_repo_tree` would try for half a minute."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     found: Claims = {}
+
+    def busy(error: Exception) -> Obstacle | None:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in TRANSIENT_STATUS:
+            return Obstacle(f"HTTP {error.response.status_code}", seconds_asked(error.response.headers))
+        return None
+
+    def call() -> list[RepoSibling]:
+        return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS).siblings or []
+
     try:
-        files = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS).siblings or []
+        files = _PATIENCE.wait_out(f"list {repo}", call, (HfHubHTTPError,), busy)
+    except NetworkError as error:
+        return {}, str(error)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
         return {}, type(error).__name__
     for file in files:

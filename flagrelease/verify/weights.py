@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from blake3 import blake3
 
+from flagrelease.formats.formats import weight_of_scale
 from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts
 from flagrelease.shard.header import DTYPE_BITS
 from flagrelease.verify.expectations import Expectation
@@ -150,8 +151,12 @@ class WeightChecks:
 
 
 def _must_hold_values(tensor: GatheredTensor) -> bool:
-    """Whether all-zero bytes are damage: in 8-bit and 4-bit weights, E8M0 scales and BF16 matrices they are."""
-    return tensor.dtype in _QUANTISED or (tensor.dtype == "BF16" and len(tensor.shape) == 2)
+    """Whether all-zero bytes are damage: in 8-bit and 4-bit weights, scales of any dtype and BF16 matrices they are.
+
+    As zeros, scales in F32, F16 or BF16 would make the whole weight zero; as E8M0, a zero byte stands for 2^-127.
+    """
+    scale = weight_of_scale(tensor.name) is not None
+    return scale or tensor.dtype in _QUANTISED or (tensor.dtype == "BF16" and len(tensor.shape) == 2)
 
 
 def check_recorded_copies(release: StoredRelease, log: CheckLog) -> None:

@@ -85,3 +85,12 @@ def test_fp8_experts_of_zeros_are_refused_too(tmp_path: Path) -> None:
     blank(tmp_path / "source", W1)
     with pytest.raises(CheckpointError, match=f"tensor '{re.escape(W1)}'.*bytes are zero"):
         run_plan(plan_of(tmp_path / "source", "bf16:hf"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_float_scales_of_zeros_are_refused(dtype: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "source", tiny_config(), stored=Stored(scale_dtype=dtype))
+    name = "layers.0.attn.wq_a.scale"
+    blank(tmp_path / "source", name)
+    with pytest.raises(CheckpointError, match=f"tensor '{re.escape(name)}'.*bytes are zero"):
+        run_plan(plan_of(tmp_path / "source", "native:hf"), tmp_path / "out")

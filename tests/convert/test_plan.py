@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from harness import contents, plan_of, run_plan
 
 from flagrelease.convert.planning.fit import card_fit, rank_bytes
 from flagrelease.convert.planning.target import parse_target
-from flagrelease.errors import UsageError
+from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
 from flagrelease.source.source import read_source
 
@@ -274,3 +275,25 @@ def test_the_manifest_of_another_release_is_refused(checkpoint: Path, tmp_path: 
     shutil.copy(release / "manifest.json", source)
     with pytest.raises(CheckpointError, match="the manifest of another release"):
         read_source(source)
+
+
+@pytest.mark.parametrize(
+    ("made", "other"),
+    [
+        (["License"], "LICENSE"),  # two files of the source
+        (["Encoding/x.py", "encoding/y.py"], "encoding"),  # two folders that become one
+        (["Manifest.json"], "manifest.json"),  # a file of the release
+        (["Model-00001-of-00001.Safetensors"], "model-00001-of-00001.safetensors"),
+    ],
+)
+def test_names_that_differ_only_in_case_are_refused(
+    checkpoint: Path, tmp_path: Path, made: list[str], other: str
+) -> None:
+    """They were planned, and one of the two was lost on ModelScope, macOS and Windows."""
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    for name in [*made, "LICENSE"]:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("x")
+    first, other = sorted((made[0].split("/")[0], other))
+    with pytest.raises(CheckpointError, match=f"'{first}' and '{other}', which differ only in case"):
+        plan_of(source, "bf16:hf")

@@ -21,7 +21,7 @@ from flagrelease.engine.agreement import first_difference, gather_bytes, open_co
 from flagrelease.engine.generate.logits_file import write_logits
 from flagrelease.engine.serve.runner import Runner
 from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
-from flagrelease.shard.header import read_header
+from flagrelease.shard.header import TensorMeta, read_header
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny" / "flagrelease-tiny-v4"
 
@@ -47,6 +47,32 @@ def change_the_last_bytes(folder: Path) -> None:
         file.write(b"\x01\x02\x03")
 
 
+def retrain_one_matrix(folder: Path) -> None:
+    """A finetune that leaves everything else, norms and both ends of each file included: it was not seen before."""
+    _flip(_largest_inside(folder), 0.0, 1.0)
+
+
+def lose_a_quarter_of_a_matrix(folder: Path) -> None:
+    """As a download that was resumed at the wrong place: it was not seen before."""
+    _flip(_largest_inside(folder), 0.3, 0.6)
+
+
+def _largest_inside(folder: Path) -> TensorMeta:
+    """The largest matrix of a file that does not lie at either end of the file's data."""
+    metas = sorted(read_header(folder / "model-00002-of-00008.safetensors").tensors.values(), key=lambda m: m.begin)
+    return max((meta for meta in metas[1:-1] if len(meta.shape) == 2), key=lambda meta: meta.nbytes)
+
+
+def _flip(meta: TensorMeta, begin: float, end: float) -> None:
+    """Change every byte of a part of a tensor."""
+    first, last = meta.begin + int(begin * meta.nbytes), meta.begin + int(end * meta.nbytes)
+    with meta.file.open("r+b") as file:
+        file.seek(first)
+        changed = bytes(byte ^ 1 for byte in file.read(last - first))
+        file.seek(first)
+        file.write(changed)
+
+
 def lose_a_file(folder: Path) -> None:
     (folder / "model-00008-of-00008.safetensors").unlink()
 
@@ -63,6 +89,8 @@ def add_a_manifest(folder: Path) -> None:
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (change_config, "config.json is "),
     (change_a_norm, "model-00003-of-00008.safetensors is "),
+    (retrain_one_matrix, "model-00002-of-00008.safetensors is "),
+    (lose_a_quarter_of_a_matrix, "model-00002-of-00008.safetensors is "),
     (change_the_last_bytes, "model-00004-of-00008.safetensors is "),
     (lose_a_file, "model-00008-of-00008.safetensors is 'absent'"),
     (cut_a_file, "truncated"),
@@ -113,6 +141,15 @@ def test_every_file_of_the_identity_is_seen_alone(tmp_path: Path) -> None:
         assert difference is not None
         assert difference.startswith(said)
     assert first_difference(release_identity(TINY), release_identity(TINY)) is None
+
+
+def test_what_the_sample_cannot_see(tmp_path: Path) -> None:
+    """As the docs say: a small change between the pages is left to `flagrelease verify`."""
+    damaged = shutil.copytree(TINY, tmp_path / "damaged")
+    meta = _largest_inside(damaged)
+    assert meta.nbytes > 1 << 16
+    _flip(meta, 0.25, 0.25 + 2 / meta.nbytes)  # the page of this quarter lies at 0.375
+    assert first_difference(release_identity(TINY), release_identity(damaged)) is None
 
 
 def _options() -> dict[str, list[tuple[str, str]]]:

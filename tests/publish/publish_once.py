@@ -9,11 +9,11 @@ from flagrelease.chips.table import get_chip
 from flagrelease.console import progress
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
-from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import make_publication
 from flagrelease.publish.records import read_records
 from flagrelease.publish.upload.huggingface import HuggingFace
 from flagrelease.publish.upload.modelscope import ModelScope
+from flagrelease.retry import Patience
 
 CARDS = {
     "huggingface": b"---\nlicense: mit\n---\n# the card\n",

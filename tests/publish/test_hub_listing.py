@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_standin import HuggingFaceStandIn, Repository, lfs, regular
+from loopback import Fault
 from modelscope_standin import ModelScopeStandIn
 from modelscope_standin import Repository as ModelScopeRepository
 
+from flagrelease.retry import Patience
+from flagrelease.source import hub_listing
 from flagrelease.source.hub_listing import listed_claims
 
 NOBODY = "http://127.0.0.1:1"
@@ -35,6 +38,21 @@ def test_hugging_face_lists_sha256_and_gits_ids(tmp_path: Path, monkeypatch: pyt
         "config.json": [("git-sha1", regular(b"{}").oid, "huggingface")],
     }
     assert remark.startswith("Hugging Face lists 2 files of o/m")
+
+
+def test_a_busy_hub_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One 503 was enough to convert without the digests of the hub."""
+    waits: list[float] = []
+    monkeypatch.setattr(hub_listing, "_PATIENCE", Patience(attempts=3, longest_wait=10.0, sleep=waits.append))
+    hub = HuggingFaceStandIn(tmp_path)
+    hub.repositories["o/m"] = Repository(private=False)
+    revision = hub.repositories["o/m"].commit("main", {"a.safetensors": lfs(5, "ab" * 32)})
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    hub.faults.append(Fault("GET /api/models/o/m/.*", "status", times=2, status=503))
+    claims, _ = listed_claims("o/m", revision)
+    hub.close()
+    assert set(claims) == {"a.safetensors"}
+    assert waits == [1, 2]
 
 
 def test_modelscope_is_asked_where_hugging_face_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ from flagrelease.chips.table import get_chip
 from flagrelease.console import progress
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
-from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import read_records
 from flagrelease.publish.upload.huggingface import HuggingFace
 from flagrelease.publish.upload.huggingface_client import HuggingFaceClient
+from flagrelease.retry import Patience
 
 REPO = "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"
 API = f"/api/models/{REPO}"

@@ -17,10 +17,10 @@ from flagrelease.console import progress
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish import limits
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
-from flagrelease.publish.patience import Patience
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import read_records
 from flagrelease.publish.upload.modelscope import ModelScope
+from flagrelease.retry import Patience
 
 REPO = "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"
 OLD, LFS = f"/api/v1/models/{REPO}", f"/api/v1/repos/models/{REPO}"
@@ -128,7 +128,7 @@ def test_what_passes_is_waited_out(
 def test_what_does_not_pass_ends_and_the_same_command_goes_on(hub: ModelScopeStandIn, release: Path) -> None:
     publication = publication_of(release)
     hub.faults = [Fault(f"POST {LFS}/commit/.*", "status", 1000, 500)]
-    with pytest.raises(NetworkError, match="run it again to go on") as caught:
+    with pytest.raises(NetworkError, match="Run the same command again to resume") as caught:
         publish(hub, publication)
     assert "PLANTED" not in str(caught.value)
     assert hub.files(REPO, "master") == {}

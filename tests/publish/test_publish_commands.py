@@ -15,12 +15,25 @@ from huggingface_standin import TOKEN, HuggingFaceStandIn, lfs, regular
 from publish_release import report_for, write_release, write_report
 
 from flagrelease.cli import main
-from flagrelease.errors import ResourceError, UsageError, VerificationError
-from flagrelease.publish.check import check_published
+from flagrelease.console import progress
+from flagrelease.errors import UsageError, VerificationError
+from flagrelease.publish.folder import list_folder
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
+from flagrelease.publish.listing import Difference, compare
+from flagrelease.publish.publication import Publication
 from flagrelease.publish.publish import publish
 from flagrelease.publish.summary import plan_document, plan_text
+from flagrelease.publish.upload.client import open_hub
+
+
+def difference(publication: Publication, endpoint: str | None = None) -> Difference:
+    """What the target holds under the publication's tag, compared with what the publication says."""
+    if publication.hub is None:
+        with progress("check", publication.bytes) as tracker:
+            return compare(publication.by_path, list_folder(Path(publication.repo), tracker))
+    client = open_hub(publication.hub, endpoint)
+    return compare(publication.by_path, client.list_files(publication.repo, publication.version))
 
 
 def test_without_yes_nothing_is_done(release: Path, report: Path, tmp_path: Path) -> None:
@@ -49,6 +62,17 @@ def test_the_plan_is_what_is_then_done(release: Path, report: Path, tmp_path: Pa
     }
     assert {path.stat().st_mode & 0o777 for path in folder.rglob("*.sh")} == {0o644}
     assert json.dumps(planned)
+
+
+@pytest.mark.parametrize(
+    ("path", "other"), [("license", "LICENSE"), ("Encoding/x.py", "encoding"), ("Run_mp8.sh", "run_mp8.sh")]
+)
+def test_paths_that_differ_only_in_case_are_refused(tmp_path: Path, path: str, other: str) -> None:
+    """ModelScope and case-insensitive file systems keep one of the two; such a release was published before."""
+    release = write_release(tmp_path / "r", more={path: b"x"})
+    first, other = sorted((path.partition("/")[0], other))
+    with pytest.raises(UsageError, match=f"'{first}' and '{other}' differ only in case"):
+        publish(release, "nvidia", "modelscope", allow_unvalidated=True)
 
 
 def test_the_repository_is_the_recipes(release: Path, report: Path) -> None:
@@ -185,12 +209,12 @@ def test_a_remote_that_lost_changed_or_gained_a_file_is_found(
     hub = modelscope_standin.ModelScopeStandIn()
     try:
         done = publish(release, "nvidia", "modelscope", report=report, yes=True, endpoint=hub.url).publication
-        assert not check_published(done, hub.url)
+        assert not difference(done, hub.url)
         tree = hub.repositories[done.repo].tags[done.version]
         del tree["LICENSE"]
         tree["model0-mp8.safetensors"] = tree["model0-mp8.safetensors"][:-1] + b"?"
         tree["more.txt"] = b""
-        found = check_published(done, hub.url)
+        found = difference(done, hub.url)
     finally:
         hub.close()
     assert (found.missing, found.changed, found.extra) == (("LICENSE",), ("model0-mp8.safetensors",), ("more.txt",))
@@ -205,14 +229,14 @@ def test_a_huggingface_tag_that_changed_is_found(
     hub = HuggingFaceStandIn(tmp_path / "cas")
     try:
         done = publish(release, "nvidia", "hf", report=report, yes=True, endpoint=hub.url).publication
-        assert not check_published(done, hub.url)
+        assert not difference(done, hub.url)
         tree = hub.repositories[done.repo].tree(done.version)
         assert tree is not None
         del tree["LICENSE"]
         tree["config.json"] = regular(b'{"model_type": "deepseek_v3"}\n')  # of the same length
         tree["model0-mp8.safetensors"] = lfs(tree["model0-mp8.safetensors"].size, "0" * 64)
         tree["more.txt"] = regular(b"")
-        found = check_published(done, hub.url)
+        found = difference(done, hub.url)
     finally:
         hub.close()
     assert found.missing == ("LICENSE",)
@@ -223,8 +247,6 @@ def test_a_huggingface_tag_that_changed_is_found(
 def test_a_mirror_that_changed_is_found(release: Path, report: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     done = publish(release, "nvidia", str(folder), report=report, yes=True).publication
-    assert not check_published(done)
+    assert not difference(done)
     (folder / "run_node.sh").write_text("#!/bin/sh\n")
-    assert check_published(done).changed == ("run_node.sh",)
-    with pytest.raises(ResourceError, match="not a folder"):
-        check_published(replace(done, repo=str(tmp_path / "absent")))
+    assert difference(done).changed == ("run_node.sh",)

@@ -25,11 +25,11 @@ from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.online import Address, OnlineReport, parse_address, verify_online
-from flagrelease.publish.patience import Patience
 from flagrelease.publish.publish import publish
 from flagrelease.publish.upload.client import HubClient, take
 from flagrelease.publish.upload.huggingface_client import HuggingFaceClient
 from flagrelease.publish.upload.modelscope_client import ModelScopeClient
+from flagrelease.retry import Patience
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 SHARD = "model3-mp8.safetensors"

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dataset_standin import dataset_hub
+from scripted_exam import choice_rules
 
 from flagrelease import cli
 from flagrelease.chips.table import get_chip
@@ -24,7 +27,8 @@ from flagrelease.errors import NetworkError
 from flagrelease.publish.records import default_report
 from flagrelease.ranks.status import Status
 from flagrelease.run import on_ranks, publication, verification
-from flagrelease.validate.stages import file_stages
+from flagrelease.validate.exams.hub import download
+from flagrelease.validate.stages import asking, file_stages
 from flagrelease.validate.stages.request import default_out
 
 CHIPS = {"ascend": ("bf16", "hf"), "mthreads": ("fp8", "hf"), "nvidia": ("fp8", "hf")}
@@ -150,7 +154,7 @@ def test_what_stopped_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     def fail_once(release: Path, chip: str, *arguments: Any, **options: Any) -> Any:
         if chip == "mthreads" and not broken:
             broken.append(chip)
-            raise NetworkError("the hub went away; run it again to go on")
+            raise NetworkError("the hub went away. Run the same command again to resume")
         return original(release, chip, *arguments, **options)
 
     monkeypatch.setattr(publication, "publish", fail_once)
@@ -307,6 +311,29 @@ def test_a_device_that_cannot_validate_is_refused_before_converting(
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*words, "--until", "verify"]) == 0, "no model is run until then"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"dataset": "someone/missing"}, 6, "datasets/someone/missing@main: data/0.jsonl: HTTP 404"),
+        ({"files": ["data/nameless.jsonl"]}, 2, "data/nameless.jsonl:1: lacks"),
+    ],
+)
+def test_data_of_the_hub_is_looked_at_before_converting(
+    tmp_path: Path, change: dict[str, object], code: int, said: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A dataset that does not exist, or lacks a field, was found after the conversion and the logits."""
+    rules = choice_rules(**{"files": ("data/0.jsonl",), "revision": "main"} | change).model_dump(mode="json")
+    stages = ["integrity", "weights", "benchmarks"]
+    recipe = write_recipe(tmp_path, stages=stages, benchmarks={"choices": rules}, device="any")
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with dataset_hub() as address:
+        monkeypatch.setattr(asking, "download", partial(download, endpoint=address, cache=tmp_path / "cache"))
+        assert main(words) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_ranks_are_started_and_their_own_exit_codes_are_kept(

@@ -200,3 +200,13 @@ def test_a_work_folder_or_a_manifest_inside_a_source(folder: Path) -> None:
     (folder / ".flagrelease").rmdir()
     (folder / "manifest.json").write_text("{}")
     assert "remove it if it belongs to another tool" in only_problem(folder)
+
+
+def test_a_name_that_publishing_writes_in_another_case_stays_out(folder: Path) -> None:
+    """`readme.md` and `Model.sig` went along before, and took the place of the card where case makes no difference."""
+    for name in ("readme.md", "Model.sig", "RUN_MP8.sh"):
+        (folder / name).write_text("x")
+    companions, problems = survey(folder)
+    assert problems == []
+    assert {"readme.md", "Model.sig", "RUN_MP8.sh"} == set(companions.left_out)
+    assert "README.md" in companions.taken

@@ -22,8 +22,9 @@ from flagrelease.convert.planning.layouts import TensorParallel, tensor_parallel
 from flagrelease.convert.planning.parts import Part, parts_of
 from flagrelease.convert.planning.slices import slices_by_rank
 from flagrelease.convert.planning.target import Action, Target, require_possible
-from flagrelease.errors import UsageError
+from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.records.manifest import MANIFEST_NAME, alike_but_for_case
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.source import Source
@@ -114,6 +115,7 @@ def make_plan(
 
     Raises:
         UsageError: a target that the source or the model's dimensions do not allow, two targets for one folder.
+        CheckpointError: two files of a release would have names that differ only in case.
     """
     unique = list(dict.fromkeys(targets))
     folders = [target.folder for target in unique]
@@ -141,6 +143,12 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
         weight_map = {one.part.name: file.name for file in files for one in file.slices}
         indexes[INDEX_NAME] = weight_map, sum(one.nbytes for file in files for one in file.slices)
     documents = make_documents(source, target, indexes)
+    paths = {MANIFEST_NAME, *(file.name for file in files), *documents.written, *documents.copied}
+    if alike := alike_but_for_case(paths):
+        raise CheckpointError(
+            f"{source.folder}: the release would hold {alike[0]!r} and {alike[1]!r}, which differ only in case; "
+            "ModelScope and the file systems of macOS and Windows keep one of them. Rename or remove one in the source"
+        )
     planned = {
         "tool": __version__,
         "target": [target.dtype, target.layout, layout.o_groups if layout else None],

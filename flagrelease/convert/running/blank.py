@@ -2,9 +2,10 @@
 
 A damaged source is otherwise converted, proved and published, because the native model and the port share the damage.
 
-The rule holds where a trained tensor cannot be zero: quantised weights, their scales (an E8M0 byte of 0 is 2^-127) and
-BF16 matrices. Biases, sinks, norms, ape, hc vectors and tables of expert ids are left out: they begin as zeros in
-training, may stay so, and a damaged file rarely spoils only those.
+The rule holds where a trained tensor cannot be zero: quantised weights, their scales in any dtype (F32, F16 and BF16
+zeros make the whole weight zero, an E8M0 byte of 0 is 2^-127) and BF16 matrices. Biases, sinks, norms, ape, hc vectors
+and tables of expert ids are left out: they begin as zeros in training, may stay so, and a damaged file rarely spoils
+only those.
 """
 
 from __future__ import annotations

@@ -31,14 +31,17 @@ WRITTEN_NAMES = frozenset(
     }
 )
 _ONE_NODE_SCRIPT = re.compile(r"run_(hf|mp[1-9][0-9]*)\.sh")
+_WRITTEN_IN_ANY_CASE = frozenset(name.casefold() for name in WRITTEN_NAMES)
 
 
 def is_written_by_publishing(path: str) -> bool:
     """Whether publishing writes a file with this path (relative to the release) on some hub or in a folder.
 
-    README.md is among them. It is the only one that a release may hold as well, since the card replaces it.
+    Upper and lower case make no difference: `readme.md` would stand in the way of `README.md` on ModelScope and on
+    some file systems. README.md itself is the only name that a release may hold as well, since the card replaces it.
     """
-    return path in WRITTEN_NAMES or _ONE_NODE_SCRIPT.fullmatch(path) is not None
+    path = path.casefold()
+    return path in _WRITTEN_IN_ANY_CASE or _ONE_NODE_SCRIPT.fullmatch(path) is not None
 
 
 def one_node_script(layout: str) -> str:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.listing import HUB_FILES, Difference, compare
-from flagrelease.publish.patience import TRANSIENT_STATUS
 from flagrelease.publish.publication import Publication
-from flagrelease.publish.secrets import redact
 from flagrelease.publish.upload.client import refuse_another_models
 from flagrelease.publish.upload.huggingface_client import MAIN, HuggingFaceClient
 from flagrelease.publish.upload.huggingface_files import send, take_from
 from flagrelease.records.manifest import MANIFEST_NAME
+from flagrelease.redaction import redact
+from flagrelease.retry import TRANSIENT_STATUS
 
 if TYPE_CHECKING:
     from flagrelease.publish.upload.huggingface_files import Operation

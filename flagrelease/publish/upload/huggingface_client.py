@@ -10,9 +10,9 @@ from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, Verif
 from flagrelease.publish.extra import require
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.listing import RemoteFile
-from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
-from flagrelease.publish.secrets import redact, redact_logs_of
 from flagrelease.publish.upload.client import RepositoryFacts, range_header, take
+from flagrelease.redaction import redact, redact_logs_of
+from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 
 Result = TypeVar("Result")
 

@@ -9,9 +9,9 @@ from flagrelease.errors import FlagReleaseError, NetworkError, VerificationError
 from flagrelease.publish.extra import require
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.listing import RemoteFile
-from flagrelease.publish.patience import TRANSIENT_STATUS, Obstacle, Patience
-from flagrelease.publish.secrets import redact, redact_logs_of
 from flagrelease.publish.upload.client import RepositoryFacts, range_header, take
+from flagrelease.redaction import redact, redact_logs_of
+from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience
 
 Result = TypeVar("Result")
 

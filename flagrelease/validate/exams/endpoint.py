@@ -1,7 +1,8 @@
 """A server with OpenAI's chat completions as an answerer: vLLM or SGLang on the chip, DeepSeek's, `flagrelease serve`.
 
-What passes by itself (429, 5xx, a cut connection, a timeout) is waited out; anything else ends the run, and the journal
-keeps what is there. Messages name the status, never the body: a server's complaint may quote the question.
+`retry.Patience` says how what passes by itself (429, 5xx, a cut connection, a timeout) is waited out; the client's own
+retries are off. Anything else ends the run, and the journal keeps the answers that are there. Messages name the status,
+never the body: a server's complaint may quote the question.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from flagrelease.errors import NetworkError, ResourceError
 from flagrelease.extras import remedy
 from flagrelease.model.v4.chat import END_THINK
 from flagrelease.records.rules import BenchmarkRules
+from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 from flagrelease.validate.exams.answerer import Ask, Finish, Reply
 from flagrelease.validate.exams.extraction import final_text
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 Dialect = Literal["deepseek", "template"]
 _FINISHES = ("stop", "length")
-_LONGEST_BACKOFF = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,7 @@ class EndpointAnswerer:
         concurrency: requests at once.
         timeout: seconds without a whole answer after which the connection is given up; answers are not streamed.
         silence: seconds without any answer after which a line on stderr says what is waited for; and so on.
-        attempts: of one answer. The waits double from one second to a minute, unless the server asks for another.
-        longest_wait: a server that asks for more seconds is given up on.
+        patience: how often one answer is asked for, and how long is waited in between.
     """
 
     url: str
@@ -55,9 +55,8 @@ class EndpointAnswerer:
     concurrency: int = 32
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 3600.0
-    attempts: int = 8
-    longest_wait: float = 1800.0
     silence: float = 60.0
+    patience: Patience = field(default_factory=Patience)
 
     def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
         """As `Answerer` says. After an error, or when the caller stops listening, open requests are given up."""
@@ -97,15 +96,12 @@ class EndpointAnswerer:
         return openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.timeout)
 
     async def _ask(self, client: openai.AsyncOpenAI, opened: _Open, rules: BenchmarkRules) -> Reply:
-        for attempt in range(1, self.attempts + 1):
+        for attempt in range(1, self.patience.attempts + 1):
             try:
                 return self._read(await self._post(client, opened.ask, rules), rules)
             except _PassingError as passing:
-                opened.trouble = str(passing)
-                seconds = min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) if passing.seconds is None else passing.seconds
-                if attempt == self.attempts or seconds > self.longest_wait:
-                    tried = f"tried {attempt} times" if attempt == self.attempts else f"asked to wait {seconds:.0f} s"
-                    raise NetworkError(f"{self.url}: {passing}; {tried}; run it again to go on") from None
+                opened.trouble = passing.met.reason
+                seconds = self.patience.seconds_after(self.url, attempt, passing.met)
             await asyncio.sleep(seconds)
         raise AssertionError
 
@@ -123,8 +119,8 @@ class EndpointAnswerer:
                 extra_body=switch(rules, self.dialect),
             )
         except openai.APIStatusError as error:
-            if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
-                raise _PassingError(f"HTTP {error.status_code}", _seconds_asked(error.response.headers)) from None
+            if error.status_code in TRANSIENT_STATUS | {409}:  # OpenAI's 409: another request holds a lock
+                raise _PassingError(f"HTTP {error.status_code}", seconds_asked(error.response.headers)) from None
             raise NetworkError(f"{self.url}: HTTP {error.status_code} for model {self.model!r}") from None
         except openai.APITimeoutError:
             raise _PassingError(f"no answer within {self.timeout:g} s") from None
@@ -185,13 +181,8 @@ class _Open:
 
 
 class _PassingError(Exception):
-    """May be gone at the next attempt. `seconds`: how long the server asked to wait."""
+    """What an attempt met may be gone at the next one."""
 
     def __init__(self, reason: str, seconds: float | None = None) -> None:
         super().__init__(reason)
-        self.seconds = seconds
-
-
-def _seconds_asked(headers: Any) -> float | None:
-    after = headers.get("retry-after", "").strip()
-    return float(after) if after.isdecimal() else None
+        self.met = Obstacle(reason, seconds)

@@ -7,10 +7,14 @@ from pathlib import Path
 from flagrelease.errors import NetworkError, ResourceError
 from flagrelease.extras import remedy
 from flagrelease.records.rules import BenchmarkRules
+from flagrelease.redaction import redact
 
 
 def download(rules: BenchmarkRules, endpoint: str | None = None, cache: Path | None = None) -> tuple[list[Path], str]:
     """The files that the rules name, and the commit they are of: `read_exam(rules, *download(rules))`.
+
+    Files that are in the cache already are used if the hub cannot be reached. The hub's client waits out a busy hub by
+    itself (six tries in half a minute, or what `Retry-After` asks for), so `retry.Patience` is not put around it.
 
     Args:
         endpoint: another hub than HF_ENDPOINT says.
@@ -21,6 +25,7 @@ def download(rules: BenchmarkRules, endpoint: str | None = None, cache: Path | N
         NetworkError: the hub does not give them; the message says how to get access.
     """
     try:
+        import httpx2
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
@@ -35,15 +40,29 @@ def download(rules: BenchmarkRules, endpoint: str | None = None, cache: Path | N
         except GatedRepoError:
             raise NetworkError(
                 f"{place}: access is given by its owners; ask for it on its page and run `hf auth login`, or give a "
-                f"file of your own"
+                f"file of your own with --data"
             ) from None
-        except LocalEntryNotFoundError:
-            raise NetworkError(f"{place}: the hub cannot be reached; give a file of your own") from None
+        except LocalEntryNotFoundError as error:  # whatever kept the client from asking is its cause
+            if isinstance(error.__cause__, HfHubHTTPError):
+                raise NetworkError(f"{place}: {file}: {_status(error.__cause__)}") from None
+            why = type(error.__cause__ or error).__name__
+            raise NetworkError(
+                f"{place}: the hub cannot be reached ({why}); give a file of your own with --data"
+            ) from None
         except HfHubHTTPError as error:
-            raise NetworkError(f"{place}: {file}: HTTP {error.response.status_code}") from None
+            raise NetworkError(f"{place}: {file}: {_status(error)}") from None
+        except httpx2.HTTPError as error:
+            raise NetworkError(f"{place}: {file}: {type(error).__name__}: {redact(str(error))}") from None
         paths.append(Path(path))
         commit = _commit(paths[-1], file)  # the further files of the same one
     return paths, commit
+
+
+def _status(error: Exception) -> str:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert isinstance(error, HfHubHTTPError)
+    return f"HTTP {error.response.status_code}"
 
 
 def _commit(path: Path, file: str) -> str:

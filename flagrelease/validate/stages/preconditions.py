@@ -3,6 +3,8 @@ after the hours of the stages before it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flagrelease.errors import VerificationError
 from flagrelease.extras import require_extra
 from flagrelease.records.rules import ValidationRules
@@ -10,6 +12,7 @@ from flagrelease.validate.baseline import BaselineFolder, refuse_other_model
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.exam import read_exam
 from flagrelease.validate.exams.side import Side, refuse_other_rules
+from flagrelease.validate.stages.asking import open_exam
 from flagrelease.validate.stages.request import Data
 
 
@@ -21,6 +24,19 @@ def require_data(data: Data, rules: ValidationRules) -> None:
     """
     for name, paths in data.items():
         read_exam(rules.benchmarks[name], paths)
+
+
+def require_questions(names: Iterable[str], data: Data, rules: ValidationRules) -> None:
+    """Read the questions of benchmarks that are going to be asked; those without a file of the user's from the hub.
+
+    The hub's client keeps what it downloads, so the benchmarks read the same files again later.
+
+    Raises:
+        UsageError: a file is missing or malformed, or lacks a field.
+        NetworkError: the hub has no such dataset, revision or file, or does not give it.
+    """
+    for name in names:
+        open_exam(name, rules.benchmarks[name], data)
 
 
 def require_comparable(baseline: BaselineFolder, rules: ValidationRules, identity: str) -> None:

@@ -18,7 +18,7 @@ from flagrelease.validate.exams.side import Side, refuse_other_rules
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
 from flagrelease.validate.stages.choices import PARTS, Part
 from flagrelease.validate.stages.port import Port
-from flagrelease.validate.stages.preconditions import require_data
+from flagrelease.validate.stages.preconditions import require_data, require_questions
 from flagrelease.validate.stages.request import Data, Endpoint
 from flagrelease.validate.stages.stage import Watch
 
@@ -66,10 +66,12 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     require_data(recording.data, recording.rules)
     identity = identify(recording.source).digest
     _refuse_another(recording, folder, identity)
-    if "logits" in recording.parts:
-        _record_logits(recording, folder, watch)
     missing = [name for name in recording.rules.benchmarks if not folder.answers(name).is_file()]
     names = missing if "benchmarks" in recording.parts else []
+    if is_leader():
+        require_questions(names, recording.data, recording.rules)
+    if "logits" in recording.parts:
+        _record_logits(recording, folder, watch)
     behaviour = "behaviour" in recording.parts and not folder.behaviour.is_file()
     if not behaviour and (recording.endpoint is not None or not names):
         if is_leader():

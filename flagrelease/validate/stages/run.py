@@ -19,13 +19,19 @@ from flagrelease.validate.stages.environment import describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
 from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, LogitsStage, StageInputs
 from flagrelease.validate.stages.port import Port, find_device
-from flagrelease.validate.stages.preconditions import require_comparable, require_data, require_packages
+from flagrelease.validate.stages.preconditions import (
+    require_comparable,
+    require_data,
+    require_packages,
+    require_questions,
+)
 from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, StageRunner, Watch
 from flagrelease.validate.stages.state import State
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 FILE_STAGES = ("integrity", "weights")
+BEFORE_BENCHMARKS = (*FILE_STAGES, "logits")
 
 
 def validate(request: ValidationRequest, watch: Watch) -> Report | None:
@@ -62,6 +68,8 @@ def validate(request: ValidationRequest, watch: Watch) -> Report | None:
         state = stack.enter_context(open_state(request, environment))
         if baseline is not None and (isinstance(port, Port) or request.endpoint is not None):
             require_comparable(baseline, request.rules, given.identity)
+        if _asks_benchmarks(BenchmarksStage(given), state, request):
+            require_questions(request.rules.benchmarks, request.data, request.rules)
         if isinstance(port, Port):
             stack.enter_context(port)
         outcomes = _run_stages(_runners(given), state, request, watch)
@@ -98,6 +106,13 @@ def _open_port(request: ValidationRequest, device: Device) -> Port:
 
 def _runners(given: StageInputs) -> list[StageRunner]:
     return [*file_runners(given.request), LogitsStage(given), BenchmarksStage(given), BehaviourStage(given)]
+
+
+def _asks_benchmarks(stage: BenchmarksStage, state: State, request: ValidationRequest) -> bool:
+    """Whether the questions of the benchmarks will be needed, unless an earlier stage fails."""
+    if request.until in BEFORE_BENCHMARKS or stage.missing() is not None:
+        return False
+    return state.finished(stage.name, stage.inputs()) is None
 
 
 def _run_stages(

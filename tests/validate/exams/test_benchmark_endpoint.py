@@ -14,6 +14,7 @@ from endpoint_standin import Answer, Behaviour, Standin, completion
 from scripted_exam import MARKER, choice_exam, choice_rules, nothing
 
 from flagrelease.errors import NetworkError, ResourceError, VerificationError
+from flagrelease.retry import Patience
 from flagrelease.validate.exams.answerer import Ask, Reply
 from flagrelease.validate.exams.endpoint import EndpointAnswerer
 from flagrelease.validate.exams.run import run_side
@@ -21,6 +22,7 @@ from flagrelease.validate.stages.asking import answering
 from flagrelease.validate.stages.request import Endpoint
 
 ASK = Ask("item-0", 0, f"Which {MARKER}?", 17)
+ONCE = Patience(attempts=1)
 QUESTION = f"the question was: Which {MARKER}?"
 
 
@@ -129,11 +131,15 @@ def test_a_cut_connection_is_tried_again() -> None:
 @pytest.mark.parametrize(
     ("answer", "how", "said"),
     [
-        (Answer(429, {}, {"retry-after": "0"}), {"attempts": 3}, "HTTP 429; tried 3 times; run it again to go on"),
+        (
+            Answer(429, {}, {"retry-after": "0"}),
+            {"patience": Patience(attempts=3)},
+            "HTTP 429; tried 3 times. Run the same command again to resume",
+        ),
         (Answer(429, {}, {"retry-after": "4000"}), {}, "HTTP 429; asked to wait 4000 s"),
-        (Answer(500, {}), {"attempts": 1}, "HTTP 500; tried 1 times"),
-        (Answer(wait=threading.Event()), {"attempts": 1, "timeout": 0.2}, "no answer within 0.2 s; tried 1 times"),
-        (Answer(cut=True), {"attempts": 1}, "no connection"),
+        (Answer(500, {}), {"patience": ONCE}, "HTTP 500; tried 1 times"),
+        (Answer(wait=threading.Event()), {"patience": ONCE, "timeout": 0.2}, "no answer within 0.2 s; tried 1 times"),
+        (Answer(cut=True), {"patience": ONCE}, "no connection"),
         (Answer(401, {"error": {"message": QUESTION}}), {}, "HTTP 401 for model 'm'"),
         (Answer(404, {"error": {"message": QUESTION}}), {}, "HTTP 404 for model 'm'"),
         (Answer(400, {"error": {"message": QUESTION}}), {}, "HTTP 400 for model 'm'"),
@@ -164,7 +170,7 @@ def test_nobody_listens() -> None:
     with Standin() as standin:
         pass
     with pytest.raises(NetworkError, match="no connection"):
-        ask(standin, attempts=1)
+        ask(standin, patience=ONCE)
 
 
 def test_as_many_at_once_as_allowed_and_no_more() -> None:
@@ -233,8 +239,8 @@ def test_nothing_is_lost_when_an_endpoint_fails(tmp_path: Path) -> None:
     exam = choice_exam(tmp_path)
     counter: Iterator[int] = itertools.count(1)
     with Standin(lambda request: Answer(500) if next(counter) > 30 else None) as standin:
-        failing = EndpointAnswerer(standin.url, "m", "stack", concurrency=2, attempts=1)
-        with pytest.raises(NetworkError, match="run it again to go on"):
+        failing = EndpointAnswerer(standin.url, "m", "stack", concurrency=2, patience=ONCE)
+        with pytest.raises(NetworkError, match="Run the same command again to resume"):
             run_side(exam, failing, "m", tmp_path / "j", 4, nothing)
         standin.behave, before = (lambda request: None), len(standin.requests)
         side = run_side(exam, failing, "m", tmp_path / "j", 4, nothing)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+from dataset_standin import dataset_hub
 from endpoint_standin import Answer, Standin
 from engine_checkpoint import Checkpoint, small_config
 from small_tokenizer import write_tokenizer
 from small_validation import QUESTIONS, Workshop, recipe, verdicts, write_recipe
 
 from flagrelease import cli
+from flagrelease.validate.exams.hub import download
+from flagrelease.validate.stages import asking
+from flagrelease.validate.stages.model_stages import BenchmarksStage
 
 Said = pytest.CaptureFixture[str]
 
@@ -76,6 +81,37 @@ def test_data_without_its_columns(workshop: Workshop, tmp_path: Path, capfd: Sai
     words[words.index(f"choices={workshop.data}")] = f"choices={data}"
     refused(words, 2, "choices.jsonl:1: lacks 'Correct Answer'", capfd)
     assert not (tmp_path / "out").exists(), "it was found after the logits stage, hours later"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"dataset": "someone/missing"}, 6, "datasets/someone/missing@main: data/0.jsonl: HTTP 404"),
+        ({"revision": "v9"}, 6, "datasets/someone/choices@v9: data/0.jsonl: HTTP 404"),
+        ({"files": ["data/nameless.jsonl"]}, 2, "data/nameless.jsonl:1: lacks"),
+    ],
+)
+def test_data_of_the_hub_is_looked_at_before_the_first_stage(
+    workshop: Workshop, tmp_path: Path, change: dict[str, object], code: int, said: str,
+    monkeypatch: pytest.MonkeyPatch, capfd: Said,
+) -> None:  # fmt: skip
+    """A dataset that does not exist, or lacks a field, was found after the logits: hours later, the model loaded."""
+    document = recipe(workshop.source)
+    choices = document["validation"]["benchmarks"]["choices"]
+    monkeypatch.setattr(BenchmarksStage, "missing", lambda stage: None)
+    choices |= {"files": ["data/0.jsonl"]} | change
+    words = workshop.validation(workshop.release("bf16"), tmp_path / "out")
+    words[words.index(str(workshop.recipe))] = str(write_recipe(tmp_path / "hub.yaml", document))
+    at = words.index("--data")
+    recording = workshop.recording(tmp_path / "baseline", "--recipe", str(tmp_path / "hub.yaml"))
+    given = recording.index("--data")
+    with dataset_hub() as address:
+        monkeypatch.setattr(asking, "download", partial(download, endpoint=address, cache=tmp_path / "cache"))
+        del words[at : at + 2], recording[given : given + 2]
+        refused(words, code, said, capfd)
+        refused(recording, code, said, capfd)
+    assert not (tmp_path / "out" / "state" / "integrity.json").exists()
+    assert not (tmp_path / "baseline" / "logits").exists()
 
 
 def test_a_baseline_of_another_model_or_under_other_rules(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:

@@ -1,7 +1,7 @@
-"""Waiting out what passes by itself: rate limits, server errors, cut connections.
+"""The one retry policy: what passes by itself (rate limits, server errors, cut connections) is waited out.
 
-Every call that is repeated must be safe to repeat. Where the reply may have been lost (a commit, a tag), the caller's
-function first looks whether the work is done.
+Publishing, listings of a source, benchmark data and endpoints follow it. Only what is safe to repeat may be repeated:
+where the reply may have been lost (a commit, a tag), the caller's function first looks whether the work is done.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flagrelease.errors import NetworkError
-from flagrelease.publish.secrets import redact
+from flagrelease.redaction import redact
 
 Result = TypeVar("Result")
 
-TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What servers, and the proxies before them (520 to 529), say of their own state rather than of the request.
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _LONGEST_BACKOFF = 60.0
 
 
@@ -35,8 +36,8 @@ class Patience:
     """How long to wait, and how often to try.
 
     Attributes:
-        attempts: of one call; the waits double from one second to a minute, unless the server asks for another.
-        longest_wait: a server that asks for more is given up on, in seconds. ModelScope asks for up to half an hour.
+        attempts: tries of one call; the waits double from one second to a minute, unless the server asks for another.
+        longest_wait: a server that asks for more seconds is given up on. ModelScope asks for up to half an hour.
     """
 
     attempts: int = 8
@@ -62,13 +63,22 @@ class Patience:
                 met = _first_obstacle(error, obstacle)
                 if met is None:
                     raise
-                seconds = min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) if met.seconds is None else met.seconds
-                if attempt == self.attempts or seconds > self.longest_wait:
-                    tried = f"tried {attempt} times" if attempt == self.attempts else f"asked to wait {seconds:.0f} s"
-                    raise NetworkError(f"{what}: {redact(met.reason)}; {tried}; run it again to go on") from None
+                seconds = self.seconds_after(what, attempt, met)
             print(f"{what}: {redact(met.reason)}; again in {seconds:.0f} s", file=sys.stderr, flush=True)
             self.sleep(seconds)
         raise AssertionError
+
+    def seconds_after(self, what: str, attempt: int, met: Obstacle) -> float:
+        """How long to wait after attempt number `attempt`, counted from 1, has met an obstacle.
+
+        Raises:
+            NetworkError: it was the last attempt, or the server asks for more than `longest_wait`.
+        """
+        seconds = min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) if met.seconds is None else met.seconds
+        if attempt == self.attempts or seconds > self.longest_wait:
+            tried = f"tried {attempt} times" if attempt == self.attempts else f"asked to wait {seconds:.0f} s"
+            raise NetworkError(f"{what}: {redact(met.reason)}; {tried}. Run the same command again to resume") from None
+        return seconds
 
 
 def _first_obstacle(error: BaseException | None, obstacle: Callable[[Exception], Obstacle | None]) -> Obstacle | None:

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from flagrelease.errors import NetworkError
-from flagrelease.publish.patience import Obstacle, Patience, seconds_asked
-from flagrelease.publish.secrets import redact, redact_logs_of
+from flagrelease.redaction import redact, redact_logs_of
+from flagrelease.retry import Obstacle, Patience, seconds_asked
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Keeping secrets out of what people and logs see. Tokens are read by the hubs' own clients, never by this package."""
+"""Keeping secrets out of what people and logs see: whoever prints what a server or its client said redacts it first.
+
+Tokens are read by the hubs' own clients, never by this package.
+"""
 
 from __future__ import annotations
 
