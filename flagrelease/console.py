@@ -13,6 +13,7 @@ from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -82,6 +83,33 @@ def status(doing: str) -> Iterator[None]:
     else:
         say(doing)
         yield
+
+
+Counter = Callable[[str, int, int], None]  # what is counted ("headers read"), how many are done, of how many
+
+
+@contextmanager
+def counted(doing: str) -> Iterator[Counter]:
+    """Say on stderr what is being done, and how far it is in things that are counted; how many there are may turn out
+    on the way. A bar on a terminal; elsewhere a line at the beginning, and one now and then.
+    """
+    if sys.stderr.isatty():
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err(), transient=True
+        ) as bar:
+            task = bar.add_task(doing, total=None)
+            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        return
+    say(doing)
+    last = time.monotonic()
+
+    def line(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PLAIN_INTERVAL:
+            last = time.monotonic()
+            say(f"{what}: {done:,} of {total:,}")
+
+    yield line
 
 
 class Tracker(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from flagrelease.convert.planning.plan import Plan
     from flagrelease.convert.request import ConversionRequest
     from flagrelease.convert.summary import Summary
+    from flagrelease.records.manifest import OGroups
 
 
 class OGroupsChoice(str, Enum):
@@ -112,8 +114,8 @@ def inspect(
     from flagrelease.convert.display import show_inspection
     from flagrelease.convert.inspect import inspect_checkpoint
 
-    with console.status(f"reading the headers in {checkpoint}"):
-        inspection = inspect_checkpoint(checkpoint)
+    with console.counted(f"reading the headers in {checkpoint}") as counter:
+        inspection = inspect_checkpoint(checkpoint, partial(counter, "headers read"))
     console.show(as_json, inspection.model_dump(mode="json"), lambda: show_inspection(inspection))
     if inspection.problems:
         raise typer.Exit(3)
@@ -209,9 +211,11 @@ def _planned(
     from flagrelease.convert.request import make_request
     from flagrelease.convert.summary import summarise
 
-    with console.status(f"reading the headers of {checkpoint or source}, placing every byte"):
-        request = make_request(source, checkpoint, target, chip, None if o_groups is None else o_groups.value, cards)
-        made = make_plan(request.source, request.targets, request.options, request.provenance)
+    cut: OGroups | None = None if o_groups is None else o_groups.value
+    with console.counted(f"reading the headers of {checkpoint or source}, placing every byte") as counter:
+        request = make_request(source, checkpoint, target, chip, cut, cards, partial(counter, "headers read"))
+        placed = partial(counter, "releases planned")
+        made = make_plan(request.source, request.targets, request.options, request.provenance, placed)
         return made, request, summarise(made, request, workers or default_workers(), out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,13 @@ class Inspection(BaseModel):
 _KINDS = {0: "sliding window", 4: "compressed by 4, indexed", 128: "compressed by 128"}
 
 
-def inspect_checkpoint(folder: Path) -> Inspection:
-    """Look at the checkpoint in `folder`.
+def inspect_checkpoint(folder: Path, told: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
+    """Look at the checkpoint in `folder`. `told(done, total)` is called with the headers read.
 
     Raises:
         CheckpointError: nothing can be said: no folder, no config, a header that breaks the format.
     """
-    source, problems = survey_source(folder)
+    source, problems = survey_source(folder, told)
     config, stored = source.config, source.index.tensors.values()
     return Inspection(
         folder=str(folder),

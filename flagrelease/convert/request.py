@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,12 +46,14 @@ def make_request(
     chips: Sequence[str],
     o_groups: OGroups | None,
     cards: int | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> ConversionRequest:
     """Resolve the arguments of `plan` and `convert`.
 
     A recipe without targets or chips means all its chips. A chip asked of a bare checkpoint gets what the shipped
     recipe for a model of these dimensions says, cut for `cards` cards if that is given. Where no shipped recipe has the
     chip, it gets the numbers that the chip table names and the fewest ranks that fit its cards.
+    `told(done, total)` is called with the headers read.
 
     Raises:
         UsageError: nothing to make, an unknown chip, a chip that is not in the recipe, a recipe without a checkpoint,
@@ -67,7 +69,7 @@ def make_request(
             raise UsageError(f"{source} is a checkpoint: say what to make of it, --target bf16:mp8 or --chip mthreads")
         if cards is not None and not known:
             raise UsageError("--cards needs --chip; a --target says its number of ranks itself, as in bf16:mp8")
-        understood = read_source(source)
+        understood = read_source(source, told)
         chosen = [_for_chip(chip, understood, o_groups, cards) for chip in known]
         wanted = {chip.id: target for chip, (target, _) in zip(known, chosen, strict=True)}
         notes = tuple(note for _, note in chosen)
@@ -78,7 +80,7 @@ def make_request(
     if not known and not named:
         known = [get_chip(name) for name in recipe.releases]
     wanted = {chip.id: _in_recipe(chip, recipe, o_groups) for chip in known}
-    understood = read_source(_checkpoint_of(recipe, source, checkpoint))
+    understood = read_source(_checkpoint_of(recipe, source, checkpoint), told)
     return ConversionRequest(
         understood, _unique(wanted, named), wanted, recipe.convert, _provenance(recipe), recipe.hubs
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from flagrelease.chips.table import get_chip
-from flagrelease.console import human_bytes, progress
+from flagrelease.console import counted, human_bytes, progress
 from flagrelease.convert.claims import gather_claims
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.recheck import check_finished
@@ -25,9 +26,11 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
     Raises:
         FlagReleaseError: as converting does; a later call resumes from what was written.
     """
-    asked = make_request(request.path, request.checkpoint, [], request.chips, None)
-    plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance)
-    summarise(plan, asked, request.workers, request.out).require_hubs()
+    with counted(f"reading the headers of {request.checkpoint or request.path}, placing every byte") as counter:
+        headers, releases_planned = partial(counter, "headers read"), partial(counter, "releases planned")
+        asked = make_request(request.path, request.checkpoint, [], request.chips, None, told=headers)
+        plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance, releases_planned)
+        summarise(plan, asked, request.workers, request.out).require_hubs()
     claims = gather_claims(asked, request.source_digests, ask=True)
     folders = [release.target.folder for release in plan.releases]
     finished = [folder for folder in folders if (request.out / folder / MANIFEST_NAME).is_file()]

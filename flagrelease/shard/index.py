@@ -6,6 +6,7 @@ The index file, the headers and the folder must agree; whatever does not is refu
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,8 +62,12 @@ def open_checkpoint(folder: Path) -> CheckpointIndex:
     return index
 
 
-def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
+def survey(
+    folder: Path, told: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[CheckpointIndex, list[str]]:
     """Like `open_checkpoint`, but returns disagreements between index, headers and folder as a list of sentences.
+
+    `told(done, total)` is called after each header that was read: V4-Pro's 64 take seconds.
 
     Raises:
         CheckpointError: nothing can be said at all: no folder, no safetensors file, a header that breaks the format.
@@ -75,7 +80,10 @@ def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
     problems = _strangers(folder)
     remarks: list[str] = []
     weight_map, declared = _read_index(folder / INDEX_NAME, problems, remarks)
-    headers = tuple(read_header(path) for path in paths)
+    headers = []
+    for path in paths:
+        headers.append(read_header(path))
+        told(len(headers), len(paths))
     tensors: dict[str, TensorMeta] = {}
     for header in headers:
         for name, meta in header.tensors.items():
@@ -87,7 +95,7 @@ def survey(folder: Path) -> tuple[CheckpointIndex, list[str]]:
         problems += _compare(folder, weight_map, tensors, {path.name for path in paths})
     elif len(paths) > 1:
         problems.append(f"{folder / INDEX_NAME}: not found, though the folder has {len(paths)} safetensors files")
-    index = CheckpointIndex(folder, headers, tensors, declared, tuple(remarks))
+    index = CheckpointIndex(folder, tuple(headers), tensors, declared, tuple(remarks))
     if declared is not None and declared != index.total_size:
         problems.append(f"{folder / INDEX_NAME}: total_size is {declared}, the headers sum to {index.total_size}")
     return index, problems

@@ -7,6 +7,7 @@ means is decided in `flagrelease.model.v4.stored`, by the declarations that veri
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,20 +40,26 @@ class Source:
         return next((t.format for t in self.tensors if t.spec.storage is Storage.EXPERT), None)
 
 
-def read_source(folder: Path) -> Source:
+def read_source(folder: Path, told: Callable[[int, int], None] = lambda done, total: None) -> Source:
     """Understand the checkpoint in `folder`. Reads headers, and a few MB of data for the identity.
+
+    `told(done, total)` is called with the headers read.
 
     Raises:
         CheckpointError: the first problem that `survey_source` lists.
     """
-    source, problems = survey_source(folder)
+    source, problems = survey_source(folder, told)
     if problems:
         raise CheckpointError(problems[0])
     return source
 
 
-def survey_source(folder: Path) -> tuple[Source, list[str]]:
+def survey_source(
+    folder: Path, told: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Source, list[str]]:
     """Understand what can be understood, and list every problem as a sentence.
+
+    `told(done, total)` is called with the headers read.
 
     Raises:
         CheckpointError: nothing can be said: no config.json, no tensors, a header that breaks the format.
@@ -60,7 +67,7 @@ def survey_source(folder: Path) -> tuple[Source, list[str]]:
     config_path = folder / "config.json"
     if folder.is_dir() and not config_path.is_file():
         raise CheckpointError(f"{config_path}: not found; a checkpoint folder needs its config.json")
-    index, problems = survey(folder)
+    index, problems = survey(folder, told)
     config, raw = read_config(config_path)
     tensors, misunderstood = understand(index.tensors, config, config_path)
     misunderstood += [

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from harness import contents, plan_of, run_plan
 
+from flagrelease import console
+from flagrelease.cli import main
 from flagrelease.convert.planning.fit import card_fit, rank_bytes
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.errors import CheckpointError, UsageError
@@ -297,3 +299,21 @@ def test_names_that_differ_only_in_case_are_refused(
     first, other = sorted((made[0].split("/")[0], other))
     with pytest.raises(CheckpointError, match=f"'{first}' and '{other}', which differ only in case"):
         plan_of(source, "bf16:hf")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_planning_says_how_many_headers_it_has_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    """It was a spinner, for seconds with full-size Pro."""
+    monkeypatch.setattr(console, "_PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert main(["plan", str(checkpoint), "--target", "native:hf", "--target", "bf16:mp2"]) == 0
+    said = capsys.readouterr().err
+    files = len(list(checkpoint.glob("*.safetensors")))
+    if terminal:
+        assert "releases planned" in said
+        assert "1/2" in said
+    else:
+        assert said.count("headers read: ") == files
+        assert f"headers read: {files} of {files}\nflagrelease: releases planned: 0 of 2\n" in said

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -103,7 +103,11 @@ class Plan:
 
 
 def make_plan(
-    source: Source, targets: Iterable[Target], options: ConvertSpec, provenance: Provenance = Provenance()
+    source: Source,
+    targets: Iterable[Target],
+    options: ConvertSpec,
+    provenance: Provenance = Provenance(),
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Plan `targets` from `source`.
 
@@ -112,6 +116,7 @@ def make_plan(
         targets: releases; duplicates are planned once.
         options: what of a recipe decides bytes.
         provenance: recorded in each release's manifest and digest.
+        told: called with the releases planned, and their number.
 
     Raises:
         UsageError: a target that the source or the model's dimensions do not allow, two targets for one folder.
@@ -122,8 +127,13 @@ def make_plan(
     for target in unique:
         if folders.count(target.folder) > 1:
             raise UsageError(f"two targets, o-groups shared and split, would both be written to {target.folder!r}")
-    releases = tuple(_release(source, target, number, options, provenance) for number, target in enumerate(unique))
-    return Plan(source, options, provenance, releases, tuple(file for release in releases for file in release.files))
+    releases = []
+    for number, target in enumerate(unique):
+        told(number, len(unique))
+        releases.append(_release(source, target, number, options, provenance))
+    return Plan(
+        source, options, provenance, tuple(releases), tuple(file for release in releases for file in release.files)
+    )
 
 
 def _release(source: Source, target: Target, number: int, options: ConvertSpec, provenance: Provenance) -> ReleasePlan:
