@@ -33,7 +33,7 @@ class Inspection(BaseModel):
         layers: kind of attention -> number of layers.
         logical_elements: elements of all understood weights; two FP4 codes a byte count as two.
         left_out: file or folder that would not go into a release -> why.
-        remarks: what is unusual and no reason to refuse the checkpoint, as sentences.
+        remarks: what is unusual about the checkpoint but no reason to refuse it, as sentences.
         problems: every disagreement, as a sentence with tensor, file and rule.
     """
 
@@ -66,7 +66,7 @@ def inspect_checkpoint(folder: Path, told: Callable[[int, int], None] = lambda d
     """Look at the checkpoint in `folder`. `told(done, total)` is called with the headers read.
 
     Raises:
-        CheckpointError: nothing can be said: no folder, no config, a header that breaks the format.
+        CheckpointError: there is no folder or config, or a header breaks the format, so nothing can be said.
     """
     source, problems = survey_source(folder, told)
     config, stored = source.config, source.index.tensors.values()

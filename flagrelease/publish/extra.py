@@ -9,7 +9,7 @@ from flagrelease.extras import remedy
 
 
 def require(package: str) -> None:
-    """Refuse to go on without a package of the `publish` extra.
+    """Refuse the command unless a package of the `publish` extra is installed.
 
     Raises:
         ResourceError: it is not installed; the message has the command that installs it.

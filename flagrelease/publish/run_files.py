@@ -1,7 +1,7 @@
 """Files that run a release on its chip: scripts for one node and for several, a Containerfile, a compose file.
 
-All of it is from the chip table. The scripts are run by the tests with a torchrun that only records its arguments; the
-container files were built and started by nobody here, and say so.
+They are generated from the chip table. The tests run the scripts with a torchrun that only records its arguments. We
+have not built or started the containers, and the files say so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VALUES = {"--network": "network_mode", "--ipc": "ipc", "--shm-size": "shm_size"
 
 
 def run_files(records: Records) -> dict[str, bytes]:
-    """Path -> content."""
+    """All of them: path -> content."""
     files = {NODE_SCRIPT: _node_script(records)}
     if (script := one_node_script(records)) is not None:
         files[script] = _one_node(records)
@@ -38,7 +38,7 @@ def run_files(records: Records) -> dict[str, bytes]:
 
 
 def one_node_script(records: Records) -> str | None:
-    """Name of the script for one node; None when the release needs more."""
+    """The name of the script for one node; None if the release needs several nodes."""
     return script_name(records.layout) if records.nodes == 1 else None
 
 
@@ -48,18 +48,18 @@ def numerics(records: Records) -> str:
 
 
 def requirements(records: Records) -> str:
-    """What pip is asked for where the vendor's torch is. The `engine` extra would let pip replace that torch."""
+    """What to `pip install` beside the vendor's torch. With the `engine` extra, pip could replace that torch."""
     version = records.manifest.tool.version
     return f'"flagrelease[serve] @ git+{PROJECT}@v{version}" "safetensors>=0.5" "tokenizers>=0.21"'
 
 
 def image_name(records: Records) -> str:
-    """What the image is called where it is built."""
+    """The name under which the image is built."""
     return f"{records.recipe.model}-{records.chip.id}".lower()
 
 
 def docker_flags(records: Records) -> tuple[str, ...]:
-    """Options of docker itself: for the vendor's runtime where docker has it, else the devices one by one."""
+    """Options for `docker run`: the vendor's container runtime if docker has one, otherwise every device by name."""
     toolkit = records.chip.container.toolkit
     return records.chip.docker_flags("toolkit" if toolkit is not None and toolkit.command == "docker" else "raw")
 
@@ -69,7 +69,7 @@ def _head(what: str) -> str:
 
 
 def _command(records: Records) -> str:
-    """The server gets the model's name, since the folder may have any."""
+    """The server is told the model's name, because the folder may have any name."""
     return f"""\
 release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 command="${{1:-serve}}"
@@ -112,7 +112,7 @@ cards="${{CARDS:-{cards}}}"
 
 
 def _rank_check(records: Records) -> str:
-    """An hf release is cut while it is loaded, by ranks that may be more than the fewest; the engine refuses others."""
+    """A check for mp releases, which have a fixed number of ranks. An hf release is cut while it is loaded."""
     if records.target.mp is None:
         return ""
     return f"""\
@@ -149,7 +149,7 @@ def compose_service(flags: tuple[str, ...]) -> dict[str, Any]:
     """Options of `docker run` as keys of a compose service.
 
     Raises:
-        UsageError: an option that has no translation here.
+        UsageError: the chip table has an option that is not translated here.
     """
     service: dict[str, Any] = {}
     for flag in flags:

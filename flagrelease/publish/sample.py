@@ -1,8 +1,8 @@
-"""Proving tensors of a published release by ranged reads: that the hub serves the bytes whose digests it lists.
+"""Reads some tensors of a published release and compares them with the manifest: does the hub serve what it lists?
 
-The manifest has a BLAKE3 digest of each whole tensor. A tensor that one file holds whole can be proved from the bytes
-of that file alone; in an mp layout those are the experts, the norms and what every rank repeats. A tensor that is cut
-over ranks is left out: its digest is of bytes that lie in all of them.
+The manifest has a BLAKE3 digest of each whole tensor. If one file holds a tensor whole, its bytes there are enough to
+check the digest; in an mp layout this is true for experts, norms and whatever every rank repeats. Tensors that are cut
+over ranks are left out, because their digests need bytes from several files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from flagrelease.shard.header import MAX_HEADER_BYTES, TensorMeta, parse_header
 
 Read = Callable[[str, int, int], bytes]  # path, first byte, count -> bytes
 _LENGTH_BYTES = 8
-_FILES = 8  # tensors are taken from as many files as these, or fewer headers would be most of what is read
+_FILES = 8  # at most this many files are sampled: with more, headers would be most of what is read
 _CHUNK = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was read: tensors and their bytes (headers not counted), and what is wrong with them, as sentences."""
+    """How many tensors and bytes were read (headers not counted), and what is wrong with them, as sentences."""
 
     tensors: int
     bytes: int
@@ -34,10 +34,10 @@ class Sample:
 
 
 def prove_sample(manifest: Manifest, read: Read, budget: int, seed: str) -> Sample:
-    """Read tensors of at most `budget` bytes in all, chosen by `seed`, and compare their digests with the manifest.
+    """Read up to `budget` bytes of tensors, chosen by `seed`, and compare their digests with the manifest.
 
     Raises:
-        UsageError: no tensor is that small.
+        UsageError: every tensor in the chosen files is larger than `budget`.
     """
     files = sorted(
         (file for file in manifest.files if file.path.endswith(".safetensors")), key=lambda file: _rank(seed, file.path)
@@ -55,7 +55,7 @@ def prove_sample(manifest: Manifest, read: Read, budget: int, seed: str) -> Samp
             if _digest(meta, read) != manifest.tensors[meta.name].blake3:
                 problems.append(f"{file.path}: tensor {meta.name!r}: the bytes served are not those of the manifest")
     if not seen and not problems:
-        raise UsageError(f"{budget:,} bytes are less than any tensor of the files that were drawn; read more")
+        raise UsageError(f"{budget:,} bytes are too few for any tensor in the chosen files; allow more")
     return Sample(seen, budget - left, tuple(problems))
 
 

@@ -1,4 +1,4 @@
-"""An OpenSSF Model Signing signature over digests that are known already: no file is read again.
+"""Writes and reads OpenSSF Model Signing signatures, from digests that are known already, so no file is read again.
 
 Format: a Sigstore bundle v0.3 with a DSSE envelope around an in-toto Statement v1 of predicate type
 https://model_signing/signature/v1.0, as model_signing 1.1 writes and verifies it. ECDSA on P-256, P-384 or P-521 with a
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-# What git and the hubs put beside a model; model_signing leaves it out too.
+# Files that git and the hubs put beside a model; model_signing leaves them out too.
 _NOT_SIGNED = (".git", ".gitattributes", ".github", ".gitignore", SIGNATURE_NAME)
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
 def make_signature(name: str, digests: Mapping[str, str], key: Path) -> bytes:
-    """The bundle for the files `digests` (path -> SHA-256) of the model `name`, by the private key in a PEM file.
+    """Sign the files of the model `name`, given as path -> SHA-256, with the private key in a PEM file.
+
+    Returns:
+        The bundle, as JSON.
 
     Raises:
-        UsageError: the key cannot be read, is encrypted, or is not of a NIST curve.
+        UsageError: the key cannot be read, is encrypted, or is not on a NIST curve.
     """
     require("cryptography")
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -54,10 +57,10 @@ def make_signature(name: str, digests: Mapping[str, str], key: Path) -> bytes:
 
 
 def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
-    """Path -> SHA-256 of what was signed, if the signature in the bundle is by this key (PEM).
+    """Check a bundle's signature with a public key (PEM), and return what was signed as path -> SHA-256.
 
     Raises:
-        UsageError: the key is none of an elliptic curve.
+        UsageError: the key is not an elliptic-curve key.
         VerificationError: not a bundle of this kind, or not signed by the key.
     """
     require("cryptography")
@@ -70,7 +73,7 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
     except ValueError:
         raise UsageError("the public key is not in PEM form") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UsageError("the public key is not of an elliptic curve")
+        raise UsageError("the public key is not an elliptic-curve key")
     payload, signature = _open(bundle)
     try:
         key.verify(signature, _encoded(payload), ec.ECDSA(_hash_of(key)))
@@ -80,7 +83,9 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
 
 
 def read_unchecked(bundle: bytes) -> dict[str, str]:
-    """Path -> SHA-256 of what a bundle says was signed, whoever signed it: keyless ones need the network to check.
+    """Return what a bundle says was signed, as path -> SHA-256, without checking the signature.
+
+    Bundles that sigstore signed without a key can be checked only over the network.
 
     Raises:
         VerificationError: not a bundle of this kind.
@@ -109,7 +114,7 @@ def _signed_files(payload: bytes) -> dict[str, str]:
 
 
 def check_signed(bundle: bytes | None, public_key: bytes, digests: Mapping[str, str]) -> list[str]:
-    """What keeps `digests` (path -> SHA-256 of every file) from being what the key signed, as sentences."""
+    """Compare every file (path -> SHA-256) with what the key signed; return the differences as sentences."""
     if bundle is None:
         return [f"no {SIGNATURE_NAME}: nobody signed it"]
     try:
@@ -120,7 +125,7 @@ def check_signed(bundle: bytes | None, public_key: bytes, digests: Mapping[str, 
 
 
 def unsigned_files(signed: Mapping[str, str], digests: Mapping[str, str]) -> list[str]:
-    """Where `digests` are not what was signed, as sentences."""
+    """Compare `digests` with what was signed; return the differences as sentences."""
     there = {path: digest for path, digest in digests.items() if path.partition("/")[0] not in _NOT_SIGNED}
     return [
         f"{path}: not what was signed"
@@ -130,7 +135,7 @@ def unsigned_files(signed: Mapping[str, str], digests: Mapping[str, str]) -> lis
 
 
 def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The root digest is SHA-256 over the files' digests, one after the other in the order of their paths."""
+    """The statement to sign. Its root digest is the SHA-256 of all file digests joined in the order of their paths."""
     signed = [path for path in sorted(digests) if path.partition("/")[0] not in _NOT_SIGNED]
     root = hashlib.sha256(b"".join(bytes.fromhex(digests[path]) for path in signed)).hexdigest()
     return {
@@ -163,10 +168,10 @@ def _read_key(path: Path) -> EllipticCurvePrivateKey:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError):
-        # What the library says may quote the file.
+        # The library's message may quote the file.
         raise UsageError(f"{path}: not an unencrypted private key in PEM form") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise UsageError(f"{path}: not a key of an elliptic curve")
+        raise UsageError(f"{path}: not an elliptic-curve key")
     return key
 
 
@@ -177,12 +182,12 @@ def _hash_of(key: EllipticCurvePublicKey) -> HashAlgorithm:
         "secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()
     }  # fmt: skip
     if (algorithm := known.get(key.curve.name)) is None:
-        raise UsageError(f"keys of {key.curve.name} do not sign models; use P-256, P-384 or P-521")
+        raise UsageError(f"a key on {key.curve.name} cannot sign a model; use P-256, P-384 or P-521")
     return algorithm
 
 
 def _hint(key: EllipticCurvePublicKey) -> str:
-    """How model_signing names a key: SHA-256 of its PEM."""
+    """The SHA-256 of a key's PEM, by which model_signing names the key."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()

@@ -1,1 +1,1 @@
-"""The second implementation: is a release what its manifest and its source say? Shares no code with convert."""
+"""The second implementation: is a release what its manifest and its source say? It shares no code with convert."""

@@ -19,14 +19,14 @@ Example: flagrelease verify hf://FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS@v
 
 
 class Published(Protocol):
-    """What `verify` needs of publishing, which stands above it: `cli.py` hands it over."""
+    """What `verify` needs from publishing. verify may not import publishing, so `cli.py` passes it in."""
 
     def verify_published(self, release: str, key: Path | None, sample_bytes: int, private: bool, as_json: bool) -> None:
         """Check a release where it is published, print what was found, and exit with its code."""
         ...
 
     def signature_problems(self, folder: Path, key: Path) -> list[str]:
-        """What keeps a folder from being what the key signed, as sentences."""
+        """Compare a folder with what the key signed; return the differences as sentences."""
         ...
 
 
@@ -69,7 +69,7 @@ def register(app: typer.Typer, published: Published) -> None:
     ) -> None:
         """Check a release against its manifest, and with --source prove every weight with a second decoder.
 
-        Of a release on a hub only its records are downloaded; the hub's own digests stand for the other files.
+        For a release on a hub, only its records are downloaded; other files are checked by the hub's digests.
         """
         if "://" in release:
             if source is not None or sample != 1:

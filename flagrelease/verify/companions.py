@@ -1,6 +1,6 @@
 """The check `companions`: every other file of the source (tokenizer, licence, encoding/, ...) is in the release.
 
-Compares the source's bytes with the manifest's SHA-256; that the release has what its manifest says is `files`.
+It compares the source's bytes with the SHA-256 in the manifest; the check `files` compares the release with it.
 """
 
 from __future__ import annotations

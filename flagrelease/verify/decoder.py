@@ -1,7 +1,7 @@
 """The second decoder: FP4 and FP8 weights with block scales to BF16, and the rule that repacks FP4 as FP8.
 
-Written from the definitions of the number formats (OCP Microscaling Formats v1.0: E2M1, E4M3, E8M0) in numpy, to be
-compared with what the converter wrote; it shares no code with it. Bit patterns are unsigned integers throughout.
+It is written in numpy from the definitions of the number formats (OCP Microscaling Formats v1.0: E2M1, E4M3, E8M0) and
+shares no code with the converter, whose output is compared with it. Bit patterns are unsigned integers throughout.
 
 A weight decodes to code value times scale, rounded once to the nearest BF16, ties to even. FP4 code 8 is -0.0.
 """
@@ -130,7 +130,7 @@ def _round_to_bf16(exact: F64) -> tuple[U16, int]:
 def repacked_scales(codes: U8, block: tuple[int, int]) -> U8:
     """E8M0 codes of the FP8 tiles for FP4 scale codes [rows, columns / 32]: the tile's largest, divided by 2^6.
 
-    6 * 2^6 = 384 is the largest product and 448 the largest E4M3. Code 0 is the smallest scale there is; it still
+    6 * 2^6 = 384 is the largest product and 448 the largest E4M3. The smallest scale is code 0, which still
     keeps 6 * 2^5 in range for a tile whose largest code is below 6.
     """
     height, width = block[0], block[1] // FP4_GROUP

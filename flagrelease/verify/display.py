@@ -13,7 +13,7 @@ _SHOWN = 20  # lines of a list; --json has all of it
 
 
 def show_verification(release: Path, report: VerifyReport) -> None:
-    """What `verify` found."""
+    """Print a report as a table of checks and a list of findings."""
     console = out()
     colours = {"pass": "green", "fail": "red", "not-run": "yellow"}
     rows = table("check", "", ">checked", ">bytes", "what")

@@ -1,7 +1,7 @@
 """What a tensor of a release must hold, row by row, computed from the source's bytes.
 
-Each expectation reads its source tensor once, from the first row to the last, and hashes it on the way: `digests`
-then says whether the source is the one that the manifest records.
+Each expectation reads its source tensor once, from the first row to the last, and hashes it on the way. The digest then
+shows whether the source is the one that the manifest records.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Expectation(Protocol):
         """The expected bytes of rows [start, stop), as bytes or as 16-bit elements."""
 
     def faults(self) -> Iterator[str]:
-        """Rules that the source itself broke, so that no release of it can be right. Asked for after the last row."""
+        """Rules that the source itself breaks, so that no release of it can be right. Call this after the last row."""
 
 
 class HashedTensor:
@@ -90,7 +90,7 @@ class Copied:
 
 
 class CopiedScale:
-    """The source's own scales, which must be numbers that a weight can be multiplied with."""
+    """The source's own scales, which must be finite and not negative."""
 
     row_multiple = 1
 

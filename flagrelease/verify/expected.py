@@ -1,7 +1,7 @@
 """Which tensors a release must hold, from its config, its target and the names its source had.
 
-Names and logical shapes are the model's (`flagrelease.model.v4.inventory`); what becomes of each is decided here,
-from the meaning of the targets, and not taken from the converter.
+Names and logical shapes come from `flagrelease.model.v4.inventory`. What must happen to each tensor is decided here
+from the meaning of the targets, independently of the converter.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ExpectedWeight:
         return Fate.REPACK if source_format is FP4 and self.weight.dtypes == FP8.weight_dtypes else Fate.COPY
 
     def surely_copied(self, target: TargetRecord) -> bool:
-        """Whether the bytes are the source's, as far as that is known without the source's dtypes."""
+        """Whether the bytes must be the source's. False also where that cannot be told without the source's dtypes."""
         maybe_repacked = target.dtype == "fp8" and self.spec.storage is Storage.EXPERT
         return self.source_scale is None or (self.weight.dtypes != ("BF16",) and not maybe_repacked)
 

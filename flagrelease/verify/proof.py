@@ -31,7 +31,7 @@ class WeightProof:
     sources: tuple[HashedTensor, ...]
 
     def misfit(self, tensors: list[GatheredTensor]) -> str | None:
-        """Why the release's tensors cannot even be compared; None if they can. Copies keep dtype and geometry."""
+        """Why the release's tensors cannot be compared at all, or None. A copy must keep its dtype and shape."""
         if self.fate is Fate.DECODE:
             return None
         if self.fate is Fate.REPACK:
@@ -47,7 +47,7 @@ class WeightProof:
         return None
 
     def elements(self) -> ElementCounts:
-        """What happened to the weight's elements. Known once all rows were asked for."""
+        """How the weight's elements were converted. Call this after all rows have been read."""
         count, first = math.prod(self.weight.spec.shape), self.expectations[0]
         if isinstance(first, Decoded):
             return ElementCounts(exact=count - first.rounded, rounded=first.rounded)

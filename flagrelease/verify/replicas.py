@@ -1,4 +1,4 @@
-"""The check `replicas`: what several ranks hold is the same bytes on each of them.
+"""The check `replicas`: tensors that several ranks hold have the same bytes on each of them.
 
 Covers replicated tensors and, where o-groups are shared, the wo_a and wo_b pieces of one group. Never sampled: a
 rank that differs gives wrong answers only on that rank, which nothing else would show.

@@ -128,5 +128,5 @@ class CheckLog:
         )
 
     def not_run(self, reason: str) -> Check:
-        """The check as one that could not or need not be made."""
+        """The check, marked as not run for `reason`."""
         return Check(name=self.name, status="not-run", checked=0, bytes=0, detail=reason)

@@ -62,7 +62,7 @@ class Ranks:
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) of a tensor: dimension 0, and all others together. A vector is one column."""
+    """A tensor's shape as a matrix: dimension 0 by the product of all others. A vector is one column."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 

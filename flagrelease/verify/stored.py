@@ -1,4 +1,4 @@
-"""The tensors a release folder stores, by rank, from its headers; names of files and index are checked on the way."""
+"""Reads which tensors a release folder stores, by rank, from its headers, and checks file names and the index."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The check `structure`: headers, index and manifest agree, and hold exactly the tensors that the target must have.
 
-Reads headers only. It proves names, dtypes, shapes and ranks, so that every byte has a place; not the bytes.
+It reads headers only. So it proves names, dtypes, shapes and ranks, but not the bytes of the tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Placement = dict[Box, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class StoredRelease:
-    """A release whose structure holds: every tensor has its dtype, shape and parts, so its bytes can be gathered."""
+    """A release that passed `structure`: every tensor has its dtype, shape and parts, so its bytes can be gathered."""
 
     folder: Path
     manifest: Manifest

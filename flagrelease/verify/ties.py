@@ -50,7 +50,7 @@ def gather_equal(
 
 
 def open_release(folder: Path) -> StoredRelease:
-    """A release whose config and structure hold.
+    """Open a release that passes `config` and `structure`.
 
     Raises:
         VerificationError: they do not; the message is the first finding.
@@ -78,7 +78,7 @@ def _canonical(name: str) -> str:
 
 
 def _compare_digests(ours: Manifest, theirs: Manifest, log: CheckLog) -> int:
-    """Compare what both store alike; returns how many wo_a they do not."""
+    """Compare the tensors that both store in the same form; return how many wo_a they store differently."""
     mine, others = (
         {_canonical(name): record for name, record in manifest.tensors.items()} for manifest in (ours, theirs)
     )

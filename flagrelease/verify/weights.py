@@ -1,4 +1,4 @@
-"""The checks `tensors` and `source`: the bytes of every weight, gathered from its parts, in one streaming pass.
+"""The checks `tensors` and `source`, which gather every weight from its parts and read it once.
 
 `tensors` compares digests with the manifest: it proves that the parts make up the tensors the converter recorded.
 `source` compares with what the second decoder makes of the source: it proves that those tensors are the model.
@@ -36,7 +36,7 @@ _RULES = {
 
 @dataclass(slots=True)
 class _Differences:
-    """Bytes of one tensor that differ from what they must be, and the place of the first."""
+    """How many bytes of one tensor are wrong, and where the first one is."""
 
     count: int = 0
     row: int = 0
@@ -54,7 +54,7 @@ class _Differences:
 
 
 class WeightChecks:
-    """Both checks; `run` fills the logs and counts elements."""
+    """Makes both checks; `run` fills the logs and counts elements."""
 
     def __init__(self, release: StoredRelease, source: Origin | None, workers: Workers) -> None:
         """Nothing is read yet. Without a source only `tensors` is checked."""
@@ -130,7 +130,7 @@ class WeightChecks:
         )
 
     def _conclude(self, proof: WeightProof) -> None:
-        """What can be said after the last row: digests of the source, its faults, elements lost."""
+        """Compare what is known only after the last row: digests and faults of the source, and elements lost."""
         manifest, name = self._release.manifest, proof.weight.spec.name
         for tensor, digest in ((hashed.tensor, hashed.digest()) for hashed in proof.sources):
             self.source.saw(1, tensor.nbytes)
@@ -160,7 +160,7 @@ def _must_hold_values(tensor: GatheredTensor) -> bool:
 
 
 def check_recorded_copies(release: StoredRelease, log: CheckLog) -> None:
-    """A tensor that is copied has the same digest in the manifest as its source: seen without reading either."""
+    """Compare the manifest's digests of copied tensors with those of their sources, without reading either."""
     manifest = release.manifest
     for weight in release.weights:
         if weight.surely_copied(manifest.target):

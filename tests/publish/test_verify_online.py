@@ -222,7 +222,7 @@ def test_a_hub_that_serves_other_bytes_than_it_lists_is_found(online: Online, mo
 
 
 def test_a_sample_smaller_than_any_tensor_is_refused(online: Online) -> None:
-    with pytest.raises(UsageError, match="less than any tensor"):
+    with pytest.raises(UsageError, match="too few for any tensor"):
         online.check(sample_bytes=1)
 
 

@@ -79,7 +79,7 @@ class HuggingFaceClient:
         return branches, {ref.name: ref.target_commit for ref in refs.tags}
 
     def read(self, repo: str, revision: str, path: str, begin: int, count: int) -> bytes:
-        """Bytes of a file by a ranged request, which goes on to where the hub stores it."""
+        """Read bytes of a file by a ranged request; it is redirected to where the hub stores the file."""
         from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
         from huggingface_hub.utils._headers import build_hf_headers
 
