@@ -243,7 +243,7 @@ def test_faults_are_waited_out(online: Online) -> None:
 
 def test_a_hub_that_does_not_answer_is_a_network_error(online: Online) -> None:
     online.hub.faults = [Fault("GET .*", "status", 10_000, 500)]
-    with pytest.raises(NetworkError, match="run it again"):
+    with pytest.raises(NetworkError, match="Run the same command again"):
         online.check()
 
 
