@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "formats": {"errors", "shard"},
     "model": {"errors", "formats", "shard", "strict_json"},
     "chips": {"errors", "publish/hubs"},
+    "chips/loading": {"chips", "errors", "model", "shard"},
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
     "ranks": {"device", "durable", "errors"},
