@@ -172,7 +172,7 @@ def test_the_servers_wait_is_kept(hub: HuggingFaceStandIn, release: Path) -> Non
 def test_what_does_not_pass_ends_and_the_same_command_goes_on(hub: HuggingFaceStandIn, release: Path) -> None:
     publication = publication_of(release)
     hub.faults = [Fault(f"POST {API}/commit/main", "status", 8, 500)]
-    with pytest.raises(NetworkError, match=r"commit to main .* HTTP 500.*tried 8 times; run it again"):
+    with pytest.raises(NetworkError, match=r"commit to main .* HTTP 500.*tried 8 times. Run the same command again"):
         publish(hub, publication)
     assert hub.files(REPO, "main") == {}
     assert hub.repositories[REPO].tags == {}
