@@ -22,6 +22,7 @@ from flagrelease.errors import NetworkError, ResourceError
 from flagrelease.extras import remedy
 from flagrelease.model.v4.chat import END_THINK
 from flagrelease.records.rules import BenchmarkRules
+from flagrelease.redaction import redact
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 from flagrelease.validate.exams.answerer import Ask, Finish, Reply
 from flagrelease.validate.exams.extraction import final_text
@@ -85,7 +86,7 @@ class EndpointAnswerer:
         oldest = min(opened, key=lambda each: each.since)
         troubles = sorted({each.trouble for each in opened if each.trouble})
         said = f"{len(opened)} answers are waited for, the oldest for {time.monotonic() - oldest.since:.0f} s"
-        print(f"{self.url}: {'; '.join([said, *troubles])}", file=sys.stderr, flush=True)
+        print(f"{redact(self.url)}: {'; '.join([said, *troubles])}", file=sys.stderr, flush=True)
 
     def _client(self) -> openai.AsyncOpenAI:
         try:
@@ -101,7 +102,7 @@ class EndpointAnswerer:
                 return self._read(await self._post(client, opened.ask, rules), rules)
             except _PassingError as passing:
                 opened.trouble = passing.met.reason
-                seconds = self.patience.seconds_after(self.url, attempt, passing.met)
+                seconds = self.patience.seconds_after(redact(self.url), attempt, passing.met)
             await asyncio.sleep(seconds)
         raise AssertionError
 
@@ -121,13 +122,13 @@ class EndpointAnswerer:
         except openai.APIStatusError as error:
             if error.status_code in TRANSIENT_STATUS | {409}:  # OpenAI's 409: another request holds a lock
                 raise _PassingError(f"HTTP {error.status_code}", seconds_asked(error.response.headers)) from None
-            raise NetworkError(f"{self.url}: HTTP {error.status_code} for model {self.model!r}") from None
+            raise NetworkError(f"{redact(self.url)}: HTTP {error.status_code} for model {self.model!r}") from None
         except openai.APITimeoutError:
             raise _PassingError(f"no answer within {self.timeout:g} s") from None
         except openai.APIConnectionError as error:
             raise _PassingError(f"no connection ({type(error.__cause__).__name__})") from None
         except (openai.OpenAIError, ValueError) as error:
-            raise NetworkError(f"{self.url}: the reply is not JSON ({type(error).__name__})") from None
+            raise NetworkError(f"{redact(self.url)}: the reply is not JSON ({type(error).__name__})") from None
 
     def _read(self, reply: Any, rules: BenchmarkRules) -> Reply:
         """The client does not check what it parsed; this does."""
@@ -142,10 +143,10 @@ class EndpointAnswerer:
             whole: str = reasoning + END_THINK + content if reasoning else "" + content
         except (AttributeError, TypeError, ValueError):
             raise NetworkError(
-                f"{self.url}: the reply is not a chat completion with one choice and its usage"
+                f"{redact(self.url)}: the reply is not a chat completion with one choice and its usage"
             ) from None
         if finish not in _FINISHES:
-            raise NetworkError(f"{self.url}: an answer ended with finish_reason {finish!r}")
+            raise NetworkError(f"{redact(self.url)}: an answer ended with finish_reason {finish!r}")
         cut_off = rules.mode != "chat" and finish == "length" and END_THINK not in whole
         return Reply(
             text="" if cut_off else final_text(whole, reasons=False),

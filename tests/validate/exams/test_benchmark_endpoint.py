@@ -166,6 +166,17 @@ def test_what_does_not_pass_ends_the_run_with_a_clear_error(answer: Answer, how:
     assert standin.url in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_password_in_the_address_is_not_shown(status: int) -> None:
+    """Errors named the address as it was given."""
+    with Standin(lambda request: Answer(status, {})) as standin:
+        url = standin.url.replace("://", "://user:SECRET@")
+        answerer = EndpointAnswerer(url, "m", "stack", timeout=10.0, patience=ONCE)
+        with pytest.raises(NetworkError, match=f"HTTP {status}") as caught:
+            list(answerer.answer([ASK], choice_rules(mode="chat")))
+    assert "SECRET" not in str(caught.value)
+
+
 def test_nobody_listens() -> None:
     with Standin() as standin:
         pass
