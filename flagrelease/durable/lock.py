@@ -85,6 +85,14 @@ class FileLock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def __enter__(self) -> FileLock:
+        """Use as a context."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """See `close`."""
+        self.close()
+
 
 def _note(path: Path) -> str:
     """What the holder of a lock file wrote into it."""

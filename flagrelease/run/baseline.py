@@ -11,7 +11,7 @@ from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun
 from flagrelease.validate.stages.display import Display
 from flagrelease.validate.stages.record import Recording, record
-from flagrelease.validate.stages.run import FILE_STAGES
+from flagrelease.validate.stages.stage import FILE_STAGES
 
 
 def needs_model(rules: ValidationRules) -> bool:

@@ -16,6 +16,7 @@ from flagrelease.convert.running.conversion import convert as run_conversion
 from flagrelease.convert.summary import summarise
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.records.release import read_release
+from flagrelease.run.needs import require_baseline
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun, RunStep
 
@@ -31,6 +32,7 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
         asked = make_request(request.path, request.checkpoint, [], request.chips, None, told=headers)
         plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance, releases_planned)
         summarise(plan, asked, request.workers, request.out).require_hubs()
+    require_baseline(request, asked.source.folder, asked.source.identity)
     claims = gather_claims(asked, request.source_digests, ask=True)
     folders = [release.target.folder for release in plan.releases]
     finished = [folder for folder in folders if (request.out / folder / MANIFEST_NAME).is_file()]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from flagrelease.chips.table import Chip, get_chip
 from flagrelease.errors import ResourceError, UsageError
+from flagrelease.records.source_identity import SourceIdentity
 from flagrelease.run.baseline import baseline_folder, needs_model
 from flagrelease.run.request import RunRequest
 from flagrelease.validate.baseline import BaselineFolder
 from flagrelease.validate.logits.documents import read_documents
 from flagrelease.validate.stages.port import find_device
-from flagrelease.validate.stages.preconditions import require_data, require_packages, require_questions
+from flagrelease.validate.stages.preconditions import (
+    open_exams,
+    read_exams,
+    read_native,
+    require_logits,
+    require_packages,
+)
 
 
 def require_needs(request: RunRequest) -> None:
@@ -32,8 +40,7 @@ def require_needs(request: RunRequest) -> None:
     if not _runs_a_model(request):
         return
     require_packages(rules)
-    require_data(request.data, rules)
-    require_questions(_to_be_asked(request), request.data, rules)
+    open_exams(_to_be_asked(request), read_exams(request.data, rules), rules)
     if request.documents is not None:
         read_documents(request.documents)
     if request.baseline is not None:
@@ -42,6 +49,29 @@ def require_needs(request: RunRequest) -> None:
         for chip in _chips(request):
             if isinstance(reason := _device(request, chip), str):
                 raise ResourceError(f"{chip.id} cannot be validated with --device {request.device}: {reason}")
+
+
+def require_baseline(request: RunRequest, source: Path, identity: SourceIdentity) -> None:
+    """Refuse a baseline that no release of this checkpoint can be compared with, and documents that it cannot read.
+
+    Args:
+        source: the checkpoint's folder.
+        identity: the checkpoint's.
+
+    Raises:
+        VerificationError: the baseline is of another model, under other rules, or damaged.
+        UsageError: the documents of a baseline that would be recorded cannot be used with this model.
+    """
+    if not _runs_a_model(request):
+        return
+    from flagrelease.validate.logits.record import read_set
+
+    rules, baseline = request.recipe.validation, BaselineFolder(baseline_folder(request))
+    read_native(baseline, rules, identity.digest, read_exams(request.data, rules))
+    if baseline.logits_record.is_file():
+        require_logits(baseline, rules.logits, identity, source)
+    elif request.baseline is None:
+        read_set(source, request.documents, rules.logits.replay)
 
 
 def absent_devices(request: RunRequest) -> Iterator[str]:

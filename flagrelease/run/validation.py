@@ -12,8 +12,10 @@ from flagrelease.run.on_ranks import run_on_ranks, shared_options
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun, RunStep
 from flagrelease.validate.stages.display import Display
+from flagrelease.validate.stages.preconditions import prepare
 from flagrelease.validate.stages.request import ValidationRequest, default_out, rules_of
-from flagrelease.validate.stages.run import FILE_STAGES, validate
+from flagrelease.validate.stages.run import validate
+from flagrelease.validate.stages.stage import FILE_STAGES
 
 
 def validation_request(request: RunRequest, run: ChipRun, source: Path) -> ValidationRequest:
@@ -49,7 +51,7 @@ def validate_chip(request: RunRequest, run: ChipRun) -> RunStep:
     asked, ranks = run.asked, run.release.ranks
     if ranks == 1 or asked.until in FILE_STAGES:  # files are read by one process
         with Display() as display:
-            validate(asked, display)
+            validate(prepare(asked), display)
         return judge(asked)
     words = ["validate", str(asked.release.folder), "--chip", run.chip.id, "--source", str(asked.source)]
     words += ["--baseline", str(asked.baseline), "--out", str(asked.out), *shared_options(request)]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from flagrelease.records.rules import StageName
 from flagrelease.run.steps import ChipRun, RunStep, failed
 from flagrelease.validate.stages.display import Display
+from flagrelease.validate.stages.preconditions import prepare
 from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.run import file_runners, open_state, validate
 from flagrelease.validate.stages.stage import Outcome
@@ -27,7 +28,7 @@ def verify(runs: Sequence[ChipRun]) -> None:
     shown = _finished(first, rests_on)
     if len(shown) < len(rests_on):
         with Display() as display:
-            validate(first, display)
+            validate(prepare(first), display)
         shown = _finished(first, rests_on)
     for other in others:
         with open_state(other, {}) as state:

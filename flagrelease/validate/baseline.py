@@ -3,7 +3,7 @@
 logits/                  the runs of the source (validate/logits/baseline.py)
 benchmarks/NAME.json     its answers to a benchmark, without questions
 behaviour.json           its answers to the behaviour prompts, without texts
-work/                    journals, needed only to go on
+work/                    journals, needed only to resume, and the lock of the process that records here
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from flagrelease.durable.files import refused
+from flagrelease.durable.folder import LOCK_NAME
+from flagrelease.durable.lock import FileLock
 from flagrelease.errors import UsageError, VerificationError
 
 NO_BASELINE = "no baseline was given (--baseline; `flagrelease baseline record` makes one where the source runs)"
@@ -60,6 +63,17 @@ class BaselineFolder:
     def behaviour(self) -> Path:
         """The answers to the behaviour prompts."""
         return self.folder / "behaviour.json"
+
+    def locked(self) -> FileLock:
+        """Make the folder and lock it for recording; use the lock as a context.
+
+        Raises:
+            ResourceError: another process records into the folder, or it cannot be written.
+        """
+        control = self.folder / "work"
+        with refused(control):
+            control.mkdir(parents=True, exist_ok=True)
+        return FileLock(control / LOCK_NAME, self.folder)
 
     def work(self, name: str) -> Path:
         """A journal, while it is recorded."""

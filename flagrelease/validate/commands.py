@@ -104,8 +104,9 @@ def validate(
     from flagrelease.ranks.job import is_leader
     from flagrelease.records.release import read_release
     from flagrelease.validate.stages.display import Display
+    from flagrelease.validate.stages.preconditions import prepare
     from flagrelease.validate.stages.request import ValidationRequest, choose_rules, default_out
-    from flagrelease.validate.stages.run import find_device_of, report_bytes
+    from flagrelease.validate.stages.run import report_bytes
     from flagrelease.validate.stages.run import validate as run_validation
     from flagrelease.validate.stages.summary import show_report
 
@@ -126,14 +127,14 @@ def validate(
         operators=operators,
         rows=batch,
     )
-    found = find_device_of(request)
-    if not isinstance(found, str) and (count := choose_ranks(ranks, on_disk.ranks, found.type)) > 1:
+    ready = prepare(request)
+    if not isinstance(ready.device, str) and (count := choose_ranks(ranks, on_disk.ranks, ready.device.type)) > 1:
         with Display() as display:  # files are read before the other ranks start: they would wait for hours
-            files = run_validation(replace(request, until="weights"), display)
+            files = run_validation(ready.only_files(), display)
         if files is not None and files.verdict != "fail":
             start_ranks(invocation, count)
     with Display(quiet=not is_leader()) as display:
-        report = run_validation(request, display)
+        report = run_validation(ready, display)
     if report is None:
         return
     if as_json:

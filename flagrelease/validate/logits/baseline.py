@@ -19,8 +19,10 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import VerificationError, first_problem
+from flagrelease.model.v4.config import read_config
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import ReplayRules
 from flagrelease.records.source_identity import SourceIdentity
@@ -112,6 +114,15 @@ class Baseline:
         """States of a run, or the floor's errors."""
         return read_arrays(self._checked(f"{run}-layers", number))
 
+    def check_files(self) -> None:
+        """Read every file of the folder, which takes seconds, so that a damaged one is not found after hours.
+
+        Raises:
+            VerificationError: a file is missing, or its SHA-256 is another one.
+        """
+        for name in self.record.files:
+            _check_digest(self.record, name, self.folder / name)
+
     def _checked(self, kind: str, number: int) -> Path:
         path = document_file(self.folder / kind, number)
         _check_digest(self.record, path.relative_to(self.folder).as_posix(), path)
@@ -186,6 +197,20 @@ def open_baseline(folder: Path, model: SourceIdentity, rules: ReplayRules) -> Ba
             f"rules"
         )
     return Baseline(folder, record, hashlib.sha256(content).hexdigest())
+
+
+def open_with_documents(
+    folder: Path, release: Path, model: SourceIdentity, rules: ReplayRules
+) -> tuple[Baseline, tuple[Document, ...]]:
+    """Open a baseline, and its documents as `release` reads them: by its config and, if it has one, its tokenizer.
+
+    Raises:
+        VerificationError: as `open_baseline` and `Baseline.documents`.
+    """
+    opened = open_baseline(folder, model, rules)
+    encoder = Tokenizer(release) if (release / "tokenizer.json").is_file() else None
+    config, _ = read_config(release / "config.json")
+    return opened, opened.documents(encoder, config.bos_token_id, config.max_position_embeddings)
 
 
 def describe_machine(model: Model) -> Machine:

@@ -9,7 +9,7 @@ import safetensors
 from safetensors.numpy import load, save
 
 from flagrelease.durable.files import write_whole
-from flagrelease.errors import ResourceError, VerificationError
+from flagrelease.errors import VerificationError
 from flagrelease.validate.logits.distribution import Array, Piece
 from flagrelease.validate.logits.replay import REPLAYS, Replay
 
@@ -62,24 +62,3 @@ def read_run(path: Path, kind: type[Piece]) -> dict[Replay, Piece]:
         odd = sorted(expected ^ set(arrays))[0]
         raise VerificationError(f"{path}: array {odd!r} is " + ("missing" if odd in expected else "not expected"))
     return {replay: kind(**{name: arrays[f"{replay}.{name}"] for name in names}) for replay in REPLAYS}
-
-
-def begin(path: Path, header: bytes) -> None:
-    """Begin the folder of `path`, a file that says what is being made there; or go on if it says the same.
-
-    Raises:
-        ResourceError: the folder was begun with another header, holds something else, or cannot be written.
-    """
-    folder = path.parent
-    if path.is_file():
-        if path.read_bytes() != header:
-            raise ResourceError(
-                f"{folder}: begun with another model, documents, rules or machine than now (see {path.name}); finish "
-                "it as it was begun, or remove the folder"
-            )
-        return
-    if folder.exists() and not folder.is_dir():
-        raise ResourceError(f"{folder}: is not a folder")
-    if folder.is_dir() and any(entry.name != f".{path.name}.partial" for entry in folder.iterdir()):
-        raise ResourceError(f"{folder}: is not empty and was not begun by flagrelease; give another folder")
-    write_whole(path, header)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import torch
 
 from flagrelease import __version__
 from flagrelease.durable.files import write_whole
+from flagrelease.durable.folder import LOCK_NAME, WorkFolder, remove_control
+from flagrelease.durable.lock import FileLock
 from flagrelease.engine.loader import load
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.model.v4.config import read_config
+from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import LogitsRules, ReplayRules
-from flagrelease.records.source_identity import identify
+from flagrelease.records.source_identity import SourceIdentity, identify
 from flagrelease.validate.logits.baseline import (
     DOCUMENTS,
     RECORD,
@@ -33,12 +37,12 @@ from flagrelease.validate.logits.baseline import (
 )
 from flagrelease.validate.logits.distribution import Kept
 from flagrelease.validate.logits.documents import Document, Given, bundled_documents, digest, read_documents, tokenise
-from flagrelease.validate.logits.files import begin, document_file, read_arrays, read_run, write_arrays, write_run
+from flagrelease.validate.logits.files import document_file, read_arrays, read_run, write_arrays, write_run
 from flagrelease.validate.logits.layers import LayerObserver, States, sampled_positions
 from flagrelease.validate.logits.localise import layer_errors
 from flagrelease.validate.logits.replay import Replayer, ReplayResult, Shape, tokens_of
 
-_BEGUN = "recording.json"
+_CONTROL = "state"
 Progress = Callable[[int, int], None]
 
 
@@ -90,44 +94,102 @@ def record_baseline(
     Raises:
         UsageError: documents that cannot be used with this model, a device or operators that do not exist.
         CheckpointError: the source is not a sound checkpoint, or what it computes is not numbers.
-        ResourceError: `out` holds something else, cannot be written, or the device is not there.
+        ResourceError: `out` holds something else, is in use or cannot be written, or the device is not there.
     """
-    given = bundled_documents() if documents is None else read_documents(documents)
-    replay = rules.replay
-    config, _ = read_config(source / "config.json")
-    encoder = Tokenizer(source) if (source / "tokenizer.json").is_file() else None
-    read = tokenise(given, encoder, replay, config.bos_token_id, config.max_position_embeddings)
+    given, read = read_set(source, documents, rules.replay)
+    wanted = _Wanted(identify(source), "bundled" if documents is None else "own", read, rules.replay)
+    if (out / RECORD).is_file():  # no model has to be loaded to see that nothing is missing
+        return _finished_before(out, wanted)
     model = load(source, "native", torch.bfloat16, device, operators=operators)
-    record = _describe(source, model, read, replay, "bundled" if documents is None else "own")
-    if model.groups.from_leader(model.groups.is_leader and _begin(out, record, given)):
-        return _complete(out)
-    count = _Count(3 * sum(tokens_of(d.tokens, replay) for d in read), progress)
-    _record_run(model, _NATIVE, out, read, replay, count)
-    del model
-    gc.collect()  # the native weights go before the decoded ones come
-    model = load(source, "bf16", torch.bfloat16, device, operators=operators)
-    _record_run(model, _ORACLE, out, read, replay, count)
-    _record_run(model, _FLOOR, out, read, replay, count)
-    if model.groups.is_leader:
-        _finish(out, record)
-    model.groups.from_leader(None)  # nobody looks before the leader has written
+    leads = model.groups.is_leader
+    record = wanted.record(model)
+    with WorkFolder(out, _CONTROL, "baseline record", _binding(record)) if leads else nullcontext() as work:
+        if work is not None:
+            write_whole(out / DOCUMENTS, "".join(f"{document.to_json()}\n" for document in given).encode())
+        count = _Count(3 * sum(tokens_of(d.tokens, rules.replay) for d in read), progress)
+        _record_run(model, _NATIVE, out, read, rules.replay, count)
+        del model
+        gc.collect()  # the native weights go before the decoded ones come
+        model = load(source, "bf16", torch.bfloat16, device, operators=operators)
+        _record_run(model, _ORACLE, out, read, rules.replay, count)
+        _record_run(model, _FLOOR, out, read, rules.replay, count)
+        if work is not None:
+            _finish(out, record)
+            work.remove_control(())
+        model.groups.from_leader(None)  # nobody looks before the leader has written
     return _complete(out)
 
 
-def _describe(
-    source: Path, model: Model, documents: tuple[Document, ...], rules: ReplayRules, chosen: DocumentSet
-) -> BaselineRecord:
-    return BaselineRecord(
-        tool=ToolRecord(version=__version__),
-        model=identify(source),
-        machine=describe_machine(model),
-        set=chosen,
-        documents_sha256=digest(documents),
-        documents=tuple(DocumentRecord(name=d.name, kind=d.kind, tokens=len(d.tokens)) for d in documents),
-        rules=rules,
-        vocabulary=model.config.vocab_size,
-        layers=model.config.num_hidden_layers,
-    )
+def read_set(
+    source: Path, documents: Path | None, rules: ReplayRules
+) -> tuple[tuple[Given, ...], tuple[Document, ...]]:
+    """The documents of a recording, as they were given and as the source reads them. No model is loaded.
+
+    Raises:
+        UsageError: they cannot be read, or cannot be used with this model.
+    """
+    given = bundled_documents() if documents is None else read_documents(documents)
+    config, _ = read_config(source / "config.json")
+    encoder = Tokenizer(source) if (source / "tokenizer.json").is_file() else None
+    return given, tokenise(given, encoder, rules, config.bos_token_id, config.max_position_embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is to be recorded, on whatever machine."""
+
+    model: SourceIdentity
+    set: DocumentSet
+    documents: tuple[Document, ...]
+    rules: ReplayRules
+
+    def record(self, model: Model) -> BaselineRecord:
+        """The record of recording it with `model`, without digests of files."""
+        return BaselineRecord(
+            tool=ToolRecord(version=__version__),
+            model=self.model,
+            machine=describe_machine(model),
+            set=self.set,
+            documents_sha256=digest(self.documents),
+            documents=tuple(DocumentRecord(name=d.name, kind=d.kind, tokens=len(d.tokens)) for d in self.documents),
+            rules=self.rules,
+            vocabulary=model.config.vocab_size,
+            layers=model.config.num_hidden_layers,
+        )
+
+    def difference(self, found: BaselineRecord) -> str | None:
+        """What a finished recording has otherwise, in words; None if it is this one."""
+        if (difference := found.model.difference(self.model)) is not None:
+            return f"of another model ({difference})"
+        if found.rules != self.rules:
+            return "under other rules"
+        return None if found.documents_sha256 == digest(self.documents) else "of other documents"
+
+
+def _binding(record: BaselineRecord) -> dict[str, str]:
+    """What the files of a recording depend on, by names that a user understands."""
+    return {
+        "version of flagrelease": record.tool.version,
+        "model": record.model.digest,
+        "machine": record.machine.model_dump_json(),
+        "set of documents": record.documents_sha256,
+        "set of rules": record.rules.model_dump_json(),
+    }
+
+
+def _finished_before(out: Path, wanted: _Wanted) -> Baseline:
+    """A complete recording, if it is what is wanted. It may come from another machine, which it names.
+
+    Raises:
+        ResourceError: it is another one.
+    """
+    found, _ = parse_record(out / RECORD)
+    if (difference := wanted.difference(found)) is not None:
+        raise ResourceError(f"{out}: holds another baseline, {difference}; give another --out or remove the folder")
+    control = out / _CONTROL
+    if is_leader() and control.is_dir():  # the recording was killed in its last moment
+        remove_control(control, FileLock(control / LOCK_NAME, out), ())
+    return _complete(out)
 
 
 @dataclass(slots=True)
@@ -184,25 +246,12 @@ def _check_numbers(outcome: ReplayResult, what: str) -> None:
         raise CheckpointError(f"{what} gives logits that are NaN or infinite: nothing can be compared with it")
 
 
-def _begin(out: Path, record: BaselineRecord, given: tuple[Given, ...]) -> bool:
-    """Begin or go on in `out`. Whether it is complete already."""
-    if (out / RECORD).is_file():
-        found, _ = parse_record(out / RECORD)
-        if found.model_copy(update={"files": {}}) != record:
-            raise ResourceError(f"{out}: holds another baseline; give another --out or remove the folder")
-        return True
-    begin(out / _BEGUN, record.to_json())
-    write_whole(out / DOCUMENTS, "".join(f"{document.to_json()}\n" for document in given).encode())
-    return False
-
-
 def _finish(out: Path, record: BaselineRecord) -> None:
     folders = [out / folder for run in (_NATIVE, _ORACLE, _FLOOR) for folder in run.folders]
     numbers = range(len(record.documents))
     paths = [out / DOCUMENTS, *(document_file(folder, number) for folder in sorted(folders) for number in numbers)]
     files = {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     write_whole(out / RECORD, record.model_copy(update={"files": files}).to_json())
-    (out / _BEGUN).unlink()
 
 
 def _complete(out: Path) -> Baseline:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from flagrelease import __version__
-from flagrelease.engine.text import Tokenizer
+from flagrelease.durable.folder import WorkFolder
 from flagrelease.engine.v4.model import Model
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.records.report import Stage
 from flagrelease.records.rules import LogitsRules
 from flagrelease.records.source_identity import identify
-from flagrelease.validate.logits.baseline import Baseline, Reference, describe_machine, open_baseline
+from flagrelease.validate.logits.baseline import Baseline, Reference, describe_machine, open_with_documents
 from flagrelease.validate.logits.distribution import Figures
 from flagrelease.validate.logits.documents import Document
-from flagrelease.validate.logits.files import begin, document_file, read_arrays, read_run, write_arrays, write_run
+from flagrelease.validate.logits.files import document_file, read_arrays, read_run, write_arrays, write_run
 from flagrelease.validate.logits.layers import LayerObserver, sampled_positions
 from flagrelease.validate.logits.localise import Errors, layer_errors
 from flagrelease.validate.logits.replay import FiguresRun, KeptRun, Replayer, Shape, tokens_of
 from flagrelease.validate.logits.verdict import VerdictEvidence, decide
 
-_BEGUN = "run.json"
+_CONTROL = "state"
 _REFERENCES: tuple[Reference, ...] = ("native", "oracle")
 _LAYERS = "layers"
 Progress = Callable[[int, int], None]
@@ -80,38 +80,38 @@ def run_logits(
         UsageError: documents that cannot be used with this model.
         ResourceError: `work` holds something else, or cannot be written.
     """
-    opened = open_baseline(baseline, identify(release), rules.replay)
+    opened, documents = open_with_documents(baseline, release, identify(release), rules.replay)
     port = _Port(model, work, opened, layers)
-    encoder = Tokenizer(release) if (release / "tokenizer.json").is_file() else None
-    config = model.config
-    documents = opened.documents(encoder, config.bos_token_id, config.max_position_embeddings)
-    if model.groups.is_leader:
-        begin(work / _BEGUN, _header(port, release))
-    total = sum(tokens_of(document.tokens, rules.replay) for document in documents)
-    longest = max(len(document.tokens) for document in documents)
-    replayer = Replayer(model, rules.replay, Shape(rules.replay.chunk), longest)
-    done = 0
-    for number, document in enumerate(documents):
-        if not model.groups.from_leader(_is_done(port, number)):
-            _run_document(port, replayer, number, document)
-        done += tokens_of(document.tokens, rules.replay)
-        if progress is not None:
-            progress(done, total)
-    stage = model.groups.from_leader(decide(_evidence(port), rules) if model.groups.is_leader else None)
+    with WorkFolder(work, _CONTROL, "validate", _binding(port, release)) if model.groups.is_leader else nullcontext():
+        _run_documents(port, documents, progress)
+        stage = model.groups.from_leader(decide(_evidence(port), rules) if model.groups.is_leader else None)
     assert stage is not None, "the leader decides"
     return stage
 
 
-def _header(port: _Port, release: Path) -> bytes:
-    record = {
-        "version": __version__,
-        "manifest": hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest(),
+def _run_documents(port: _Port, documents: Sequence[Document], progress: Progress | None) -> None:
+    model, rules = port.model, port.baseline.record.rules
+    total = sum(tokens_of(document.tokens, rules) for document in documents)
+    longest = max(len(document.tokens) for document in documents)
+    replayer = Replayer(model, rules, Shape(rules.chunk), longest)
+    done = 0
+    for number, document in enumerate(documents):
+        if not model.groups.from_leader(_is_done(port, number)):
+            _run_document(port, replayer, number, document)
+        done += tokens_of(document.tokens, rules)
+        if progress is not None:
+            progress(done, total)
+
+
+def _binding(port: _Port, release: Path) -> dict[str, str]:
+    """What the figures in a work folder depend on, by names that a user understands."""
+    return {
+        "version of flagrelease": __version__,
+        "release": hashlib.sha256((release / MANIFEST_NAME).read_bytes()).hexdigest(),
         "baseline": port.baseline.sha256,
-        "numerics": port.model.numerics.name,
-        "dtype": str(port.model.numerics.dtype),
-        "machine": describe_machine(port.model).model_dump(),
+        "numerics": f"{port.model.numerics.name} {port.model.numerics.dtype}",
+        "machine": describe_machine(port.model).model_dump_json(),
     }
-    return json.dumps(record, indent=1).encode() + b"\n"
 
 
 def _is_done(port: _Port, number: int) -> bool:

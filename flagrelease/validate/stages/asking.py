@@ -16,19 +16,19 @@ from flagrelease.validate.exams.engine_answerer import EngineAnswerer
 from flagrelease.validate.exams.exam import Exam, read_exam
 from flagrelease.validate.exams.hub import download
 from flagrelease.validate.stages.port import Port
-from flagrelease.validate.stages.request import Data, Endpoint
+from flagrelease.validate.stages.request import Endpoint, Exams
 from flagrelease.validate.stages.stage import Watch
 
 
-def open_exam(name: str, rules: BenchmarkRules, data: Data) -> Exam:
-    """From the user's files if there are any, else from the hub.
+def open_exam(name: str, rules: BenchmarkRules, exams: Exams) -> Exam:
+    """The exam that was read from a user's files if there is one, else the hub's.
 
     Raises:
-        UsageError: a file is missing or malformed.
+        UsageError: the hub's file is malformed.
         NetworkError: the hub does not give the data.
     """
-    if name in data:
-        return read_exam(rules, data[name])
+    if name in exams:
+        return exams[name]
     paths, revision = download(rules)
     return read_exam(rules, paths, revision)
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from flagrelease.records.report import Benchmark, Stage, Verdict
 from flagrelease.records.rules import BenchmarkRules, StageName
-from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256, refuse_other_model
-from flagrelease.validate.behaviour.answers import Behaviour
+from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256
 from flagrelease.validate.behaviour.stage import behaviour_stage
 from flagrelease.validate.exams.run import examine
-from flagrelease.validate.exams.side import Side
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
 from flagrelease.validate.stages.port import Port
+from flagrelease.validate.stages.preconditions import Prepared
 from flagrelease.validate.stages.request import Endpoint, ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, Watch
 from flagrelease.validate.stages.state import stage_work
@@ -28,12 +27,22 @@ class StageInputs:
     """What the three stages have in common.
 
     Attributes:
+        ready: what is asked for, and what was read before the first stage.
         port: the running release, or why it cannot run.
     """
 
-    request: ValidationRequest
-    baseline: BaselineFolder | None
+    ready: Prepared
     port: Port | str
+
+    @property
+    def request(self) -> ValidationRequest:
+        """What is asked for."""
+        return self.ready.request
+
+    @property
+    def baseline(self) -> BaselineFolder | None:
+        """The baseline, if one was given."""
+        return self.ready.baseline
 
     @property
     def subject(self) -> str:
@@ -41,22 +50,14 @@ class StageInputs:
         return f"manifest {self.request.release.manifest_sha256}"
 
     @property
-    def identity(self) -> str:
-        """Of the source that the release was made of."""
-        source = self.request.release.manifest.source
-        if source.contents_blake3 is None:  # schema 1 recorded headers only: no answers match those
-            return "a source whose contents the manifest does not record"
-        return source.identity
-
-    @property
     def running(self) -> Port:
-        """The port, of a stage that is not missing it."""
+        """The port, for a stage that has one."""
         assert isinstance(self.port, Port)
         return self.port
 
     @property
     def recorded(self) -> BaselineFolder:
-        """The baseline, of a stage that is not missing it."""
+        """The baseline, for a stage that has one."""
         assert self.baseline is not None
         return self.baseline
 
@@ -146,16 +147,14 @@ class BenchmarksStage:
         return Outcome(stage=stage, inputs=self.inputs(), benchmarks=benchmarks, seeds=seeds)
 
     def _examine(self, name: str, rules: BenchmarkRules, watch: Watch) -> Benchmark:
-        path = self.given.recorded.answers(name)
-        native = Side.read(path)
-        refuse_other_model(path, native.subject, self.given.identity)
-        exam = open_exam(name, rules, self.given.request.data)
+        exam = open_exam(name, rules, self.given.ready.exams)
         work = stage_work(self.given.request.out, self.name)
         work.mkdir(parents=True, exist_ok=True)
 
         def progress(done: int, total: int) -> None:
             watch(f"benchmarks: {rules.title}", done, total, "answers")
 
+        native = self.given.ready.native.benchmarks[name]
         with answering(exam, self.given.request.endpoint, self.given.port) as answerer:
             benchmark, _ = examine(exam, answerer, self.given.subject, work / f"{name}.jsonl", native, progress)
         return benchmark
@@ -183,9 +182,8 @@ class BehaviourStage:
 
     def run(self, watch: Watch) -> Outcome:
         """All prompts."""
-        path, rules = self.given.recorded.behaviour, self.given.request.rules.behaviour
-        native = Behaviour.read(path)
-        refuse_other_model(path, native.subject, self.given.identity)
+        native, rules = self.given.ready.native.behaviour, self.given.request.rules.behaviour
+        assert native is not None, "the stage is missing nothing"
         work = stage_work(self.given.request.out, self.name)
         work.mkdir(parents=True, exist_ok=True)
         port = ask_behaviour(self.given.running, self.given.subject, rules, work / "answers.jsonl", watch)

@@ -1,64 +1,180 @@
-"""What a validation needs, read and compared before its first stage: a file of the last stage must not be found broken
-after the hours of the stages before it."""
+"""What a validation needs, read and compared before its first stage, and handed on to the stages.
+
+A file of the last stage must not be found broken after the hours of the stages before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from flagrelease.errors import VerificationError
+from flagrelease.device import Device
+from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
-from flagrelease.records.rules import ValidationRules
-from flagrelease.validate.baseline import BaselineFolder, refuse_other_model
+from flagrelease.ranks.job import is_leader
+from flagrelease.records.manifest import MANIFEST_NAME
+from flagrelease.records.rules import LogitsRules, ValidationRules
+from flagrelease.records.source_identity import SourceIdentity, identity_of_record
+from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, refuse_other_model
 from flagrelease.validate.behaviour.answers import Behaviour
-from flagrelease.validate.exams.exam import read_exam
-from flagrelease.validate.exams.side import Side, refuse_other_rules
+from flagrelease.validate.exams.comparison import refuse_too_few
+from flagrelease.validate.exams.exam import Exam, read_exam
+from flagrelease.validate.exams.side import Side, refuse_other_exam, refuse_other_rules
 from flagrelease.validate.stages.asking import open_exam
-from flagrelease.validate.stages.request import Data
+from flagrelease.validate.stages.port import find_device
+from flagrelease.validate.stages.request import Data, Exams, ValidationRequest
+from flagrelease.validate.stages.stage import FILE_STAGES
 
 
-def require_data(data: Data, rules: ValidationRules) -> None:
+@dataclass(frozen=True, slots=True)
+class NativeAnswers:
+    """What the native model answered, as far as the baseline has it: to benchmarks, and to the behaviour prompts."""
+
+    benchmarks: Mapping[str, Side] = field(default_factory=dict)
+    behaviour: Behaviour | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A validation that can begin.
+
+    Attributes:
+        device: what runs the model, or why nothing does, in words.
+        native: empty where nobody answers on this side, and on ranks that do not lead.
+    """
+
+    request: ValidationRequest
+    baseline: BaselineFolder | None
+    device: Device | str
+    exams: Exams
+    native: NativeAnswers
+
+    @property
+    def identity(self) -> str:
+        """The digest of the source that the release was made of."""
+        source = self.request.release.manifest.source
+        if source.contents_blake3 is None:  # schema 1 recorded headers only: no answers match those
+            return "a source whose contents the manifest does not record"
+        return source.identity
+
+    def only_files(self) -> Prepared:
+        """The same validation up to the stages that read files."""
+        return replace(self, request=replace(self.request, until=FILE_STAGES[-1]))
+
+
+def prepare(request: ValidationRequest) -> Prepared:
+    """Read everything that the stages compare with, and refuse what one of them would refuse. No model is loaded.
+
+    Raises:
+        VerificationError: the baseline's logits or answers cannot be compared with the release, or are damaged.
+        UsageError: a file of questions is missing or malformed, no baseline in that folder, a device of another kind
+            than the rules count, or `out` is inside the release.
+        ResourceError: a package is missing.
+    """
+    if request.out.resolve().is_relative_to(request.release.folder.resolve()):
+        raise UsageError(f"{request.out}: is inside the release, which holds only the files of its manifest")
+    baseline = None if request.baseline is None else BaselineFolder.open(request.baseline)
+    device = _find_device(request)
+    exams = read_exams(request.data, request.rules)
+    if not isinstance(device, str):
+        require_packages(request.rules)
+    ready = Prepared(request, baseline, device, exams, NativeAnswers())
+    if baseline is None or not is_leader() or (isinstance(device, str) and request.endpoint is None):
+        return ready
+    if not isinstance(device, str) and baseline.logits_record.is_file():
+        release = request.release
+        model = identity_of_record(release.manifest.source, release.folder / MANIFEST_NAME)
+        require_logits(baseline, request.rules.logits, model, release.folder)
+    return replace(ready, native=read_native(baseline, request.rules, ready.identity, exams))
+
+
+def _find_device(request: ValidationRequest) -> Device | str:
+    """The device that the model stages run on, or why they do not run. Looked for only if needed: it loads torch."""
+    if request.baseline is None:
+        return NO_BASELINE
+    if request.until in FILE_STAGES:
+        return f"not asked for (--until {request.until})"
+    return find_device(request.chip, request.device, anywhere=request.rules.device == "any")
+
+
+def read_exams(data: Data, rules: ValidationRules) -> dict[str, Exam]:
     """Read every file of questions that a user gave.
 
     Raises:
         UsageError: one is missing or malformed; names the file, the line and what it lacks.
     """
-    for name, paths in data.items():
-        read_exam(rules.benchmarks[name], paths)
+    return {name: read_exam(rules.benchmarks[name], paths) for name, paths in data.items()}
 
 
-def require_questions(names: Iterable[str], data: Data, rules: ValidationRules) -> None:
-    """Read the questions of benchmarks that are going to be asked; those without a file of the user's from the hub.
-
-    The hub's client keeps what it downloads, so the benchmarks read the same files again later.
+def open_exams(names: Iterable[str], exams: Exams, rules: ValidationRules) -> dict[str, Exam]:
+    """The questions of benchmarks that are going to be asked: those in `exams`, and the hub's for the others.
 
     Raises:
-        UsageError: a file is missing or malformed, or lacks a field.
+        UsageError: a file of the hub is malformed, or lacks a field.
         NetworkError: the hub has no such dataset, revision or file, or does not give it.
     """
-    for name in names:
-        open_exam(name, rules.benchmarks[name], data)
+    return {name: open_exam(name, rules.benchmarks[name], exams) for name in names}
 
 
-def require_comparable(baseline: BaselineFolder, rules: ValidationRules, identity: str) -> None:
-    """Read the answers that a baseline holds, and refuse those that this release cannot be compared with.
+def with_all_questions(ready: Prepared) -> Prepared:
+    """The same validation with the questions of all benchmarks, which the native model must have been asked.
+
+    Raises:
+        VerificationError: it was asked others.
+        UsageError, NetworkError: as `open_exams`.
+    """
+    rules = ready.request.rules
+    exams = open_exams(rules.benchmarks, ready.exams, rules)
+    for name, side in ready.native.benchmarks.items():
+        refuse_other_exam(side, exams[name])
+    return replace(ready, exams=exams)
+
+
+def read_native(baseline: BaselineFolder, rules: ValidationRules, identity: str, exams: Exams) -> NativeAnswers:
+    """Read the answers that a baseline holds, and refuse those that a release cannot be compared with.
 
     Args:
         identity: the digest of the source that the release was made of.
+        exams: questions that are known already; the native model must have been asked the same.
 
     Raises:
-        VerificationError: answers of another model, under other rules, or no answers at all.
+        VerificationError: answers of another model, to other questions, under other rules, too few of them, or no
+            answers at all.
     """
+    sides: dict[str, Side] = {}
     for name, benchmark in rules.benchmarks.items():
         path = baseline.answers(name)
         if path.is_file():
-            side = Side.read(path)
+            side = sides[name] = Side.read(path)
             refuse_other_model(path, side.subject, identity)
             refuse_other_rules(side, benchmark, "native")
+            refuse_too_few(benchmark, side)
+            if name in exams:
+                refuse_other_exam(side, exams[name])
+    behaviour = None
     if baseline.behaviour.is_file():
-        recorded = Behaviour.read(baseline.behaviour)
-        refuse_other_model(baseline.behaviour, recorded.subject, identity)
-        if recorded.rules != rules.behaviour:
+        behaviour = Behaviour.read(baseline.behaviour)
+        refuse_other_model(baseline.behaviour, behaviour.subject, identity)
+        if behaviour.rules != rules.behaviour:
             raise VerificationError(f"{baseline.behaviour}: was recorded under other rules of behaviour")
+    return NativeAnswers(sides, behaviour)
+
+
+def require_logits(baseline: BaselineFolder, rules: LogitsRules, model: SourceIdentity, folder: Path) -> None:
+    """Refuse the logits of a baseline that the logits stage would refuse, and read all of their files once.
+
+    Args:
+        model: the source that the release was made of.
+        folder: the release, or its source: both have the same tokenizer.
+
+    Raises:
+        VerificationError: logits of another model, documents or tokenizer, under other rules, or a damaged file.
+    """
+    from flagrelease.validate.logits.baseline import open_with_documents
+
+    opened, _ = open_with_documents(baseline.logits, folder, model, rules.replay)
+    opened.check_files()
 
 
 def require_packages(rules: ValidationRules) -> None:

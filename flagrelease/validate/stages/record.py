@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flagrelease.device import open_device
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.extras import require_extra
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.rules import ValidationRules
 from flagrelease.records.source_identity import identify
@@ -18,8 +20,8 @@ from flagrelease.validate.exams.side import Side, refuse_other_rules
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
 from flagrelease.validate.stages.choices import PARTS, Part
 from flagrelease.validate.stages.port import Port
-from flagrelease.validate.stages.preconditions import require_data, require_questions
-from flagrelease.validate.stages.request import Data, Endpoint
+from flagrelease.validate.stages.preconditions import open_exams, read_exams
+from flagrelease.validate.stages.request import Data, Endpoint, Exams
 from flagrelease.validate.stages.stage import Watch
 
 
@@ -58,33 +60,41 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     Raises:
         CheckpointError: the source is not a sound checkpoint.
         UsageError: data or documents that cannot be used, a device that does not exist.
-        ResourceError: the folder holds another baseline's logits, or the device is not there.
+        ResourceError: the folder holds another baseline's logits, another process records into it, or a device or
+            package is missing.
         VerificationError: it holds answers of another model, or under other rules.
         NetworkError: the hub or the endpoint.
     """
-    folder = BaselineFolder(recording.out)
-    require_data(recording.data, recording.rules)
+    folder, parts = BaselineFolder(recording.out), recording.parts
+    exams = read_exams(recording.data, recording.rules)
     identity = identify(recording.source).digest
-    _refuse_another(recording, folder, identity)
     missing = [name for name in recording.rules.benchmarks if not folder.answers(name).is_file()]
-    names = missing if "benchmarks" in recording.parts else []
+    names = missing if "benchmarks" in parts else []
+    behaviour = "behaviour" in parts and not folder.behaviour.is_file()
+    on_engine = behaviour or (recording.endpoint is None and bool(names))
+    if "logits" in parts or on_engine:
+        require_extra("engine", "running the model")
+    if names:
+        require_extra("eval", "asking the benchmarks")
     if is_leader():
-        require_questions(names, recording.data, recording.rules)
-    if "logits" in recording.parts:
-        _record_logits(recording, folder, watch)
-    behaviour = "behaviour" in recording.parts and not folder.behaviour.is_file()
-    if not behaviour and (recording.endpoint is not None or not names):
-        if is_leader():
-            _record_benchmarks(recording, names, folder, identity, "the endpoint answers", watch)
-        return folder
-    device = open_device(recording.device)
-    with Port(recording.source, "native", device, recording.operators, recording.rows) as port:
-        if is_leader():
-            _record_benchmarks(recording, names, folder, identity, port, watch)
+        exams = open_exams(names, exams, recording.rules)
+    with folder.locked() if is_leader() else nullcontext():
+        _refuse_another(recording, folder, identity)
+        if "logits" in parts:
+            _record_logits(recording, folder, watch)
+        asks = _Asks(recording, folder, identity, exams, watch)
+        if not on_engine:
+            if is_leader():
+                asks.benchmarks(names, "the endpoint answers")
+            return folder
+        device = open_device(recording.device)
+        with Port(recording.source, "native", device, recording.operators, recording.rows) as port:
+            if not is_leader():
+                port.follow(None)
+                return folder
+            asks.benchmarks(names, port)
             if behaviour:
-                _record_behaviour(recording, folder, identity, port, watch)
-        else:
-            port.follow(None)
+                asks.behaviour(port)
     return folder
 
 
@@ -116,26 +126,32 @@ def _record_logits(recording: Recording, folder: BaselineFolder, watch: Watch) -
     )
 
 
-def _record_benchmarks(
-    recording: Recording, names: list[str], folder: BaselineFolder, identity: str, port: Port | str, watch: Watch
-) -> None:
-    """As many answers as the last look of the test takes: how many the chip will need is not known here."""
-    for name in names:
-        rules = recording.rules.benchmarks[name]
-        exam = open_exam(name, rules, recording.data)
-        journal = folder.work(name)
-        folder.answers(name).parent.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True, slots=True)
+class _Asks:
+    """Questions and prompts to the source; `identity` is the digest of the source's identity."""
 
-        def progress(done: int, total: int, title: str = rules.title) -> None:
-            watch(f"answers of the source: {title}", done, total, "answers")
+    recording: Recording
+    folder: BaselineFolder
+    identity: str
+    exams: Exams
+    watch: Watch
 
-        with answering(exam, recording.endpoint, port) as answerer:
-            subject, repeats = subject_of_source(identity), plan_of(rules).looks[-1]
-            side = run_side(exam, answerer, subject, journal, repeats, progress)
-        side.save(folder.answers(name))
+    def benchmarks(self, names: list[str], port: Port | str) -> None:
+        """As many answers as the last look of the test takes: how many the chip will need is not known here."""
+        for name in names:
+            rules = self.recording.rules.benchmarks[name]
+            exam = open_exam(name, rules, self.exams)
+            self.folder.answers(name).parent.mkdir(parents=True, exist_ok=True)
 
+            def progress(done: int, total: int, title: str = rules.title) -> None:
+                self.watch(f"answers of the source: {title}", done, total, "answers")
 
-def _record_behaviour(recording: Recording, folder: BaselineFolder, identity: str, port: Port, watch: Watch) -> None:
-    journal = folder.work("behaviour")
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    ask_behaviour(port, subject_of_source(identity), recording.rules.behaviour, journal, watch).save(folder.behaviour)
+            with answering(exam, self.recording.endpoint, port) as answerer:
+                subject, repeats = subject_of_source(self.identity), plan_of(rules).looks[-1]
+                side = run_side(exam, answerer, subject, self.folder.work(name), repeats, progress)
+            side.save(self.folder.answers(name))
+
+    def behaviour(self, port: Port) -> None:
+        """Answers to the behaviour prompts."""
+        subject, rules = subject_of_source(self.identity), self.recording.rules.behaviour
+        ask_behaviour(port, subject, rules, self.folder.work("behaviour"), self.watch).save(self.folder.behaviour)

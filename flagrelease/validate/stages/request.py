@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -13,9 +14,11 @@ from flagrelease.errors import UsageError
 from flagrelease.records.recipe import Recipe, read_recipe
 from flagrelease.records.release import ReleaseOnDisk
 from flagrelease.records.rules import BenchmarkRules, StageName, ValidationRules
+from flagrelease.validate.exams.exam import Exam
 from flagrelease.validate.stages.choices import Dialect
 
 Data = dict[str, tuple[Path, ...]]
+Exams = Mapping[str, Exam]  # by the name of the benchmark in the rules
 
 
 @dataclass(frozen=True, slots=True)

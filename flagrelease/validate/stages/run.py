@@ -9,56 +9,42 @@ from contextlib import ExitStack
 from flagrelease import __version__
 from flagrelease.device import Device
 from flagrelease.durable.files import write_whole
-from flagrelease.errors import UsageError
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.report import Report, Stage, verdict_of
-from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.stages.environment import describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
 from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, LogitsStage, StageInputs
-from flagrelease.validate.stages.port import Port, find_device
-from flagrelease.validate.stages.preconditions import (
-    require_comparable,
-    require_data,
-    require_packages,
-    require_questions,
-)
+from flagrelease.validate.stages.port import Port
+from flagrelease.validate.stages.preconditions import Prepared, with_all_questions
 from flagrelease.validate.stages.request import ValidationRequest
-from flagrelease.validate.stages.stage import Outcome, StageRunner, Watch
+from flagrelease.validate.stages.stage import FILE_STAGES, Outcome, StageRunner, Watch
 from flagrelease.validate.stages.state import State
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
-FILE_STAGES = ("integrity", "weights")
 BEFORE_BENCHMARKS = (*FILE_STAGES, "logits")
 
 
-def validate(request: ValidationRequest, watch: Watch) -> Report | None:
-    """Validate a release, or go on with it: finished stages are taken as they are.
+def validate(ready: Prepared, watch: Watch) -> Report | None:
+    """Validate a release, or resume its validation: finished stages are taken as they are.
 
     Writes `report.json` and `report.html` into `request.out`; killed at any moment and called again it writes the same
-    bytes. A stage that fails stops those behind it.
+    bytes. A stage that fails stops those behind it. Under torchrun every rank calls this.
 
     Returns:
         The report; None on a rank that only holds a part of the model.
 
     Raises:
-        VerificationError: a baseline that cannot be compared with the release.
-        UsageError, ResourceError, NetworkError: as the stages say; nothing that was finished is lost.
+        FlagReleaseError: as the stages say, or `request.out` is of another validation; nothing that was finished is
+            lost.
     """
-    if request.out.resolve().is_relative_to(request.release.folder.resolve()):
-        raise UsageError(f"{request.out}: is inside the release, which holds only the files of its manifest")
-    baseline = None if request.baseline is None else BaselineFolder.open(request.baseline)
-    device = find_device_of(request)
-    require_data(request.data, request.rules)
-    if not isinstance(device, str):
-        require_packages(request.rules)
+    request, device = ready.request, ready.device
     with ExitStack() as stack:
         port: Port | str = device if isinstance(device, str) else _open_port(request, device)
         if isinstance(port, str) and not is_leader():
             return None  # nothing to hold a part of
-        given = StageInputs(request, baseline, port)
+        given = StageInputs(ready, port)
         if isinstance(port, Port) and not is_leader():
             stack.enter_context(port)
             stage = LogitsStage(given)
@@ -66,23 +52,12 @@ def validate(request: ValidationRequest, watch: Watch) -> Report | None:
             return None
         environment = describe_environment(None if isinstance(device, str) else device)
         state = stack.enter_context(open_state(request, environment))
-        if baseline is not None and (isinstance(port, Port) or request.endpoint is not None):
-            require_comparable(baseline, request.rules, given.identity)
         if _asks_benchmarks(BenchmarksStage(given), state, request):
-            require_questions(request.rules.benchmarks, request.data, request.rules)
+            given = StageInputs(with_all_questions(ready), port)
         if isinstance(port, Port):
             stack.enter_context(port)
         outcomes = _run_stages(_runners(given), state, request, watch)
         return _write_report(request, state.environment, outcomes)
-
-
-def find_device_of(request: ValidationRequest) -> Device | str:
-    """The device that the model stages run on, or why they do not run. Looked for only if needed: it loads torch."""
-    if request.baseline is None:
-        return NO_BASELINE
-    if request.until in FILE_STAGES:
-        return f"not asked for (--until {request.until})"
-    return find_device(request.chip, request.device, anywhere=request.rules.device == "any")
 
 
 def open_state(request: ValidationRequest, environment: Mapping[str, str]) -> State:
@@ -105,7 +80,7 @@ def _open_port(request: ValidationRequest, device: Device) -> Port:
 
 
 def _runners(given: StageInputs) -> list[StageRunner]:
-    return [*file_runners(given.request), LogitsStage(given), BenchmarksStage(given), BehaviourStage(given)]
+    return [*file_runners(given.ready.request), LogitsStage(given), BenchmarksStage(given), BehaviourStage(given)]
 
 
 def _asks_benchmarks(stage: BenchmarksStage, state: State, request: ValidationRequest) -> bool:

@@ -18,6 +18,7 @@ class Watch(Protocol):
         ...
 
 
+FILE_STAGES: tuple[StageName, ...] = ("integrity", "weights")  # need nothing but files
 ABSENT = "none"  # an input that was not given
 
 

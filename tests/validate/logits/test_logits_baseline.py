@@ -18,6 +18,7 @@ from logits_study import Study
 from safetensors.numpy import load_file
 from small_tokenizer import write_tokenizer
 
+from flagrelease.durable.lock import FileLock
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import CheckpointError, ResourceError, UsageError, VerificationError
 from flagrelease.records.manifest import ToolRecord
@@ -119,14 +120,50 @@ def test_a_recording_killed_again_and_again_ends_with_the_same_bytes(
 def test_a_folder_begun_otherwise_is_refused(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").write_text("of somebody")
-    with pytest.raises(ResourceError, match="was not begun by flagrelease"):
+    with pytest.raises(ResourceError, match="was not begun by baseline record"):
         record_of(study, tmp_path / "full", RULES)
     with monkeypatch.context() as patch:
         kill_before(1, patch)
         with pytest.raises(Killed):
             record_of(study, tmp_path / "begun", with_replay(tokens=20))
-    with pytest.raises(ResourceError, match="begun with another model, documents, rules or machine"):
+    with pytest.raises(ResourceError, match="was begun for another set of documents and another set of rules"):
         record_of(study, tmp_path / "begun", with_replay(tokens=21))
+
+
+def test_a_complete_recording_loads_no_model(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loaded the native model, which takes minutes, to see that nothing was missing, or that it was another one."""
+    out = shutil.copytree(study.baseline, tmp_path / "baseline")
+    (out / "state").mkdir()
+    (out / "state" / "lock").touch()  # killed after the record was written
+    monkeypatch.setattr(record, "load", no_load)
+    assert record_of(study, out, RULES).record.files
+    assert bytes_of(out) == bytes_of(study.baseline)
+    with pytest.raises(ResourceError, match="holds another baseline, under other rules"):
+        record_of(study, out, with_replay(tokens=21))
+    other = CalmCheckpoint(small_config(), seed=6).write_hf(tmp_path / "other", "native")
+    with pytest.raises(ResourceError, match="holds another baseline, of another model"):
+        record_baseline(other, out, RULES, documents=study.documents, device="cpu")
+
+
+def no_load(*arguments: object, **more: object) -> None:
+    raise AssertionError("a model was loaded")
+
+
+def test_two_recordings_into_one_folder(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both wrote: neither had a lock."""
+    rules, out = with_replay(documents=2, tokens=20, decode_tokens=4), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        kill_before(1, patch)
+        with pytest.raises(Killed):
+            record_of(study, out, rules)
+    before = bytes_of(out)
+    with (
+        FileLock(out / "state" / "lock", out),
+        pytest.raises(ResourceError, match="in use by another flagrelease process"),
+    ):
+        record_of(study, out, rules)
+    assert bytes_of(out).keys() == before.keys()
+    record_of(study, out, rules)
 
 
 def with_replay(**changes: int) -> LogitsRules:

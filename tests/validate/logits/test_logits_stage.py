@@ -116,7 +116,7 @@ def test_the_stage_is_the_same_after_a_kill(
 
 def test_a_work_folder_of_another_run_is_refused(study: Study, work: Path) -> None:
     run(study, work)
-    with pytest.raises(ResourceError, match="begun with another"):
+    with pytest.raises(ResourceError, match="was begun for another machine"):
         run_logits(ported(study.model, None), study.release, study.baseline, RULES, work)
 
 

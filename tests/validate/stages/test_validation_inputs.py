@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from dataset_standin import dataset_hub
 from endpoint_standin import Answer, Standin
 from engine_checkpoint import Checkpoint, small_config
+from scripted_exam import choice_records, write_jsonl
 from small_tokenizer import write_tokenizer
-from small_validation import QUESTIONS, Workshop, recipe, verdicts, write_recipe
+from small_validation import LOGITS, QUESTIONS, Workshop, recipe, verdicts, write_recipe
 
 from flagrelease import cli
+from flagrelease.engine import session
+from flagrelease.validate import commands
+from flagrelease.validate.baseline import BaselineFolder
 from flagrelease.validate.exams.hub import download
-from flagrelease.validate.stages import asking
+from flagrelease.validate.logits import record
+from flagrelease.validate.stages import asking, preconditions
 from flagrelease.validate.stages.model_stages import BenchmarksStage
 
 Said = pytest.CaptureFixture[str]
@@ -141,6 +149,120 @@ def test_answers_under_other_rules_are_refused_before_the_logits(
     words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--recipe", path)
     refused(words, 5, "behaviour.json: was recorded under other rules of behaviour", capfd)
     assert not (tmp_path / "out" / "state" / "integrity.json").exists()
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if a model is loaded, for a stage or for a recording."""
+
+    def load(*arguments: object, **more: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(session, "load", load)
+    monkeypatch.setattr(record, "load", load)
+
+
+def exchange(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("logits/baseline.json", lambda path: path.write_text("{}"), "baseline.json"),
+        ("logits/oracle/0003.safetensors", Path.unlink, "0003.safetensors: not found"),
+        ("logits/floor-layers/0003.safetensors", exchange, "SHA-256 is not the one"),
+        ("logits/documents.jsonl", exchange, "SHA-256 is not the one"),
+    ],
+)
+def test_damaged_logits_of_a_baseline_are_refused_before_any_stage(
+    workshop: Workshop, tmp_path: Path, name: str, harm: Callable[[Path], object], said: str, capfd: Said
+) -> None:
+    """They were found by the logits stage: after every byte of the release had been read and the model loaded."""
+    baseline = shutil.copytree(workshop.baseline, tmp_path / "baseline")
+    harm(baseline / name)
+    words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--baseline", str(baseline))
+    refused(words, 5, said, capfd)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_logits_under_other_rules_are_refused_before_any_stage(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
+    """As above, and `run` found it after the conversion, too."""
+    replay = LOGITS["replay"] | {"tokens": 36}
+    path = str(write_recipe(tmp_path / "tokens.yaml", recipe(workshop.source, logits=LOGITS | {"replay": replay})))
+    words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--recipe", path)
+    refused(words, 5, "rules.tokens is 40, this release has 36: recorded under other rules", capfd)
+    assert not (tmp_path / "out").exists()
+    words = ["run", path, "--out", str(tmp_path / "run"), "--device", "cpu", "--chip", "ascend"]
+    refused([*words, "--baseline", str(workshop.baseline)], 5, "recorded under other rules", capfd)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_run_refuses_a_baseline_of_another_model_before_converting(
+    workshop: Workshop, tmp_path: Path, capfd: Said
+) -> None:
+    """It was found after the conversion."""
+    other = tmp_path / "other"
+    Checkpoint(small_config(), seed=77).write_hf(other, "native")
+    write_tokenizer(other)
+    words = ["run", str(workshop.recipe), "--checkpoint", str(other), "--out", str(tmp_path / "run")]
+    words += ["--device", "cpu", "--chip", "ascend", "--baseline"]
+    refused([*words, str(workshop.baseline)], 5, "another model", capfd)
+    without_logits = shutil.copytree(workshop.baseline, tmp_path / "baseline")
+    shutil.rmtree(without_logits / "logits")
+    refused([*words, str(without_logits)], 5, "answers of source", capfd)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_other_questions_than_the_native_model_was_asked_are_refused_before_any_stage(
+    workshop: Workshop, tmp_path: Path, capfd: Said
+) -> None:
+    """It was found after the logits stage."""
+    data = write_jsonl(tmp_path / "choices.jsonl", choice_records(QUESTIONS + 1))
+    words = workshop.validation(workshop.release("bf16"), tmp_path / "out")
+    words[words.index(f"choices={workshop.data}")] = f"choices={data}"
+    refused(words, 5, "the native side sat another exam", capfd)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_two_recordings_into_one_folder(workshop: Workshop, tmp_path: Path, capfd: Said) -> None:
+    """The second one loaded the model and wrote between the files of the first."""
+    out = tmp_path / "baseline"
+    with BaselineFolder(out).locked():
+        refused(workshop.recording(out), 4, f"{out}: in use by another flagrelease process (process ", capfd)
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["lock"]
+
+
+def test_starting_ranks_opens_the_baseline_and_looks_for_the_device_once(
+    workshop: Workshop, validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were done for the decision to start ranks, and again for the stages that come before the ranks start."""
+    asked: list[str] = []
+    opened, found = BaselineFolder.open, preconditions.find_device
+
+    def start(context: object, ranks: int) -> None:
+        assert ranks == 2
+        raise typer.Exit(0)
+
+    def count_device(*arguments: Any, **more: Any) -> Any:
+        asked.append("device")
+        return found(*arguments, **more)
+
+    def count_baseline(folder: Path) -> BaselineFolder:
+        asked.append("baseline")
+        return opened(folder)
+
+    monkeypatch.setattr(commands, "start_ranks", start)
+    monkeypatch.setattr(preconditions, "find_device", count_device)
+    monkeypatch.setattr(BaselineFolder, "open", count_baseline)
+    out = shutil.copytree(validated, tmp_path / "out")
+    assert cli.main(workshop.validation(workshop.release("bf16"), out, "--ranks", "2")) == 0
+    assert asked == ["baseline", "device"]
 
 
 def test_a_first_validation_without_the_source_does_not_block_a_second_one_with_it(
