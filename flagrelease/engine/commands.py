@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagrelease.console import say
 from flagrelease.engine.preflight import choose_context, leads, require_free_port, require_writable
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
 from flagrelease.model.v4.config import read_config
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, cut_for, start_ranks
+from flagrelease.ranks.job import ranks as job_ranks
 
 if TYPE_CHECKING:
     from flagrelease.engine.numerics import NumericsName
@@ -134,14 +136,16 @@ def generate(
         raise UsageError("--mode raw needs --prompt or --prompts: a chat at the terminal has turns")
     require_extra("engine", "generate")
     from flagrelease.engine.generate import terminal
+    from flagrelease.engine.generate.answer_file import answerer, complete, count_answers, request_digest
     from flagrelease.engine.generate.prompts import encode_prompt, read_requests, require_room
+    from flagrelease.engine.numerics import own_numerics
     from flagrelease.engine.sampling import Sampling
     from flagrelease.engine.session import Session
     from flagrelease.engine.text import Tokenizer
 
     sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
     context = choose_context(release, context)
-    requests = []
+    requests, digests = [], []
     if leads():
         tokenizer = Tokenizer(release)
         if out is not None:
@@ -150,12 +154,19 @@ def generate(
             requests = read_requests(prompts, tokenizer, mode.value, sampling, context)
         elif prompt is not None:
             require_room(encode_prompt(tokenizer, prompt, mode.value), sampling, context)
+        if out is not None:
+            policy = _named(numerics) or own_numerics(release, read_config(release / "config.json")[0])
+            digests = [request_digest(*each, answerer(release, policy, f"torch.{dtype.value}")) for each in requests]
+            # Under torchrun the other ranks load the model whatever this one finds, and wait for it.
+            if job_ranks() == 1 and count_answers(out, digests) == len(digests):
+                say(complete(out, len(digests)))
+                return
     count = choose_ranks(ranks, cut_for(release), device)
     start_ranks(invocation, count, interactive=prompt is None and prompts is None)
     with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
         work = terminal.Terminal(session, mode.value, sampling)
         if prompts is not None:
-            work.answer_file(requests, out, context, batch)
+            work.answer_file(requests, digests, out, context, batch)
         elif prompt is not None:
             work.answer(prompt, context, as_json=as_json)
         else:

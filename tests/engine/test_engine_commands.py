@@ -125,7 +125,12 @@ def test_a_context_that_the_model_does_not_have_is_no_shorter_one(
         assert session.runner(1, None).context == session.default_context == 4096
 
 
-def test_a_killed_run_goes_on(app: typer.Typer, release: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(
+    app: typer.Typer,
+    release: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     file, whole, out = tmp_path / "prompts.jsonl", tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     file.write_text("".join(json.dumps(f"prompt {n}") + "\n" for n in range(14)))
     words = ["--prompts", str(file), "--seed", "1", "--max-tokens", "20", "--batch", "2", *REFERENCE]
@@ -150,7 +155,11 @@ def test_a_killed_run_goes_on(app: typer.Typer, release: Path, tmp_path: Path) -
     assert [line["index"] for line in by_index[0]] == list(range(14))
     assert by_index[0] == by_index[1]
     before = out.read_bytes()
-    run(app, "generate", release, *words, "--out", out)  # nothing to do
+    # From here on no model is needed, and it took minutes to load one only to say so.
+    monkeypatch.setattr(Session, "open", loaded)
+    result = CliRunner().invoke(app, ["generate", str(release), *words, "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert f"{out}: all 14 answers are there already, nothing to do" in result.stderr
     assert out.read_bytes() == before
     with pytest.raises(UsageError, match="line 1 answers another prompt"):
         run(app, "generate", release, *words, "--out", out, "--temperature", 0.5)
@@ -164,6 +173,10 @@ def test_a_killed_run_goes_on(app: typer.Typer, release: Path, tmp_path: Path) -
     out.write_text("[1]\n")
     with pytest.raises(UsageError, match="line 1 is no answer"):
         run(app, "generate", release, *words, "--out", out)
+
+
+def loaded(*_: Any, **__: Any) -> None:
+    raise AssertionError("the model was loaded")
 
 
 def test_a_seed_gives_the_same_text(app: typer.Typer, release: Path) -> None:

@@ -12,12 +12,37 @@ from flagrelease.durable.lines import LineFile
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.sequence import Generated
 from flagrelease.errors import UsageError
+from flagrelease.records.manifest import MANIFEST_NAME
 
 
 def request_digest(prompt: Sequence[int], sampling: Sampling, answerer: str) -> str:
     """What an answer is the answer to: 16 hexadecimal digits of the prompt's tokens, the sampling and who answers."""
     asked = [list(prompt), sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens, answerer]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def answerer(release: Path, numerics: str, dtype: str) -> str:
+    """Which model answers, and in which numerics. A checkpoint has no manifest and is known by its place."""
+    manifest = release / MANIFEST_NAME
+    model = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else str(release.resolve())
+    return f"{model} {numerics} {dtype}"
+
+
+def count_answers(path: Path, digests: Sequence[str]) -> int:
+    """How many of the requests, of which `digests` are given in their order, a file answers; it need not be there.
+
+    Raises:
+        UsageError, ResourceError: as `AnswerFile`.
+    """
+    if not path.exists():
+        return 0
+    with AnswerFile(path, digests) as file:
+        return len(file.finished)
+
+
+def complete(path: Path, count: int) -> str:
+    """What is said of a file that has all answers."""
+    return f"{path}: all {count} answers are there already, nothing to do"
 
 
 def answer_document(prompt: Sequence[int], generated: Generated) -> dict[str, Any]:

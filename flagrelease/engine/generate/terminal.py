@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flagrelease.console import say
-from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, request_digest
+from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, complete
 from flagrelease.engine.generate.pace import Pace
 from flagrelease.engine.generate.prompts import Request, encode_prompt
 from flagrelease.engine.sampling import Sampling
@@ -20,7 +19,6 @@ from flagrelease.engine.serve.scheduler import Scheduler, generate_each
 from flagrelease.engine.serve.sequence import Generated
 from flagrelease.engine.session import Session
 from flagrelease.model.v4.chat import ChatFormatError, Message, Mode, parse_completion
-from flagrelease.records.manifest import MANIFEST_NAME
 
 Write = Callable[[int, dict[str, Any]], None]
 
@@ -46,8 +44,18 @@ class Terminal:
                 print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
             print(pace.summary(), file=sys.stderr)
 
-    def answer_file(self, requests: Sequence[Request], out: Path | None, context: int, rows: int) -> None:
-        """Write a line for each request as it is answered: to `out`, which may hold some already, or stdout."""
+    def answer_file(
+        self, requests: Sequence[Request], digests: Sequence[str], out: Path | None, context: int, rows: int
+    ) -> None:
+        """Write a line for each request as it is answered: to `out`, which may hold some already, or stdout.
+
+        Args:
+            requests: what is asked. Only the leader needs them.
+            digests: of the requests, in their order (`request_digest`); not needed without `out`.
+            out: the file of answers, or None for stdout.
+            context: tokens that a prompt and its answer may have together.
+            rows: answers at once.
+        """
         scheduler = self._scheduler(rows, context)
         if scheduler is None:
             return
@@ -55,26 +63,14 @@ class Terminal:
             if out is None:
                 self._answer_each(scheduler, requests, range(len(requests)), _print_line)
                 return
-            digests = [request_digest(*request, self._answerer()) for request in requests]
             with AnswerFile(out, digests) as file:
                 missing = [place for place in range(len(requests)) if place not in file.finished]
                 if not missing:
-                    say(f"{out}: all {len(requests)} answers are there already, nothing to do")
+                    say(complete(out, len(requests)))
                     return
                 if file.finished:
                     say(f"{out}: resuming, {len(file.finished)} answers are there and {len(missing)} are to come")
                 self._answer_each(scheduler, requests, missing, file.add)
-
-    def _answerer(self) -> str:
-        """Which model answers, and in which numerics. A checkpoint has no manifest and is known by its place."""
-        manifest = self.session.release / MANIFEST_NAME
-        model = (
-            hashlib.sha256(manifest.read_bytes()).hexdigest()
-            if manifest.is_file()
-            else str(self.session.release.resolve())
-        )
-        numerics = self.session.model.numerics
-        return f"{model} {numerics.name} {numerics.dtype}"
 
     def _answer_each(
         self, scheduler: Scheduler, requests: Sequence[Request], wanted: Sequence[int], write: Write
