@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flagrelease.console import say
+from flagrelease.console import say, show
 from flagrelease.engine.preflight import choose_context, leads, require_free_port, require_writable
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
@@ -195,6 +195,9 @@ def serve(
     grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that answers get when it is stopped.")] = 30,
     speculate: SpeculateOption = False,
     ranks: RanksOption = AUTO,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="When requests are accepted, print a JSON line with the address.")
+    ] = False,
 ) -> None:
     """Serve OpenAI's API: models, completions, chat completions."""
     require_extra("engine", "serve")
@@ -208,7 +211,7 @@ def serve(
     public = name or release.resolve().name
     serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace)
     with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
-        session.serve(serving)
+        session.serve(serving, as_json=as_json)
 
 
 def logits(
@@ -227,6 +230,7 @@ def logits(
     device: DeviceOption = "auto",
     operators: OperatorsOption = "auto",
     ranks: RanksOption = AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: what was written.")] = False,
 ) -> None:
     """Write teacher-forced log-probabilities of given tokens, for comparing machines."""
     require_extra("engine", "logits")
@@ -240,3 +244,8 @@ def logits(
     start_ranks(invocation, choose_ranks(ranks, cut_for(release), device))
     with Session.open(release, _named(numerics), dtype.value, device, operators) as session:
         logits_file.write_logits(session.model, sequences, out, top, by_decode=replay is ReplayChoice.DECODE)
+        if session.model.groups.is_leader:
+            count = sum(map(len, sequences))
+            written = {"out": str(out), "sequences": len(sequences), "tokens": count, "top": top}
+            document = written | logits_file.describe(session.model, replay.value)
+            show(as_json, document, lambda: say(f"{out}: {count:,} tokens of {len(sequences)} sequence(s)"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from flagrelease.console import say
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
@@ -107,8 +109,10 @@ class Session:
         """The release's."""
         return Tokenizer(self.release)
 
-    def serve(self, serving: Serving) -> None:
+    def serve(self, serving: Serving, *, as_json: bool = False) -> None:
         """Answer requests until SIGINT or SIGTERM; then no new ones, and the others get `grace` seconds to end.
+
+        When requests are accepted, a line on stderr says where; with `as_json`, a JSON document on stdout.
 
         Raises:
             ResourceError: the packages of the server are not installed.
@@ -118,8 +122,7 @@ class Session:
             runner.follow()
             return
         try:
-            import uvicorn
-
+            from flagrelease.engine.serve.listen import listen
             from flagrelease.engine.serve.server import Served, make_app
             from flagrelease.engine.serve.service import Service
         except ModuleNotFoundError as error:
@@ -130,12 +133,22 @@ class Session:
         signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it is done
         service.start()
         try:
-            uvicorn.run(
-                app, host=serving.host, port=serving.port, log_level="warning", timeout_graceful_shutdown=serving.grace
-            )
+            listen(app, serving.host, serving.port, serving.grace, lambda: self._announce(serving, runner, as_json))
         finally:
             service.stop()
             runner.stop()
+
+    def _announce(self, serving: Serving, runner: Runner, as_json: bool) -> None:
+        host = f"[{serving.host}]" if ":" in serving.host else serving.host
+        url = f"http://{host}:{serving.port}/v1"
+        if not as_json:
+            say(f"serving {serving.name} at {url}")
+            return
+        document = {
+            "event": "serving", "url": url, "model": serving.name, "context": runner.context, "rows": serving.rows,
+            "ranks": self.model.groups.mp, "numerics": self.model.numerics.name,
+        }  # fmt: skip
+        print(json.dumps(document, ensure_ascii=False), flush=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

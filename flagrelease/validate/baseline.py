@@ -40,6 +40,15 @@ class BaselineFolder:
             )
         return opened
 
+    def parts(self) -> list[str]:
+        """Its finished parts: `logits`, `benchmarks/NAME`, `behaviour`."""
+        answers = sorted(path.stem for path in self.benchmarks.glob("*.json"))
+        return [
+            *(["logits"] if self.logits_record.is_file() else []),
+            *(f"benchmarks/{name}" for name in answers),
+            *(["behaviour"] if self.behaviour.is_file() else []),
+        ]
+
     @property
     def logits(self) -> Path:
         """The folder of the logits stage's part."""

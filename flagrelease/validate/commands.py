@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagrelease.console import say, show
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, start_ranks
 from flagrelease.records.rules import StageName
@@ -167,6 +168,7 @@ def record(
     operators: OperatorsOption = "auto",
     batch: BatchOption = 16,
     ranks: RanksOption = AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Record what the native model gives: logits with their noise floor, answers to the benchmarks, behaviour.
 
@@ -193,7 +195,10 @@ def record(
     )
     start_ranks(invocation, choose_ranks(ranks, 1, device))
     with Display(quiet=not is_leader()) as display:
-        run_recording(recording, display)
+        folder = run_recording(recording, display)
+    if is_leader():
+        held = folder.parts()
+        show(as_json, {"out": str(out), "parts": held}, lambda: say(f"{out}: holds {', '.join(held)}"))
 
 
 def parse_data(words: list[str]) -> Data:

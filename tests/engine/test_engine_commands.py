@@ -215,9 +215,12 @@ def logits_file(app: typer.Typer, release: Path, tmp_path: Path, *words: Any) ->
     tokens = tmp_path / "tokens.jsonl"
     tokens.write_text("\n".join(json.dumps(random_tokens(n, seed=n)) for n in (1, 150)))
     out = tmp_path / "logits.safetensors"
-    run(app, "logits", release, "--tokens", tokens, "--out", out, "--top", 20, *REFERENCE, *words)
+    said = run(app, "logits", release, "--tokens", tokens, "--out", out, "--top", 20, "--json", *REFERENCE, *words)
     with safe_open(out, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        metadata = file.metadata()
+        written = {"out": str(out), "sequences": 2, "tokens": 151, "top": 20}
+        assert json.loads(said) == written | {name: metadata[name] for name in metadata.keys() - {"format"}}
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
 @pytest.mark.parametrize("replay", ["prefill", "decode"])
@@ -267,10 +270,17 @@ def test_torchrun_generates_the_same_text(checkpoint: Checkpoint, release: Path,
 
 
 def test_serve_until_interrupted(release: Path) -> None:
+    """With --json the first line of stdout says where, and is written when requests are accepted."""
     port = _free_port()
-    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "100", *REFERENCE]
-    with subprocess.Popen([sys.executable, "-c", MAIN, *words], stderr=subprocess.PIPE, text=True) as server:
-        _wait_for(port)
+    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "100", "--json", *REFERENCE]
+    with subprocess.Popen(
+        [sys.executable, "-c", MAIN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert json.loads(server.stdout.readline()) == {
+            "event": "serving", "url": f"http://127.0.0.1:{port}/v1", "model": "small", "context": 100, "rows": 16,
+            "ranks": 1, "numerics": "bf16",
+        }  # fmt: skip
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
             assert json.load(answer)["data"][0]["id"] == "small"
         server.send_signal(signal.SIGINT)
@@ -293,6 +303,7 @@ def test_a_terminated_server_finishes_its_answers(release: Path) -> None:
             server.send_signal(signal.SIGTERM)
             lines += answer.readlines()
         _, said = server.communicate(timeout=60)
+    assert f"flagrelease: serving small at http://127.0.0.1:{port}/v1\n" in said
     chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: {")]
     assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
     assert lines[-2] == b"data: [DONE]\n"

@@ -74,7 +74,7 @@ def write_logits(model: Model, sequences: Sequence[Sequence[int]], out: Path, to
             tensors[f"{n}.{name}"] = torch.cat([part[name] for part in parts])
     if model.groups.is_leader:
         partial = out.with_name(out.name + ".partial")  # never half a file under the final name
-        save_file(tensors, partial, _metadata(model, by_decode=by_decode))
+        save_file(tensors, partial, {"format": "pt"} | describe(model, replay))
         partial.replace(out)
 
 
@@ -102,13 +102,13 @@ def _reduce(logits: Tensor, tokens: Sequence[int], start: int, top: int) -> dict
     }
 
 
-def _metadata(model: Model, *, by_decode: bool) -> dict[str, str]:
+def describe(model: Model, replay: str) -> dict[str, str]:
+    """How the log-probabilities were computed: the metadata of the file."""
     return {
-        "format": "pt",
         "numerics": model.numerics.name,
         "dtype": str(model.numerics.dtype).removeprefix("torch."),
         "operators": model.ops.name,
         "device": model.device.type,
         "ranks": str(model.groups.mp),
-        "replay": "decode" if by_decode else "prefill",
+        "replay": replay,
     }

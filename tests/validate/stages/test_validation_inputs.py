@@ -321,7 +321,9 @@ def test_an_endpoint_answers_the_benchmarks(workshop: Workshop, tmp_path: Path, 
     baseline, out = tmp_path / "baseline", tmp_path / "out"
     with Standin() as server:
         there = ["--endpoint", server.url, "--model", "m", "--concurrency", "1", "--timeout", "60"]
-        assert cli.main(workshop.recording(baseline, "--part", "benchmarks", *there)) == 0
+        capfd.readouterr()
+        assert cli.main(workshop.recording(baseline, "--part", "benchmarks", "--json", *there)) == 0
+    assert json.loads(capfd.readouterr().out) == {"out": str(baseline), "parts": ["benchmarks/choices"]}
     assert server.most_at_once == 1
     asked = 0
 
