@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from flagrelease.console import Display
 from flagrelease.records.rules import ValidationRules
 from flagrelease.run.on_ranks import run_on_ranks, shared_options
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun
-from flagrelease.validate.stages.display import Display
 from flagrelease.validate.stages.record import Recording, record
 from flagrelease.validate.stages.stage import FILE_STAGES
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from flagrelease.console import Display
 from flagrelease.errors import ResourceError
 from flagrelease.run.baseline import baseline_folder, needs_model
 from flagrelease.run.judgement import judge
 from flagrelease.run.on_ranks import run_on_ranks, shared_options
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun, RunStep
-from flagrelease.validate.stages.display import Display
 from flagrelease.validate.stages.preconditions import prepare
 from flagrelease.validate.stages.request import ValidationRequest, default_out, rules_of
 from flagrelease.validate.stages.run import validate

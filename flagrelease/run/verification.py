@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from flagrelease.console import Display
 from flagrelease.records.rules import StageName
 from flagrelease.run.steps import ChipRun, RunStep, failed
-from flagrelease.validate.stages.display import Display
 from flagrelease.validate.stages.preconditions import prepare
 from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.run import file_runners, open_state, validate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flagrelease.console import say, show
+from flagrelease.console import Display, say, show
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, start_ranks
 from flagrelease.records.rules import StageName
@@ -104,7 +104,6 @@ def validate(
     from flagrelease.chips.table import get_chip
     from flagrelease.ranks.job import is_leader
     from flagrelease.records.release import read_release
-    from flagrelease.validate.stages.display import Display
     from flagrelease.validate.stages.preconditions import prepare
     from flagrelease.validate.stages.request import ValidationRequest, choose_rules, default_out
     from flagrelease.validate.stages.run import report_bytes
@@ -176,7 +175,6 @@ def record(
     """
     from flagrelease.ranks.job import is_leader
     from flagrelease.records.recipe import read_recipe
-    from flagrelease.validate.stages.display import Display
     from flagrelease.validate.stages.record import Recording
     from flagrelease.validate.stages.record import record as run_recording
     from flagrelease.validate.stages.request import default_rules

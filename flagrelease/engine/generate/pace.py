@@ -1,56 +1,39 @@
-"""How fast a run goes and how long it will take, said on stderr."""
+"""How fast answers come: what `generate` says of its progress."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 
+from flagrelease.console import Display
 from flagrelease.engine.serve.scheduler import Totals
-
-_INTERVAL = 5.0  # seconds between lines
 
 
 class Pace:
-    """Counts answers and tokens of a run."""
+    """Counts answers and tokens of a run, and tells a display."""
 
-    def __init__(self, answers: int, totals: Totals, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, answers: int, totals: Totals, display: Display, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`answers`: how many are wanted. `totals`: those of the scheduler, which grow."""
-        self._answers, self._totals, self._clock = answers, totals, clock
-        self._begun = self._last = clock()
+        self._answers, self._totals, self._display, self._clock = answers, totals, display, clock
+        self._begun = clock()
         self._done = 0
+        self._tell()
 
     def answered(self) -> None:
-        """One more is there; now and then this prints a line."""
+        """One more is there."""
         self._done += 1
-        if self._clock() - self._last >= _INTERVAL:
-            self._last = self._clock()
-            print(self.line(), file=sys.stderr, flush=True)
+        self._tell()
 
-    def line(self) -> str:
-        """Answers, tokens a second, the time left by the answers so far, and how many drafts were right."""
+    def _tell(self) -> None:
+        self._display("generate", self._done, self._answers, "answers", self.note())
+
+    def note(self) -> str:
+        """Tokens, tokens a second since the beginning, and how many drafts were right."""
         seconds = self._clock() - self._begun
-        words = [f"{self._done} of {self._answers} answers", f"{self.rate:.1f} tok/s"]
-        if 0 < self._done < self._answers:
-            words.append(f"about {_duration(seconds / self._done * (self._answers - self._done))} left")
+        rate = self._totals.generated / seconds if seconds else 0.0
+        words = [f"{self._totals.generated:,} tokens", f"{rate:.1f} tok/s"]
         if self._totals.drafted:
-            words.append(f"{self._totals.accepted / self._totals.drafted:.1%} of {self._totals.drafted} drafts right")
+            words.append(f"{self._totals.accepted / self._totals.drafted:.1%} of {self._totals.drafted:,} drafts right")
         return ", ".join(words)
-
-    @property
-    def rate(self) -> float:
-        """Generated tokens a second since the beginning."""
-        seconds = self._clock() - self._begun
-        return self._totals.generated / seconds if seconds else 0.0
-
-    def summary(self) -> str:
-        """At the end."""
-        seconds = self._clock() - self._begun
-        return f"{self.line()}; {self._totals.generated} tokens in {_duration(seconds)}"
-
-
-def _duration(seconds: float) -> str:
-    """`42 s`, `3 min`, `2.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

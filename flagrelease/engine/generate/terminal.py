@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flagrelease.console import say
+from flagrelease.console import Display, say
 from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, complete
 from flagrelease.engine.generate.pace import Pace
 from flagrelease.engine.generate.prompts import Request, encode_prompt
@@ -37,12 +37,12 @@ class Terminal:
         if scheduler is None:
             return
         with _stopping(scheduler):
-            tokens, pace = encode_prompt(scheduler.tokenizer, prompt, self.mode), Pace(1, scheduler.totals)
+            tokens = encode_prompt(scheduler.tokenizer, prompt, self.mode)
+            pace = Pace(1, scheduler.totals, Display())  # not entered: a bar would get between the words of the answer
             result = self._generate(scheduler, tokens, silent=as_json)
-            pace.answered()
             if as_json:
                 print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
-            print(pace.summary(), file=sys.stderr)
+            pace.answered()
 
     def answer_file(
         self, requests: Sequence[Request], digests: Sequence[str], out: Path | None, context: int, rows: int
@@ -75,11 +75,11 @@ class Terminal:
     def _answer_each(
         self, scheduler: Scheduler, requests: Sequence[Request], wanted: Sequence[int], write: Write
     ) -> None:
-        pace = Pace(len(wanted), scheduler.totals)
-        for n, result in generate_each(scheduler, [requests[place] for place in wanted]):
-            write(wanted[n], answer_document(requests[wanted[n]][0], result))
-            pace.answered()
-        print(pace.summary(), file=sys.stderr)
+        with Display() as display:
+            pace = Pace(len(wanted), scheduler.totals, display)
+            for n, result in generate_each(scheduler, [requests[place] for place in wanted]):
+                write(wanted[n], answer_document(requests[wanted[n]][0], result))
+                pace.answered()
 
     def chat(self, context: int) -> None:
         """A line is a turn; the end of input ends the chat."""

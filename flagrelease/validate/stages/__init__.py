@@ -5,5 +5,5 @@
 
 request.py: what is asked. stage.py: what a stage is. file_stages.py, model_stages.py: the five. asking.py: who answers.
 port.py: the model that they share. state.py: what is finished.
-environment.py: machine and versions. display.py, summary.py: for the terminal.
+preconditions.py: what is read and compared first. environment.py: machine and versions. summary.py: for the terminal.
 """
