@@ -64,6 +64,8 @@ def require_baseline(request: RunRequest, source: Path, identity: SourceIdentity
     """
     if not _runs_a_model(request):
         return
+    if request.baseline is not None and all(isinstance(_device(request, chip), str) for chip in _chips(request)):
+        return  # nothing is compared here, but on the machines of the chips
     from flagrelease.validate.logits.record import read_set
 
     rules, baseline = request.recipe.validation, BaselineFolder(baseline_folder(request))

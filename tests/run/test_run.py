@@ -169,10 +169,10 @@ def test_what_stopped_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_interruption_is_gone_on_from(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = verification.validate
 
-    def interrupt(request: Any, watch: Any) -> Any:
-        if request.release.folder.name == "fp8-hf":
+    def interrupt(ready: Any, watch: Any) -> Any:
+        if ready.request.release.folder.name == "fp8-hf":
             raise KeyboardInterrupt
-        return original(request, watch)
+        return original(ready, watch)
 
     with monkeypatch.context() as patch:
         patch.setattr(verification, "validate", interrupt)
@@ -353,7 +353,7 @@ def test_ranks_are_started_and_their_own_exit_codes_are_kept(
     document["releases"] = {"nvidia": {"dtype": "fp8", "layout": "mp2"}}
     recipe.write_text(yaml.safe_dump(document))
     texts = tmp_path / "texts.jsonl"
-    texts.write_text('{"name": "t", "kind": "short", "text": "a"}\n')
+    texts.write_text('{"name": "t", "kind": "short", "text": "a short text"}\n')
     words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", "--documents", str(texts)]
     assert main(words) == 6
     assert "nvidia: validate: network: gone" in capsys.readouterr().out

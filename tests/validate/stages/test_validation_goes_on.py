@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from killing import kill_when, lines
-from small_validation import Workshop, read_report, recipe, verdicts, write_recipe
+from small_validation import LOGITS, Workshop, read_report, recipe, verdicts, write_recipe
 
 from flagrelease import cli
 from flagrelease.validate.stages import file_stages
@@ -63,7 +63,7 @@ def test_what_would_be_another_validation_is_refused(
 ) -> None:
     out = shutil.copytree(validated, tmp_path / "out")
     report = (out / "report.json").read_bytes()
-    lenient = recipe(workshop.source, behaviour={"prompts": 1, "repeats": 4, "max_tokens": 4, "margin": 95})
+    lenient = recipe(workshop.source, logits=LOGITS | {"min_documents": 3})
     other_rules = ["--recipe", str(write_recipe(tmp_path / "lenient.yaml", lenient))]
     other_data = tmp_path / "other.jsonl"
     other_data.write_text(workshop.data.read_text() + "\n")
