@@ -1,1 +1,1 @@
-"""The page of a validation: `report.html`, made of `report.json` and the manifest, whole without a network."""
+"""`report.html`, the page of a validation: made from `report.json` and the manifest, readable without a network."""

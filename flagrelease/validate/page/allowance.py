@@ -1,4 +1,4 @@
-"""How much of each limit is used up: all limits of a stage on one scale, whatever their units."""
+"""Shows how much of each limit is used up: all limits of a stage on one scale, whatever their units."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Allowance:
 
 
 def allowance_plot(ident: str, rows: Sequence[Allowance], description: str, width: float = 760) -> Markup:
-    """One bar a limit, its interval as a line, the limit itself at 100%."""
+    """Draw a bar for each limit, its interval as a line, and the limit itself at 100%."""
     height = _TOP + _ROW * len(rows) + _BOTTOM
     drawing = Drawing(ident, width, height, "How much of each limit is used", description)
     x = LinearScale(0, _MOST, 24 + _LETTER * max(len(row.name) for row in rows), width - _RIGHT)

@@ -9,7 +9,7 @@ from flagrelease.validate.page.panel import Panel, Table
 
 
 def behaviour_panels(stage: Stage) -> list[Panel]:
-    """What answers do, against the native model."""
+    """How often answers show each sign, beside the native model."""
     if not stage.figures:
         return []
     figures = BehaviourFigures.model_validate(stage.figures)

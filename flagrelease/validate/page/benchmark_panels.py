@@ -1,4 +1,4 @@
-"""The section of the benchmarks: forest plot of all, then for each its items, lengths and the power of its test."""
+"""The section about benchmarks: a forest plot of all of them, then the items, lengths and test power of each one."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Item(_Read):
 
 
 class _Figures(_Read):
-    """What `validate.benchmarks.figures` makes; without a native side only `sides.chip` and `items`."""
+    """What `validate/exams/figures.py` makes; without a native side it has only `sides.chip` and `items`."""
 
     test: _Test | None = None
     chances: tuple[_Chance, ...] = ()
@@ -98,7 +98,7 @@ class _Figures(_Read):
 
 
 def differences(benchmarks: Sequence[Benchmark]) -> list[ForestRow]:
-    """Of all benchmarks with a native side."""
+    """The differences of all benchmarks that have a native side."""
     rows = []
     for benchmark in benchmarks:
         test = _Figures.model_validate(benchmark.figures).test
@@ -109,7 +109,7 @@ def differences(benchmarks: Sequence[Benchmark]) -> list[ForestRow]:
 
 
 def forest_panel(benchmarks: Sequence[Benchmark]) -> list[Panel]:
-    """All benchmarks with a native side, against their margins."""
+    """All benchmarks that have a native side, each with its margin."""
     rows = differences(benchmarks)
     if not rows:
         return []
@@ -132,7 +132,7 @@ def _in_words(row: ForestRow) -> str:
 
 
 def benchmark_panels(number: int, benchmark: Benchmark) -> list[Panel]:
-    """What belongs to one benchmark; `number` makes ids unique in the page."""
+    """The panels of one benchmark; `number` makes their ids unique in the page."""
     figures = _Figures.model_validate(benchmark.figures)
     panels = [_test_panel(benchmark.verdict, figures)] if figures.test is not None else []
     if figures.obstacles:

@@ -26,7 +26,7 @@ class BoxPlot:
 def box_plot(
     ident: str, boxes: Sequence[BoxPlot], title: str, description: str, axis: str, width: float = 760
 ) -> Markup:
-    """One row a side: whiskers to 5 and 95%, box from 25 to 75%, bar at the median, dot at the mean."""
+    """Draw a row for each side: whiskers to 5 and 95%, a box from 25 to 75%, a bar at the median, a dot at the mean."""
     height = _TOP + _ROW * len(boxes) + _BOTTOM
     drawing = Drawing(ident, width, height, title, description)
     values = [value for box in boxes for value in (*box.quantiles, box.mean)]

@@ -1,4 +1,4 @@
-"""Error against depth: one point a layer, in which a bug is a step."""
+"""Plots the error behind each layer: rounding makes it grow smoothly, a bug shows as a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 30, 46
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A value of each layer, at least 0 or None where there is none, drawn in the class `style`."""
+    """A value for each layer, at least 0, or None where there is none; drawn in the class `style`."""
 
     name: str
     style: str
@@ -33,10 +33,10 @@ def layer_curve(
     steps: Sequence[int] = (),
     size: Point = (760, 280),
 ) -> Markup:
-    """Lines over the layers on a logarithmic axis, 0 at its bottom; layers in `steps` are pointed out, None is a gap.
+    """Draw lines over the layers on a logarithmic axis with 0 at its bottom. `steps` are marked, None leaves a gap.
 
     Args:
-        lines: of one length, at least one layer.
+        lines: all of one length, with at least one layer.
     """
     width, height = size
     drawing = Drawing(ident, width, height, title, description)
@@ -61,7 +61,7 @@ def layer_curve(
 
 
 def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
-    """(layer, value) of the layers that have one, cut where one has none."""
+    """Split a line into stretches of (layer, value) without a gap."""
     runs: list[list[tuple[int, float]]] = [[]]
     for layer, value in enumerate(values):
         if value is None:

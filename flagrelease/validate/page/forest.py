@@ -1,4 +1,4 @@
-"""Forest plot: differences with their intervals, against the margin that was fixed beforehand."""
+"""Forest plot: differences with their intervals, beside the margin that was fixed beforehand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LETTER = 7.8  # width of a strong one, at most on average
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """Port minus native, in points of 100; the verdict is about an interval and the margin."""
+    """The difference port minus native, in points of 100. The verdict compares its interval with the margin."""
 
     name: str
     verdict: str
@@ -36,11 +36,11 @@ def forest_plot(
     axis: str,
     width: float = 760,
 ) -> Markup:
-    """One row a difference: the shaded part is what the margin allows, the bar is the interval.
+    """Draw a row for each difference: the shaded part is what the margin allows, the bar is the interval.
 
     Args:
-        worse: where the margin stands: left for scores, of which more is better, right for rates of faults.
-        axis: its words.
+        worse: on which side the margin is: left for scores (more is better), right for rates of faults.
+        axis: the title of the axis.
     """
     reach = 1.15 * max(max(abs(row.low), abs(row.high), row.margin) for row in rows)
     height = _TOP + _ROW * len(rows) + _BOTTOM
@@ -75,6 +75,6 @@ def _draw_row(drawing: Drawing, x: LinearScale, y: float, row: ForestRow, limit:
 
 
 def signed(value: float) -> str:
-    """Two decimals, with a sign that is as wide as a plus; none for 0."""
+    """Format with two decimals and a sign; the minus is as wide as the plus, and 0 has none."""
     shown = f"{value:+.2f}"
     return "0.00" if shown in ("+0.00", "-0.00") else shown.replace("-", "−")

@@ -1,4 +1,4 @@
-"""Histograms of several runs over one another, with limits as lines."""
+"""Draws histograms of several runs in one picture, with limits as lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 40, 46
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Counts of one run in the bins that all share; drawn in the class `style`."""
+    """How many values of one run fall into each of the shared bins; drawn in the class `style`."""
 
     name: str
     style: str
@@ -25,7 +25,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A value worth a line: a limit (`limit`) or what was measured (`mean`)."""
+    """A value that gets a line: a limit (`limit`) or a measured mean (`mean`)."""
 
     value: float
     name: str
@@ -44,11 +44,11 @@ def histogram(
     open_below: bool = False,
     size: Point = (760, 280),
 ) -> Markup:
-    """Steps of the share in each bin, on a logarithmic axis of values above 0.
+    """Draw the share in each bin as steps; the axis is logarithmic, so values are above 0.
 
     Args:
-        edges: of the bins, rising, one more than counts.
-        open_below: the first bin holds what is below it too, and its edge says so.
+        edges: of the bins, increasing, one more than there are counts.
+        open_below: the first bin also holds all lower values, and its label says so.
     """
     width, height = size
     drawing = Drawing(ident, width, height, title, description)

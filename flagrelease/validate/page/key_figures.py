@@ -1,4 +1,4 @@
-"""One number for each stage, for those who read no further than the top of the page."""
+"""One number for each stage, for readers who look only at the top of the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flagrelease.validate.page.weights_panels import CheckFigures
 
 
 def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:
-    """Such as "61 files" or "GPQA Diamond −0.60"; nothing for a stage that was not run or has no number."""
+    """The stage's number, such as "61 files" or "GPQA Diamond −0.60"; empty if the stage has none or was not run."""
     if stage.verdict == "not-run":
         return ""
     if stage.name == "benchmarks":

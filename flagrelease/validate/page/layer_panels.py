@@ -1,4 +1,4 @@
-"""The panels of layers: the error behind each one, and where it steps up."""
+"""The panels about layers: the error behind each one, and where it steps up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flagrelease.validate.page.panel import Panel, Table
 
 
 def layer_panels(layers: Layers) -> list[Panel]:
-    """One for the streams between layers, one for what attention adds."""
+    """Make a panel for the streams between layers, and one for what attention adds."""
     panels = []
     limits = {m.name: m.at_most for m in layers.measures}
     for kind, name, limit in (
@@ -33,7 +33,7 @@ def layer_panels(layers: Layers) -> list[Panel]:
 
 
 def _say_gaps(line: Line) -> str:
-    """The layers where there is no number to draw."""
+    """Name the layers that have no number to draw."""
     gaps = [str(layer) for layer, value in enumerate(line.values) if value is None]
     return f" Not a number, and a gap in the curve of {line.name}: layer {', '.join(gaps)}." if gaps else ""
 

@@ -27,20 +27,20 @@ _LEAST = 1e-12  # a ratio of exactly 0 has no logarithm
 
 
 def nearest_limit(stage: Stage) -> float | None:
-    """How much of the limit that is nearest is used: 1 is all of it. None where no limit has a scale."""
+    """The largest used share of any limit: 1 is all of it. None if no limit has a scale."""
     figures = Figures.model_validate(stage.figures)
     return max((row.used for row in _allowances(named_measures(figures))), default=None)
 
 
 def named_measures(figures: Figures) -> list[tuple[str, Measure]]:
-    """All measures, with what each is about."""
+    """All measures, each with the comparison that it belongs to."""
     named = [(f"{c.reference}, {c.replay}", measure) for c in figures.comparisons for measure in c.measures]
     named += [(f"ratio, {replay}", measure) for replay, measure in figures.ratio.items()]
     return named + [("layers", measure) for measure in (figures.layers.measures if figures.layers is not None else ())]
 
 
 def limits_panel(figures: Figures) -> Panel:
-    """Each limit on one scale, where 0 is perfect and 1 is the limit."""
+    """Draw all limits on one scale, where 0 is perfect and 1 is the limit."""
     named = named_measures(figures)
     table = Table(("against", "measure", ">value", ">interval", "limit", "outcome"))
     table.rows.extend((where, *_measured(measure)) for where, measure in named)
@@ -59,7 +59,7 @@ def _allowances(named: list[tuple[str, Measure]]) -> list[Allowance]:
 
 
 def _allowance(where: str, measure: Measure) -> Allowance | None:
-    """On the scale where 0 is perfect and 1 is the limit; None for a count of which none is allowed."""
+    """Convert a measure to the scale where 0 is perfect and 1 is the limit; None if the limit is a count of 0."""
     if measure.value is None or measure.low is None or measure.high is None or measure.at_most == 0:
         return None
     shares = [_used(measure, value) for value in (measure.value, measure.low, measure.high)]
@@ -78,7 +78,7 @@ def _used(measure: Measure, value: float) -> float:
 
 
 def _perfect(measure: Measure) -> float:
-    """What two equal models give."""
+    """The value that two equal models would give."""
     return 1.0 if measure.name in ("top1", "top1_clear", "ratio", "early_cosine", "late_cosine", "experts") else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What the logits stage's figures hold, as the page reads them; `validate.logits.verdict` makes them."""
+"""The figures of the logits stage as the page reads them; `validate/logits/verdict.py` makes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Read(BaseModel):
 
 
 class Measure(_Read):
-    """One limit and what was measured."""
+    """A limit and the measured value."""
 
     name: str
     label: str
@@ -29,7 +29,7 @@ class Measure(_Read):
 
 
 class Distribution(_Read):
-    """KL of tokens: counts between `edges` (log10 of nats), and `below` the first."""
+    """KL of tokens: how many fall between `edges` (log10 of nats), and how many `below` the first edge."""
 
     edges: tuple[float, ...]
     histogram: tuple[int, ...]
@@ -38,7 +38,7 @@ class Distribution(_Read):
 
 
 class Agreement(_Read):
-    """Tokens where the reference is ahead by more than `margin` nats, and how many of them agree."""
+    """How many tokens the reference decides by more than `margin` nats, and how many of those agree."""
 
     margin: float
     tokens: int
@@ -46,7 +46,7 @@ class Agreement(_Read):
 
 
 class Document(_Read):
-    """Mean KL over one document."""
+    """The mean KL over one document."""
 
     name: str
     kind: str
@@ -55,7 +55,7 @@ class Document(_Read):
 
 
 class Comparison(_Read):
-    """One replay against one reference."""
+    """One replay compared with one reference."""
 
     reference: Literal["oracle", "native"]
     replay: Literal["prefill", "decode"]
@@ -70,14 +70,14 @@ class Comparison(_Read):
 
 
 class Curves(_Read):
-    """Error behind each layer."""
+    """The error behind each layer."""
 
     port: tuple[float | None, ...]
     floor: tuple[float | None, ...]
 
 
 class Step(_Read):
-    """Where the error steps up: in which half of which layer, from what to what."""
+    """A step of the error: in which half of which layer, from which value to which."""
 
     layer: int
     half: str
@@ -86,7 +86,7 @@ class Step(_Read):
 
 
 class Layers(_Read):
-    """What was seen at every layer."""
+    """Everything measured at layers."""
 
     reference: Literal["oracle", "native"]
     positions: int
@@ -96,7 +96,7 @@ class Layers(_Read):
 
 
 class Figures(_Read):
-    """What `validate.logits.verdict` makes."""
+    """All figures of the stage."""
 
     comparisons: tuple[Comparison, ...]
     ratio: dict[str, Measure]
@@ -104,5 +104,5 @@ class Figures(_Read):
 
 
 def short(value: float | None) -> str:
-    """Four figures, with a minus sign that is one."""
+    """Format with four digits and a typographic minus."""
     return "not defined" if value is None else f"{value:.4g}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""The section of the logits stage: its panels in order, and those of KL, of agreement by margin, and of documents."""
+"""The section about logits: the order of its panels, and the panels for KL, agreement by margin, and documents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STYLES = {"prefill": "chip", "decode": "native"}
 
 
 def logits_panels(stage: Stage) -> list[Panel]:
-    """All of them; none where the stage was not run."""
+    """All panels of the section; none if the stage was not run."""
     if not stage.figures:
         return []
     figures = Figures.model_validate(stage.figures)
@@ -76,14 +76,14 @@ def _distribution_panel(reference: str, comparisons: list[Comparison]) -> Panel:
 
 
 def _with_below(kl: Distribution) -> tuple[int, ...]:
-    """What lies below the edges counts in the lowest bin, or shares would not be of all tokens."""
+    """Count values below the edges in the lowest bin, so that the shares are shares of all tokens."""
     return kl.below + kl.histogram[0], *kl.histogram[1:]
 
 
 def _trimmed(
     log_edges: tuple[float, ...], histograms: list[tuple[int, ...]]
 ) -> tuple[list[float], list[tuple[int, ...]]]:
-    """Edges in nats and counts, without the empty bins at both ends; nothing where all are empty."""
+    """Edges in nats and counts, without the empty bins at both ends; empty if all bins are."""
     used = [n for n in range(len(log_edges) - 1) if any(counts[n] for counts in histograms)]
     if not used:
         return [], []

@@ -1,4 +1,4 @@
-"""What the test would say of ports that are truly worse: its power, as stacked shares."""
+"""Shows the power of the test: how often it would pass, fail or not decide a port that is truly worse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 150, 16, 30, 6, 26
 
 @dataclass(frozen=True, slots=True)
 class OutcomePoint:
-    """A true drop in points, and the probabilities of the three verdicts, which add up to 1."""
+    """A true drop in points, with the probabilities of the three verdicts (they add up to 1)."""
 
     drop: float
     passes: float
@@ -23,7 +23,7 @@ class OutcomePoint:
 
 
 def outcome_bars(ident: str, rows: Sequence[OutcomePoint], description: str, width: float = 760) -> Markup:
-    """One bar a true drop; a part that is wide enough says its share."""
+    """Draw a stacked bar for each true drop; parts that are wide enough are labelled with their share."""
     height = _TOP + _ROW * len(rows) + _BOTTOM
     drawing = Drawing(ident, width, height, "What the test says of a port that is truly worse", description)
     reach = width - _LEFT - _RIGHT

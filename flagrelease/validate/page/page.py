@@ -33,7 +33,7 @@ _PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
 
 @dataclass(frozen=True, slots=True)
 class ExamSection:
-    """A benchmark as it is shown; `scores` are (what, number, interval)."""
+    """What the page shows of a benchmark; `scores` are (what, number, interval)."""
 
     benchmark: Benchmark
     scores: tuple[tuple[str, str, str], ...]
@@ -41,7 +41,7 @@ class ExamSection:
 
 
 def render_page(report: Report, manifest: Manifest) -> str:
-    """The HTML document, without a script and without a request to anywhere."""
+    """Make the HTML document. It runs no script and requests nothing from a network."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.tests["mono"] = lambda value: len(value) >= 40 and " " not in value
     template = environment.from_string(_text("report.html.jinja"))
@@ -69,7 +69,7 @@ def _text(name: str) -> str:
 
 
 def _summary(report: Report) -> str:
-    """Why the verdict is what it is, in two sentences."""
+    """Explain the verdict in two sentences."""
     ran = [stage.name for stage in report.stages if stage.verdict != "not-run"]
     if report.verdict == "pass":
         return f"Every stage that the rules ask for passed: {_listed(report.rules.stages)}."
@@ -133,7 +133,7 @@ def _environment(report: Report) -> Table:
 
 
 def _flat(prefix: str, value: object) -> list[tuple[str, ...]]:
-    """Rules as (dotted name, value)."""
+    """List nested rules as (dotted name, value)."""
     if isinstance(value, dict):
         return [row for name, inner in value.items() for row in _flat(f"{prefix}.{name}" if prefix else name, inner)]
     shown = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)

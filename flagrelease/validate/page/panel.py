@@ -1,4 +1,4 @@
-"""What a stage's section is made of: a heading, a picture, the picture in words, a table."""
+"""`Panel`: a part of a stage's section, with a heading, a picture, the picture in words, and a table."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Panel:
     """A part of a section.
 
     Attributes:
-        words: what the picture shows, for those who do not see it; always there.
-        folded: the table is long or only repeats the picture: it opens on demand (and is open on paper).
-        legend: (style, words) of what the picture tells apart by colour.
+        words: what the picture shows, for readers who cannot see it; never empty.
+        folded: the table starts closed, because it is long or repeats the picture (on paper it is open).
+        legend: (style, words) for each colour in the picture.
     """
 
     heading: str

@@ -1,4 +1,4 @@
-"""From values to places on an axis, with ticks at round numbers."""
+"""Converts values to places on an axis, with ticks at round numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True, slots=True)
 class LinearScale:
-    """Values `low` to `high` (apart) at `start` to `end`; a value outside is put at the edge."""
+    """Puts values from `low` to `high`, which differ, at `start` to `end`; values outside are put at the edge."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class LinearScale:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """The same on a logarithmic axis; all values above 0."""
+    """The same on a logarithmic axis; all values must be above 0."""
 
     low: float
     high: float
@@ -57,7 +57,7 @@ class Log:
 
 
 def power_of_ten(exponent: int) -> str:
-    """`1`, `10`, `0.1`, beyond a hundred either way with a raised exponent."""
+    """Format a power of ten: `1`, `10`, `0.1`; above 100 and below 0.01 with a raised exponent."""
     if -2 <= exponent <= 2:
         return f"{10.0**exponent:g}"
     return "10" + str(exponent).translate(_SUPERSCRIPT)

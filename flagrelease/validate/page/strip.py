@@ -1,4 +1,4 @@
-"""Item strip: each question a column, how often native and port answered it right, and where they part."""
+"""Item strip: a column for each question shows how often native and port answered it right."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StripItem:
 
 
 def item_strip(ident: str, items: Sequence[StripItem], description: str, width: float = 760) -> Markup:
-    """Columns from the question that native answers best to the one it answers worst."""
+    """Draw the columns, from the question that native answers best to the one it answers worst."""
     ordered = in_order(items)
     column = (width - _LEFT - 4) / len(ordered)
     drawing = Drawing(ident, width, 3 * _CELL + 2 * _GAP + 34, "Share of right answers to each question", description)
@@ -45,7 +45,7 @@ def item_strip(ident: str, items: Sequence[StripItem], description: str, width: 
 
 
 def in_order(items: Sequence[StripItem]) -> list[StripItem]:
-    """As the strip shows them."""
+    """Sort the questions as the strip shows them."""
     return sorted(items, key=lambda item: (-item.native, -item.port, item.name))
 
 

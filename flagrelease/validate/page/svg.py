@@ -1,6 +1,6 @@
-"""`Drawing`: an SVG picture that stands in a page, with the words for those who cannot see it.
+"""`Drawing`: an SVG picture inside the page, with a description for readers who cannot see it.
 
-Colours are classes that the page's style gives a meaning, so one drawing serves light, dark and paper. Everything that
+Colours are CSS classes that the page defines, so that one drawing serves light, dark and paper. Everything that
 is not a number goes through `markupsafe`, so no name can become markup.
 """
 
@@ -19,7 +19,7 @@ class Drawing:
     """Draw, then take `markup`. Lengths are user units; text is 13 units high."""
 
     def __init__(self, ident: str, width: float, height: float, title: str, description: str) -> None:
-        """`ident` is unique in the page: title and description are tied to the picture by it."""
+        """`ident` must be unique in the page: it ties title and description to the picture."""
         self.width, self.height = width, height
         self._head = Markup(
             '<svg role="img" viewBox="0 0 {} {}" aria-labelledby="{}-t {}-d" xmlns="http://www.w3.org/2000/svg">'
@@ -65,7 +65,7 @@ class Drawing:
 
 
 def _number(value: float) -> str:
-    """At most two decimals: the same bytes on every machine."""
+    """Format with at most two decimals, so that every machine writes the same bytes."""
     text = f"{value:.2f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 

@@ -1,4 +1,4 @@
-"""Sections of the stages that read files: the checks of `verify`."""
+"""The sections about the stages that read files: the checks of `verify`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CheckFigures(BaseModel):
 
 
 def check_panels(stage: Stage) -> list[Panel]:
-    """Every check with what it looked at, then the first findings."""
+    """List every check with what it looked at, then the first findings."""
     if not stage.figures:
         return []
     checks = CheckFigures.model_validate(stage.figures).checks

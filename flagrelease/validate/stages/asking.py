@@ -35,7 +35,7 @@ def open_exam(name: str, rules: BenchmarkRules, exams: Exams) -> Exam:
 
 @contextmanager
 def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str) -> Iterator[Answerer]:
-    """The endpoint if there is one, else the port, with room for the longest question and its answer."""
+    """Give the endpoint if there is one, else the port with room for the longest question and its answer."""
     if endpoint is not None:
         stack = f"{endpoint.model} at {endpoint.shown}"
         yield EndpointAnswerer(
@@ -51,7 +51,7 @@ def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str) -> Iterat
 
 
 def ask_behaviour(port: Port, subject: str, rules: BehaviourRules, journal: Path, watch: Watch) -> Behaviour:
-    """All behaviour prompts on the port, into `journal` or on from it."""
+    """Ask the port all behaviour prompts that `journal` has no answer to; it keeps the answers."""
     from flagrelease.validate.behaviour.ask import answer_prompts
 
     tokenizer = port.session.tokenizer()

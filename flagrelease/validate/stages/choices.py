@@ -1,4 +1,4 @@
-"""Names that a user chooses between."""
+"""Values of options: parts of a baseline, dialects of endpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machine and versions, for the report; nothing here imports what it names."""
+"""Machine and versions for the report. The packages are not imported to find their versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "triton", "flag_gems", "tokenizers", "lm_eval", "numpy")
 
 
 def describe_environment(device: Device | None) -> dict[str, str]:
-    """What can change a figure: the program, Python, packages that are installed, processor, and the device if any."""
+    """What can change a figure: versions of this program, Python and installed packages, processor, device if any."""
     found = {
         "flagrelease": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Integrity and weights: the stages that read files and need no device."""
+"""The stages integrity and weights, which read files and need no device."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _DONE = {
 
 @dataclass(frozen=True, slots=True)
 class IntegrityStage:
-    """Files against the manifest."""
+    """Compares the files with the manifest."""
 
     request: ValidationRequest
     name: StageName = "integrity"
 
     def missing(self) -> None:
-        """Nothing ever is."""
+        """Nothing: this stage can always be run."""
 
     def inputs(self) -> dict[str, str]:
-        """The release is all it reads."""
+        """Nothing: it reads only the release."""
         return {}
 
     def run(self, watch: Watch) -> Outcome:
@@ -60,21 +60,21 @@ class IntegrityStage:
 
 @dataclass(frozen=True, slots=True)
 class WeightsStage:
-    """Tensors against the manifest, and against the source where that is given."""
+    """Compares the tensors with the manifest, and with the source if it is given."""
 
     request: ValidationRequest
     name: StageName = "weights"
 
     def missing(self) -> None:
-        """Without a source the manifest's digests are checked."""
+        """Nothing: without a source, the tensors are compared with the manifest's digests."""
 
     def inputs(self) -> dict[str, str]:
-        """Which source, by its identity."""
+        """The identity of the source, or that there was none."""
         path = self.request.source
         return {"source": ABSENT if path is None else identify(path).digest}
 
     def run(self, watch: Watch) -> Outcome:
-        """Every tensor."""
+        """Check every tensor."""
         source = None if self.request.source is None else open_source(self.request.source)
         manifest = self.request.release.manifest
         total = bytes_to_read(manifest, 1.0) - sum(record.size for record in manifest.files)
@@ -108,7 +108,7 @@ def _verdict(checks: Sequence[Check]) -> Literal["pass", "fail"]:
 
 
 def _failures(checks: Sequence[Check]) -> str:
-    """The checks that failed with their first findings; nothing if none did."""
+    """Describe the failed checks with their first findings; empty if none failed."""
     failed = [check for check in checks if check.status == "fail"]
     return "; ".join(f"{check.name}: {check.findings[0]} ({check.failed:,} in all)" for check in failed)
 

@@ -1,4 +1,4 @@
-"""Logits, benchmarks and behaviour: the stages that need the native side, and a device or an endpoint."""
+"""The stages logits, benchmarks and behaviour, which need the native side, and a device or an endpoint."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class StageInputs:
 
 @dataclass(frozen=True, slots=True)
 class LogitsStage:
-    """Distributions on given texts."""
+    """Compares the distributions of tokens on given texts."""
 
     given: StageInputs
     name: StageName = "logits"
 
     def missing(self) -> str | None:
-        """Baseline, its logits, or a device."""
+        """The baseline, its logits, or a device."""
         if self.given.baseline is None:
             return NO_BASELINE
         if not self.given.baseline.logits_record.is_file():
@@ -78,19 +78,19 @@ class LogitsStage:
         return self.given.port if isinstance(self.given.port, str) else None
 
     def inputs(self) -> dict[str, str]:
-        """Which baseline, whether layers are looked at, and who computes."""
+        """The baseline, whether layers are compared, and the provider of the operators."""
         layers = "yes" if self.given.request.layers else "no"
         found = {"baseline": file_sha256(self.given.recorded.logits_record), "look at layers": layers}
         return found | {"operators": self.given.request.operators}
 
     def run(self, watch: Watch) -> Outcome:
-        """All documents."""
+        """Run all documents, on all ranks."""
         stage = self.given.running.logits(lambda model: self.compute(model, watch))
         seeds = {"logits: bootstrap": self.given.request.rules.logits.seed}
         return Outcome(stage=stage, inputs=self.inputs(), seeds=seeds)
 
     def compute(self, model: Model, watch: Watch) -> Stage:
-        """On every rank."""
+        """Run the stage; every rank calls this."""
         from flagrelease.validate.logits.stage import run_logits
 
         request = self.given.request
@@ -107,13 +107,13 @@ class LogitsStage:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarksStage:
-    """Questions, on the port or on an endpoint."""
+    """Asks the port or an endpoint the questions of the benchmarks."""
 
     given: StageInputs
     name: StageName = "benchmarks"
 
     def missing(self) -> str | None:
-        """Benchmarks in the rules, native answers, or somebody to answer."""
+        """The baseline, benchmarks in the rules, native answers, or who answers on this side."""
         if self.given.baseline is None:
             return NO_BASELINE
         if not self.given.request.rules.benchmarks:
@@ -128,7 +128,7 @@ class BenchmarksStage:
         return None
 
     def inputs(self) -> dict[str, str]:
-        """Native answers, data, and who answers."""
+        """The native answers, the files of questions, and who answers."""
         request, endpoint = self.given.request, self.given.request.endpoint
         found = {
             "answerer": f"engine, {request.operators}" if endpoint is None else f"{endpoint.model} at {endpoint.shown}"
@@ -139,7 +139,7 @@ class BenchmarksStage:
         return found
 
     def run(self, watch: Watch) -> Outcome:
-        """One after the other, each with as many looks as it needs."""
+        """Ask the benchmarks one after the other, each until a look of its test decides."""
         rules = self.given.request.rules.benchmarks
         benchmarks = tuple(self._examine(name, each, watch) for name, each in rules.items())
         stage = _benchmarks_stage(benchmarks, self.given.request.endpoint)
@@ -162,13 +162,13 @@ class BenchmarksStage:
 
 @dataclass(frozen=True, slots=True)
 class BehaviourStage:
-    """Prompts to the port."""
+    """Asks the port the behaviour prompts."""
 
     given: StageInputs
     name: StageName = "behaviour"
 
     def missing(self) -> str | None:
-        """Native answers, or a device."""
+        """The baseline, its behaviour, or a device."""
         if self.given.baseline is None:
             return NO_BASELINE
         if not self.given.baseline.behaviour.is_file():
@@ -176,12 +176,12 @@ class BehaviourStage:
         return self.given.port if isinstance(self.given.port, str) else None
 
     def inputs(self) -> dict[str, str]:
-        """The native answers, and who computes."""
+        """The native answers, and the provider of the operators."""
         found = {"baseline": file_sha256(self.given.recorded.behaviour)}
         return found | {"operators": self.given.request.operators}
 
     def run(self, watch: Watch) -> Outcome:
-        """All prompts."""
+        """Ask all prompts."""
         native, rules = self.given.ready.native.behaviour, self.given.request.rules.behaviour
         assert native is not None, "the stage is missing nothing"
         work = stage_work(self.given.request.out, self.name)

@@ -1,7 +1,7 @@
-"""`Port`: the release as a running model, loaded once for all stages that need it, on as many ranks as torchrun gives.
+"""`Port`: the release as a running model, loaded once for all stages that need it, on all ranks of the job.
 
-Under torchrun every rank runs the same command. The first one leads: it does all stages and orders the others, which
-only hold their part of the model.
+Every rank runs the same command. The first one leads: it runs the stages and gives orders to the others, which only
+hold their part of the model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Order = Literal["logits", "stop"] | _Answer
 
 
 def find_device(chip: Chip, wanted: str, *, anywhere: bool) -> Device | str:
-    """The device to run on; or why there is none, in words.
+    """Open the device to run on, or say in words why there is none.
 
     Args:
         chip: whose kind of device counts, unless `anywhere`.
@@ -65,20 +65,20 @@ def find_device(chip: Chip, wanted: str, *, anywhere: bool) -> Device | str:
 
 
 class Port:
-    """Loads when it is first needed; use it as a context, so that the other ranks end with the first."""
+    """Loads the model when it is first needed. Use it as a context, so that the other ranks end with the first."""
 
     def __init__(self, release: Path, dtype: Dtype, device: Device, operators: str, rows: int) -> None:
-        """Nothing is loaded yet. `rows`: answers at once."""
+        """Keep the choices; nothing is loaded yet. `rows`: answers at once."""
         self._release, self._dtype, self._device = release, dtype, device
         self._operators, self._rows = operators, rows
         self._session: Session | None = None
 
     def __enter__(self) -> Port:
-        """Nothing is left to do."""
+        """Use as a context."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Let the other ranks go, and leave their job. After an error torchrun ends them."""
+        """Tell the other ranks to stop, and leave the job. After an error whoever started the ranks ends them."""
         if error is None and ranks() > 1:
             if is_leader():
                 self._order("stop")
@@ -98,7 +98,7 @@ class Port:
 
     @property
     def stack(self) -> str:
-        """Machine and software, for the reader of the report."""
+        """Machine and software, as the report names them."""
         model = self.session.model
         count = f"{model.groups.mp} x " if model.groups.mp > 1 else ""
         return (
@@ -112,7 +112,7 @@ class Port:
 
     @contextmanager
     def answering(self, longest_prompt: int, max_tokens: int) -> Iterator[Scheduler]:
-        """A scheduler whose context holds a prompt and its answer."""
+        """Give a scheduler whose context holds a prompt and its answer."""
         from flagrelease.engine.serve.scheduler import Scheduler
 
         order = _Answer(self._rows, longest_prompt + max_tokens)
@@ -124,7 +124,7 @@ class Port:
             runner.stop()
 
     def follow(self, run: LogitsRun | None) -> None:
-        """On the other ranks: do what the first one orders, until it stops. `run`: None if no logits will be."""
+        """On ranks that do not lead: do what the leader orders. `run`: None if no logits will be asked for."""
         groups = self.session.model.groups
         while (order := groups.from_leader(_nothing())) != "stop":
             if isinstance(order, _Answer):
@@ -137,5 +137,5 @@ class Port:
 
 
 def _nothing() -> _Order:
-    """What a rank that does not lead says; the leader's order comes in its place."""
+    """A placeholder: what the other ranks contribute, which the leader's order replaces."""
     return "stop"

@@ -1,4 +1,4 @@
-"""`record`: the native side of a validation, made where the source runs and carried to the chip's machine."""
+"""`record`: records the native side of a validation where the source runs, to be carried to the chip's machine."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Recording:
 
     Attributes:
         documents: a user's own set for the logits; None for the bundled one.
-        endpoint: who answers the benchmarks in place of the bundled engine; whoever records says that it is the source.
-        parts: of the baseline; the others can be recorded later, or on another machine into the same folder.
+        endpoint: a server that answers the benchmarks in place of the bundled engine. That it serves the source is the
+            word of whoever records.
+        parts: what to record now; the others can follow later, also on another machine into the same folder.
     """
 
     source: Path
@@ -99,7 +100,7 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
 
 
 def _refuse_another(recording: Recording, folder: BaselineFolder, identity: str) -> None:
-    """What is there already is kept only if it is what would be recorded."""
+    """Refuse answers in the folder that are not what would be recorded."""
     for name, rules in recording.rules.benchmarks.items():
         if "benchmarks" in recording.parts and folder.answers(name).is_file():
             side = Side.read(folder.answers(name))
@@ -137,7 +138,7 @@ class _Asks:
     watch: Watch
 
     def benchmarks(self, names: list[str], port: Port | str) -> None:
-        """As many answers as the last look of the test takes: how many the chip will need is not known here."""
+        """Record as many answers as the last look of each test needs: how many the chip will need is not known yet."""
         for name in names:
             rules = self.recording.rules.benchmarks[name]
             exam = open_exam(name, rules, self.exams)
@@ -152,6 +153,6 @@ class _Asks:
             side.save(self.folder.answers(name))
 
     def behaviour(self, port: Port) -> None:
-        """Answers to the behaviour prompts."""
+        """Record answers to the behaviour prompts."""
         subject, rules = subject_of_source(self.identity), self.recording.rules.behaviour
         ask_behaviour(port, subject, rules, self.folder.work("behaviour"), self.watch).save(self.folder.behaviour)

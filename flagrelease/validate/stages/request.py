@@ -1,4 +1,4 @@
-"""`ValidationRequest`: a validation as it is asked for; and the rules that it follows."""
+"""`ValidationRequest`: what a user asks to be validated, and the rules that are followed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Exams = Mapping[str, Exam]  # by the name of the benchmark in the rules
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server that answers in place of the bundled engine: address, name of the model, how modes are asked for.
+    """A server that answers in place of the bundled engine.
 
     Attributes:
         concurrency: requests at once.
@@ -45,7 +45,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class ValidationRequest:
-    """What is to be validated, against what, and how. Nothing after `layers` changes what a verdict rests on.
+    """What is to be validated, and how. No field after `layers` changes the basis of a verdict.
 
     Attributes:
         source: the checkpoint, if it is at hand; `baseline`: what `record` made of it, here or elsewhere.
@@ -79,7 +79,7 @@ class ValidationRequest:
 
     @property
     def command(self) -> str:
-        """The command that makes the report, with the last part of each path: the rest is a fact of one machine."""
+        """The command that makes the report, the same on every machine: paths are cut to their last part."""
         words = ["flagrelease", "validate", self.release.folder.resolve().name, "--chip", self.chip.id]
         for option, path in (("--recipe", self.recipe), ("--source", self.source), ("--baseline", self.baseline)):
             words += [] if path is None else [option, path.resolve().name]
@@ -101,7 +101,7 @@ def default_out(release: Path, chip: Chip) -> Path:
 
 
 def default_rules() -> ValidationRules:
-    """The published practice, for whom no recipe says otherwise: all stages, GPQA Diamond and AIME."""
+    """The rules without a recipe, from published practice: all stages, GPQA Diamond and AIME."""
     presets = {"gpqa": "gpqa-diamond", "aime": "aime"}
     benchmarks = {name: BenchmarkRules.model_validate({"preset": preset}) for name, preset in presets.items()}
     return ValidationRules(benchmarks=benchmarks)

@@ -1,4 +1,4 @@
-"""`validate`: the five stages in order, each at most once, and the report."""
+"""`validate`: runs the five stages in order, each at most once, and writes the report."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def validate(ready: Prepared, watch: Watch) -> Report | None:
 
 
 def open_state(request: ValidationRequest, environment: Mapping[str, str]) -> State:
-    """The folder of a validation, begun or resumed, and locked.
+    """Begin or resume the folder of a validation, and lock it.
 
     Raises:
         ResourceError: as `State` says.
@@ -70,7 +70,7 @@ def open_state(request: ValidationRequest, environment: Mapping[str, str]) -> St
 
 
 def file_runners(request: ValidationRequest) -> list[StageRunner]:
-    """The two stages that need nothing but files."""
+    """The two stages that need only files."""
     return [IntegrityStage(request), WeightsStage(request)]
 
 

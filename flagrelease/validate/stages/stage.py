@@ -1,4 +1,4 @@
-"""What a stage is to the pipeline: whether it can be run, what it rests on, and what comes out."""
+"""What the pipeline knows of a stage: whether it can be run, what its verdict depends on, and its outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flagrelease.records.rules import StageName
 
 
 class Watch(Protocol):
-    """Where work says how far it is."""
+    """Is told how far work is."""
 
     def __call__(self, what: str, done: int, total: int, unit: str) -> None:
         """`done` of `total` units are done; the unit `B` is bytes."""
@@ -26,8 +26,8 @@ class Outcome(BaseModel):
     """What is kept of a finished stage.
 
     Attributes:
-        inputs: what the verdict rests on beside manifest, chip and rules: name to digest or address.
-        seeds: that it used.
+        inputs: what the verdict depends on besides manifest, chip and rules: name -> digest or address.
+        seeds: the seeds that the stage used, by what they were for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +38,7 @@ class Outcome(BaseModel):
     seeds: dict[str, int] = {}
 
     def differences(self, inputs: dict[str, str]) -> list[str]:
-        """Inputs that are others than those this rests on. What was not given on one of the sides is no difference."""
+        """Names of inputs that are not those of this outcome. One that is missing on a side does not count."""
         both = self.inputs | inputs
         return sorted(
             name
@@ -47,18 +47,19 @@ class Outcome(BaseModel):
         )
 
     def rests_on_less(self, inputs: dict[str, str]) -> bool:
-        """Whether something is given now that was not given then, as the source may be: the stage is worth running
-        again. A stage that failed has nothing to gain: its verdict stays."""
+        """Whether an input is given now that was missing then, such as the source: another run can show more.
+
+        A stage that failed is not run again: its verdict stays."""
         gained = any(value == ABSENT != inputs.get(name, ABSENT) for name, value in self.inputs.items())
         return gained and self.stage.verdict != "fail"
 
 
 class StageRunner(Protocol):
-    """One of the five."""
+    """One of the five stages."""
 
     @property
     def name(self) -> StageName:
-        """Which one."""
+        """Its name."""
         ...
 
     def missing(self) -> str | None:
@@ -66,9 +67,9 @@ class StageRunner(Protocol):
         ...
 
     def inputs(self) -> dict[str, str]:
-        """As in `Outcome`."""
+        """What its verdict will depend on, as in `Outcome`."""
         ...
 
     def run(self, watch: Watch) -> Outcome:
-        """Run it, or go on with it."""
+        """Run it, or resume it."""
         ...

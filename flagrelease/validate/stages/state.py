@@ -1,4 +1,4 @@
-"""What a validation's folder remembers, so that a validation that was killed goes on and makes the same report.
+"""`State`: what the folder of a validation remembers, so that a killed validation is resumed and makes the same report.
 
 state/lock, begun.json   held while a validation works here; what is validated: release, chip, rules, machine, versions
 state/STAGE.json         a finished stage
@@ -26,7 +26,7 @@ _CONTROL = "state"
 
 
 def rules_sha256(rules: ValidationRules) -> str:
-    """Of all rules, defaults written out."""
+    """The SHA-256 of all rules, defaults written out."""
     return hashlib.sha256(json.dumps(rules.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
@@ -52,7 +52,7 @@ class State:
         self.environment = self._work.facts
 
     def finished(self, name: StageName, inputs: dict[str, str]) -> Outcome | None:
-        """A finished stage; None if it is not, or if it can show more now: the source is given, and was not before.
+        """The outcome of a finished stage; None if it is not finished, or can show more now: the source is given.
 
         Raises:
             ResourceError: it was finished with other inputs.
@@ -71,7 +71,7 @@ class State:
         return outcome
 
     def finish(self, outcome: Outcome) -> Outcome:
-        """Record a stage; returns what will be read when the validation goes on."""
+        """Record a stage; returns what a resumed validation will read."""
         path = self._path(outcome.stage.name)
         write_whole(path, outcome.model_dump_json(indent=1).encode() + b"\n")
         return _read(path)
@@ -95,7 +95,7 @@ class State:
 
 
 def stage_work(folder: Path, name: StageName) -> Path:
-    """Where a stage keeps what it needs to go on, in the folder of a validation; the stage makes it."""
+    """The folder in which a stage keeps what it needs to resume; the stage makes it."""
     return folder / "work" / name
 
 

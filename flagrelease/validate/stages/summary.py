@@ -1,4 +1,4 @@
-"""A validation's report for a terminal: the verdict first."""
+"""Shows the report of a validation on a terminal, the verdict first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS = {"pass": "PASS", "fail": "FAIL", "cannot-tell": "CANNOT TELL", "not-run
 
 
 def show_report(report: Report, release: Path, folder: Path) -> None:
-    """What was found, and where the whole record is."""
+    """Print the verdict, what each stage found, and where the whole record is."""
     console = out()
     verdict = f"[bold {_COLOURS[report.verdict]}]{_WORDS[report.verdict]}[/]"
     console.print(f"{verdict}  [bold]{escape(str(release))}[/bold] on {escape(report.chip)}")

@@ -1,1 +1,1 @@
-"""Is the port worse than the native model by more than the margin? numpy only; knows nothing of models or files."""
+"""Decides whether the port is worse than the native model by more than the margin. No models or files, only numpy."""

@@ -4,13 +4,14 @@
     fail        if D + z SE < -margin
     cannot-tell otherwise
 
-With two looks z is O'Brien and Fleming's: c / sqrt(t) at the first, which sees the share t of the information, and c at
-the last, with c such that a port exactly `margin` worse passes at either look with probability alpha.
+With two looks, z follows O'Brien and Fleming: c / sqrt(t) at the first, where t is the share of the information seen so
+far, and c at the last. c is chosen so that a port exactly `margin` worse passes at either look with probability alpha.
 
-SE is the standard error within items, but never less than sqrt(margin (1 - margin) / (n k)): what it would be if the
-native side were always right and the port `margin` worse on every item. Where nearly all answers are right, the error
-that was seen is too small by chance, and without this floor such a port would pass too often. With it the level holds
-in simulation: 0.05 to about 0.055 for exams as they are, up to 0.065 where the native side is right 99.5 % of the time.
+SE is the standard error within items, with a floor of sqrt(margin (1 - margin) / (n k)): the value if the native side
+were always right and the port were worse by `margin` on every item. Where nearly all answers are right, the observed
+error can be too small by chance, and without the floor a port that is worse by `margin` would pass too often. In
+simulations with the floor and alpha = 0.05, such a port passes in 5 to about 5.5 % of the cases on exams as they are,
+and in up to 6.5 % where the native side is right 99.5 % of the time.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ Verdict = Literal["pass", "fail", "cannot-tell"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """The test. `margin` is a fraction; `looks` are the repeats at each look, one or two, increasing."""
+    """The plan of the test. `margin` is a fraction; `looks` are the repeats at each of one or two looks, increasing."""
 
     margin: float
     alpha: float
     looks: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what this rule is not made for."""
+        """Refuse plans that the rule is not made for."""
         if len(self.looks) not in (1, 2) or list(self.looks) != sorted(set(self.looks)):
             raise ValueError(f"looks {self.looks}: one, or two that increase")
 
     @property
     def critical(self) -> tuple[float, ...]:
-        """z at each look."""
+        """The critical value z at each look."""
         if len(self.looks) == 1:
             return (normal.quantile(1 - self.alpha),)
         return obrien_fleming(self.alpha, self.looks[0] / self.looks[1])
@@ -52,11 +53,12 @@ class Decision:
     """The verdict at a look.
 
     Attributes:
-        look: from 1.
+        look: its number, from 1.
         se: SE, the floor included.
         lower, upper: D -+ z SE.
-        further_planned: repeats until the next look of the plan; 0 at the last.
-        further_needed: repeats after which D and v_w as they are now would decide; None if none would, or none must.
+        further_planned: how many more repeats the next look of the plan needs; 0 at the last.
+        further_needed: how many more repeats would decide if D and v_w stayed as they are; None if no number would, or
+            if it is decided.
     """
 
     verdict: Verdict
@@ -70,7 +72,7 @@ class Decision:
 
 
 def decide(plan: SamplingPlan, seen: Paired) -> Decision:
-    """The verdict on what was seen; the repeats must be those of a look.
+    """Decide on what was seen so far; the number of repeats must be that of a look.
 
     Raises:
         ValueError: they are not.
@@ -90,13 +92,13 @@ def decide(plan: SamplingPlan, seen: Paired) -> Decision:
 
 
 def _least_variance(plan: SamplingPlan) -> float:
-    """v_w, the mean of both sides, where one is always right and the other wrong in the share `margin` of all."""
+    """v_w, the mean of both sides, if one is always right and the other is wrong in the share `margin` of all."""
     return plan.margin * (1 - plan.margin) / 2
 
 
 @cache
 def obrien_fleming(alpha: float, fraction: float) -> tuple[float, float]:
-    """Critical values of two looks, the first at `fraction` of the information, one-sided level `alpha`."""
+    """The critical values of two looks, the first at `fraction` of the information, for the one-sided level `alpha`."""
 
     def error(c: float) -> float:
         first = c / math.sqrt(fraction)
@@ -111,7 +113,7 @@ def obrien_fleming(alpha: float, fraction: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Chances:
-    """Of the three verdicts, after the last look."""
+    """The probabilities of the three verdicts after the last look."""
 
     passes: float
     fails: float
@@ -119,9 +121,9 @@ class Chances:
 
 
 def chances(plan: SamplingPlan, drop: float, variance: float, n: int) -> Chances:
-    """How the rule as a whole ends for a port that is truly `drop` worse, where v_w is `variance`, on n items.
+    """The probability of each verdict for a port that is truly `drop` worse, on n items whose v_w is `variance`.
 
-    By the normal approximation, with v_w not below what the floor of SE stands for.
+    Uses the normal approximation; v_w is at least the value that the floor of SE stands for.
     """
     variance = max(variance, _least_variance(plan))
     shifts = [(plan.margin - drop) / standard_error(variance, n, k) for k in plan.looks]

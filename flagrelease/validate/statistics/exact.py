@@ -1,4 +1,4 @@
-"""Exact tests for "is there any difference", reported beside the rule; they decide nothing."""
+"""Exact tests of whether there is any difference. They are reported beside the rule and decide nothing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from flagrelease.validate.statistics.paired import Scores
 
 
 def mcnemar(only_native: int, only_chip: int) -> float:
-    """Two-sided p of the exact McNemar test, from the items that only one side solved."""
+    """The two-sided p of the exact McNemar test, from the numbers of items that only one side solved."""
     discordant = only_native + only_chip
     tail: int = sum(math.comb(discordant, i) for i in range(min(only_native, only_chip) + 1))
     return min(1.0, 2 * tail / (1 << discordant))
 
 
 def permutation(native: Scores, chip: Scores) -> float:
-    """Two-sided p of the permutation test of D that exchanges labels of answers within each item; both [n, k].
+    """Two-sided p of the permutation test of D, which exchanges answers between the sides of an item; both [n, k].
 
-    Exact: of an item with s right among its 2k answers, the chip's share under the null hypothesis is hypergeometric,
-    and the sum over items is a convolution.
+    It is exact: if s of the 2k answers to an item are right, the number that falls to the chip under the null
+    hypothesis is hypergeometric, and the distribution of the sum over items is a convolution.
     """
     k = native.shape[1]
     right = (native.sum(axis=1) + chip.sum(axis=1)).astype(int)

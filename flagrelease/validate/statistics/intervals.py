@@ -1,4 +1,4 @@
-"""Intervals that also cover the choice of the items: how a score or difference might come out on another such exam."""
+"""Intervals that also cover the choice of items: how a score or difference might come out on another such exam."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _RESAMPLES = 9999
 
 
 def wilson(mean: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of a proportion over n items.
+    """Wilson's interval for a proportion over n items.
 
-    For a mean of several answers to each item it is an upper bound of the width: an item's mean varies less than one
-    answer. It does not shrink to a point where every answer is right.
+    For means of several answers to each item it is too wide rather than too narrow: a mean varies less than one
+    answer. It does not shrink to a point if every answer is right.
     """
     z = normal.quantile((1 + confidence) / 2)
     middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
@@ -25,7 +25,7 @@ def wilson(mean: float, n: int, confidence: float) -> tuple[float, float]:
 
 
 def bootstrap_mean(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of the mean of `values` [n], n >= 2."""
+    """The bias-corrected and accelerated bootstrap interval (Efron 1987) for the mean of `values` [n], n >= 2."""
     n, mean = len(values), float(values.mean())
     if np.ptp(values) == 0:
         return mean, mean

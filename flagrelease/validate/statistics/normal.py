@@ -1,4 +1,4 @@
-"""The normal distribution: one variable, and the two correlated ones of a test with two looks."""
+"""The normal distribution of one variable, and of two correlated ones as in a test with two looks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def quantile(p: float) -> float:
 def between_and_above(low: float, high: float, above: float, correlation: float) -> float:
     """P(low < X <= high and Y > above) of standard normal X and Y with this correlation, below 1.
 
-    By Gauss-Legendre quadrature over X of its density times P(Y > above | X).
+    Integrates the density of X times P(Y > above | X) over X, by Gauss-Legendre quadrature.
     """
     low, high = max(low, -_FAR), min(high, _FAR)
     if low >= high:

@@ -1,4 +1,4 @@
-"""Two systems, the same items, several answers each: the difference of their scores and its standard error.
+"""Compares two systems that answered the same items several times: difference of scores and its standard error.
 
 Legend: n items, k repeats. An answer scores 1 or 0. All numbers are fractions, not points of 100.
 """
@@ -16,11 +16,11 @@ Scores = NDArray[np.float64]  # [n, k]
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """What was seen.
+    """The difference that was seen, and how uncertain it is.
 
     Attributes:
         difference: D, mean of the chip less mean of the native side.
-        se: standard error of D given these items, SE_w: it answers "is the port different on this exam".
+        se: SE_w, the standard error of D on these items: whether the port is different on this very exam.
         variance: v_w, mean over items and sides of p (1 - p), estimated without bias.
         native_run_sd, chip_run_sd: standard deviation of the score from repeat to repeat.
     """
@@ -39,8 +39,8 @@ class Paired:
 def pair(native: Scores, chip: Scores) -> Paired:
     """Compare two sides, each [n, k] with the same n and k, k >= 2.
 
-    SE_w = sqrt(sum_i (s_native,i^2 + s_chip,i^2) / k) / n, with s^2 the unbiased variance within an item. Difficult
-    and easy items do not add to it: both sides sit the same exam.
+    SE_w = sqrt(sum_i (s_native,i^2 + s_chip,i^2) / k) / n, where s^2 is the unbiased variance within an item. That some
+    items are harder than others does not add to it, because both sides answer the same items.
     """
     if native.shape != chip.shape or native.ndim != 2 or native.shape[1] < 2:
         raise ValueError(f"scores of shapes {native.shape} and {chip.shape}")
@@ -60,5 +60,5 @@ def pair(native: Scores, chip: Scores) -> Paired:
 
 
 def standard_error(variance: float, n: int, k: int) -> float:
-    """SE_w of D where v_w is `variance`: sqrt(2 v_w / (n k))."""
+    """The SE_w of D if v_w is `variance`: sqrt(2 v_w / (n k))."""
     return math.sqrt(2 * variance / (n * k))
