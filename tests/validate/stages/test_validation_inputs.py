@@ -196,6 +196,7 @@ def test_logits_under_other_rules_are_refused_before_any_stage(workshop: Worksho
     refused(words, 5, "rules.tokens is 40, this release has 36: recorded under other rules", capfd)
     assert not (tmp_path / "out").exists()
     words = ["run", path, "--out", str(tmp_path / "run"), "--device", "cpu", "--chip", "ascend"]
+    words += ["--data", f"choices={workshop.data}"]
     refused([*words, "--baseline", str(workshop.baseline)], 5, "recorded under other rules", capfd)
     assert not (tmp_path / "run").exists()
 
@@ -209,7 +210,7 @@ def test_run_refuses_a_baseline_of_another_model_before_converting(
     Checkpoint(small_config(), seed=77).write_hf(other, "native")
     write_tokenizer(other)
     words = ["run", str(workshop.recipe), "--checkpoint", str(other), "--out", str(tmp_path / "run")]
-    words += ["--device", "cpu", "--chip", "ascend", "--baseline"]
+    words += ["--device", "cpu", "--chip", "ascend", "--data", f"choices={workshop.data}", "--baseline"]
     refused([*words, str(workshop.baseline)], 5, "another model", capfd)
     without_logits = shutil.copytree(workshop.baseline, tmp_path / "baseline")
     shutil.rmtree(without_logits / "logits")
