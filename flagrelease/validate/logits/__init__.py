@@ -5,7 +5,7 @@
 
 `record_baseline` (record.py) is run where the source runs: the native run, the BF16 oracle, and the oracle once more in
 other shapes, whose distance is the noise floor. `run_logits` (stage.py) runs the port (`model`, a loaded
-`engine.model.Model` of `release`) on the documents of that `baseline` folder and judges. Both go on where they were
+`engine.model.Model` of `release`) on the documents of that `baseline` folder and judges. Both resume where they were
 killed (in `out` and `work`), and under torchrun every rank calls them. `progress(done, total)` counts tokens.
 
 documents.py (and text/, worked.py, long.py): what is read. replay.py: how it goes through the engine. distribution.py:
