@@ -25,7 +25,7 @@ from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError
 from flagrelease.extras import missing_extra
 from flagrelease.publish import commands as publishing
-from flagrelease.ranks.lifetime import die_with_torchrun
+from flagrelease.ranks.lifetime import die_with_torchrun, end_failed_rank
 from flagrelease.ranks.status import BUG, Invocation
 from flagrelease.run import commands as pipeline
 from flagrelease.validate import commands as validation
@@ -141,6 +141,7 @@ def _said_by_another_rank(text: str) -> bool:
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     traceback.print_exception(kind, error, trace)
     console.say(f"this is a bug in flagrelease. Please report the command and the lines above at {_ISSUES}")
+    end_failed_rank(BUG)
 
 
 def run() -> None:
@@ -153,4 +154,6 @@ def run() -> None:
     # garbage every 700 new ones, which takes half of the plan's time.
     gc.set_threshold(50_000, 20, 100)
     sys.excepthook = _report_bug
-    sys.exit(main())
+    code = main()
+    end_failed_rank(code)
+    sys.exit(code)

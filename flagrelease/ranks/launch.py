@@ -125,7 +125,7 @@ def _status(path: Path, first: _Member | None, leader: _Member) -> Status:
     if first is None:
         return written or Status(exit_code=0)
     code = first.process.returncode
-    if code < 0:
+    if code < 0 and (written is None or written.pid != first.process.pid):  # it had no time to say how it ended
         if first is leader and -code in (signal.SIGINT, signal.SIGTERM):
             return Status(exit_code=128 - code)  # it was asked to end, and ended without a word
         _show(first)

@@ -140,6 +140,29 @@ def test_an_error_of_a_rank_that_does_not_lead_names_it() -> None:
     assert (str(error), error.exit_code, error.kind) == ("rank 1: no header", 3, "checkpoint")
 
 
+@pytest.mark.parametrize(
+    ("words", "broken", "code"),
+    [(["inspect", "nowhere"], "", 3), (["inspect", "nowhere"], "cli.main = lambda: 1 / 0", 1)],
+    ids=["refused", "bug"],
+)
+def test_a_rank_that_failed_keeps_its_exit_code(words: list[str], broken: str, code: int, tmp_path: Path) -> None:
+    """Ranks with different releases refused with code 3, but in four of ten runs gloo then aborted one of them."""
+    program = f"""if True:
+        import atexit, os, sys
+        from flagrelease import cli
+        atexit.register(os.abort)  # as gloo's threads do while the interpreter shuts down
+        {broken}
+        sys.argv[1:] = {words!r}
+        cli.run()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=ALONE | {"RANK": "0", "WORLD_SIZE": "2"},
+        cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "flagrelease: " in done.stderr
+
+
 def test_torchrun_loses_the_exit_code_and_the_status_keeps_it(release: Path, tmp_path: Path) -> None:
     spoilt, path = spoil(release, tmp_path / "spoilt"), tmp_path / "status.json"
     path.write_text("of an earlier run")
