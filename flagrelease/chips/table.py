@@ -84,7 +84,7 @@ class ReleaseStack(_Strict):
 
 
 class PublishedModel(_Strict):
-    """One release that FlagOS made by hand. `repo_name` gives its repository, which is on each of `hubs`."""
+    """One release that FlagOS made by hand. Its repository, FlagRelease/MODEL-CHIP-FlagOS, is on each of `hubs`."""
 
     hubs: tuple[Annotated[str, AfterValidator(known_hub)], ...] = Field(min_length=1)
     dtype: ReleaseDtype | None
@@ -261,9 +261,3 @@ def get_chip(name: str) -> Chip:
     near = difflib.get_close_matches(name, by_name, n=1)
     hint = f"; did you mean {by_name[near[0]].id!r}?" if near else ""
     raise UsageError(f"chip {name!r} is not in the table ({', '.join(chips)}){hint}")
-
-
-def repo_name(model: str, chip: Chip, dtype: str | None = None) -> str:
-    """The repository of a release: `FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS`, a dtype before the vendor."""
-    parts = [model, *([dtype.upper()] if dtype else []), chip.id, "FlagOS"]
-    return "FlagRelease/" + "-".join(parts)

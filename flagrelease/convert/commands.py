@@ -47,17 +47,17 @@ TargetOption = Annotated[
     list[str],
     typer.Option(
         "--target",
-        metavar="DTYPE:LAYOUT",
-        help="A release to make: bf16, fp8 or native, then hf or mpN (N ranks). Can be repeated.",
+        metavar="FORMAT:LAYOUT",
+        help="A release to make: a format (bf16, fp8, native, int8, ...), then hf or mpN (N ranks). Can be repeated.",
     ),
 ]
 ChipOption = Annotated[
     list[str],
     typer.Option(
         "--chip",
-        metavar="NAME",
-        help="Make the release for this chip: the one in the recipe, or in the recipe shipped for this model. "
-        "Can be repeated.",
+        metavar="CHIP[:FORMAT-LAYOUT]",
+        help="Make the releases for this chip in the recipe, or in the recipe shipped for this model; mthreads:fp8-hf "
+        "is one of them. Can be repeated.",
     ),
 ]
 CardsOption = Annotated[
@@ -147,7 +147,7 @@ def plan(
 
 def convert(
     source: SourceArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Each release is written to DIR/DTYPE-LAYOUT/.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Each release is written to DIR/FORMAT-LAYOUT/.")],
     checkpoint: CheckpointOption = None,
     target: TargetOption = [],  # noqa: B006
     chip: ChipOption = [],  # noqa: B006

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flagrelease.chips.table import Chip, get_chip
+from flagrelease.chips.table import Chip
 from flagrelease.convert.planning.fit import RESERVE_BYTES, rank_bytes, smallest_mp
 from flagrelease.convert.planning.layouts import tensor_parallel
 from flagrelease.convert.planning.plan import Provenance
 from flagrelease.convert.planning.target import Target, parse_target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.published import published_name
+from flagrelease.records.chip_releases import ChipRelease, split_choice
 from flagrelease.records.manifest import OGroups
 from flagrelease.records.recipe import ConvertSpec, Recipe, read_recipe
 from flagrelease.records.shipped import shipped_recipe
@@ -21,18 +22,28 @@ from flagrelease.source.source import Source, read_source
 
 
 @dataclass(frozen=True, slots=True)
+class ChipTarget:
+    """One release of one chip. `stack` is the id of the serving stack that a recipe makes it for."""
+
+    chip: Chip
+    target: Target
+    stack: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ConversionRequest:
     """Everything a plan needs, and the chips it is for.
 
     Attributes:
-        chips: chip -> its release; empty if only targets were named.
+        targets: each release once, however many chips get it.
+        chips: the releases of the chips; empty if only targets were named.
         hubs: hubs that the releases must fit.
-        notes: where the release of each chip comes from, as sentences.
+        notes: where the releases of each chip come from, as sentences.
     """
 
     source: Source
     targets: tuple[Target, ...]
-    chips: dict[str, Target]
+    chips: tuple[ChipTarget, ...]
     options: ConvertSpec
     provenance: Provenance
     hubs: tuple[str, ...]
@@ -50,9 +61,10 @@ def make_request(
 ) -> ConversionRequest:
     """Resolve the arguments of `plan` and `convert`.
 
-    A recipe without targets or chips means all its chips. A chip asked of a bare checkpoint gets what the shipped
-    recipe for a model of these dimensions says, cut for `cards` cards if that is given. Where no shipped recipe has the
-    chip, it gets the numbers that the chip table names and the fewest ranks that fit its cards.
+    A recipe without targets or chips means everything in it. A chip, as `mthreads`, means all its releases in the
+    recipe; `mthreads:fp8-hf` is one of them. A chip asked of a bare checkpoint gets what the shipped recipe for a model
+    of these dimensions says, its mp releases cut for `cards` cards if that is given. Where no shipped recipe has the
+    chip, it gets the format that the chip table names and the fewest ranks that fit its cards.
     `told(done, total)` is called with the headers read.
 
     Raises:
@@ -60,7 +72,7 @@ def make_request(
             a number of cards that the weights do not fit.
         CheckpointError: the checkpoint is not what it says.
     """
-    known = [get_chip(name) for name in chips]
+    known = [split_choice(text)[0] for text in chips]
     named = [parse_target(text, o_groups or "shared") for text in targets]
     if source.is_dir():
         if checkpoint is not None:
@@ -70,24 +82,23 @@ def make_request(
         if cards is not None and not known:
             raise UsageError("--cards needs --chip; a --target says its number of ranks itself, as in bf16:mp8")
         understood = read_source(source, told)
-        chosen = [_for_chip(chip, understood, o_groups, cards) for chip in known]
-        wanted = {chip.id: target for chip, (target, _) in zip(known, chosen, strict=True)}
-        notes = tuple(note for _, note in chosen)
+        found = [one for text in chips for one in _for_chip(text, understood, o_groups, cards)]
+        wanted = tuple({(one.chip.id, one.target): one for one, _ in found}.values())
+        notes = tuple(dict.fromkeys(note for _, note in found))
         return ConversionRequest(understood, _unique(wanted, named), wanted, ConvertSpec(), Provenance(), (), notes)
     recipe = read_recipe(source)
     if cards is not None:
         raise UsageError(f"--cards is for a checkpoint folder; {source} says the layout of each chip itself")
-    if not known and not named:
-        known = [get_chip(name) for name in recipe.releases]
-    wanted = {chip.id: _in_recipe(chip, recipe, o_groups) for chip in known}
+    chosen = () if named and not known else recipe.chosen(chips)
+    wanted = tuple(_in_recipe(one, o_groups) for one in chosen)
     understood = read_source(_checkpoint_of(recipe, source, checkpoint), told)
     return ConversionRequest(
         understood, _unique(wanted, named), wanted, recipe.convert, _provenance(recipe), recipe.hubs
     )
 
 
-def _unique(wanted: dict[str, Target], named: list[Target]) -> tuple[Target, ...]:
-    return tuple(dict.fromkeys([*wanted.values(), *named]))
+def _unique(wanted: Iterable[ChipTarget], named: list[Target]) -> tuple[Target, ...]:
+    return tuple(dict.fromkeys([*(one.target for one in wanted), *named]))
 
 
 def _checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
@@ -101,40 +112,59 @@ def _checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
     return Path(os.path.normpath(path.parent / recipe.source.path))
 
 
-def _in_recipe(chip: Chip, recipe: Recipe, o_groups: OGroups | None) -> Target:
-    if chip.id not in recipe.releases:
-        raise UsageError(f"chip {chip.id!r} is not in this recipe; it has {', '.join(recipe.releases)}")
-    release = recipe.releases[chip.id]
-    return parse_target(f"{release.dtype}:{release.layout}", o_groups or release.o_groups)
+def _in_recipe(one: ChipRelease, o_groups: OGroups | None) -> ChipTarget:
+    return ChipTarget(one.chip, parse_target(one.spec.target, o_groups or one.spec.o_groups), one.spec.stack)
 
 
-def _for_chip(chip: Chip, source: Source, o_groups: OGroups | None, cards: int | None) -> tuple[Target, str]:
-    """What a chip gets of a bare checkpoint, and why, as a sentence."""
+def _for_chip(
+    text: str, source: Source, o_groups: OGroups | None, cards: int | None
+) -> Iterator[tuple[ChipTarget, str]]:
+    """What a chip gets of a bare checkpoint, and why, as sentences."""
+    chip, release = split_choice(text)
     model = published_name(source.config)
     recipe = None if model is None else shipped_recipe(model)
     if recipe is not None and chip.id in recipe.releases:
-        target, why = _in_recipe(chip, recipe, o_groups), f"as in the recipe shipped for {model}"
+        why = f"as in the recipe shipped for {model}"
+        chosen = [_in_recipe(one, o_groups) for one in recipe.chosen([text])]
+        if cards is not None and all(one.target.mp is None for one in chosen):
+            raise UsageError(f"--cards {cards}: {text} has no release that is cut for cards, only whole tensors (hf)")
     else:
-        target = Target(chip.release_dtype, None, o_groups or "shared")
+        if release is not None:
+            raise UsageError(f"--chip {text}: no shipped recipe has this model on this chip; ask for --target")
         why = "no shipped recipe has this model on this chip; its usual numbers, on the fewest cards that hold them"
-    if cards is None and target.mp is not None:
-        return target, f"{chip.id}: {target}, {why}"
-    memory = chip.memory_gib << 30
-    if cards is not None:
-        chosen, why = replace(target, mp=cards), "cut for the number of cards that was asked for"
-        tensor_parallel(source.config, cards, target.o_groups)
-        if (weights := rank_bytes(source, chosen)) + RESERVE_BYTES > memory:
-            least = smallest_mp(source, target, memory)
-            raise UsageError(
-                f"--cards {cards}: each would hold {weights / 2**30:.1f} GiB of weights; a card of {chip.id} has "
-                f"{chip.memory_gib} GiB, of which {RESERVE_BYTES >> 30} stay free; "
-                + ("no number of cards is enough" if least is None else f"{least} cards are enough")
-            )
-        return chosen, f"{chip.id}: {chosen}, {why}"
-    mp = smallest_mp(source, target, memory)
+        chosen = (
+            [ChipTarget(chip, _fewest(chip, source, o_groups))]
+            if cards is None
+            else [ChipTarget(chip, Target(chip.release_dtype, cards, o_groups or "shared"))]
+        )
+    for one in chosen:
+        if cards is not None and one.target.mp is not None:
+            cut = _cut_for(cards, chip, one.target, source)
+            yield replace(one, target=cut), f"{chip.id}: {cut}, cut for the number of cards that was asked for"
+        else:
+            made_for = "" if one.stack is None else f" for {one.stack}"
+            yield one, f"{chip.id}: {one.target}{made_for}, {why}"
+
+
+def _fewest(chip: Chip, source: Source, o_groups: OGroups | None) -> Target:
+    target = Target(chip.release_dtype, None, o_groups or "shared")
+    mp = smallest_mp(source, target, chip.memory_gib << 30)
     if mp is None:
         raise UsageError(f"no number of ranks that this model allows fits {chip.id} cards of {chip.memory_gib} GiB")
-    return replace(target, mp=mp), f"{chip.id}: {replace(target, mp=mp)}, {why}"
+    return replace(target, mp=mp)
+
+
+def _cut_for(cards: int, chip: Chip, target: Target, source: Source) -> Target:
+    chosen, memory = replace(target, mp=cards), chip.memory_gib << 30
+    tensor_parallel(source.config, cards, target.o_groups)
+    if (weights := rank_bytes(source, chosen)) + RESERVE_BYTES > memory:
+        least = smallest_mp(source, target, memory)
+        raise UsageError(
+            f"--cards {cards}: each would hold {weights / 2**30:.1f} GiB of weights; a card of {chip.id} has "
+            f"{chip.memory_gib} GiB, of which {RESERVE_BYTES >> 30} stay free; "
+            + ("no number of cards is enough" if least is None else f"{least} cards are enough")
+        )
+    return chosen
 
 
 def _provenance(recipe: Recipe | None) -> Provenance:

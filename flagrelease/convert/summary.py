@@ -170,7 +170,7 @@ def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> Re
 def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list[CardSummary]:
     if release.layout is None:
         return []
-    asked = {chip for chip, target in request.chips.items() if target == release.target}
+    asked = {one.chip.id for one in request.chips if one.target == release.target}
     cards = []
     chips = load_chips().values()
     fits = card_fits(plan.source, release.target, [chip.memory_gib << 30 for chip in chips])
@@ -181,7 +181,9 @@ def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list
             CardSummary(
                 chip=chip.id,
                 asked=chip.id in asked,
-                hardware={"bf16": True, "fp8": chip.fp8, "native": chip.fp4}[release.target.dtype],
+                hardware={"bf16": True, "fp8": chip.fp8, "native": chip.fp4}[
+                    release.target.dtype
+                ],  # those of mp layouts
                 card_bytes=fit.memory,
                 weight_bytes=fit.weights,
                 fits=fit.fits,

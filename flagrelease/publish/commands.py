@@ -34,7 +34,7 @@ def publish(
     to: Annotated[str, typer.Option("--to", metavar="hf|modelscope|DIR", help="A hub, or a folder.")],
     repo: Annotated[
         str | None,
-        typer.Option("--repo", metavar="OWNER/NAME", help="Default: MODEL-CHIP-FlagOS of the owner FlagRelease."),
+        typer.Option("--repo", metavar="OWNER/NAME", help="Default: the name that docs/publishing.md gives it."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A private repository. Default: public.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the plan, whatever else is given.")] = False,

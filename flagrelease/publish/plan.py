@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flagrelease.chips.table import get_chip, repo_name
 from flagrelease.errors import UsageError
 from flagrelease.publish.card import make_card
 from flagrelease.publish.hubs.hub import Hub
@@ -38,7 +37,7 @@ def plan_publication(
         UsageError: a file of the release has a name that publishing writes; a key or bundle that does not fit.
         VerificationError: a card that breaks a rule of the hub.
     """
-    own = repo_name(records.recipe.model, records.chip)
+    own = records.wanted.repo
     named = place if hub is not None else own
     facts = hub or HUGGING_FACE
     documents = {CARD_NAME: make_card(records, facts, named), **run_files(records), **facts.documents}
@@ -60,12 +59,12 @@ def plan_publication(
 
 
 def _siblings(records: Records) -> tuple[str, ...]:
-    """Repositories of the recipe's other chips that get the same weights."""
-    releases, own = records.recipe.releases, records.chip.id
+    """Repositories of the recipe's other releases that are the same weights."""
+    own = records.wanted
     return tuple(
-        repo_name(records.recipe.model, get_chip(chip))
-        for chip, spec in releases.items()
-        if chip != own and spec == releases[own]
+        one.repo
+        for one in records.recipe.chosen()
+        if one.repo != own.repo and (one.spec.target, one.spec.o_groups) == (own.spec.target, own.spec.o_groups)
     )
 
 

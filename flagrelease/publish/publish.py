@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flagrelease.chips.table import get_chip, repo_name
+from flagrelease.chips.table import get_chip
 from flagrelease.console import Tracker, progress
 from flagrelease.errors import UsageError
 from flagrelease.publish.folder import publish_folder
@@ -76,7 +76,7 @@ def publish(
         raise UsageError("--signing-key and --signature: give one of them")
     attached = None if recipe is None else read_recipe(recipe)
     records = read_records(release, get_chip(chip), report, allow_unvalidated, allow_unproved_weights, attached)
-    place = to if hub is None else repo or repo_name(records.recipe.model, records.chip)
+    place = to if hub is None else repo or records.wanted.repo
     publication = plan_publication(records, hub, place, private=private, signing_key=signing_key, signature=signature)
     if problems := limit_problems(publication):
         raise OverLimitError(publication, problems)

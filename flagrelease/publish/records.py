@@ -11,6 +11,7 @@ from flagrelease.chips.table import Chip
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.registry import find_licence
 from flagrelease.records.attachment import require_recipe
+from flagrelease.records.chip_releases import ChipRelease, releases_of
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest, read_manifest_bytes
 from flagrelease.records.recipe import Recipe
 from flagrelease.records.report import Report, read_passing_report
@@ -36,6 +37,12 @@ class Records:
     report_bytes: bytes | None
 
     @property
+    def wanted(self) -> ChipRelease:
+        """What the recipe says of this release of the chip."""
+        of_chip = releases_of(self.recipe.model, self.recipe.releases, self.chip)
+        return next(one for one in of_chip if one.spec.is_of(self.target))
+
+    @property
     def manifest_sha256(self) -> str:
         """What ties report, card and statement to the manifest."""
         return hashlib.sha256(self.manifest_bytes).hexdigest()
@@ -47,7 +54,7 @@ class Records:
 
     @property
     def target(self) -> TargetRecord:
-        """Dtype and layout."""
+        """Format and layout."""
         return self.manifest.target
 
     @property

@@ -42,11 +42,6 @@ def one_node_script(records: Records) -> str | None:
     return script_name(records.layout) if records.nodes == 1 else None
 
 
-def numerics(records: Records) -> str:
-    """The engine's policy for these weights: what the chip computes in (docs/engine.md)."""
-    return records.target.dtype
-
-
 def requirements(records: Records) -> str:
     """What to `pip install` beside the vendor's torch. With the `engine` extra, pip could replace that torch."""
     version = records.manifest.tool.version
@@ -69,13 +64,11 @@ def _head(what: str) -> str:
 
 
 def _command(records: Records) -> str:
-    """The server is told the model's name, because the folder may have any name."""
+    """The server is told the model's name, because the folder may have any name. The numerics are the release's own."""
     return f"""\
 release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
-command="${{1:-serve}}"
-options=(--numerics {numerics(records)})
-if [ "$command" = serve ]; then
-  options+=(--name {records.recipe.model})
+if [ "${{1:-serve}}" = serve ]; then
+  set -- serve --name {records.recipe.model} "${{@:2}}"
 fi
 """
 
@@ -88,7 +81,7 @@ def _one_node(records: Records) -> str:
 # bash {name}                          serve OpenAI's API on port 8000
 # bash {name} generate --prompt TEXT   answer one prompt
 {_command(records)}exec torchrun --nproc-per-node {records.cards} \\
-  -m flagrelease "$command" "$release" "${{options[@]}}" "${{@:2}}"
+  -m flagrelease "$1" "$release" "${{@:2}}"
 """
     )
 
@@ -106,7 +99,7 @@ nodes="${{NODES:-{records.nodes}}}"
 cards="${{CARDS:-{cards}}}"
 {check}{_command(records)}exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \\
   --master-addr "$MASTER_ADDR" --master-port "${{PORT:-29500}}" \\
-  -m flagrelease "$command" "$release" "${{options[@]}}" "${{@:2}}"
+  -m flagrelease "$1" "$release" "${{@:2}}"
 """
     )
 

@@ -1,7 +1,7 @@
 """The recipe that a publication follows: the manifest's own, or one attached to a release converted without a recipe.
 
 A conversion by `--target` or `--chip` records no recipe, so nothing says which model, source revision and licence the
-release has. A recipe may be attached later if it gives the same bytes: the same layout, dtype and options. That the
+release has. A recipe may be attached later if it gives the same bytes: the same layout, format and options. That the
 checkpoint is the revision that the recipe names is the publisher's word, as it is in a conversion from a recipe.
 """
 
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from flagrelease.errors import UsageError, VerificationError, first_problem
+from flagrelease.formats.formats import FP8_CHANNEL, INT8
+from flagrelease.formats.releases import RELEASE_FORMATS
 from flagrelease.records.manifest import Manifest
 from flagrelease.records.recipe import ConvertSpec, Recipe
 
@@ -52,14 +54,16 @@ def parse_recipe(document: object, name: str) -> Recipe:
 
 def disagreements(recipe: Recipe, manifest: Manifest, chip: str) -> Iterator[str]:
     """Why a conversion by `recipe` for `chip` would have other bytes than this release, as sentences."""
-    target = manifest.target
-    if (release := recipe.releases.get(chip)) is None:
+    if chip not in recipe.releases:
         yield f"chip {chip!r} is not in the release's recipe; it has {', '.join(recipe.releases)}"
         return
+    target, given = manifest.target, recipe.releases[chip]
     layout = "hf" if target.mp is None else f"mp{target.mp}"
-    if (release.dtype, release.layout) != (target.dtype, layout):
-        yield f"the recipe gives {chip} {release.dtype}-{release.layout}; this release is {target.dtype}-{layout}"
-    if target.o_groups not in (None, release.o_groups):
+    release = next((one for one in given if one.is_of(target)), None)
+    if release is None:
+        names = " and ".join(one.name for one in given)
+        yield f"the recipe gives {chip} {names}; this release is {target.dtype}-{layout}"
+    elif target.o_groups not in (None, release.o_groups):
         yield f"the recipe gives {chip} o_groups {release.o_groups}; this release has {target.o_groups}"
     options = recipe.convert.model_dump(mode="json")
     recorded = ConvertSpec().model_dump(mode="json") | manifest.options  # an older release lacks newer options
@@ -77,6 +81,9 @@ def _without_effect(manifest: Manifest, key: str, asked: object, used: object) -
     mp = manifest.target.mp
     if key == "lossy_repack":
         return manifest.elements.lost == 0
+    release = RELEASE_FORMATS[manifest.target.dtype]
+    if key in ("int8_scale", "channel_scale"):
+        return (INT8 if key == "int8_scale" else FP8_CHANNEL) not in (release.experts, release.linears)
     if key == "allow_zero_tensors" and isinstance(asked, list) and isinstance(used, list):
         return set(used) <= set(asked)  # it permits, and changes no byte
     if key != ("max_file_bytes" if mp is None else "rank_part_bytes"):

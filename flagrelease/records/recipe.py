@@ -8,16 +8,26 @@ so it goes into the validation's report and not into the manifest.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from flagrelease.chips.table import get_chip
 from flagrelease.errors import UsageError, first_problem
 from flagrelease.publish.hubs.registry import known_hub
-from flagrelease.records.manifest import Dtype, OGroups
+from flagrelease.records.chip_releases import LONGEST_NAME, ChipRelease, ReleaseSpec, choose, require_served
 from flagrelease.records.rules import ValidationRules
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -77,16 +87,22 @@ class ConvertSpec(_Strict):
     allow_zero_tensors: tuple[str, ...] = ()
 
 
-class ReleaseSpec(_Strict):
-    """What one chip gets."""
+def _as_list(value: Any) -> Any:
+    """One release may be written without the list around it."""
+    return [value] if isinstance(value, dict) else value
 
-    dtype: Dtype
-    layout: str = Field(pattern=r"^(hf|mp[1-9][0-9]*)$")
-    o_groups: OGroups = "shared"
+
+ReleaseSpecs = Annotated[tuple[ReleaseSpec, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class Recipe(_Strict):
-    """One model and the chips it is released for. `languages` that it was made for (ISO 639) are what cards claim."""
+    """One model and the chips it is released for.
+
+    Attributes:
+        languages: that it was made for (ISO 639), which cards claim.
+        releases: chip -> its releases. No two of a chip have the same format and layout: one release serves several
+            stacks.
+    """
 
     schema_version: Literal[1]
     model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -94,7 +110,7 @@ class Recipe(_Strict):
     source: SourceSpec
     convert: ConvertSpec = ConvertSpec()
     hubs: tuple[Annotated[str, AfterValidator(known_hub)], ...] = ()
-    releases: dict[str, ReleaseSpec] = Field(min_length=1)
+    releases: dict[str, ReleaseSpecs] = Field(min_length=1)
     validation: ValidationRules = ValidationRules()
 
     def document(self) -> dict[str, Any]:
@@ -108,15 +124,39 @@ class Recipe(_Strict):
 
     @field_validator("releases")
     @classmethod
-    def _known_chips(cls, releases: dict[str, ReleaseSpec]) -> dict[str, ReleaseSpec]:
-        for name in releases:
+    def _known_chips(cls, releases: dict[str, tuple[ReleaseSpec, ...]]) -> dict[str, tuple[ReleaseSpec, ...]]:
+        for name, specs in releases.items():
             try:
                 chip = get_chip(name)
             except UsageError as error:
                 raise ValueError(str(error)) from error
             if chip.id != name:
                 raise ValueError(f"{name!r} is an alias; write {chip.id!r}")
+            names = [spec.name for spec in specs]
+            if twice := sorted({one for one in names if names.count(one) > 1}):
+                raise ValueError(f"{name} has {twice[0]} twice; one release serves every stack that loads it")
+            for spec in specs:
+                require_served(chip, spec)
         return releases
+
+    @model_validator(mode="after")
+    def _repositories_can_be_made(self) -> Recipe:
+        for one in self.chosen():
+            name = one.repo.partition("/")[2]
+            if len(name) > LONGEST_NAME or "--" in name or ".." in name:
+                raise ValueError(
+                    f"model: its repository for {one.chip.id} would be {name}; hubs take {LONGEST_NAME} characters "
+                    "and neither -- nor .. in them"
+                )
+        return self
+
+    def chosen(self, choices: Iterable[str] = ()) -> tuple[ChipRelease, ...]:
+        """The releases that `--chip` names, as `CHIP` or `CHIP:FORMAT-LAYOUT`; all of them without a choice.
+
+        Raises:
+            UsageError: no such chip or release.
+        """
+        return choose(self.model, self.releases, choices)
 
 
 def read_recipe(path: Path) -> Recipe:

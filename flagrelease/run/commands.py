@@ -35,14 +35,19 @@ def run(
         Path | None, typer.Option("--checkpoint", metavar="DIR", help="The source, if the recipe names no folder.")
     ] = None,
     chip: Annotated[
-        list[str], typer.Option("--chip", metavar="NAME", help="A chip of the recipe. Several times. Default: all.")
+        list[str],
+        typer.Option(
+            "--chip",
+            metavar="CHIP[:FORMAT-LAYOUT]",
+            help="A chip of the recipe, or one release of it, as mthreads:fp8-hf. Several times. Default: all.",
+        ),
     ] = [],  # noqa: B006 - typer reads it, nobody writes it
     until: Annotated[
         StageName | None, typer.Option("--until", help="The last stage. Default: publish if asked, else validate.")
     ] = None,
     publish: Annotated[
         str | None,
-        typer.Option("--publish", metavar="hf|modelscope|DIR", help="Where to; DIR gets a folder for each chip."),
+        typer.Option("--publish", metavar="hf|modelscope|DIR", help="Where to; DIR gets a folder for each repository."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Private repositories. Default: public.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Publish. Without this only the plan is made.")] = False,
@@ -122,4 +127,4 @@ def _show(runs: list[ChipRun]) -> None:
     console.out().print(rows)
     for run in runs:
         last = list(run.steps.items())[-1]
-        console.out().print(f"{run.chip.id}: {last[0]}: {escape(last[1].detail)}")
+        console.out().print(f"{run.chip.id} {run.release.folder.name}: {last[0]}: {escape(last[1].detail)}")

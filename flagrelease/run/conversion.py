@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from flagrelease.chips.table import get_chip
 from flagrelease.console import counted, human_bytes, progress
 from flagrelease.convert.claims import gather_claims
 from flagrelease.convert.planning.plan import make_plan
@@ -22,7 +21,7 @@ from flagrelease.run.steps import ChipRun, RunStep
 
 
 def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
-    """The checkpoint's folder, and the chips with their finished releases, in the order of the recipe.
+    """The checkpoint's folder, and the finished releases of each chip, in the order of the recipe.
 
     Raises:
         FlagReleaseError: as converting does; a later call resumes from what was written.
@@ -48,8 +47,9 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
     check_finished(plan, manifests, finished, claims, request.workers)
     runs = []
     releases = {target: read_release(request.out / target.folder) for target in asked.targets}
-    for chip, target in asked.chips.items():
-        run = ChipRun(get_chip(chip), releases[target])
+    for wanted, one in zip(request.wanted, asked.chips, strict=True):
+        target = one.target
+        run = ChipRun(wanted, releases[target])
         size = sum(file.size for file in run.release.manifest.files)
         run.steps["convert"] = RunStep("done", f"{target.folder}, {human_bytes(size)}")
         runs.append(run)

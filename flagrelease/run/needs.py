@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from flagrelease.chips.table import Chip, get_chip
+from flagrelease.chips.table import Chip
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.records.source_identity import SourceIdentity
 from flagrelease.run.baseline import baseline_folder, needs_model
@@ -104,7 +104,7 @@ def _runs_a_model(request: RunRequest) -> bool:
 
 
 def _chips(request: RunRequest) -> list[Chip]:
-    return [get_chip(name) for name in request.chips or request.recipe.releases]
+    return list({one.chip.id: one.chip for one in request.wanted}.values())
 
 
 def _device(request: RunRequest, chip: Chip) -> object:

@@ -1,8 +1,7 @@
-"""The last stage: the publication of one chip, or its plan."""
+"""The last stage: the publication of one release of a chip, or its plan."""
 
 from __future__ import annotations
 
-from flagrelease.chips.table import repo_name
 from flagrelease.publish.publish import publish
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun, RunStep
@@ -19,7 +18,7 @@ def publish_chip(request: RunRequest, run: ChipRun) -> RunStep:
     outcome = publish(
         run.release.folder,
         run.chip.id,
-        request.destination(repo_name(request.recipe.model, run.chip)),
+        request.destination(run.wanted.repo),
         private=request.private,
         yes=request.yes,
         report=default_out(run.release.folder, run.chip) / REPORT_NAME,

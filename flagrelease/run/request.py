@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from flagrelease.errors import UsageError
 from flagrelease.publish.hubs.registry import hub_by_scheme
+from flagrelease.records.chip_releases import ChipRelease
 from flagrelease.records.recipe import Recipe
 
 StageName = Literal["convert", "verify", "validate", "publish"]
@@ -20,10 +21,10 @@ class RunRequest:
 
     Attributes:
         checkpoint: the source, in place of the folder that the recipe names.
-        chips: ids of the table; all of the recipe's by default.
-        out: releases are `out/DTYPE-LAYOUT`, validations `out/validation/RELEASE-CHIP`, the baseline `out/baseline`.
+        chips: releases of the recipe, as `CHIP` or `CHIP:FORMAT-LAYOUT`; all by default.
+        out: releases are `out/FORMAT-LAYOUT`, validations `out/validation/RELEASE-CHIP`, the baseline `out/baseline`.
         until: the last stage.
-        target: `hf`, `modelscope`, or a folder that gets a folder for each chip.
+        target: `hf`, `modelscope`, or a folder that gets a folder for each release of a chip.
         yes: publish; without it the plan of each publication is made and nothing else.
         baseline: made elsewhere by `baseline record`; None: recorded here.
         source_digests: SHA-256 of files of the source, in the format of sha256sum.
@@ -56,6 +57,15 @@ class RunRequest:
             raise UsageError(f"--publish {self.target}: contradicts --until {self.until}")
         if (self.yes or self.private or self.signing_key is not None) and self.target is None:
             raise UsageError("--yes, --private and --signing-key belong to --publish")
+
+    @property
+    def wanted(self) -> tuple[ChipRelease, ...]:
+        """What each chip gets.
+
+        Raises:
+            UsageError: a chip or release that the recipe does not have.
+        """
+        return self.recipe.chosen(self.chips)
 
     def wants(self, stage: StageName) -> bool:
         """Whether the stage is asked for."""

@@ -19,7 +19,7 @@ from flagrelease.run.verification import verify
 
 
 def run_recipe(request: RunRequest) -> list[ChipRun]:
-    """Bring each chip as far as asked. What one chip cannot have does not keep the others from it.
+    """Bring each release of each chip as far as asked. What one cannot have does not keep the others from it.
 
     Raises:
         FlagReleaseError: something that a later stage needs is missing, or the conversion, which all of them share,
@@ -43,7 +43,7 @@ def _ask(request: RunRequest, runs: list[ChipRun], source: Path) -> None:
     for run in runs:
         try:
             run.validation = validation_request(request, run, source)
-        except FlagReleaseError as error:  # noqa: PERF203 - one chip in a loop of at most eight
+        except FlagReleaseError as error:  # noqa: PERF203 - one release in a short loop
             run.refuse("verify", error)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from flagrelease.chips.table import Chip
 from flagrelease.errors import FlagReleaseError, VerificationError
+from flagrelease.records.chip_releases import ChipRelease
 from flagrelease.records.release import ReleaseOnDisk
 from flagrelease.run.request import StageName
 from flagrelease.validate.stages.request import ValidationRequest
@@ -26,16 +27,22 @@ class RunStep:
 
 @dataclass(slots=True)
 class ChipRun:
-    """One chip on its way. A stage without a step was not reached or not asked for.
+    """One release of one chip on its way. A stage without a step was not reached or not asked for.
 
     Attributes:
+        wanted: what the recipe says of it.
         validation: how the release is validated; None until that is asked for, or if it cannot be.
     """
 
-    chip: Chip
+    wanted: ChipRelease
     release: ReleaseOnDisk
     validation: ValidationRequest | None = None
     steps: dict[StageName, RunStep] = field(default_factory=dict)
+
+    @property
+    def chip(self) -> Chip:
+        """The chip."""
+        return self.wanted.chip
 
     @property
     def asked(self) -> ValidationRequest:
@@ -57,6 +64,8 @@ class ChipRun:
         return {
             "chip": self.chip.id,
             "release": str(self.release.folder),
+            "stack": self.wanted.spec.stack,
+            "repository": self.wanted.repo,
             "steps": {name: {"status": step.status, "detail": step.detail} for name, step in self.steps.items()},
         }
 

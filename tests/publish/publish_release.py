@@ -33,17 +33,20 @@ class Converted:
     chip: str
 
 
-def manifest_of(recipe_name: str, chip: str, files: tuple[FileRecord, ...], licence: str | None = None) -> Manifest:
+def manifest_of(
+    recipe_name: str, chip: str, files: tuple[FileRecord, ...], licence: str | None = None, release: str | None = None
+) -> Manifest:
+    """Of one release of the chip, as `fp8-hf`; the one that is cut for ranks if none is named."""
     recipe = read_recipe(RECIPES / f"{recipe_name}.yaml")
     document = recipe.model_dump(mode="json", exclude={"validation"})
     del document["source"]["path"]
-    spec = recipe.releases[chip]
+    spec = next(one for one in recipe.releases[chip] if release == one.name or (not release and one.layout != "hf"))
     mp = int(spec.layout.removeprefix("mp")) if spec.layout != "hf" else None
     return Manifest(
         tool=ToolRecord(version="0.1.0"),
         model=recipe.model,
         target=TargetRecord(
-            dtype=spec.dtype,
+            dtype=spec.format,
             layout="mp" if mp else "hf",
             mp=mp,
             o_groups=spec.o_groups if mp == 16 or mp == 64 else None,

@@ -108,7 +108,8 @@ def test_a_statement_whose_attached_recipe_was_changed_is_found(bare: Path, tmp_
     path = tmp_path / "out" / "provenance.intoto.json"
     document = json.loads(path.read_bytes())
     recipe = document["predicate"]["buildDefinition"]["externalParameters"]["recipe"]
-    recipe["releases"]["nvidia"]["layout"] = "mp4"
+    for release in recipe["releases"]["nvidia"]:
+        release["layout"] = "mp4"
     path.write_bytes(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     said = [str(finding) for finding in verify_release(tmp_path / "out").check("files").findings]
     assert any("the recipe gives nvidia fp8-mp4; this release is fp8-mp8" in line for line in said)

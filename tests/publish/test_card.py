@@ -19,7 +19,7 @@ import yaml
 from huggingface_hub import ModelCard
 from publish_release import RECIPES, manifest_of, report_for, write_release, write_report
 
-from flagrelease.chips.table import get_chip, load_chips, repo_name
+from flagrelease.chips.table import get_chip, load_chips
 from flagrelease.cli import main
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.card import make_card
@@ -30,6 +30,7 @@ from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.hubs.registry import HUBS, find_licence
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import compose_service, docker_flags, run_files
+from flagrelease.records.chip_releases import ReleaseSpec
 from flagrelease.records.manifest import FileRecord, TargetRecord
 from flagrelease.records.recipe import read_recipe
 from flagrelease.records.report import parse_report
@@ -40,7 +41,7 @@ CASES = [(path.stem, chip) for path in sorted(RECIPES.glob("*.yaml")) for chip i
 
 def records_of(recipe_name: str, chip: str, validated: bool = True) -> Records:
     recipe = read_recipe(RECIPES / f"{recipe_name}.yaml")
-    ranks = int(recipe.releases[chip].layout.removeprefix("mp"))
+    ranks = next(int(one.layout.removeprefix("mp")) for one in recipe.releases[chip] if one.layout != "hf")
     files = [FileRecord(path=f"model{r}-mp{ranks}.safetensors", size=40 * 10**9, sha256="7" * 64) for r in range(ranks)]
     manifest = manifest_of(recipe_name, chip, tuple(files))
     content = b"{}\n"  # the cards name its digest, which shall not follow every new key of recipes
@@ -63,7 +64,8 @@ def hf_of(chip: str, dtype: Literal["bf16", "fp8"], size: int) -> Records:
         for n in range(1, count + 1)
     )
     target = TargetRecord(dtype=dtype, layout="hf", mp=None, o_groups=None)
-    return replace(cut, manifest=cut.manifest.model_copy(update={"target": target, "files": files}))
+    recipe = cut.recipe.model_copy(update={"releases": {chip: (ReleaseSpec(format=dtype, layout="hf"),)}})
+    return replace(cut, recipe=recipe, manifest=cut.manifest.model_copy(update={"target": target, "files": files}))
 
 
 @pytest.mark.parametrize(("recipe", "chip"), CASES, ids=lambda value: str(value))
@@ -76,7 +78,7 @@ def test_golden_of_an_hf_release() -> None:
 
 
 def assert_golden(records: Records, folder: Path) -> None:
-    repo = repo_name(records.recipe.model, records.chip)
+    repo = records.wanted.repo
     contents = {f"README.{hub.name}.md": make_card(records, hub, repo) for hub in HUBS} | run_files(records)
     if os.environ.get("FLAGRELEASE_WRITE_GOLDEN"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -272,9 +274,9 @@ def test_one_node_serves_and_generates(tmp_path: Path, recorded: Any) -> None:
     folder = scripts(tmp_path, "deepseek-v4-flash", "mthreads")
     served = recorded(folder / "run_mp8.sh").stdout.splitlines()
     base = ["--nproc-per-node", "8", "-m", "flagrelease"]
-    assert served == [*base, "serve", str(folder), "--numerics", "fp8", "--name", "DeepSeek-V4-Flash"]
+    assert served == [*base, "serve", str(folder), "--name", "DeepSeek-V4-Flash"]
     asked = recorded(folder / "run_mp8.sh", "generate", "--prompt", "who are you?").stdout.splitlines()
-    assert asked == [*base, "generate", str(folder), "--numerics", "fp8", "--prompt", "who are you?"]
+    assert asked == [*base, "generate", str(folder), "--prompt", "who are you?"]
 
 
 def test_several_nodes(tmp_path: Path, recorded: Any) -> None:
@@ -283,7 +285,7 @@ def test_several_nodes(tmp_path: Path, recorded: Any) -> None:
     done = recorded(folder / "run_node.sh", MASTER_ADDR="10.0.0.1", NODE_RANK="1")
     assert done.stdout.splitlines() == [
         "--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "8", "--master-addr", "10.0.0.1",
-        "--master-port", "29500", "-m", "flagrelease", "serve", str(folder), "--numerics", "bf16",
+        "--master-port", "29500", "-m", "flagrelease", "serve", str(folder),
         "--name", "DeepSeek-V4-Flash",
     ]  # fmt: skip
     four = recorded(folder / "run_node.sh", MASTER_ADDR="a", NODE_RANK="0", NODES="4", CARDS="4", PORT="1")
@@ -300,7 +302,7 @@ def test_the_engine_knows_the_commands_of_the_scripts() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "flagrelease", command, "--help"], capture_output=True, text=True, check=True
         )
-        assert "--numerics" in done.stdout
+        assert ("--name" if command == "serve" else "--prompt") in done.stdout
 
 
 def test_zhenwu_has_sixteen_cards_and_no_image() -> None:

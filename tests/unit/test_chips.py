@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flagrelease.chips.table import Chip, get_chip, load_chips, parse_chips, repo_name
+from flagrelease.chips.table import Chip, get_chip, load_chips, parse_chips
 from flagrelease.errors import UsageError
 
 TEXT = resources.files("flagrelease.chips").joinpath("chips.yaml").read_text(encoding="utf-8")
@@ -195,13 +195,6 @@ def test_names() -> None:
         get_chip("abc")
     with pytest.raises(UsageError, match="'cuda' is not in the table"):  # six platforms are cuda to torch
         get_chip("cuda")
-
-
-def test_repository_names() -> None:
-    """Names of published repositories, from the fact sheet (section 2.6)."""
-    assert repo_name("DeepSeek-V4-Flash", get_chip("mthreads")) == "FlagRelease/DeepSeek-V4-Flash-mthreads-FlagOS"
-    assert repo_name("DeepSeek-V4-Flash", get_chip("nvidia")) == "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"
-    assert repo_name("Qwen3.8-27B", get_chip("moore"), "fp8") == "FlagRelease/Qwen3.8-27B-FP8-mthreads-FlagOS"
 
 
 def test_reading_the_table_loads_no_torch() -> None:

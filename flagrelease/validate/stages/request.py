@@ -127,10 +127,9 @@ def rules_of(path: Path, recipe: Recipe, release: ReleaseOnDisk, chip: Chip) -> 
         raise UsageError(f"{path}: is of {recipe.model!r}, the release of {manifest.model!r}")
     if chip.id not in recipe.releases:
         raise UsageError(f"{path}: has no release for {chip.id!r}; it has {', '.join(recipe.releases)}")
-    wanted, target = recipe.releases[chip.id], manifest.target
-    layout = "hf" if target.mp is None else f"mp{target.mp}"
-    if (wanted.dtype, wanted.layout) != (target.dtype, layout):
-        raise UsageError(
-            f"{path}: {chip.id} gets {wanted.dtype} in {wanted.layout}, this release is {target.dtype} in {layout}"
-        )
+    target = manifest.target
+    if not any(one.is_of(target) for one in recipe.releases[chip.id]):
+        wanted = " and ".join(f"{one.format} in {one.layout}" for one in recipe.releases[chip.id])
+        layout = "hf" if target.mp is None else f"mp{target.mp}"
+        raise UsageError(f"{path}: {chip.id} gets {wanted}, this release is {target.dtype} in {layout}")
     return recipe.validation

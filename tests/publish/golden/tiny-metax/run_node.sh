@@ -12,11 +12,9 @@ if [ "$((nodes * cards))" -ne 16 ]; then
   exit 2
 fi
 release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-command="${1:-serve}"
-options=(--numerics bf16)
-if [ "$command" = serve ]; then
-  options+=(--name flagrelease-tiny-v4)
+if [ "${1:-serve}" = serve ]; then
+  set -- serve --name flagrelease-tiny-v4 "${@:2}"
 fi
 exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \
   --master-addr "$MASTER_ADDR" --master-port "${PORT:-29500}" \
-  -m flagrelease "$command" "$release" "${options[@]}" "${@:2}"
+  -m flagrelease "$1" "$release" "${@:2}"

@@ -4,10 +4,8 @@ set -euo pipefail
 # bash run_mp16.sh                          serve OpenAI's API on port 8000
 # bash run_mp16.sh generate --prompt TEXT   answer one prompt
 release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-command="${1:-serve}"
-options=(--numerics bf16)
-if [ "$command" = serve ]; then
-  options+=(--name flagrelease-tiny-v4)
+if [ "${1:-serve}" = serve ]; then
+  set -- serve --name flagrelease-tiny-v4 "${@:2}"
 fi
 exec torchrun --nproc-per-node 16 \
-  -m flagrelease "$command" "$release" "${options[@]}" "${@:2}"
+  -m flagrelease "$1" "$release" "${@:2}"
