@@ -94,7 +94,7 @@ def to_bf16(values: F32, scales: F64, block: tuple[int, int]) -> tuple[U16, int]
     products = values.astype(np.float64)  # 4 significant bits times at most 24: exact in float64
     with np.errstate(invalid="ignore"):  # an infinite scale times zero; `count_bad` finds it
         _multiply(products, scales, block)
-    return _round_to_bf16(products)
+    return round_to_bf16(products)
 
 
 def _are_safe(scales: F64) -> bool:
@@ -112,7 +112,7 @@ def _multiply(values: npt.NDArray[np.floating], scales: npt.NDArray[np.floating]
         values *= scales.repeat(height, axis=0)[:rows].repeat(width, axis=1)[:, :columns]
 
 
-def _round_to_bf16(exact: F64) -> tuple[U16, int]:
+def round_to_bf16(exact: F64) -> tuple[U16, int]:
     """Round float64 once to BF16 (8 significant bits, quantum 2^-133 below 2^-126), ties to even."""
     bits = exact.view(np.uint64)
     dropped = np.uint64(52 - 7)
