@@ -16,7 +16,8 @@ from flagrelease.shard.header import Header, TensorMeta, read_header
 from flagrelease.shard.impostors import impostor_in
 from flagrelease.strict_json import parse_json
 
-INDEX_NAME = "model.safetensors.index.json"
+INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_NAME = f"model{INDEX_SUFFIX}"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -63,11 +64,12 @@ def open_checkpoint(folder: Path) -> CheckpointIndex:
 
 
 def survey(
-    folder: Path, told: Callable[[int, int], None] = lambda done, total: None
+    folder: Path, told: Callable[[int, int], None] = lambda done, total: None, index_name: str = INDEX_NAME
 ) -> tuple[CheckpointIndex, list[str]]:
     """Like `open_checkpoint`, but returns disagreements between index, headers and folder as a list of sentences.
 
-    `told(done, total)` is called after each header that was read: V4-Pro's 64 take seconds.
+    `told(done, total)` is called after each header that was read: V4-Pro's 64 take seconds. `index_name` is the name of
+    the index file, which is another one in ModelSlim's releases.
 
     Raises:
         CheckpointError: nothing can be said at all: no folder, no safetensors file, a header that breaks the format.
@@ -79,7 +81,7 @@ def survey(
         raise CheckpointError(f"{folder}: no *.safetensors file in it")
     problems = _strangers(folder)
     remarks: list[str] = []
-    weight_map, declared = _read_index(folder / INDEX_NAME, problems, remarks)
+    weight_map, declared = _read_index(folder / index_name, problems, remarks)
     headers = []
     for path in paths:
         headers.append(read_header(path))
@@ -94,10 +96,10 @@ def survey(
     if weight_map is not None:
         problems += _compare(folder, weight_map, tensors, {path.name for path in paths})
     elif len(paths) > 1:
-        problems.append(f"{folder / INDEX_NAME}: not found, though the folder has {len(paths)} safetensors files")
+        problems.append(f"{folder / index_name}: not found, though the folder has {len(paths)} safetensors files")
     index = CheckpointIndex(folder, tuple(headers), tensors, declared, tuple(remarks))
     if declared is not None and declared != index.total_size:
-        problems.append(f"{folder / INDEX_NAME}: total_size is {declared}, the headers sum to {index.total_size}")
+        problems.append(f"{folder / index_name}: total_size is {declared}, the headers sum to {index.total_size}")
     return index, problems
 
 

@@ -9,11 +9,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import weight_of_scale
+from flagrelease.errors import CheckpointError, VerificationError
+from flagrelease.formats.releases import RELEASE_FORMATS, Description, ReleaseFormat
 from flagrelease.model.v4.config import ModelConfig, native_arguments, read_config
 from flagrelease.records.manifest import Manifest, TargetRecord
 from flagrelease.strict_json import parse_json
+from flagrelease.verify import described, modelslim
+from flagrelease.verify.expected import expected_weights
 from flagrelease.verify.origin import Origin
 from flagrelease.verify.result import Check, CheckLog, Finding
 
@@ -34,33 +36,37 @@ def check_config(folder: Path, manifest: Manifest, source: Origin | None) -> tup
         log.add(Finding(file=CONFIG, rule=str(error)))
         return None, log.close(_DETAIL)
     log.saw(1)
-    quantised = any(weight_of_scale(name) is not None for name in manifest.source.tensors)
-    if quantised and manifest.target.dtype != "bf16":
-        _check_quantised(manifest.target, config, log)
-    else:
-        _check_plain(document, log)
-    _check_native(folder / NATIVE_CONFIG, config, source, log)
+    release = RELEASE_FORMATS[manifest.target.dtype]
+    _check_described(folder, document, config, manifest, log)
+    # DeepSeek's own code, which reads the second file, loads no release in the forms of other stacks
+    if (folder / NATIVE_CONFIG).exists() or release.description is Description.DEEPSEEK:
+        _check_native(folder / NATIVE_CONFIG, config, source, log)
     if source is not None:
-        _compare_source(document, manifest, source, log)
+        _compare_source(document, manifest, source, release, log)
         _compare_experts(config, source.config, manifest.target, log)
     return config, log.close(_DETAIL)
 
 
-def _check_plain(document: dict[str, Any], log: CheckLog) -> None:
-    for key in ("quantization_config", "expert_dtype"):
-        if key in document:
-            log.add(Finding(file=CONFIG, rule=f"has {key}, but no weight is quantised"))
-    said = [document[key] for key in ("dtype", "torch_dtype") if key in document]
-    if not said or set(said) != {"bfloat16"}:
-        log.add(Finding(file=CONFIG, rule=f"dtype and torch_dtype say {said}, the weights are bfloat16"))
-
-
-def _check_quantised(target: TargetRecord, config: ModelConfig, log: CheckLog) -> None:
-    if config.quantization_config is None:
-        log.add(Finding(file=CONFIG, rule="has no quantization_config, but weights are FP8"))
-    experts = config.declared_expert_dtype
-    if experts is None or (target.dtype == "fp8" and experts != "fp8"):
-        log.add(Finding(file=CONFIG, rule=f"expert_dtype is {experts!r} in a release of {target.dtype}"))
+def _check_described(
+    folder: Path, document: dict[str, Any], config: ModelConfig, manifest: Manifest, log: CheckLog
+) -> None:
+    """That the release says of its weights what they are."""
+    try:
+        weights = expected_weights(manifest, config)
+    except VerificationError:  # why is said by the check of the structure
+        weights = []
+    for problem in described.problems(manifest, document, config, weights):
+        log.add(Finding(file=CONFIG, rule=problem))
+    if weights and RELEASE_FORMATS[manifest.target.dtype].description is Description.MODELSLIM:
+        name = modelslim.DESCRIPTION_NAME
+        try:
+            description = _read_object(folder / name)
+        except CheckpointError as error:
+            log.add(Finding(file=name, rule=str(error)))
+            return
+        log.saw(1)
+        for problem in modelslim.problems(description, weights):
+            log.add(Finding(file=name, rule=problem))
 
 
 def _check_native(path: Path, config: ModelConfig, source: Origin | None, log: CheckLog) -> None:
@@ -90,13 +96,13 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _native_numbers(config: ModelConfig, names_experts: bool) -> dict[str, Any]:
-    if config.quantization_config is None:
+    if config.block_quantisation is None:
         return {"dtype": "bf16"}
     numbers: dict[str, Any] = {"dtype": "fp8"}
     # DeepSeek's ModelArgs knows expert_dtype "fp4"; without it experts have `dtype`, so FP8 experts need no mention
     if config.declared_expert_dtype == "fp4" or names_experts:
         numbers["expert_dtype"] = config.declared_expert_dtype
-    if config.block_quantisation is not None and config.block_quantisation.scale_fmt is not None:
+    if config.block_quantisation.scale_fmt is not None:
         numbers["scale_fmt"] = config.block_quantisation.scale_fmt
     return numbers
 
@@ -105,7 +111,9 @@ def _model_part(native: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in native.items() if key not in _NATIVE_OF_NUMBERS}
 
 
-def _compare_source(document: dict[str, Any], manifest: Manifest, source: Origin, log: CheckLog) -> None:
+def _compare_source(
+    document: dict[str, Any], manifest: Manifest, source: Origin, release: ReleaseFormat, log: CheckLog
+) -> None:
     digest = hashlib.sha256((source.folder / CONFIG).read_bytes()).hexdigest()
     if digest != manifest.source.config_sha256:
         log.add(Finding(file=CONFIG, rule=f"the source's has SHA-256 {digest}, not the one recorded"))
@@ -114,8 +122,10 @@ def _compare_source(document: dict[str, Any], manifest: Manifest, source: Origin
     )
     _compare(CONFIG, mine, theirs, "the source says", log)
     blocks = [doc.get("quantization_config") or {} for doc in (document, source.document)]
-    if all(blocks):
-        mine, theirs = ({key: value for key, value in block.items() if key != "expert_dtype"} for block in blocks)
+    if all(blocks) and release.description is Description.DEEPSEEK:
+        # a release that decodes what the source has quantised lists that, on top of what the source lists
+        free = {"expert_dtype"} | ({"ignored_layers"} if release.wo_a is None else set())
+        mine, theirs = ({key: value for key, value in block.items() if key not in free} for block in blocks)
         _compare(CONFIG, mine, theirs, "the source's quantization_config says", log)
 
 

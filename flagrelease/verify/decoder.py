@@ -89,11 +89,11 @@ def to_bf16(values: F32, scales: F64, block: tuple[int, int]) -> tuple[U16, int]
     `scales` is [ceil(rows / block[0]), ceil(columns / block[1])]. `values` is overwritten.
     """
     if _are_safe(scales):
-        _multiply(values, scales.astype(np.float32), block)
+        multiply(values, scales.astype(np.float32), block)
         return values.view(np.uint16)[:, 1::2], 0  # the upper halves; the lower are zero, for the products are exact
     products = values.astype(np.float64)  # 4 significant bits times at most 24: exact in float64
     with np.errstate(invalid="ignore"):  # an infinite scale times zero; `count_bad` finds it
-        _multiply(products, scales, block)
+        multiply(products, scales, block)
     return round_to_bf16(products)
 
 
@@ -103,7 +103,8 @@ def _are_safe(scales: F64) -> bool:
     return bool(np.all(mantissas == 0.5) and np.all((exponents > low) & (exponents <= high)))
 
 
-def _multiply(values: npt.NDArray[np.floating], scales: npt.NDArray[np.floating], block: tuple[int, int]) -> None:
+def multiply(values: npt.NDArray[np.floating], scales: npt.NDArray[np.floating], block: tuple[int, int]) -> None:
+    """Multiply `values` [rows, columns] in place by the scale of their block, [ceil(rows / r), ceil(columns / c)]."""
     (rows, columns), (height, width) = values.shape, block
     if rows % height == 0 and columns % width == 0:
         tiles = values.reshape(rows // height, height, columns // width, width)

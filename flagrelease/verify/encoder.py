@@ -68,7 +68,7 @@ def absmax_scales(rowmax: F64, rule: RowRule, share: float = 1.0) -> F64:
 
 def is_bf16(scales: F64) -> npt.NDArray[np.bool_]:
     """Which scales BF16 holds exactly."""
-    return _bf16_values(scales) == scales
+    return np.asarray(_bf16_values(scales) == scales)
 
 
 def _bf16_values(exact: F64) -> F64:

@@ -1,7 +1,8 @@
 """What a tensor of a release must hold, row by row, computed from the source's bytes.
 
 Each expectation reads its source tensor once, from the first row to the last, and hashes it on the way. The digest then
-shows whether the source is the one that the manifest records.
+shows whether the source is the one that the manifest records. `repacks.py` has the expectations for values that other
+blocks hold, `by_row.py` those for a scale for each row.
 """
 
 from __future__ import annotations
@@ -13,18 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from flagrelease.formats.formats import FP8, SCALE_RULE, Format
-from flagrelease.verify.decoder import (
-    E4M3_NAN,
-    E8M0_NAN,
-    U8,
-    VALUES,
-    count_bad,
-    repacked_codes,
-    repacked_scales,
-    scale_values,
-    to_bf16,
-)
+from flagrelease.formats.formats import FP4, FP8, SCALE_RULE, Format
+from flagrelease.verify.decoder import E4M3_NAN, U8, VALUES, count_bad, scale_values, to_bf16
 from flagrelease.verify.gather import GatheredTensor
 
 _BF16_EXPONENT = np.uint16(0x7F80)
@@ -34,13 +25,23 @@ Rows = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 class Expectation(Protocol):
     """Rows that a release tensor must hold. `row_multiple`: where row ranges may begin."""
 
-    row_multiple: int
+    row_multiple: int = 1
 
     def rows(self, start: int, stop: int) -> Rows:
         """The expected bytes of rows [start, stop), as bytes or as 16-bit elements."""
+        ...
+
+    def misfit(self, tensor: GatheredTensor) -> str | None:
+        """Why `tensor` cannot even be compared with these rows; None if it can."""
+        return None
+
+    def broken(self, row: int, element: U8) -> str:
+        """The rule that the bytes of an element of `row` break, where they are not the expected ones."""
+        ...
 
     def faults(self) -> Iterator[str]:
         """Rules that the source itself breaks, so that no release of it can be right. Call this after the last row."""
+        yield from ()
 
 
 class HashedTensor:
@@ -66,10 +67,8 @@ class HashedTensor:
         return self._digest.hexdigest()
 
 
-class Copied:
+class Copied(Expectation):
     """The source's own bytes. NaN codes of FP8 are faults too: no engine survives them."""
-
-    row_multiple = 1
 
     def __init__(self, source: HashedTensor) -> None:
         """Expect what `source` holds."""
@@ -83,16 +82,22 @@ class Copied:
             self._nans += int(np.count_nonzero((rows & E4M3_NAN) == E4M3_NAN))
         return rows
 
+    def misfit(self, tensor: GatheredTensor) -> str | None:
+        """See `Expectation`."""
+        return copy_misfit(tensor, self._source.tensor)
+
+    def broken(self, row: int, element: U8) -> str:
+        """See `Expectation`."""
+        return "is not the source's bytes"
+
     def faults(self) -> Iterator[str]:
         """See `Expectation`."""
         if self._nans:
             yield f"{self._nans} codes of {self._source.tensor.name!r} in the source are NaN"
 
 
-class CopiedScale:
+class CopiedScale(Expectation):
     """The source's own scales, which must be finite and not negative."""
-
-    row_multiple = 1
 
     def __init__(self, source: HashedTensor) -> None:
         """Expect what `source` holds."""
@@ -105,17 +110,34 @@ class CopiedScale:
         self._bad += count_bad(scale_values(rows, self._source.tensor.dtype))
         return rows
 
+    def misfit(self, tensor: GatheredTensor) -> str | None:
+        """See `Expectation`."""
+        return copy_misfit(tensor, self._source.tensor)
+
+    def broken(self, row: int, element: U8) -> str:
+        """See `Expectation`."""
+        return "is not the source's bytes"
+
     def faults(self) -> Iterator[str]:
         """See `Expectation`."""
-        yield from _bad_scales(self._source.tensor.name, self._bad)
+        yield from bad_scales(self._source.tensor.name, self._bad)
 
 
-def _bad_scales(name: str, count: int) -> Iterator[str]:
+def copy_misfit(tensor: GatheredTensor, source: GatheredTensor) -> str | None:
+    """Why a tensor is no copy of its source by dtype and shape. An mp release spells packed FP4 as F4."""
+    same = tensor.dtype == source.dtype or (tensor.dtype == "F4" and source.dtype in FP4.weight_dtypes)
+    if same and (tensor.rows, tensor.row_bytes) == (source.rows, source.row_bytes):
+        return None
+    return f"is {tensor.dtype} {list(tensor.shape)}, a copy of {source.dtype} {list(source.shape)} is not that"
+
+
+def bad_scales(name: str, count: int) -> Iterator[str]:
+    """A sentence about `count` scales of the source tensor `name` that are no scales, if there are any."""
     if count:
         yield f"{count} scales of {name!r} in the source are NaN, infinite or negative; {SCALE_RULE}"
 
 
-class Decoded:
+class Decoded(Expectation):
     """BF16: codes of the source times its scales, rounded once to nearest even."""
 
     def __init__(self, source: HashedTensor, scale: HashedTensor, fmt: Format, block: tuple[int, int]) -> None:
@@ -138,52 +160,12 @@ class Decoded:
         self._infinite += int(np.count_nonzero((bits & _BF16_EXPONENT) == _BF16_EXPONENT))
         return bits
 
+    def broken(self, row: int, element: U8) -> str:
+        """See `Expectation`."""
+        return "is not code times scale of the source, rounded once to BF16"
+
     def faults(self) -> Iterator[str]:
         """See `Expectation`."""
-        yield from _bad_scales(self._scale_name, count_bad(self._scales))
+        yield from bad_scales(self._scale_name, count_bad(self._scales))
         if self._infinite:
             yield f"{self._infinite} elements of the source are NaN, or beyond the range of BF16"
-
-
-class RepackedScale:
-    """The E8M0 scales of FP8 tiles made from FP4 groups."""
-
-    row_multiple = 1
-
-    def __init__(self, scale: HashedTensor, block: tuple[int, int]) -> None:
-        """`scale` holds the FP4 groups' E8M0 codes."""
-        self.codes = scale.read_all()
-        self._name = scale.tensor.name
-        self.tiles = repacked_scales(self.codes, block)
-
-    def rows(self, start: int, stop: int) -> Rows:
-        """See `Expectation`."""
-        return self.tiles[start:stop]
-
-    def faults(self) -> Iterator[str]:
-        """See `Expectation`."""
-        yield from _bad_scales(self._name, int(np.count_nonzero(self.codes == E8M0_NAN)))
-
-
-class Repacked:
-    """FP8 codes nearest to the source's FP4 under the tiles' scales."""
-
-    def __init__(self, source: HashedTensor, scale: RepackedScale, block: tuple[int, int]) -> None:
-        """`block`: rows and columns of a tile."""
-        self._source = source
-        self._scale = scale
-        self._block = block
-        self.row_multiple = block[0]
-        self.lost = 0
-
-    def rows(self, start: int, stop: int) -> Rows:
-        """See `Expectation`."""
-        tiles = self._scale.tiles[start // self._block[0] : -(-stop // self._block[0])]
-        packed = self._source.read(start, stop)
-        codes, lost = repacked_codes(packed, self._scale.codes[start:stop], tiles, self._block)
-        self.lost += lost
-        return codes
-
-    def faults(self) -> Iterator[str]:
-        """See `Expectation`."""
-        yield from ()

@@ -1,27 +1,29 @@
 """Which tensors a release must hold, from its config, its target and the names its source had.
 
-Names and logical shapes come from `flagrelease.model.v4.inventory`. What must happen to each tensor is decided here
-from the meaning of the targets, independently of the converter.
+Names and logical shapes come from `flagrelease.model.v4.inventory`, and how a release format stores each kind of weight
+from `flagrelease.formats.releases`. What becomes of each tensor is decided here, independently of the converter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 
 from flagrelease.errors import VerificationError
-from flagrelease.formats.formats import FP4, FP8, Format, block_counts, scale_names
+from flagrelease.formats.formats import (
+    FP4,
+    FP8,
+    MXFP8,
+    Format,
+    block_counts,
+    offset_name,
+    row_scale_name,
+    scale_names,
+)
+from flagrelease.formats.releases import RELEASE_FORMATS, Description, Kept, ReleaseFormat
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
-from flagrelease.records.manifest import Manifest, TargetRecord
-
-
-class Fate(Enum):
-    """What happens to a weight on its way from source to release."""
-
-    COPY = "same bytes"
-    DECODE = "decoded to BF16"
-    REPACK = "FP4 held as FP8"
+from flagrelease.records.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,43 +37,52 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedWeight:
-    """One tensor of the inventory as the release must hold it. `source_scale`: name of its scale in the source."""
+    """One tensor of the inventory as the release must hold it.
+
+    Attributes:
+        spec: of the inventory.
+        source_scale: the name of its scale in the source; None for a weight that the source stores plain.
+        stored: what becomes of a weight that the source stores quantised; None: BF16.
+        weight, scale, offset: the tensors that hold it; None where there is none.
+        copies: further tensors that hold the weight's bytes.
+    """
 
     spec: TensorSpec
     source_scale: str | None
+    stored: Format | Kept | None
     weight: Form
-    scale: Form | None
+    scale: Form | None = None
+    offset: Form | None = None
+    copies: tuple[Form, ...] = ()
 
     @property
     def forms(self) -> tuple[Form, ...]:
         """The tensors that the release holds for this weight."""
-        return (self.weight,) if self.scale is None else (self.weight, self.scale)
+        return tuple(form for form in (self.weight, self.scale, self.offset, *self.copies) if form is not None)
 
-    def fate(self, source_format: Format | None) -> Fate:
-        """What must have happened to a weight that the source stores in `source_format` (None: plain)."""
-        if source_format is None:
-            return Fate.COPY
-        if self.weight.dtypes == ("BF16",):
-            return Fate.DECODE
-        return Fate.REPACK if source_format is FP4 and self.weight.dtypes == FP8.weight_dtypes else Fate.COPY
-
-    def surely_copied(self, target: TargetRecord) -> bool:
-        """Whether the bytes must be the source's. False also where that cannot be told without the source's dtypes."""
-        maybe_repacked = target.dtype == "fp8" and self.spec.storage is Storage.EXPERT
-        return self.source_scale is None or (self.weight.dtypes != ("BF16",) and not maybe_repacked)
+    def sure_copies(self) -> Iterator[tuple[Form, str]]:
+        """Tensors that hold a source tensor's bytes whatever the source's dtypes are, with the name in the source."""
+        if self.source_scale is None:
+            yield from ((form, self.spec.name) for form in self.forms)
+        elif self.scale is not None and self.stored is Kept.AS_STORED:
+            yield self.weight, self.spec.name
+            yield self.scale, self.source_scale
 
 
 def expected_weights(manifest: Manifest, config: ModelConfig) -> list[ExpectedWeight]:
     """The weights of a release in inventory order.
 
     Raises:
-        VerificationError: the manifest's list of source tensors is not that of this model, or the config does not
-            say how quantised weights are stored.
+        VerificationError: the manifest's list of source tensors is not that of this model, its target does not exist,
+            or the config does not say how quantised weights are stored.
     """
+    target, release = manifest.target, RELEASE_FORMATS[manifest.target.dtype]
+    if target.layout not in release.layouts:
+        raise VerificationError(f"manifest.json: target: {release.name} exists in the hf layout only")
     specs = inventory(config)
     scales = _source_scales(specs, set(manifest.source.tensors))
     described = config.block_size is not None and config.declared_expert_dtype is not None
-    if scales and manifest.target.dtype != "bf16" and not described:
+    if scales and release.experts is not None and release.description is Description.DEEPSEEK and not described:
         raise VerificationError("config.json does not say how the weights are quantised, so no tensor can be told")
     return [_expect(spec, scales.get(name), manifest, config) for name, spec in specs.items()]
 
@@ -93,18 +104,38 @@ def _source_scales(specs: dict[str, TensorSpec], stored: set[str]) -> dict[str, 
 
 
 def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, config: ModelConfig) -> ExpectedWeight:
-    target = manifest.target
-    # DeepSeek's inference code multiplies by wo_a without a scale, so its checkpoints hold wo_a decoded
-    decoded = target.dtype == "bf16" or (target.layout == "mp" and spec.name.endswith(".attn.wo_a.weight"))
-    if source_scale is None or decoded or config.block_size is None:
-        return ExpectedWeight(spec, source_scale, Form(spec.name, (spec.storage.value.plain,), spec.shape), None)
-    scale = scale_names(spec.name)[0] if target.layout == "mp" else source_scale
-    fp4 = spec.storage is Storage.EXPERT and target.dtype == "native" and config.declared_expert_dtype == "fp4"
-    if fp4:
+    release, mp = RELEASE_FORMATS[manifest.target.dtype], manifest.target.layout == "mp"
+    expert = spec.storage is Storage.EXPERT
+    stored = release.stored(spec.name, expert=expert, mp=mp)
+    if source_scale is None or stored is None:
+        plain = Form(spec.name, (spec.storage.value.plain,), spec.shape)
+        return ExpectedWeight(spec, source_scale, None, plain, copies=_copies(plain, release, config))
+    if isinstance(stored, Format) and stored is not FP8:
+        return _by_row_or_group(spec, source_scale, stored, release)
+    name = scale_names(spec.name)[0] if mp else source_scale
+    if stored is Kept.AS_STORED and expert and config.declared_expert_dtype == "fp4":
         packed = _fp4_form(spec, manifest)
-        return ExpectedWeight(spec, source_scale, packed, _scale_form(scale, spec, FP4, config))
+        return ExpectedWeight(
+            spec, source_scale, stored, packed, _scale_form(name, spec, FP4, FP4.scale_dtypes, config.block_size)
+        )
     codes = Form(spec.name, FP8.weight_dtypes, spec.shape)
-    return ExpectedWeight(spec, source_scale, codes, _scale_form(scale, spec, FP8, config))
+    scale = _scale_form(name, spec, FP8, FP8.scale_dtypes, config.block_size)
+    return ExpectedWeight(spec, source_scale, stored, codes, scale)
+
+
+def _copies(plain: Form, release: ReleaseFormat, config: ModelConfig) -> tuple[Form, ...]:
+    """vllm-ascend reads embedding and head of the preview's MTP stage under names of their own."""
+    if config.is_dspark or config.n_mtp_layers == 0:
+        return ()
+    return tuple(Form(copy, plain.dtypes, plain.shape) for name, copy in release.copies if name == plain.name)
+
+
+def _by_row_or_group(spec: TensorSpec, source_scale: str, stored: Format, release: ReleaseFormat) -> ExpectedWeight:
+    weight = Form(spec.name, stored.weight_dtypes, spec.shape)
+    dtypes = stored.scale_dtypes if stored is MXFP8 else ("F32",)
+    scale = _scale_form(row_scale_name(spec.name), spec, stored, dtypes, None)
+    offset = Form(offset_name(spec.name), dtypes, scale.shape) if release.offsets else None
+    return ExpectedWeight(spec, source_scale, stored, weight, scale, offset)
 
 
 def _fp4_form(spec: TensorSpec, manifest: Manifest) -> Form:
@@ -115,7 +146,9 @@ def _fp4_form(spec: TensorSpec, manifest: Manifest) -> Form:
     return Form(spec.name, (dtype,), FP4.stored_shape(dtype, spec.shape))
 
 
-def _scale_form(name: str, spec: TensorSpec, fmt: Format, config: ModelConfig) -> Form:
-    block = fmt.block(config.block_size, spec.shape[-1])
+def _scale_form(
+    name: str, spec: TensorSpec, fmt: Format, dtypes: tuple[str, ...], block_size: tuple[int, int] | None
+) -> Form:
+    block = fmt.block(block_size, spec.shape[-1])
     assert block is not None, "told apart before"
-    return Form(name, fmt.scale_dtypes, block_counts(spec.shape, block))
+    return Form(name, dtypes, block_counts(spec.shape, block))

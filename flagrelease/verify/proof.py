@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from flagrelease.formats.formats import FP4
-from flagrelease.records.manifest import ElementCounts
-from flagrelease.verify.expectations import (
-    Copied,
-    CopiedScale,
-    Decoded,
-    Expectation,
-    HashedTensor,
-    Repacked,
-    RepackedScale,
-)
-from flagrelease.verify.expected import ExpectedWeight, Fate
+from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, Format
+from flagrelease.formats.releases import RELEASE_FORMATS
+from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.records.manifest import ElementCounts, LossRecord, Manifest
+from flagrelease.verify.by_row import RowCodes, RowScales, ZeroOffsets
+from flagrelease.verify.encoder import RowRule
+from flagrelease.verify.expectations import Copied, CopiedScale, Decoded, Expectation, HashedTensor
+from flagrelease.verify.expected import ExpectedWeight
 from flagrelease.verify.gather import GatheredTensor, whole
 from flagrelease.verify.origin import Origin
+from flagrelease.verify.repacks import GroupCodes, GroupScales, Repacked, RepackedScale, WidenedScale
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +25,13 @@ class WeightProof:
     """What must hold for one weight: an expectation for each tensor of `ExpectedWeight.forms`, in that order."""
 
     weight: ExpectedWeight
-    fate: Fate
     expectations: tuple[Expectation, ...]
     sources: tuple[HashedTensor, ...]
 
     def misfit(self, tensors: list[GatheredTensor]) -> str | None:
-        """Why the release's tensors cannot be compared at all, or None. A copy must keep its dtype and shape."""
-        if self.fate is Fate.DECODE:
-            return None
-        if self.fate is Fate.REPACK:
-            scale = tensors[1]
-            return None if scale.dtype == "F8_E8M0" else f"has {scale.dtype} scales, repacked FP4 has F8_E8M0"
-        for tensor, source in zip(tensors, (hashed.tensor for hashed in self.sources), strict=True):
-            # an mp release spells packed FP4 as F4, whatever the source had
-            same = tensor.dtype == source.dtype or (tensor.dtype == "F4" and source.dtype in FP4.weight_dtypes)
-            if not same or (tensor.rows, tensor.row_bytes) != (source.rows, source.row_bytes):
-                return (
-                    f"is {tensor.dtype} {list(tensor.shape)}, a copy of {source.dtype} {list(source.shape)} is not that"
-                )
-        return None
+        """Why the release's tensors cannot be compared at all, or None."""
+        pairs = zip(self.expectations, tensors, strict=True)
+        return next((problem for one, tensor in pairs if (problem := one.misfit(tensor)) is not None), None)
 
     def elements(self) -> ElementCounts:
         """How the weight's elements were converted. Call this after all rows have been read."""
@@ -53,10 +40,25 @@ class WeightProof:
             return ElementCounts(exact=count - first.rounded, rounded=first.rounded)
         if isinstance(first, Repacked):
             return ElementCounts(repacked=count - first.lost, lost=first.lost)
-        return ElementCounts(copied=count)
+        if isinstance(first, RowCodes):
+            lost = int(first.inexact.sum())
+            return ElementCounts(repacked=count - lost, lost=lost)
+        return ElementCounts(repacked=count) if isinstance(first, GroupCodes) else ElementCounts(copied=count)
+
+    def loss(self) -> LossRecord | None:
+        """What scales by row cost the weight; None if nothing. Known once all rows were asked for."""
+        first = self.expectations[0]
+        return first.loss() if isinstance(first, RowCodes) else None
 
 
-def prepare(weight: ExpectedWeight, source: Origin) -> WeightProof:
+def row_rule(manifest: Manifest, fmt: Format) -> RowRule:
+    """How rows are stored in `fmt`, by what the manifest records of the recipe."""
+    options: Mapping[str, Any] = manifest.options
+    scale = options.get("int8_scale", "best") if fmt is INT8 else options.get("channel_scale", "power-of-two")
+    return RowRule(fmt, str(scale), RELEASE_FORMATS[manifest.target.dtype].bf16_scales)
+
+
+def prepare(weight: ExpectedWeight, source: Origin, manifest: Manifest) -> WeightProof:
     """Open a weight in the source and decide what the release must hold.
 
     Raises:
@@ -64,13 +66,37 @@ def prepare(weight: ExpectedWeight, source: Origin) -> WeightProof:
     """
     stored = source.stored(weight)
     codes = HashedTensor(whole(stored.weight))
-    fate = weight.fate(stored.format)
     if stored.scale is None or stored.format is None:
-        return WeightProof(weight, fate, (Copied(codes),), (codes,))
+        further = [HashedTensor(whole(stored.weight)) for _ in weight.copies]
+        sources = (codes, *further)
+        return WeightProof(weight, tuple(Copied(one) for one in sources), sources)
     scale = HashedTensor(whole(stored.scale))
-    if fate is Fate.COPY:
-        return WeightProof(weight, fate, (Copied(codes), CopiedScale(scale)), (codes, scale))
-    if fate is Fate.DECODE:
-        return WeightProof(weight, fate, (Decoded(codes, scale, stored.format, stored.block),), (codes, scale))
-    tiles = RepackedScale(scale, source.block)
-    return WeightProof(weight, fate, (Repacked(codes, tiles, source.block), tiles), (codes, scale))
+    expectations = _expectations(weight, stored, stored.format, codes, scale, source, manifest)
+    return WeightProof(weight, expectations, (codes, scale))
+
+
+def _expectations(
+    weight: ExpectedWeight,
+    stored: StoredWeight,
+    fmt: Format,
+    codes: HashedTensor,
+    scale: HashedTensor,
+    source: Origin,
+    manifest: Manifest,
+) -> tuple[Expectation, ...]:
+    to = weight.stored
+    if to is None:
+        return (Decoded(codes, scale, fmt, stored.block),)
+    if to is MXFP8:
+        scales = GroupScales(scale, fmt, stored.block, weight.spec.shape[-1])
+        return (GroupCodes(codes) if fmt is FP4 else Copied(codes), scales)
+    if isinstance(to, Format) and to.by_row:
+        rows = RowCodes(codes, scale, fmt, stored.block, weight.spec.shape, row_rule(manifest, to))
+        return (rows, RowScales(rows)) if weight.offset is None else (rows, RowScales(rows), ZeroOffsets())
+    assert weight.scale is not None, "what is not decoded has a scale"
+    wide = to is FP8 and manifest.tensors[weight.scale.name].dtype == "F32"
+    if to is FP8 and fmt is FP4:
+        tiles = RepackedScale(scale, source.block, wide)
+        return (Repacked(codes, tiles, source.block), tiles)
+    widen = wide and scale.tensor.dtype == "F8_E8M0"
+    return (Copied(codes), WidenedScale(scale) if widen else CopiedScale(scale))

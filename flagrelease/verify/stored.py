@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from flagrelease.errors import VerificationError
+from flagrelease.formats.releases import RELEASE_FORMATS
 from flagrelease.records.manifest import TargetRecord
 from flagrelease.shard.header import TensorMeta, read_header
-from flagrelease.shard.index import INDEX_NAME, survey
+from flagrelease.shard.index import INDEX_NAME, INDEX_SUFFIX, survey
 from flagrelease.verify.result import CheckLog, Finding
 
 _MP_FILE = re.compile(r"model(0|[1-9]\d*)-mp([1-9]\d*)(?:-part([1-9]\d*))?\.safetensors")
@@ -25,20 +26,28 @@ def read_stored(folder: Path, target: TargetRecord, log: CheckLog) -> StoredTens
     """
     if (target.layout == "hf") != (target.mp is None):
         raise VerificationError(f"manifest.json: target: layout {target.layout} with mp {target.mp}")
-    return _read_hf(folder, log) if target.mp is None else _read_mp(folder, target.mp, log)
+    return (
+        _read_hf(folder, RELEASE_FORMATS[target.dtype].file_stem, log)
+        if target.mp is None
+        else _read_mp(folder, target.mp, log)
+    )
 
 
-def _read_hf(folder: Path, log: CheckLog) -> StoredTensors:
-    index, problems = survey(folder)
+def _read_hf(folder: Path, stem: str, log: CheckLog) -> StoredTensors:
+    index_name = stem + INDEX_SUFFIX
+    index, problems = survey(folder, index_name=index_name)
     for problem in problems:
         log.add(Finding(rule=problem))
-    if not (folder / INDEX_NAME).is_file():
-        log.add(Finding(file=INDEX_NAME, rule="not found; an hf release has an index, also for one file"))
+    if not (folder / index_name).is_file():
+        log.add(Finding(file=index_name, rule="not found; an hf release has an index, also for one file"))
+    if index_name != INDEX_NAME and (folder / INDEX_NAME).exists():
+        rule = f"beside {index_name}: vLLM would take it for the index, and read no file that it does not name"
+        log.add(Finding(file=INDEX_NAME, rule=rule))
     count = len(index.headers)
-    wanted = {f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)}
+    wanted = {f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)}
     for header in index.headers:
         if header.file.name not in wanted:
-            log.add(Finding(file=header.file.name, rule=f"is not one of model-00001-of-{count:05} to -{count:05}"))
+            log.add(Finding(file=header.file.name, rule=f"is not one of {stem}-00001-of-{count:05} to -{count:05}"))
     return {0: index.tensors}
 
 

@@ -77,8 +77,9 @@ def _compare_manifest(manifest: Manifest, forms: list[Form], log: CheckLog) -> N
     names = {form.name for form in forms}
     for name in sorted(manifest.tensors.keys() - names):
         log.add(Finding(tensor=name, file=MANIFEST_NAME, rule="is no tensor of this model and target"))
-    for name in sorted(manifest.inexact.keys() - names):
-        log.add(Finding(tensor=name, file=MANIFEST_NAME, rule="inexact names no tensor of this model"))
+    for part in ("inexact", "losses"):
+        for name in sorted(getattr(manifest, part).keys() - names):
+            log.add(Finding(tensor=name, file=MANIFEST_NAME, rule=f"{part} names no tensor of this model"))
     for form in forms:
         record = manifest.tensors.get(form.name)
         if record is None:

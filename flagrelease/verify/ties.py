@@ -1,7 +1,8 @@
 """`gather_equal`: two releases of one source in different layouts hold the same tensors.
 
-By the manifests alone this compares digests. With `read_bytes` both are gathered and compared, which also ties `wo_a`
-of quantised releases: an mp layout holds it decoded to BF16 and hf does not, so their digests cannot be equal.
+By the manifests alone this compares digests. With `read_bytes` both are gathered and compared, which also ties what the
+layouts store differently, so that digests cannot be equal: an mp layout of a quantised release holds `wo_a` decoded to
+BF16, and `fp8` has scales of experts in F32 in hf and in E8M0 in mp.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flagrelease.verify.configs import check_config
 from flagrelease.verify.expectations import Copied, Decoded, Expectation, HashedTensor
 from flagrelease.verify.expected import ExpectedWeight
 from flagrelease.verify.gather import GatheredTensor
+from flagrelease.verify.repacks import WidenedScale
 from flagrelease.verify.result import Check, CheckLog, Finding
 from flagrelease.verify.structure import StoredRelease, check_structure
 from flagrelease.verify.workers import Workers
@@ -42,7 +44,7 @@ def gather_equal(
         return log.close("both manifests must name one source and one dtype")
     untied = _compare_digests(ours, theirs, log)
     if not read_bytes:
-        return log.close(f"digests in both manifests; {untied} wo_a are stored differently, so only bytes can tie them")
+        return log.close(f"digests in both manifests; {untied} are stored differently, so only bytes can tie them")
     team, left, right = Workers(workers, progress), open_release(first), open_release(second)
     pairs = list(zip(left.weights, right.weights, strict=True))
     team.each(lambda pair: _compare_weight(left, right, pair[0], pair[1], team, log), pairs)
@@ -77,21 +79,27 @@ def _canonical(name: str) -> str:
     return name if weight is None else scale_names(weight)[0]
 
 
-def _compare_digests(ours: Manifest, theirs: Manifest, log: CheckLog) -> int:
-    """Compare the tensors that both store in the same form; return how many wo_a they store differently."""
+def _compare_digests(ours: Manifest, theirs: Manifest, log: CheckLog) -> str:
+    """Compare the tensors that both store in the same form; return, in words, how many they store differently."""
     mine, others = (
         {_canonical(name): record for name, record in manifest.tensors.items()} for manifest in (ours, theirs)
     )
     # an hf release keeps wo_a.scale, an mp release has decoded it away
     decoded = {name.removesuffix(".scale") for name in mine.keys() ^ others.keys() if name.endswith(".wo_a.scale")}
-    apart = {stem + suffix for stem in decoded for suffix in (".weight", ".scale")}
+    # and hf has F32 scales where mp has the same powers of two as E8M0
+    widened = {
+        name
+        for name in mine.keys() & others.keys()
+        if weight_of_scale(name) is not None and {mine[name].dtype, others[name].dtype} == {"F32", "F8_E8M0"}
+    }
+    apart = widened | {stem + suffix for stem in decoded for suffix in (".weight", ".scale")}
     for name in sorted((mine.keys() | others.keys()) - apart):
         log.saw(1)
         if name not in mine or name not in others:
             log.add(Finding(tensor=name, rule="is in only one of the two manifests"))
         elif mine[name].blake3 != others[name].blake3:
             log.add(Finding(tensor=name, rule="has different digests in the two manifests"))
-    return len(decoded)
+    return f"{len(decoded)} wo_a" + (f" and {len(widened)} scales" if widened else "")
 
 
 def _compare_weight(
@@ -109,7 +117,7 @@ def _compare_weight(
     if len(mine.forms) > len(other.forms) and left.config.block_size is not None:
         pairs = [(right.tensors[other.weight.name], Decoded(tensors[0], tensors[1], FP8, left.config.block_size))]
     else:
-        pairs = [(right.tensors[form.name], Copied(t)) for form, t in zip(other.forms, tensors, strict=True)]
+        pairs = [_pair(held.tensor, right.tensors[form.name]) for form, held in zip(other.forms, tensors, strict=True)]
     for tensor, expectation in pairs:
         log.saw(1, tensor.nbytes)
         for start, stop in tensor.chunks(expectation.row_multiple):
@@ -119,3 +127,11 @@ def _compare_weight(
                 rule = f"differs between the releases, first in rows {start} to {stop}"
                 log.add(Finding(tensor=tensor.name, row=start, column=0, rule=rule))
                 break
+
+
+def _pair(left: GatheredTensor, right: GatheredTensor) -> tuple[GatheredTensor, Expectation]:
+    """One of two tensors, and what it must hold because of the other."""
+    if left.dtype == "F32" and right.dtype == "F8_E8M0":
+        left, right = right, left
+    widen = left.dtype == "F8_E8M0" and right.dtype == "F32"
+    return right, WidenedScale(HashedTensor(left)) if widen else Copied(HashedTensor(left))

@@ -17,8 +17,9 @@ from blake3 import blake3
 from flagrelease.formats.formats import weight_of_scale
 from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts
 from flagrelease.shard.header import DTYPE_BITS
+from flagrelease.verify import losses
 from flagrelease.verify.expectations import Expectation
-from flagrelease.verify.expected import ExpectedWeight, Fate
+from flagrelease.verify.expected import ExpectedWeight
 from flagrelease.verify.gather import Bytes, GatheredTensor
 from flagrelease.verify.origin import Origin
 from flagrelease.verify.proof import WeightProof, prepare
@@ -27,11 +28,6 @@ from flagrelease.verify.structure import StoredRelease
 from flagrelease.verify.workers import Workers
 
 _QUANTISED = frozenset({"F8_E4M3", "F8_E8M0", "I8", "U8", "F4"})
-_RULES = {
-    Fate.COPY: "is not the source's bytes",
-    Fate.DECODE: "is not code times scale of the source, rounded once to BF16",
-    Fate.REPACK: "is not the FP8 of the source's FP4 (tile scale: the largest / 2^6; code: the nearest)",
-}
 
 
 @dataclass(slots=True)
@@ -77,20 +73,20 @@ class WeightChecks:
 
     def _check(self, weight: ExpectedWeight) -> None:
         tensors = [self._release.tensors[form.name] for form in weight.forms]
-        proof = None if self._source is None else prepare(weight, self._source)
+        proof = None if self._source is None else prepare(weight, self._source, self._release.manifest)
         misfit = None if proof is None else proof.misfit(tensors)
         if misfit is not None:
             self.source.add(Finding(tensor=weight.spec.name, rule=misfit))
         if proof is None or misfit is not None:
             for tensor in tensors:
-                self._stream(tensor, None, Fate.COPY)
+                self._stream(tensor, weight, None)
             return
         for tensor, expectation in zip(tensors, proof.expectations, strict=True):
-            self._stream(tensor, expectation, proof.fate)
+            self._stream(tensor, weight, expectation)
         self._conclude(proof)
 
-    def _stream(self, tensor: GatheredTensor, expectation: Expectation | None, fate: Fate) -> None:
-        """Read a release tensor once, for its digest and against its expectation."""
+    def _stream(self, tensor: GatheredTensor, weight: ExpectedWeight, expectation: Expectation | None) -> None:
+        """Read a tensor that holds `weight` once, for its digest and against its expectation."""
         digest, differences, blank = blake3(), _Differences(), _must_hold_values(tensor)
         for start, stop in tensor.chunks(1 if expectation is None else expectation.row_multiple):
             found = tensor.read(start, stop)
@@ -102,18 +98,25 @@ class WeightChecks:
                     differences.compare(start, found, np.ascontiguousarray(wanted).view(np.uint8))
             self._workers.advance(found.nbytes)
         self.tensors.saw(1, tensor.nbytes)
-        allowed = self._release.manifest.options.get("allow_zero_tensors", ())
-        if blank and not any(fnmatchcase(tensor.name, pattern) for pattern in allowed):
+        if blank and not self._may_be_blank(tensor, weight):
             rule = "all its bytes are zero, which no trained weight or scale is: the source was damaged"
             self.tensors.add(Finding(tensor=tensor.name, rule=rule))
         if digest.hexdigest() != self._release.manifest.tensors[tensor.name].blake3:
             files = {self._release.path_of(copies[0].file) for copies in tensor.boxes.values()}
             rule = "its digest is not the manifest's"
             self.tensors.add(Finding(tensor=tensor.name, file=" + ".join(sorted(files)), rule=rule))
-        if differences.found is not None and differences.wanted is not None:
-            self.source.add(self._describe(tensor, differences, differences.found, differences.wanted, _RULES[fate]))
+        if expectation is not None and differences.found is not None and differences.wanted is not None:
+            self.source.add(self._describe(tensor, differences, differences.found, differences.wanted, expectation))
 
-    def _describe(self, tensor: GatheredTensor, at: _Differences, found: Bytes, wanted: Bytes, rule: str) -> Finding:
+    def _may_be_blank(self, tensor: GatheredTensor, weight: ExpectedWeight) -> bool:
+        """Whether the recipe allows zeros here. It names tensors of the source, which may spell a scale otherwise."""
+        allowed = self._release.manifest.options.get("allow_zero_tensors", ())
+        name = weight.source_scale if weight.scale is not None and tensor.name == weight.scale.name else tensor.name
+        return any(fnmatchcase(one, pattern) for one in (tensor.name, name or "") for pattern in allowed)
+
+    def _describe(
+        self, tensor: GatheredTensor, at: _Differences, found: Bytes, wanted: Bytes, expectation: Expectation
+    ) -> Finding:
         bits = DTYPE_BITS[tensor.dtype]
         first = at.byte - at.byte % max(1, bits // 8)
         element = slice(first, first + max(1, bits // 8))
@@ -126,7 +129,7 @@ class WeightChecks:
             row=at.row,
             column=first * 8 // bits,
             offset=offset,
-            rule=f"{rule}: {shown}; {at.count} of {tensor.nbytes} bytes differ",
+            rule=f"{expectation.broken(at.row, found[element])}: {shown}; {at.count} of {tensor.nbytes} bytes differ",
         )
 
     def _conclude(self, proof: WeightProof) -> None:
@@ -143,9 +146,8 @@ class WeightChecks:
         if inexact != recorded:
             rule = f"inexact is {recorded}, the second decoder counts {inexact}"
             self.source.add(Finding(tensor=name, file=MANIFEST_NAME, rule=rule))
-        if counts.lost and manifest.options.get("lossy_repack") != "allow":
-            rule = f"FP8 cannot hold {counts.lost} elements exactly, and options.lossy_repack is not 'allow'"
-            self.source.add(Finding(tensor=name, rule=rule))
+        for problem in losses.problems(proof, counts, manifest):
+            self.source.add(problem)
         with self._lock:
             self.elements += counts
 
@@ -163,10 +165,6 @@ def check_recorded_copies(release: StoredRelease, log: CheckLog) -> None:
     """Compare the manifest's digests of copied tensors with those of their sources, without reading either."""
     manifest = release.manifest
     for weight in release.weights:
-        if weight.surely_copied(manifest.target):
-            # a weight without a source scale has one form, one with a scale two
-            for form, name in zip(weight.forms, (weight.spec.name, weight.source_scale), strict=False):
-                if name is not None and manifest.tensors[form.name].blake3 != manifest.source.tensors[name]:
-                    log.add(
-                        Finding(tensor=form.name, rule="recorded with another digest than its source's, yet copied")
-                    )
+        for form, name in weight.sure_copies():
+            if manifest.tensors[form.name].blake3 != manifest.source.tensors[name]:
+                log.add(Finding(tensor=form.name, rule="recorded with another digest than its source's, yet copied"))
