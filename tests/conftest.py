@@ -18,6 +18,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--consumers", metavar="FOLDER", help="made by tests/consumers/make_environment.sh")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_listing() -> Iterator[None]:
     """Conversions ask a hub for the digests of the recipe's source; tests do so only where a stand-in answers."""

@@ -77,7 +77,7 @@ def quantised(
     wo_a: Callable[[TensorSpec], Iterator[Entry]] | None = None,
     changes: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]:
-    config = tiny_config(**(changes or {}))
+    config = tiny_config(topk_method="noaux_tc", **(changes or {}))
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for spec in inventory(parse_config(config, "the test's config.json")).values():
         if spec.storage is Storage.EXPERT:

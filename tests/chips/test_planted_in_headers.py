@@ -255,6 +255,14 @@ def test_other_schemes_of_compressed_tensors_are_refused(edit: Callable[[Any], N
     assert found(replayed("vllm", release), "refused", words)
 
 
+def test_a_config_without_topk_method_is_refused_by_vllm() -> None:
+    release = changed(RELEASES["fp8"], config={"topk_method": None})
+    assert found(
+        replayed("vllm", release), "refused", "topk_method is None, not 'noaux_tc'.*no parameter for their bias"
+    )
+    assert not replayed("sglang", release).findings
+
+
 def test_a_fused_module_of_which_half_is_ignored_is_refused() -> None:
     release = compressed("int", ignore=[r"re:.*attn\.wo_a$", r"re:.*attn\.wq_a$"])
     assert found(replayed("vllm", release), "refused", "fused_wqa_wkv is made of parts that are held differently")

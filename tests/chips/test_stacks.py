@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,3 +195,22 @@ def test_every_loader_is_some_stacks_and_every_form_of_ours_is_served_by_a_stack
     assert {stack.loader for stack in load_stacks().values()} - {None} == set(load_loaders())
     for form in OUR_FORMS:
         assert [stack.id for stack in load_stacks().values() if stack.by_form[form].verdict == "loads"], form
+
+
+WORDS = {OK: "ok", FLAGS: "flags", WRONG: "WRONG", NO: "no", OPEN: "?"}
+
+
+def documented_row(form: str) -> str:
+    """The line of docs/stacks.md for a form: verdict and mark (V verified, S stated, I inferred) for each stack."""
+    cells = []
+    for name, stack in load_stacks().items():
+        judged = judge(stack, RELEASES[form], "mp") if name == "flagos" else judged_as(name, form)
+        cells.append(f"{WORDS[judged.verdict]} {judged.mark[0].upper()}")
+    return f"| {form} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_table_of_the_docs_is_this(form: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "stacks.md").read_text(encoding="utf-8")
+    assert f"| form | {' | '.join(load_stacks())} |" in text.splitlines()
+    assert documented_row(form) in text.splitlines()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make_environment.sh FOLDER makes FOLDER/venv, in which the consumers of releases run on a CPU: vLLM's own loader of
-# DeepSeek-V4 and compressed-tensors. It is never a dependency of the package; the tests in this folder ask for it by
-# the path that they are given (FLAGRELEASE_CONSUMERS=FOLDER). It takes minutes and 3 GB.
+# DeepSeek-V4, compressed-tensors, and the files of SGLang. It is never a dependency of the package; the tests in this folder ask for it by
+# the path that they are given (pytest --consumers FOLDER). It takes minutes and 3 GB.
 #
 # vLLM is installed without its dependencies, since those bring CUDA; what its import of DeepSeek-V4 needs is listed
 # here. It then warns that vllm._C is missing, which loading does not need.
@@ -21,10 +21,8 @@ pip=("$folder/venv/bin/python" -m pip --disable-pip-version-check install --quie
   pydantic python-json-logger pyyaml pyzmq regex requests safetensors sentencepiece setproctitle tiktoken tokenizers \
   tqdm transformers==5.20.2 triton==3.9.0 uvloop watchfiles
 "${pip[@]}" --no-deps \
-  apache-tvm-ffi astor depyf dill interegular lm-format-enforcer==0.11.3 outlines_core==0.2.14 vllm==0.33.0 \
-  xgrammar==0.2.8
-"${pip[@]}" pytest
-
+  apache-tvm-ffi astor depyf dill interegular lm-format-enforcer==0.11.3 outlines_core==0.2.14 sglang==0.5.23 \
+  vllm==0.33.0 xgrammar==0.2.8
 "$folder/venv/bin/python" - <<'PYTHON'
 import compressed_tensors, torch, vllm
 from vllm.models.deepseek_v4.nvidia import model

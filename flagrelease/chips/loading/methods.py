@@ -46,6 +46,9 @@ def hold(loader: Loader, release: Release, environment: Environment) -> Holding:
     """
     if loader.unread and any(re.search(loader.unread.names, name) for name in release.tensors):
         raise UnknownRulesError(loader.unread.why)
+    for needed in loader.needs:
+        if (given := release.config.get(needed.key)) != needed.value:
+            raise RefusedByStackError(f"config.json: {needed.key} is {given!r}, not {needed.value!r}: {needed.why}")
     scheme = _scheme(loader, release)
     rules = loader.schemes.get(scheme)
     if rules is None:
@@ -160,7 +163,11 @@ def _exception(loader: Loader, release: Release, environment: Environment, modul
 def _same_in_fused(
     loader: Loader, environment: Environment, methods: Mapping[str, str], rename: Callable[[str], str | None]
 ) -> None:
-    by_name = {(rename(f"{module}.weight") or "").removesuffix(".weight"): method for module, method in methods.items()}
+    by_name = {
+        (rename(f"{module}.weight") or "").removesuffix(".weight"): method
+        for module, method in methods.items()
+        if not _EXPERT.match(module)
+    }
     for rule in loader.fused:
         if not rule.when.items() <= environment.items():
             continue

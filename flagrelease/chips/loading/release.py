@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from flagrelease.chips.stacks import Form
@@ -12,6 +13,7 @@ from flagrelease.errors import CheckpointError
 from flagrelease.model.v4.config import ModelConfig, parse_config
 from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
 
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # Keys of config.json that say how weights are stored. The model is the same whatever they say.
 _STORAGE_KEYS = ("quantization_config", "expert_dtype")
 
@@ -112,8 +114,11 @@ class Release:
 
 def skeleton(name: str) -> tuple[str, tuple[str, ...]]:
     """A name with every number between dots as 0, and the numbers: V4-Pro has 145,000 names of some hundred kinds."""
-    words = name.split(".")
-    return ".".join("0" if word.isdigit() else word for word in words), tuple(word for word in words if word.isdigit())
+    numbers = tuple(_NUMBER.findall(name))
+    return _NUMBER.sub("0", name), numbers
+
+
+_bones_of = lru_cache(maxsize=1 << 18)(skeleton)  # the same names are asked for each stack
 
 
 def by_skeleton(change: Callable[[str], str | None]) -> Callable[[str], str | None]:
@@ -121,13 +126,11 @@ def by_skeleton(change: Callable[[str], str | None]) -> Callable[[str], str | No
     known: dict[str, str | None] = {}
 
     def changed(name: str) -> str | None:
-        bones, numbers = skeleton(name)
+        bones, numbers = _bones_of(name)
         if bones not in known:
-            known[bones] = change(bones)
-        result = known[bones]
-        if result is None or not numbers:
-            return result
-        left = iter(numbers)
-        return ".".join(next(left) if word == "0" else word for word in result.split("."))
+            result = change(bones)
+            known[bones] = None if result is None else _NUMBER.sub("%s", result.replace("%", "%%"))
+        form = known[bones]
+        return None if form is None else form % numbers
 
     return changed

@@ -123,6 +123,14 @@ class PlainWhen(_Strict):
     when: Environment
 
 
+class Needed(_Strict):
+    """A key of config.json that must have a value."""
+
+    key: str
+    value: str
+    why: str
+
+
 class Override(_Strict):
     """A launch flag that sets keys of config.json."""
 
@@ -168,6 +176,7 @@ class Loader(_Strict):
     switches: dict[str, Switch]
     overrides: tuple[Override, ...] = ()
     fills_part_of_experts: bool = False
+    needs: tuple[Needed, ...] = ()
     without_ue8m0: str | None = None
     unread: Unread | None = None
 
