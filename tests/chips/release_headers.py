@@ -117,11 +117,19 @@ def fp8_release(scale: str = "F32", dspark: bool = False, wo_a: Any = None, **ke
 
 
 def compressed(
-    kind: str, whole: bool = True, wo_a: Any = plain, ignore: list[str] | None = None, targets: list[str] | None = None
+    kind: str,
+    whole: bool = True,
+    wo_a: Any = plain,
+    ignore: list[str] | None = None,
+    targets: list[str] | None = None,
+    dspark: bool = False,
 ) -> Release:
     dtype = "I8" if kind == "int" else "F8_E4M3"
     config, tensors = quantised(
-        lambda spec: channel(spec, dtype), (lambda spec: channel(spec, dtype)) if whole else plain, wo_a
+        lambda spec: channel(spec, dtype),
+        (lambda spec: channel(spec, dtype)) if whole else plain,
+        wo_a,
+        DSPARK if dspark else None,
     )
     del config["expert_dtype"]
     if whole:

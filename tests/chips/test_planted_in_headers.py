@@ -291,6 +291,21 @@ def test_a_dspark_release_is_replayed_with_its_drafts() -> None:
     assert replayed("vllm", fp8_release("F8_E8M0", dspark=True)).findings[-1].parameter.startswith("model.mtp.1.")
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_second_home_of_dsparks_wkv_must_be_ignored_with_it(listed: bool) -> None:
+    ends = [
+        "attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b", "indexer.wq_b", "main_proj",
+        "shared_experts.w1", "shared_experts.w3", "shared_experts.down_proj", *(["context_wkv_proj"] if listed else []),
+    ]  # fmt: skip
+    ignore = [f"re:.*{re.escape(end)}$" for end in ends]
+    done = replayed("vllm", compressed("int", whole=False, targets=["Linear"], ignore=ignore, dspark=True))
+    wrong = found(done, "misread", r"attn\.wkv\.weight: the numbers of BF16 are copied into I8")
+    assert [finding.parameter for finding in wrong] == (
+        [] if listed else ["model.context_wkv_proj.weight[0]", "model.context_wkv_proj.weight[1]"]
+    )
+    assert bool(done.findings) != listed
+
+
 def test_findings_of_one_kind_are_one_sentence() -> None:
     why = judge(get_stack("vllm"), RELEASES["fp8-e8m0"]).why
     assert why[0] == "E8M0 scales of FP8 experts are copied as bytes into float32: 2^-7 arrives as 120.0"

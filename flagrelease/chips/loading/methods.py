@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from flagrelease.chips.loading.described import PLAIN, Described, RefusedByStackError, UnknownRulesError
 from flagrelease.chips.loading.release import Release, by_skeleton
-from flagrelease.chips.loading.rules import Environment, Experts, Loader, Renaming, Scheme, SchemeRules
+from flagrelease.chips.loading.rules import Environment, Loader, Renaming, Scheme, SchemeRules
 from flagrelease.model.v4.inventory import Storage
 
-PLAIN = "plain"
 _EXPERT = re.compile(r"^(?P<layer>.*\.experts)\.\d+\.w[123]$")
 _SCHEMES: dict[str, Scheme] = {
     "fp8": "fp8",
@@ -20,21 +19,21 @@ _SCHEMES: dict[str, Scheme] = {
 }
 
 
-class RefusedByStackError(Exception):
-    """The stack ends in an error on this release, whatever its tensors are."""
-
-
-class UnknownRulesError(Exception):
-    """The stack has the scheme of this release, and nobody has read its rules."""
-
-
 @dataclass(frozen=True)
 class Holding:
-    """The scheme, the stack's name for each tensor of the release, and the method of each module by its own name."""
+    """What a stack makes of a release before it sees a tensor.
+
+    Attributes:
+        scheme: by config.json or the description.
+        rename: the stack's name for a name in the release; null for one that it leaves out.
+        methods: of each module, by its name in the release.
+        homes: the second module that is filled from a module's tensors: its name in the stack and its method.
+    """
 
     scheme: Scheme
     rename: Callable[[str], str | None]
     methods: Mapping[str, str]
+    homes: Mapping[str, tuple[str, str]]
 
 
 def hold(loader: Loader, release: Release, environment: Environment) -> Holding:
@@ -60,7 +59,7 @@ def hold(loader: Loader, release: Release, environment: Environment) -> Holding:
     modules = [
         spec.name.removesuffix(".weight") for spec in release.specs if spec.storage in (Storage.LINEAR, Storage.EXPERT)
     ]
-    ask = _Asked(loader, release, rename, rules)
+    ask = Described(loader, release, rename, rules)
     if scheme == "fp8":
         chosen = ask.fp8(experts_as or "")
     elif scheme == "compressed-tensors":
@@ -81,7 +80,13 @@ def hold(loader: Loader, release: Release, environment: Environment) -> Holding:
                 layers[layer] = chosen(module)
             methods[module] = layers[layer]
     _same_in_fused(loader, environment, methods, rename)
-    return Holding(scheme, rename, methods)
+    homes = {
+        module: (home.name, chosen(home.name))
+        for home in (loader.dspark_homes if release.model.is_dspark else ())
+        for module in methods
+        if re.search(home.modules, module)
+    }
+    return Holding(scheme, rename, methods, homes)
 
 
 def _always_plain(module: str) -> str:
@@ -179,125 +184,3 @@ def _same_in_fused(
                 if len(set(held.values())) > 1:
                     shown = ", ".join(f"{part} {method}" for part, method in held.items())
                     raise RefusedByStackError(f"{stem}{rule.into} is made of parts that are held differently: {shown}")
-
-
-class _Asked:
-    """The questions to config.json and description, for one stack and one release."""
-
-    def __init__(
-        self, loader: Loader, release: Release, rename: Callable[[str], str | None], rules: SchemeRules
-    ) -> None:
-        self.loader, self.release, self.rename, self.rules = loader, release, rename, rules
-        self.storage = {spec.name.removesuffix(".weight"): spec.storage for spec in release.specs}
-
-    def names(self, module: str) -> list[str]:
-        """What the stack calls `module` when it looks through a list, for routed experts each projection."""
-        draft = re.match(r"mtp\.(\d+)\.(.*)", module)
-        renamed = (self.rename(f"{module}.weight") or module).removesuffix(".weight")
-        if draft and self.loader.draft_modules.endswith("layers."):
-            number = int(draft[1]) + self.release.model.num_hidden_layers
-            renamed = renamed.replace(f"mtp.{draft[1]}.", f"layers.{number}.", 1)
-        if expert := re.match(r"(.*\.experts)\.\d+\.\w+$", renamed):
-            return [f"{expert[1]}.0.{projection}" for projection in self.loader.expert_lookup]
-        return [renamed]
-
-    def listed(self, names: Iterable[str]) -> list[str]:
-        """Names of a list in config.json as the stack has them; patterns stay as they are."""
-        return [name if name.startswith("re:") else self.rename(name) or name for name in names]
-
-    def fp8(self, expert_dtype: str) -> Callable[[str], str]:
-        ways: Experts = self.rules.experts[expert_dtype]
-        given = self.release.quantization
-        ignored = set(self.listed(given.get("ignored_layers") or given.get("modules_to_not_convert") or []))
-
-        def skipped(module: str, name: str, experts: bool) -> bool:
-            if self.rules.ignore == "prefix":
-                forms = (module, name, name.removeprefix("model."))
-                return any(form.startswith(listed) for listed in ignored for form in forms)
-            within = experts and any(name in listed for listed in ignored)
-            return within or name in ignored or bool(self._fused(name) & ignored)
-
-        def chosen(module: str) -> str:
-            experts = self.storage[module] is Storage.EXPERT
-            name = self.names(module)[0]
-            if experts:
-                name = name.partition(".experts.")[0] + ".experts"
-            if skipped(module, name, experts):
-                return PLAIN
-            return (ways.experts if experts else ways.linears) or PLAIN
-
-        return chosen
-
-    def _fused(self, name: str) -> set[str]:
-        """The names of the fused modules that `name` is a part of."""
-        return {
-            name.removesuffix(part) + rule.into
-            for rule in self.loader.fused
-            for part in rule.parts
-            if name.endswith(f".{part}")
-        }
-
-    def compressed_tensors(self) -> Callable[[str], str]:
-        given = self.release.quantization
-        ignored = self.listed(given.get("ignore") or [])
-        groups = [
-            (self.listed(group.get("targets") or []), self._kind(group))
-            for group in (given.get("config_groups") or {}).values()
-        ]
-
-        def matches(name: str, patterns: Iterable[str]) -> bool:
-            forms = {name, *self._fused(name)}
-            return any(
-                any(re.match(pattern[3:], form) for form in forms) if pattern.startswith("re:") else pattern in forms
-                for pattern in patterns
-            )
-
-        def one(name: str) -> str:
-            if matches(name, ignored):
-                return PLAIN
-            for targets, method in groups:
-                if matches(name, targets):
-                    return method
-            return next((method for targets, method in groups if "Linear" in targets), PLAIN)
-
-        def chosen(module: str) -> str:
-            found = {one(name) for name in self.names(module)}
-            if len(found) > 1:
-                raise RefusedByStackError(f"{module}: the projections of experts have several schemes: {sorted(found)}")
-            return found.pop()
-
-        return chosen
-
-    def _kind(self, group: Mapping[str, Any]) -> str:
-        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
-        kind = f"{'fp' if weights.get('type') == 'float' else 'int'}{weights.get('num_bits')}-{weights.get('strategy')}"
-        if kind not in self.rules.kinds:
-            raise RefusedByStackError(f"weights of {kind}; it knows {', '.join(self.rules.kinds)}")
-        if weights.get("symmetric") is False:
-            raise RefusedByStackError(f"{kind}: weights must be symmetric")
-        if (inputs.get("strategy"), inputs.get("dynamic")) != ("token", True):
-            raise RefusedByStackError(f"{kind}: activations must be dynamic, with a scale for each token")
-        return self.rules.kinds[kind]
-
-    def modelslim(self) -> Callable[[str], str]:
-        described = self.release.description or {}
-        if "hc_head_fn" not in described:
-            raise RefusedByStackError(
-                f"{self.loader.description} has no entry hc_head_fn, so it is not taken for DeepSeek-V4's"
-            )
-        floats = [key for key, value in described.items() if value == "FLOAT" and key.endswith(".weight")]
-
-        def chosen(module: str) -> str:
-            weight = f"{module}.weight"
-            # The stack asks whether any key that begins with the module's name is FLOAT; its module of experts is one
-            whole = module.partition(".experts.")[0] + ".experts" if ".ffn.experts." in module else module
-            if any(key.startswith(whole) for key in floats):
-                return PLAIN
-            kind = described.get(weight)
-            if kind is None:
-                raise RefusedByStackError(f"{self.loader.description} has no entry {weight}")
-            if kind not in self.rules.kinds:
-                raise RefusedByStackError(f"{weight} is {kind}; it knows {', '.join(self.rules.kinds)}")
-            return self.rules.kinds[kind]
-
-        return chosen

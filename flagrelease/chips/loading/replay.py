@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from flagrelease.chips.loading.methods import PLAIN, Holding, RefusedByStackError, UnknownRulesError, hold
+from flagrelease.chips.loading.described import PLAIN, RefusedByStackError, UnknownRulesError
+from flagrelease.chips.loading.methods import Holding, hold
 from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.rules import Dtype, Environment, HeldParameter, Loader, Reading, Size
 from flagrelease.model.v4.inventory import Storage, TensorSpec
@@ -133,7 +134,18 @@ def _parameters(loader: Loader, release: Release, holding: Holding) -> dict[str,
         stem = renamed.removesuffix("weight")
         for suffix, parameter in loader.methods[method].items():
             wanted[stem + suffix] = _wanted(spec, parameter, release.block)
+    for module, (_, method) in holding.homes.items():
+        spec = next(spec for spec in release.specs if spec.name == f"{module}.weight")
+        held = {name: _wanted(spec, one, release.block) for name, one in loader.methods.get(method, {}).items()}
+        if not held:
+            held = {"weight": _Wanted("BF16", spec.shape, "whatever memory held", _plain_reads("BF16"), False)}
+        wanted |= {_in_home(holding, module, suffix): parameter for suffix, parameter in held.items()}
     return wanted
+
+
+def _in_home(holding: Holding, module: str, suffix: str) -> str:
+    """The name of a part of a second home: of the parameter `suffix`, for the stage of `module`."""
+    return f"{holding.homes[module][0]}.{suffix}[{module.split('.')[1]}]"
 
 
 def _plain_reads(dtype: str) -> dict[str, Reading]:
@@ -180,7 +192,14 @@ def _given(
         dropped = next((rule for pattern, rule in drops if kept not in rule.keeps and pattern.search(module)), None)
         if dropped is not None:
             findings.append(Finding("unfilled", name, tensor, dropped.why))
-        elif name not in wanted:
+            continue
+        if module in holding.homes:
+            again = _in_home(holding, module, kept)
+            if again in wanted:
+                given[again] = tensor
+            else:
+                findings.append(_stranger(loader, again, tensor, suffix))
+        if name not in wanted:
             findings.append(_stranger(loader, name, tensor, suffix))
         elif name in given:
             findings.append(Finding("misread", name, tensor, f"{given[name]} fills the same parameter"))

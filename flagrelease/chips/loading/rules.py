@@ -45,6 +45,13 @@ class Renaming(_Strict):
     schemes: tuple[Scheme, ...] | None = None
 
 
+class Home(_Strict):
+    """A module that is filled a second time from the tensors of `modules`, one part of it a stage."""
+
+    modules: Pattern
+    name: str
+
+
 class Fused(_Strict):
     """A module that the stack makes of several. Names are ends of the stack's names, `parts` after the renaming."""
 
@@ -164,6 +171,8 @@ class Loader(_Strict):
     names: tuple[Renaming, ...]
     names_after: tuple[Renaming, ...] = ()
     draft_modules: str
+    dspark_modules: tuple[Renaming, ...] = ()
+    dspark_homes: tuple[Home, ...] = ()
     expert_lookup: tuple[str, ...] = Field(min_length=1)
     fused: tuple[Fused, ...]
     plain: tuple[Pattern, ...]
