@@ -22,7 +22,7 @@ Reason = Annotated[str, StringConstraints(pattern=r"^(unknown|none): \S")]
 # Fields that are claims about the world; each needs evidence. The rest are names, prose, or what the claims rest on.
 CLAIMS = (
     "products", "torch_device", "torch_module", "graph_class", "dist_backend", "dist_library", "visible_devices", "smi",
-    "fp8", "fp4", "release_dtype", "host_arch", "container", "stacks", "release_stack", "published", "vllm",
+    "fp8", "fp4", "release_dtype", "host_arch", "container", "stacks", "release_stack", "published",
 )  # fmt: skip
 
 
@@ -100,20 +100,6 @@ class Published(_Strict):
     pro: PublishedModel | None
 
 
-class Vllm(_Strict):
-    """vLLM with DeepSeek-V4 on the platform.
-
-    Attributes:
-        plugin: the package that brings the platform to vLLM; null where vLLM has it itself.
-        environment: what it wants there, each "NAME=VALUE".
-        dtypes: of the hf releases whose weights it reads.
-    """
-
-    plugin: str | None
-    environment: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Z_]+=\S+$")], ...]
-    dtypes: tuple[ReleaseDtype, ...] = Field(min_length=1)
-
-
 class Evidence(_Strict):
     """What fields rest on: `verified` was read in the source, `stated` is somebody's word, `inferred` is concluded."""
 
@@ -150,7 +136,6 @@ class Chip(_Strict):
     stacks: tuple[Stack, ...] = Field(min_length=1)
     release_stack: ReleaseStack | None
     published: Published
-    vllm: Vllm | None
     notes: tuple[str, ...]
     evidence: tuple[Evidence, ...]
     why_null: dict[str, Reason]

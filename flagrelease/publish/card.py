@@ -7,10 +7,12 @@ import shlex
 from collections.abc import Iterator
 
 from flagrelease.console import human_bytes
+from flagrelease.formats.formats import Format
+from flagrelease.formats.releases import RELEASE_FORMATS, Description, Kept
 from flagrelease.publish.front_matter import check_card, front_matter, render
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.names import COMPOSE_FILE, CONTAINER_FILE, NODE_SCRIPT, STATEMENT_NAME
-from flagrelease.publish.other_engines import loads_in_vllm, other_engines
+from flagrelease.publish.losses import losses
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import (
     docker_flags,
@@ -18,25 +20,25 @@ from flagrelease.publish.run_files import (
     one_node_script,
     requirements,
 )
+from flagrelease.publish.serving import judge_stacks, serving
+from flagrelease.records.chip_releases import FLAGOS
 from flagrelease.records.provenance import PROJECT
 from flagrelease.records.report import Score
-
-_DTYPES = {
-    "bf16": "BF16 everywhere, decoded from FP4 and FP8",
-    "fp8": "FP8 (E4M3, 128x128 blocks) for experts and linear layers, the rest as in the source",
-    "native": "FP4 experts and FP8 as in the source",
-}
 
 
 def make_card(records: Records, hub: Hub, repo: str) -> bytes:
     """README.md for `hub`.
 
     Raises:
-        VerificationError: its metadata break a rule of the hub, which is a fault of the records.
+        VerificationError: its metadata break a rule of the hub, which is a fault of the records, or config.json of an
+            hf release cannot be read.
+        CheckpointError: config.json of an hf release is not one of DeepSeek-V4.
     """
+    stacks = judge_stacks(records)
+    engines = (lambda r: serving(r, stacks), _run)
     sections = (
-        _what_it_is, _provenance, _proof, _evaluation, lambda r: _download(r, hub, repo), _run, other_engines, _limits,
-        _licences,
+        _what_it_is, _provenance, _proof, _evaluation, lambda r: _download(r, hub, repo),
+        *(engines if not records.wanted.spec.for_flagos else engines[::-1]), _limits, _licences,
     )  # fmt: skip
     text = render(front_matter(records, hub))
     for section in sections:
@@ -48,25 +50,42 @@ def make_card(records: Records, hub: Hub, repo: str) -> bytes:
 
 
 def _what_it_is(records: Records) -> Iterator[str]:
-    chip, product, files = records.chip, records.chip.products[0], records.manifest.files
+    chip, product, files = records.chip, records.product, records.manifest.files
     shards = sum(file.path.endswith(".safetensors") for file in files)
     cut = f"cut for {records.cards} ranks" if records.target.mp else "whole tensors and an index"
     yield f"# {records.recipe.model} for {chip.vendor} {product.name}"
     yield ""
+    stack = records.wanted.stack
+    loader = f"{stack.title} loads" if stack is not None and stack.id != FLAGOS else "this chip computes in"
     yield f"{records.recipe.source.repo} for {chip.vendor} {product.name}: the same model in a format that"
-    yield f"this chip computes in, made by [flagrelease]({PROJECT})."
+    yield f"{loader}, made by [flagrelease]({PROJECT})."
     yield ""
     yield "| what | value |"
     yield "|---|---|"
-    yield f"| weights | {_DTYPES[records.target.dtype]} |"
+    yield f"| weights | {_weights(records)} |"
     yield f"| parameters | {_parameters(records):,}{_hubs_count(records)} |"
     held = f"{_count(shards, 'safetensors file')}, {cut}; {human_bytes(records.weight_bytes)}"
     yield f"| layout | {records.layout}: {held} |"
     if records.target.o_groups is not None:
         yield f"| o-groups | {records.target.o_groups} between ranks |"
     cards = f"{_count(records.cards, 'card')} x {product.memory_gib} GiB"
-    nodes = "one node" if records.nodes == 1 else f"{records.nodes} nodes of {chip.cards_per_node}"
+    nodes = "one node" if records.nodes == 1 else f"{records.nodes} nodes of {product.cards_per_node}"
     yield f"| needs | {cards}, {nodes} |"
+
+
+def _weights(records: Records) -> str:
+    """What the format makes of each kind of quantised weight. In mp layouts wo_a is BF16 in any case."""
+    kept = RELEASE_FORMATS[records.target.dtype]
+    wo_a = kept.wo_a if records.target.mp is None else None
+    kinds = {"routed experts": kept.experts, "other linears": kept.linears, "wo_a": wo_a}
+    held = ", ".join(f"{kind} {_held(stored)}" for kind, stored in kinds.items())
+    return f"{kept.words}: {held}; what the source does not quantise is as there"
+
+
+def _held(stored: Format | Kept | None) -> str:
+    if stored is None:
+        return "BF16"
+    return "as in the source" if isinstance(stored, Kept) else stored.name.upper()
 
 
 def _parameters(records: Records) -> int:
@@ -94,21 +113,9 @@ def _provenance(records: Records) -> Iterator[str]:
 
 
 def _proof(records: Records) -> Iterator[str]:
-    kinds = {
-        "copied": "kept bit for bit",
-        "exact": "decoded to BF16 without rounding",
-        "rounded": "decoded to BF16 with rounding",
-        "repacked": "FP4 held exactly as FP8",
-        "lost": "FP4 that FP8 could not hold exactly",
-    }
-    counts = records.manifest.elements.model_dump()
     yield "## What was proved"
     yield ""
-    yield (
-        "Elements of all weights: "
-        + ", ".join(f"{counts[kind]:,} {kinds[kind]}" for kind in kinds if counts[kind])
-        + "."
-    )
+    yield from losses(records.manifest)
     yield ""
     if records.report is None:
         yield "**This release was published without validation on its chip.**"
@@ -236,19 +243,14 @@ def _limits(records: Records) -> Iterator[str]:
             f"- The `model{{rank}}-mp{records.target.mp}` files are for flagrelease's engine and FlagOS' engine. "
             "vLLM and transformers do not load them."
         )
-    elif not loads_in_vllm(records):
-        yield f"- vLLM: {_why_not_vllm(records)}."
+    if RELEASE_FORMATS[records.target.dtype].description is not Description.DEEPSEEK:
+        yield (
+            "- Stacks round activations as the format says, with a scale for each token or block of it, and not as the "
+            "native model does; the two numerics differ by that."
+        )
     if records.target.dtype == "bf16":
         yield "- Activations are not rounded to FP8 as the native model rounds them; the two numerics differ by that."
     yield "- The commands above are made from the chip table; what was run on the chip itself is what the report says."
-
-
-def _why_not_vllm(records: Records) -> str:
-    vllm = records.chip.vllm
-    if vllm is None:
-        return records.chip.why_null["vllm"]
-    read = " and ".join(dtype.upper() for dtype in vllm.dtypes)
-    return f"on this chip it reads {read}, not {records.target.dtype.upper()}"
 
 
 def _licences(records: Records) -> Iterator[str]:

@@ -12,11 +12,13 @@ from typing import Any
 import yaml
 
 from flagrelease.errors import VerificationError
+from flagrelease.formats.releases import RELEASE_FORMATS, Description
 from flagrelease.publish.hubs.hub import Hub
-from flagrelease.publish.other_engines import loads_in_transformers
 from flagrelease.publish.records import Records
+from flagrelease.publish.serving import loads_in_transformers
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TAGS = {Description.COMPRESSED_TENSORS: ["compressed-tensors"], Description.MODELSLIM: ["modelslim"]}
 _RELATIONS = {"adapter", "merge", "quantized", "finetune"}
 
 
@@ -26,12 +28,15 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
     A change of format that loses nothing has no relation of its own; `quantized` is the nearest there is, and the text
     of the card says what was exact. `library_name` is given only where transformers was seen to load the release.
     """
-    product = re.sub(r"[^a-z0-9]+", "-", records.chip.products[0].name.lower()).strip("-")
+    product = re.sub(r"[^a-z0-9]+", "-", records.product.name.lower()).strip("-")
+    tags = ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout]
+    tags += [] if records.wanted.spec.stack is None else [records.wanted.spec.stack]
+    tags += _TAGS.get(RELEASE_FORMATS[records.target.dtype].description, [])
     known: dict[str, Any] = {
         "license": hub.licence(records.licence),
         "base_model": records.recipe.source.repo,
         "base_model_relation": "quantized",
-        "tags": ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout],
+        "tags": list(dict.fromkeys(tags)),
         **hub.card.fixed,
     }
     if records.recipe.languages:
@@ -39,7 +44,7 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
     if loads_in_transformers(records):
         known["library_name"] = "transformers"
     if records.report is not None and records.report.benchmarks:
-        name = f"{records.recipe.model}-{records.chip.id}"
+        name = records.wanted.repo.partition("/")[2]
         known["model-index"] = [{"name": name, "results": list(_results(records))}]
     return {field: known[field] for field in hub.card.fields if field in known}
 

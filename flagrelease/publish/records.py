@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagrelease.chips.table import Chip
+from flagrelease.chips.table import CardProduct, Chip
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.registry import find_licence
 from flagrelease.records.attachment import require_recipe
@@ -41,6 +41,13 @@ class Records:
         """What the recipe says of this release of the chip."""
         of_chip = releases_of(self.recipe.model, self.recipe.releases, self.chip)
         return next(one for one in of_chip if one.spec.is_of(self.target))
+
+    @property
+    def product(self) -> CardProduct:
+        """The product that the release is for: the one that its stack is for, else the one that plans are made for."""
+        stack = self.wanted.stack
+        named = [one for one in self.chip.products if stack and stack.product and stack.product in one.name]
+        return (*named, self.chip.products[0])[0]
 
     @property
     def manifest_sha256(self) -> str:
@@ -78,13 +85,13 @@ class Records:
 
         What is cut (heads, experts, vocabulary) is a power of two times something in every DeepSeek-V4.
         """
-        needed = -(-self.weight_bytes // (self.chip.memory_gib * 2**30 * 9 // 10))
+        needed = -(-self.weight_bytes // (self.product.memory_gib * 2**30 * 9 // 10))
         return self.target.mp or 1 << (needed - 1).bit_length()
 
     @property
     def nodes(self) -> int:
         """Nodes those cards are in."""
-        return -(-self.cards // self.chip.cards_per_node)
+        return -(-self.cards // self.product.cards_per_node)
 
 
 def default_report(release: Path, chip: str) -> Path:

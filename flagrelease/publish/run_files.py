@@ -76,7 +76,7 @@ fi
 def _one_node(records: Records) -> str:
     name = one_node_script(records)
     return (
-        _head(f"{records.recipe.model} on one node of {records.chip.vendor} {records.chip.products[0].name}.")
+        _head(f"{records.recipe.model} on one node of {records.chip.vendor} {records.product.name}.")
         + f"""\
 # bash {name}                          serve OpenAI's API on port 8000
 # bash {name} generate --prompt TEXT   answer one prompt
@@ -87,7 +87,7 @@ def _one_node(records: Records) -> str:
 
 
 def _node_script(records: Records) -> str:
-    cards, check = min(records.cards, records.chip.cards_per_node), _rank_check(records)
+    cards, check = min(records.cards, records.product.cards_per_node), _rank_check(records)
     return (
         _head(f"{records.recipe.model} on any number of nodes: run it on each, with the same MASTER_ADDR.")
         + f"""\

@@ -12,12 +12,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from publish_release import RECIPES, manifest_of, report_for, write_release, write_report
+from stack_records import records_of_format
 
 from flagrelease.chips.table import get_chip, load_chips
 from flagrelease.cli import main
@@ -30,8 +31,7 @@ from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.hubs.registry import HUBS, find_licence
 from flagrelease.publish.records import Records, read_records
 from flagrelease.publish.run_files import compose_service, docker_flags, run_files
-from flagrelease.records.chip_releases import ReleaseSpec
-from flagrelease.records.manifest import FileRecord, TargetRecord
+from flagrelease.records.manifest import Dtype, FileRecord
 from flagrelease.records.recipe import read_recipe
 from flagrelease.records.report import parse_report
 
@@ -55,26 +55,19 @@ def records_of(recipe_name: str, chip: str, validated: bool = True) -> Records:
     )  # fmt: skip
 
 
-def hf_of(chip: str, dtype: Literal["bf16", "fp8"], size: int) -> Records:
-    """Flash as a release of whole tensors, in files of 5 GB."""
-    cut = records_of("deepseek-v4-flash", chip)
-    count = -(-size // (5 * 10**9))
-    files = tuple(
-        FileRecord(path=f"model-{n:05d}-of-{count:05d}.safetensors", size=5 * 10**9, sha256="7" * 64)
-        for n in range(1, count + 1)
-    )
-    target = TargetRecord(dtype=dtype, layout="hf", mp=None, o_groups=None)
-    recipe = cut.recipe.model_copy(update={"releases": {chip: (ReleaseSpec(format=dtype, layout="hf"),)}})
-    return replace(cut, recipe=recipe, manifest=cut.manifest.model_copy(update={"target": target, "files": files}))
-
-
 @pytest.mark.parametrize(("recipe", "chip"), CASES, ids=lambda value: str(value))
 def test_golden(recipe: str, chip: str) -> None:
     assert_golden(records_of(recipe, chip), GOLDEN / f"{recipe}-{chip}")
 
 
-def test_golden_of_an_hf_release() -> None:
-    assert_golden(hf_of("ascend", "bf16", 570 * 10**9), GOLDEN / "deepseek-v4-flash-ascend-hf")
+def test_golden_of_an_hf_release(tmp_path: Path) -> None:
+    records = records_of_format(tmp_path / "r", "ascend", "bf16", size=570 * 10**9)
+    assert_golden(records, GOLDEN / "deepseek-v4-flash-ascend-hf")
+
+
+def test_golden_of_a_release_for_a_stack(tmp_path: Path) -> None:
+    records = records_of_format(tmp_path / "r", "mthreads", "fp8", "vllm-musa", size=290 * 10**9)
+    assert_golden(records, GOLDEN / "deepseek-v4-flash-mthreads-fp8-hf")
 
 
 def assert_golden(records: Records, folder: Path) -> None:
@@ -116,35 +109,25 @@ def test_the_licence_is_the_sources() -> None:
     assert check_card(make_card(tiny, HUGGING_FACE, "a/b").decode(), HUGGING_FACE)["license"] == "apache-2.0"
 
 
-def test_an_hf_release_is_for_as_many_ranks_as_cut_it() -> None:
+def test_an_hf_release_is_for_as_many_ranks_as_cut_it(tmp_path: Path) -> None:
     """570 GB are 10 cards of 64 GiB; 10 do not divide 64 heads, 16 do."""
-    records = hf_of("ascend", "bf16", 570 * 10**9)
+    records = records_of_format(tmp_path / "r", "ascend", "bf16", size=570 * 10**9)
     assert (records.cards, records.nodes) == (16, 2)
-    assert hf_of("nvidia", "fp8", 5 * 10**9).cards == 1
+    assert records_of_format(tmp_path / "r", "nvidia", "fp8").cards == 1
     for size in range(10, 600, 35):
-        cards = hf_of("nvidia", "fp8", size * 10**9).cards
+        cards = records_of_format(tmp_path / "r", "nvidia", "fp8", size=size * 10**9).cards
         assert 64 % cards == 0
         assert cards * 96 * 2**30 * 0.9 >= size * 10**9
 
 
 @pytest.mark.parametrize(
-    ("chip", "dtype", "transformers", "vllm"),
-    [
-        ("ascend", "bf16", True, "VLLM_PLUGINS=fl vllm serve ."),
-        ("nvidia", "fp8", False, "\nvllm serve ."),
-        ("nvidia", "bf16", True, "- vLLM: on this chip it reads FP8, not BF16."),
-        ("hygon", "bf16", True, "- vLLM: unknown: vllm-plugin-FL has a DeepSeek-V4"),
-        ("mthreads", "fp8", False, "- vLLM: unknown: vllm-plugin-FL has a DeepSeek-V4"),
-    ],
+    ("chip", "name"), [("ascend", "bf16"), ("nvidia", "bf16"), ("hygon", "bf16"), ("nvidia", "fp8")]
 )
-def test_other_engines_are_named_where_they_read_the_release(
-    chip: str, dtype: Literal["bf16", "fp8"], transformers: bool, vllm: str
-) -> None:
-    text = make_card(hf_of(chip, dtype, 100 * 10**9), HUGGING_FACE, "a/b").decode()
-    assert ("from transformers import" in text) == transformers
-    assert vllm in text
+def test_transformers_is_named_where_it_reads_the_release(chip: str, name: Dtype, tmp_path: Path) -> None:
+    text = make_card(records_of_format(tmp_path / "r", chip, name), HUGGING_FACE, "a/b").decode()
+    assert ("from transformers import" in text) == (name == "bf16")
     module = get_chip(chip).torch_module
-    assert (f"import {module}" in text) == (transformers and module is not None)
+    assert (f"import {module}" in text) == (name == "bf16" and module is not None)
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "card", "exec")
 
@@ -152,6 +135,7 @@ def test_other_engines_are_named_where_they_read_the_release(
 def test_a_release_for_ranks_names_no_other_engine() -> None:
     text = make_card(records_of("deepseek-v4-flash", "ascend"), HUGGING_FACE, "a/b").decode()
     assert "Other engines" not in text
+    assert "Serving stacks" not in text
     assert "vllm serve" not in text
 
 

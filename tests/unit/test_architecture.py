@@ -105,9 +105,11 @@ ALLOWED: dict[str, set[str]] = {
     "publish": {
         "__init__",
         "chips",
+        "chips/loading",
         "console",
         "errors",
         "extras",
+        "formats",
         "publish/hubs",
         "records",
         "redaction",

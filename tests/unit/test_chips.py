@@ -137,8 +137,7 @@ def test_no_flag_is_left_unfilled(name: str) -> None:
         (lambda t: t["hygon"]["why_null"].update(fp8="who knows"), r"why_null\.fp8"),
         (lambda t: t["zhenwu"]["why_null"].pop("container.toolkit"), r"container\.toolkit"),
         (lambda t: t["zhenwu"]["why_null"].pop("stacks.0.driver"), r"stacks\.0\.driver"),
-        (lambda t: t["metax"]["why_null"].pop("vllm"), r"null without a reason: \['vllm'\]"),
-        (lambda t: t["ascend"]["vllm"].update(environment=["VLLM PLUGINS"]), r"vllm\.environment"),
+        (lambda t: t["metax"]["why_null"].pop("fp8"), r"null without a reason: \['fp8'\]"),
         (lambda t: t["metax"].update(colour="red"), "colour"),
         (lambda t: t["metax"]["container"].update(colour="red"), r"container\.colour"),
         (lambda t: t["metax"].update(release_dtype="int8"), "release_dtype"),
@@ -180,10 +179,12 @@ def test_graphs() -> None:
     assert seen == {"nvidia", "ascend", "metax", "hygon", "mthreads", "iluvatar"}  # those with static graphs there
 
 
-def test_vllm() -> None:
-    """Section 4.5 of the fact sheet (Ascend), and vLLM's own list of expert dtypes (FP4 and FP8)."""
-    found = {chip.id: (chip.vllm.plugin, chip.vllm.dtypes) for chip in load_chips().values() if chip.vllm is not None}
-    assert found == {"nvidia": (None, ("fp8",)), "ascend": ("vllm-plugin-FL", ("bf16",))}
+def test_hygon_is_two_products() -> None:
+    """Table of the fact sheet: 64 x 8, the BW1100 144."""
+    products = get_chip("hygon").products
+    assert [(one.name, one.memory_gib, one.cards_per_node) for one in products] == [
+        ("DCU BW1000", 64, 8), ("DCU BW1100", 144, 8),
+    ]  # fmt: skip
 
 
 def test_names() -> None:

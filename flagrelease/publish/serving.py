@@ -1,0 +1,189 @@
+"""What a card says of engines that are not FlagOS': serving stacks by the replay of their loaders, and transformers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flagrelease.chips.loading.release import Release
+from flagrelease.chips.loading.verdict import Judgement, judge
+from flagrelease.chips.stacks import ServingStack, stacks_of
+from flagrelease.errors import VerificationError
+from flagrelease.publish.records import Records
+
+TRANSFORMERS = "5.23"  # the first that was seen to load a release: tests/publish/test_card.py
+CONFIG, DESCRIPTION = "config.json", "quant_model_description.json"
+_KNOWN = {"verified": "read in its source", "stated": "by its makers' word", "inferred": "concluded from its source"}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One stack of the chip and what it makes of the release."""
+
+    stack: ServingStack
+    judgement: Judgement
+
+    @property
+    def name(self) -> str:
+        """As people call it."""
+        return f"{self.stack.title} ({self.stack.version})"
+
+    @property
+    def loads(self) -> bool:
+        """Whether the replay of its loader fills every parameter, and nothing that is known speaks against it."""
+        done = self.judgement.replay
+        sound = done is not None and all(finding.kind == "note" for finding in done.findings)
+        return sound and self.judgement.verdict in ("loads", "loads with flags")
+
+    @property
+    def answers_nonsense(self) -> bool:
+        """Whether it would load the release without an error and compute with other numbers."""
+        return self.judgement.verdict == "silently wrong"
+
+
+def judge_stacks(records: Records) -> tuple[Served, ...]:
+    """The stacks of the chip, each with its judgement of the release; none for an mp layout, which no stack reads.
+
+    Raises:
+        VerificationError: config.json or the description of the weights cannot be read.
+        CheckpointError: config.json is not one of DeepSeek-V4.
+    """
+    if records.target.mp is not None:
+        return ()
+    tensors = {name: (one.dtype, one.shape) for name, one in records.manifest.tensors.items()}
+    files = frozenset(file.path for file in records.manifest.files)
+    described = _document(records, DESCRIPTION) if DESCRIPTION in files else None
+    release = Release(_document(records, CONFIG), described, tensors, files)
+    stacks = [stack for stack in stacks_of(records.chip.id) if "hf" in stack.layouts]
+    return tuple(Served(stack, judge(stack, release)) for stack in stacks)
+
+
+def _document(records: Records, name: str) -> dict[str, Any]:
+    path = records.release / name
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise VerificationError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise VerificationError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise VerificationError(f"{path}: a JSON object is expected")
+    return document
+
+
+def loads_in_transformers(records: Records) -> bool:
+    """Whether the files are what transformers reads: whole tensors in BF16."""
+    return (records.layout, records.target.dtype) == ("hf", "bf16")
+
+
+def serving(records: Records, stacks: Iterable[Served]) -> Iterator[str]:
+    """Lines of the section; none for an mp layout, which is for flagrelease and FlagOS alone."""
+    stacks = tuple(stacks)
+    wanted = records.wanted.spec.stack
+    named = [one for one in stacks if one.loads or one.answers_nonsense or one.stack.id == wanted]
+    if named:
+        yield "## Serving stacks"
+        yield ""
+        yield "The loaders of these stacks were replayed on the headers of this release: which parameter gets which"
+        yield "tensor, and how. Nobody has run the commands with this release yet."
+    for one in named:
+        if one.loads:
+            yield from _loads(records, one)
+    for one in named:
+        if one.answers_nonsense:
+            yield ""
+            yield f"**Do not load this release with {one.name}**: it starts without an error and computes with other"
+            yield f"numbers. {_sentence(one.judgement.why)}"
+        elif not one.loads:
+            yield from _not_shown(one)
+    if loads_in_transformers(records):
+        yield "" if named else "## Other engines"
+        if named:
+            yield "### transformers"
+        yield from _transformers(records)
+
+
+def _loads(records: Records, one: Served) -> Iterator[str]:
+    stack, judgement = one.stack, one.judgement
+    made_for = " This release is made for it." if stack.id == records.wanted.spec.stack else ""
+    assert judgement.replay is not None
+    yield ""
+    yield f"### {stack.title}"
+    yield ""
+    filled = f"all {judgement.replay.parameters:,} parameters are filled with what they should hold"
+    yield f"Version {stack.version}: {filled}."
+    yield f"That it takes this format is {_KNOWN[judgement.mark]}.{made_for}"
+    if stack.launch is not None:
+        yield ""
+        yield "```bash"
+        yield from command(records, one)
+        yield "```"
+        if stack.launch.draft is not None:
+            yield ""
+            yield f"Drafts and settings: {stack.launch.draft}."
+    notes = [*judgement.why, *(silent.what for silent in stack.silent)]
+    if notes:
+        yield ""
+        yield from (f"- {note}" for note in notes)
+
+
+def command(records: Records, one: Served) -> Iterator[str]:
+    """The stack's launch with what this release needs beside it, one flag a line."""
+    launch = one.stack.launch
+    assert launch is not None
+    environment = {word.partition("=")[0]: word for word in (*launch.environment, *one.judgement.environment)}
+    flags = {word.partition("=")[0]: word for word in (*launch.flags, *one.judgement.flags)}
+    name = shlex.quote(records.recipe.model)
+    if launch.command.startswith("vllm"):
+        first, parallel = f"{launch.command} .", "--tensor-parallel-size"
+    else:
+        first, parallel = f"{launch.command} --model-path .", "--tp"
+    flags.setdefault(parallel, f"{parallel}={records.cards}")
+    yield " ".join([*environment.values(), first, f"--served-model-name {name}", "\\"])
+    lines = list(flags.values())
+    yield from (f"  {line} \\" for line in lines[:-1])
+    yield f"  {lines[-1]}"
+
+
+def _not_shown(one: Served) -> Iterator[str]:
+    """The stack that the recipe names, where no replay shows that it loads the release."""
+    judgement = one.judgement
+    yield ""
+    if judgement.verdict == "refused":
+        yield f"**{one.name}, which this release was to be made for, refuses it**: {_sentence(judgement.why)}"
+    elif one.stack.loader is None:
+        known = f"loads it, {_KNOWN[judgement.mark]}" if judgement.verdict != "unknown" else "may load it"
+        yield f"This release is made for {one.name}, which {known}."
+        yield f"Its loader could not be replayed ({one.stack.why_no_loader}), so nothing here vouches for it."
+        if judgement.why:
+            yield _sentence(judgement.why)
+    else:
+        yield f"Whether {one.name} loads this release is not known: {_sentence(judgement.why)}"
+
+
+def _sentence(why: Iterable[str]) -> str:
+    text = "; ".join(why)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _transformers(records: Records) -> Iterator[str]:
+    module = records.chip.torch_module
+    yield ""
+    yield f"transformers {TRANSFORMERS} or newer loads the files: tried with a small model on a CPU, not on this chip."
+    yield "It knows no chat format of DeepSeek-V4: prompts are written by `encoding/` of the release."
+    if records.nodes > 1:
+        yield "It knows one node only: what its cards do not hold is kept in the host's memory, and is slow."
+    yield ""
+    yield "```python"
+    if module is not None:
+        yield f"import {module}  # the chip's torch device"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield ""
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    yield 'model = AutoModelForCausalLM.from_pretrained(".", dtype="bfloat16", device_map="auto")  # needs accelerate'
+    yield 'tokens = tokenizer("The capital of France is", return_tensors="pt").to(model.device)'
+    yield "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=8)[0]))"
+    yield "```"
