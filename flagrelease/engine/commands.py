@@ -31,6 +31,9 @@ class NumericsChoice(str, Enum):
     NATIVE = "native"
     FP8 = "fp8"
     BF16 = "bf16"
+    INT8 = "int8"
+    FP8_CHANNEL = "fp8-channel"
+    MXFP8 = "mxfp8"
 
 
 class DtypeChoice(str, Enum):

@@ -31,14 +31,14 @@ def load(
     chunk: int = DEFAULT_CHUNK,
     mtp: bool = False,
 ) -> Model:
-    """Load a release: a source checkpoint or bf16-hf, fp8-hf in HF layout, or an mpN release.
+    """Load a release: a source checkpoint, a release of any format in HF layout, or an mpN release.
 
     Under torchrun (or in any torch.distributed job) every rank calls this and holds its part; otherwise mp is 1.
 
     Args:
         path: the release's folder.
         numerics: what is rounded where, see `numerics.py`. None: the release's own, see `own_numerics`.
-        dtype: of streams and caches, torch's or its name; "float32" with numerics "bf16" makes a reference.
+        dtype: of streams and caches, torch's or its name; "float32" makes a reference (not of native and fp8).
         device: auto, cpu, or one that the chip table knows; under torchrun this process's device of that kind.
         operators: the provider of the operators: torch, triton, auto or flag_gems.
         chunk: tokens appended to a sequence in one step; more take more memory and fewer steps.
@@ -68,7 +68,9 @@ def load(
         release = Release(path, rank, mp, place, reader)
         groups = join_groups(release.config, release.o_mode or "split", control) if mp > 1 else alone()
         parts = release.config.o_groups if groups.o_mode == "shared" else mp
-        policy = choose_numerics(numerics or own_numerics(path, release.config), dtype, release.config, parts)
+        name = numerics or own_numerics(path, release.config, release.formats)
+        policy = choose_numerics(name, dtype, release.config, parts)
+        policy.require(release.formats, path)
         model = Model.build(Weights(release, policy), release.config, policy, provider, groups, opened, mtp=mtp)
     model.chunk = chunk
     return model

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flagrelease.engine.modelslim import index_name, take_copies
 from flagrelease.engine.placement import RankSlice, local_pieces
 from flagrelease.engine.stored import StoredTensors
 from flagrelease.errors import CheckpointError, UsageError
@@ -99,7 +100,7 @@ class Release:
         """Read headers and check them; data will come through `reader`.
 
         Raises:
-            CheckpointError: a tensor is missing, is not known, or is stored in no declared form.
+            CheckpointError: a tensor is missing, is not known, or is stored in no declared form; a copy differs.
             UsageError: the release is cut for another number of ranks.
         """
         self.config, _ = read_config(folder / "config.json")
@@ -112,20 +113,29 @@ class Release:
         self.o_mode: OGroups | None = layout.o_mode if layout.mp else "split" if mp > self.config.o_groups else None
         pieces = local_pieces(self.config, mp, rank, self.o_mode)
         whole = layout.mp is None
-        metas = open_checkpoint(folder).tensors if whole else _rank_tensors(folder, rank)
+        metas = dict(open_checkpoint(folder, index_name(folder)).tensors) if whole else _rank_tensors(folder, rank)
+        copies = take_copies(folder, self.config, metas)
         weights = _understand(folder, self.config, pieces, metas, whole=whole)
         self._stored = StoredTensors(weights, pieces, device, reader, whole=whole)
+        for copy, name in copies:
+            self._stored.require_same(copy, name)
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Names of the formats (`formats.Format.name`) that this rank's weights are stored in."""
+        return self._stored.formats
 
     def read(self, name: str) -> Tensor:
         """This rank's part of a weight: codes as stored, or BF16 where no kernel takes such codes.
 
         Raises:
-            CheckpointError: a code is NaN, or a scale is no number to multiply with.
+            CheckpointError: a code or a zero point that its format does not have, a scale that is no number to
+                multiply with.
         """
         return self._stored.read(name)
 
     def read_scale(self, name: str) -> Tensor | None:
-        """This rank's part of its scale, if `read` gives codes: E8M0, or FP32 for the other dtypes.
+        """This rank's part of its scale, if `read` gives codes, in the form that `ExpertWeights` shows.
 
         Raises:
             CheckpointError: a scale is no number to multiply with.
@@ -149,7 +159,9 @@ def _understand(
 
 
 def _require_whole_blocks(weight: StoredWeight, piece: RankSlice) -> None:
-    """Refuse a rank's part that cuts a block of scales."""
+    """Refuse a rank's part that cuts a block of scales. A scale of a whole row holds for each part of the row."""
+    if weight.format is not None and weight.format.by_row:
+        return
     for (begin, end), size, limit in zip(piece.ranges, weight.block, piece.spec.shape, strict=True):
         if begin % size or (end % size and end != limit):
             meta = weight.weight

@@ -1,8 +1,14 @@
 """Stored tensors as the kernels take them: read by a rank's ranges, and decoded where no kernel takes the codes.
 
-Kernels take packed FP4 with E8M0 scales, and FP8 with E8M0 or FP32 scales for each 128 x 128 block. Every other
-declared form becomes one of these here: BF16 and FP16 scales become FP32, which is exact, and FP8 with blocks of
-another size is decoded to BF16, rounded once as `flagrelease convert` does.
+| stored | what kernels take |
+|---|---|
+| FP4 | packed codes, E8M0 scales |
+| FP8 in blocks of 128 x 128 | codes, E8M0 or FP32 scales (BF16 and FP16 ones become FP32, which is exact) |
+| FP8 in other blocks | BF16, rounded once as `flagrelease convert` does |
+| INT8, FP8 with a scale for each row | codes, FP32 scales [rows] |
+| MXFP8 | codes, the bytes of E8M0 scales |
+
+A code or a scale that is no number, or that its format does not have, is refused when it is read.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from flagrelease.engine.kernels.reference.quantisation import decode_fp8
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 from flagrelease.engine.placement import Range, RankSlice
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import FP4, FP8, SCALE_RULE, Format
+from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, SCALE_RULE, Format
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.shard.header import TensorMeta
 from flagrelease.shard.reader import TensorReader
@@ -25,6 +31,7 @@ _TORCH = {
 } | dict.fromkeys(FP4.weight_dtypes, torch.int8)  # fmt: skip
 _E8M0_NAN = 255
 _E4M3_NAN = 0x7F  # with either sign
+_COMPARED = 1 << 26  # bytes at a time
 
 
 class StoredTensors:
@@ -42,9 +49,18 @@ class StoredTensors:
         """`weights` and `pieces` by name; `whole`: the files hold whole tensors, of which the rank reads its ranges."""
         self._weights, self._pieces = weights, pieces
         self._device, self._reader, self._whole = device, reader, whole
-        # Layers that share an input are joined and experts are stacked, so FP8 scales have one dtype in all of them.
-        scales = {weight.scale.dtype for weight in weights.values() if weight.format is FP8 and weight.scale}
-        self._wide_scales = scales != {"F8_E8M0"}
+        # Layers that share an input are joined and experts are stacked, so among the linears and among the experts FP8
+        # scales have one dtype.
+        self._wide_scales = {
+            weight.spec.storage
+            for weight in weights.values()
+            if weight.format is FP8 and weight.scale and weight.scale.dtype != "F8_E8M0"
+        }
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Names of the formats that weights are stored in."""
+        return frozenset(weight.format.name for weight in self._weights.values() if weight.format is not None)
 
     def read(self, name: str) -> Tensor:
         """This rank's part of a weight: codes, or BF16 where no kernel takes such codes."""
@@ -53,10 +69,11 @@ class StoredTensors:
             width = weight.format.elements_per_byte
             ranges[-1] = ranges[-1][0] // width, ranges[-1][1] // width
         part = self._load(weight.weight, ranges).to(self._device)
-        if weight.format is not FP8:
+        if weight.format is None or weight.format is FP4:
             return part
-        if bool(((part.view(torch.uint8) & _E4M3_NAN) == _E4M3_NAN).any()):
-            raise CheckpointError(f"{weight.weight.file}: tensor {name!r}: holds a code that is NaN")
+        _check_codes(weight, part)
+        if weight.offset is not None:
+            self._check_offset(weight, weight.offset)
         if _has_kernels(weight.format, weight.block):
             return part
         return decode_fp8(part, self._scale(weight), torch.bfloat16, weight.block)
@@ -68,24 +85,51 @@ class StoredTensors:
             return None
         return self._scale(weight)
 
+    def require_same(self, copy: TensorMeta, name: str) -> None:
+        """Refuse a tensor that is stored as a copy of `name` and differs from it in this rank's rows.
+
+        Raises:
+            CheckpointError: dtype, shape or a byte differs.
+        """
+        original = self._weights[name].weight
+        same = (copy.dtype, copy.shape) == (original.dtype, original.shape)
+        row = original.nbytes // original.shape[0]
+        begin, end = (row * at for at in self._pieces[name].ranges[0])
+        while same and begin < end:
+            size = min(end - begin, _COMPARED)
+            parts = torch.empty(2, size, dtype=torch.uint8)
+            self._reader.read(copy, begin, parts[0].numpy())
+            self._reader.read(original, begin, parts[1].numpy())
+            same, begin = torch.equal(parts[0], parts[1]), begin + size
+        if not same:
+            raise CheckpointError(
+                f"{copy.file}: tensor {copy.name!r} differs from {name!r}, of which it is to be a copy for the draft "
+                f"stage"
+            )
+
     def _scale(self, weight: StoredWeight) -> Tensor:
         assert weight.scale is not None, "a weight in codes has a scale"
-        ranges = [
+        stored = self._load(weight.scale, self._scale_ranges(weight))
+        _check_scale(weight.scale, stored)
+        if weight.format is MXFP8:
+            return stored.view(torch.uint8).to(self._device)
+        if weight.format is not None and weight.format.by_row:
+            return stored.squeeze(-1).float().to(self._device)
+        wide = weight.format is FP8 and weight.spec.storage in self._wide_scales
+        return (stored.float() if wide else stored).to(self._device)
+
+    def _check_offset(self, weight: StoredWeight, offset: TensorMeta) -> None:
+        if bool((self._load(offset, self._scale_ranges(weight)) != 0).any()):
+            raise CheckpointError(
+                f"{offset.file}: tensor {offset.name!r} holds a zero point that is not 0; weights are stored "
+                f"symmetrically, without zero points"
+            )
+
+    def _scale_ranges(self, weight: StoredWeight) -> list[Range]:
+        return [
             (begin // size, -(-end // size))
             for (begin, end), size in zip(self._pieces[weight.spec.name].ranges, weight.block, strict=True)
         ]
-        stored = self._load(weight.scale, ranges)
-        if stored.dtype == torch.float8_e8m0fnu:
-            bad = stored.view(torch.uint8) == _E8M0_NAN
-        else:
-            bad = ~(stored.isfinite() & (stored >= 0))
-        if bool(bad.any()):
-            raise CheckpointError(
-                f"{weight.scale.file}: scale {weight.scale.name!r} holds a value that is NaN, infinite or negative; "
-                f"{SCALE_RULE}"
-            )
-        keep = weight.format is not FP8 or not self._wide_scales
-        return (stored if keep else stored.float()).to(self._device)
 
     def _load(self, meta: TensorMeta, ranges: list[Range]) -> Tensor:
         """This rank's slice. mp files are already cut, so there it is the whole stored tensor."""
@@ -98,6 +142,24 @@ class StoredTensors:
         self._reader.read(meta, first * row, raw.numpy())
         part = raw.view(_TORCH[meta.dtype]).view(last - first, *shape[1:])
         return part[(slice(None), *(slice(*each) for each in ranges[1:]))].contiguous()
+
+
+def _check_codes(weight: StoredWeight, part: Tensor) -> None:
+    where = f"{weight.weight.file}: tensor {weight.weight.name!r}"
+    if weight.format is INT8:
+        if bool((part == -128).any()):
+            raise CheckpointError(f"{where}: holds the code -128; codes of symmetric INT8 are -127 to 127")
+    elif bool(((part.view(torch.uint8) & _E4M3_NAN) == _E4M3_NAN).any()):
+        raise CheckpointError(f"{where}: holds a code that is NaN")
+
+
+def _check_scale(scale: TensorMeta, stored: Tensor) -> None:
+    bytewise = stored.element_size() == 1
+    bad = stored.view(torch.uint8) == _E8M0_NAN if bytewise else ~(stored.isfinite() & (stored >= 0))
+    if bool(bad.any()):
+        raise CheckpointError(
+            f"{scale.file}: scale {scale.name!r} holds a value that is NaN, infinite or negative; {SCALE_RULE}"
+        )
 
 
 def _has_kernels(fmt: Format, block: tuple[int, int]) -> bool:

@@ -7,10 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flagrelease.engine.kernels.reference.quantisation import decode_fp8, dequantise
-from flagrelease.engine.kernels.weights import FP8_BLOCK, PACKED_FP4, ExpertWeights
+from flagrelease.engine.kernels.reference.quantisation import decode
+from flagrelease.engine.kernels.weights import FP8_BLOCK, ExpertWeights, weight_format
 from flagrelease.engine.linear import Linear
 from flagrelease.engine.numerics import Numerics
+from flagrelease.engine.schemes import as_bytes, scheme_of
 from flagrelease.errors import UsageError
 
 
@@ -29,16 +30,16 @@ class Weights:
 
     def __init__(self, source: TensorSource, numerics: Numerics, prefix: str = "") -> None:
         """`prefix` stands before every name asked for."""
-        self._source, self._numerics, self._prefix = source, numerics, prefix
+        self._source, self.numerics, self._prefix = source, numerics, prefix
 
     def at(self, name: str) -> Weights:
         """The tensors under `name`."""
-        return Weights(self._source, self._numerics, f"{self._prefix}{name}.")
+        return Weights(self._source, self.numerics, f"{self._prefix}{name}.")
 
     @property
     def dtype(self) -> torch.dtype:
         """Of activations."""
-        return self._numerics.dtype
+        return self.numerics.dtype
 
     def exact(self, name: str) -> Tensor:
         """A tensor in its stored type: F32 parameters, id tables."""
@@ -47,28 +48,28 @@ class Weights:
     def plain(self, name: str) -> Tensor:
         """A weight in the compute dtype, decoded if it is stored in codes (exact where scales are powers of two)."""
         full = self._prefix + name
-        return _decode(self._source.read(full), self._source.read_scale(full), self._numerics.dtype)
+        return decode(self._source.read(full), self._source.read_scale(full), self.dtype)
 
     def linear(self, name: str) -> Linear:
-        """A layer whose weight DeepSeek stores as FP8, so whose input it quantises."""
+        """A layer whose weight DeepSeek stores as FP8, and whose input the numerics may therefore round.
+
+        Raises:
+            UsageError: it is stored in a format that the numerics do not use.
+        """
         full = f"{self._prefix}{name}.weight"
-        weight, scale = self._source.read(full), self._source.read_scale(full)
-        if scale is not None and not self._numerics.keep_codes:
-            weight, scale = _decode(weight, scale, self._numerics.dtype), None
-        elif scale is None:
-            weight = weight.to(self._numerics.dtype)
-        return Linear(weight, scale, self._numerics.quantise_inputs)
+        weight, scale = self._held(full)
+        return Linear(weight, scale, scheme_of(weight_format(weight, scale), self.numerics), full)
 
     def grouped(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
         """A weight [G * rows, K] by group: [G, rows, K], and the scales of its codes [G, rows/128, K/128].
 
         Its input is not rounded, so codes and their plain values give the same products. None: it is plain, as
-        numerics without codes want it and where a group's rows are not whole blocks of scales.
+        numerics without codes want it, where it is not FP8 in blocks, and where a group's rows are not whole blocks.
         """
         full = f"{self._prefix}{name}.weight"
         weight, scale = self._source.read(full), self._source.read_scale(full)
-        if scale is None or not self._numerics.keep_codes or rows % FP8_BLOCK:
-            weight, scale = _decode(weight, scale, self._numerics.dtype), None
+        if weight_format(weight, scale) != "fp8" or not self.numerics.keep_codes or rows % FP8_BLOCK:
+            weight, scale = decode(weight, scale, self.dtype), None
         groups = weight.shape[0] // rows
         return weight.view(groups, rows, -1), None if scale is None else scale.view(groups, rows // FP8_BLOCK, -1)
 
@@ -76,7 +77,7 @@ class Weights:
         """The routed experts `ids` (global), stacked. Filled one by one, so that nothing is held twice.
 
         Raises:
-            UsageError: FP4 experts under numerics that use no FP4.
+            UsageError: they are stored in a format that the numerics do not use.
         """
         (w1, w3), (s1, s3) = self._stack(("w1", "w3"), ids)
         (w2,), (s2,) = self._stack(("w2",), ids)
@@ -88,38 +89,30 @@ class Weights:
         scales: Tensor | None = None
         for place, expert in enumerate(ids):
             for column, name in enumerate(names):
-                weight, scale = self._expert(f"{self._prefix}experts.{expert}.{name}.weight")
+                weight, scale = self._held(f"{self._prefix}experts.{expert}.{name}.weight")
                 if weights is None:
                     weights = _room(weight, len(ids), len(names))
                     scales = None if scale is None else _room(scale, len(ids), len(names))
                 weights[place, column] = weight
                 if scale is not None and scales is not None:
-                    _bytes(scales)[place, column] = _bytes(scale)
+                    as_bytes(scales)[place, column] = as_bytes(scale)
         if weights is None:
             raise UsageError("a rank without experts: fewer experts than ranks")
         return weights.unbind(1), (None,) * len(names) if scales is None else scales.unbind(1)
 
-    def _expert(self, full: str) -> tuple[Tensor, Tensor | None]:
+    def _held(self, full: str) -> tuple[Tensor, Tensor | None]:
+        """A weight as the model holds it: in codes with scales where the numerics keep them, else decoded."""
         weight, scale = self._source.read(full), self._source.read_scale(full)
-        if weight.dtype in PACKED_FP4 and self._numerics.keep_codes and not self._numerics.fp4:
-            raise UsageError(f"tensor {full!r} is FP4, which numerics {self._numerics.name!r} does not use")
-        if scale is None or not self._numerics.keep_codes:
-            return _decode(weight, scale, self._numerics.dtype), None
+        if scale is None or not self.numerics.keep_codes:
+            return decode(weight, scale, self.dtype), None
+        fmt = weight_format(weight, scale)
+        if fmt not in self.numerics.keeps:
+            raise UsageError(
+                f"tensor {full!r} is {fmt.upper()}, which numerics {self.numerics.name!r} does not use; --numerics "
+                f"bf16 decodes it"
+            )
         return weight, scale
-
-
-def _decode(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if scale is None:
-        return weight.to(dtype)
-    if weight.dtype in PACKED_FP4:
-        return dequantise(weight, scale).to(dtype)
-    return decode_fp8(weight, scale, dtype, (FP8_BLOCK, FP8_BLOCK))
 
 
 def _room(like: Tensor, count: int, names: int) -> Tensor:
     return torch.empty((count, names, *like.shape), dtype=like.dtype, device=like.device)
-
-
-def _bytes(x: Tensor) -> Tensor:
-    """E8M0 scales as their bytes: torch copies that type only so."""
-    return x.view(torch.uint8) if x.element_size() == 1 else x

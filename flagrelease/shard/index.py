@@ -51,13 +51,13 @@ class CheckpointIndex:
         return digest.hexdigest()
 
 
-def open_checkpoint(folder: Path) -> CheckpointIndex:
-    """Read all headers of `folder` and require that index, headers and folder agree.
+def open_checkpoint(folder: Path, index_name: str = INDEX_NAME) -> CheckpointIndex:
+    """Read all headers of `folder` and require that the index file called `index_name`, headers and folder agree.
 
     Raises:
         CheckpointError: the first disagreement, a bad header, a pickle file, or a folder without safetensors files.
     """
-    index, problems = survey(folder)
+    index, problems = survey(folder, index_name=index_name)
     if problems:
         raise CheckpointError(problems[0])
     return index

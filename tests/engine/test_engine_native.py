@@ -19,8 +19,8 @@ from native_transcription import Transcription
 from torch import Tensor
 
 from flagrelease import engine
-from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.schemes import Plain
 from flagrelease.engine.v4.block import Block
 from flagrelease.engine.v4.model import Model
 
@@ -123,10 +123,7 @@ def test_planted_rounding_defect_is_caught(layers: Any, defect: type[Operators],
 def test_planted_unrounded_experts_are_caught(layers: Any) -> None:
     model, inputs, expected, _ = layers
     block = model.blocks[0]
-    plain = reference.quantisation.dequantise(block.ffn.w1.weight, block.ffn.w1.scale).bfloat16()
-    unrounded = replace(
-        block, ffn=replace(block.ffn, w1=replace(block.ffn.w1, weight=plain, quantise=False, scale=None))
-    )
+    unrounded = replace(block, ffn=replace(block.ffn, scheme=Plain(rounds=False)))
     assert same(run_layer(model, 0, inputs[0], unrounded), expected[0]) < SAME - 0.1
 
 

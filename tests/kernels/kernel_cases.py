@@ -68,6 +68,23 @@ def fp4_weight(n: int, k: int) -> tuple[Tensor, Tensor]:
     return e2m1(n, k // 2), e8m0(n, k // 32)
 
 
+def int8(*shape: int) -> Tensor:
+    """Codes of a symmetric weight: -127 to 127."""
+    return torch.randint(-127, 128, shape, dtype=torch.int8)
+
+
+def row_weight(n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return int8(n, k) if dtype == torch.int8 else e4m3(n, k), torch.rand(n) / 64 + 1e-3
+
+
+def mx_weight(*shape: int) -> tuple[Tensor, Tensor]:
+    return e4m3(*shape), e8m0(*shape[:-1], shape[-1] // 32).view(torch.uint8)
+
+
+def tokens(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return reference.token_quant(x, dtype)
+
+
 def quantised(m: int, k: int) -> tuple[Tensor, Tensor]:
     return reference.act_quant(randn(m, k, dtype=BF16))
 
@@ -79,6 +96,14 @@ def experts(fmt: str, e: int, mi: int, h: int, first: int, dtype: torch.dtype = 
     if fmt == "fp4":
         codes = e2m1(e, mi, h // 2), e2m1(e, mi, h // 2), e2m1(e, h, mi // 2)
         return ExpertWeights(*codes, e8m0(e, mi, h // 32), e8m0(e, mi, h // 32), e8m0(e, h, mi // 32), first)
+    if fmt == "mxfp8":
+        (w1, s1), (w3, s3), (w2, s2) = mx_weight(e, mi, h), mx_weight(e, mi, h), mx_weight(e, h, mi)
+        return ExpertWeights(w1, w3, w2, s1, s3, s2, first)
+    if fmt in ("int8", "fp8-channel"):
+        make = int8 if fmt == "int8" else e4m3
+        scale = 1 / 1024 if fmt == "int8" else 1 / 16
+        scales = (torch.rand(e, n) * scale + 1e-4 for n in (mi, mi, h))
+        return ExpertWeights(make(e, mi, h), make(e, mi, h), make(e, h, mi), *scales, first)
     codes = e4m3(e, mi, h), e4m3(e, mi, h), e4m3(e, h, mi)
     up = e, ceil_div(mi, 128), ceil_div(h, 128)
     return ExpertWeights(*codes, e8m0(*up), e8m0(*up), e8m0(e, up[2], up[1]), first)
@@ -161,6 +186,24 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
             label = f"{fmt} {'quantised' if quantise else 'unquantised'}"
             make = lambda fmt=fmt, q=quantise: moe(7, 3, fmt, dtype, q, (3, 128, 256, 2))  # noqa: E731
             cases.append(of("moe_experts", label, make))
+    for codes in (torch.int8, torch.float8_e4m3fn):
+        kind = str(codes).removeprefix("torch.")
+        row = lambda m, k, n, codes=codes: (*tokens(randn(*m, k), codes), *row_weight(n, k, codes), dtype)  # noqa: E731
+        cases += [
+            of("token_quant", f"{kind} odd", lambda codes=codes: (_spread(3, 5, 224, dtype=dtype)[..., :187], codes)),
+            of("token_quant", f"{kind} long", lambda codes=codes: (_spread(3, 8320, dtype=dtype)[:, :8300], codes)),
+            of("row_linear", f"{kind} odd", lambda row=row: row((2, 3), 200, 131)),
+            of("row_linear", f"{kind} many", lambda row=row: row((67,), 40, 9)),
+        ]
+    cases += [
+        of("mx_act_quant_roundtrip", "odd", lambda: (_spread(3, 5, 192, dtype=dtype)[..., :160],)),
+        of("mx_linear", "odd", lambda: (randn(2, 3, 224, dtype=dtype), *mx_weight(131, 224), dtype)),
+        of("mx_linear", "many", lambda: (randn(67, 64, dtype=dtype), *mx_weight(9, 64), FP32)),
+    ]
+    for fmt in ("int8", "fp8-channel", "mxfp8"):
+        make = lambda fmt=fmt: moe(7, 3, fmt, dtype, True, (3, 96, 160, 2))  # noqa: E731
+        cases.append(of("moe_experts", f"{fmt} quantised", make))
+    cases.append(of("moe_experts", "mxfp8 unquantised", lambda: moe(5, 2, "mxfp8", dtype, False, (2, 64, 96, 1))))
     return [Case(c.operator, f"{c.label} {name}", c.make) for c in cases]
 
 

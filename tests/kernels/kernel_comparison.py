@@ -32,7 +32,10 @@ INSIDE = {
     "fp8_linear_parts": {torch.float32: 2**-12},
 }
 # Operators whose result is a decision or a copy: a scale and a rounded value are right or wrong, however small.
-EXACT = {"act_quant", "act_quant_roundtrip", "fp4_act_quant", "fp4_act_quant_roundtrip", "embedding"}
+EXACT = {
+    "act_quant", "act_quant_roundtrip", "fp4_act_quant", "fp4_act_quant_roundtrip", "token_quant",
+    "mx_act_quant_roundtrip", "embedding",
+}  # fmt: skip
 
 
 def assert_same(actual: object, expected: object, operator: str = "") -> float:

@@ -14,8 +14,9 @@ from flagrelease.engine.decode.step import Apart, DecodeStep
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.reference.decoding import Rounding
 from flagrelease.engine.kernels.weights import FP8_BLOCK
-from flagrelease.engine.linear import Rounded, project_parts, project_rounded
+from flagrelease.engine.linear import project_parts, project_rounded
 from flagrelease.engine.parallel import Groups
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.attention import Attention
 from flagrelease.engine.v4.cache import OVERLAP_RATIO, LayerCache, Pending
 from flagrelease.engine.v4.compressor import Compressor
@@ -35,11 +36,11 @@ def attend(
     latents = [
         ops.latents(
             parts[:, rows], attn.q_norm, attn.kv_norm, attn.eps, rope.cos, rope.sin, each.positions, cache.kv, entries,
-            attn.wq_b.takes_codes, attn.quantise_kv,
+            attn.queries.scheme.fused, attn.quantise_kv,
         )
         for rows, each in apart
     ]  # fmt: skip
-    qr = Rounded.stack([Rounded(*latent) for latent in latents])
+    qr = Rounded.stack([attn.queries.take(ops, *latent) for latent in latents])
     (queries,) = project_rounded(ops, qr, attn.queries)
     q, index_q = queries.tensor_split([len(attn.wq_b.weight)], 1)
     q = q.view(len(q), -1, attn.head_dim)
@@ -71,11 +72,11 @@ def _project_groups(
     if attn.wo_a_scale is None or groups.o_mode == "split":
         partial = torch.float32 if groups.o_mode == "split" else dtype
         y = groups.sum_o_lora(attn.project_groups(ops, o, partial)).to(dtype)
-        return Rounded.of(ops, y.flatten(1), attn.wo_b)
+        return attn.wo_b.round(ops, y.flatten(1))
     G, _, K = attn.wo_a.shape
     by_group = None if scales is None else scales.reshape(len(o), G, K // FP8_BLOCK)
     parts = ops.fp8_grouped_linear_parts(o.reshape(len(o), G, K), by_group, attn.wo_a, attn.wo_a_scale)
-    return Rounded(*ops.round_parts(parts, dtype, attn.wo_b.takes_codes))
+    return attn.wo_b.take(ops, *ops.round_parts(parts, dtype, attn.wo_b.scheme.fused))
 
 
 def _compress(

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.linear import Rounded, project_into, project_parts
+from flagrelease.engine.linear import project_into, project_parts
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.moe import MoE, Router
 
 
@@ -17,8 +18,9 @@ def feed_forward(ops: Operators, moe: MoE, x: Rounded, step: DecodeStep) -> Tens
     ids, weights = _route(ops, moe.router, x.plain, step)
     # Not before the routes are known: its weights would be in the way of the router's, for which all others wait.
     shared = step.branches.beside(_run_shared, ops, moe, x, y[:, k])
-    quantise = moe.w2.quantise
-    ops.expert_outputs(x.plain, x.codes, x.scales, ids, weights, moe.experts, moe.swiglu_limit, quantise, y[:, :k])
+    codes, scales = (x.codes, x.scales) if moe.scheme == moe.w13.scheme else (None, None)
+    rounds = moe.scheme.rounds
+    ops.expert_outputs(x.plain, codes, scales, ids, weights, moe.experts, moe.swiglu_limit, rounds, y[:, :k])
     shared()
     return y.transpose(0, 1)
 
@@ -26,8 +28,8 @@ def feed_forward(ops: Operators, moe: MoE, x: Rounded, step: DecodeStep) -> Tens
 def _run_shared(ops: Operators, moe: MoE, x: Rounded, out: Tensor) -> None:
     """x [B, H] through the shared expert to `out` [B, H]."""
     both = project_parts(ops, x, moe.w13)
-    hidden = Rounded(*ops.swiglu_parts(both, moe.swiglu_limit, out.dtype, moe.w2.takes_codes))
-    project_into(ops, hidden, moe.w2, out)
+    hidden = ops.swiglu_parts(both, moe.swiglu_limit, out.dtype, moe.w2.scheme.fused)
+    project_into(ops, moe.w2.take(ops, *hidden), moe.w2, out)
 
 
 def _route(ops: Operators, router: Router, x: Tensor, step: DecodeStep) -> tuple[Tensor, Tensor]:

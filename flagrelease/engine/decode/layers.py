@@ -12,7 +12,8 @@ from flagrelease.engine.decode.attention import attend
 from flagrelease.engine.decode.feed_forward import feed_forward
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.linear import Linear, Rounded
+from flagrelease.engine.linear import Linear
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.block import Block
 from flagrelease.engine.v4.cache import LayerCache
 from flagrelease.engine.v4.hyper_connection import HyperConnection
@@ -62,8 +63,8 @@ def _open(
     weights = step.branches.beside(
         ops.hc_weights, streams, *mixes, hc.scale, hc.base, hc.iters, hc.eps, hc.norm_eps, lane=1
     )  # fmt: skip
-    x = ops.hc_pre_norm(streams, *mixes, hc.scale, hc.base, hc.eps, hc.norm_eps, hc.norm, into.takes_codes)
-    return Rounded(*x), weights
+    x = ops.hc_pre_norm(streams, *mixes, hc.scale, hc.base, hc.eps, hc.norm_eps, hc.norm, into.scheme.fused)
+    return into.take(ops, *x), weights
 
 
 def _close(

@@ -58,14 +58,18 @@ class Operators:
     linear = staticmethod(reference.linear)
     linear_parts = staticmethod(reference.linear_parts)
     moe_experts = staticmethod(reference.moe_experts)
+    mx_act_quant_roundtrip = staticmethod(reference.mx_act_quant_roundtrip)
+    mx_linear = staticmethod(reference.mx_linear)
     rms_norm = staticmethod(reference.rms_norm)
     round_parts = staticmethod(reference.round_parts)
     route = staticmethod(reference.route)
     route_hashed = staticmethod(reference.route_hashed)
+    row_linear = staticmethod(reference.row_linear)
     sparse_attention = staticmethod(reference.sparse_attention)
     swiglu = staticmethod(reference.swiglu)
     swiglu_parts = staticmethod(reference.swiglu_parts)
     swiglu_quant = staticmethod(reference.swiglu_quant)
+    token_quant = staticmethod(reference.token_quant)
     topk_visible = staticmethod(reference.topk_visible)
 
     def describe(self) -> dict[str, str]:

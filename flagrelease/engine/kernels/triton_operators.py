@@ -31,6 +31,7 @@ from flagrelease.engine.kernels.linear.linear import (
     linear,
     linear_parts,
 )
+from flagrelease.engine.kernels.linear.row_linear import mx_linear, row_linear
 from flagrelease.engine.kernels.norms.hc_mixes import hc_mixes
 from flagrelease.engine.kernels.norms.hc_post import hc_post, hc_post_parts
 from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes
@@ -42,7 +43,9 @@ from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant, act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
+from flagrelease.engine.kernels.quantisation.mx_act_quant import mx_act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.round_parts import round_parts, swiglu_parts
+from flagrelease.engine.kernels.quantisation.token_quant import token_quant
 
 
 class TritonOperators(Operators):
@@ -91,12 +94,16 @@ class TritonOperators(Operators):
     linear = staticmethod(linear)
     linear_parts = staticmethod(linear_parts)
     moe_experts = staticmethod(moe_experts)
+    mx_act_quant_roundtrip = staticmethod(mx_act_quant_roundtrip)
+    mx_linear = staticmethod(mx_linear)
     rms_norm = staticmethod(rms_norm)
     round_parts = staticmethod(round_parts)
     route = staticmethod(route)
     route_hashed = staticmethod(route_hashed)
+    row_linear = staticmethod(row_linear)
     sparse_attention = staticmethod(sparse_attention)
     swiglu = staticmethod(swiglu)
     swiglu_parts = staticmethod(swiglu_parts)
     swiglu_quant = staticmethod(swiglu_quant)
+    token_quant = staticmethod(token_quant)
     topk_visible = staticmethod(topk_visible)

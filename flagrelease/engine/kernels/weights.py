@@ -11,6 +11,7 @@ from flagrelease.engine.kernels.layout import ceil_div
 
 FP8_BLOCK = 128  # rows and columns of an FP8 weight that share one scale; columns of an activation that do
 FP4_BLOCK = 32  # columns of an FP4 weight row (or of an indexer activation) that share one scale
+MX_BLOCK = 32  # columns of an MXFP8 row, weight or activation, that share one scale
 PACKED_FP4 = (torch.int8, torch.uint8)
 
 
@@ -31,6 +32,20 @@ def check_fp4_weight(w: Tensor, ws: Tensor) -> None:
     _check_scale(ws, (*w.shape[:-1], 2 * w.shape[-1] // FP4_BLOCK), (torch.float8_e8m0fnu, torch.float32))
 
 
+def check_row_weight(w: Tensor, ws: Tensor) -> None:
+    """Refuse anything but INT8 or E4M3 codes [.., N, K] with an FP32 scale for each row, [.., N]."""
+    if w.dtype not in (torch.int8, torch.float8_e4m3fn):
+        raise ValueError(f"a weight with a scale for each row holds int8 or float8_e4m3fn, not {w.dtype}")
+    _check_scale(ws, tuple(w.shape[:-1]), (torch.float32,))
+
+
+def check_mx_weight(w: Tensor, ws: Tensor) -> None:
+    """Refuse anything but E4M3 codes [.., N, K] with E8M0 scales as bytes (uint8) [.., N, K/32]."""
+    if w.dtype != torch.float8_e4m3fn or w.shape[-1] % MX_BLOCK:
+        raise ValueError(f"an MXFP8 weight holds float8_e4m3fn in blocks of 32 columns, not {w.dtype} {tuple(w.shape)}")
+    _check_scale(ws, (*w.shape[:-1], w.shape[-1] // MX_BLOCK), (torch.uint8,))
+
+
 def _check_scale(scale: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
     if scale.dtype not in dtypes:  # an E8M0 byte read as an integer is a wrong number, not an error
         raise ValueError(f"scales are {' or '.join(map(str, dtypes))}, not {scale.dtype}")
@@ -46,6 +61,9 @@ class ExpertWeights:
     |---|---|---|---|---|---|
     | fp4 | int8, uint8 | [E, MI, H/2] | [E, H, MI/2] | [E, MI, H/32] | [E, H, MI/32] |
     | fp8 | float8_e4m3fn | [E, MI, H] | [E, H, MI] | [E, MI/128, H/128], rounded up | [E, H/128, MI/128] |
+    | int8 | int8 | [E, MI, H] | [E, H, MI] | [E, MI], FP32 | [E, H], FP32 |
+    | fp8-channel | float8_e4m3fn | [E, MI, H] | [E, H, MI] | [E, MI], FP32 | [E, H], FP32 |
+    | mxfp8 | float8_e4m3fn | [E, MI, H] | [E, H, MI] | [E, MI, H/32], E8M0 as uint8 | [E, H, MI/32] |
     | plain | BF16 or wider | [E, MI, H] | [E, H, MI] | None | None |
 
     `arranged`: the codes are in the order of a provider's kernels (`Operators.arrange_experts`), which alone read them.
@@ -73,20 +91,34 @@ class ExpertWeights:
 
     @property
     def format(self) -> str:
-        """`fp4`, `fp8` or `plain`, decided by the stored dtype."""
-        return weight_format(self.w1)
+        """See `weight_format`."""
+        return weight_format(self.w1, self.s1)
 
 
-def weight_format(w: Tensor) -> str:
-    """`fp4`, `fp8` or `plain`, decided by the stored dtype."""
+_CHECKS = {
+    "fp4": check_fp4_weight, "fp8": check_fp8_weight, "int8": check_row_weight, "fp8-channel": check_row_weight,
+    "mxfp8": check_mx_weight,
+}  # fmt: skip
+
+
+def weight_format(w: Tensor, ws: Tensor | None) -> str:
+    """`fp4`, `fp8`, `int8`, `fp8-channel`, `mxfp8` or `plain`, decided by the dtypes and by how the scales lie.
+
+    A scale for each row has one dimension less than its weight. MXFP8's scales are E8M0 kept as bytes.
+    """
+    if ws is not None and ws.dim() == w.dim() - 1:
+        return "int8" if w.dtype == torch.int8 else "fp8-channel"
     if w.dtype in PACKED_FP4:
         return "fp4"
-    return "fp8" if w.dtype == torch.float8_e4m3fn else "plain"
+    if w.dtype != torch.float8_e4m3fn:
+        return "plain"
+    return "mxfp8" if ws is not None and ws.dtype == torch.uint8 else "fp8"
 
 
 def check_weight(w: Tensor, ws: Tensor | None) -> None:
     """Refuse a weight whose scales do not fit its format."""
-    if (ws is None) != (weight_format(w) == "plain"):
-        raise ValueError(f"a {weight_format(w)} weight comes {'with' if ws is None else 'without'} scales")
+    fmt = weight_format(w, ws)
+    if (ws is None) != (fmt == "plain"):
+        raise ValueError(f"a {fmt} weight comes {'with' if ws is None else 'without'} scales")
     if ws is not None:
-        check_fp4_weight(w, ws) if w.dtype in PACKED_FP4 else check_fp8_weight(w, ws)
+        _CHECKS[fmt](w, ws)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.weights import ExpertWeights
-from flagrelease.engine.linear import Linear, join, project
+from flagrelease.engine.linear import Linear, join, project, project_rounded
 from flagrelease.engine.parallel import Groups
+from flagrelease.engine.schemes import Rounded, Scheme, scheme_of
 from flagrelease.engine.weights import Weights
 from flagrelease.model.v4.config import ModelConfig
 
@@ -45,10 +46,14 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class MoE:
-    """The shared expert is on every rank, the routed ones on their owners. Its w1 and w3 are views of `w13`."""
+    """The shared expert is on every rank, the routed ones on their owners. Its w1 and w3 are views of `w13`.
+
+    `scheme`: of the routed experts.
+    """
 
     router: Router
     experts: ExpertWeights
+    scheme: Scheme
     w13: Linear
     w1: Linear
     w2: Linear
@@ -61,7 +66,9 @@ class MoE:
         shared = weights.at("shared_experts")
         w13, w1, w3 = join(shared.linear("w1"), shared.linear("w3"))
         router = Router.load(weights.at("gate"), config, hashed)
-        return cls(router, weights.experts(experts), w13, w1, shared.linear("w2"), w3, config.swiglu_limit)
+        routed = weights.experts(experts)
+        scheme = scheme_of(routed.format, weights.numerics)
+        return cls(router, routed, scheme, w13, w1, shared.linear("w2"), w3, config.swiglu_limit)
 
     def arranged(self, ops: Operators) -> MoE:
         """With the experts as the operators' kernels read them."""
@@ -71,13 +78,12 @@ class MoE:
         """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32."""
         flat = x.flatten(0, -2)
         ids, weights = self.router.route(ops, flat, tokens.flatten())
-        routed = ops.moe_experts(flat, ids, weights, self.experts, self.swiglu_limit, self.w1.quantise)
+        routed = ops.moe_experts(flat, ids, weights, self.experts, self.swiglu_limit, self.scheme.rounds)
         return ops.add(groups.all_sum(routed), self._shared(ops, flat), x.dtype).view_as(x)
 
     def _shared(self, ops: Operators, x: Tensor) -> Tensor:
         gate, up = project(ops, x, self.w1, self.w3)
-        if self.w2.takes_codes:
-            assert self.w2.scale is not None
-            codes, scales = ops.swiglu_quant(gate, up, self.swiglu_limit)
-            return ops.fp8_linear(codes, scales, self.w2.weight, self.w2.scale, x.dtype)
+        if self.w2.scheme.fused:
+            hidden = Rounded(gate, *ops.swiglu_quant(gate, up, self.swiglu_limit))
+            return project_rounded(ops, hidden, self.w2)[0]
         return project(ops, ops.swiglu(gate, up, self.swiglu_limit), self.w2)[0]

@@ -20,6 +20,8 @@ from flagrelease.engine.kernels.linear.linear import stored_scale
 from flagrelease.engine.kernels.linear.product import product
 from flagrelease.engine.kernels.linear.tiles import tile_shape
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant, act_quant_roundtrip
+from flagrelease.engine.kernels.quantisation.mx_act_quant import mx_act_quant_roundtrip
+from flagrelease.engine.kernels.quantisation.token_quant import token_quant
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 
@@ -61,7 +63,7 @@ def _gate_up_kernel(
     if FORMAT == "fp8":
         block = e * s_expert + tl.program_id(0) * BLOCK_N // 128 * s_row
         s1, s3 = s1_ptr + block, s3_ptr + block
-    if FORMAT == "fp4":
+    elif FORMAT != "plain":
         s1, s3 = s1_ptr + e * s_expert + n * s_row, s3_ptr + e * s_expert + n * s_row
     for m0 in range(begin, end, BLOCK_M):
         m = (m0 + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -110,7 +112,7 @@ def _down_kernel(
     s2 = w2
     if FORMAT == "fp8":
         s2 = s2_ptr + e * s_expert + tl.program_id(0) * BLOCK_N // 128 * s_row
-    if FORMAT == "fp4":
+    elif FORMAT != "plain":
         s2 = s2_ptr + e * s_expert + n * s_row
     for m0 in range(begin, end, BLOCK_M):
         m = (m0 + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -225,37 +227,45 @@ def _outputs(
     swiglu_limit: float, quantise: bool,
 ) -> Tensor:  # fmt: skip
     """Outputs of the local pairs [P, H]; the others' are not written. xq, xs: see `reference.expert_outputs`."""
-    (T, H), (E, MI), slots = x.shape, experts.w1.shape[:2], ids.shape[1]
+    (T, H), (E, MI), slots, fmt = x.shape, experts.w1.shape[:2], ids.shape[1], experts.format
     pairs, start = plan_pairs(ids, experts.first, E)
     tiles = _tiles(T * slots, min(MI, H), experts, x.dtype)
-    if xq is None or experts.format == "plain":
-        xq, xs = _quantise(x, experts.format, quantise)
-    w1, w3, s1, s3 = _bytes(experts.w1), _bytes(experts.w3), stored_scale(experts.s1), stored_scale(experts.s3)
+    if xq is None or fmt == "plain":
+        xq, xs = _quantise(x, fmt, quantise)
+    (w1, s1), (w3, s3), (w2, s2) = (
+        (_bytes(w, fmt), stored_scale(s))
+        for w, s in ((experts.w1, experts.s1), (experts.w3, experts.s3), (experts.w2, experts.s2))
+    )
     h = x.new_empty(T * slots, MI)
     _gate_up_kernel[(ceil_div(MI, tiles["BLOCK_N"]), E)](
         xq, xs, w1, w3, s1, s3, weights, pairs, start, h, swiglu_limit, slots, MI, H, *_strides(xq, xs, w1, s1),
-        FORMAT=experts.format, QUANTISED=xs is not None, **tiles,
+        FORMAT=fmt, QUANTISED=xs is not None, **tiles,
     )  # fmt: skip
-    hq, hs = _quantise(h, experts.format, quantise)
-    w2, s2 = _bytes(experts.w2), stored_scale(experts.s2)
+    hq, hs = _quantise(h, fmt, quantise)
     y = x.new_empty(T * slots, H)
     _down_kernel[(ceil_div(H, tiles["BLOCK_N"]), E)](
         hq, hs, w2, s2, pairs, start, y, H, MI, *_strides(hq, hs, w2, s2)[1:],
-        FORMAT=experts.format, QUANTISED=hs is not None, **tiles,
+        FORMAT=fmt, QUANTISED=hs is not None, **tiles,
     )  # fmt: skip
     return y
 
 
 def _quantise(x: Tensor, fmt: str, quantise: bool) -> tuple[Tensor, Tensor | None]:
-    """The activation as the product takes it: FP8 codes and scales, or for plain weights what is left after FP8."""
+    """The activation as the product takes it: codes and scales, or rounded values for plain weights and MXFP8."""
+    if fmt in ("int8", "fp8-channel"):
+        if not quantise:
+            raise ValueError("weights with a scale for each row take quantised activations")
+        return token_quant(x, torch.int8 if fmt == "int8" else torch.float8_e4m3fn)
     if not quantise:
         return x, None
+    if fmt == "mxfp8":
+        return mx_act_quant_roundtrip(x), None
     return (act_quant_roundtrip(x), None) if fmt == "plain" else act_quant(x)
 
 
-def _bytes(w: Tensor) -> Tensor:
+def _bytes(w: Tensor, fmt: str) -> Tensor:
     """A weight as kernels take it: packed FP4 as bytes."""
-    return unit_columns(w.view(torch.uint8) if w.dtype == torch.int8 else w)
+    return unit_columns(w.view(torch.uint8) if fmt == "fp4" else w)
 
 
 def _strides(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> tuple[int, ...]:

@@ -172,7 +172,7 @@ def _check_groups(x: Tensor, w: Tensor, ws: Tensor) -> None:
 def _parts(x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None) -> Tensor:
     """x [B, G, K] (scales [B, G, K/128]), w [G, N, K] -> FP32 [S, B, G * N]: S as many as fill a chip."""
     G, N, K = w.shape
-    fmt, most = weight_format(w), max(1, K // SHORTEST_PART)
+    fmt, most = weight_format(w, ws), max(1, K // SHORTEST_PART)
     coded, single = x.dtype == torch.float8_e4m3fn, x.dtype == torch.float32
     tile = Tile.of(len(x), G * N * most, K // most, fmt, coded, single)
     programs = ceil_div(len(x), tile.block_m) * ceil_div(N, tile.block_n) * G
@@ -204,7 +204,7 @@ def _run(
     x: Tensor, xs: Tensor | None, w: Tensor, ws: Tensor | None, y: Tensor, per_part: int, sqrt_softplus: bool = False
 ) -> None:
     """x [M, G, K], w [G, N, K or K/2], their scales [.., K/128 or K/32] -> y [S, M, G * N]; per_part 0: S is 1."""
-    fmt = weight_format(w)
+    fmt = weight_format(w, ws)
     M, (G, N), K = len(x), w.shape[:2], w.shape[2] * (2 if fmt == "fp4" else 1)
     check_activation(x, xs, K)
     x, w = unit_columns(x), unit_columns(w.view(torch.uint8) if fmt == "fp4" else w)

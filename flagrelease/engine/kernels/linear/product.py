@@ -9,6 +9,9 @@ FP8 ws is one pointer: BLOCK_N divides 128, and the rows of w begin at a multipl
 | plain | BF16, FP32 | none | - | FP32 product if either is | BLOCK_K |
 | fp8 | E4M3 | row n/128 of all, one a step | FP8 product | w widened to x's type | 128 |
 | fp4 | two codes a byte, even column low | row n, four a step | both widened to BF16 | w widened to x's type | 128 |
+| int8 | INT8 | row n, one for all | INT8, INT32 sums, one scale for all | - | 128 |
+| fp8-channel | E4M3 | row n, one for all | FP8 product, one scale for all | - | 128 |
+| mxfp8 | E4M3 | row n, four a step | - | w widened to x's type | 128 |
 
 FP4 times a power of two is exact in BF16 (scale codes 0 to 252), and so is E4M3: BF16 products lose nothing. QUANTISED
 may also be FP16 x for FP8 weights: one instruction widens two of them to FP16, where BF16 takes four. Even and odd
@@ -22,6 +25,7 @@ memory, FP8 as it is stored, and 8 to 256 rows of the right one: with few rows o
 import triton.language as tl
 
 from flagrelease.engine.kernels.interpreter import dot, jit
+from flagrelease.engine.kernels.linear.row_product import mx_product, row_product
 from flagrelease.engine.kernels.quantisation.codes import e2m1_value, scale_value
 
 
@@ -45,8 +49,39 @@ def product(
 ) -> tl.tensor:
     """FP32 [BLOCK_M, BLOCK_N] over the columns begin (a multiple of the step) to end; rows outside are zero.
 
-    The format's constraints are the caller's to check.
+    The format's constraints are the caller's to check. The last three formats are taken whole: 0 to K, weights right.
     """
+    if FORMAT == "int8":
+        return row_product(x, xs, x_inside, w, ws, w_inside, K, True, BLOCK_M, BLOCK_N)
+    elif FORMAT == "fp8-channel":  # noqa: RET505 - Triton compiles what follows a return
+        return row_product(x, xs, x_inside, w, ws, w_inside, K, False, BLOCK_M, BLOCK_N)
+    elif FORMAT == "mxfp8":
+        return mx_product(x, x_inside, w, ws, w_inside, K, BLOCK_M, BLOCK_N)
+    else:
+        return _block_product(
+            x, xs, x_inside, w, ws, w_inside, begin, end, K, FORMAT, QUANTISED, BLOCK_M, BLOCK_N, BLOCK_K, WEIGHTS_LEFT
+        )
+
+
+@jit
+def _block_product(
+    x: tl.tensor,
+    xs: tl.tensor,
+    x_inside: tl.tensor,
+    w: tl.tensor,
+    ws: tl.tensor,
+    w_inside: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    K: tl.tensor,
+    FORMAT: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WEIGHTS_LEFT: tl.constexpr,
+) -> tl.tensor:
+    """`product` of plain weights and of those with scales for blocks of a row."""
     rows: tl.constexpr = BLOCK_N if WEIGHTS_LEFT else BLOCK_M
     columns: tl.constexpr = BLOCK_M if WEIGHTS_LEFT else BLOCK_N
     acc = tl.zeros((rows, columns), tl.float32)

@@ -42,6 +42,7 @@ from flagrelease.engine.kernels.reference.quantisation import (
     fp4_act_quant,
     fp4_act_quant_roundtrip,
 )
+from flagrelease.engine.kernels.reference.row_scales import mx_act_quant_roundtrip, mx_linear, row_linear, token_quant
 from flagrelease.engine.kernels.reference.rows import (
     add,
     apply_rope,
@@ -90,13 +91,17 @@ __all__ = [
     "linear",
     "linear_parts",
     "moe_experts",
+    "mx_act_quant_roundtrip",
+    "mx_linear",
     "rms_norm",
     "round_parts",
     "route",
     "route_hashed",
+    "row_linear",
     "sparse_attention",
     "swiglu",
     "swiglu_parts",
     "swiglu_quant",
+    "token_quant",
     "topk_visible",
 ]

@@ -8,8 +8,9 @@ from torch import Tensor
 from flagrelease.engine.kernels.reference.linear import linear
 from flagrelease.engine.kernels.reference.precision import wide
 from flagrelease.engine.kernels.reference.quantisation import act_quant_roundtrip, dequantise
+from flagrelease.engine.kernels.reference.row_scales import mx_act_quant_roundtrip, row_linear, token_quant
 from flagrelease.engine.kernels.reference.rows import swiglu
-from flagrelease.engine.kernels.weights import ExpertWeights
+from flagrelease.engine.kernels.weights import ExpertWeights, weight_format
 
 
 def gate_scores(x: Tensor, w: Tensor) -> Tensor:
@@ -75,7 +76,8 @@ def moe_experts(
         weights: FP32 [T, k], routing weights.
         experts: the stacked local experts, in any stored format.
         swiglu_limit: see `swiglu`.
-        quantise_activations: round the inputs of w1/w3 and of w2 to FP8 in groups of 128 (native and fp8 numerics).
+        quantise_activations: round the inputs of w1/w3 and of w2: with INT8 and FP8 by row as `token_quant` (such
+            weights take no others), with MXFP8 as `mx_act_quant_roundtrip`, with all others to FP8 in groups of 128.
 
     Returns:
         FP32 (float64 for float64 x) [T, H]; zero for tokens without a local expert.
@@ -101,9 +103,19 @@ def _expert(
     x: Tensor, weight: Tensor, experts: ExpertWeights, local: int, swiglu_limit: float, quantise: bool
 ) -> Tensor:
     w1, w3, w2 = (
-        dequantise(w[local], None if s is None else s[local])
+        (w[local], None if s is None else s[local])
         for w, s in ((experts.w1, experts.s1), (experts.w3, experts.s3), (experts.w2, experts.s2))
     )
-    xq = act_quant_roundtrip(x) if quantise else x
-    h = swiglu(linear(xq, w1, x.dtype), linear(xq, w3, x.dtype), swiglu_limit, weight)
-    return linear(act_quant_roundtrip(h) if quantise else h, w2, x.dtype)
+    gate, up = (_product(x, *each, quantise) for each in (w1, w3))
+    return _product(swiglu(gate, up, swiglu_limit, weight), *w2, quantise)
+
+
+def _product(x: Tensor, w: Tensor, ws: Tensor | None, quantise: bool) -> Tensor:
+    """x [T, K], rounded as the weight's format has it, times a stored weight [N, K] -> [T, N]."""
+    if ws is not None and weight_format(w, ws) in ("int8", "fp8-channel"):
+        if not quantise:
+            raise ValueError("weights with a scale for each row take quantised activations")
+        return row_linear(*token_quant(x, w.dtype), w, ws, x.dtype)
+    if quantise:
+        x = mx_act_quant_roundtrip(x) if weight_format(w, ws) == "mxfp8" else act_quant_roundtrip(x)
+    return linear(x, dequantise(w, ws), x.dtype)

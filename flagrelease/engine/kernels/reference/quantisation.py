@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.reference.precision import wide
-from flagrelease.engine.kernels.weights import FP4_BLOCK, FP8_BLOCK, PACKED_FP4, check_fp4_weight, check_fp8_weight
+from flagrelease.engine.kernels.weights import FP4_BLOCK, FP8_BLOCK, MX_BLOCK, check_weight, weight_format
 
 E4M3_MAX = 448.0
 E2M1_MAX = 6.0
@@ -108,16 +108,35 @@ def e2m1_values(packed: Tensor) -> Tensor:
 def dequantise(w: Tensor, ws: Tensor | None) -> Tensor:
     """A stored weight as FP32 (float64 for a plain float64 weight): codes times scales, or the weight itself.
 
-    FP4: w packed [.., N, K/2], ws [.., N, K/32]. FP8: w [.., N, K], ws [.., ceil(N/128), ceil(K/128)]. Exact for the
-    power-of-two scales of V4.
+    The shapes are those of the table in `ExpertWeights`, without E. Exact for power-of-two scales.
     """
     if ws is None:
         return wide(w)
-    if w.dtype in PACKED_FP4:
-        check_fp4_weight(w, ws)
+    check_weight(w, ws)
+    fmt = weight_format(w, ws)
+    if fmt == "fp4":
         return (_groups(e2m1_values(w), FP4_BLOCK) * ws.float()[..., None]).flatten(-2)
-    check_fp8_weight(w, ws)
+    if fmt == "mxfp8":
+        return (_groups(w.float(), MX_BLOCK) * ws.view(torch.float8_e8m0fnu).float()[..., None]).flatten(-2)
+    if fmt != "fp8":
+        return w.float() * ws[..., None]
     return w.float() * _spread(ws, w, (FP8_BLOCK, FP8_BLOCK))
+
+
+def decode(w: Tensor, ws: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A stored weight in `dtype`: codes times scales, rounded once to the nearest, ties to even. Shapes: `dequantise`.
+
+    In BF16 that is exact where scales are powers of two: codes have at most seven significant bits.
+    """
+    if ws is None:
+        return w.to(dtype)
+    check_weight(w, ws)
+    fmt = weight_format(w, ws)
+    if fmt == "fp8":
+        return decode_fp8(w, ws, dtype, (FP8_BLOCK, FP8_BLOCK))
+    if fmt in ("int8", "fp8-channel"):
+        return _rounded_once(w, ws[..., None], dtype)
+    return dequantise(w, ws).to(dtype)
 
 
 def decode_fp8(w: Tensor, ws: Tensor, dtype: torch.dtype, block: tuple[int, int]) -> Tensor:
@@ -127,7 +146,14 @@ def decode_fp8(w: Tensor, ws: Tensor, dtype: torch.dtype, block: tuple[int, int]
     product has up to 28 significant bits: rounding it to FP32 first and then to BF16 would round twice.
     """
     scale = _spread(ws, w, block)
-    if dtype != torch.bfloat16 or ws.dtype != torch.float32:
+    if ws.dtype != torch.float32:
+        return (w.float() * scale).to(dtype)
+    return _rounded_once(w, scale, dtype)
+
+
+def _rounded_once(w: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes times FP32 scales in `dtype`."""
+    if dtype != torch.bfloat16:
         return (w.float() * scale).to(dtype)
     return _round_to_odd(w.double() * scale.double()).to(dtype)
 
