@@ -291,19 +291,36 @@ def test_a_dspark_release_is_replayed_with_its_drafts() -> None:
     assert replayed("vllm", fp8_release("F8_E8M0", dspark=True)).findings[-1].parameter.startswith("model.mtp.1.")
 
 
-@pytest.mark.parametrize("listed", [True, False])
-def test_the_second_home_of_dsparks_wkv_must_be_ignored_with_it(listed: bool) -> None:
-    ends = [
-        "attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b", "indexer.wq_b", "main_proj",
-        "shared_experts.w1", "shared_experts.w3", "shared_experts.down_proj", *(["context_wkv_proj"] if listed else []),
-    ]  # fmt: skip
-    ignore = [f"re:.*{re.escape(end)}$" for end in ends]
+DENSE = [
+    "attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b", "indexer.wq_b", "main_proj", "shared_experts.w1",
+    "shared_experts.w3", "shared_experts.down_proj", "context_wkv_proj", "fused_wqa_wkv", "gate_up_proj",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("unlisted", "wrong"),
+    [
+        ("", set()),
+        ("context_wkv_proj", {"model.context_wkv_proj.weight[0]", "model.context_wkv_proj.weight[1]"}),
+        ("main_proj", {"model.mtp.0.main_proj.weight"}),
+        # vLLM's DSpark has a configuration of its own, in which a fused module is not known to have parts
+        ("fused_wqa_wkv", {f"model.mtp.{stage}.attn.{part}.weight" for stage in (0, 1) for part in ("wq_a", "wkv")}),
+        ("gate_up_proj", {f"model.mtp.{s}.ffn.shared_experts.{w}.weight" for s in (0, 1) for w in ("w1", "w3")}),
+    ],
+)
+def test_lists_must_name_what_vllms_dspark_calls_its_modules(unlisted: str, wrong: set[str]) -> None:
+    ignore = [f"re:.*{re.escape(end)}$" for end in DENSE if end != unlisted]
     done = replayed("vllm", compressed("int", whole=False, targets=["Linear"], ignore=ignore, dspark=True))
-    wrong = found(done, "misread", r"attn\.wkv\.weight: the numbers of BF16 are copied into I8")
-    assert [finding.parameter for finding in wrong] == (
-        [] if listed else ["model.context_wkv_proj.weight[0]", "model.context_wkv_proj.weight[1]"]
-    )
-    assert bool(done.findings) != listed
+    assert {finding.parameter for finding in found(done, "misread", "the numbers of BF16 are copied into I8")} == wrong
+    assert bool(done.findings) == bool(wrong)
+
+
+@pytest.mark.parametrize(("prefix", "sound"), [("model.", True), ("", False)])
+def test_exact_lists_are_read_for_dspark_as_they_are_written(prefix: str, sound: bool) -> None:
+    layers = [f"layers.{layer}.attn.wo_a" for layer in range(3)]
+    drafts = [f"{prefix}layers.{layer}.attn.wo_a" for layer in (3, 4)]
+    done = replayed("vllm", fp8_release(wo_a=plain, ignored_layers=[*layers, *drafts], dspark=True))
+    assert bool(found(done, "misread", r"mtp\.\d\.attn\.wo_a\.weight")) != sound
 
 
 def test_findings_of_one_kind_are_one_sentence() -> None:

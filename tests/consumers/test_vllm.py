@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 import torch
 import variants
-from safetensors import safe_open
 
+from flagrelease.chips.loading.folder import release_in
 from flagrelease.chips.loading.methods import hold
-from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.replay import Replay, replay
 from flagrelease.chips.loading.rules import load_loaders
 from flagrelease.cli import main as flagrelease
@@ -44,18 +43,8 @@ def loaded(consumers: Path, release: Path) -> dict[str, Any]:
     return result
 
 
-def headers_of(folder: Path) -> Release:
-    tensors = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                part = opened.get_slice(name)
-                tensors[name] = (part.get_dtype(), tuple(part.get_shape()))
-    return Release(json.loads((folder / "config.json").read_text(encoding="utf-8")), None, tensors)
-
-
 def foretold(folder: Path) -> Replay:
-    return replay(load_loaders()["vllm"], headers_of(folder))
+    return replay(load_loaders()["vllm"], release_in(folder))
 
 
 def wrong_tensors(result: dict[str, Any]) -> set[str]:
@@ -198,7 +187,7 @@ def test_what_ends_in_an_error_is_what_the_replay_refuses(consumers: Path, tmp_p
 @pytest.mark.parametrize("experts", ["fp4", "fp8"])
 def test_the_names_are_vllms_own(consumers: Path, tmp_path: Path, experts: str) -> None:
     form = None if experts == "fp4" else variants.block_fp8(F32)
-    release = headers_of(variants.write(SOURCE, tmp_path / "release", form, None, {"expert_dtype": experts}))
+    release = release_in(variants.write(SOURCE, tmp_path / "release", form, None, {"expert_dtype": experts}))
     names = [name for name in release.tensors if not name.startswith("mtp.")]
     code = (
         "import json, sys; from vllm.models.deepseek_v4.nvidia.model import _make_deepseek_v4_weights_mapper as make\n"

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "formats": {"errors", "shard"},
     "model": {"errors", "formats", "shard", "strict_json"},
     "chips": {"errors", "publish/hubs"},
-    "chips/loading": {"chips", "errors", "model", "shard"},
+    "chips/loading": {"chips", "errors", "model", "shard", "strict_json"},
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
     "ranks": {"device", "durable", "errors"},

@@ -63,14 +63,17 @@ class Described:
         """Of a release with quant_method fp8: by the dtype of its experts and its lists of ignored modules."""
         ways: Experts = self.rules.experts[expert_dtype]
         given = self.release.quantization
-        ignored = set(self.listed(given.get("ignored_layers") or given.get("modules_to_not_convert") or []))
+        written = list(given.get("ignored_layers") or given.get("modules_to_not_convert") or [])
+        lists = {True: set(written), False: set(self.listed(written))}
 
         def skipped(module: str, name: str, experts: bool) -> bool:
+            as_written = self._as_written(module)
+            ignored = lists[as_written]
             if self.rules.ignore == "prefix":
                 forms = (module, name, name.removeprefix("model."))
                 return any(form.startswith(listed) for listed in ignored for form in forms)
             within = experts and any(name in listed for listed in ignored)
-            return within or name in ignored or bool(self._fused(name) & ignored)
+            return within or bool(self._forms(name, as_written) & ignored)
 
         def chosen(module: str) -> str:
             experts = self.storage[module] is Storage.EXPERT
@@ -82,6 +85,16 @@ class Described:
             return (ways.experts if experts else ways.linears) or PLAIN
 
         return chosen
+
+    def _as_written(self, module: str) -> bool:
+        """Whether the stack reads lists for `module` without its renaming and its fused modules: some do for DSpark."""
+        drafted = module.startswith("mtp.") or module in self.homes
+        return drafted and self.release.model.is_dspark and self.loader.dspark_lists == "as written"
+
+    def _forms(self, name: str, as_written: bool) -> set[str]:
+        """The names under which a module is looked for in a list."""
+        fused = self._fused(name)
+        return fused if fused and as_written else {name, *fused}
 
     def _fused(self, name: str) -> set[str]:
         """The names of the fused modules that `name` is a part of."""
@@ -95,29 +108,20 @@ class Described:
     def compressed_tensors(self) -> Callable[[str], str]:
         """Of a release of compressed-tensors: by its groups and what it ignores."""
         given = self.release.quantization
-        ignored = self.listed(given.get("ignore") or [])
-        groups = [
-            (self.listed(group.get("targets") or []), self._kind(group))
-            for group in (given.get("config_groups") or {}).values()
-        ]
+        groups = (given.get("config_groups") or {}).values()
+        written: list[tuple[list[str], str]] = [(given.get("ignore") or [], PLAIN)]
+        written += [(group.get("targets") or [], self._kind(group)) for group in groups]
+        lists = {True: written, False: [(self.listed(names), method) for names, method in written]}
 
-        def matches(name: str, patterns: Iterable[str]) -> bool:
-            forms = {name, *self._fused(name)}
-            return any(
-                any(re.match(pattern[3:], form) for form in forms) if pattern.startswith("re:") else pattern in forms
-                for pattern in patterns
-            )
-
-        def one(name: str) -> str:
-            if matches(name, ignored):
-                return PLAIN
-            for targets, method in groups:
-                if matches(name, targets):
+        def one(name: str, as_written: bool) -> str:
+            forms = self._forms(name, as_written)
+            for patterns, method in lists[as_written]:
+                if any(_matches(pattern, form) for pattern in patterns for form in forms):
                     return method
-            return next((method for targets, method in groups if "Linear" in targets), PLAIN)
+            return next((method for patterns, method in lists[as_written][1:] if "Linear" in patterns), PLAIN)
 
         def chosen(module: str) -> str:
-            found = {one(name) for name in self.names(module)}
+            found = {one(name, self._as_written(module)) for name in self.names(module)}
             if len(found) > 1:
                 raise RefusedByStackError(f"{module}: the projections of experts have several schemes: {sorted(found)}")
             return found.pop()
@@ -158,3 +162,7 @@ class Described:
             return self.rules.kinds[kind]
 
         return chosen
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.match(pattern[3:], name) is not None if pattern.startswith("re:") else pattern == name

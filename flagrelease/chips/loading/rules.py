@@ -173,6 +173,7 @@ class Loader(_Strict):
     draft_modules: str
     dspark_modules: tuple[Renaming, ...] = ()
     dspark_homes: tuple[Home, ...] = ()
+    dspark_lists: Literal["renamed", "as written"] = "renamed"
     expert_lookup: tuple[str, ...] = Field(min_length=1)
     fused: tuple[Fused, ...]
     plain: tuple[Pattern, ...]
