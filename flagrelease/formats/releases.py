@@ -62,7 +62,7 @@ class ReleaseFormat:
         bf16_scales: scales by row are rounded to BF16, which is what the loader keeps of them.
         offsets: zero points, all zero, stand beside the scales.
         plain_linears: last name components of weights that stay BF16 although they are linears.
-        copies: tensor -> further names that its bytes are stored under (where the source has the MTP stage).
+        copies: tensor -> a further name that its bytes are stored under (where the source has the MTP stage).
         description: how it is described.
         file_stem: of the tensor files and their index in the hf layout.
     """

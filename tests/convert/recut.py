@@ -93,7 +93,8 @@ def whole(source: Stored, dtype: str, mp: bool) -> Stored:
         elif dtype == "bf16" or (mp and ".wo_a." in name):
             out[name] = bf16(decode(stored, scale))
         elif dtype == "fp8" and stored[0] == "I8":
-            out[name], out[scale_name] = repack(stored, scale)
+            out[name], tiles = repack(stored, scale)
+            out[scale_name] = tiles if mp else ("F32", tiles[1], array(tiles).astype(np.float32).tobytes())
         else:
             if mp and stored[0] == "I8":
                 stored = ("F4", (stored[1][0], stored[1][1] * 2), stored[2])

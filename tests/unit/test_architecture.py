@@ -158,7 +158,7 @@ HEAVY = {
         *(f"validate/logits/{name}.py" for name in ("baseline", "distribution", "layers", "record", "replay")),
     },
     "triton": {"engine"},
-    "numba": {"convert/codecs/lookup.py"},
+    "numba": {"convert/codecs/lookup.py", "convert/codecs/row_loops.py"},
     "transformers": set(),
     "lm_eval": {f"validate/exams/harness/{name}.py" for name in ("__main__", "evaluation", "model")},
     "datasets": set(),

@@ -148,7 +148,7 @@ def shard(source: Source, target: Target, name: str, rank: int = 0) -> dict[str,
     tensor = next(tensor for tensor in source.tensors if tensor.spec.name in {name, f"{name}.weight"})
     region = dict(layout.regions(tensor.spec))[rank]
     parts = parts_of(tensor, target.action(tensor), target)
-    return {"scale" if part.is_scale else "weight": cut(part, region).shape(part) for part in parts}
+    return {part.role: cut(part, region).shape(part) for part in parts}
 
 
 @pytest.mark.parametrize(
@@ -209,14 +209,16 @@ def test_shards_of_the_o_projection(
 
 
 def test_experts_are_f4_of_logical_shape_or_fp8_with_tiles(sources: dict[str, Source]) -> None:
-    """Facts 2.7 and 2.8: an F4 header has the logical shape; FP8 experts have E8M0 per 128 x 128."""
+    """Facts 2.7 and 2.8: an F4 header has the logical shape; FP8 experts have E8M0 per 128 x 128, and F32 in hf: vLLM
+    copies the bytes of E8M0 scales of FP8 experts into float32 (serving stacks, 1)."""
     tensor = next(t for t in sources["flash"].tensors if t.spec.name == "layers.2.ffn.experts.5.w2.weight")
     name = "layers.2.ffn.experts.5.w2"
     for target, weight, scale in (
         ("native:mp8", ("F4", (4096, 2048)), ("F8_E8M0", (4096, 64))),
         ("native:hf", ("I8", (4096, 1024)), ("F8_E8M0", (4096, 64))),
         ("fp8:mp8", ("F8_E4M3", (4096, 2048)), ("F8_E8M0", (32, 16))),
-        ("fp8:hf", ("F8_E4M3", (4096, 2048)), ("F8_E8M0", (32, 16))),
+        ("fp8:hf", ("F8_E4M3", (4096, 2048)), ("F32", (32, 16))),
+        ("fp8-e8m0:hf", ("F8_E4M3", (4096, 2048)), ("F8_E8M0", (32, 16))),
     ):
         parsed = parse_target(target)
         parts = parts_of(tensor, parsed.action(tensor), parsed)
@@ -349,12 +351,13 @@ def test_target_is_written_as_it_is_read(text: str) -> None:
     "text",
     [
         "", "bf16", "bf16:", ":hf", "bf16:mp", "bf16:mp0", "bf16:mp08", "bf16:mp-8", "bf16:mp8.0", "BF16:hf", "bf16:HF",
-        "int8:hf", "bf16:hf ", " bf16:hf", "bf16:hf\n", "bf16:mp٨", "bf16:mp" + "1" * 5000, "bf16:hf:hf", "bf16-mp8",
+        "int8:mp8", "int4:hf", "bf16:hf ", " bf16:hf", "bf16:hf\n", "bf16:mp٨", "bf16:mp" + "1" * 5000, "bf16:hf:hf",
+        "bf16-mp8",
     ],
     ids=lambda text: repr(text[:20]),
 )  # fmt: skip
 def test_text_that_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is not DTYPE:LAYOUT"):
+    with pytest.raises(UsageError, match=r"is not FORMAT:LAYOUT|hf layout only"):
         parse_target(text)
 
 

@@ -13,9 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagrelease.convert.planning.target import Target
+from flagrelease.convert.planning.descriptions import (
+    MODELSLIM_NAME,
+    compressed_tensors_config,
+    ignored_layers,
+    modelslim_description,
+)
+from flagrelease.convert.planning.parts import Part
+from flagrelease.convert.planning.target import Action, Target
 from flagrelease.errors import CheckpointError
+from flagrelease.formats.formats import FP8
+from flagrelease.formats.releases import Description
 from flagrelease.model.v4.config import native_arguments
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.shard.impostors import impostor_in
 from flagrelease.source.companions import CONFIG_NAME, NATIVE_CONFIG_NAME
 from flagrelease.source.source import Source
@@ -40,34 +50,55 @@ class Documents:
         return written + [[name, size] for name, (_, size) in sorted(self.copied.items())]
 
 
-def make_documents(source: Source, target: Target, indexes: Mapping[str, tuple[dict[str, str], int]]) -> Documents:
-    """The documents of a release. `indexes` maps the name of an index file to (weight map, total size).
+def make_documents(
+    source: Source,
+    target: Target,
+    indexes: Mapping[str, tuple[dict[str, str], int]],
+    stored: Mapping[str, tuple[StoredWeight, Action, Part]],
+) -> Documents:
+    """The documents of a release.
+
+    Args:
+        source: the checkpoint.
+        target: the release.
+        indexes: name of an index file -> weight map and total size.
+        stored: name of each tensor of the release -> where it comes from.
 
     Raises:
         CheckpointError: inference/config.json is not a JSON object.
     """
-    written = {
-        CONFIG_NAME: _json(release_config(source, target)),
-        NATIVE_CONFIG_NAME: _json(native_config(source, target)),
-    }
+    kind = target.release.description
+    written = {CONFIG_NAME: _json(release_config(source, target, stored))}
+    if kind is Description.DEEPSEEK:  # DeepSeek's own code loads no other form
+        written[NATIVE_CONFIG_NAME] = _json(native_config(source, target))
+    if kind is Description.MODELSLIM:
+        written[MODELSLIM_NAME] = _json(modelslim_description(target, stored))
     for name, (weight_map, total) in indexes.items():
         written[name] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     return Documents(written, source.companions.taken)
 
 
-def release_config(source: Source, target: Target) -> dict[str, Any]:
+def release_config(
+    source: Source, target: Target, stored: Mapping[str, tuple[StoredWeight, Action, Part]]
+) -> dict[str, Any]:
     """`config.json` of the release: the source's, saying what the weights now are."""
     config = json.loads(json.dumps(source.raw_config))
     quantization = config.get("quantization_config")
     config.pop("expert_dtype", None)
     inside = isinstance(quantization, dict) and quantization.pop("expert_dtype", None) is not None
-    if target.dtype == "bf16":
+    if target.dtype == "bf16" or target.release.description is not Description.DEEPSEEK:
         config.pop("quantization_config", None)
         config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
+        if target.release.description is Description.COMPRESSED_TENSORS:
+            config["quantization_config"] = compressed_tensors_config(target, stored)
         return dict(config)
     experts = source.expert_format
     if experts is not None:  # BF16 experts beside FP8 weights are meant by saying nothing
-        (quantization if inside else config)["expert_dtype"] = "fp8" if target.dtype == "fp8" else experts.name
+        fp8 = target.release.experts is FP8
+        # vLLM reads FP8 experts from the top level only, and takes a missing key for FP4
+        (quantization if inside and not fp8 else config)["expert_dtype"] = "fp8" if fp8 else experts.name
+    if target.dtype == "fp8-bf16-wo-a":
+        quantization["ignored_layers"] = ignored_layers(source.config, stored)
     return dict(config)
 
 

@@ -1,6 +1,8 @@
 """`OutputFile`: which slices a tensor file of a release holds, in which order, and its header.
 
 Inside a file tensors stand by alignment (8, 4, 2, 1 bytes, so that every tensor is aligned), then as in the source.
+Codes of one byte keep their scales beside them, also where these are F32; then tensors of an odd size, which would
+shift a scale, stand at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class OutputFile:
         size: exact, header included.
         slices: what follows the header, in this order.
         ahead: how many of `slices` have a wider alignment than most of the release, and so stand at the beginning.
-        first: place in the source of the first tensor that the file holds.
+        behind: how many stand at the end, because their size would shift scales.
+        first, last: places in the source of the first and the last tensor that the file holds.
     """
 
     release: int
@@ -35,7 +38,9 @@ class OutputFile:
     size: int
     slices: tuple[Slice, ...] = field(repr=False)
     ahead: int
+    behind: int
     first: int
+    last: int
 
 
 def plan_files(
@@ -54,11 +59,22 @@ def plan_files(
         groups = list(_pack(slices, limit))
         for number, group in enumerate(groups, start=1):
             ahead = sorted((one for one in group if one.alignment > usual), key=lambda one: -one.alignment)
-            ordered = (*ahead, *(one for one in group if one.alignment <= usual))
+            among, behind = _odd_ones_last([one for one in group if one.alignment <= usual])
+            ordered = (*ahead, *among, *behind)
             header = join_header((one.entry, one.nbytes) for one in ordered)
             size = len(header) + sum(one.nbytes for one in ordered)
             name = _file_name(target, rank, number, len(groups))
-            yield OutputFile(release, name, header, size, ordered, len(ahead), group[0].order)
+            places = group[0].order, group[-1].order
+            yield OutputFile(release, name, header, size, ordered, len(ahead), len(behind), *places)
+
+
+def _odd_ones_last(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """Split off the tensors whose size is no multiple of the widest element among `slices`, scales included."""
+    widest = max((one.part.alignment for one in slices), default=1)
+    odd = {one.order for one in slices if one.nbytes % widest}
+    if widest == min((one.alignment for one in slices), default=1):
+        odd = set()
+    return [one for one in slices if one.order not in odd], [one for one in slices if one.order in odd]
 
 
 def _pack(slices: Sequence[Slice], limit: int | None) -> Iterator[Sequence[Slice]]:
@@ -85,6 +101,6 @@ def _pack(slices: Sequence[Slice], limit: int | None) -> Iterator[Sequence[Slice
 
 def _file_name(target: Target, rank: int, number: int, count: int) -> str:
     if target.mp is None:
-        return f"model-{number:05d}-of-{count:05d}.safetensors"
+        return f"{target.release.file_stem}-{number:05d}-of-{count:05d}.safetensors"
     part = f"-part{number}" if count > 1 else ""
     return f"model{rank}-mp{target.mp}{part}.safetensors"

@@ -2,22 +2,24 @@
 
 The jobs are one global order of which every file's own order is a part; so a file can be written front to back whatever
 else is written beside it. Tensors of the usual alignment of a release are visited at their place in the source, so that
-releases share the visit. The wider ones, which stand at a file's beginning, are visited when the file is begun.
+releases share the visit. The wider ones, which stand at a file's beginning, are visited when the file is begun, and
+those at its end when all others have been.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flagrelease.convert.planning.files import OutputFile
-from flagrelease.convert.planning.parts import Cut
+from flagrelease.convert.planning.parts import Cut, Role
 from flagrelease.convert.planning.slices import Slice
 from flagrelease.convert.planning.target import Action
 from flagrelease.model.v4.stored import StoredWeight
 
-# Place of a visit in the order of work: (place in the source, 0 if it is for a file's beginning, minus the alignment),
-# then the tensor's own place in the source.
+# Place of a visit in the order of work: place in the source; 0 if it is for a file's beginning, 2 for its end; minus
+# the alignment; then the tensor's own place in the source.
 _Key = tuple[int, int, int, int]
 
 
@@ -37,11 +39,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What one action makes of a tensor, every place it goes to, and the releases (of the plan) these belong to."""
+    """What one action makes of a tensor: every place each part goes to, and the releases (of the plan) of these."""
 
     action: Action
-    weight: tuple[Piece, ...]
-    scale: tuple[Piece, ...]
+    pieces: dict[Role, tuple[Piece, ...]]
     releases: frozenset[int]
 
 
@@ -63,20 +64,24 @@ def make_jobs(
         files: of all releases.
         actions: for each release what it makes of each tensor.
     """
-    placed: dict[_Key, dict[Action, tuple[list[Piece], list[Piece]]]] = {}
+    placed: dict[_Key, dict[Action, dict[Role, list[Piece]]]] = {}
     for number, file in enumerate(files):
         position = len(file.header)
         for key, one in _visits(file):
             action = actions[file.release][one.order]
-            weight, scale = placed.setdefault(key, {}).setdefault(action, ([], []))
-            (scale if one.part.is_scale else weight).append(Piece(number, position, one.cut))
+            by_role = placed.setdefault(key, {}).setdefault(action, defaultdict(list))
+            by_role[one.part.role].append(Piece(number, position, one.cut))
             position += one.nbytes
     return tuple(
         Job(
             tensors[key[-1]],
             tuple(
-                Product(action, tuple(weight), tuple(scale), frozenset(files[piece.file].release for piece in weight))
-                for action, (weight, scale) in by_action.items()
+                Product(
+                    action,
+                    {role: tuple(pieces) for role, pieces in by_role.items()},
+                    frozenset(files[piece.file].release for piece in by_role["weight"]),
+                )
+                for action, by_role in by_action.items()
             ),
         )
         for key, by_action in sorted(placed.items(), key=lambda item: item[0])
@@ -85,17 +90,23 @@ def make_jobs(
 
 def bytes_visited(tensors: Sequence[StoredWeight], files: Sequence[OutputFile]) -> int:
     """Bytes of the source that the jobs read. A tensor that stands in several places of the order is read again."""
-    shared = {one.order for file in files for one in file.slices[file.ahead :]}
-    ahead = {key for file in files for key, _ in _visits(file, file.ahead)}
-    return sum(_bytes(tensors[order]) for order in shared) + sum(_bytes(tensors[key[-1]]) for key in ahead)
+    among = {one.order for file in files for one in _split(file)[1]}
+    apart = {key for file in files for key, _ in _visits(file, among=False)}
+    return sum(_bytes(tensors[order]) for order in among) + sum(_bytes(tensors[key[-1]]) for key in apart)
 
 
-def _visits(file: OutputFile, count: int | None = None) -> Iterator[tuple[_Key, Slice]]:
-    for number, one in enumerate(file.slices[:count]):
-        if number < file.ahead:
-            yield (file.first, 0, -one.alignment, one.order), one
-        else:
-            yield (one.order, 1, 0, one.order), one
+def _visits(file: OutputFile, *, among: bool = True) -> Iterator[tuple[_Key, Slice]]:
+    """The places of a file's slices in the order of work. `among`: also of those that other releases may share."""
+    ahead, middle, behind = _split(file)
+    yield from (((file.first, 0, -one.alignment, one.order), one) for one in ahead)
+    if among:
+        yield from (((one.order, 1, 0, one.order), one) for one in middle)
+    yield from (((file.last, 2, 0, one.order), one) for one in behind)
+
+
+def _split(file: OutputFile) -> tuple[tuple[Slice, ...], tuple[Slice, ...], tuple[Slice, ...]]:
+    end = len(file.slices) - file.behind
+    return file.slices[: file.ahead], file.slices[file.ahead : end], file.slices[end:]
 
 
 def _bytes(tensor: StoredWeight) -> int:

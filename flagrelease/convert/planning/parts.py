@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from flagrelease.convert.codecs.repack import REPACK_TILE
 from flagrelease.convert.planning.layouts import Region, matrix_shape
 from flagrelease.convert.planning.target import Action, Target
 from flagrelease.errors import UsageError
-from flagrelease.formats.formats import FP8, block_counts, scale_names
+from flagrelease.formats.formats import (
+    FP8,
+    FP8_CHANNEL,
+    INT8,
+    MXFP8,
+    block_counts,
+    offset_name,
+    row_scale_name,
+    scale_names,
+)
 from flagrelease.model.v4.inventory import TensorSpec
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
+
+Role = Literal["weight", "scale", "offset"]
 
 
 class Part(NamedTuple):
@@ -21,7 +32,7 @@ class Part(NamedTuple):
 
     Attributes:
         name, dtype, shape: as in the release's headers, for the whole tensor.
-        is_scale: whether it is the scale.
+        role: whether it is the weight, its scale or its zero points.
         block: (rows, elements) of the weight that one entry covers: (1, 1) for a weight, the block for a scale, (1, 2)
             for FP4 whose header counts bytes.
     """
@@ -29,7 +40,7 @@ class Part(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int, ...]
-    is_scale: bool = False
+    role: Role = "weight"
     block: tuple[int, int] = (1, 1)
 
     @property
@@ -65,22 +76,44 @@ class Cut(NamedTuple):
 
 
 def parts_of(tensor: StoredWeight, action: Action, target: Target) -> tuple[Part, ...]:
-    """What `action` makes of `tensor` in a release: the weight, then its scale if it keeps one."""
+    """What `action` makes of `tensor` in a release: the weight, then its scale and zero points if it has them."""
     spec, weight, scale = tensor.spec, tensor.weight, tensor.scale
     if tensor.format is None:
         return (Part(spec.name, weight.dtype, weight.shape),)
     if action is Action.DECODE:
         return (Part(spec.name, "BF16", spec.shape),)
     assert scale is not None
+    if action in (Action.INT8, Action.INT8_BF16, Action.FP8_CHANNEL, Action.MXFP8):
+        return _row_parts(tensor, action, target)
     scale_name = scale.name if target.mp is None else scale_names(spec.name)[0]
-    if action is Action.REPACK:
-        blocks = block_counts(spec.shape, REPACK_TILE)
-        return Part(spec.name, FP8.weight_dtypes[0], spec.shape), Part(scale_name, "F8_E8M0", blocks, True, REPACK_TILE)
-    kept_scale = Part(scale_name, scale.dtype, scale.shape, True, tensor.block)
+    if action in (Action.REPACK, Action.REPACK_F32):
+        blocks, dtype = block_counts(spec.shape, REPACK_TILE), "F8_E8M0" if action is Action.REPACK else "F32"
+        return Part(spec.name, FP8.weight_dtypes[0], spec.shape), Part(scale_name, dtype, blocks, "scale", REPACK_TILE)
+    dtype = "F32" if action is Action.WIDEN else scale.dtype
+    kept_scale = Part(scale_name, dtype, scale.shape, "scale", tensor.block)
     if tensor.format.elements_per_byte == 2 and target.mp is not None:
         return Part(spec.name, "F4", spec.shape), kept_scale
     per_entry = tensor.format.elements_per_entry(weight.dtype)
-    return Part(spec.name, weight.dtype, weight.shape, False, (1, per_entry)), kept_scale
+    return Part(spec.name, weight.dtype, weight.shape, "weight", (1, per_entry)), kept_scale
+
+
+def with_copy(parts: tuple[Part, ...], name: str | None) -> tuple[Part, ...]:
+    """The parts of a plain tensor, and once more under `name`, if it is given."""
+    return parts if name is None else (*parts, parts[0]._replace(name=name))
+
+
+def _row_parts(tensor: StoredWeight, action: Action, target: Target) -> tuple[Part, ...]:
+    """The parts of a weight with scales along its rows, as compressed-tensors and ModelSlim name them."""
+    name, shape = tensor.spec.name, tensor.spec.shape
+    fmt = {Action.FP8_CHANNEL: FP8_CHANNEL, Action.MXFP8: MXFP8}.get(action, INT8)
+    block = fmt.block(None, shape[-1])
+    assert block is not None, "fixed by the format"
+    blocks, dtype = block_counts(shape, block), fmt.scale_dtypes[0]
+    codes = Part(name, fmt.weight_dtypes[0], shape)
+    scale = Part(row_scale_name(name), dtype, blocks, "scale", block)
+    if not target.release.offsets:
+        return codes, scale
+    return codes, scale, Part(offset_name(name), dtype, blocks, "offset", block)
 
 
 def cut(part: Part, region: Region) -> Cut:

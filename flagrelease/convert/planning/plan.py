@@ -19,14 +19,14 @@ from flagrelease.convert.planning.documents import Documents, make_documents
 from flagrelease.convert.planning.files import OutputFile, plan_files
 from flagrelease.convert.planning.jobs import Job, bytes_visited, make_jobs
 from flagrelease.convert.planning.layouts import TensorParallel, tensor_parallel
-from flagrelease.convert.planning.parts import Part, parts_of
+from flagrelease.convert.planning.parts import Part, parts_of, with_copy
 from flagrelease.convert.planning.slices import slices_by_rank
 from flagrelease.convert.planning.target import Action, Target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
+from flagrelease.model.v4.config import has_mtp_stage
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.manifest import MANIFEST_NAME, alike_but_for_case
 from flagrelease.records.recipe import ConvertSpec
-from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.source import Source
 
 
@@ -140,7 +140,11 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
     require_possible(target, source)
     layout = None if target.mp is None else tensor_parallel(source.config, target.mp, target.o_groups)
     actions = tuple(target.action(tensor) for tensor in source.tensors)
-    by_tensor = [parts_of(tensor, action, target) for tensor, action in zip(source.tensors, actions, strict=True)]
+    copies = dict(target.release.copies) if has_mtp_stage(source.config) else {}
+    by_tensor = [
+        with_copy(parts_of(tensor, action, target), copies.get(tensor.spec.name))
+        for tensor, action in zip(source.tensors, actions, strict=True)
+    ]
     limit = options.max_file_bytes if layout is None else options.rank_part_bytes
     files = tuple(plan_files(slices_by_rank(source, target, layout, by_tensor), target, number, limit))
     parts = {
@@ -151,8 +155,11 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
     indexes: dict[str, tuple[dict[str, str], int]] = {}
     if layout is None:
         weight_map = {one.part.name: file.name for file in files for one in file.slices}
-        indexes[INDEX_NAME] = weight_map, sum(one.nbytes for file in files for one in file.slices)
-    documents = make_documents(source, target, indexes)
+        indexes[f"{target.release.file_stem}.safetensors.index.json"] = (
+            weight_map,
+            sum(one.nbytes for file in files for one in file.slices),
+        )
+    documents = make_documents(source, target, indexes, parts)
     paths = {MANIFEST_NAME, *(file.name for file in files), *documents.written, *documents.copied}
     if alike := alike_but_for_case(paths):
         raise CheckpointError(

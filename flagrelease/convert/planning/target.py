@@ -1,20 +1,18 @@
-"""`Target`: one release asked for, as `DTYPE:LAYOUT`, and what it makes of a source tensor."""
+"""`Target`: one release asked for, as `FORMAT:LAYOUT`, and what it makes of a source tensor."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum
 
 from flagrelease.convert.codecs.repack import REPACK_TILE
 from flagrelease.errors import UsageError
-from flagrelease.formats.formats import FP4
-from flagrelease.model.v4.inventory import Split
+from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8
+from flagrelease.formats.releases import RELEASE_FORMATS, Kept, ReleaseFormat, parse_format_and_layout
+from flagrelease.model.v4.inventory import Storage
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.records.manifest import Dtype, OGroups, TargetRecord
 from flagrelease.source.source import Source
-
-_TARGET = re.compile(r"(bf16|fp8|native):(hf|mp([1-9][0-9]{0,5}))")
 
 
 class Action(Enum):
@@ -22,20 +20,31 @@ class Action(Enum):
 
     COPY = "copied bit by bit, a scale with its weight"
     DECODE = "decoded to BF16; the scale is used up"
-    REPACK = "FP4 with a scale per 32 to FP8 with a scale per 128 x 128"
+    REPACK = "FP4 with a scale per 32 to FP8 with an E8M0 scale per 128 x 128"
+    REPACK_F32 = "FP4 with a scale per 32 to FP8 with an F32 scale per 128 x 128"
+    WIDEN = "FP8 codes copied, their E8M0 scales written as F32"
+    INT8 = "INT8 with an F32 scale for each row"
+    INT8_BF16 = "INT8 with a scale for each row that BF16 holds, written as F32"
+    FP8_CHANNEL = "FP8 with an F32 scale for each row"
+    MXFP8 = "FP8 with a scale exponent for each 32 elements"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A release: numbers (`dtype`) and cut (`mp`, None for the hf layout). `o_groups` matters where mp > o_groups."""
+    """A release: format (`dtype`) and cut (`mp`, None for the hf layout). `o_groups` matters where mp > o_groups."""
 
     dtype: Dtype
     mp: int | None
     o_groups: OGroups = "shared"
 
     @property
+    def release(self) -> ReleaseFormat:
+        """What the format stores."""
+        return RELEASE_FORMATS[self.dtype]
+
+    @property
     def folder(self) -> str:
-        """Name of the release's folder, `DTYPE-LAYOUT`."""
+        """Name of the release's folder, `FORMAT-LAYOUT`."""
         return f"{self.dtype}-{self.layout}"
 
     @property
@@ -48,17 +57,23 @@ class Target:
         return f"{self.dtype}:{self.layout}"
 
     def action(self, tensor: StoredWeight) -> Action:
-        """What this release makes of `tensor`.
-
-        DeepSeek's and FlagOS' inference code load `wo_a` as BF16 from an mp checkpoint whatever the rest is.
-        """
+        """What this release makes of `tensor`."""
         if tensor.format is None:
             return Action.COPY
-        if self.dtype == "bf16" or (self.mp is not None and tensor.spec.split is Split.O_GROUP_ROWS):
+        expert = tensor.spec.storage is Storage.EXPERT
+        wanted = self.release.stored(tensor.spec.name, expert=expert, mp=self.mp is not None)
+        if wanted is None:
             return Action.DECODE
-        if self.dtype == "fp8" and tensor.format is FP4:
-            return Action.REPACK
-        return Action.COPY
+        if wanted is INT8:
+            return Action.INT8_BF16 if self.release.bf16_scales else Action.INT8
+        if wanted is FP8:
+            wide = self.release.f32_scales and self.mp is None
+            if tensor.format is FP4:
+                return Action.REPACK_F32 if wide else Action.REPACK
+            return Action.WIDEN if wide and tensor.scale and tensor.scale.dtype == "F8_E8M0" else Action.COPY
+        return (
+            Action.COPY if isinstance(wanted, Kept) else {FP8_CHANNEL: Action.FP8_CHANNEL, MXFP8: Action.MXFP8}[wanted]
+        )
 
     def record(self, o_groups: OGroups | None) -> TargetRecord:
         """The manifest's record; `o_groups` is None where the layout does not use it."""
@@ -66,16 +81,16 @@ class Target:
 
 
 def parse_target(text: str, o_groups: OGroups = "shared") -> Target:
-    """Read `DTYPE:LAYOUT`.
+    """Read `FORMAT:LAYOUT`.
 
     Raises:
         UsageError: it is not one.
     """
-    match = _TARGET.fullmatch(text)
-    if match is None:
-        raise UsageError(f"target {text!r} is not DTYPE:LAYOUT with bf16, fp8 or native and hf or mpN, as in bf16:mp8")
-    dtype: Dtype = match[1]  # type: ignore[assignment]  # one of the three by the pattern
-    return Target(dtype, int(match[3]) if match[3] else None, o_groups)
+    try:
+        release, mp = parse_format_and_layout(text)
+    except ValueError as error:
+        raise UsageError(f"target {error}") from error
+    return Target(release.name, mp, o_groups)
 
 
 def require_possible(target: Target, source: Source) -> None:
@@ -89,7 +104,7 @@ def require_possible(target: Target, source: Source) -> None:
     if all(t.format is None for t in source.tensors):
         raise UsageError(f"target {target}: {source.folder} holds no quantised tensor; from it only bf16 can be made")
     block = source.config.block_size
-    if target.dtype == "fp8" and source.expert_format is FP4 and block != REPACK_TILE:
+    if target.release.experts is FP8 and source.expert_format is FP4 and block != REPACK_TILE:
         raise UsageError(
             f"target {target}: FP4 is repacked in blocks of {list(REPACK_TILE)}, "
             f"weight_block_size is {block and list(block)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flagrelease import __version__
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
-from flagrelease.convert.running.journal import SCALE, WEIGHT, Journal, TensorResult
+from flagrelease.convert.running.journal import Journal, TensorResult
 from flagrelease.durable.files import copy_whole, sync_folder, write_whole
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import (
@@ -47,7 +47,11 @@ def assemble(
         if size != planned:
             raise CheckpointError(f"{path}: {planned} bytes when the work began, {size} now")
         records.append(FileRecord(path=name, size=size, sha256=sha256))
-    results = [journal.tensors[t.spec.name, action] for t, action, part in release.parts.values() if not part.is_scale]
+    results = [
+        journal.tensors[tensor.spec.name, action]
+        for tensor, action, part in release.parts.values()
+        if part.name == tensor.spec.name
+    ]
     manifest = _manifest(plan, release, records, results, checked)
     write_whole(folder / MANIFEST_NAME, manifest.to_json())
     journal.remove()
@@ -90,12 +94,13 @@ def _manifest(
         plan=release.digest,
         elements=counts,
         inexact={r.tensor: n for r in results if (n := r.counts.rounded + r.counts.lost)},
+        losses={r.tensor: r.loss for r in results if r.loss is not None},
         files=tuple(sorted(files, key=lambda record: record.path)),
         tensors={
             name: TensorRecord(
                 dtype=part.dtype,
                 shape=part.shape,
-                blake3=by_name[tensor.spec.name].parts[SCALE if part.is_scale else WEIGHT],
+                blake3=by_name[tensor.spec.name].parts[part.role],
             )
             for name, (tensor, _, part) in release.parts.items()
         },

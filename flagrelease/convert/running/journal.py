@@ -13,16 +13,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from flagrelease.convert.planning.parts import Role
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.planning.target import Action
 from flagrelease.durable.folder import LOCK_NAME, WorkFolder, refuse_foreign, remove_control
 from flagrelease.durable.lock import FileLock
 from flagrelease.durable.log import AppendLog
 from flagrelease.errors import ResourceError
-from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, read_manifest
+from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, LossRecord, read_manifest
 
 WORK_FOLDER = ".flagrelease"
-WEIGHT, SCALE = "weight", "scale"
 _LOG_NAME, _LOG_VERSION = "journal.jsonl", 2
 
 
@@ -30,7 +30,7 @@ class TensorResult(BaseModel):
     """What was learned of one source tensor under one action.
 
     `source` maps the stored names that were read (weight, scale) to BLAKE3 digests. `parts` does so for what the action
-    makes, by WEIGHT and SCALE, because releases may name a scale differently.
+    makes, by role, because releases may name a scale differently. `loss` is what scales by row cost.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,8 +38,9 @@ class TensorResult(BaseModel):
     tensor: str
     action: Action
     source: dict[str, str]
-    parts: dict[str, str]
+    parts: dict[Role, str]
     counts: ElementCounts
+    loss: LossRecord | None = None
 
 
 class FileState(BaseModel):

@@ -32,7 +32,8 @@ class Schedule:
             files = frozenset(
                 piece.file
                 for product in job.products
-                for piece in (*product.weight, *product.scale)
+                for pieces in product.pieces.values()
+                for piece in pieces
                 if piece.file in lanes and piece.end > lanes[piece.file].resume_at
             )
             if files or self._unrecorded(job):

@@ -204,6 +204,11 @@ def parse_config(raw: dict[str, Any], origin: Path | str) -> ModelConfig:
         raise CheckpointError(f"{origin}: {first_problem(error, 'config')}{hint if saved else ''}") from error
 
 
+def has_mtp_stage(config: ModelConfig) -> bool:
+    """Whether the checkpoint holds the preview's MTP stages, which share embedding and head with the model."""
+    return config.n_mtp_layers > 0 and not config.is_dspark
+
+
 def native_arguments(config: ModelConfig) -> dict[str, Any]:
     """The model part of DeepSeek's `inference/config.json`: the keys of its ModelArgs that the config decides.
 
