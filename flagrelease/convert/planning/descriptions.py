@@ -22,7 +22,10 @@ Stored = Mapping[str, tuple[StoredWeight, Action, Part]]
 
 _IN_A_LAYER = re.compile(r"(?:layers|mtp)\.\d+\.(?:ffn\.experts\.\d+\.)?")
 # Linears that DeepSeek never quantises, and that stacks build like the others.
-_ALWAYS_PLAIN = ("compressor.wkv", "compressor.wgate", "indexer.weights_proj", "ffn.gate", "head", "embed")
+_ALWAYS_PLAIN = (
+    "compressor.wkv", "compressor.wgate", "indexer.weights_proj", "ffn.gate", "head", "embed", "confidence_head.proj",
+    "markov_head.markov_w1", "markov_head.markov_w2",
+)  # fmt: skip
 # vLLM and SGLang build these out of several of DeepSeek's, and look for the joint name, or for names of their own.
 _JOINED = {
     "attn.wq_a": ("attn.fused_wqa_wkv",),
@@ -59,14 +62,22 @@ def compressed_tensors_config(target: Target, stored: Stored) -> dict[str, Any]:
 
 
 def _plain_linears(stored: Stored) -> list[str]:
-    """Ends of the names of all linears that are BF16, those that stacks join included."""
-    plain, quantised = set(_ALWAYS_PLAIN), set[str]()
+    """Ends of the names of all linears that are BF16, those that stacks join included.
+
+    A name stands whole where other layers have the same linear quantised.
+    """
+    plain, quantised = dict[str, list[str]](), set[str]()
     for tensor, _, part in stored.values():
         if part.role == "weight" and tensor.spec.storage in (Storage.LINEAR, Storage.EXPERT):
-            end = _IN_A_LAYER.sub("", part.name.removesuffix(WEIGHT_SUFFIX))
-            (plain if part.dtype == "BF16" else quantised).add(end)
-    ends = plain - quantised
-    return sorted(ends | {name for end in ends for name in _JOINED.get(end, ())})
+            name = part.name.removesuffix(WEIGHT_SUFFIX)
+            end = _IN_A_LAYER.sub("", name)
+            if part.dtype == "BF16":
+                plain.setdefault(end, []).append(name)
+            else:
+                quantised.add(end)
+    ends = plain.keys() - quantised | set(_ALWAYS_PLAIN)
+    whole = {name for end in plain.keys() & quantised for name in plain[end]}
+    return sorted(ends | whole | {name for end in ends for name in _JOINED.get(end, ())})
 
 
 def ignored_layers(config: ModelConfig, stored: Stored) -> list[str]:
