@@ -1,10 +1,10 @@
 """What a second release costs when both come from one pass: bf16:mp8 alone, int8:hf alone, and the two together.
 
-    python benchmarks/convert_together.py                       # real V4-Flash dimensions, 2 layers, 32 experts
+    python benchmarks/convert_together.py                   # real V4-Flash dimensions, 2 layers, 32 experts
     python benchmarks/convert_together.py --first bf16:mp8 --second int8-experts:hf --repeat 5
 
 The experts are Gaussian numbers quantised by DeepSeek's rule, because the cost of INT8 depends on them: a row that a
-power of two does not hold exactly is quantised twice. Runs alternate, so that a change of the machine's load meets all three.
+power of two does not hold exactly is quantised twice. Runs alternate, so that a change of the machine's load meets all.
 CPU seconds are those of the whole process, start included. Prints Markdown for benchmarks/convert-together_*.md.
 """
 
