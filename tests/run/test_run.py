@@ -254,7 +254,7 @@ def test_the_table(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["chip", "release", "convert", "verify", "validate", "publish"]
     assert lines[1].split() == ["ascend", "bf16-hf", "done", "done", "done", "-"]
-    assert "ascend: validate: " in "\n".join(lines)
+    assert "ascend bf16-hf: validate: " in "\n".join(lines)
     assert str(tmp_path / "out" / "validation" / "bf16-hf-ascend" / "report.html") in "\n".join(lines)
 
 
@@ -356,7 +356,7 @@ def test_ranks_are_started_and_their_own_exit_codes_are_kept(
     texts.write_text('{"name": "t", "kind": "short", "text": "a short text"}\n')
     words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", "--documents", str(texts)]
     assert main(words) == 6
-    assert "nvidia: validate: network: gone" in capsys.readouterr().out
+    assert "nvidia fp8-mp2: validate: network: gone" in capsys.readouterr().out
     for command in commands:
         with pytest.raises(SystemExit) as ended:
             cli.app([*command, "--help"])
