@@ -91,7 +91,7 @@ def make_request(
         raise UsageError(f"--cards is for a checkpoint folder; {source} says the layout of each chip itself")
     chosen = () if named and not known else recipe.chosen(chips)
     wanted = tuple(_in_recipe(one, o_groups) for one in chosen)
-    understood = read_source(_checkpoint_of(recipe, source, checkpoint), told)
+    understood = read_source(checkpoint_of(recipe, source, checkpoint), told)
     return ConversionRequest(
         understood, _unique(wanted, named), wanted, recipe.convert, _provenance(recipe), recipe.hubs
     )
@@ -101,7 +101,12 @@ def _unique(wanted: Iterable[ChipTarget], named: list[Target]) -> tuple[Target, 
     return tuple(dict.fromkeys([*(one.target for one in wanted), *named]))
 
 
-def _checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
+def checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
+    """The folder of the checkpoint: `checkpoint`, or the one that the recipe in the file `path` names.
+
+    Raises:
+        UsageError: neither names a folder.
+    """
     if checkpoint is not None:
         return checkpoint
     if recipe.source.path is None:

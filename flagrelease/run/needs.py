@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flagrelease.chips.table import Chip
+from flagrelease.convert.request import checkpoint_of
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.records.source_identity import SourceIdentity
 from flagrelease.run.baseline import baseline_folder, needs_model
@@ -26,11 +27,12 @@ def require_needs(request: RunRequest) -> None:
     """Refuse a run that a later stage would refuse whatever the conversion gives.
 
     Raises:
-        UsageError: a file of data, documents or the signing key is missing or malformed, `--baseline` holds none, or
+        UsageError: the recipe has no such chip, there is no checkpoint, a file of data, documents or the signing key is missing or malformed, `--baseline` holds none, or
             the rules do not count what `--device` computes.
         NetworkError: the hub does not give the questions of a benchmark that no `--data` is for.
         ResourceError: packages that run a model are missing (`--until verify` does without), or `--device` is.
     """
+    _require_source(request)
     rules = request.recipe.validation
     if unknown := sorted(request.data.keys() - rules.benchmarks.keys()):
         raise UsageError(f"--data {unknown[0]}: the rules have no such benchmark")
@@ -49,6 +51,14 @@ def require_needs(request: RunRequest) -> None:
         for chip in _chips(request):
             if isinstance(reason := _device(request, chip), str):
                 raise ResourceError(f"{chip.id} cannot be validated with --device {request.device}: {reason}")
+
+
+def _require_source(request: RunRequest) -> None:
+    """Before a hub is asked, which takes half a minute where there is no network."""
+    request.recipe.chosen(request.chips)
+    folder = checkpoint_of(request.recipe, request.path, request.checkpoint)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such checkpoint folder")
 
 
 def require_baseline(request: RunRequest, source: Path, identity: SourceIdentity) -> None:

@@ -336,6 +336,25 @@ def test_data_of_the_hub_is_looked_at_before_converting(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--chip", "iluvatar"], "iluvatar"), (["--checkpoint", "missing"], "missing: no such checkpoint folder")],
+)
+def test_chips_and_checkpoint_are_looked_at_before_the_hub(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a network these ended after half a minute, with an error about the network."""
+    rules = choice_rules(files=("data/0.jsonl",), revision="main").model_dump(mode="json")
+    recipe = write_recipe(tmp_path, stages=["integrity", "weights", "benchmarks"], benchmarks={"choices": rules})
+
+    def no_network(*_: object, **__: object) -> None:
+        raise NetworkError("the hub cannot be reached")
+
+    monkeypatch.setattr(asking, "download", no_network)
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_ranks_are_started_and_their_own_exit_codes_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

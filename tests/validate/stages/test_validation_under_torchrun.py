@@ -33,8 +33,8 @@ def test_a_baseline_and_a_validation_on_two_ranks(workshop: Workshop, tmp_path: 
     done = on_two_ranks(words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert verdicts(out) == dict.fromkeys(("integrity", "weights", "logits", "benchmarks", "behaviour"), "pass")
-    assert done.stdout.count(" on ascend") == done.stderr.count("behaviour: 12 answers of 12") == 1, "one rank talks"
-    assert done.stderr.count("logits: 172 tokens of 172") == 1
+    assert done.stdout.count(" on ascend") == done.stderr.count("behaviour: 12 answers in ") == 1, "one rank talks"
+    assert done.stderr.count("logits: 172 tokens in ") == 1
     assert "2 x " in read_report(out)["stages"][4]["figures"]["native_stack"]
     again = on_two_ranks(words, torchrun=True)  # everything is finished: the second rank must not wait for ever
     assert again.returncode == 0, again.stderr[-2000:]
