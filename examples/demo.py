@@ -114,7 +114,7 @@ def demo() -> None:
         run("verify", OUT / "bf16-hf", "--source", CHECKPOINT, expect=5)
     finally:
         flip_a_bit(victim)
-    say("Published into a folder. The same command goes on from what is there:")
+    say("Published into a folder. The same command, run again, publishes what it finds finished:")
     run(*way, "--publish", OUT / "published", "--yes")
     published = sorted((OUT / "published").iterdir())
     run("verify", published[0], "--source", CHECKPOINT)

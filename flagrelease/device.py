@@ -45,7 +45,7 @@ class Device:
     def why_eager(self) -> str | None:
         """Why `capture` records nothing; None where it does."""
         if self.type == "cpu":
-            return "a CPU queues nothing"
+            return "a CPU has no graphs"
         if self.graph_class is None:
             return f"no graphs of torch.{self.type} are known: {_types()[self.type].why_null['graph_class']}"
         if not hasattr(_api(self.type), self.graph_class):

@@ -58,4 +58,5 @@ def first_problem(error: ValidationError, whole: str = "document") -> str:
         whole: what to call the place where no single field is to blame.
     """
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"
+    problem = "Input should be an object" if first["type"] == "model_type" else first["msg"]  # pydantic names our class
+    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {problem}"

@@ -25,7 +25,7 @@ class DimensionsChoice(str, Enum):
 
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
-PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Also draw it.")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Also draw the table.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,21 +37,26 @@ def register(app: typer.Typer) -> None:
 @group.command(epilog="Example: flagrelease bench engine --dimensions flash --experts 88 --json > h100.json")
 def engine(
     name: Annotated[
-        DimensionsChoice, typer.Option("--dimensions", help="Whose; the weights are random.")
+        DimensionsChoice,
+        typer.Option("--dimensions", help="The model whose dimensions are used; the weights are random."),
     ] = DimensionsChoice.FLASH,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, help="The first so many. Default: all.")] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=1, help="Only the first N layers. Default: all.")
+    ] = None,
     experts: Annotated[
         int | None, typer.Option("--experts", min=1, help="Routed experts of a layer. Default: all.")
     ] = None,
     numerics: Annotated[str, typer.Option("--numerics", help="native, fp8 or bf16; docs/engine.md.")] = "native",
     operators: Annotated[
-        str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")
+        str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
     ] = "auto",
     batch: Annotated[str, typer.Option("--batch", help="Rows that decode together, one row of the table each.")] = (
         "1,16,64"
     ),
     prompt: Annotated[str, typer.Option("--prompt", help="Tokens of prompts to prefill.")] = "512,4096,8192,32768",
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens before those that are decoded.")] = 4096,
+    context: Annotated[
+        int, typer.Option("--context", min=1, help="Tokens in the cache before decoding begins.")
+    ] = 4096,
     chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens that prefill appends in one step.")] = 8192,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Decoding steps that one time is the mean of.")] = 20,
     device: DeviceOption = "auto",
@@ -85,11 +90,11 @@ def engine(
 @group.command(epilog="Example: flagrelease bench kernels --tokens 1,64")
 def kernels(
     name: Annotated[
-        DimensionsChoice, typer.Option("--dimensions", help="Whose shapes; the numbers are random.")
+        DimensionsChoice, typer.Option("--dimensions", help="The model whose shapes are used; the numbers are random.")
     ] = DimensionsChoice.FLASH,
-    tokens: Annotated[str, typer.Option("--tokens", help="Tokens of a call, one block of the table each.")] = (
-        "1,64,1024"
-    ),
+    tokens: Annotated[
+        str, typer.Option("--tokens", help="Tokens in a call; each number gets a block of the table.")
+    ] = ("1,64,1024"),
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:

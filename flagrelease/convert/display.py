@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from flagrelease.console import human_bytes, out, table
+from flagrelease.console import human_bytes, out, say, table
 from flagrelease.convert.inspect import Inspection
 from flagrelease.convert.summary import ReleaseSummary, Summary
 from flagrelease.records.manifest import Manifest
@@ -143,6 +143,10 @@ def show_releases(folder: Path, manifests: dict[str, Manifest], before: list[str
     out().print(rows)
     if before:
         out().print(f"{', '.join(before)}: complete already, nothing was written")
+        say(
+            "the source was compared with them by headers, small tensors and samples of the others; "
+            "`flagrelease verify RELEASE --source CHECKPOINT` compares every byte."
+        )
     if not recipe:
         out().print(
             "These releases name no recipe, because none was given. verify, validate, generate and serve take them as "

@@ -74,7 +74,9 @@ NumericsOption = Annotated[
 ]
 DtypeOption = Annotated[DtypeChoice, typer.Option("--dtype", help="float32, with --numerics bf16, makes a reference.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
-OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
+OperatorsOption = Annotated[
+    str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
+]
 ContextOption = Annotated[
     int | None,
     typer.Option(
@@ -107,18 +109,24 @@ def generate(
         typer.Option("--prompts", help="A JSONL file: a string or a list of messages a line. JSONL goes to stdout."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="With --prompts: where JSONL goes; run again, it is completed.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="With --prompts: the file for the answers (JSONL). Those that it holds already are not asked again.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --prompt: one JSON document on stdout.")] = False,
     mode: Annotated[
         ModeChoice, typer.Option("--mode", help="How the model answers; raw: no chat at all.")
     ] = ModeChoice.CHAT,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the most likely token.")] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Sample from the tokens that hold this probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Sample from the smallest set of tokens whose probabilities sum to this.")
+    ] = 1.0,
     seed: Annotated[
         int | None, typer.Option("--seed", help="The same seed gives the same text; prompt n of a file has seed + n.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of an answer.")] = 512,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens in each answer.")] = 512,
     numerics: NumericsOption = None,
     dtype: DtypeOption = DtypeChoice.BFLOAT16,
     device: DeviceOption = "auto",
@@ -183,7 +191,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
     name: Annotated[str | None, typer.Option("--name", help="The model's name. Default: the folder's.")] = None,
     mode: Annotated[
-        ChatModeChoice, typer.Option("--mode", help="Of chats that do not choose their own.")
+        ChatModeChoice, typer.Option("--mode", help="The mode of chats that do not choose one.")
     ] = ChatModeChoice.CHAT,
     numerics: NumericsOption = None,
     dtype: DtypeOption = DtypeChoice.BFLOAT16,

@@ -38,7 +38,7 @@ def publish(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A private repository. Default: public.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the plan, whatever else is given.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without this only the plan is shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Carry out the plan. Without this it is only shown.")] = False,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="The validation's report. Default: where validate put it."),
@@ -66,7 +66,9 @@ def publish(
     ] = None,
     signature: Annotated[
         Path | None,
-        typer.Option("--signature", metavar="FILE", help="A bundle over these files, made elsewhere (model_signing)."),
+        typer.Option(
+            "--signature", metavar="FILE", help="A signature bundle that model_signing made over these files elsewhere."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")] = False,
 ) -> None:

@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Releases, validations and the baseline.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for releases, validations and the baseline.")
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="DIR", help="The source, if the recipe names no folder.")
     ] = None,
@@ -47,15 +49,22 @@ def run(
     ] = None,
     publish: Annotated[
         str | None,
-        typer.Option("--publish", metavar="hf|modelscope|DIR", help="Where to; DIR gets a folder for each repository."),
+        typer.Option(
+            "--publish", metavar="hf|modelscope|DIR", help="Where to publish. DIR gets a folder for each repository."
+        ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Private repositories. Default: public.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Publish. Without this only the plan is made.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Publish. Without this the plan is only shown.")] = False,
     signing_key: Annotated[
         Path | None, typer.Option("--signing-key", metavar="FILE", help="An EC private key (PEM) to sign with.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="DIR", help="Made elsewhere. Default: recorded here.")
+        Path | None,
+        typer.Option(
+            "--baseline",
+            metavar="DIR",
+            help="A baseline recorded elsewhere. Default: OUT/baseline, recorded by this run.",
+        ),
     ] = None,
     data: Annotated[
         list[str], typer.Option("--data", metavar="NAME=FILE", help="Questions of a benchmark. Several times.")
@@ -68,7 +77,9 @@ def run(
         Path | None, typer.Option("--documents", metavar="FILE", help="Texts for the baseline's logits (JSONL).")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where validation runs: auto, cpu, cuda, ...")] = "auto",
-    operators: Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto.")] = "auto",
+    operators: Annotated[
+        str, typer.Option("--operators", help="Which operators compute: torch, triton, auto.")
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Threads that decode and hash. Default: the processors.")
     ] = None,

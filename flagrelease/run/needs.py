@@ -27,8 +27,8 @@ def require_needs(request: RunRequest) -> None:
     """Refuse a run that a later stage would refuse whatever the conversion gives.
 
     Raises:
-        UsageError: the recipe has no such chip, there is no checkpoint, a file of data, documents or the signing key is missing or malformed, `--baseline` holds none, or
-            the rules do not count what `--device` computes.
+        UsageError: the recipe has no such chip, there is no checkpoint, a file of data, documents or the signing key is
+            missing or malformed, `--baseline` holds none, or the rules do not count what `--device` computes.
         NetworkError: the hub does not give the questions of a benchmark that no `--data` is for.
         ResourceError: packages that run a model are missing (`--until verify` does without), or `--device` is.
     """

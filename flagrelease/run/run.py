@@ -1,4 +1,4 @@
-"""`flagrelease run`: the stages of all chips in order, each stage going on from what it left on the disk."""
+"""`flagrelease run`: the stages of all chips in order; each stage resumes from what it left on the disk."""
 
 from __future__ import annotations
 

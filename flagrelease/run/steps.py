@@ -18,7 +18,7 @@ CANNOT_TELL = 7  # exit code of `validate`
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """One stage of one chip. `exit_code` is 0 unless it keeps the chip from going on."""
+    """One stage of one chip. `exit_code` is 0 unless the later stages of the chip cannot run."""
 
     status: Status
     detail: str
@@ -56,7 +56,7 @@ class ChipRun:
         return not any(step.exit_code for step in self.steps.values())
 
     def refuse(self, stage: StageName, error: FlagReleaseError) -> None:
-        """Record what one chip cannot have; the others go on."""
+        """Record what one chip cannot have. The other chips are not affected."""
         self.steps[stage] = RunStep("failed", f"{error.kind}: {error}", error.exit_code)
 
     def document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`SequentialFile`: writes a file front to back past the page cache, hashing it on the way; can go on after a kill.
+"""`SequentialFile`: writes a file front to back past the page cache, hashing it on the way; can resume after a kill.
 
 Releases are far larger than memory. Written through the page cache they push everything else out of it and make the
 kernel copy each byte once more; so blocks go to the disk directly (O_DIRECT) where the file system can, and through the
@@ -32,7 +32,7 @@ class SequentialFile:
     """A file being written. `position` counts the bytes given so far; `sync` makes safe what it returns of them."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """Create `path`, or open it to go on with `resume`. Nothing is truncated yet."""
+        """Create `path`, or open it for `resume`. Nothing is truncated yet."""
         self.path = path
         self.size = size
         self.position = 0

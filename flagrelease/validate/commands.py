@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 CANNOT_TELL = 7  # exit code of a validation that neither passes nor fails
 
 RecipeOption = Annotated[
-    Path | None, typer.Option("--recipe", metavar="FILE", help="Whose `validation` says what a pass needs.")
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="The recipe whose `validation` section says what a pass needs."),
 ]
 DataOption = Annotated[
     list[str],
@@ -42,11 +43,15 @@ ConcurrencyOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float | None,
-    typer.Option("--timeout", min=1, metavar="SECONDS", help="Of one answer of the endpoint. Default: 3600."),
+    typer.Option(
+        "--timeout", min=1, metavar="SECONDS", help="How long to wait for one answer of the endpoint. Default: 3600."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
-OperatorsOption = Annotated[str, typer.Option("--operators", help="Who computes: torch, triton, auto, flag_gems.")]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Answers at once.")]
+OperatorsOption = Annotated[
+    str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
+]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="How many answers are generated at once.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -84,7 +89,11 @@ def validate(
     timeout: TimeoutOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Report and progress. Default: validation/RELEASE-CHIP beside it."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for report and progress. Default: validation/RELEASE-CHIP beside RELEASE.",
+        ),
     ] = None,
     until: Annotated[
         StageName | None, typer.Option("--until", help="The last stage to run.", show_default=False)
@@ -148,7 +157,7 @@ def validate(
 def record(
     invocation: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The native checkpoint.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The baseline.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder for the baseline.", show_default=False)],
     recipe: RecipeOption = None,
     data: DataOption = [],  # noqa: B006
     documents: Annotated[
@@ -156,7 +165,8 @@ def record(
         typer.Option("--documents", metavar="FILE", help="Texts for the logits (JSONL: name, kind, text or tokens)."),
     ] = None,
     part: Annotated[
-        Part | None, typer.Option("--part", help="Only this one; the others later, or on another machine.")
+        Part | None,
+        typer.Option("--part", help="Record only this part; the others can follow later or on another machine."),
     ] = None,
     endpoint: EndpointOption = None,
     model: ModelOption = None,

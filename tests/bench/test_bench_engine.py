@@ -130,7 +130,7 @@ def test_documents_say_when_with_what_and_on_what(capsys: pytest.CaptureFixture[
         "flagrelease": version("flagrelease"), "torch": torch.__version__, "triton": version("triton"),
         "device": platform.machine(), "torch_device": "cpu",
     }  # fmt: skip
-    assert report["decoding"] == "eager: a CPU queues nothing"
+    assert report["decoding"] == "eager: a CPU has no graphs"
     assert report["request"] == {
         "name": "tiny", "layers": 1, "experts": None, "numerics": "native", "operators": "auto", "batches": [1],
         "prompts": [], "context": 64, "chunk": 8192, "steps": 1,
@@ -172,7 +172,7 @@ def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "decode" in out
     assert "prefill" not in out
-    assert "decoding eager: a CPU queues nothing" in out
+    assert "decoding eager: a CPU has no graphs" in out
 
 
 def test_bytes_of_the_weights_are_those_of_the_stored_tensors() -> None:

@@ -49,4 +49,4 @@ def test_eager_for_a_reason(card: Device, monkeypatch: pytest.MonkeyPatch) -> No
     assert describe_steps(model(other, mp=2)) == "eager: no graph is known to hold the collectives of mccl"
     monkeypatch.delattr(torch.cuda, "CUDAGraph")
     assert describe_steps(model(card)) == "eager: torch.cuda has no CUDAGraph in this version"
-    assert describe_steps(model(Device("cpu", 0, "gloo"))) == "eager: a CPU queues nothing"
+    assert describe_steps(model(Device("cpu", 0, "gloo"))) == "eager: a CPU has no graphs"

@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: Any) -> str:
     ("line", "said"),
     [
         (json.dumps([{"role": "user", "content": ["hi"]}]), "not a list of chat messages: 0.content"),
-        (json.dumps(["hi"]), "not a list of chat messages: 0: "),
+        (json.dumps(["hi"]), "not a list of chat messages: 0: Input should be an object"),
         (json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "not a list of chat messages"),
         ("[]", "not a list of chat messages: it is empty"),
         (r'"cut emoji \ud83d here"', r"half of a character, \ud83d"),

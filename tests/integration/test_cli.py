@@ -212,6 +212,7 @@ def test_finished_work_says_so(source: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(words) == 0
     again = capsys.readouterr()
     assert "bf16-hf: complete already, nothing was written" in again.out
+    assert "verify RELEASE --source CHECKPOINT` compares every byte" in again.err, "a changed bit is not seen here"
     assert "resuming" not in again.err
     assert document(capsys, *words, "--json")["releases"]["bf16-hf"]["complete_before"] is True
 

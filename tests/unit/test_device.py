@@ -177,7 +177,7 @@ def test_what_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatch, musa:
 
     old = Device("musa", 0, "mccl")
     assert old.why_eager == "torch.musa has no MUSAGraph in this version"
-    assert Device("cpu", 0, "gloo").why_eager == "a CPU queues nothing"
+    assert Device("cpu", 0, "gloo").why_eager == "a CPU has no graphs"
     assert all(device.capture(work) is work for device in (old, Device("cpu", 0, "gloo")))
     bare = get_chip("mthreads").model_copy(update={"graph_class": None, "why_null": {"graph_class": "unknown: new"}})
     monkeypatch.setattr("flagrelease.device.load_chips", lambda: {"bare": bare})

@@ -39,7 +39,9 @@ def register(group: typer.Typer) -> None:
 
 def serve(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server, with or without /v1.", show_default=False)],
-    model: Annotated[str | None, typer.Option("--model", help="Its name. Default: the only one there is.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model's name. Default: the only one that the server lists.")
+    ] = None,
     scenario: Annotated[
         list[ScenarioChoice], typer.Option("--scenario", help="chat, long, context. Several times too. Default: all.")
     ] = [],  # noqa: B006 - typer reads it, nobody writes it
@@ -47,10 +49,16 @@ def serve(
     contexts: Annotated[str, typer.Option("--contexts", help="Prompt lengths of context.")] = "512,2048,8192",
     chat_tokens: Annotated[int, typer.Option("--chat-tokens", min=1, help="Prompt length of chat.")] = 128,
     long_tokens: Annotated[int, typer.Option("--long-tokens", min=1, help="Prompt length of long.")] = 8192,
-    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=2, help="Tokens of an answer, at most.")] = 256,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Requests of each caller in a row.")] = 4,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds of silence: a failure.")] = 600,
-    seed: Annotated[int, typer.Option("--seed", help="Of the prompts: another one, other texts.")] = 0,
+    answer_tokens: Annotated[
+        int, typer.Option("--answer-tokens", min=2, help="The most tokens that an answer may have.")
+    ] = 256,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="How many requests each caller sends, one after another.")
+    ] = 4,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="A request fails after so many seconds without data.")
+    ] = 600,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random prompts: another seed, other texts.")] = 0,
     key_env: Annotated[
         str | None, typer.Option("--key-env", metavar="NAME", help="The environment variable that holds the API key.")
     ] = None,

@@ -83,4 +83,5 @@ def require_room(tokens: Sequence[int], sampling: Sampling, context: int) -> Non
     if not tokens:
         raise UsageError("an empty prompt")
     if len(tokens) + (sampling.max_tokens or 0) > context:
-        raise UsageError(f"{len(tokens)} tokens and {sampling.max_tokens or 0} more: the context is {context}")
+        wanted = sampling.max_tokens or 0
+        raise UsageError(f"a prompt of {len(tokens)} tokens and {wanted} more for the answer: the context is {context}")

@@ -73,7 +73,9 @@ class Scheduler:
             raise UsageError(f"a token id outside the vocabulary of {vocabulary}")
         limit = room if sampling.max_tokens is None else sampling.max_tokens
         if room < 0 or limit > room:
-            raise UsageError(f"{len(prompt)} tokens and {max(limit, 0)} more: the context is {context}")
+            raise UsageError(
+                f"a prompt of {len(prompt)} tokens and {max(limit, 0)} more for the answer: the context is {context}"
+            )
         if sampling.logprobs is not None and sampling.logprobs > vocabulary:
             raise UsageError(f"logprobs {sampling.logprobs}: the vocabulary has {vocabulary}")
         return limit
