@@ -15,6 +15,7 @@ from flagrelease.formats.formats import FP8_CHANNEL, INT8, Format
 from flagrelease.verify.decoder import F64, U8, fp8_values, round_to_bf16
 
 LARGEST = {INT8: 127.0, FP8_CHANNEL: 448.0}
+SCALE_RULES = {INT8: ("best", "power-of-two", "absmax", "mse"), FP8_CHANNEL: ("power-of-two", "absmax")}
 _SMALLEST_SCALE = 2.0**-126
 _LARGEST_E4M3 = 0x7E  # 448
 _CANDIDATES = [0.5 + 0.0025 * i for i in range(201)]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from flagrelease.errors import VerificationError
 from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, Format
 from flagrelease.formats.releases import RELEASE_FORMATS
 from flagrelease.model.v4.stored import StoredWeight
-from flagrelease.records.manifest import ElementCounts, LossRecord, Manifest
+from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, LossRecord, Manifest
 from flagrelease.verify.by_row import RowCodes, RowScales, ZeroOffsets
-from flagrelease.verify.encoder import RowRule
+from flagrelease.verify.encoder import SCALE_RULES, RowRule
 from flagrelease.verify.expectations import Copied, CopiedScale, Decoded, Expectation, HashedTensor
 from flagrelease.verify.expected import ExpectedWeight
 from flagrelease.verify.gather import GatheredTensor, whole
@@ -52,10 +51,17 @@ class WeightProof:
 
 
 def row_rule(manifest: Manifest, fmt: Format) -> RowRule:
-    """How rows are stored in `fmt`, by what the manifest records of the recipe."""
-    options: Mapping[str, Any] = manifest.options
-    scale = options.get("int8_scale", "best") if fmt is INT8 else options.get("channel_scale", "power-of-two")
-    return RowRule(fmt, str(scale), RELEASE_FORMATS[manifest.target.dtype].bf16_scales)
+    """How rows are stored in `fmt`, by what the manifest records of the recipe.
+
+    Raises:
+        VerificationError: it records no rule.
+    """
+    options, release = manifest.options, RELEASE_FORMATS[manifest.target.dtype]
+    option, usual = ("int8_scale", "best") if fmt is INT8 else ("channel_scale", "power-of-two")
+    scale = options.get(option, usual)
+    if scale not in SCALE_RULES[fmt]:
+        raise VerificationError(f"{MANIFEST_NAME}: options.{option} is {scale!r}, not {', '.join(SCALE_RULES[fmt])}")
+    return RowRule(fmt, scale, release.bf16_scales)
 
 
 def prepare(weight: ExpectedWeight, source: Origin, manifest: Manifest) -> WeightProof:
@@ -63,6 +69,7 @@ def prepare(weight: ExpectedWeight, source: Origin, manifest: Manifest) -> Weigh
 
     Raises:
         CheckpointError: FP4 is to be repacked, and the source's config does not give the tile.
+        VerificationError: the manifest records no rule for scales by row.
     """
     stored = source.stored(weight)
     codes = HashedTensor(whole(stored.weight))

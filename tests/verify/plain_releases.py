@@ -17,6 +17,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import plain_formats
 import torch
 from blake3 import blake3
 from safetensors.torch import save_file
@@ -235,11 +236,7 @@ def scale_floats(scale: torch.Tensor, rows: int, columns: int, shape: tuple[int,
 
 def decoded(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """A quantised weight as BF16, by ml_dtypes."""
-    if weight.dtype == torch.int8:
-        values, block = fp4_floats(weight), (1, 32)
-    else:
-        values, block = weight.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64), (128, 128)
-    exact = values * scale_floats(scale, *block, values.shape)
+    exact = exact_values(weight, scale)
     with np.errstate(over="ignore"):  # a test overflows on purpose
         bits = exact.astype(ml_dtypes.bfloat16).view(np.uint16)
     return torch.from_numpy(bits).view(torch.bfloat16)
@@ -254,33 +251,81 @@ def repacked(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, t
     return (values * old / new).to(torch.float8_e4m3fn), tiles.to(torch.float8_e8m0fnu)
 
 
-def whole_tensors(source: Tensors, dtype: str, mp: bool) -> tuple[Tensors, dict[str, int], dict[str, int]]:
-    """The tensors of a release before they are cut, what happened to the elements, and weights with lost ones."""
-    out: Tensors = {}
-    inexact: dict[str, int] = {}
-    counts = dict.fromkeys(("copied", "exact", "rounded", "repacked", "lost"), 0)
+@dataclass
+class Whole:
+    """The tensors of a release before they are cut, what happened to the elements, and what weights lost."""
+
+    tensors: Tensors = field(default_factory=dict)
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("copied", "exact", "rounded", "repacked", "lost"), 0)
+    )
+    inexact: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, name: str, elements: int, kind: str, lost: int = 0) -> None:
+        """Count the elements of a weight."""
+        self.counts[kind] += elements - lost
+        self.counts["lost"] += lost
+        self.inexact |= {name: lost} if lost else {}
+
+
+def whole_tensors(source: Tensors, dtype: str, mp: bool) -> Whole:
+    """Make the tensors of a release."""
+    made = Whole()
+    out = made.tensors
     for name, tensor in source.items():
-        scale_name = name.removesuffix(".weight") + ".scale"
+        stem = name.removesuffix(".weight")
+        scale_name = f"{stem}.scale"
         if name.endswith(".scale"):
             continue
         if scale_name not in source or not name.endswith(".weight"):
-            out[name], counts["copied"] = tensor, counts["copied"] + tensor.numel()
+            out[name] = tensor
+            made.add(name, tensor.numel(), "copied")
             continue
         scale = source[scale_name]
         elements = tensor.numel() * (2 if tensor.dtype == torch.int8 else 1)
-        if dtype == "bf16" or (mp and ".wo_a." in name):
-            out[name], counts["exact"] = decoded(tensor, scale), counts["exact"] + elements
-        elif dtype == "fp8" and tensor.dtype == torch.int8:
-            out[name], out[scale_name] = repacked(tensor, scale)
-            new = out[name].double().numpy() * scale_floats(out[scale_name], 128, 128, tuple(out[name].shape))
-            old = fp4_floats(tensor) * scale_floats(scale, 1, 32, new.shape)
-            lost = int((new != old).sum())
-            inexact |= {name: lost} if lost else {}
-            counts["lost"], counts["repacked"] = counts["lost"] + lost, counts["repacked"] + elements - lost
+        stack = dtype in plain_formats.BY_ROW or dtype in ("mxfp8", "fp8-bf16-wo-a")
+        if dtype == "bf16" or (mp and ".wo_a." in name) or (stack and plain_formats.stays_bf16(name, dtype)):
+            out[name] = decoded(tensor, scale)
+            made.add(name, elements, "exact")
+        elif dtype in plain_formats.BY_ROW:
+            bf16 = dtype == "w8a8-ascend"
+            exact = torch.from_numpy(exact_values(tensor, scale))
+            out[name], rows, loss = plain_formats.by_row(exact, plain_formats.BY_ROW[dtype], bf16)
+            out[f"{stem}.weight_scale"] = rows
+            if bf16:
+                out[f"{stem}.weight_offset"] = torch.zeros_like(rows)
+            lost = loss["elements"] - loss["exact_elements"]
+            made.add(name, elements, "repacked", lost)
+            made.losses |= {name: loss} if lost else {}
+        elif dtype == "mxfp8":
+            values = fp4_floats(tensor) if tensor.dtype == torch.int8 else np.zeros(0)
+            out[name], out[f"{stem}.weight_scale"] = plain_formats.by_group(tensor, scale, values)
+            made.add(name, elements, "repacked" if tensor.dtype == torch.int8 else "copied")
+        elif dtype.startswith("fp8") and tensor.dtype == torch.int8:
+            out[name], tiles = repacked(tensor, scale)
+            new = out[name].double().numpy() * scale_floats(tiles, 128, 128, tuple(out[name].shape))
+            lost = int((new != exact_values(tensor, scale)).sum())
+            out[scale_name] = tiles if mp or dtype == "fp8-e8m0" else tiles.float()
+            made.add(name, elements, "repacked", lost)
         else:
-            kept = tensor.view(torch.float4_e2m1fn_x2) if mp and tensor.dtype == torch.int8 else tensor
-            out[name], out[scale_name], counts["copied"] = kept, scale, counts["copied"] + elements
-    return out, counts, inexact
+            out[name] = tensor.view(torch.float4_e2m1fn_x2) if mp and tensor.dtype == torch.int8 else tensor
+            out[scale_name] = scale
+            made.add(name, elements, "copied")
+    if dtype in plain_formats.MODELSLIM:
+        out["mtp.0.emb.tok_emb.weight"] = out["embed.weight"].clone()  # save_file refuses shared memory
+        out["mtp.0.head.weight"] = out["head.weight"].clone()
+    return made
+
+
+def exact_values(weight: torch.Tensor, scale: torch.Tensor) -> np.ndarray:
+    """A quantised weight as float64."""
+    if weight.dtype == torch.int8:
+        values, block = fp4_floats(weight), (1, 32)
+    else:
+        values, block = weight.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64), (128, 128)
+    exact: np.ndarray = values * scale_floats(scale, *block, values.shape)
+    return exact
 
 
 def cut(name: str, tensor: torch.Tensor, rank: int, mp: int, o_groups: str | None) -> torch.Tensor | None:
@@ -315,7 +360,7 @@ def _header(path: Path) -> bytes:
 
 _DTYPE_NAMES = {
     torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.int8: "I8", torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0", torch.float4_e2m1fn_x2: "F4",
+    torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0", torch.float4_e2m1fn_x2: "F4",
 }  # fmt: skip
 
 
@@ -356,19 +401,25 @@ class Maker:
     o_groups: str | None = None
     parts: int = 1
     options: dict[str, Any] = field(default_factory=dict)
-    made: dict[tuple[str, bool], tuple[Tensors, dict[str, int], dict[str, int]]] = field(default_factory=dict)
+    made: dict[tuple[str, bool], Whole] = field(default_factory=dict)
     spoil_whole: Callable[[Tensors], None] = lambda tensors: None
     spoil_ranks: Callable[[list[Tensors]], None] = lambda ranks: None
     spoil_folder: Callable[[Path], None] = lambda folder: None
     spoil_manifest: Callable[[dict[str, Any]], None] = lambda manifest: None
 
     def of(self, release: str) -> Maker:
-        """A maker of another release: `bf16-hf`, `native-mp4`, `bf16-mp8-shared`, `fp8-mp2-parts3`."""
-        dtype, layout, *more = release.split("-")
+        """A maker of another release: `bf16-hf`, `native-mp4`, `bf16-mp8-shared`, `fp8-mp2-parts3`, `int8-experts-hf`.
+
+        What scales by row cost the random weights of the source is allowed.
+        """
+        found = re.fullmatch(r"(.+?)-(hf|mp\d+)((?:-\w+)*)", release)
+        assert found is not None
+        dtype, layout, more = found[1], found[2], found[3].split("-")
         mp = None if layout == "hf" else int(layout.removeprefix("mp"))
         mode = next((word for word in more if word in {"shared", "split"}), None)
         parts = next((int(word.removeprefix("parts")) for word in more if word.startswith("parts")), 1)
-        return replace(self, dtype=dtype, mp=mp, o_groups=mode, parts=parts)
+        options = {"lossy_repack": "allow"} if dtype in plain_formats.BY_ROW else {}
+        return replace(self, dtype=dtype, mp=mp, o_groups=mode, parts=parts, options=self.options | options)
 
     def write(self, folder: Path) -> Path:
         """Write the release into `folder`, which must not exist."""
@@ -376,8 +427,7 @@ class Maker:
         kind = (self.dtype, self.mp is not None)
         if kind not in self.made:
             self.made[kind] = whole_tensors(self.tensors, *kind)
-        whole, counts, inexact = self.made[kind]
-        tensors = dict(whole)
+        tensors = dict(self.made[kind].tensors)
         self.spoil_whole(tensors)
         ranks = [dict(tensors)]
         if self.mp is not None:
@@ -385,9 +435,9 @@ class Maker:
             ranks = [{n: t for n, t in rank.items() if t is not None} for rank in cuts]
         self.spoil_ranks(ranks)
         self._write_tensors(folder, ranks)
-        self._write_configs(folder)
+        self._write_configs(folder, tensors)
         self.spoil_folder(folder)
-        write_manifest(folder, self._manifest(tensors, counts, inexact))
+        write_manifest(folder, self._manifest(tensors, self.made[kind]))
         manifest = json.loads((folder / "manifest.json").read_text())
         self.spoil_manifest(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -399,7 +449,7 @@ class Maker:
         for rank, held in enumerate(ranks):
             names = list(held)
             for part in range(count):
-                file = f"model-{part + 1:05}-of-{count:05}.safetensors"
+                file = f"{self.stem}-{part + 1:05}-of-{count:05}.safetensors"
                 if self.mp is not None:
                     file = f"model{rank}-mp{self.mp}" + (f"-part{part + 1}" if count > 1 else "") + ".safetensors"
                 chosen = names[part::count]
@@ -408,20 +458,32 @@ class Maker:
         if self.mp is None:
             total = sum(len(raw(tensor)) for tensor in ranks[0].values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+            (folder / f"{self.stem}.safetensors.index.json").write_text(json.dumps(index))
 
-    def _write_configs(self, folder: Path) -> None:
+    @property
+    def stem(self) -> str:
+        """What the names of tensor files in the hf layout begin with."""
+        return "quant_model_weights" if self.dtype in plain_formats.MODELSLIM else "model"
+
+    def _write_configs(self, folder: Path, tensors: Tensors) -> None:
         config = json.loads((folder / "config.json").read_text())
         native = dict(NATIVE_CONFIG)
         if self.dtype == "bf16":
             del config["quantization_config"], config["expert_dtype"], native["expert_dtype"], native["scale_fmt"]
             native["dtype"] = "bf16"
-        if self.dtype == "fp8":
-            config["expert_dtype"] = native["expert_dtype"] = "fp8"
+        elif self.dtype != "native":
+            plain_formats.describe(config, self.dtype)
+            native["expert_dtype"] = "fp8"
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "inference" / "config.json").write_text(json.dumps(native))
+        if self.dtype in plain_formats.MODELSLIM:
+            description = plain_formats.modelslim_description(tensors, self.dtype)
+            (folder / "quant_model_description.json").write_text(json.dumps(description))
+        if self.dtype in plain_formats.BY_ROW or self.dtype in plain_formats.MODELSLIM:
+            (folder / "inference" / "config.json").unlink()  # DeepSeek's code loads no such release
+        else:
+            (folder / "inference" / "config.json").write_text(json.dumps(native))
 
-    def _manifest(self, tensors: Tensors, counts: dict[str, int], inexact: dict[str, int]) -> dict[str, Any]:
+    def _manifest(self, tensors: Tensors, made: Whole) -> dict[str, Any]:
         target = {"dtype": self.dtype, "layout": "mp" if self.mp else "hf", "mp": self.mp, "o_groups": self.o_groups}
         return {
             "schema_version": 1,
@@ -432,8 +494,9 @@ class Maker:
             "recipe": None,
             "options": self.options,
             "plan": "0",
-            "elements": counts,
-            "inexact": inexact,
+            "elements": made.counts,
+            "inexact": made.inexact,
+            "losses": made.losses,
             "tensors": {name: tensor_record(tensor) for name, tensor in tensors.items()},
         }
 

@@ -1,33 +1,12 @@
-"""The planted defects: name, step, how, checks that fail, a finding's text, release.
-
-Steps of making a release: `whole`: before tensors are cut, so manifest, ranks and files agree on the wrong bytes (a bug
-of the converter); `ranks`: after cutting, so the manifest's digests are right and the ranks' files wrong; `folder`:
-before files are recorded; `manifest`: in the manifest alone; `after`: in the finished release.
-"""
+"""The planted defects: name, step, how, checks that fail, a finding's text, release."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import planters as p
 import torch
+from planted_formats import FORMAT_DEFECTS
 from planters import EXPERT, NORM, SINK, SQUARE, WO_A, WQ_B
-
-
-@dataclass(frozen=True)
-class Defect:
-    """`fails`: the checks that fail, no others. `says`: one of them, and text of a finding of it. `release`:
-    dtype-layout, with the o-group mode or the number of parts where that matters."""
-
-    name: str
-    step: str
-    plant: Callable[[Any], None]
-    fails: str
-    says: str
-    release: str = "bf16-hf"
-
+from planting import Defect
 
 HF1 = "model-00001-of-00002.safetensors"
 W2 = "layers.0.ffn.experts.0.w2.weight"
@@ -404,4 +383,5 @@ DEFECTS = [
         "structure",
         "structure: missing on rank 0",
     ),
+    *FORMAT_DEFECTS,
 ]

@@ -18,7 +18,10 @@ def _failed(report: VerifyReport) -> set[str]:
     return {check.name for check in report.checks if check.status == "fail"}
 
 
-@pytest.fixture(scope="module", params=["bf16-hf", "bf16-mp8-split", "native-mp8-shared", "fp8-mp2"])
+@pytest.fixture(
+    scope="module",
+    params=["bf16-hf", "bf16-mp8-split", "native-mp8-shared", "fp8-mp2", "int8-hf", "w8a8-ascend-hf", "mxfp8-hf"],
+)
 def release(request: pytest.FixtureRequest, maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return maker.of(request.param).write(tmp_path_factory.mktemp("bytes") / "release")
 

@@ -22,6 +22,7 @@ NAMES = ["files", "config", "structure", "replicas", "tensors", "source", "compa
 RELEASES = [
     "bf16-hf", "bf16-mp1", "bf16-mp2", "bf16-mp4", "bf16-mp8-shared", "bf16-mp8-split", "bf16-mp4-parts3",
     "fp8-hf", "fp8-mp4", "fp8-mp8-shared", "native-hf", "native-mp2", "native-mp8-shared", "native-mp2-parts2",
+    "fp8-e8m0-hf", "fp8-bf16-wo-a-hf", "int8-hf", "int8-experts-hf", "fp8-channel-hf", "w8a8-ascend-hf", "mxfp8-hf",
 ]  # fmt: skip
 
 
@@ -33,7 +34,9 @@ def test_sound_release_passes(name: str, maker: Maker, tmp_path: Path) -> None:
     assert report.passed
     assert report.elements == read_manifest(release).elements
     assert report.check("tensors").checked == len(read_manifest(release).tensors)
-    assert report.check("source").checked == len(ordinary_tensors())
+    # embedding and head are read once more for their copies in ModelSlim's releases
+    copies = 2 if name in ("w8a8-ascend-hf", "mxfp8-hf") else 0
+    assert report.check("source").checked == len(ordinary_tensors()) + copies
 
 
 def test_without_a_source_only_the_source_checks_are_not_run(maker: Maker, tmp_path: Path) -> None:
