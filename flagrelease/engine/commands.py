@@ -72,7 +72,9 @@ NumericsOption = Annotated[
     NumericsChoice | None,
     typer.Option("--numerics", help="What is rounded where. Default: what the release is; docs/engine.md."),
 ]
-DtypeOption = Annotated[DtypeChoice, typer.Option("--dtype", help="float32, with --numerics bf16, makes a reference.")]
+DtypeOption = Annotated[
+    DtypeChoice, typer.Option("--dtype", help="float32 makes a reference; not with native and fp8.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[
     str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")

@@ -28,7 +28,9 @@ class Case:
     @property
     def tolerance(self) -> str:
         """The operator's row in the table of tolerances; FP32 experts without quantisation round nowhere inside."""
-        return "" if "unquantised float32" in self.label else self.operator
+        if "unquantised float32" in self.label:
+            return ""
+        return "INT32 sums" if self.operator == "row_linear" and self.label.startswith("int8") else self.operator
 
     def arguments(self, device: torch.device) -> tuple[Any, ...]:
         return tuple(to(argument, device) for argument in self.make())

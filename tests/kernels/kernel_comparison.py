@@ -30,10 +30,12 @@ INSIDE = {
     # more numbers fall on the other side of a tie.
     "fp8_linear": {torch.float32: 2**-12, torch.bfloat16: 2**-9},
     "fp8_linear_parts": {torch.float32: 2**-12},
+    "row_linear": {torch.float32: 2**-12, torch.bfloat16: 2**-9},
 }
-# Operators whose result is a decision or a copy: a scale and a rounded value are right or wrong, however small.
+# Operators whose result is a decision or a copy: a scale and a rounded value are right or wrong, however small. So is
+# an INT32 sum, and its products with two scales have one order.
 EXACT = {
-    "act_quant", "act_quant_roundtrip", "fp4_act_quant", "fp4_act_quant_roundtrip", "token_quant",
+    "act_quant", "act_quant_roundtrip", "fp4_act_quant", "fp4_act_quant_roundtrip", "token_quant", "INT32 sums",
     "mx_act_quant_roundtrip", "embedding",
 }  # fmt: skip
 
