@@ -46,7 +46,7 @@ def engine(
     experts: Annotated[
         int | None, typer.Option("--experts", min=1, help="Routed experts of a layer. Default: all.")
     ] = None,
-    numerics: Annotated[str, typer.Option("--numerics", help="native, fp8 or bf16; docs/engine.md.")] = "native",
+    numerics: Annotated[str, typer.Option("--numerics", help="native, fp8 or bf16; docs/numerics.md.")] = "native",
     operators: Annotated[
         str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
     ] = "auto",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class NumericsChoice(str, Enum):
-    """What is rounded where; docs/engine.md."""
+    """What is rounded where; docs/numerics.md."""
 
     NATIVE = "native"
     FP8 = "fp8"
@@ -70,7 +70,7 @@ class ReplayChoice(str, Enum):
 ReleaseArgument = Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)]
 NumericsOption = Annotated[
     NumericsChoice | None,
-    typer.Option("--numerics", help="What is rounded where. Default: what the release is; docs/engine.md."),
+    typer.Option("--numerics", help="What is rounded where. Default: what the release is; docs/numerics.md."),
 ]
 DtypeOption = Annotated[
     DtypeChoice, typer.Option("--dtype", help="float32 makes a reference; not with native and fp8.")
