@@ -9,11 +9,11 @@
 | mxfp8 | codes as stored, MXFP8 | of MXFP8 weights: MXFP8, 1x32 | not rounded | Hadamard | FP32 |
 | bf16 | decoded, rounded once | not rounded | not rounded | Hadamard | FP32 |
 
-`native` is what DeepSeek's inference code computes; docs/numerics.md says why `bf16` differs from it although its weights
-are exactly the same numbers. `fp8` is for chips that have FP8 but no FP4: it uses FP4 nowhere. `int8`, `fp8-channel`
-and `mxfp8` are what the serving stacks compute with releases of these formats, as far as their sources say it; weights
-that such a release keeps in BF16 take their inputs as they are. All other norms, the router, the compressor, mHC, the
-softmax and the logits are FP32 inside under every policy.
+`native` is what DeepSeek's inference code computes; docs/numerics.md says why `bf16` differs from it although its
+weights are exactly the same numbers. `fp8` is for chips that have FP8 but no FP4: it uses FP4 nowhere. `int8`,
+`fp8-channel` and `mxfp8` are what the serving stacks compute with releases of these formats, as far as their sources
+say it; weights that such a release keeps in BF16 take their inputs as they are. All other norms, the router, the
+compressor, mHC, the softmax and the logits are FP32 inside under every policy.
 """
 
 from __future__ import annotations
