@@ -56,9 +56,9 @@ def main() -> None:
         convert(plan, Path(scratch), workers=2, lookup=cpu_lookup, progress=lambda done: None)
         native, oracle = (log_probabilities(SOURCE, numerics, documents) for numerics in ("native", "bf16"))
         print(f"{len(native)} positions of {len(documents)} documents; KL(native || bf16) {distance(native, oracle)}")
-        for name in RELEASE_FORMATS:
+        for name in (one.name for one in RELEASE_FORMATS.values()):
             folder = Path(scratch) / f"{name}-hf"
-            for numerics in dict.fromkeys((OF_RELEASE[name], "bf16")):
+            for numerics in sorted({OF_RELEASE[name], "bf16"}):
                 port = log_probabilities(folder, numerics, documents)
                 print(name, numerics, "native", distance(native, port), "oracle", distance(oracle, port), flush=True)
 
