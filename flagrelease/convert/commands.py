@@ -142,7 +142,7 @@ def plan(
     _, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
     gather_claims(request, source_digests, ask=False)
     console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
-    summary.require_hubs()
+    summary.require_takers()
 
 
 def convert(
@@ -173,7 +173,7 @@ def convert(
 
     lookup = choose_lookup(device.value)
     made, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
-    summary.require_hubs()
+    summary.require_takers()
     for line in remark_lines(summary.left_out, summary.remarks):
         console.say(line)
     claims = gather_claims(request, source_digests, ask=True)

@@ -78,12 +78,14 @@ def show_plan(plan: Summary) -> None:
         console.print(escape(line))
     for release in plan.releases:
         _show_cards(release)
+    for release in plan.releases:
+        _show_stacks(release)
     if any(release.cards for release in plan.releases):
         console.print(
             f"\nleft: beside weights and 4 GiB for the runtime. context: one sequence; its caches take "
             f"{plan.cache_bytes_per_token:,.0f} bytes a token and {human_bytes(plan.cache_bytes_fixed)}, on every card"
         )
-    for problem in plan.hub_problems[:_SHOWN]:
+    for problem in (*plan.stack_problems, *plan.hub_problems)[:_SHOWN]:
         console.print(f"[red]{escape(problem)}[/red]")
 
 
@@ -106,6 +108,29 @@ def _show_cards(release: ReleaseSummary) -> None:
             name, f"{card.nodes} x {card.cards // card.nodes}", f"{card.card_bytes >> 30}",
             f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}", f"{card.context:,}", verdict,
         )  # fmt: skip
+    out().print(rows)
+
+
+_VERDICTS = {
+    "loads": "green",
+    "loads with flags": "green",
+    "silently wrong": "red",
+    "refused": "red",
+    "unknown": "yellow",
+}
+
+
+def _show_stacks(release: ReleaseSummary) -> None:
+    """What each stack makes of the release, by the replay of its loader and what is known of it."""
+    if not release.stacks:
+        return
+    rows = table("stack", "chips", "", "how it is known", "", title=f"\n{release.folder} and the serving stacks")
+    for one in release.stacks:
+        name = f"[bold]{escape(one.stack)}[/bold]" if one.asked else escape(one.stack)
+        needs = " ".join([*one.environment, *one.flags])
+        detail = needs or ("" if one.verdict == "loads" else "; ".join(one.why))
+        colour = _VERDICTS[one.verdict]
+        rows.add_row(name, ", ".join(one.chips), f"[{colour}]{one.verdict}[/{colour}]", one.mark, escape(detail))
     out().print(rows)
 
 

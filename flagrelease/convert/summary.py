@@ -11,6 +11,7 @@ from flagrelease.convert.planning.fit import RESERVE_BYTES, card_fits, free_byte
 from flagrelease.convert.planning.memory import memory_bound
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
+from flagrelease.convert.stacks import StackSummary, judge_stacks, stack_notes, stack_problems
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.cache_size import cache_size
 from flagrelease.publish.hubs.registry import file_limits
@@ -71,6 +72,7 @@ class ReleaseSummary(_Record):
     companions: list[str]
     cards: list[CardSummary]
     hubs: dict[str, list[str]]
+    stacks: list[StackSummary]
 
 
 class Summary(_Record):
@@ -80,10 +82,11 @@ class Summary(_Record):
         peak_disk_bytes: what a conversion needs; disk_free_bytes: what is free at `disk`, the folder it would write to.
         cache_bytes_per_token, cache_bytes_fixed: of a sequence on each card: for each token of its context, and
             whatever its length.
-        notes: where the release of each chip comes from.
+        notes: where the releases of each chip come from, and what nobody knows of the stacks they are made for.
         left_out: file or folder of the source that goes into no release -> why.
         remarks: what is unusual in the source and no reason to refuse it.
         hub_problems: those of the hubs that the recipe names; they refuse the plan.
+        stack_problems: releases that the stack named in the recipe would not load; they refuse the plan.
     """
 
     source: str
@@ -104,15 +107,17 @@ class Summary(_Record):
     left_out: dict[str, str]
     remarks: list[str]
     hub_problems: list[str]
+    stack_problems: list[str]
 
-    def require_hubs(self) -> None:
-        """Refuse a plan that a hub of the recipe cannot hold.
+    def require_takers(self) -> None:
+        """Refuse a plan that a hub of the recipe cannot hold, or that a stack of the recipe does not load.
 
         Raises:
-            UsageError: the first file, with the limit and the key of the recipe to set.
+            UsageError: the first file, with the limit and the key of the recipe to set; or the first release, with the
+                tensor that the stack would misread or leave out.
         """
-        if self.hub_problems:
-            raise UsageError(self.hub_problems[0])
+        for problem in (*self.stack_problems, *self.hub_problems):
+            raise UsageError(problem)
 
 
 def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -> Summary:
@@ -125,6 +130,7 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
         out: the folder that would be written to; it need not exist yet.
     """
     caches = cache_size(plan.source.config)
+    releases = [_release(plan, release, request) for release in plan.releases]
     return Summary(
         source=str(plan.source.folder),
         source_identity=plan.source.identity.digest,
@@ -139,11 +145,12 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
         cache_bytes_per_token=caches.per_token,
         cache_bytes_fixed=caches.fixed,
         workers=workers,
-        notes=list(request.notes),
-        releases=[_release(plan, release, request) for release in plan.releases],
+        notes=[*request.notes, *(note for one in releases for note in stack_notes(one.folder, one.stacks))],
+        releases=releases,
         left_out=plan.source.companions.left_out,
         remarks=list(plan.source.index.remarks),
         hub_problems=[problem for release in plan.releases for problem in hub_problems(release, request.hubs)],
+        stack_problems=[problem for one in releases for problem in stack_problems(one.folder, one.stacks)],
     )
 
 
@@ -164,6 +171,7 @@ def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> Re
         companions=sorted([*release.documents.written, *release.documents.copied]),
         cards=_cards(plan, release, request),
         hubs={hub: hub_problems(release, (hub,)) for hub in file_limits()},
+        stacks=judge_stacks(release, request.chips),
     )
 
 

@@ -30,7 +30,7 @@ def convert(request: RunRequest) -> tuple[Path, list[ChipRun]]:
         headers, releases_planned = partial(counter, "headers read"), partial(counter, "releases planned")
         asked = make_request(request.path, request.checkpoint, [], request.chips, None, told=headers)
         plan = make_plan(asked.source, asked.targets, asked.options, asked.provenance, releases_planned)
-        summarise(plan, asked, request.workers, request.out).require_hubs()
+        summarise(plan, asked, request.workers, request.out).require_takers()
     require_baseline(request, asked.source.folder, asked.source.identity)
     claims = gather_claims(asked, request.source_digests, ask=True)
     folders = [release.target.folder for release in plan.releases]

@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "convert": {
         "chips",
+        "chips/loading",
         "console",
         "convert/planning",
         "convert/running",
