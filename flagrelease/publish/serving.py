@@ -131,17 +131,20 @@ def _loads(records: Records, one: Served) -> Iterator[str]:
 
 
 def command(records: Records, one: Served) -> Iterator[str]:
-    """The stack's launch with what this release needs beside it, one flag a line."""
+    """The stack's launch with what this release needs beside it, one flag a line: on more cards if it is that large."""
     launch = one.stack.launch
     assert launch is not None
     environment = {word.partition("=")[0]: word for word in (*launch.environment, *one.judgement.environment)}
     flags = {word.partition("=")[0]: word for word in (*launch.flags, *one.judgement.flags)}
-    name = shlex.quote(records.recipe.model)
     if launch.command.startswith("vllm"):
         first, parallel = f"{launch.command} .", "--tensor-parallel-size"
+        if records.nodes > 1:
+            flags["--distributed-executor-backend"] = "--distributed-executor-backend=ray"
     else:
         first, parallel = f"{launch.command} --model-path .", "--tp"
-    flags.setdefault(parallel, f"{parallel}={records.cards}")
+    usual = int(flags.get(parallel, "=1").partition("=")[2])
+    flags[parallel] = f"{parallel}={max(usual, records.cards)}"
+    name = shlex.quote(records.recipe.model)
     yield " ".join([*environment.values(), first, f"--served-model-name {name}", "\\"])
     lines = list(flags.values())
     yield from (f"  {line} \\" for line in lines[:-1])

@@ -233,7 +233,10 @@ def test_cards_choose_the_ranks(tmp_path: Path) -> None:
         request = make_request(tmp_path / "checkpoint", None, [], chips, None, cards)
         return {str(target) for target in request.targets}
 
-    assert ask("ascend", cards=32) == {"bf16:mp32"}
+    assert ask("ascend", cards=32) == {"w8a8-ascend:hf", "bf16:mp32"}  # whole tensors are for any number of cards
+    assert ask("ascend:bf16-mp16", cards=32) == {"bf16:mp32"}
+    with pytest.raises(UsageError, match="ascend:w8a8-ascend-hf has no release that is cut for cards"):
+        ask("ascend:w8a8-ascend-hf", cards=32)
     with pytest.raises(UsageError, match=r"--cards 8: each would hold 70\.\d GiB .* 16 cards are enough"):
         ask("ascend", cards=8)
     with pytest.raises(UsageError, match="not divisible by 12"):

@@ -40,7 +40,8 @@ def compressed_tensors_config(target: Target, stored: Stored) -> dict[str, Any]:
     """`quantization_config` for weights and inputs of 8 bits: a scale for each row, a scale for each token at run time.
 
     All linears are targets, experts too, but for those in `ignore`. Its entries are regular expressions anchored at the
-    end, since stacks put prefixes of their own before a name.
+    end, since stacks put prefixes of their own before a name. What ends in a name is no match unless a dot or _ stands
+    before it (lm_head): some stacks call an expert's w1 gate_proj, and MTP has an e_proj.
     """
     number = "int" if target.release.experts is INT8 else "float"
     scheme = {"num_bits": 8, "type": number, "symmetric": True}
@@ -57,7 +58,7 @@ def compressed_tensors_config(target: Target, stored: Stored) -> dict[str, Any]:
                 "input_activations": scheme | {"strategy": "token", "dynamic": True},
             }
         },
-        "ignore": ["re:.*" + re.escape(name) + "$" for name in _plain_linears(stored)],
+        "ignore": ["re:(.*[._])?" + re.escape(name) + "$" for name in _plain_linears(stored)],
     }
 
 
