@@ -14,7 +14,7 @@ import numpy as np
 from flagrelease.formats.formats import INT8, Format
 from flagrelease.records.manifest import LossRecord
 from flagrelease.verify.decoder import F64, U8, VALUES, count_bad, multiply, scale_values
-from flagrelease.verify.encoder import LARGEST, RowRule, encode_rows, in_order, is_bf16, power_of_two_scales
+from flagrelease.verify.encoder import LARGEST, RowRule, encode_rows, is_bf16, power_of_two_scales
 from flagrelease.verify.expectations import Expectation, HashedTensor, Rows, bad_scales
 
 # A megabyte of float64: a handful of such arrays stays in a core's cache.
@@ -77,11 +77,13 @@ class RowCodes(Expectation):
             x[~finite] = 0.0
         encoded = encode_rows(x, self.rule)
         self.scales[here] = encoded.scales
-        self.inexact[here] = np.count_nonzero(encoded.errors, axis=1)
         self.largest[here] = np.abs(x).max(axis=1)
-        self._largest_errors[here] = np.abs(encoded.errors).max(axis=1)
-        self._squared_errors[here] = in_order(encoded.errors * encoded.errors)
-        self._squares[here] = in_order(x * x)
+        self._squares[here] = np.einsum("rc,rc->r", x, x)
+        inexact = np.count_nonzero(encoded.errors, axis=1)
+        if inexact.any():
+            self.inexact[here] = inexact
+            self._largest_errors[here] = np.abs(encoded.errors).max(axis=1)
+            self._squared_errors[here] = np.einsum("rc,rc->r", encoded.errors, encoded.errors)
         return encoded.codes
 
     def broken(self, row: int, element: U8) -> str:

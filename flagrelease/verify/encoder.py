@@ -42,13 +42,14 @@ class EncodedRows:
 def encode_rows(x: F64, rule: RowRule) -> EncodedRows:
     """Encode exact values [rows, columns], which must be finite. A scale beyond float32 comes out as infinity."""
     rowmax = np.abs(x).max(axis=1, initial=0.0)
-    scales = power_of_two_scales(rowmax, LARGEST[rule.format])
     if rule.scale == "absmax":
         scales = absmax_scales(rowmax, rule)
-    elif rule.scale in ("best", "mse"):
-        scales = _least_squares(x, rowmax, scales, rule)
-    codes, errors = _encode_under(x, scales, rule)
-    return EncodedRows(scales, codes, errors)
+        return EncodedRows(scales, *_encode_under(x, scales, rule))
+    scales = power_of_two_scales(rowmax, LARGEST[rule.format])
+    encoded = EncodedRows(scales, *_encode_under(x, scales, rule))
+    if rule.scale in ("best", "mse"):
+        _improve(encoded, x, rowmax, rule)
+    return encoded
 
 
 def power_of_two_scales(rowmax: F64, largest: float) -> F64:
@@ -81,28 +82,31 @@ def _within_float32(scales: F64) -> F64:
     return np.where(scales < 2.0**128, scales, np.inf)
 
 
-def _least_squares(x: F64, rowmax: F64, powers: F64, rule: RowRule) -> F64:
-    """Scales with the smallest sum of squared errors; powers of two win ties, for no candidate is larger."""
-    best = powers.copy()
-    sums = _squared_errors(x, powers, rule)
-    # what is exact under a power of two cannot be beaten, and a tie is the power's
-    left = np.flatnonzero(sums > 0)
+def _improve(encoded: EncodedRows, x: F64, rowmax: F64, rule: RowRule) -> None:
+    """Encode rows anew where another scale has a smaller sum of squared errors than their power of two.
+
+    What is exact under a power of two cannot be beaten. A tie goes to the larger scale: the power of two is the largest
+    of all, and the candidates of a search are tried from the largest on.
+    """
+    rows = np.flatnonzero((encoded.errors != 0).any(axis=1))
+    if len(rows) == 0:
+        return
+    source, least = x[rows], in_order(encoded.errors[rows] ** 2)
     for share in (1.0,) if rule.scale == "best" else reversed(_CANDIDATES):
-        scales = absmax_scales(rowmax[left], rule, share)
-        found = _squared_errors(x[left], scales, rule)
-        better = found < sums[left]
-        best[left[better]], sums[left[better]] = scales[better], found[better]
-    return best
-
-
-def _squared_errors(x: F64, scales: F64, rule: RowRule) -> F64:
-    """The sum of (stored - source)^2 of each row, in the order of its elements: `cumsum` adds one after the other."""
-    errors = _encode_under(x, scales, rule)[1]
-    return in_order(errors * errors)
+        scales = absmax_scales(rowmax[rows], rule, share)
+        codes, errors = _encode_under(source, scales, rule)
+        sums = in_order(errors * errors)
+        better = sums < least
+        least[better], places = sums[better], rows[better]
+        encoded.scales[places], encoded.codes[places], encoded.errors[places] = (
+            scales[better],
+            codes[better],
+            errors[better],
+        )
 
 
 def in_order(terms: F64) -> F64:
-    """The sum of each row [rows, columns], added from the first element to the last."""
+    """The sum of each row [rows, columns], added from the first element to the last, as `cumsum` does."""
     return np.cumsum(terms, axis=1)[:, -1]
 
 
@@ -112,8 +116,12 @@ def _encode_under(x: F64, scales: F64, rule: RowRule) -> tuple[U8, F64]:
     quotients = x / divisors
     with np.errstate(invalid="ignore"):  # infinity times zero, where no float32 holds the scale
         if rule.format is INT8:
-            held = np.clip(np.rint(quotients), -127.0, 127.0)
-            return held.astype(np.int8).view(np.uint8), held * divisors - x
+            held = np.rint(quotients, out=quotients)
+            np.clip(held, -127.0, 127.0, out=held)
+            codes = held.astype(np.int8).view(np.uint8)
+            held *= divisors
+            held -= x
+            return codes, held
         codes = nearest_e4m3_codes(quotients)
         return codes, fp8_values(codes) * divisors - x
 
@@ -126,7 +134,8 @@ def nearest_e4m3_codes(values: F64) -> U8:
     half = np.uint64((1 << 48) - 1)
     rounded = (bits + half + ((bits >> dropped) & np.uint64(1))) >> dropped
     # a code without its sign is four bits of exponent and three of mantissa, as float64 has them with another bias
-    normal = np.minimum(rounded.astype(np.int64) - ((1023 - 7) << 3), _LARGEST_E4M3)
-    small = np.rint(np.ldexp(np.minimum(magnitudes, 1.0), 9)).astype(np.int64)
-    codes = np.where(magnitudes < 2.0**-6, small, normal).astype(np.uint8)
-    return codes | np.signbit(values).astype(np.uint8) << np.uint8(7)
+    codes: U8 = np.minimum(rounded - np.uint64((1023 - 7) << 3), np.uint64(_LARGEST_E4M3)).astype(np.uint8)
+    small = magnitudes < 2.0**-6
+    codes[small] = np.rint(magnitudes[small] * 2.0**9)
+    codes |= np.signbit(values).astype(np.uint8) << np.uint8(7)
+    return codes

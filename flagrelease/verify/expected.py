@@ -25,6 +25,9 @@ from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
 from flagrelease.records.manifest import Manifest
 
+# vLLM copies E8M0 scales of FP8 experts into float32 as bytes
+_FLOAT_SCALES = tuple(dtype for dtype in FP8.scale_dtypes if dtype != "F8_E8M0")
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -119,7 +122,8 @@ def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, conf
             spec, source_scale, stored, packed, _scale_form(name, spec, FP4, FP4.scale_dtypes, config.block_size)
         )
     codes = Form(spec.name, FP8.weight_dtypes, spec.shape)
-    scale = _scale_form(name, spec, FP8, FP8.scale_dtypes, config.block_size)
+    wide = stored is FP8 and release.f32_scales and not mp
+    scale = _scale_form(name, spec, FP8, _FLOAT_SCALES if wide else FP8.scale_dtypes, config.block_size)
     return ExpectedWeight(spec, source_scale, stored, codes, scale)
 
 

@@ -101,7 +101,7 @@ def _expectations(
         rows = RowCodes(codes, scale, fmt, stored.block, weight.spec.shape, row_rule(manifest, to))
         return (rows, RowScales(rows)) if weight.offset is None else (rows, RowScales(rows), ZeroOffsets())
     assert weight.scale is not None, "what is not decoded has a scale"
-    wide = to is FP8 and manifest.tensors[weight.scale.name].dtype == "F32"
+    wide = "F8_E8M0" not in weight.scale.dtypes
     if to is FP8 and fmt is FP4:
         tiles = RepackedScale(scale, source.block, wide)
         return (Repacked(codes, tiles, source.block), tiles)

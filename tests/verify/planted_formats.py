@@ -124,6 +124,14 @@ FORMAT_DEFECTS = [
         "mxfp8-hf",
     ),
     Defect(
+        "F8_E8M0 scales of experts in the hf layout",
+        "whole",
+        p.e8m0_scales,
+        "structure",
+        "structure: says F8_E8M0 [1, 2], must be F32 or BF16 or F16 [1, 2]",
+        "fp8-hf",
+    ),
+    Defect(
         "F8_E8M0 bytes read as F32 numbers",
         "whole",
         p.scale_bytes_as_numbers,

@@ -305,6 +305,11 @@ def scale_bytes_as_numbers(tensors: Tensors) -> None:
     tensors[name] = tensors[name].log2() + 127
 
 
+def e8m0_scales(tensors: Tensors) -> None:
+    name = f"{EXPERT}.scale"
+    tensors[name] = tensors[name].to(torch.float8_e8m0fnu)
+
+
 def swap_ascend_copies(tensors: Tensors) -> None:
     swap_names("mtp.0.emb.tok_emb.weight", "mtp.0.head.weight")(tensors)
 
