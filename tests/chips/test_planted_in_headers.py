@@ -183,6 +183,17 @@ def test_an_index_of_the_usual_name_filters_the_shards_of_a_modelslim_folder_awa
     assert judge(get_stack("vllm-ascend"), release).verdict == "silently wrong"
 
 
+@pytest.mark.parametrize("loader", ["vllm-ascend", "sglang-npu"])
+def test_a_draft_may_have_copies_of_embedding_and_head(loader: str) -> None:
+    whole = modelslim()
+    copies = {"mtp.0.emb.tok_emb.weight": ("BF16", (512, 256)), "mtp.0.head.weight": ("BF16", (512, 256))}
+    described = {**(whole.description or {}), **dict.fromkeys(copies, "FLOAT")}
+    release = changed(whole, add=copies, description=described)
+    assert {finding.kind for finding in replayed(loader, release).findings} == {"note"}
+    stranger = changed(whole, add={"mtp.0.emb.other.weight": ("BF16", (512, 256))})
+    assert {finding.kind for finding in replayed(loader, stranger).findings} > {"note"}
+
+
 def test_quantization_config_in_a_modelslim_folder_is_refused() -> None:
     release = changed(modelslim(), config={"quantization_config": RELEASES["fp8"].config["quantization_config"]})
     assert found(
@@ -237,6 +248,14 @@ def test_targets_that_take_shared_experts_for_routed_ones_are_found() -> None:
 def test_targets_must_hold_in_the_names_of_the_stack(loader: str, targets: str, sound: bool) -> None:
     done = replayed(loader, compressed("int", whole=False, targets=[targets]))
     assert (done.parameters == done.filled) == sound
+
+
+@pytest.mark.parametrize(("pattern", "sound"), [(r"re:.*e_proj$", False), (r"re:.*\.e_proj$", True)])
+@pytest.mark.parametrize("loader", ["metax", "sglang"])
+def test_a_pattern_for_e_proj_must_not_take_gate_proj(loader: str, pattern: str, sound: bool) -> None:
+    release = compressed("int", ignore=[r"re:.*attn\.wo_a$", pattern])
+    several = found(replayed(loader, release), "refused", "projections of experts have several schemes")
+    assert bool(several) != sound
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Loads a release through vLLM's own DeepSeek-V4, on a CPU, and compares what arrived with the source. Not a test.
 
-Run by `test_vllm.py` with the Python of the consumers' environment: `load_in_vllm.py RELEASE SOURCE` prints one JSON
-document. vLLM's model for NVIDIA is built whole, with its own modules, methods of quantisation, parameters, mapper and
-load_weights. Replaced are only the choice of kernels, which would ask for a GPU, and the CUDA streams and events.
+Run by `test_vllm.py` with the Python of the consumers' environment: `load_in_vllm.py RELEASE SOURCE [draft]` prints one
+JSON document, of the model or of its MTP draft. vLLM's model for NVIDIA is built whole, with its own modules, methods
+of quantisation, parameters, mapper and load_weights. Replaced are only the choice of kernels, which would ask for a
+GPU, and the CUDA streams and events.
 
 The weights that a parameter stands for (codes times scales, as its kernels multiply them) are compared in float64 with
 the source's, which are decoded here from their definition. Nothing of flagrelease is imported.
@@ -53,14 +54,16 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.models.deepseek_v4.nvidia.model import DeepseekV4ForCausalLM
+from vllm.models.deepseek_v4.nvidia.mtp import DeepSeekV4MTP
 
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=torch.float64)
 
 
-def build(release: Path) -> tuple[torch.nn.Module, VllmConfig]:
+def build(release: Path, draft: bool) -> tuple[torch.nn.Module, VllmConfig]:
     config = EngineArgs(
-        model=str(release), skip_tokenizer_init=True, enforce_eager=True, max_model_len=256
-    ).create_engine_config()
+        model=str(release), skip_tokenizer_init=True, enforce_eager=True, max_model_len=256,
+        speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
+    ).create_engine_config()  # fmt: skip
     for module in (fp8, compressed_tensors_w8a8_fp8, compressed_tensors_w8a8_int8):
         for name in ("init_fp8_linear_kernel", "init_int8_linear_kernel"):
             if hasattr(module, name):
@@ -72,7 +75,9 @@ def build(release: Path) -> tuple[torch.nn.Module, VllmConfig]:
         parallel_state.init_distributed_environment(1, 0, where, 0, backend="gloo")
         parallel_state.initialize_model_parallel(1, 1)
         torch.set_default_dtype(torch.bfloat16)
-        return initialize_model(config, model_class=DeepseekV4ForCausalLM), config
+        model = initialize_model(config, model_class=DeepseekV4ForCausalLM)
+        # The draft shares the model's quantisation, in which the model's class has renamed the modules
+        return (initialize_model(config, model_class=DeepSeekV4MTP) if draft else model), config
 
 
 def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -136,8 +141,19 @@ class Arrived:
             return times(unpacked(weight), torch.exp2(scale.to(torch.float64) - 127))
         return times(numbers(weight), None if scale is None else numbers(scale))
 
+    def _in_draft(self, name: str) -> str:
+        stage, rest = name.removeprefix("model.mtp.").split(".", 1)
+        layer = f"model.layers.{int(stage) + self.layers}"
+        if rest == "norm.weight":
+            return f"{layer}.shared_head.norm.weight"
+        if rest.startswith(("e_proj", "h_proj", "enorm", "hnorm", "hc_head")):
+            return f"{layer}.{rest}"
+        return f"{layer}.mtp_block.{rest}"
+
     def of(self, name: str) -> torch.Tensor:
         name = {"head.weight": "lm_head.weight", "embed.weight": "model.embed_tokens.weight"}.get(name, f"model.{name}")
+        if name.startswith("model.mtp."):
+            name = self._in_draft(name)
         if ".ffn.experts." in name:
             layer, _, rest = name.partition(".experts.")
             number, which, _ = rest.split(".")
@@ -171,23 +187,25 @@ class Arrived:
         weight = self._weight(module)
         return weight[: self.first] if number == 0 else weight[self.first :]
 
-    first = 0
+    first = 0  # rows of wq_a in the module that joins it with wkv
+    layers = 0  # of the model, behind which its draft is counted
 
 
-def main(release: Path, source_folder: Path) -> dict[str, Any]:
+def main(release: Path, source_folder: Path, draft: bool) -> dict[str, Any]:
     source = dict(tensors_of(source_folder))
     try:
-        model, config = build(release)
+        model, config = build(release, draft)
         initial = {name: value.detach().clone() for name, value in model.named_parameters()}
         with set_current_vllm_config(config):
             DefaultModelLoader(config.load_config).load_weights(model, config.model_config)
     except Exception as error:  # noqa: BLE001 - whatever vLLM raises is the answer
         return {"error": f"{type(error).__name__}: {error}"}
     arrived = Arrived(model)
+    arrived.layers = config.model_config.hf_config.num_hidden_layers
     arrived.first = source["layers.0.attn.wq_a.weight"].shape[0]
     compared = {}
     for name in source:
-        if name.startswith("mtp.") or name.endswith(".scale"):
+        if name.startswith("mtp.") != draft or name.endswith(".scale"):
             continue
         expected, found = source_weight(source, name), arrived.of(name)
         found = found[: expected.shape[0]]  # sinks are padded to the heads of the kernel
@@ -216,4 +234,4 @@ def main(release: Path, source_folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))
+    print("RESULT " + json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["draft"])))

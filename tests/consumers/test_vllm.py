@@ -27,15 +27,19 @@ SOURCE = Path(__file__).parents[2] / "examples" / "tiny" / "flagrelease-tiny-v4"
 DRIVER = Path(__file__).parent / "load_in_vllm.py"
 EXPERTS = 5 * 16 * 3  # layers, experts, projections
 TENSORS = 385  # of the model without its draft
+IN_DRAFT = 16 * 3 + 29  # of the draft, experts first
 F32, E8M0 = torch.float32, torch.float8_e8m0fnu
 WO_A = [f"layers.{layer}.attn.wo_a" for layer in range(6)]
 ALL_INT8 = {"expert_dtype": None, "quantization_config": variants.compressed("int", ["Linear"], [r"re:.*attn\.wo_a$"])}
 FP8 = {"expert_dtype": "fp8"}
 
 
-def loaded(consumers: Path, release: Path) -> dict[str, Any]:
+def loaded(consumers: Path, release: Path, *draft: str) -> dict[str, Any]:
     done = subprocess.run(
-        [consumers / "venv" / "bin" / "python", DRIVER, release, SOURCE], capture_output=True, text=True, check=False
+        [consumers / "venv" / "bin" / "python", DRIVER, release, SOURCE, *draft],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
@@ -61,15 +65,22 @@ def foretold_wrong(done: Replay) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("target", ["native:hf", "fp8:hf"])
-def test_releases_of_the_converter(consumers: Path, tmp_path: Path, target: str) -> None:
-    assert flagrelease(["convert", str(SOURCE), "--target", target, "--out", str(tmp_path)]) == 0
-    folder = tmp_path / target.replace(":", "-")
+@pytest.mark.parametrize(
+    "form", ["native", "fp8", "fp8-e8m0", "fp8-bf16-wo-a", "int8", "int8-experts", "fp8-channel", "bf16"]
+)
+def test_releases_of_the_converter(consumers: Path, tmp_path: Path, form: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = (SOURCE.parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    text = text.replace("lossy_repack: refuse", "lossy_repack: allow").replace("../examples", str(SOURCE.parents[1]))
+    recipe.write_text(text, encoding="utf-8")
+    assert flagrelease(["convert", str(recipe), "--target", f"{form}:hf", "--out", str(tmp_path)]) == 0
+    folder = tmp_path / f"{form}-hf"
     result = loaded(consumers, folder)
     assert (result["error"], result["never_compared"]) == (None, [])
     assert len(result["tensors"]) == TENSORS
     assert wrong_tensors(result) == foretold_wrong(foretold(folder))
-    if target == "native:hf":
+    assert len(wrong_tensors(result)) == (EXPERTS if form == "fp8-e8m0" else 0)
+    if form not in ("int8", "fp8-channel", "fp8-e8m0"):
         assert all(found["exact"] for found in result["tensors"].values())
 
 
@@ -128,6 +139,32 @@ def test_every_parameter_of_a_sound_release_holds_the_sources_weight(
     if "int8" not in form:  # powers of two and BF16 keep what FP4 and FP8 hold
         least = 0.999 if form == "channel fp8" else 1.0
         assert min(found["exact_share"] for found in result["tensors"].values()) >= least
+
+
+@pytest.mark.parametrize("form", [form for form in SOUND if form != "bf16"])  # MTP alone, so these are enough
+def test_the_draft_of_a_sound_release_holds_the_sources_weights(consumers: Path, tmp_path: Path, form: str) -> None:
+    experts, linears, wo_a, config = SOUND[form]
+    folder = variants.write(SOURCE, tmp_path / "release", experts, linears, config, wo_a)
+    result = loaded(consumers, folder, "draft")
+    # the model's own, which the draft is given when it runs
+    shared = {"model.embed_tokens.weight", "model.layers.5.shared_head.head.weight"}
+    assert (result["error"], set(result["never_compared"])) == (None, shared)
+    assert len(result["tensors"]) == IN_DRAFT
+    assert not wrong_tensors(result)
+
+
+def test_wo_a_of_a_draft_that_is_listed_as_mtp_is_wrong_there(consumers: Path, tmp_path: Path) -> None:
+    experts, linears, wo_a, config = SOUND["fp8 with wo_a in BF16"]
+    listed = [*(name for name in WO_A if ".5." not in name), "mtp.0.attn.wo_a"]
+    block = {**config["quantization_config"], "ignored_layers": listed}
+    folder = variants.write(
+        SOURCE, tmp_path / "release", experts, linears, {**config, "quantization_config": block}, wo_a
+    )
+    result = loaded(consumers, folder, "draft")
+    assert result["error"] is None
+    assert wrong_tensors(result) == {"mtp.0.attn.wo_a.weight"}
+    findings = [finding for finding in foretold(folder).findings if finding.tensor == "mtp.0.attn.wo_a.weight"]
+    assert [finding.kind for finding in findings] == ["misread"]
 
 
 def without(*endings: str) -> Any:

@@ -182,8 +182,11 @@ def _given(
         findings.append(Finding("unfilled", "", None, words))
         return {}
     drops = [(re.compile(rule.modules), rule) for rule in loader.drops if rule.when.items() <= switches.items()]
+    copies = [] if release.model.is_dspark else [re.compile(pattern) for pattern in loader.copies]
     given: dict[str, str] = {}
     for tensor in release.tensors:
+        if any(pattern.search(tensor) for pattern in copies):
+            continue
         module, _, suffix = tensor.rpartition(".")
         name = holding.rename(tensor)
         if name is None:

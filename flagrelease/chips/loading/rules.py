@@ -175,6 +175,7 @@ class Loader(_Strict):
     dspark_homes: tuple[Home, ...] = ()
     dspark_lists: Literal["renamed", "as written"] = "renamed"
     expert_lookup: tuple[str, ...] = Field(min_length=1)
+    copies: tuple[Pattern, ...] = ()
     fused: tuple[Fused, ...]
     plain: tuple[Pattern, ...]
     plain_when: tuple[PlainWhen, ...] = ()
