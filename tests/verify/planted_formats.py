@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import format_planters as f
 import planters as p
 from planters import EXPERT, SQUARE
 from planting import Defect
@@ -13,7 +14,7 @@ FORMAT_DEFECTS = [
     Defect(
         "the scale of the neighbouring row",
         "whole",
-        p.neighbouring_row_scale,
+        f.neighbouring_row_scale,
         "source",
         "source: is the scale of a neighbouring row",
         "int8-hf",
@@ -21,7 +22,7 @@ FORMAT_DEFECTS = [
     Defect(
         "absmax where a power of two is exact",
         "whole",
-        p.absmax_of_exact_rows,
+        f.absmax_of_exact_rows,
         "source",
         "source: is no power of two, though one holds the row exactly",
         "int8-hf",
@@ -29,7 +30,7 @@ FORMAT_DEFECTS = [
     Defect(
         "twice the scale of a row",
         "whole",
-        p.set_element(f"{EXPERT}.weight_scale", 7, 1.0),
+        f.set_element(f"{EXPERT}.weight_scale", 7, 1.0),
         "source",
         "source: is not the scale that the rule 'power-of-two' gives this row",
         "fp8-channel-hf",
@@ -37,12 +38,12 @@ FORMAT_DEFECTS = [
     Defect(
         "a scale of zero",
         "whole",
-        p.set_element(f"{EXPERT}.weight_scale", 7, 0.0),
+        f.set_element(f"{EXPERT}.weight_scale", 7, 0.0),
         "source",
         "source: is no scale: it must be finite and above zero",
         "int8-experts-hf",
     ),
-    Defect("code -128", "whole", p.code_minus_128, "source", "source: holds code -128", "int8-hf"),
+    Defect("code -128", "whole", f.code_minus_128, "source", "source: holds code -128", "int8-hf"),
     Defect(
         "one INT8 code off by one",
         "whole",
@@ -54,7 +55,7 @@ FORMAT_DEFECTS = [
     Defect(
         "-0.0 turned into +0.0 in channel FP8",
         "whole",
-        p.no_negative_zeros,
+        f.no_negative_zeros,
         "source",
         "source: is 0x00, must be 0x80",
         "fp8-channel-hf",
@@ -62,7 +63,7 @@ FORMAT_DEFECTS = [
     Defect(
         "a square INT8 weight transposed",
         "whole",
-        p.transpose(f"{SQUARE}.weight"),
+        f.transpose(f"{SQUARE}.weight"),
         "source",
         f"source: {SQUARE}.weight",
         "int8-hf",
@@ -78,7 +79,7 @@ FORMAT_DEFECTS = [
     Defect(
         "an expert left in FP4 in an INT8 release",
         "ranks",
-        p.expert_of_the_source,
+        f.expert_of_the_source,
         "structure",
         "structure: is I8 [128, 128], must be I8 [128, 256]",
         "int8-hf",
@@ -86,7 +87,7 @@ FORMAT_DEFECTS = [
     Defect(
         "a zero point other than 0",
         "whole",
-        p.set_element(f"{EXPERT}.weight_offset", 3, 1.0),
+        f.set_element(f"{EXPERT}.weight_offset", 3, 1.0),
         "source",
         "source: is a zero point other than 0",
         "w8a8-ascend-hf",
@@ -94,7 +95,7 @@ FORMAT_DEFECTS = [
     Defect(
         "a scale that BF16 cannot hold",
         "whole",
-        p.scale_of_float32,
+        f.scale_of_float32,
         "source",
         "source: is not a BF16 number",
         "w8a8-ascend-hf",
@@ -102,7 +103,7 @@ FORMAT_DEFECTS = [
     Defect(
         "embedding and head swapped in the copies for Ascend",
         "whole",
-        p.swap_ascend_copies,
+        f.swap_ascend_copies,
         "tensors source",
         "tensors: mtp.0.head.weight",
         "w8a8-ascend-hf",
@@ -126,7 +127,7 @@ FORMAT_DEFECTS = [
     Defect(
         "F8_E8M0 scales of experts in the hf layout",
         "whole",
-        p.e8m0_scales,
+        f.e8m0_scales,
         "structure",
         "structure: says F8_E8M0 [1, 2], must be F32 or BF16 or F16 [1, 2]",
         "fp8-hf",
@@ -134,7 +135,7 @@ FORMAT_DEFECTS = [
     Defect(
         "F8_E8M0 bytes read as F32 numbers",
         "whole",
-        p.scale_bytes_as_numbers,
+        f.scale_bytes_as_numbers,
         "source",
         f"source: {EXPERT}.scale",
         "fp8-hf",
@@ -142,7 +143,7 @@ FORMAT_DEFECTS = [
     Defect(
         "a loss figure untrue by 1e-9",
         "manifest",
-        p.untrue_loss,
+        f.untrue_loss,
         "source",
         "source: losses.rms_error is",
         "int8-hf",
@@ -150,7 +151,7 @@ FORMAT_DEFECTS = [
     Defect(
         "an inexact row counted as exact",
         "manifest",
-        p.untrue_rows,
+        f.untrue_rows,
         "source",
         "source: losses.exact_rows is",
         "int8-hf",
@@ -158,7 +159,7 @@ FORMAT_DEFECTS = [
     Defect(
         "a loss of a weight that lost nothing",
         "manifest",
-        p.loss_of_an_exact_weight,
+        f.loss_of_an_exact_weight,
         "source",
         "source: losses has an entry, but the second encoder finds no inexact row",
         "int8-hf",
@@ -166,7 +167,7 @@ FORMAT_DEFECTS = [
     Defect(
         "the loss of a weight left out",
         "manifest",
-        p.loss_left_out,
+        f.loss_left_out,
         "source",
         "source: losses has no entry",
         "int8-hf",
@@ -174,7 +175,7 @@ FORMAT_DEFECTS = [
     Defect(
         "expert_dtype of an FP8 release left out",
         "folder",
-        p.drop_key("config.json", "expert_dtype"),
+        f.drop_key("config.json", "expert_dtype"),
         "config structure",
         "config: expert_dtype is None in a release of fp8",
         "fp8-hf",
@@ -182,7 +183,7 @@ FORMAT_DEFECTS = [
     Defect(
         "expert_dtype of an FP8 release inside quantization_config",
         "folder",
-        p.expert_dtype_inside,
+        f.expert_dtype_inside,
         "config",
         "config: expert_dtype is not at top level",
         "fp8-hf",
@@ -190,7 +191,7 @@ FORMAT_DEFECTS = [
     Defect(
         "ignored_layers lacks a wo_a",
         "folder",
-        p.drop_key("config.json", BLOCK, "ignored_layers"),
+        f.drop_key("config.json", BLOCK, "ignored_layers"),
         "config",
         "config: ignored_layers lacks 'model.layers.2.attn.wo_a'",
         "fp8-bf16-wo-a-hf",
@@ -198,7 +199,7 @@ FORMAT_DEFECTS = [
     Defect(
         "ignore lacks wo_a",
         "folder",
-        p.ignore_without("wo_a"),
+        f.ignore_without("wo_a"),
         "config",
         "config: ignore does not match 'layers.1.attn.wo_a', whose weight is BF16",
         "int8-hf",
@@ -206,7 +207,7 @@ FORMAT_DEFECTS = [
     Defect(
         "ignore matches a quantised module",
         "folder",
-        p.ignore_with("re:.*wkv$"),
+        f.ignore_with("re:.*wkv$"),
         "config",
         "config: ignore matches 'layers.1.attn.wkv', whose weight is quantised",
         "fp8-channel-hf",
@@ -248,7 +249,7 @@ FORMAT_DEFECTS = [
     Defect(
         "a tensor missing in ModelSlim's description",
         "folder",
-        p.drop_key(DESCRIPTION, f"{EXPERT}.weight_offset"),
+        f.drop_key(DESCRIPTION, f"{EXPERT}.weight_offset"),
         "config",
         f"config: '{EXPERT}.weight_offset' is missing",
         "w8a8-ascend-hf",
