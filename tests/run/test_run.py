@@ -459,3 +459,49 @@ def test_a_release_for_two_ranks_is_validated_on_two_ranks(tmp_path: Path, capsy
     assert verdicts["integrity"] == verdicts["weights"] == "pass"
     assert verdicts["logits"] != "not-run"
     assert (code, step["status"]) in {(0, "done"), (7, "cannot-tell")}
+
+
+def test_every_release_of_the_shipped_recipe_has_its_own_folder_report_and_repository(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], proved: list[str]
+) -> None:
+    """recipes/tiny.yaml has what the recipe of Flash has for each chip; the stages that run a model are left out."""
+    document = yaml.safe_load((SOURCE.parents[2] / "recipes" / "tiny.yaml").read_text())
+    document["source"]["path"] = str(SOURCE)
+    document["validation"] = {"stages": ["integrity", "weights"]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(document, sort_keys=False))
+    mirror, out = tmp_path / "mirror", tmp_path / "out"
+    words = ["run", str(recipe), "--out", str(out), "--json", "--publish", str(mirror), "--yes"]
+    assert main(words) == 0
+    runs = json.loads(capsys.readouterr().out)["chips"]
+    assert {status["status"] for one in runs for status in one["steps"].values()} == {"done"}
+    wanted = [(chip, f"{r['format']}-{r['layout']}", r["stack"]) for chip, specs in document["releases"].items()
+              for r in (specs if isinstance(specs, list) else [specs])]  # fmt: skip
+    assert [(one["chip"], Path(one["release"]).name, one["stack"]) for one in runs] == wanted
+    # Each conversion is proved once, and everything else is there for each release of each chip.
+    assert sorted(proved) == sorted({name for _, name, _ in wanted})
+    assert {path.name for path in (out / "validation").iterdir()} == {f"{name}-{chip}" for chip, name, _ in wanted}
+    assert {f"FlagRelease/{path.name}" for path in mirror.iterdir()} == {one["repository"] for one in runs}
+    assert len({one["repository"] for one in runs}) == len(wanted)
+    for chip, name, stack in wanted:
+        (one,) = [run for run in runs if (run["chip"], Path(run["release"]).name) == (chip, name)]
+        card = (mirror / one["repository"].partition("/")[2] / "README.md").read_text()
+        assert ("This release is made for" in card) == (stack != "flagos")
+        assert "**Do not load" not in card
+        # FP4 experts are exact in INT8 here, and dense FP8 weights in no format with a scale for each row
+        assert ("**Lossless**" in card) == (name not in ("int8-hf", "fp8-channel-hf", "w8a8-ascend-hf"))
+
+
+def test_one_release_of_a_chip_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = yaml.safe_load(write_recipe(tmp_path).read_text())
+    document["releases"] = {"mthreads": [{"format": "fp8", "layout": "hf", "stack": "vllm-musa"},
+                                         {"format": "fp8", "layout": "mp2", "stack": "flagos"}]}  # fmt: skip
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    words = ["run", str(recipe), "--out", str(tmp_path / "out"), "--until", "convert", "--json"]
+    assert main([*words, "--chip", "mthreads:fp8-mp2"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["chips"]
+    assert (Path(one["release"]).name, one["repository"]) == ("fp8-mp2", "FlagRelease/small-v4-mthreads-FlagOS")
+    assert not (tmp_path / "out" / "fp8-hf").exists()
+    assert main([*words, "--chip", "mthreads:bf16-hf"]) == 2
+    assert "this recipe has mthreads:fp8-hf, mthreads:fp8-mp2" in capsys.readouterr().err
