@@ -83,9 +83,13 @@ class Numerics:
         return FP4.name in self.keeps
 
     @property
-    def quantise_inputs(self) -> bool:
-        """Whether inputs of linears are rounded."""
-        return self.rounds != "none"
+    def reference(self) -> Literal["native", "oracle"]:
+        """Which run of the source computes most alike: the native one, or the BF16 oracle.
+
+        The policies of serving stacks round inputs, but neither cached keys nor the indexer, and other inputs more
+        finely: they are nearer to the oracle, as docs/numerics.md measures.
+        """
+        return "native" if self.rounds == "every" else "oracle"
 
     def require(self, formats: frozenset[str], folder: Path) -> None:
         """Refuse a release that stores no weight in the format that this policy is about.

@@ -10,7 +10,13 @@ from engine_checkpoint import Checkpoint, random_tokens, small_config
 from ranks import on_ranks
 
 from flagrelease import cli, engine
-from flagrelease.engine.numerics import NumericsName
+from flagrelease.convert.codecs.lookup import cpu_lookup
+from flagrelease.convert.planning.plan import make_plan
+from flagrelease.convert.planning.target import parse_target
+from flagrelease.convert.running.conversion import convert
+from flagrelease.engine.numerics import OF_RELEASE, NumericsName
+from flagrelease.records.recipe import ConvertSpec
+from flagrelease.source.source import read_source
 
 TOKENS = random_tokens(150)
 
@@ -58,6 +64,34 @@ def test_repacked_experts_give_the_same_bits(source: Path, releases: Path) -> No
     assert torch.equal(logits(fp8, "bf16", torch.float32), logits(source, "bf16", torch.float32))
     assert torch.equal(logits(fp8, "native", torch.bfloat16), logits(source, "native", torch.bfloat16))
     assert logits(fp8, "fp8", torch.bfloat16).isfinite().all()
+
+
+SERVING = ("fp8-e8m0", "fp8-bf16-wo-a", "int8", "int8-experts", "fp8-channel", "w8a8-ascend", "mxfp8")
+
+
+@pytest.fixture(scope="module")
+def serving(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("serving")
+    targets = [parse_target(f"{name}:hf", "shared") for name in SERVING]
+    plan = make_plan(read_source(source), targets, ConvertSpec(lossy_repack="allow"))
+    convert(plan, out, workers=1, lookup=cpu_lookup, progress=lambda done: None)
+    return out
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_releases_of_serving_stacks(source: Path, serving: Path, name: str) -> None:
+    """With their own numerics, by the manifest; and decoded, where nothing was lost: the source's bits."""
+    folder, expected = serving / f"{name}-hf", logits(source, "bf16", torch.float32)
+    own = engine.load(folder, mtp=True)
+    assert own.numerics.name == {str(key): value for key, value in OF_RELEASE.items()}[name]
+    assert own.logits(TOKENS).isfinite().all()
+    assert own.draft_logits(TOKENS[:9]).isfinite().all()
+    decoded = logits(folder, "bf16", torch.float32)
+    if name not in ("int8", "w8a8-ascend"):
+        assert torch.equal(decoded, expected)
+    else:  # FP8 codes have more range than 8 bits by row
+        error = (decoded - expected).norm(dim=-1).median() / expected.norm(dim=-1).median()
+        assert 0 < error < 0.1
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class _Port:
     @property
     def layer_reference(self) -> Reference:
         """The run that computes as the port should."""
-        return "native" if self.model.numerics.quantise_inputs else "oracle"
+        return self.model.numerics.reference
 
 
 def run_logits(
@@ -60,8 +60,8 @@ def run_logits(
     Under torchrun every rank calls this and gets the stage; the first rank writes.
 
     Args:
-        model: the release, loaded with the numerics of its chip. One that rounds activations (native, fp8) is judged
-            against the native run, another against the BF16 oracle and, more loosely, the native run.
+        model: the release, loaded with the numerics of its chip. One that rounds activations as the native run does
+            (native, fp8) is judged against that, another against the BF16 oracle and, more loosely, the native run.
         release: its folder.
         baseline: folder of `record_baseline`.
         rules: limits; `rules.replay` must be the baseline's.
