@@ -127,7 +127,7 @@ def test_the_report_is_where_validate_puts_it(converted: Converted, tmp_path: Pa
     ("words", "message"),
     [
         (["--chip", "abacus", "--to", "hf"], "chip 'abacus' is not in the table"),
-        (["--chip", "ascend", "--to", "hf"], "the recipe gives ascend bf16-mp16"),
+        (["--chip", "ascend", "--to", "hf"], "the recipe gives ascend w8a8-ascend-hf and bf16-mp16"),
         (["--chip", "nvidia", "--to", "out", "--repo", "a/b"], "--repo is for hubs"),
         (["--chip", "nvidia", "--to", "hf", "--signing-key", "/nowhere"], "cannot be read"),
     ],

@@ -138,7 +138,7 @@ def test_a_damaged_release_is_refused(release: Path, damage: Any, kind: type[Fla
         (b'"license": "MIT"', b'"license": null', "license is null|recipe.source.license"),
         (b'"license": "MIT"', b'"license": "WTFPL"', "no known spelling"),
         (b'"dtype": "fp8",\n  "layout": "mp"', b'"dtype": "bf16",\n  "layout": "mp"', "this release is bf16-mp8"),
-        (b'"nvidia": {', b'"kunlunxin": {', "not in the release's recipe|appears|kunlunxin"),
+        (b'"nvidia": [', b'"kunlunxin": [', "not in the release's recipe|appears|kunlunxin"),
     ],
 )
 def test_records_that_contradict_each_other_are_refused(release: Path, old: bytes, new: bytes, message: str) -> None:
