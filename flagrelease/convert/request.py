@@ -13,7 +13,7 @@ from flagrelease.convert.planning.layouts import tensor_parallel
 from flagrelease.convert.planning.plan import Provenance
 from flagrelease.convert.planning.target import Target, parse_target
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.published import published_name
+from flagrelease.model.v4.published import has_known_dimensions, published_name
 from flagrelease.records.chip_releases import ChipRelease, split_choice
 from flagrelease.records.manifest import OGroups
 from flagrelease.records.recipe import ConvertSpec, Recipe, read_recipe
@@ -92,6 +92,7 @@ def make_request(
     chosen = () if named and not known else recipe.chosen(chips)
     wanted = tuple(_in_recipe(one, o_groups) for one in chosen)
     understood = read_source(checkpoint_of(recipe, source, checkpoint), told)
+    _require_model(recipe, source, understood)
     return ConversionRequest(
         understood, _unique(wanted, named), wanted, recipe.convert, _provenance(recipe), recipe.hubs
     )
@@ -99,6 +100,16 @@ def make_request(
 
 def _unique(wanted: Iterable[ChipTarget], named: list[Target]) -> tuple[Target, ...]:
     return tuple(dict.fromkeys([*(one.target for one in wanted), *named]))
+
+
+def _require_model(recipe: Recipe, path: Path, source: Source) -> None:
+    """Refuse a checkpoint of other dimensions: the releases would name the recipe's model as what they come from."""
+    found = published_name(source.config)
+    if has_known_dimensions(recipe.model) and found != recipe.model:
+        raise UsageError(
+            f"{path}: this recipe is for {recipe.model}; the checkpoint {source.folder} has the dimensions of "
+            f"{found or 'another model'}"
+        )
 
 
 def checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:

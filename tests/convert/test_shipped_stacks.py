@@ -15,6 +15,7 @@ from flagrelease.chips.table import load_chips
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.request import make_request
 from flagrelease.convert.summary import summarise
+from flagrelease.errors import UsageError
 from flagrelease.formats.releases import RELEASE_FORMATS
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.recipe import read_recipe
@@ -34,7 +35,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_release_of_a_shipped_recipe_is_what_its_stack_loads(path: Path, small: Path, tmp_path: Path) -> None:
     recipe = tmp_path / path.name
     text = re.sub(r"layout: mp(\d+)", lambda found: f"layout: mp{min(int(found[1]), CUTS_TO)}", path.read_text())
-    recipe.write_text(text)
+    recipe.write_text(re.sub(r"(?m)^model: .*$", "model: small", text))
     request = make_request(recipe, small, [], [], None)
     plan = make_plan(request.source, request.targets, request.options, request.provenance)
     summary = summarise(plan, request, 1, tmp_path)
@@ -48,6 +49,13 @@ def test_every_release_of_a_shipped_recipe_is_what_its_stack_loads(path: Path, s
             judged = judge(one.stack, release_in(tmp_path / "out" / one.spec.name))
             assert judged.verdict in ("loads", "loads with flags"), (one.repo, judged.why)
             assert judged.form == one.spec.format
+
+
+def test_a_recipe_is_for_the_dimensions_of_its_model(small: Path) -> None:
+    """A Flash recipe over another checkpoint named Flash's repository and revision as the source of its releases."""
+    path = next(path for path in SHIPPED if path.stem == "deepseek-v4-flash")
+    with pytest.raises(UsageError, match=f"recipe is for DeepSeek-V4-Flash; the checkpoint {small} has the dimensions"):
+        make_request(path, small, [], [], None)
 
 
 def test_each_chip_gets_what_its_own_stack_loads_and_keeps_flagos_engine() -> None:

@@ -29,6 +29,7 @@ _ALWAYS_PLAIN = (
 # vLLM and SGLang build these out of several of DeepSeek's, and look for the joint name, or for names of their own.
 _JOINED = {
     "attn.wq_a": ("attn.fused_wqa_wkv",),
+    "attn.wkv": ("context_wkv_proj",),
     "compressor.wkv": ("compressor.fused_wkv_wgate",),
     "ffn.shared_experts.w1": ("shared_experts.gate_up_proj", "shared_experts.gate_proj", "shared_experts.up_proj"),
     "ffn.shared_experts.w2": ("shared_experts.down_proj",),

@@ -12,6 +12,11 @@ _DIMENSIONS = {
 }
 
 
+def has_known_dimensions(name: str) -> bool:
+    """Whether `published_name` would know the model called `name`."""
+    return name in _DIMENSIONS.values()
+
+
 def published_name(config: ModelConfig) -> str | None:
     """The model with these dimensions; None if it is none of those that recipes are shipped for."""
     return _DIMENSIONS.get(
