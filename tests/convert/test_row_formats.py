@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -183,10 +184,18 @@ def test_compressed_tensors_config(made: tuple[Path, Path]) -> None:
         assert "expert_dtype" not in config
         assert config["torch_dtype"] == "bfloat16"
         quantization = config["quantization_config"]
-        ignore = quantization.pop("ignore")
-        assert "re:.*attn\\.wo_a$" in ignore
-        assert "re:.*compressor\\.fused_wkv_wgate$" in ignore
-        assert not [entry for entry in ignore if "experts" in entry or "wq_b" in entry]
+        ignore = [re.compile(entry.removeprefix("re:")) for entry in quantization.pop("ignore")]
+
+        plain = (
+            "layers.0.attn.wo_a", "model.layers.1.self_attn.wo_a", "layers.0.attn.compressor.fused_wkv_wgate",
+            "lm_head", "model.layers.0.ffn.gate", "model.layers.0.mlp.gate",
+        )  # fmt: skip
+        assert [name for name in plain if any(entry.match(name) for entry in ignore)] == list(plain)
+        quantised = (
+            "layers.0.attn.wq_b", "layers.0.ffn.experts.0.w1", "model.layers.0.mlp.experts.0.gate_proj",
+            "model.layers.0.mlp.experts.0.down_proj", "layers.0.attn.fused_wqa_wkv", "layers.0.attn.indexer.wq_b",
+        )  # fmt: skip
+        assert [name for name in quantised if any(entry.match(name) for entry in ignore)] == []
         group = quantization["config_groups"].pop("w8a8_channel_token")
         assert group["targets"] == ["Linear"]
         assert group["weights"] == {

@@ -83,7 +83,7 @@ def test_keys_that_do_not_sign_are_refused_without_their_content(tmp_path: Path)
     for path, message in (
         (tmp_path / "absent.pem", "cannot be read"),
         (write_key(tmp_path / "locked.pem", key, BestAvailableEncryption(b"x")), "unencrypted"),
-        (write_key(tmp_path / "ed.pem", ed25519.Ed25519PrivateKey.generate()), "elliptic curve"),
+        (write_key(tmp_path / "ed.pem", ed25519.Ed25519PrivateKey.generate()), "elliptic-curve"),
         (write_key(tmp_path / "k1.pem", ec.generate_private_key(ec.SECP256K1())), "secp256k1"),
     ):
         with pytest.raises(UsageError, match=message):
