@@ -51,6 +51,14 @@ def register(app: typer.Typer, published: Published) -> None:
             float,
             typer.Option("--sample", metavar="FRACTION", help="Read only this share of the weights: 0 < F <= 1."),
         ] = 1.0,
+        stacks: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--stack",
+                metavar="ID",
+                help="This serving stack must load the release, beside those of its recipe. May be repeated.",
+            ),
+        ] = None,
         key: Annotated[
             Path | None, typer.Option("--key", metavar="FILE", help="Check the signature with this public key (PEM).")
         ] = None,
@@ -72,19 +80,20 @@ def register(app: typer.Typer, published: Published) -> None:
         For a release on a hub, only its records are downloaded; other files are checked by the hub's digests.
         """
         if "://" in release:
-            if source is not None or sample != 1:
-                raise UsageError("--source and --sample need a folder; on a hub --sample-bytes reads a sample")
+            if source is not None or sample != 1 or stacks:
+                raise UsageError("--source, --sample and --stack need a folder; on a hub --sample-bytes reads a sample")
             published.verify_published(release, key, sample_bytes, private, as_json)
             return
         if sample_bytes or private:
             raise UsageError("--sample-bytes and --private are for a release on a hub")
-        _verify_folder(Path(release), source, sample, key, workers, as_json, published)
+        _verify_folder(Path(release), source, sample, stacks or [], key, workers, as_json, published)
 
 
 def _verify_folder(
     folder: Path,
     source: Path | None,
     sample: float,
+    stacks: list[str],
     key: Path | None,
     workers: int | None,
     as_json: bool,
@@ -98,7 +107,9 @@ def _verify_folder(
         raise UsageError(f"--key {key}: no such file")
     release, threads = read_release(folder), workers or len(os.sched_getaffinity(0))
     with console.progress("verify", bytes_to_read(release.manifest, sample)) as report:
-        result = verify_read_release(release, source, sample, seed=0, progress=report.add, workers=threads)
+        result = verify_read_release(
+            release, source, sample, seed=0, progress=report.add, workers=threads, stacks=stacks
+        )
     unsigned = [] if key is None else published.signature_problems(folder, key)
     document = result.model_dump(mode="json") | ({} if key is None else {"signature_problems": unsigned})
     console.show(as_json, document, lambda: show_verification(folder, result))

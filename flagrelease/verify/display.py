@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from flagrelease.console import human_bytes, out, table
-from flagrelease.verify.result import Finding, VerifyReport
+from flagrelease.verify.result import Finding, StackVerdict, VerifyReport
 
 _SHOWN = 20  # lines of a list; --json has all of it
 
@@ -26,6 +26,12 @@ def show_verification(release: Path, report: VerifyReport) -> None:
             console.print(f"[red]{check.name}[/red]: {escape(_finding(finding))}")
         if check.failed > _SHOWN:
             console.print(f"[red]{check.name}[/red]: and {check.failed - _SHOWN} more")
+    if report.stacks:
+        console.print(
+            "\nserving stacks, by their loaders replayed on the headers (* named by the recipe or by --stack):"
+        )
+    for one in report.stacks:
+        console.print(escape(_stack(one)), highlight=False)
     sampled = f" (read {report.sample:.0%} of the weights)" if report.sample < 1 else ""
     console.print(f"\n[bold]{escape(str(release))}[/bold]: {_verdict(report)}{sampled}")
 
@@ -37,6 +43,13 @@ def _verdict(report: VerifyReport) -> str:
     if report.check("source").status == "pass":
         return "[green]proved: every weight that was read follows from the source[/green]"
     return "[green]intact: agrees with its manifest[/green]; --source CHECKPOINT proves the weights too"
+
+
+def _stack(one: StackVerdict) -> str:
+    needs = f" with {' '.join((*one.environment, *one.flags))}" if one.environment or one.flags else ""
+    verdict = f"loads{needs}" if one.verdict == "loads with flags" else one.verdict
+    why = f": {'; '.join(one.why)}" if one.why else ""
+    return f"{'*' if one.named else ' '} {one.stack} ({one.version}) {verdict}{why}"
 
 
 def _finding(finding: Finding) -> str:

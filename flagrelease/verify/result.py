@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from flagrelease.chips.loading.verdict import Verdict
+from flagrelease.chips.stacks import Mark
 from flagrelease.records.manifest import ElementCounts, TargetRecord
 
 Status = Literal["pass", "fail", "not-run"]
@@ -52,12 +54,32 @@ class Check(_Record):
     findings: tuple[Finding, ...] = ()
 
 
+class StackVerdict(_Record):
+    """What one serving stack makes of the release, by a replay of its loader and by what is known of it.
+
+    Attributes:
+        named: whether the recipe or the caller names the stack, so that the check `stacks` depends on it.
+        mark: how well what is known of the release's form is known.
+        why: sentences.
+        flags, environment: without which the stack does not load the release, beside those of its usual launch.
+    """
+
+    stack: str
+    version: str
+    named: bool
+    verdict: Verdict
+    mark: Mark
+    why: tuple[str, ...]
+    flags: tuple[str, ...]
+    environment: tuple[str, ...]
+
+
 class VerifyReport(_Record):
     """All checks of one release.
 
     `manifest_sha256` ties the report to the manifest it was made for. `sample` is the share of weights whose data the
     checks `tensors` and `source` read. `elements` is counted by the second decoder over the sampled weights; null
-    where no source was given.
+    where no source was given. `stacks` has every serving stack that reads the release's layout, the named ones first.
     """
 
     manifest_sha256: str
@@ -67,6 +89,7 @@ class VerifyReport(_Record):
     seed: int
     elements: ElementCounts | None
     checks: tuple[Check, ...]
+    stacks: tuple[StackVerdict, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]
     @property

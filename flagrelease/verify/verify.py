@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flagrelease.errors import UsageError, VerificationError
@@ -22,6 +22,7 @@ from flagrelease.verify.integrity import check_files
 from flagrelease.verify.origin import Origin, open_source
 from flagrelease.verify.replicas import check_replicas
 from flagrelease.verify.result import Check, CheckLog, Finding, VerifyReport
+from flagrelease.verify.stacks import check_stacks
 from flagrelease.verify.structure import StoredRelease, check_structure
 from flagrelease.verify.weights import WeightChecks, check_recorded_copies
 from flagrelease.verify.workers import Workers
@@ -37,6 +38,7 @@ def verify_release(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
     workers: int = 1,
+    stacks: Iterable[str] = (),
 ) -> VerifyReport:
     """Check a release folder, and its weights against their source if that is given.
 
@@ -49,15 +51,16 @@ def verify_release(
         progress: is told bytes of the release as they are read, from worker threads, one call at a time. Their sum
             is about `bytes_to_read`.
         workers: threads. They never change the report.
+        stacks: ids of serving stacks that must load the release, beside those that its recipe names.
 
     Raises:
-        UsageError: `sample` or `workers` is out of range.
+        UsageError: `sample` or `workers` is out of range, or there is no such stack.
         VerificationError: there is no release to check: no folder, no manifest, a file that cannot be read.
         CheckpointError: the source is not a sound checkpoint.
     """
     if not release.is_dir():
         raise VerificationError(f"{release}: no such folder")
-    return verify_read_release(read_release(release), source, sample, seed, progress, workers)
+    return verify_read_release(read_release(release), source, sample, seed, progress, workers, stacks)
 
 
 def verify_read_release(
@@ -67,11 +70,13 @@ def verify_read_release(
     seed: int,
     progress: Callable[[int], None] | None,
     workers: int,
+    stacks: Iterable[str] = (),
 ) -> VerifyReport:
     """`verify_release` of a release whose manifest was read already."""
     if not 0 < sample <= 1 or workers < 1:
         raise UsageError(f"sample {sample} must be above 0 and at most 1, and workers {workers} at least 1")
     folder, manifest = release.folder, release.manifest
+    loading, verdicts = check_stacks(folder, manifest, stacks)
     origin = None if source is None else open_source(source)
     team = Workers(workers, progress)
     files = check_files(folder, manifest, team)
@@ -83,14 +88,15 @@ def verify_read_release(
         sample=sample,
         seed=seed,
         elements=elements,
-        checks=(files, *others),
+        checks=(files, *others, loading),
+        stacks=verdicts,
     )
 
 
 def check_weights(
     release: Path, manifest: Manifest, source: Origin | None, sample: float, seed: int, workers: Workers
 ) -> tuple[list[Check], ElementCounts | None]:
-    """All checks but `files`, as `verify_release` makes them; the elements are None where there is no source."""
+    """All checks of `verify_release` but `files` and `stacks`; the elements are None where there is no source."""
     config, config_check = check_config(release, manifest, source)
     structure, structure_check = check_structure(release, manifest, config)
     data, elements = _check_data(structure, source, sample, seed, workers)

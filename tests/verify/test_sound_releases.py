@@ -18,7 +18,7 @@ from flagrelease.errors import CheckpointError, UsageError, VerificationError
 from flagrelease.records.manifest import ElementCounts, read_manifest
 from flagrelease.verify.verify import bytes_to_read, verify_release
 
-NAMES = ["files", "config", "structure", "replicas", "tensors", "source", "companions"]
+NAMES = ["files", "config", "structure", "replicas", "tensors", "source", "companions"]  # and stacks
 RELEASES = [
     "bf16-hf", "bf16-mp1", "bf16-mp2", "bf16-mp4", "bf16-mp8-shared", "bf16-mp8-split", "bf16-mp4-parts3",
     "fp8-hf", "fp8-mp4", "fp8-mp8-shared", "native-hf", "native-mp2", "native-mp8-shared", "native-mp2-parts2",
@@ -30,7 +30,9 @@ RELEASES = [
 def test_sound_release_passes(name: str, maker: Maker, tmp_path: Path) -> None:
     release = maker.of(name).write(tmp_path / "release")
     report = verify_release(release, maker.source, workers=2)
-    assert [(c.name, c.status, c.findings) for c in report.checks] == [(n, "pass", ()) for n in NAMES]
+    *checks, stacks = report.checks
+    assert [(c.name, c.status, c.findings) for c in checks] == [(n, "pass", ()) for n in NAMES]
+    assert (stacks.name, stacks.status) == ("stacks", "not-run")  # no recipe names any
     assert report.passed
     assert report.elements == read_manifest(release).elements
     assert report.check("tensors").checked == len(read_manifest(release).tensors)
@@ -41,7 +43,7 @@ def test_sound_release_passes(name: str, maker: Maker, tmp_path: Path) -> None:
 
 def test_without_a_source_only_the_source_checks_are_not_run(maker: Maker, tmp_path: Path) -> None:
     report = verify_release(maker.of("bf16-mp4").write(tmp_path / "release"))
-    assert {c.name for c in report.checks if c.status == "not-run"} == {"source", "companions"}
+    assert {c.name for c in report.checks if c.status == "not-run"} == {"source", "companions", "stacks"}
     assert report.passed
     assert report.elements is None
 
@@ -208,7 +210,7 @@ def test_unreadable_config_stops_what_depends_on_it(maker: Maker, tmp_path: Path
     release = maker.of("bf16-hf").write(tmp_path / "release")
     (release / "config.json").write_text("{}")
     report = verify_release(release, maker.source)
-    assert [c.status for c in report.checks] == ["fail", "fail", *["not-run"] * 4, "pass"]
+    assert [c.status for c in report.checks] == ["fail", "fail", *["not-run"] * 4, "pass", "not-run"]
     assert report.elements is None
 
 

@@ -157,9 +157,9 @@ class Described:
             kind = described.get(weight)
             if kind is None:
                 raise RefusedByStackError(f"{self.loader.description} has no entry {weight}")
-            if kind not in self.rules.kinds:
+            if str(kind) not in self.rules.kinds:
                 raise RefusedByStackError(f"{weight} is {kind}; it knows {', '.join(self.rules.kinds)}")
-            return self.rules.kinds[kind]
+            return self.rules.kinds[str(kind)]
 
         return chosen
 

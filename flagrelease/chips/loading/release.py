@@ -6,16 +6,47 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, PositiveInt, ValidationError
 
 from flagrelease.chips.stacks import Form
-from flagrelease.errors import CheckpointError
+from flagrelease.errors import CheckpointError, first_problem
 from flagrelease.model.v4.config import ModelConfig, parse_config
 from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # Keys of config.json that say how weights are stored. The model is the same whatever they say.
 _STORAGE_KEYS = ("quantization_config", "expert_dtype")
+
+
+def _no_broken_pattern(name: str) -> str:
+    if name.startswith("re:"):
+        try:
+            re.compile(name[3:])
+        except re.error as error:
+            raise ValueError(f"{name!r} is no regular expression ({error})") from error
+    return name
+
+
+_Names = list[Annotated[str, AfterValidator(_no_broken_pattern)]] | None
+
+
+class _Group(BaseModel):
+    targets: _Names = None
+    weights: dict[str, Any] | None = None
+    input_activations: dict[str, Any] | None = None
+
+
+class _Quantization(BaseModel):
+    """The types of what the loaders read; other keys are theirs to ignore."""
+
+    quant_method: str | None = None
+    ignored_layers: _Names = None
+    modules_to_not_convert: _Names = None
+    ignore: _Names = None
+    config_groups: dict[str, _Group] | None = None
+    weight_block_size: tuple[PositiveInt, PositiveInt] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,16 +81,20 @@ class Release:
         """The tensors of the model."""
         return tuple(inventory(self.model).values())
 
-    @property
+    @cached_property
     def quantization(self) -> Mapping[str, Any]:
         """quantization_config; empty without one.
 
         Raises:
-            CheckpointError: it is no JSON object.
+            CheckpointError: it is no JSON object, or something in it has a type that no loader can take.
         """
         found = self.config.get("quantization_config") or {}
         if not isinstance(found, Mapping):
             raise CheckpointError(f"config.json: quantization_config is {type(found).__name__}, not an object")
+        try:
+            _Quantization.model_validate(found)
+        except ValidationError as error:
+            raise CheckpointError(f"config.json: quantization_config: {first_problem(error)}") from error
         return found
 
     @property
