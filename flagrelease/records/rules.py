@@ -5,9 +5,9 @@ The limits start from published practice and measurements; docs/validation.md gi
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 StageName = Literal["integrity", "weights", "logits", "benchmarks", "behaviour"]
 STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order they run: cheapest first
@@ -74,6 +74,16 @@ class LogitsLimits(_Strict):
             }
         )
 
+    def widened(self, factor: float) -> LogitsLimits:
+        """The same limits for an error whose mean KL may be `factor` times as large.
+
+        The perplexity of text that the reference would write grows by the KL itself, so its limit grows as that of KL
+        does, and so does what counts as a large KL; the share of such tokens stays. KL grows with the square of an
+        error in the logits, and other tokens come first in proportion to the error: their share may grow by the root.
+        """
+        by_root = self.loosened(factor**0.5)
+        return self.loosened(factor).model_copy(update={"top1": by_root.top1, "top1_clear": by_root.top1_clear})
+
 
 class LayerLimits(_Strict):
     """Limits of `--layers`, of the medians over positions. They are a start, to be calibrated on the first floor.
@@ -109,6 +119,10 @@ class LayerLimits(_Strict):
         )
 
 
+_OwnRounding = dict[Literal["int8", "fp8-channel", "mxfp8"], Annotated[float, Field(gt=0)]]
+_SHARES: _OwnRounding = {"int8": 0.5, "fp8-channel": 0.75, "mxfp8": 1.25}  # measured: docs/validation-logits.md
+
+
 class LogitsRules(_Strict):
     """Limits of the logits stage. KL in nats, shares and relative differences as fractions.
 
@@ -116,7 +130,10 @@ class LogitsRules(_Strict):
         oracle: against the source decoded to BF16; decides for a port that rounds no activations.
         native: the same port against the source's native run.
         ratio: where KL(native || port) / KL(native || oracle) must be.
-        rounded: a port that rounds activations itself is compared with the native run by `oracle`, this much looser.
+        rounded: a port that rounds activations as the native run does (`native`, `fp8` numerics) is compared with that
+            run by `oracle`, this much looser.
+        own_rounding: a port that rounds them in its own way is compared with the BF16 oracle by `oracle`, widened
+            until its mean KL may be this share, by numerics, of KL(native || oracle): of the cost of native rounding.
         outlier_logp, outlier_margin: no token may differ by so many nats where the reference is so sure.
         min_documents, min_tokens, min_decode_tokens: with fewer scored a pass is not possible.
         confidence, resamples, seed: of the bootstrap by documents.
@@ -129,6 +146,7 @@ class LogitsRules(_Strict):
     native: LogitsLimits = LogitsLimits(mean_kl=0.015, top1_clear=0.995, margin=2, perplexity=0.01)
     ratio: tuple[float, float] = (0.8, 1.25)
     rounded: float = Field(2.0, ge=1)
+    own_rounding: Annotated[_OwnRounding, AfterValidator(lambda given: _SHARES | given)] = _SHARES
     outlier_logp: float = Field(5.0, gt=0)
     outlier_margin: float = Field(2.0, gt=0)
     min_documents: int = Field(64, ge=2)

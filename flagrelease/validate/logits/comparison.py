@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from flagrelease.engine.numerics import Numerics
 from flagrelease.records.rules import LogitsLimits, LogitsRules
 from flagrelease.validate.logits.baseline import Baseline, Reference
 from flagrelease.validate.logits.distribution import Figures
@@ -77,11 +78,24 @@ class Comparison:
         }
 
 
-def limits_of(reference: Reference, rules: LogitsRules, *, rounds: bool) -> LogitsLimits | None:
-    """The limits that decide; None where the comparison only informs. `rounds`: the port rounds its activations."""
-    if rounds:
-        return rules.oracle.loosened(rules.rounded) if reference == "native" else None
-    return rules.oracle if reference == "oracle" else rules.native
+def widening(numerics: Numerics, native_cost: float, rules: LogitsRules) -> float:
+    """How much more mean KL a port may have because it rounds activations in its own way: 1 if it does not.
+
+    `native_cost`: KL(native || oracle) in prefill, in nats.
+    """
+    if numerics.rounds != "stored":
+        return 1.0
+    share = next(share for name, share in rules.own_rounding.items() if name == numerics.name)
+    return max(1.0, share * native_cost / rules.oracle.mean_kl)
+
+
+def deciding_limits(numerics: Numerics, native_cost: float, rules: LogitsRules) -> dict[Reference, LogitsLimits]:
+    """The limits that decide, by reference; a comparison with another reference only informs."""
+    if numerics.rounds == "every":
+        return {"native": rules.oracle.loosened(rules.rounded)}
+    if numerics.rounds == "stored":
+        return {"oracle": rules.oracle.widened(widening(numerics, native_cost, rules))}
+    return {"oracle": rules.oracle, "native": rules.native}
 
 
 def compare_replay(
@@ -91,19 +105,20 @@ def compare_replay(
     documents: Sequence[Figures],
     rules: LogitsRules,
     judge: Judge,
+    limits: LogitsLimits | None,
     *,
-    rounds: bool,
+    alike: bool,
 ) -> Comparison:
     """Judge the figures of all documents of one replay.
 
-    Outliers decide where port and reference compute alike; elsewhere rounding alone can make some.
+    Outliers decide where port and reference compute alike (`alike`); elsewhere rounding alone can make some. Without
+    `limits` nothing else decides but numbers that are none.
     """
-    limits = limits_of(reference, rules, rounds=rounds)
     floor = float(floor_sums(baseline, replay, rules).total.mean_kl[0])
     sums = sum_up(documents, limits or rules.oracle)
     wild = sum(outliers(figures, rules) for figures in documents)
     measures = [exactly("nonfinite", sum(int((~figures.finite).sum()) for figures in documents), at_most=0)]
-    if reference == ("native" if rounds else "oracle"):
+    if alike:
         measures.insert(0, exactly("outliers", wild, at_most=0))
     if limits is not None:
         measures = judge.measures(sums, limits, floor) + measures

@@ -32,17 +32,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """The port's run: its model, its work folder, what it is compared with, and whether layers are looked at."""
+    """The port's run: its model, its work folder, the source's runs, and whether layers are looked at."""
 
     model: Model
     work: Path
     baseline: Baseline
     layers: bool
-
-    @property
-    def layer_reference(self) -> Reference:
-        """The run that computes as the port should."""
-        return self.model.numerics.reference
 
 
 def run_logits(
@@ -61,7 +56,9 @@ def run_logits(
 
     Args:
         model: the release, loaded with the numerics of its chip. One that rounds activations as the native run does
-            (native, fp8) is judged against that, another against the BF16 oracle and, more loosely, the native run.
+            (native, fp8) is judged against that run; one that rounds them in its own way (int8, fp8-channel, mxfp8)
+            against the BF16 oracle, more loosely; one that rounds none against the oracle and, more loosely, the
+            native run.
         release: its folder.
         baseline: folder of `record_baseline`.
         rules: limits; `rules.replay` must be the baseline's.
@@ -129,7 +126,7 @@ def _run_document(port: _Port, replayer: Replayer, number: int, document: Docume
     for run in _REFERENCES:
         write_run(document_file(port.work / run, number), outcome.figures[run])
     if observer is not None:
-        reference = port.baseline.layers(port.layer_reference, number)
+        reference = port.baseline.layers(port.model.numerics.reference, number)
         errors = layer_errors(reference, observer.states(), port.baseline.record.layers)
         write_arrays(document_file(port.work / _LAYERS, number), errors)
 
@@ -142,4 +139,4 @@ def _evidence(port: _Port) -> VerdictEvidence:
     errors: list[Errors] | None = None
     if port.layers:
         errors = [read_arrays(document_file(port.work / _LAYERS, number)) for number in numbers]
-    return VerdictEvidence(port.baseline, runs, errors, port.model.numerics.name, port.layer_reference)
+    return VerdictEvidence(port.baseline, runs, errors, port.model.numerics)

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import JsonValue
 
+from flagrelease.engine.numerics import Numerics
 from flagrelease.records.report import Stage, Verdict
-from flagrelease.records.rules import LogitsRules
+from flagrelease.records.rules import LayerLimits, LogitsRules
 from flagrelease.validate.logits.baseline import Baseline, Reference
 from flagrelease.validate.logits.bootstrap import draw_weights
-from flagrelease.validate.logits.comparison import Comparison, compare_replay, limits_of, oracle_sums
+from flagrelease.validate.logits.comparison import (
+    Comparison,
+    compare_replay,
+    deciding_limits,
+    oracle_sums,
+    widening,
+)
 from flagrelease.validate.logits.judge import Judge, Measure
 from flagrelease.validate.logits.layer_verdict import LayerVerdict, judge_layers, side_by_side
 from flagrelease.validate.logits.localise import Errors, ErrorStep
@@ -26,29 +33,36 @@ class VerdictEvidence:
     baseline: Baseline
     runs: dict[Reference, list[FiguresRun]]
     errors: list[Errors] | None
-    numerics: str
-    layer_reference: Reference
+    numerics: Numerics
 
-    @property
-    def rounds(self) -> bool:
-        """Whether the port rounds its activations, as the native run does."""
-        return self.layer_reference == "native"
+    def native_cost(self, rules: LogitsRules) -> float:
+        """KL(native || oracle) in prefill, in nats."""
+        return float(oracle_sums(self.baseline, "prefill", rules).total.mean_kl[0])
 
 
 def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
     """The stage."""
     count = len(evidence.baseline.record.documents)
     judge = Judge(rules, draw_weights(count, rules.resamples, rules.seed))
+    limits = deciding_limits(evidence.numerics, evidence.native_cost(rules), rules)
+    main = evidence.numerics.reference
     comparisons = [
         compare_replay(
-            evidence.baseline, reference, replay, [run[replay] for run in runs], rules, judge, rounds=evidence.rounds
+            evidence.baseline,
+            reference,
+            replay,
+            [run[replay] for run in runs],
+            rules,
+            judge,
+            limits.get(reference),
+            alike=reference == main,
         )
         for reference, runs in evidence.runs.items()
         for replay in REPLAYS
     ]
     named = {f"{c.name}: {measure.name}": measure for c in comparisons for measure in c.measures}
     ratios: dict[str, Measure] = {}
-    if not evidence.rounds:
+    if evidence.numerics.rounds == "none":
         native = {c.replay: c.sums for c in comparisons if c.reference == "native"}
         ratios = {r: judge.ratio(native[r], oracle_sums(evidence.baseline, r, rules)) for r in REPLAYS}
         named |= {f"native/{replay}: ratio": measure for replay, measure in ratios.items()}
@@ -68,12 +82,12 @@ def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
         figures={
             "documents": _documents(evidence.baseline),
             "baseline": _source(evidence.baseline),
-            "numerics": evidence.numerics,
+            "numerics": evidence.numerics.name,
             "confidence": rules.confidence,
             "comparisons": [comparison.figures(evidence.baseline) for comparison in comparisons],
             "ratio": {replay: measure.to_json() for replay, measure in ratios.items()},
             "broken": broken,
-            **({} if layers is None else {"layers": layers.figures(evidence.layer_reference)}),
+            **({} if layers is None else {"layers": layers.figures(main)}),
         },
     )
 
@@ -82,8 +96,15 @@ def _layers(evidence: VerdictEvidence, rules: LogitsRules) -> LayerVerdict | Non
     if evidence.errors is None:
         return None
     floor = [evidence.baseline.layers("floor", n) for n in range(len(evidence.baseline.record.documents))]
-    limits = rules.layers.loosened(rules.rounded) if evidence.rounds else rules.layers
-    return judge_layers(side_by_side(evidence.errors), side_by_side(floor), limits)
+    return judge_layers(side_by_side(evidence.errors), side_by_side(floor), _layer_limits(evidence, rules))
+
+
+def _layer_limits(evidence: VerdictEvidence, rules: LogitsRules) -> LayerLimits:
+    if evidence.numerics.rounds == "every":
+        return rules.layers.loosened(rules.rounded)
+    if evidence.numerics.rounds == "stored":  # KL grows with the square of an error
+        return rules.layers.loosened(widening(evidence.numerics, evidence.native_cost(rules), rules) ** 0.5)
+    return rules.layers
 
 
 def _too_short(comparisons: Sequence[Comparison], documents: int, rules: LogitsRules) -> list[str]:
@@ -129,7 +150,7 @@ def _proves(
 ) -> tuple[str, ...]:
     said = []
     if verdict == "pass":
-        main = [c for c in comparisons if c.reference == evidence.layer_reference]
+        main = [c for c in comparisons if c.reference == evidence.numerics.reference]
         said = [
             f"In {c.replay}, over {c.tokens} tokens, the release gives the distributions of the source's "
             f"{'BF16' if c.reference == 'oracle' else 'native'} run: mean KL {c.mean_kl:.2g} nats, with a noise floor "
@@ -158,7 +179,7 @@ def _leaves_open(
     )
     if record.set == "own":
         said.append("The documents were given by whoever recorded the baseline.")
-    if limits_of("oracle", rules, rounds=evidence.rounds) is None:
+    if evidence.numerics.rounds != "none":
         said.append("Rounding of activations hides small faults; the weights were proved apart, in their own stage.")
     if step is not None:
         said.append(f"Errors have a step in layer {step.layer}, {step.half}: look there first.")

@@ -28,6 +28,10 @@ sys.path.insert(0, str(TINY))
 
 import documents  # noqa: E402
 
+RELEASES = {
+    "ascend": ["bf16", "w8a8-ascend", "mxfp8"], "mthreads": ["fp8"], "hygon": ["int8", "fp8-channel"],
+    "metax": ["int8-experts"],
+}  # fmt: skip
 QUESTIONS = {"choices": 12, "integers": 6}
 pytestmark = pytest.mark.slow
 
@@ -56,7 +60,10 @@ def shipped_rules() -> dict[str, Any]:
     """Those of recipes/tiny.yaml over fewer documents and questions, so with wider shares."""
     recipe: dict[str, Any] = yaml.safe_load((ROOT / "recipes" / "tiny.yaml").read_text())
     recipe["source"]["path"] = str(CHECKPOINT)
-    recipe["releases"] = {"ascend": {"dtype": "bf16", "layout": "hf"}, "mthreads": {"dtype": "fp8", "layout": "hf"}}
+    recipe["convert"] = {"lossy_repack": "allow"}
+    recipe["releases"] = {
+        chip: [{"format": name, "layout": "hf"} for name in formats] for chip, formats in RELEASES.items()
+    }
     rules = recipe["validation"]
     rules["logits"] |= {"min_documents": 18, "min_tokens": 2000, "min_decode_tokens": 200, "rounded": 15}
     rules["logits"]["replay"] |= {"documents": 18, "decode_tokens": 16}
@@ -96,7 +103,7 @@ def damaged(study: Study) -> Path:
                 tensors[name] = ((code << 4) | (code >> 4)).view(torch.int8)
         save_file(tensors, path, {"format": "pt"})
     out = study.folder / "damaged"
-    recipe = ["--checkpoint", str(source), "--chip", "ascend"]
+    recipe = ["--checkpoint", str(source), "--chip", "ascend:bf16-hf"]
     assert cli.main(["convert", str(study.folder / "recipe.yaml"), *recipe, "--out", str(out)]) == 0
     return _said_to_be_of_the_checkpoint(out / "bf16-hf", study.folder / "releases" / "bf16-hf")
 
@@ -108,7 +115,7 @@ def _said_to_be_of_the_checkpoint(damaged: Path, sound: Path) -> Path:
     return damaged
 
 
-@pytest.mark.parametrize(("chip", "dtype"), [("ascend", "bf16"), ("mthreads", "fp8")])
+@pytest.mark.parametrize(("chip", "dtype"), [(chip, name) for chip, formats in RELEASES.items() for name in formats])
 def test_sound_releases_pass(study: Study, chip: str, dtype: str) -> None:
     out = study.folder / f"out-{dtype}"
     release = study.folder / "releases" / f"{dtype}-hf"
