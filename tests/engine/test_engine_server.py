@@ -245,11 +245,10 @@ def test_parts_do_not_depend_on_the_pieces(size: int) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": "other"}, "this server has 'small-v4'"),
-        ({"temperature": -1}, "temperature -1"),
+        ({"temperature": -1}, "temperature"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"n": 2}, "n"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "wizard"),
+        ({"n": 0}, "n"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "known roles are"),
         ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "the context is"),
         ({"max_tokens": CONTEXT}, "the context is"),
         ({"stream": True, "max_tokens": CONTEXT}, "the context is"),

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from flagrelease.concurrently import end_tasks, run_together
@@ -20,9 +19,9 @@ from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.answers import ChatAnswer, CompletionAnswer, usage
 from flagrelease.engine.serve.metrics import exposition
 from flagrelease.engine.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from flagrelease.engine.serve.service import BusyError, Service, Stream
+from flagrelease.engine.serve.refusals import JsonRoute, ParameterError, blamed, install
+from flagrelease.engine.serve.service import Service, Stream
 from flagrelease.engine.text import Tokenizer
-from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 from flagrelease.model.v4.chat import Mode, encode_messages
 
 T = TypeVar("T")
@@ -39,10 +38,23 @@ class Served:
     name: str
     mode: Mode
 
+    def check_model(self, name: str) -> None:
+        """Refuse another model than this one.
+
+        Raises:
+            ParameterError: with HTTP's 404.
+        """
+        if name != self.name:
+            raise ParameterError(
+                f"model {name!r} is not here: this server has {self.name!r}", "model", "model_not_found", 404
+            )
+
 
 def make_app(served: Served) -> FastAPI:
     """The application; the caller starts and stops the service."""
     app = FastAPI(title="flagrelease", docs_url=None, redoc_url=None)
+    app.router.route_class = JsonRoute
+    install(app)
     started = int(time.time())
 
     @app.get("/health")
@@ -60,36 +72,24 @@ def make_app(served: Served) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(request: CompletionRequest, http: Request) -> Response:
+        served.check_model(request.model)
         prompts = _prompts(request, served.tokenizer)
         sampling = request.sampling(request.logprobs, request.max_tokens, echo=request.echo)
         answers: list[Answer] = [
             CompletionAnswer(n, prompt, sampling, served.tokenizer) for n, prompt in enumerate(prompts)
         ]
-        return await _respond(served, http, request, answers, sampling, "text_completion")
+        with blamed("prompt"):
+            return await _respond(served, http, request, answers, sampling, "text_completion")
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
+        served.check_model(request.model)
         mode = request.mode(served.mode)
-        tools = request.tools if request.tool_choice == "auto" else []
-        prompt = served.tokenizer.encode(encode_messages(request.messages, mode, tools))
-        if request.top_logprobs is not None and not request.logprobs:
-            raise UsageError("top_logprobs needs logprobs")
-        logprobs = request.top_logprobs or 0 if request.logprobs else None
-        limits = [n for n in (request.max_tokens, request.max_completion_tokens) if n is not None]
-        sampling = request.sampling(logprobs, min(limits, default=None))
-        answer = ChatAnswer(prompt, mode, sampling, served.tokenizer)
-        return await _respond(served, http, request, [answer], sampling, "chat.completion")
-
-    @app.exception_handler(FlagReleaseError)
-    async def refuse(_: Request, error: FlagReleaseError) -> JSONResponse:
-        if isinstance(error, BusyError):
-            return _error(429, str(error), {"Retry-After": str(error.retry_after)})
-        return _error(503 if isinstance(error, ResourceError) else 400, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        return _error(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+        sampling = request.sampling(request.scores(), request.limit())
+        with blamed("messages"):
+            text = encode_messages(request.conversation, mode, request.offered_tools)
+            answer = ChatAnswer(served.tokenizer.encode(text), mode, sampling, served.tokenizer)
+            return await _respond(served, http, request, [answer], sampling, "chat.completion")
 
     return app
 
@@ -98,11 +98,9 @@ def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]
     prompt = request.prompt
     if isinstance(prompt, str):
         return [tokenizer.encode(prompt)]
-    if not prompt:
-        raise UsageError("an empty list of prompts")
-    whole = [each for each in prompt if isinstance(each, int)]
-    if whole:
-        return [whole]
+    tokens = [each for each in prompt if isinstance(each, int)]
+    if len(tokens) == len(prompt):
+        return [tokens]
     return [
         tokenizer.encode(each) if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)
     ]
@@ -111,8 +109,6 @@ def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]
 async def _respond(
     served: Served, http: Request, request: GenerationRequest, answers: list[Answer], sampling: Sampling, kind: str
 ) -> Response:
-    if request.model != served.name:
-        raise UsageError(f"model {request.model!r}: this server has {served.name!r}")
     frame = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
     if not request.stream:
         if await _unless_left(http, _fill(served, answers, sampling)) is None:
@@ -120,7 +116,7 @@ async def _respond(
         choices = [answer.choice() for answer in answers]
         return JSONResponse({**frame, "object": kind, "choices": choices, "usage": usage(answers)})
     if len(answers) > 1:
-        raise UsageError("several prompts cannot be streamed in one request")
+        raise ParameterError("several prompts cannot be streamed in one request", "prompt")
     chunk = {**frame, "object": "chat.completion.chunk" if kind == "chat.completion" else kind}
     chunks = _chunks(served, answers[0], sampling, chunk, with_usage=request.wants_usage)
     first = await _unless_left(http, _next(chunks))  # a refusal must come before the status line is sent
@@ -187,9 +183,3 @@ async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> 
     async for chunk in rest:
         yield show(chunk)
     yield "data: [DONE]\n\n"
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kinds = {400: "invalid_request_error", 429: "rate_limit_error"}
-    error = {"message": message, "type": kinds.get(status, "server_error"), "param": None, "code": None}
-    return JSONResponse({"error": error}, status, headers)

@@ -1,0 +1,178 @@
+"""What a chat request says of the conversation: messages by role, content parts, tool calls, tools."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from flagrelease.engine.serve.fields import Typed, done, neutral, shown
+from flagrelease.model.v4.chat import TASKS
+
+ENCODED = (
+    "role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "tools", "response_format",
+    "task",
+)  # fmt: skip
+"""The keys of a message that its encoding reads. The others that are accepted change no prompt."""
+
+
+def _text_only(kind: str) -> str:
+    if kind != "text":
+        raise PydanticCustomError(
+            "not_text", "a part of type {kind}: this model reads parts of type 'text' only", {"kind": shown(kind)}
+        )
+    return kind
+
+
+def _task(name: str) -> str:
+    if name not in TASKS:
+        raise PydanticCustomError(
+            "unknown_task", "{name} is unknown; known are {known}", {"name": shown(name), "known": ", ".join(TASKS)}
+        )
+    return name
+
+
+def _readable(arguments: str) -> str:
+    """What is no JSON at all is left to the encoding, which knows what to do with it."""
+    try:
+        json.dumps(json.loads(arguments), ensure_ascii=False).encode()
+    except json.JSONDecodeError:
+        return arguments
+    except (ValueError, RecursionError) as error:
+        raise PydanticCustomError("unreadable", "JSON that cannot be read: {error}", {"error": str(error)}) from error
+    return arguments
+
+
+class TextPart(Typed):
+    """A part of a content. `cache_control` is a hint to caches."""
+
+    type: Annotated[str, AfterValidator(_text_only)]
+    text: str
+    cache_control: dict[str, Any] | None = None
+
+
+def _kind_of_content(value: Any) -> str | None:
+    return "text" if isinstance(value, str) else "parts" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+    Discriminator(
+        _kind_of_content,
+        custom_error_type="content_type",
+        custom_error_message="Input should be a string or a list of parts",
+    ),
+]
+
+
+class CalledFunction(Typed):
+    """What a call of the history called. `arguments` is JSON text."""
+
+    name: str = Field(min_length=1)
+    arguments: Annotated[str, AfterValidator(_readable)]
+
+
+class Call(Typed):
+    """A tool call of the history. `index` is left in by clients that put streamed calls together."""
+
+    id: str | None = None
+    type: Annotated[str, done("function")] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+class Function(Typed):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Annotated[Any, neutral(False)] = None
+
+
+class Tool(Typed):
+    """A tool in the form of chat completions."""
+
+    type: Annotated[str, done("function")] = "function"
+    function: Function
+    cache_control: dict[str, Any] | None = None
+
+
+class _Message(Typed):
+    """What every role may have. `name` is not shown to the model, as in DeepSeek's encoding."""
+
+    name: str | None = None
+
+
+class Instructions(_Message):
+    """Of the system or a developer, with DeepSeek's extensions."""
+
+    role: Literal["system", "developer"]
+    content: Content
+    tools: list[Tool] | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class Reminder(_Message):
+    """DeepSeek's role for what a client reminds the model of."""
+
+    role: Literal["latest_reminder"]
+    content: Content
+
+
+class Question(_Message):
+    """Of the user."""
+
+    role: Literal["user"]
+    content: Content
+    task: Annotated[str, AfterValidator(_task)] | None = None
+
+
+class Reply(_Message):
+    """Of the assistant, with what OpenAI's client keeps of an answer (`refusal`, `annotations`, ...)."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Call] | None = None
+    prefix: Annotated[Any, neutral(False)] = None
+    refusal: Annotated[Any, neutral("")] = None
+    annotations: Annotated[Any, neutral([])] = None
+    audio: Annotated[Any, neutral()] = None
+    function_call: Annotated[Any, neutral()] = None
+
+
+class Result(_Message):
+    """Of a tool."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str | None = None
+
+
+_ROLES = {
+    "system": "instructions", "developer": "instructions", "latest_reminder": "reminder", "user": "question",
+    "assistant": "reply", "tool": "result",
+}  # fmt: skip
+
+
+def _role(value: Any) -> str | None:
+    role = value.get("role") if isinstance(value, dict) else None
+    return _ROLES.get(role) if isinstance(role, str) else None
+
+
+ChatMessage = Annotated[
+    Annotated[Instructions, Tag("instructions")]
+    | Annotated[Reminder, Tag("reminder")]
+    | Annotated[Question, Tag("question")]
+    | Annotated[Reply, Tag("reply")]
+    | Annotated[Result, Tag("result")],
+    Discriminator(
+        _role,
+        custom_error_type="message_role",
+        custom_error_message=f"Input should be an object with a role; known roles are {', '.join(_ROLES)}",
+    ),
+]

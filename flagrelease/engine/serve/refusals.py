@@ -1,0 +1,187 @@
+"""Refusals as OpenAI's clients read them: the error object with a message, the parameter's path, and a code."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from flagrelease.engine.serve.service import BusyError
+from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
+from flagrelease.strict_json import parse_json
+
+_DEEPEST = 100  # levels of a body: beyond a few hundred more, writing it back as JSON would end in a RecursionError
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class ParameterError(UsageError):
+    """A request that is refused for one parameter. `param` is its path, `code` OpenAI's word for the kind."""
+
+    def __init__(self, message: str, param: str, code: str | None = None, status: int = 400) -> None:
+        """`status` is that of HTTP."""
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+@contextmanager
+def blamed(param: str) -> Iterator[None]:
+    """Say of what is refused inside, and names no parameter, that it is `param`'s fault."""
+    try:
+        yield
+    except ParameterError:
+        raise
+    except UsageError as error:
+        raise ParameterError(str(error), param) from error
+
+
+class BadBody(HTTPException):
+    """A body that is not the JSON of a request: FastAPI lets HTTP's own exceptions through while it reads one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        """`param`: the path of the value that is to blame."""
+        super().__init__(400, message)
+        self.param = param
+
+
+class JsonRequest(Request):
+    """A request whose body is read strictly."""
+
+    async def json(self) -> Any:
+        """The body, parsed once.
+
+        Raises:
+            BadBody: it is not JSON of texts that UTF-8 can hold and of finite numbers; the message says where.
+        """
+        if not hasattr(self, "_parsed"):
+            self._parsed = _read_json(await self.body())
+        return self._parsed
+
+
+class JsonRoute(APIRoute):
+    """A route whose requests are `JsonRequest`s."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's own, given another kind of request."""
+        handle = super().get_route_handler()
+
+        async def read_strictly(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return read_strictly
+
+
+def install(app: FastAPI) -> None:
+    """Let every refusal of `app`, those of its router included, have OpenAI's error object as its body."""
+
+    @app.exception_handler(FlagReleaseError)
+    async def refuse(_: Request, error: FlagReleaseError) -> Response:
+        if isinstance(error, ParameterError):
+            return error_response(error.status, str(error), error.param, error.code)
+        if isinstance(error, BusyError):
+            return error_response(429, str(error), headers={"Retry-After": str(error.retry_after)})
+        return error_response(503 if isinstance(error, ResourceError) else 400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        path = parameter_path(problem["loc"][1:], error.body)
+        if problem["type"] == "extra_forbidden":
+            return error_response(400, f"Unknown parameter: '{path}'", path, "unknown_parameter")
+        if not path:
+            return error_response(400, "the body is not a JSON object, or its content-type is not application/json")
+        kinds = {"missing": "missing_required_parameter", "unsupported_value": "unsupported_value"}
+        return error_response(400, f"{path}: {_words(problem)}", path, kinds.get(problem["type"]))
+
+    @app.exception_handler(BadBody)
+    async def unread(_: Request, error: BadBody) -> Response:
+        return error_response(400, error.detail, error.param)
+
+    @app.exception_handler(HTTPException)
+    async def unrouted(request: Request, error: HTTPException) -> Response:
+        words = {404: f"{request.url.path}: not found", 405: f"{request.url.path} does not take {request.method}"}
+        return error_response(error.status_code, words.get(error.status_code, error.detail), headers=error.headers)
+
+
+def _words(problem: Mapping[str, Any]) -> str:
+    if problem["type"] in ("model_type", "model_attributes_type"):  # pydantic names our class
+        return "Input should be an object"
+    words: str = problem["msg"]
+    return words
+
+
+def error_response(
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """OpenAI's error object. Escaped as ASCII, for a message may quote half a surrogate pair of the request."""
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return Response(json.dumps(document), status, headers, "application/json")
+
+
+def parameter_path(place: Sequence[str | int], body: Any) -> str:
+    """The path of a parameter, such as `messages[1].content`.
+
+    Args:
+        place: where pydantic found a problem. The names that it gives to the members of a union are left out.
+        body: the body of the request, which tells those names from keys.
+    """
+    path = ""
+    for n, step in enumerate(place):
+        if isinstance(step, int):
+            known = isinstance(body, list)
+            path += f"[{step}]" if known else ""
+            body = body[step] if known and step < len(body) else None
+        elif isinstance(body, dict) and (step in body or n + 1 == len(place)):
+            path += f".{step}" if path else step
+            body = body.get(step)
+    return path
+
+
+def _read_json(raw: bytes) -> Any:
+    try:
+        body = parse_json(raw)
+    except ValueError as error:
+        raise BadBody(f"the body is not JSON: {error}") from error
+    _check_values(body)
+    return body
+
+
+def _check_values(body: Any) -> None:
+    """Look at every value, without recursion."""
+    left: list[tuple[str, int, Any]] = [("", 0, body)]
+    while left:
+        path, depth, value = left.pop()
+        if depth > _DEEPEST:
+            raise BadBody(f"{path[:80]}...: nested more than {_DEEPEST} levels deep", path[:80])
+        if isinstance(value, str) and not _is_text(value):
+            raise BadBody(f"{path}: half of a surrogate pair, which is no character", path)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadBody(f"{path}: the number is too large", path)
+        if isinstance(value, list):
+            left += [(f"{path}[{n}]", depth + 1, each) for n, each in enumerate(value) if not isinstance(each, int)]
+        if isinstance(value, dict):
+            for key, each in value.items():
+                if not _is_text(key):
+                    raise BadBody(f"{path}: a key with half of a surrogate pair, which is no character", path or None)
+                left.append((f"{path}.{key}" if path else key, depth + 1, each))
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

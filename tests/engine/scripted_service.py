@@ -1,0 +1,79 @@
+"""A service without a model: every sequence gets the same pieces of text, after the scheduler's own checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx2
+from fastapi import FastAPI
+
+from flagrelease.engine.sampling import Sampling, TokenScore
+from flagrelease.engine.serve.runner import Runner
+from flagrelease.engine.serve.scheduler import Scheduler, Totals
+from flagrelease.engine.serve.sequence import Event
+from flagrelease.engine.serve.server import Served, make_app
+from flagrelease.engine.serve.service import Load, Service, Stream
+from flagrelease.engine.text import Tokenizer
+
+NAME = "scripted"
+CONTEXT, VOCABULARY = 8000, 263
+
+
+class ScriptedStream:
+    """The events of one sequence."""
+
+    def __init__(self, pieces: Sequence[str], sampling: Sampling) -> None:
+        self._events = [
+            Event(1, piece, self._scores(sampling), n + 1, "stop" if n + 1 == len(pieces) else None)
+            for n, piece in enumerate(pieces)
+        ]
+
+    def _scores(self, sampling: Sampling) -> tuple[TokenScore, ...]:
+        top = sampling.logprobs
+        return () if top is None else (TokenScore(70, -0.5, tuple((70 + n, -0.5 - n) for n in range(top))),)
+
+    def __aiter__(self) -> ScriptedStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._events:
+            raise StopAsyncIteration
+        return self._events.pop(0)
+
+    def close(self) -> None:
+        self._events = []
+
+
+class ScriptedService:
+    """Answers `pieces` to all, after the checks that a service makes; keeps what it was asked."""
+
+    def __init__(self, tokenizer: Tokenizer, pieces: Sequence[str] = ("Hello", " world")) -> None:
+        model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
+        runner = cast(Runner, SimpleNamespace(context=CONTEXT, model=model, chunk=64, rows=3))
+        self._scheduler, self.tokenizer = Scheduler(runner, tokenizer), tokenizer
+        self.pieces, self.alive = pieces, True
+        self.load = Load(0, 0, 0, Totals())
+        self.asked: list[tuple[list[int], Sampling]] = []
+
+    def open(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Stream]:
+        for prompt in prompts:
+            self._scheduler.check(prompt, sampling)
+        self.asked += [(list(prompt), sampling) for prompt in prompts]
+        return [cast(Stream, ScriptedStream(self.pieces, sampling)) for _ in prompts]
+
+
+def scripted_app(tokenizer: Tokenizer, service: ScriptedService | None = None) -> FastAPI:
+    """The server's application around a scripted service."""
+    return make_app(Served(cast(Service, service or ScriptedService(tokenizer)), tokenizer, NAME, "chat"))
+
+
+def caller(app: FastAPI) -> httpx2.AsyncClient:
+    """A client inside the process: an exception of the application is raised where the call is made."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1")
+
+
+def chat(**changes: Any) -> dict[str, Any]:
+    """A chat request that is answered, but for `changes`."""
+    return {"model": NAME, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, **changes}
