@@ -149,14 +149,16 @@ def described(tensors: dict[str, tuple[str, tuple[int, ...]]], words: dict[str, 
     return {**kinds, "version": "1.0.0", "model_quant_type": "W8A8_DYNAMIC"}
 
 
-def modelslim(kind: str = "w8a8", extra_files: tuple[str, ...] = ()) -> Release:
+def modelslim(kind: str = "w8a8", extra_files: tuple[str, ...] = (), dspark: bool = False) -> Release:
     if kind == "mxfp8":
         config, tensors = quantised(modelslim_mxfp8, modelslim_mxfp8, plain)
         words = {"F8_E4M3": "W8A8_MXFP8"}
     else:
         experts = modelslim_w8a8 if kind == "w8a8" else modelslim_w4a8
         config, tensors = quantised(
-            experts, lambda spec: plain(spec) if FLOAT_ON_ASCEND.search(spec.name) else modelslim_w8a8(spec)
+            experts,
+            lambda spec: plain(spec) if FLOAT_ON_ASCEND.search(spec.name) else modelslim_w8a8(spec),
+            changes=DSPARK if dspark else None,
         )
         words = {"I8": "W8A8_DYNAMIC"}
     del config["quantization_config"], config["expert_dtype"]

@@ -349,3 +349,31 @@ def test_findings_of_one_kind_are_one_sentence() -> None:
         "layers.0.ffn.experts.0.w1.scale: the bytes of F8_E8M0 are copied as numbers into F32, without a word "
         "(and 191 more)",
     )
+
+
+DRAFTS_WO_A = re.compile(r"^mtp\.\d+\.attn\.wo_a\.")
+
+
+def test_wo_a_of_dspark_drafts_is_said_to_be_for_a_version_of_the_loader() -> None:
+    bf16 = judge(get_stack("vllm-ascend"), modelslim(dspark=True))
+    assert bf16.verdict == "loads with flags"
+    assert len([why for why in bf16.why if "mtp.0.attn.wo_a.weight: BF16 is for the loader at 182b75e" in why]) == 1
+    assert not [why for why in judge(get_stack("vllm-ascend"), modelslim()).why if "182b75e" in why]  # MTP has no such
+
+
+def test_wo_a_of_dspark_drafts_in_fp8_is_refused_by_the_loader_that_takes_bf16() -> None:
+    # as vllm-ascend's own writer stores it: FP8 with its scale, FLOAT in the description
+    sound = modelslim(dspark=True)
+    weights = {name for name in sound.tensors if DRAFTS_WO_A.search(name)}
+    shapes = {name: sound.tensors[name][1] for name in weights}
+    fp8 = {name: ("F8_E4M3", shape) for name, shape in shapes.items()}
+    scales = {name.replace(".weight", ".scale"): ("F8_E8M0", (s[0] // 128, s[1] // 128)) for name, s in shapes.items()}
+    release = dataclasses.replace(
+        sound,
+        tensors={**sound.tensors, **fp8, **scales},
+        description={**(sound.description or {}), **dict.fromkeys(scales, "FLOAT")},
+    )
+    done = replayed("vllm-ascend", release)
+    assert len(found(done, "refused", "(KeyError)")) == len(weights) == 2
+    assert not found(done, "note", "182b75e")
+    assert judge(get_stack("vllm-ascend"), release).verdict == "refused"

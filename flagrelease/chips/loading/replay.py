@@ -92,6 +92,7 @@ def replay(loader: Loader, release: Release, environment: Environment | None = N
     except UnknownRulesError as error:
         return Replay(0, 0, (Finding("unknown", "", None, str(error)),))
     findings: list[Finding] = list(_refused_methods(loader, holding, switches))
+    findings += _notes(loader, release, holding)
     wanted = _parameters(loader, release, holding)
     given = _given(loader, release, holding, switches, wanted, findings)
     filled = 0
@@ -118,6 +119,13 @@ def _refused_methods(loader: Loader, holding: Holding, switches: Environment) ->
         for module, method in holding.methods.items():
             if method in rule.methods and re.search(rule.modules, module):
                 yield Finding("refused", module, f"{module}.weight", f"{method}: {rule.why}")
+
+
+def _notes(loader: Loader, release: Release, holding: Holding) -> Iterator[Finding]:
+    for rule in loader.notes:
+        for module in holding.methods if release.model.is_dspark or not rule.dspark else ():
+            if re.search(rule.modules, module) and release.dtype_of(f"{module}.weight") == rule.stored:
+                yield Finding("note", module, f"{module}.weight", rule.why)
 
 
 def _parameters(loader: Loader, release: Release, holding: Holding) -> dict[str, _Wanted]:

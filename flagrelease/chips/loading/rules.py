@@ -123,6 +123,15 @@ class Refused(_Strict):
     when: Environment = Field(default_factory=dict)
 
 
+class Noted(_Strict):
+    """What is worth knowing of `modules` that a release stores as `stored`; `dspark`: in a model with DSpark only."""
+
+    modules: Pattern
+    stored: Dtype
+    dspark: bool
+    why: str
+
+
 class PlainWhen(_Strict):
     """Modules that are held plain while a switch has a value."""
 
@@ -184,6 +193,7 @@ class Loader(_Strict):
     methods: dict[str, dict[str, HeldParameter]]
     drops: tuple[Dropped, ...]
     refuses: tuple[Refused, ...]
+    notes: tuple[Noted, ...] = ()
     switches: dict[str, Switch]
     overrides: tuple[Override, ...] = ()
     fills_part_of_experts: bool = False
