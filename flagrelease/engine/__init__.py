@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from flagrelease.engine.sampling import Sampling as Sampling
     from flagrelease.engine.text import Tokenizer as Tokenizer
     from flagrelease.engine.v4.model import Model as Model
-    from flagrelease.model.v4.chat import Completion as Completion
     from flagrelease.model.v4.chat import encode_messages as encode_messages
-    from flagrelease.model.v4.chat import parse_completion as parse_completion
+    from flagrelease.model.v4.completion import Completion as Completion
+    from flagrelease.model.v4.completion import parse_completion as parse_completion
 
 _WHERE = {
-    "Completion": "flagrelease.model.v4.chat",
+    "Completion": "flagrelease.model.v4.completion",
     "Model": "flagrelease.engine.v4.model",
     "Sampling": "flagrelease.engine.sampling",
     "Tokenizer": "flagrelease.engine.text",
     "encode_messages": "flagrelease.model.v4.chat",
     "load": "flagrelease.engine.loader",
-    "parse_completion": "flagrelease.model.v4.chat",
+    "parse_completion": "flagrelease.model.v4.completion",
 }
 __all__ = ["Completion", "Model", "Sampling", "Tokenizer", "encode_messages", "load", "parse_completion"]
 

@@ -22,7 +22,6 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
 from flagrelease.engine.sampling import Draws, Sampler, Sampling
-from flagrelease.engine.serve.chat_stream import CompletionStream
 from flagrelease.engine.serve.runner import Runner
 from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.serve.server import Served, make_app
@@ -30,6 +29,7 @@ from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.model.v4 import chat
+from flagrelease.model.v4.completion import CompletionStream, gather, parse_completion
 
 NAME = "small-v4"
 CONTEXT = 1200
@@ -191,10 +191,9 @@ def test_streamed_chat_equals_the_whole(client: openai.OpenAI, script: Any) -> N
         calls += delta.tool_calls or []
         finish = chunk.choices[0].finish_reason or finish
     assert (reasoning, content, finish) == ("Hm, 世界.", "A < b </thin> c.", "tool_calls")
-    assert [(call.index, call.function and call.function.name) for call in calls] == [
-        (0, "get_weather"),
-        (1, "get_weather"),
-    ]
+    names = [(call.index, call.function.name) for call in calls if call.function and call.function.name]
+    assert names == [(0, "get_weather"), (1, "get_weather")]
+    assert len(calls) > 20  # the arguments come with the tokens, here of a byte each
 
 
 def test_chat_prompt_is_the_encoding(client: openai.OpenAI, served: Served, model: Model) -> None:
@@ -222,24 +221,48 @@ def test_chat_logprobs(client: openai.OpenAI) -> None:
         assert sum(math.exp(top.logprob) for top in token.top_logprobs) < 1
 
 
-def test_a_cut_block_of_calls_is_text(client: openai.OpenAI, script: Any) -> None:
-    written = f"So:\n\n{chat.TOOL_CALLS}\n{CALL}"
-    script(written)
+def test_a_block_that_is_not_closed_has_calls_and_one_that_has_none_is_text(client: openai.OpenAI, script: Any) -> None:
     messages: list[Any] = [{"role": "user", "content": "x"}]
+    script(f"So:\n\n{chat.TOOL_CALLS}\n{CALL}")
     answer = client.chat.completions.create(model=NAME, messages=messages, tools=TOOLS)
-    assert answer.choices[0].message.content == written
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].message.content == "So:"
+    script(f"So:\n\n{chat.TOOL_CALLS}\n")
+    answer = client.chat.completions.create(model=NAME, messages=messages, tools=TOOLS)
     assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content == f"So:\n\n{chat.TOOL_CALLS}\n"
+
+
+@pytest.mark.parametrize("value", ["[" * 9, '"\\ud83d"', "1e999", "\u2028\x85"])
+def test_values_of_calls_that_python_cannot_read(client: openai.OpenAI, script: Any, value: str) -> None:
+    # half an emoji was a 500; U+2028 and U+0085 cut lines of the stream in two
+    messages: list[Any] = [{"role": "user", "content": "x"}]
+    parameter = f'<{chat.DSML}parameter name="a" string="false">{value}</{chat.DSML}parameter>'
+    written = f"{value[:9]}\n\n{chat.TOOL_CALLS}\n{CALL.replace(CITY, parameter)}{chat.END_TOOL_CALLS}"
+    script(written)
+    whole = client.chat.completions.create(model=NAME, messages=messages, tools=TOOLS).choices[0]
+    script(written)
+    chunks = list(client.chat.completions.create(model=NAME, messages=messages, tools=TOOLS, stream=True))
+    deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
+    functions = [call.function for delta in deltas for call in delta.tool_calls or [] if call.function]
+    assert whole.message.tool_calls
+    assert whole.message.tool_calls[0].type == "function"
+    arguments = whole.message.tool_calls[0].function.arguments
+    assert "".join(function.arguments or "" for function in functions) == arguments
+    assert "".join(delta.content or "" for delta in deltas) == whole.message.content == value[:9]
+    shown = arguments.removeprefix('{"a": ').removesuffix("}")
+    assert shown == value if value[0] in "91" else json.loads(shown) == value
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_parts_do_not_depend_on_the_pieces(size: int) -> None:
     text = f"think</think>say\n\nmore <｜DSML｜ x\n\n{chat.TOOL_CALLS}\n{CALL}{chat.END_TOOL_CALLS}"
     stream = CompletionStream.start("thinking")
-    said = [part for n in range(0, len(text), size) for part in stream.push(text[n : n + size])]
-    rest, calls = stream.end()
-    assert "".join(t for p, t in said + rest if p == "reasoning_content") == "think"
-    assert "".join(t for p, t in said + rest if p == "content") == "say\n\nmore <｜DSML｜ x"
-    assert [call.name for call in calls] == ["get_weather"]
+    pieces = [piece for n in range(0, len(text), size) for piece in stream.push(text[n : n + size])]
+    whole = gather([*pieces, *stream.end()], "thinking", as_taught=stream.as_taught)
+    assert whole == parse_completion(text, "thinking")
+    assert (whole.reasoning, whole.content) == ("think", "say\n\nmore <｜DSML｜ x")
+    assert [call.name for call in whole.tool_calls] == ["get_weather"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flagrelease.durable.lines import LineFile
+from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.sequence import Generated
 from flagrelease.errors import UsageError
@@ -124,4 +125,4 @@ class AnswerFile:
             ResourceError: the disk is full, or refuses otherwise.
         """
         line = {"index": index, "request": self._digests[index], **document}
-        self._file.append(json.dumps(line, ensure_ascii=False).encode(), sync=False)
+        self._file.append(json_line(line).encode(), sync=False)

@@ -14,11 +14,13 @@ from flagrelease.console import Display, say
 from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, complete
 from flagrelease.engine.generate.pace import Pace
 from flagrelease.engine.generate.prompts import Request, encode_prompt
+from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.scheduler import Scheduler, generate_each
 from flagrelease.engine.serve.sequence import Generated
 from flagrelease.engine.session import Session
-from flagrelease.model.v4.chat import ChatFormatError, Message, Mode, parse_completion
+from flagrelease.model.v4.chat import Message, Mode
+from flagrelease.model.v4.completion import parse_completion
 
 Write = Callable[[int, dict[str, Any]], None]
 
@@ -117,15 +119,12 @@ class Terminal:
     def _turn(self, text: str) -> Message:
         """What the model wrote, as a message of the history."""
         assert self.mode != "raw"
-        try:
-            parsed = parse_completion(text, self.mode)
-        except ChatFormatError:  # no tools were offered: calls are only text here
-            return {"role": "assistant", "content": text}
+        parsed = parse_completion(text, self.mode)  # no tools were offered: calls are dropped
         return {"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning}
 
 
 def _print_line(place: int, document: dict[str, Any]) -> None:
-    print(json.dumps({"index": place, **document}, ensure_ascii=False), flush=True)
+    print(json_line({"index": place, **document}), flush=True)
 
 
 @contextmanager

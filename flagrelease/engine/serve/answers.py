@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from flagrelease.engine.sampling import Sampling, TokenScore
-from flagrelease.engine.serve.chat_stream import CompletionStream
 from flagrelease.engine.serve.sequence import Event
 from flagrelease.engine.text import Tokenizer
-from flagrelease.model.v4.chat import Mode, ToolCall
+from flagrelease.model.v4.chat import Mode
+from flagrelease.model.v4.completion import CompletionStream, Said, gather
+from flagrelease.model.v4.dsml import Piece
 
 
 class CompletionAnswer:
@@ -67,27 +68,33 @@ class ChatAnswer:
         self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
         self._sampling, self._tokenizer = sampling, tokenizer
         self._stream = CompletionStream.start(mode)
-        self._parts: dict[str, str] = {"content": ""} if mode == "chat" else {"content": "", "reasoning_content": ""}
-        self._calls: tuple[ToolCall, ...] = ()
+        self._mode, self._pieces, self._ids = mode, list[Said | Piece](), list[str]()
         self._scores, self._finish, self._begun = list[TokenScore](), "length", False
 
     def add(self, event: Event) -> list[dict[str, Any]]:
         """Take an event in; returns the choices of stream chunks that it makes."""
-        said = self._stream.push(event.text)
+        pieces = self._stream.push(event.text)
         self._scores += event.scores
         self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
         if event.finish:
-            rest, self._calls = self._stream.end()
-            said += rest
-            self._finish = "tool_calls" if self._calls else event.finish
-        for part, text in said:
-            self._parts[part] += text
-        return self._deltas(said, event)
+            pieces += self._stream.end(cut=event.finish == "length")
+        self._pieces += pieces
+        deltas = [self._delta(piece) for piece in pieces]  # begins calls
+        if event.finish:
+            self._finish = "tool_calls" if self._ids and event.finish == "stop" else event.finish
+        return self._choices(deltas, event)
 
-    def _deltas(self, said: Sequence[tuple[str, str]], event: Event) -> list[dict[str, Any]]:
-        deltas: list[dict[str, Any]] = [{part: text} for part, text in said]
-        if self._calls:
-            deltas.append({"tool_calls": [{"index": n, **_call(call)} for n, call in enumerate(self._calls)]})
+    def _delta(self, piece: Said | Piece) -> dict[str, Any]:
+        if isinstance(piece, Said):
+            return {piece.part: piece.text}
+        function = {"arguments": piece.arguments}
+        if piece.name is None:
+            return {"tool_calls": [{"index": piece.number, "function": function}]}
+        self._ids.append(f"call_{uuid.uuid4().hex}")
+        call = {"id": self._ids[-1], "type": "function", "function": {"name": piece.name, **function}}
+        return {"tool_calls": [{"index": piece.number, **call}]}
+
+    def _choices(self, deltas: list[dict[str, Any]], event: Event) -> list[dict[str, Any]]:
         if not self._begun:
             deltas.insert(0, {"role": "assistant", "content": ""})
             self._begun = True
@@ -103,10 +110,16 @@ class ChatAnswer:
 
     def choice(self) -> dict[str, Any]:
         """The whole, after the last event."""
-        message: dict[str, Any] = {"role": "assistant", **self._parts}
-        if self._calls:
-            message["content"] = self._parts["content"] or None
-            message["tool_calls"] = [_call(call) for call in self._calls]
+        whole = gather(self._pieces, self._mode, as_taught=self._stream.as_taught)
+        message: dict[str, Any] = {"role": "assistant", "content": whole.content}
+        if whole.reasoning is not None:
+            message["reasoning_content"] = whole.reasoning
+        if whole.tool_calls:
+            message["content"] = whole.content or None
+            message["tool_calls"] = [
+                {"id": id_, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for id_, call in zip(self._ids, whole.tool_calls, strict=True)
+            ]
         logprobs = self._logprobs(self._scores)
         return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": self._finish}
 
@@ -132,8 +145,3 @@ def usage(answers: Sequence[ChatAnswer | CompletionAnswer]) -> dict[str, Any]:
         return counts
     details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
     return {**counts, "completion_tokens_details": details}
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -15,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from flagrelease.concurrently import end_tasks, run_together
+from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.answers import ChatAnswer, CompletionAnswer, usage
 from flagrelease.engine.serve.metrics import exposition
@@ -178,7 +178,7 @@ async def _chunks(
 
 async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     """Server-sent events."""
-    show: Callable[[dict[str, Any]], str] = lambda chunk: f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"  # noqa: E731
+    show: Callable[[dict[str, Any]], str] = lambda chunk: f"data: {json_line(chunk)}\n\n"  # noqa: E731
     yield show(first)
     async for chunk in rest:
         yield show(chunk)

@@ -1,4 +1,4 @@
-"""DeepSeek-V4's chat encoding: messages to prompt text, and completion text back to reasoning, content, tool calls.
+"""DeepSeek-V4's chat encoding: messages to prompt text. `completion.py` takes the answer apart.
 
 The release has no jinja template. The rules and the fixed texts are those of DeepSeek's `encoding_dsv4.py`; its four
 golden pairs are in `tests/golden/encoding`. Messages are dictionaries in OpenAI's form with these extensions: the roles
@@ -9,12 +9,10 @@ user messages, `reasoning_content` in assistant messages.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from flagrelease.errors import FlagReleaseError, UsageError
+from flagrelease.errors import UsageError
 
 Message = dict[str, Any]
 Mode = Literal["chat", "thinking", "max"]  # answer at once; think first; think first, told to spare no effort
@@ -24,7 +22,6 @@ USER, ASSISTANT, REMINDER = "<｜User｜>", "<｜Assistant｜>", "<｜latest_rem
 THINK, END_THINK = "<think>", "</think>"
 DSML = "｜DSML｜"
 TOOL_CALLS, END_TOOL_CALLS = f"<{DSML}tool_calls>", f"</{DSML}tool_calls>"
-CALLS_OPENING = f"\n\n{TOOL_CALLS}\n"  # what ends a message's content if calls follow
 TASKS = {name: f"<｜{name}｜>" for name in ("action", "query", "authority", "domain", "title", "read_url")}
 
 _MAX_EFFORT = (
@@ -64,32 +61,6 @@ Otherwise, output directly after {END_THINK} with tool calls or final response.
 You MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.
 """
 _RESPONSE_FORMAT = "## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n%s"
-
-_INVOKE = re.compile(rf'<{DSML}invoke name="([^"]*)">\n(.*?)</{DSML}invoke>\n', re.DOTALL)
-_PARAMETER = re.compile(rf'<{DSML}parameter name="([^"]*)" string="(true|false)">(.*?)</{DSML}parameter>\n', re.DOTALL)
-
-
-class ChatFormatError(FlagReleaseError):
-    """A completion that does not follow the tool-call format."""
-
-    kind = "chat-format"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """One call. `arguments` is JSON text of an object, as in OpenAI's interface."""
-
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a model answered. `reasoning` is None where the mode asks for none."""
-
-    content: str
-    reasoning: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
 
 
 def encode_messages(messages: Sequence[Message], mode: Mode, tools: Sequence[dict[str, Any]] = ()) -> str:
@@ -228,56 +199,3 @@ def _opening(turn: Message, thinking: str) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def parse_completion(text: str, mode: Mode) -> Completion:
-    """Take apart what the model wrote after the prompt (with or without the final EOS).
-
-    A text that ends inside its reasoning, because it met a length limit, is all reasoning.
-
-    Raises:
-        ChatFormatError: a tool-call block that is not closed or not of the taught form.
-    """
-    text = text.removesuffix(EOS)
-    reasoning: str | None = None
-    if mode != "chat":
-        reasoning, closed, text = text.partition(END_THINK)
-        if not closed:
-            return Completion("", reasoning)
-    content, opened, block = text.partition(CALLS_OPENING)
-    return Completion(content, reasoning, parse_tool_calls(block) if opened else ())
-
-
-def parse_tool_calls(block: str) -> tuple[ToolCall, ...]:
-    """The calls of a block, given what follows `CALLS_OPENING`.
-
-    Raises:
-        ChatFormatError: it is not closed, holds no call, or is not of the taught form.
-    """
-    body, closed, rest = block.partition(END_TOOL_CALLS)
-    if not closed or rest:
-        raise ChatFormatError(f"a tool-call block must end the message with {END_TOOL_CALLS}: {block!r}")
-    calls, position = [], 0
-    while match := _INVOKE.match(body, position):
-        calls.append(ToolCall(match[1], _parse_arguments(match[1], match[2])))
-        position = match.end()
-    if position != len(body) or not calls:
-        raise ChatFormatError(f"tool calls: not understood from {body[position:]!r} on")
-    return tuple(calls)
-
-
-def _parse_arguments(name: str, body: str) -> str:
-    arguments: dict[str, Any] = {}
-    position = 0
-    while match := _PARAMETER.match(body, position):
-        key, is_text, value = match.groups()
-        if key in arguments:
-            raise ChatFormatError(f"tool call {name!r}: parameter {key!r} appears twice")
-        try:
-            arguments[key] = value if is_text == "true" else json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ChatFormatError(f"tool call {name!r}: parameter {key!r} is not JSON: {value!r}") from error
-        position = match.end()
-    if position != len(body):
-        raise ChatFormatError(f"tool call {name!r}: not understood from {body[position:]!r} on")
-    return _json(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,11 @@ from flagrelease.model.v4.chat import (
     REMINDER,
     THINK,
     USER,
-    ChatFormatError,
-    Completion,
     Mode,
-    ToolCall,
-    parse_completion,
 )
+from flagrelease.model.v4.completion import Completion, parse_completion
+from flagrelease.model.v4.dsml import ToolCall
+from flagrelease.model.v4.json_text import is_json, read_object
 
 LOOP_TAIL = 4096  # characters at the end in which a loop is looked for
 LOOP_TIMES = 5
@@ -58,12 +56,11 @@ def _self_overlap(text: str) -> list[int]:
 def read_completion(text: str, mode: Mode) -> Completion | None:
     """What the model wrote, taken apart; None if it breaks the chat format.
 
-    Broken are tool calls that are not of the taught form, markers of the format where text should be, and bytes that
-    are no characters.
+    Broken are tool calls that are not of the taught form, even where they can be understood; markers of the format
+    where text should be; and bytes that are no characters.
     """
-    try:
-        completion = parse_completion(text, mode)
-    except ChatFormatError:
+    completion = parse_completion(text, mode)
+    if not completion.as_taught:
         return None
     shown = completion.content + (completion.reasoning or "")
     return None if any(marker in shown for marker in _MARKERS) or "�" in shown else completion
@@ -73,7 +70,10 @@ def calls_tool(calls: Sequence[ToolCall], tools: Sequence[dict[str, Any]]) -> bo
     """Whether there is a call, and every one names a tool of `tools` and follows its schema."""
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     return bool(calls) and all(
-        call.name in schemas and _follows(json.loads(call.arguments), schemas[call.name]) for call in calls
+        call.name in schemas
+        and (arguments := read_object(call.arguments)) is not None
+        and _follows(arguments, schemas[call.name])
+        for call in calls
     )
 
 
@@ -95,7 +95,4 @@ def is_json_object(content: str) -> bool:
     text = content.strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
+    return text.lstrip().startswith("{") and is_json(text)

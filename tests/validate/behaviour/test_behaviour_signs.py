@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 
-from flagrelease.model.v4.chat import CALLS_OPENING, DSML, END_TOOL_CALLS, EOS, Mode, ToolCall
+from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, EOS, TOOL_CALLS, Mode
+from flagrelease.model.v4.dsml import ToolCall
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.prompts import bundled_prompts, prompts_of
 from flagrelease.validate.behaviour.signs import (
@@ -65,7 +66,8 @@ def test_loops_agree_with_the_definition_tried_out() -> None:
 
 
 CALL = (
-    f'{CALLS_OPENING}<{DSML}invoke name="search">\n<{DSML}parameter name="query" string="true">heat</{DSML}parameter>\n'
+    f'\n\n{TOOL_CALLS}\n<{DSML}invoke name="search">\n'
+    f'<{DSML}parameter name="query" string="true">heat</{DSML}parameter>\n'
     f"</{DSML}invoke>\n{END_TOOL_CALLS}"
 )
 
@@ -87,7 +89,8 @@ def test_completions_are_taken_apart() -> None:
     [
         CALL.replace(END_TOOL_CALLS, ""), CALL + " and more", CALL.replace('string="true"', 'string="perhaps"'),
         CALL.replace('string="true"', 'string="false"'), "Hello <｜User｜> you", "Hello <think> you", f"{DSML} here",
-        "caf\N{REPLACEMENT CHARACTER}",
+        "caf\N{REPLACEMENT CHARACTER}", CALL + CALL, CALL.replace("\n\n", "\n"), CALL.replace(TOOL_CALLS, ""),
+        CALL.replace("true", "false").replace("heat", "[" * 2000 + "]" * 2000),
     ],
 )  # fmt: skip
 def test_broken_formats_are_found(text: str) -> None:
@@ -115,6 +118,13 @@ TOOLS = next(prompt for prompt in bundled_prompts() if prompt.id == "tool-many")
 )
 def test_calls_must_follow_a_tool(name: str, arguments: dict[str, object], valid: bool) -> None:
     assert calls_tool([ToolCall(name, json.dumps(arguments))], TOOLS) is valid
+
+
+@pytest.mark.parametrize("value", ["[" * 2000 + "]" * 2000, "9" * 5000, "1e999", "NaN", '"\\ud83d"'])
+def test_values_that_python_cannot_read_are_judged_and_do_not_raise(value: str) -> None:
+    # the stage ended in RecursionError or ValueError here, and again at every rerun
+    assert not calls_tool([ToolCall("search", f'{{"query": {value}}}')], TOOLS)
+    assert is_json_object(f'{{"a": {value}}}') is (value in ("9" * 5000, "1e999"))
 
 
 def test_no_call_is_no_valid_call_and_one_bad_call_spoils_all() -> None:

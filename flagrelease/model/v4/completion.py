@@ -1,0 +1,240 @@
+"""A completion taken apart while it is being written: reasoning, content, and tool calls whose arguments stream.
+
+Nothing that a model writes raises. What DeepSeek's own parser takes for a call is one here too, with the exceptions
+that docs/chat.md lists; everything else stays text, as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flagrelease.model.v4.chat import END_THINK, EOS, TOOL_CALLS, Mode
+from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
+from flagrelease.model.v4.markup import begins
+from flagrelease.model.v4.quoting import Quoting
+
+Part = Literal["reasoning_content", "content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Text of one of the two parts."""
+
+    part: Part
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model answered.
+
+    `reasoning` is None where the mode asks for none. `as_taught` tells whether thought and calls have the very form
+    that the prompt teaches; if not, they were understood nevertheless.
+    """
+
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    as_taught: bool = True
+
+
+@dataclass(slots=True)
+class _Trial:
+    """A block inside a thought: calls if the message ends with it, else something that the model thought about."""
+
+    _calls: Calls | None = None
+    _rest: str = ""
+    _end: str = ""  # the last characters, in which the end of the thought may have begun
+
+    def push(self, text: str, *, final: bool) -> bool | None:
+        """Whether they are calls; None while more text may tell."""
+        self._end += text
+        if END_THINK in self._end:
+            return False
+        self._end = self._end[-len(END_THINK) :]
+        self._rest += text
+        while self._calls is not None or self._rest.strip():
+            if self._calls is None:
+                self._rest = self._rest.lstrip()
+                begun = begins(self._rest, 0, final=final)
+                if begun != "yes":
+                    return False if begun == "no" else None
+                self._calls = Calls(number=0)
+            _, rest = self._calls.push(self._rest, final=final)
+            self._rest = rest or ""
+            if rest is None:
+                break
+            self._calls = None
+        return True if final else None
+
+
+@dataclass(slots=True)
+class CompletionStream:
+    """Text in, pieces out as soon as it is sure what they are."""
+
+    _part: Part
+    as_taught: bool = True
+    _held: str = ""
+    _calls: Calls | None = None  # a block that has begun
+    _trial: _Trial | None = None  # a block inside the thought
+    _trial_at: int = 0  # where it begins in the held text
+    _number: int = 0  # of calls that have begun
+    _after_block: bool = False
+    _quoting: Quoting = field(default_factory=Quoting)
+
+    @classmethod
+    def start(cls, mode: Mode) -> CompletionStream:
+        """At the end of a prompt of this mode."""
+        return cls("content" if mode == "chat" else "reasoning_content")
+
+    def push(self, text: str) -> list[Said | Piece]:
+        """What can be said now."""
+        self._held += text
+        return self._advance(text, final=False)
+
+    def end(self, *, cut: bool = False) -> list[Said | Piece]:
+        """What was held back.
+
+        Args:
+            cut: the answer met a length limit. Then the arguments of a call that is not complete stay a beginning of
+                JSON, so that nobody carries out half of it; else the model ended there, and they are closed.
+        """
+        self._held = self._held.removesuffix(EOS)
+        pieces = self._advance("", final=True)
+        if self._calls is not None:
+            pieces += self._calls.end(cut=cut)
+            self._note(self._calls)
+        return pieces
+
+    def _advance(self, text: str, *, final: bool) -> list[Said | Piece]:
+        """Read `text`, which is the end of the held text."""
+        pieces: list[Said | Piece] = []
+        place = 0
+        if self._trial is not None:
+            ended = self._trial.push(text, final=final)
+            if ended is None:
+                return pieces
+            self._trial = None
+            place = self._trial_at + 1
+            if ended:
+                self._open_block(pieces, self._trial_at)
+        while True:
+            if self._calls is not None:
+                new, rest = self._calls.push(self._held, final=final)
+                pieces += new
+                self._held = ""
+                if rest is None:
+                    return pieces
+                self._note(self._calls)
+                self._calls, self._held, self._after_block = None, rest, True
+            elif not self._advance_text(pieces, place, final=final):
+                return pieces
+            place = 0
+
+    def _note(self, calls: Calls) -> None:
+        self._number, self.as_taught = calls.number, self.as_taught and calls.as_taught
+
+    def _advance_text(self, pieces: list[Said | Piece], place: int, *, final: bool) -> bool:
+        """Say text up to the next block or the end of the thought, none of which begins before `place`.
+
+        Returns whether there was one.
+        """
+        thinks = self._part == "reasoning_content"
+        while (found := self._next_mark(place, thinks)) >= 0:
+            if self._held.startswith(END_THINK, found):
+                self._say(pieces, self._held[:found])
+                self._held = self._held[found + len(END_THINK) :]
+                self._part, self._quoting = "content", Quoting()
+                return True
+            begun = begins(self._held, found, final=final)
+            if begun == "unsure":
+                break
+            if begun == "no" or self._quoting.after(self._held[:found]):
+                place = found + 1
+                continue
+            if thinks:
+                self._trial = _Trial()
+                ended = self._trial.push(self._held[found:], final=final)
+                if ended is None:
+                    break
+                self._trial = None
+                if not ended:
+                    place = found + 1
+                    continue
+            self._open_block(pieces, found)
+            return True
+        keep = len(self._held) if final else self._sayable(found)
+        if self._after_block and not self._held[:keep].strip():
+            if final and self._held:  # only space after the calls
+                self._held, self.as_taught = "", False
+            return False
+        self._say(pieces, self._held[:keep])
+        self._held, self._trial_at = self._held[keep:], found - keep
+        return False
+
+    def _open_block(self, pieces: list[Said | Piece], found: int) -> None:
+        before = self._held[:found]
+        text = before
+        for _ in range(2):  # the prompt teaches a blank line before the block
+            text = text.removesuffix("\n")
+        if before[len(text) :] != "\n\n" or not self._held.startswith(TOOL_CALLS, found) or self._part != "content":
+            self.as_taught = False
+        if self._after_block:
+            self.as_taught = False
+            text = text if text.strip() else ""
+        self._say(pieces, text)
+        self._calls = Calls(number=self._number)
+        self._held = self._held[found:]
+
+    def _next_mark(self, place: int, thinks: bool) -> int:
+        marks = [self._held.find("<｜DSML｜", place), self._held.find(END_THINK, place) if thinks else -1]
+        return min((mark for mark in marks if mark >= 0), default=-1)
+
+    def _sayable(self, unsure: int) -> int:
+        """Characters of the held text that belong to no mark that may come; `unsure` is where one has begun, or -1."""
+        end = unsure
+        if end < 0:
+            end = len(self._held)
+            for mark in ("<｜DSML｜", EOS, *((END_THINK,) if self._part == "reasoning_content" else ())):
+                lengths = (n for n in range(1, len(mark) + 1) if self._held.endswith(mark[:n]))
+                end = min(end, len(self._held) - max(lengths, default=0))
+        for _ in range(2):
+            end -= self._held[:end].endswith("\n")
+        return end
+
+    def _say(self, pieces: list[Said | Piece], text: str) -> None:
+        if text:
+            self._quoting.read(text)
+            pieces.append(Said(self._part, text))
+            if self._after_block:
+                self._after_block, self.as_taught = False, False
+
+
+def parse_completion(text: str, mode: Mode) -> Completion:
+    """Take apart what the model wrote after the prompt (with or without the final EOS).
+
+    A text that ends inside its reasoning, because it met a length limit, is all reasoning.
+    """
+    stream = CompletionStream.start(mode)
+    pieces = stream.push(text.removesuffix(EOS))
+    return gather([*pieces, *stream.end()], mode, as_taught=stream.as_taught)
+
+
+def gather(pieces: Sequence[Said | Piece], mode: Mode, *, as_taught: bool) -> Completion:
+    """The whole that `pieces` make."""
+    parts: dict[Part, list[str]] = {"content": [], "reasoning_content": []}
+    names: list[str] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        if isinstance(piece, Said):
+            parts[piece.part].append(piece.text)
+        else:
+            if piece.name is not None:
+                names.append(piece.name)
+                arguments.append([])
+            arguments[piece.number].append(piece.arguments)
+    calls = tuple(ToolCall(name, "".join(text)) for name, text in zip(names, arguments, strict=True))
+    reasoning = None if mode == "chat" else "".join(parts["reasoning_content"])
+    return Completion("".join(parts["content"]), reasoning, calls, as_taught)

@@ -1,0 +1,129 @@
+"""The tags of DeepSeek's markup for tool calls, and where a block of them begins.
+
+The prompt teaches
+
+    <｜DSML｜tool_calls>
+    <｜DSML｜invoke name="f">
+    <｜DSML｜parameter name="a" string="true">text</｜DSML｜parameter>
+    </｜DSML｜invoke>
+    </｜DSML｜tool_calls>
+
+A block begins where a named invoke has something that belongs into it: so a tag that a sentence mentions is no block.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flagrelease.model.v4.chat import DSML
+from flagrelease.model.v4.json_text import is_json
+
+Verdict = Literal["yes", "no", "unsure"]
+Kind = Literal["open invoke", "close invoke", "open parameter", "close parameter", "open wrapper", "close wrapper"]
+
+_LONGEST = 512  # characters of a name
+_ATTRIBUTE = rf'\s+[a-z]+="[^"]{{0,{_LONGEST}}}"'
+_TAG = re.compile(rf"<(/?){DSML} ?([A-Za-z_]{{1,32}})((?:{_ATTRIBUTE}){{0,4}})\s*>")
+_BEGINNING = re.compile(
+    rf'(?: ?|[ ]?[A-Za-z_]{{1,32}}(?:{_ATTRIBUTE}){{0,4}}(?:\s+(?:[a-z]+(?:=(?:"[^"]{{0,{_LONGEST}}})?)?)?)?)'
+)
+_VALUE = re.compile(r'([a-z]+)="([^"]*)"')
+_SPACE = re.compile(r"\s*")
+CLOSING = f"</{DSML}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One of the markup. `end` is where the text behind it begins; `exact`: it is spelt as taught."""
+
+    kind: Kind
+    end: int
+    name: str = ""
+    is_text: bool = False
+    exact: bool = True
+
+
+_NO: Final = "no"
+UNSURE: Final = "unsure"
+Read = Tag | Literal["no", "unsure"]
+
+
+def read_tag(text: str, place: int, *, final: bool) -> Read:
+    """The tag at `place`."""
+    if (match := _TAG.match(text, place)) is None:
+        return UNSURE if not final and _may_become_tag(text[place : place + 4 * _LONGEST]) else _NO
+    word = match[2]
+    values = dict(_VALUE.findall(match[3]))
+    if word not in ("invoke", "parameter"):
+        if values:
+            return _NO
+        kind: Kind = "close wrapper" if match[1] else "open wrapper"
+        return Tag(kind, match.end(), exact=match[0] == f"<{match[1]}{DSML}tool_calls>")
+    if match[1]:
+        closed: Kind = "close invoke" if word == "invoke" else "close parameter"
+        return Tag(closed, match.end(), exact=match[0] == f"<{match[1]}{DSML}{word}>") if not values else _NO
+    name = values.get("name", "")
+    if not name:
+        return _NO
+    taught = f'<{DSML}{word} name="{name}"' + (">" if word == "invoke" else f' string="{values.get("string")}">')
+    exact = match[0] == taught and values.get("string", "true") in ("true", "false")
+    opened: Kind = "open invoke" if word == "invoke" else "open parameter"
+    return Tag(opened, match.end(), name, values.get("string") == "true", exact)
+
+
+def _may_become_tag(text: str) -> bool:
+    for lead in (f"<{DSML}", CLOSING):
+        if lead.startswith(text):
+            return True
+        if text.startswith(lead):
+            return _BEGINNING.fullmatch(text, len(lead)) is not None
+    return False
+
+
+def next_tag(text: str, place: int, *, final: bool) -> Read | Literal["end"]:
+    """The tag behind the space at `place`; "end" if the whole text ends there."""
+    place = skip_space(text, place)
+    if place == len(text):
+        return "end" if final else UNSURE
+    return read_tag(text, place, final=final)
+
+
+def skip_space(text: str, place: int) -> int:
+    """The place of the first character from `place` on that is no space."""
+    match = _SPACE.match(text, place)
+    assert match is not None
+    return match.end()
+
+
+def begins(text: str, place: int, *, final: bool) -> Verdict:
+    """Whether a block of calls begins at `place`; `final` if no text will follow."""
+    tag = read_tag(text, place, final=final)
+    if isinstance(tag, Tag) and tag.kind == "open wrapper":
+        tag = next_tag(text, tag.end, final=final)  # type: ignore[assignment]
+        if isinstance(tag, Tag) and tag.kind in ("close wrapper", "open wrapper"):
+            return "yes" if tag.kind == "close wrapper" else "no"
+    if not isinstance(tag, Tag):
+        return "unsure" if tag == UNSURE else "no"
+    return begins_invoke(text, tag, final=final)
+
+
+def begins_invoke(text: str, tag: Tag, *, final: bool) -> Verdict:
+    """Whether `tag`, of `text`, opens an invoke that holds something."""
+    if tag.kind != "open invoke":
+        return "no"
+    place = skip_space(text, tag.end)
+    if text.startswith("{", place):
+        return _holds_object(text, place, final=final)
+    inner = next_tag(text, tag.end, final=final)
+    if isinstance(inner, Tag):
+        return "no" if inner.kind in ("open wrapper", "close parameter") else "yes"
+    return "unsure" if inner == UNSURE else "no"
+
+
+def _holds_object(text: str, place: int, *, final: bool) -> Verdict:
+    close = text.find(f"{CLOSING}invoke>", place)
+    if close < 0:
+        return "no" if final else "unsure"
+    return "yes" if is_json(text[place:close]) else "no"

@@ -1,0 +1,220 @@
+"""Completions taken apart, compared with DeepSeek's own parser on every split, and where ours differs on purpose."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import deepseek_recipe as recipe
+import pytest
+
+from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, TOOL_CALLS, Mode
+from flagrelease.model.v4.completion import Completion, CompletionStream, gather, parse_completion
+
+
+def parameter(name: str, value: str, string: str = "true") -> str:
+    return f'<{DSML}parameter name="{name}" string="{string}">{value}</{DSML}parameter>\n'
+
+
+def invoke(name: str, inside: str) -> str:
+    return f'<{DSML}invoke name="{name}">\n{inside}</{DSML}invoke>\n'
+
+
+ONE = invoke("f", parameter("a", "x"))
+BLOCK = f"\n\n{TOOL_CALLS}\n{ONE}{END_TOOL_CALLS}"
+LEAD = f"Hi\n\n{TOOL_CALLS}\n"
+
+Whole = tuple[str, str | None, list[tuple[str, str]]]
+
+
+def deepseek(text: str, mode: Mode) -> Whole:
+    thinks = mode != "chat"
+    request = recipe.ChatCompletionRequest(
+        {
+            "model": "DeepSeek-V4-Pro",
+            "messages": [{"role": "user", "content": "x"}],
+            "thinking": {"type": "enabled" if thinks else "disabled"},
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        }
+    )
+    generator = recipe.ChatCompletionRequest.chunk_generator(
+        request.convert(recipe.ConversionOptions()), "id", "DeepSeek-V4-Pro"
+    )
+    stage = recipe.ThinkingInitialStage.ReasoningStart if thinks else None
+    processor = recipe.StreamProcessor(generator, recipe.ParsingOptions(thinking_initial_stage=stage))
+    answer = recipe.ChatCompletionResponse("id", "m", 0, 0, 0)
+    chunks = processor.push(recipe.InferenceChunk.text(text, 1))
+    chunks += processor.push(recipe.InferenceChunk.finish(recipe.InferenceFinishReason.Stop))
+    for chunk in chunks:
+        answer.accumulate(chunk)  # type: ignore[arg-type]
+    message = json.loads(answer.to_json())["choices"][0]["message"]
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or []]
+    return message.get("content") or "", message.get("reasoning_content"), calls
+
+
+def streamed(pieces: list[str], mode: Mode) -> Completion:
+    stream = CompletionStream.start(mode)
+    said = [piece for text in pieces for piece in stream.push(text)]
+    return gather([*said, *stream.end()], mode, as_taught=stream.as_taught)
+
+
+def ours(text: str, mode: Mode) -> Whole:
+    """Of the whole text, of every split in two, and of single characters, which must agree."""
+    whole = parse_completion(text, mode)
+    for place in range(0, len(text), max(1, len(text) // 400)):
+        assert streamed([text[:place], text[place:]], mode) == whole, place
+    assert streamed(list(text), mode) == whole
+    for call in whole.tool_calls:
+        assert isinstance(json.loads(call.arguments, parse_int=str), dict)
+    return whole.content, whole.reasoning, [(call.name, call.arguments) for call in whole.tool_calls]
+
+
+SAME = {
+    "as taught": f"Hi{BLOCK}",
+    "one newline before": f"Hi\n{TOOL_CALLS}\n{ONE}{END_TOOL_CALLS}",
+    "no newline anywhere": f"Hi{BLOCK}".replace("\n", ""),
+    "indented tags": f'{LEAD}  <{DSML}invoke name="f">\n    {parameter("a", "x")}  </{DSML}invoke>\n{END_TOOL_CALLS}',
+    "no wrapper": f"Hi\n\n{ONE}",
+    "a wrapper that only closes": f"Hi\n\n{ONE}{END_TOOL_CALLS}",
+    "another wrapper": f"Hi{BLOCK}".replace("tool_calls", "function_calls"),
+    "a misspelt wrapper": f"Hi{BLOCK}".replace("tool_calls", "tool_call"),
+    "an invoke that is not closed": f'{LEAD}<{DSML}invoke name="f">\n{parameter("a", "x")}{END_TOOL_CALLS}',
+    "a parameter that is not closed": f"{LEAD}{ONE.replace(f'</{DSML}parameter>', '')}{END_TOOL_CALLS}",
+    "a wrapper that is not closed": f"{LEAD}{ONE}",
+    "no parameter": f"{LEAD}{invoke('f', '')}{END_TOOL_CALLS}",
+    "a blank line in an empty invoke": f"{LEAD}{invoke('f', chr(10))}{END_TOOL_CALLS}",
+    "a parameter twice": f"{LEAD}{invoke('f', parameter('a', 'x') + parameter('a', 'y'))}{END_TOOL_CALLS}",
+    "an empty block": f"{LEAD}{END_TOOL_CALLS}",
+    "two calls": f"{LEAD}{ONE}{invoke('g', parameter('b', '[1, 2]', 'false') + parameter('c', '1.50', 'false'))}"
+    f"{END_TOOL_CALLS}",
+    "text that JSON escapes": f"{LEAD}{invoke('f', parameter('a', chr(10) + chr(34) + chr(92) + 'é' + chr(0)))}"
+    f"{END_TOOL_CALLS}",
+    "a long number": f"{LEAD}{invoke('f', parameter('a', '9' * 5000, 'false'))}{END_TOOL_CALLS}",
+    "more digits than a double has": f"{LEAD}{invoke('f', parameter('a', '0.1234567890123456789', 'false'))}"
+    f"{END_TOOL_CALLS}",
+    "no call": "Hi there <b> and </b>",
+    "markup of V4.1": f'{LEAD}<{DSML} invoke name="f">\n</{DSML} invoke>\n</{DSML} calls>',
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_what_deepseeks_parser_takes_is_taken_alike_on_every_split(case: str) -> None:
+    assert ours(SAME[case], "chat") == deepseek(SAME[case], "chat")
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_so_it_is_after_a_thought(case: str) -> None:
+    text = f"Hm.</think>{SAME[case]}"
+    assert ours(text, "thinking") == deepseek(text, "thinking")
+
+
+def test_a_thought_that_is_not_closed_before_its_calls() -> None:
+    assert ours(f"Hm.{BLOCK}", "thinking") == deepseek(f"Hm.{BLOCK}", "thinking") == (
+        "", "Hm.", [("f", '{"a": "x"}')],
+    )  # fmt: skip
+
+
+CALL = ("f", '{"a": "x"}')
+# what: (text, ours); DeepSeek's parser gives something else, which the test holds too
+DIFFERENT: dict[str, tuple[str, Whole]] = {
+    "text after the block is kept": (f"Hi{BLOCK} after", ("Hi after", None, [CALL])),
+    "a second block": (f"Hi{BLOCK}{BLOCK}", ("Hi", None, [CALL, CALL])),
+    "a block after an empty one": (f"{LEAD}{END_TOOL_CALLS}{BLOCK}", ("Hi", None, [CALL])),
+    "an invoke that is not closed before the next": (
+        f"{LEAD}{ONE.replace(f'</{DSML}invoke>', '')}{ONE}{END_TOOL_CALLS}", ("Hi", None, [CALL, CALL]),
+    ),
+    "a value that ends with the answer": (
+        f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">x', ("Hi", None, [CALL]),
+    ),
+    "a mention of the wrapper": (f"Write `{TOOL_CALLS}` first.", (f"Write `{TOOL_CALLS}` first.", None, [])),
+    "a mention of an invoke": (
+        f'Write <{DSML}invoke name="f"> first.', (f'Write <{DSML}invoke name="f"> first.', None, []),
+    ),
+    "a block shown in a fence": (f"See:\n```{BLOCK}\n```\nok", (f"See:\n```{BLOCK}\n```\nok", None, [])),
+    "a call shown in backticks": (f"`<{DSML}x>{ONE}`", (f"`<{DSML}x>{ONE}`", None, [])),
+    "closing tags inside a value": (
+        f"{LEAD}{invoke('f', parameter('a', f'1 {END_TOOL_CALLS} 2 </{DSML}invoke> 3 </{DSML}parameter> 4'))}"
+        f"{END_TOOL_CALLS}",
+        ("Hi", None, [("f", f'{{"a": "1 {END_TOOL_CALLS} 2 </{DSML}invoke> 3 </{DSML}parameter> 4"}}')]),
+    ),
+    "an object in the invoke": (
+        LEAD + invoke("f", '{"a": [1]}') + END_TOOL_CALLS, ("Hi", None, [("f", '{"a": [1]}')]),
+    ),
+    "no word on the type": (
+        LEAD + ONE.replace(' string="true"', "") + END_TOOL_CALLS, ("Hi", None, [CALL]),
+    ),
+    "attributes in another order": (
+        LEAD + ONE.replace('name="a" string="true"', 'string="true" name="a"') + END_TOOL_CALLS,
+        ("Hi", None, [CALL]),
+    ),
+    **{
+        f"a value that is no JSON: {value[:9]}": (
+            f"{LEAD}{invoke('f', parameter('a', value, 'false'))}{END_TOOL_CALLS}",
+            ("Hi", None, [("f", json.dumps({"a": value}))]),
+        )
+        for value in ("{bad", "NaN", "", '"\\ud83d"', "[" * 300 + "]" * 300, "01", '{"a" 1}', "[1,]")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_differences_from_deepseeks_parser(case: str) -> None:
+    text, expected = DIFFERENT[case]
+    assert ours(text, "chat") == expected
+    assert deepseek(text, "chat") != expected
+
+
+def test_a_thought_may_speak_of_calls() -> None:
+    assert ours(f"I could{BLOCK} or not.</think>Hi", "thinking") == ("Hi", f"I could{BLOCK} or not.", [])
+    assert ours(f"I could{BLOCK} or not{BLOCK}", "thinking") == ("", f"I could{BLOCK} or not", [CALL])
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 2000 + "]" * 2000, "[" * 100_000, "-" + "9" * 5000, "1e999", '"\\ud83d"', "\ud83d"]
+)
+def test_nothing_raises(value: str) -> None:
+    for string in ("true", "false"):
+        whole = parse_completion(f"{LEAD}{invoke('f', parameter('a', value, string))}{END_TOOL_CALLS}", "chat")
+        (call,) = whole.tool_calls
+        assert call.arguments.encode().startswith(b'{"a": ')
+
+
+def test_arguments_of_a_cut_call_stay_a_beginning() -> None:
+    text = f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">rm -rf /home'
+    stream = CompletionStream.start("chat")
+    cut = gather([*stream.push(text), *stream.end(cut=True)], "chat", as_taught=stream.as_taught)
+    assert [call.arguments for call in cut.tool_calls] == ['{"a": "rm -rf /home']
+
+
+def test_a_string_streams_while_it_is_written() -> None:
+    stream = CompletionStream.start("chat")
+    stream.push(f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">')
+    assert [piece.arguments for piece in stream.push("half a val") if hasattr(piece, "arguments")] == ["half a val"]
+
+
+PARTS = [
+    "Hi", "\n", "\n\n", " ", "`", "```", TOOL_CALLS, END_TOOL_CALLS, f'<{DSML}invoke name="f">', f"</{DSML}invoke>",
+    f'<{DSML}parameter name="a" string="true">', f'<{DSML}parameter name="b" string="false">', f"</{DSML}parameter>",
+    "</think>", "{", "1", "<", DSML, '"',
+]  # fmt: skip
+
+
+def test_any_mixture_is_read_without_loss_alike_on_every_split() -> None:
+    rng = random.Random(15)
+    called = 0
+    for _ in range(1500):
+        text = "".join(rng.choices(PARTS, k=rng.randint(1, 14)))
+        modes: list[Any] = ["chat", "thinking"]
+        mode = rng.choice(modes)
+        whole = parse_completion(text, mode)
+        for _ in range(4):
+            place = rng.randint(0, len(text))
+            assert streamed([text[:place], text[place:]], mode) == whole, text
+        assert streamed(list(text), mode) == whole, text
+        called += bool(whole.tool_calls)
+        for call in whole.tool_calls:
+            json.loads(call.arguments)
+        if not whole.tool_calls and TOOL_CALLS not in text and "</think>" not in text:
+            assert whole.content + (whole.reasoning or "") == text
+    assert called > 30
