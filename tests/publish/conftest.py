@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from publish_release import RECIPES, Converted, write_release, write_report
 
 from flagrelease.cli import main
-from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import write_checkpoint
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def report(release: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     folder = tmp_path_factory.mktemp("converted")
-    write_checkpoint(folder / "source", tiny_config(topk_method="noaux_tc"))
+    model = RECIPES.parent / "examples" / "tiny" / "flagrelease-tiny-v4"  # the recipe takes no other dimensions
+    write_checkpoint(folder / "source", json.loads((model / "config.json").read_text(encoding="utf-8")))
     (folder / "source" / "README.md").write_text("# the source's card\n")
     words = ["convert", str(RECIPES / "tiny.yaml"), "--checkpoint", str(folder / "source"), "--chip", "nvidia"]
     assert main([*words, "--out", str(folder / "releases")]) == 0
