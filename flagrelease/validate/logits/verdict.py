@@ -55,7 +55,7 @@ def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
             rules,
             judge,
             limits.get(reference),
-            alike=reference == main,
+            alike=reference == main and evidence.numerics.rounds != "stored",
         )
         for reference, runs in evidence.runs.items()
         for replay in REPLAYS

@@ -57,7 +57,7 @@ def shipped_rules(per_file: int) -> dict[str, Any]:
     rules["logits"]["replay"] |= {"documents": count, "decode_tokens": 8}
     rules["logits"]["oracle"] |= SHARES[per_file]
     rules["logits"] |= {"rounded": 15}
-    rules["logits"]["native"]["perplexity"] = 0.1
+    rules["logits"]["native"] |= {"top1_clear": 0.97, "perplexity": 0.1}
     rules["stages"] = list(STAGES)
     del rules["benchmarks"], rules["behaviour"]  # test_tiny_validation.py has them, of fewer formats
     return recipe
