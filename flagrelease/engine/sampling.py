@@ -27,6 +27,8 @@ class Sampling:
         stop: the text ends before the first of these.
         logprobs: None, or how many of the most likely tokens to report beside each chosen one.
         echo: report the prompt's tokens too.
+        min_tokens: the end token is not chosen, and no stop string ends the text, before so many.
+        ignore_eos: the end token does not end the sequence; it has no text.
     """
 
     temperature: float = 1.0
@@ -36,6 +38,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     echo: bool = False
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values without meaning.
@@ -48,6 +52,7 @@ class Sampling:
             "top_p": 0 < self.top_p <= 1,
             "max_tokens": self.max_tokens is None or self.max_tokens >= 0,
             "stop": all(self.stop),
+            "min_tokens": self.min_tokens >= 0,
             "logprobs": self.logprobs is None or self.logprobs >= 0,
         }
         for name, holds in rules.items():

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from flagrelease.engine.sampling import Sampling, TokenScore
 from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler, Totals
+from flagrelease.engine.serve.scheduler import Request, Scheduler, Totals
 from flagrelease.engine.serve.sequence import Event
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Load, Service, Stream
@@ -53,15 +53,15 @@ class ScriptedService:
         model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
         runner = cast(Runner, SimpleNamespace(context=CONTEXT, model=model, chunk=64, rows=3))
         self._scheduler, self.tokenizer = Scheduler(runner, tokenizer), tokenizer
-        self.pieces, self.alive = pieces, True
+        self.pieces, self.alive, self.context = pieces, True, CONTEXT
         self.load = Load(0, 0, 0, Totals())
         self.asked: list[tuple[list[int], Sampling]] = []
 
-    def open(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Stream]:
-        for prompt in prompts:
+    def open(self, asked: Sequence[Request]) -> list[Stream]:
+        for prompt, sampling in asked:
             self._scheduler.check(prompt, sampling)
-        self.asked += [(list(prompt), sampling) for prompt in prompts]
-        return [cast(Stream, ScriptedStream(self.pieces, sampling)) for _ in prompts]
+        self.asked += [(list(prompt), sampling) for prompt, sampling in asked]
+        return [cast(Stream, ScriptedStream(self.pieces, sampling)) for _, sampling in asked]
 
 
 def scripted_app(tokenizer: Tokenizer, service: ScriptedService | None = None) -> FastAPI:

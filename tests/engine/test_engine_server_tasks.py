@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.server import Answer, Served, _fill, _unless_left
+from flagrelease.engine.serve.server import Answer, Asked, Served, _fill, _unless_left
 
 SHORT = Sampling(temperature=0, max_tokens=2)
 
@@ -41,11 +41,11 @@ class _Answer:
 
 def test_prompts_beside_one_that_fails_are_not_waited_for_forever() -> None:
     streams = [_Stream([]), _Stream(["planted"]), _Stream([])]
-    served = cast(Served, SimpleNamespace(service=SimpleNamespace(open=lambda prompts, sampling: streams)))
+    served = cast(Served, SimpleNamespace(service=SimpleNamespace(open=lambda asked: streams)))
 
     async def work() -> int:
         with pytest.raises(LookupError, match="planted"):
-            await _fill(served, cast(list[Answer], [_Answer()] * 3), SHORT)
+            await _fill(served, [Asked(cast(Answer, _Answer()), SHORT)] * 3)
         return len(asyncio.all_tasks())
 
     assert asyncio.run(work()) == 1

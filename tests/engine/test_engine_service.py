@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx2
@@ -21,7 +21,7 @@ from small_tokenizer import write_tokenizer
 from flagrelease import engine
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.serve.scheduler import Request, Scheduler
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import BusyError, Service, Stream
 from flagrelease.engine.text import Tokenizer
@@ -56,6 +56,10 @@ def running(runner: Runner, tokenizer: Tokenizer, clock: Callable[[], float] = t
         service.stop()
 
 
+def asked(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Request]:
+    return [(prompt, sampling) for prompt in prompts]
+
+
 async def first(stream: Stream) -> int:
     return (await anext(stream)).generated
 
@@ -63,20 +67,20 @@ async def first(stream: Stream) -> int:
 def test_a_full_queue_refuses_at_once(runner: Runner, tokenizer: Tokenizer) -> None:
     async def work(service: Service) -> None:
         prompts = [random_tokens(5, seed=n, vocabulary=263) for n in range(ROWS + QUEUE)]
-        streams = service.open(prompts, LONG)
+        streams = service.open(asked(prompts, LONG))
         assert [await first(stream) for stream in streams[:ROWS]] == [1] * ROWS
         assert (service.load.running, service.load.waiting) == (ROWS, QUEUE)
         with pytest.raises(BusyError, match="3 sequences wait; try again in 1 s"):
-            service.open([prompts[0]], SHORT)
+            service.open(asked([prompts[0]], SHORT))
         with pytest.raises(UsageError, match="the context is 1500"):  # a place would not help it
-            service.open([random_tokens(1499)], LONG)
+            service.open(asked([random_tokens(1499)], LONG))
         with pytest.raises(UsageError, match="6 prompts in one request: this server takes 5"):
-            service.open([prompts[0]] * 6, SHORT)
+            service.open(asked([prompts[0]] * 6, SHORT))
         assert service.load.refused == 1
         streams[0].close()
         streams[0].close()
         assert await first(streams[ROWS]) == 1  # the one that waited longest has the row
-        (late,) = service.open([prompts[0]], SHORT)
+        (late,) = service.open(asked([prompts[0]], SHORT))
         for stream in streams:
             stream.close()
         assert [event.generated async for event in late][-1] == 2
@@ -89,11 +93,11 @@ def test_a_full_queue_refuses_at_once(runner: Runner, tokenizer: Tokenizer) -> N
 
 def test_all_prompts_of_a_request_or_none(runner: Runner, tokenizer: Tokenizer) -> None:
     async def work(service: Service) -> None:
-        held = service.open([random_tokens(5)] * 3, LONG)
+        held = service.open(asked([random_tokens(5)] * 3, LONG))
         with pytest.raises(BusyError):
-            service.open([random_tokens(5)] * 3, SHORT)
+            service.open(asked([random_tokens(5)] * 3, SHORT))
         with pytest.raises(UsageError, match="outside the vocabulary"):
-            service.open([random_tokens(5), [9999]], SHORT)
+            service.open(asked([random_tokens(5), [9999]], SHORT))
         assert service.load.running + service.load.waiting == 3
         for stream in held:
             stream.close()
@@ -109,9 +113,9 @@ def test_the_advice_is_the_time_between_ends(runner: Runner, tokenizer: Tokenize
         nonlocal now
         advice = []
         for pause in (40.0, 40.0, 0.0):
-            streams = service.open([random_tokens(5)] * (ROWS + QUEUE), LONG)
+            streams = service.open(asked([random_tokens(5)] * (ROWS + QUEUE), LONG))
             with pytest.raises(BusyError) as caught:
-                service.open([random_tokens(5)], SHORT)
+                service.open(asked([random_tokens(5)], SHORT))
             advice.append(caught.value.retry_after)
             for stream in streams:
                 stream.close()
@@ -127,7 +131,7 @@ def test_the_advice_is_the_time_between_ends(runner: Runner, tokenizer: Tokenize
 
 def test_a_stopped_service_tells_who_waits(runner: Runner, tokenizer: Tokenizer) -> None:
     async def work(service: Service) -> None:
-        streams = service.open([random_tokens(5)] * 4, LONG)
+        streams = service.open(asked([random_tokens(5)] * 4, LONG))
         await first(streams[0])
         await asyncio.to_thread(service.stop)
         for stream in streams:
@@ -136,7 +140,7 @@ def test_a_stopped_service_tells_who_waits(runner: Runner, tokenizer: Tokenizer)
                     pass
             stream.close()
         with pytest.raises(ResourceError, match="has stopped"):
-            service.open([random_tokens(5)], SHORT)
+            service.open(asked([random_tokens(5)], SHORT))
 
     service = Service(Scheduler(runner, tokenizer), QUEUE)
     service.start()

@@ -17,10 +17,10 @@ from flagrelease.model.v4.dsml import Piece
 class CompletionAnswer:
     """A choice of /v1/completions."""
 
-    def __init__(self, index: int, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer) -> None:
-        """`index` is that of the prompt in its request."""
+    def __init__(self, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer) -> None:
+        """The continuation of a prompt. Whoever knows its place in the request sets the choice's `index`."""
         self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
-        self._index, self._sampling, self._tokenizer = index, sampling, tokenizer
+        self._sampling, self._tokenizer = sampling, tokenizer
         self._text, self._scores, self._finish = "", list[TokenScore](), "length"
         self._begun = False
 
@@ -44,7 +44,7 @@ class CompletionAnswer:
 
     def _choice(self, text: str, scores: Sequence[TokenScore], finish: str | None) -> dict[str, Any]:
         logprobs = None if self._sampling.logprobs is None else self._logprobs(scores)
-        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
         tokens = [self._tokenizer.decode([score.token]) for score in scores]
@@ -136,9 +136,14 @@ class ChatAnswer:
         return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
 
 
-def usage(answers: Sequence[ChatAnswer | CompletionAnswer]) -> dict[str, Any]:
-    """Tokens in and out, of all answers of a request; drafts under OpenAI's names for predicted tokens."""
-    prompt, completion = sum(len(a.prompt) for a in answers), sum(a.generated for a in answers)
+def usage(answers: Sequence[ChatAnswer | CompletionAnswer], each: int = 1) -> dict[str, Any]:
+    """Tokens in and out, of all answers of a request; drafts under OpenAI's names for predicted tokens.
+
+    Args:
+        answers: those of a prompt beside each other.
+        each: how many a prompt has. Its tokens count once.
+    """
+    prompt, completion = sum(len(a.prompt) for a in answers[::each]), sum(a.generated for a in answers)
     drafted, accepted = sum(a.drafted for a in answers), sum(a.accepted for a in answers)
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     if not drafted:

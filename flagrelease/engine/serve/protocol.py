@@ -6,30 +6,26 @@ The parameters of `Accepted` are taken at the values that change no answer, beca
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+import hashlib
+from dataclasses import replace
+from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, WrapValidator
+from pydantic import Discriminator, Field, Tag
 
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.conversation import ENCODED, ChatMessage, Tool
-from flagrelease.engine.serve.fields import Typed, as_sent, done, neutral
+from flagrelease.engine.serve.fields import Typed, neutral
+from flagrelease.engine.serve.prompts import Conversation, Prompts
 from flagrelease.engine.serve.refusals import ParameterError
-from flagrelease.model.v4.chat import Message, Mode
 
-MOST_LOGPROBS, MOST_STOPS, LONGEST_STOP = 20, 16, 256
+MOST_LOGPROBS, MOST_STOPS, LONGEST_STOP, MOST_CHOICES = 20, 16, 256, 128
 
 
 class StreamOptions(Typed):
     """Of a streamed answer."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Annotated[Any, neutral(False)] = None
-
-
-class Thinking(Typed):
-    """DeepSeek's switch between its modes."""
-
-    type: Literal["enabled", "disabled"]
 
 
 class Accepted(Typed):
@@ -55,8 +51,6 @@ class Accepted(Typed):
     top_k: Annotated[Any, neutral(-1, 0)] = None
     min_p: Annotated[Any, neutral(0)] = None
     use_beam_search: Annotated[Any, neutral(False)] = None
-    min_tokens: Annotated[Any, neutral(0)] = None
-    ignore_eos: Annotated[Any, neutral(False)] = None
     stop_token_ids: Annotated[Any, neutral([])] = None
     bad_words: Annotated[Any, neutral([])] = None
     allowed_token_ids: Annotated[Any, neutral()] = None
@@ -75,6 +69,13 @@ class Accepted(Typed):
     guided_regex: Annotated[Any, neutral()] = None
     guided_choice: Annotated[Any, neutral()] = None
     guided_grammar: Annotated[Any, neutral()] = None
+
+
+def _seed(seed: int | None, choice: int) -> int | None:
+    """Choices of a prompt differ, and the same seed gives the same ones again."""
+    if seed is None:
+        return None
+    return int.from_bytes(hashlib.blake2b(f"{seed}/choice {choice}".encode(), digest_size=8).digest(), "little")
 
 
 def _kind_of_stop(value: Any) -> str | None:
@@ -103,49 +104,31 @@ class GenerationRequest(Accepted):
     stop: Stop | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, done(1)] = 1
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
 
-    def sampling(self, logprobs: int | None, max_tokens: int | None, *, echo: bool = False) -> Sampling:
-        """As the scheduler takes it.
+    def samplings(self, logprobs: int | None, max_tokens: int | None, *, echo: bool = False) -> list[Sampling]:
+        """As the scheduler takes it, for each of the `n` choices of a prompt.
 
         Raises:
             UsageError: a value out of range.
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Sampling(self.temperature, self.top_p, self.seed, max_tokens, stop, logprobs, echo)
+        first = Sampling(
+            self.temperature, self.top_p, self.seed, max_tokens, stop, logprobs, echo, self.min_tokens, self.ignore_eos
+        )
+        return [first, *(replace(first, seed=_seed(self.seed, n)) for n in range(1, self.n))]
 
     @property
-    def wants_usage(self) -> bool:
-        """Whether a stream is to end with a usage chunk."""
-        return self.stream_options is not None and self.stream_options.include_usage
+    def streaming(self) -> StreamOptions:
+        """`stream_options`, or what holds without."""
+        return self.stream_options or StreamOptions()
 
 
-def _kind_of_prompt(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "text"
-    if not isinstance(value, list):
-        return None
-    first = value[0] if value else ""
-    return "texts" if isinstance(first, str) else "several" if isinstance(first, list) else "tokens"
-
-
-Prompt = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1), Tag("texts")]
-    | Annotated[list[int], Tag("tokens")]
-    | Annotated[list[list[int]], Tag("several")],
-    Discriminator(
-        _kind_of_prompt,
-        custom_error_type="prompt_type",
-        custom_error_message="Input should be text, a list of texts, token ids, or a list of lists of token ids",
-    ),
-]
-
-
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(GenerationRequest, Prompts):
     """POST /v1/completions. Prompts are text or token ids, one or several."""
 
-    prompt: Prompt
     max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     echo: bool = False
@@ -154,20 +137,15 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: Annotated[Any, neutral(False)] = None
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, Conversation):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1), WrapValidator(as_sent)]
-    tools: Annotated[list[Tool], WrapValidator(as_sent)] = Field(default_factory=list)
-    tool_choice: Annotated[Any, done("auto", "none")] = "auto"
     parallel_tool_calls: Annotated[Any, neutral(True)] = None
     functions: Annotated[Any, neutral([])] = None
     function_call: Annotated[Any, neutral("auto", "none")] = None
     max_completion_tokens: int | None = Field(None, ge=0)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    thinking: Thinking | None = None
-    reasoning_effort: Literal["none", "low", "medium", "high", "max"] | None = None
     verbosity: Annotated[Any, neutral("medium")] = None
     modalities: Annotated[Any, neutral(["text"])] = None
     audio: Annotated[Any, neutral()] = None
@@ -184,16 +162,6 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: Annotated[Any, neutral({})] = None
     documents: Annotated[Any, neutral([])] = None
 
-    @property
-    def conversation(self) -> list[Message]:
-        """The messages as they were sent, without nulls and without what the encoding does not read."""
-        return [_encoded(message) for message in cast(list[Message], self.messages)]
-
-    @property
-    def offered_tools(self) -> list[dict[str, Any]]:
-        """The tools as they were sent, if the model may call them."""
-        return cast(list[dict[str, Any]], self.tools) if self.tool_choice == "auto" else []
-
     def limit(self) -> int | None:
         """Tokens that the answer may have: the smaller of both parameters."""
         return min((n for n in (self.max_tokens, self.max_completion_tokens) if n is not None), default=None)
@@ -207,28 +175,3 @@ class ChatRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ParameterError("top_logprobs needs logprobs", "top_logprobs")
         return self.top_logprobs or 0 if self.logprobs else None
-
-    def mode(self, default: Mode) -> Mode:
-        """`thinking` and `reasoning_effort`, where given, else the server's.
-
-        Raises:
-            ParameterError: they contradict each other.
-        """
-        effort = {None: None, "none": "chat", "low": "thinking", "medium": "thinking", "high": "thinking", "max": "max"}
-        switch = None if self.thinking is None else self.thinking.type == "enabled"
-        wanted = effort[self.reasoning_effort]
-        if switch is not None and wanted is not None and switch != (wanted != "chat"):
-            raise ParameterError(
-                f"thinking is {'en' if switch else 'dis'}abled, but reasoning_effort is {self.reasoning_effort}",
-                "reasoning_effort",
-            )
-        if wanted is not None:
-            return "chat" if wanted == "chat" else "max" if wanted == "max" else "thinking"
-        return default if switch is None else "thinking" if switch else "chat"
-
-
-def _encoded(message: Message) -> Message:
-    kept = {key: value for key, value in message.items() if key in ENCODED and value is not None}
-    if reasoning := kept.pop("reasoning", ""):  # the same under vLLM's newer name
-        kept.setdefault("reasoning_content", reasoning)
-    return kept

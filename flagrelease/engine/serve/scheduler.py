@@ -76,6 +76,8 @@ class Scheduler:
             raise UsageError(
                 f"a prompt of {len(prompt)} tokens and {max(limit, 0)} more for the answer: the context is {context}"
             )
+        if sampling.min_tokens > limit:
+            raise UsageError(f"min_tokens {sampling.min_tokens}: the answer may have {limit}")
         if sampling.logprobs is not None and sampling.logprobs > vocabulary:
             raise UsageError(f"logprobs {sampling.logprobs}: the vocabulary has {vocabulary}")
         return limit
@@ -117,7 +119,7 @@ class Scheduler:
         draws = self._draws([each.sampler.at(each.generated + n) for each, n in places])
         index = torch.tensor([[each.row, n] for each, n in places], dtype=torch.int64, device=self._device).unbind(-1)
         logits = self.runner.run(Decode(feeds, rejected))
-        chosen = choose(logits[index], draws)
+        chosen = self._choose(logits[index], draws, places)
         tokens: dict[int, list[int]] = {each.row: [] for each in ready}
         for (each, _), token in zip(places, chosen, strict=True):
             tokens[each.row].append(token)
@@ -168,7 +170,7 @@ class Scheduler:
         if each.limit == 0:
             self._free(each)
             return [Event(each.key, "", tuple(each.scores), 0, "length")]
-        (token,) = choose(logits[-1:], self._draws([each.sampler.at(0)]))
+        (token,) = self._choose(logits[-1:], self._draws([each.sampler.at(0)]), [(each, 0)])
         return [self._advance(each, [token], logits[-1:])]
 
     def _advance(self, each: Running, tokens: Sequence[int], logits: Tensor) -> Event:
@@ -188,9 +190,20 @@ class Scheduler:
         draws = self._draws([each.sampler.at(each.generated) for each in going])
         rows = torch.tensor(list(following), dtype=torch.int64, device=self._device)
         logits = self.runner.run(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))))
-        drafts = choose(logits[rows], draws)
+        drafts = self._choose(logits[rows], draws, [(each, 0) for each in going])
         for each, draft in zip(going, drafts, strict=True):
             each.draft, each.followed = draft, ()
+
+    def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> list[int]:
+        """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is.
+
+        The end token is out of the question for those that must go on.
+        """
+        bound = [n for n, (each, ahead) in enumerate(places) if each.must_go_on(ahead)]
+        if bound:
+            logits = logits.clone()
+            logits[bound, self.runner.model.config.eos_token_id] = -torch.inf
+        return choose(logits, draws)
 
     def _draws(self, choices: Sequence[Choice]) -> Draws:
         return Draws.of(choices, self._device)

@@ -98,6 +98,10 @@ class Running:
             return ()
         return (self.last,) if self.draft is None else (self.last, self.draft)
 
+    def must_go_on(self, ahead: int) -> bool:
+        """Whether `min_tokens` rules out an end `ahead` tokens after the next one."""
+        return self.generated + ahead < self.sampling.min_tokens
+
     def advance(self, tokens: Sequence[int], logits: Tensor, eos: int) -> Event:
         """Take in the next tokens, chosen from logits [.., V], up to the one that ends the sequence."""
         text, finish, count = "", None, 0
@@ -114,9 +118,10 @@ class Running:
 
     def _take(self, token: int, eos: int) -> tuple[str, Finish | None]:
         self.last, self.generated = token, self.generated + 1
-        if token == eos:
+        if token == eos and not self.sampling.ignore_eos:
             return "", "stop"
-        text = self.watch.push(self.tokens.push(token))
+        piece = "" if token == eos else self.tokens.push(token)
+        text = piece if self.must_go_on(-1) else self.watch.push(piece)
         if self.watch.stopped:
             return text, "stop"
         return text, "length" if self.generated == self.limit else None

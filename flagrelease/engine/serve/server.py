@@ -1,12 +1,12 @@
-"""An OpenAI-compatible server: /v1/models, /v1/completions, /v1/chat/completions; /health and /metrics beside them."""
+"""An OpenAI-compatible server: its application, and how completions and chats are answered."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,12 +17,13 @@ from flagrelease.concurrently import end_tasks, run_together
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.answers import ChatAnswer, CompletionAnswer, usage
-from flagrelease.engine.serve.metrics import exposition
+from flagrelease.engine.serve.merged import merged
 from flagrelease.engine.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from flagrelease.engine.serve.refusals import JsonRoute, ParameterError, blamed, install
-from flagrelease.engine.serve.service import Service, Stream
-from flagrelease.engine.text import Tokenizer
-from flagrelease.model.v4.chat import Mode, encode_messages
+from flagrelease.engine.serve.refusals import JsonRoute, blamed, install
+from flagrelease.engine.serve.served import Served as Served
+from flagrelease.engine.serve.service import Stream
+from flagrelease.engine.serve.status import add_status
+from flagrelease.engine.serve.tokens import add_tokens
 
 T = TypeVar("T")
 Answer = ChatAnswer | CompletionAnswer
@@ -30,24 +31,11 @@ _CLIENT_LEFT = 499  # nginx's number, for logs: nobody reads the response
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A model under its public name. `mode` is that of chats that do not say one."""
+class Asked:
+    """One sequence of a request: its answer, which knows the prompt, and how it is continued."""
 
-    service: Service
-    tokenizer: Tokenizer
-    name: str
-    mode: Mode
-
-    def check_model(self, name: str) -> None:
-        """Refuse another model than this one.
-
-        Raises:
-            ParameterError: with HTTP's 404.
-        """
-        if name != self.name:
-            raise ParameterError(
-                f"model {name!r} is not here: this server has {self.name!r}", "model", "model_not_found", 404
-            )
+    answer: Answer
+    sampling: Sampling
 
 
 def make_app(served: Served) -> FastAPI:
@@ -55,70 +43,47 @@ def make_app(served: Served) -> FastAPI:
     app = FastAPI(title="flagrelease", docs_url=None, redoc_url=None)
     app.router.route_class = JsonRoute
     install(app)
-    started = int(time.time())
 
-    @app.get("/health")
-    async def health() -> Response:
-        return Response(status_code=200 if served.service.alive else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(exposition(served.service.load), media_type="text/plain; version=0.0.4")
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        card = {"id": served.name, "object": "model", "created": started, "owned_by": "flagrelease"}
-        return {"object": "list", "data": [card]}
+    add_status(app, served)
+    add_tokens(app, served)
 
     @app.post("/v1/completions")
     async def completions(request: CompletionRequest, http: Request) -> Response:
         served.check_model(request.model)
-        prompts = _prompts(request, served.tokenizer)
-        sampling = request.sampling(request.logprobs, request.max_tokens, echo=request.echo)
-        answers: list[Answer] = [
-            CompletionAnswer(n, prompt, sampling, served.tokenizer) for n, prompt in enumerate(prompts)
+        samplings = request.samplings(request.logprobs, request.max_tokens, echo=request.echo)
+        asked = [
+            Asked(CompletionAnswer(prompt, sampling, served.tokenizer), sampling)
+            for prompt in request.tokens(served.tokenizer)
+            for sampling in samplings
         ]
         with blamed("prompt"):
-            return await _respond(served, http, request, answers, sampling, "text_completion")
+            return await _respond(served, http, request, asked, "text_completion")
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
         served.check_model(request.model)
         mode = request.mode(served.mode)
-        sampling = request.sampling(request.scores(), request.limit())
+        samplings = request.samplings(request.scores(), request.limit())
+        prompt = request.tokens(served.tokenizer, mode)
+        asked = [Asked(ChatAnswer(prompt, mode, sampling, served.tokenizer), sampling) for sampling in samplings]
         with blamed("messages"):
-            text = encode_messages(request.conversation, mode, request.offered_tools)
-            answer = ChatAnswer(served.tokenizer.encode(text), mode, sampling, served.tokenizer)
-            return await _respond(served, http, request, [answer], sampling, "chat.completion")
+            return await _respond(served, http, request, asked, "chat.completion")
 
     return app
 
 
-def _prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return [tokenizer.encode(prompt)]
-    tokens = [each for each in prompt if isinstance(each, int)]
-    if len(tokens) == len(prompt):
-        return [tokens]
-    return [
-        tokenizer.encode(each) if isinstance(each, str) else list(each) for each in prompt if not isinstance(each, int)
-    ]
-
-
 async def _respond(
-    served: Served, http: Request, request: GenerationRequest, answers: list[Answer], sampling: Sampling, kind: str
+    served: Served, http: Request, request: GenerationRequest, asked: list[Asked], kind: str
 ) -> Response:
     frame = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
     if not request.stream:
-        if await _unless_left(http, _fill(served, answers, sampling)) is None:
+        if await _unless_left(http, _fill(served, asked)) is None:
             return Response(status_code=_CLIENT_LEFT)
-        choices = [answer.choice() for answer in answers]
-        return JSONResponse({**frame, "object": kind, "choices": choices, "usage": usage(answers)})
-    if len(answers) > 1:
-        raise ParameterError("several prompts cannot be streamed in one request", "prompt")
+        answers = [each.answer for each in asked]
+        choices = [{**answer.choice(), "index": n} for n, answer in enumerate(answers)]
+        return JSONResponse({**frame, "object": kind, "choices": choices, "usage": usage(answers, request.n)})
     chunk = {**frame, "object": "chat.completion.chunk" if kind == "chat.completion" else kind}
-    chunks = _chunks(served, answers[0], sampling, chunk, with_usage=request.wants_usage)
+    chunks = _chunks(served, asked, chunk, request)
     first = await _unless_left(http, _next(chunks))  # a refusal must come before the status line is sent
     if first is None:
         return Response(status_code=_CLIENT_LEFT)
@@ -143,11 +108,15 @@ async def _left(http: Request) -> None:
         pass
 
 
-async def _fill(served: Served, answers: list[Answer], sampling: Sampling) -> bool:
+def _open(served: Served, asked: Sequence[Asked]) -> list[Stream]:
+    return served.service.open([(each.answer.prompt, each.sampling) for each in asked])
+
+
+async def _fill(served: Served, asked: Sequence[Asked]) -> bool:
     """Let the answers be written."""
-    streams = served.service.open([answer.prompt for answer in answers], sampling)
+    streams = _open(served, asked)
     try:
-        await run_together(_write(answer, stream) for answer, stream in zip(answers, streams, strict=True))
+        await run_together(_write(each.answer, stream) for each, stream in zip(asked, streams, strict=True))
     finally:
         for stream in streams:
             stream.close()
@@ -164,16 +133,23 @@ async def _next(chunks: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _chunks(
-    served: Served, answer: Answer, sampling: Sampling, frame: dict[str, Any], *, with_usage: bool
+    served: Served, asked: Sequence[Asked], frame: dict[str, Any], request: GenerationRequest
 ) -> AsyncIterator[dict[str, Any]]:
-    no_usage: dict[str, Any] = {"usage": None} if with_usage else {}
-    (stream,) = served.service.open([answer.prompt], sampling)
-    with closing(stream):
-        async for event in stream:
-            for choice in answer.add(event):
-                yield {**frame, "choices": [choice], **no_usage}
-    if with_usage:
-        yield {**frame, "choices": [], "usage": usage([answer])}
+    answers = [each.answer for each in asked]
+    usages: dict[str, Any] = {"usage": None} if request.streaming.include_usage else {}
+    streams = _open(served, asked)
+    try:
+        async with aclosing(merged(streams)) as events:
+            async for n, event in events:
+                for choice in answers[n].add(event):
+                    if request.streaming.continuous_usage_stats:
+                        usages = {"usage": usage(answers, request.n)}
+                    yield {**frame, "choices": [{**choice, "index": n}], **usages}
+    finally:
+        for stream in streams:
+            stream.close()
+    if request.streaming.include_usage:
+        yield {**frame, "choices": [], "usage": usage(answers, request.n)}
 
 
 async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:

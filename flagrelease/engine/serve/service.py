@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.scheduler import Scheduler, Totals
+from flagrelease.engine.serve.scheduler import Request, Scheduler, Totals
 from flagrelease.engine.serve.sequence import Event
 from flagrelease.errors import ResourceError, UsageError
 
@@ -113,6 +113,11 @@ class Service:
         return self._thread.is_alive() and not self._closed
 
     @property
+    def context(self) -> int:
+        """Tokens that a sequence may have."""
+        return self._scheduler.runner.context
+
+    @property
     def load(self) -> Load:
         """As of now."""
         running = min(self._open, self._scheduler.runner.rows)
@@ -127,7 +132,7 @@ class Service:
         self._inbox.put(None)
         self._thread.join()
 
-    def open(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Stream]:
+    def open(self, asked: Sequence[Request]) -> list[Stream]:
         """Queue sequences, all or none; returns the events of each. The caller closes every stream.
 
         Raises:
@@ -135,11 +140,11 @@ class Service:
             BusyError: there is no room now.
             ResourceError: the engine has stopped.
         """
-        for prompt in prompts:
+        for prompt, sampling in asked:
             self._scheduler.check(prompt, sampling)
-        self._admit(len(prompts))
+        self._admit(len(asked))
         loop = asyncio.get_running_loop()
-        requests = [_Request(prompt, sampling, loop, asyncio.Queue()) for prompt in prompts]
+        requests = [_Request(prompt, sampling, loop, asyncio.Queue()) for prompt, sampling in asked]
         with self._closing:
             if self._closed:
                 raise ResourceError("the engine has stopped")
@@ -151,7 +156,7 @@ class Service:
     def _admit(self, count: int) -> None:
         room = self._scheduler.runner.rows + self._limit
         if count > room:
-            raise UsageError(f"{count} prompts in one request: this server takes {room} at once")
+            raise UsageError(f"{count} sequences in one request: this server takes {room} at once")
         if self._open + count > room:
             self._refused += 1
             raise BusyError(self.load.waiting, self._retry_after())

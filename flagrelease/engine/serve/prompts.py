@@ -1,0 +1,104 @@
+"""The prompts of a request: texts or token ids, or a conversation that is encoded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Discriminator, Field, Tag, WrapValidator
+
+from flagrelease.engine.serve.conversation import ENCODED, ChatMessage, Tool
+from flagrelease.engine.serve.fields import Typed, as_sent, done
+from flagrelease.engine.serve.refusals import ParameterError, blamed
+from flagrelease.engine.text import Tokenizer
+from flagrelease.model.v4.chat import Message, Mode, encode_messages
+
+
+def _kind_of_prompt(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    return "texts" if isinstance(first, str) else "several" if isinstance(first, list) else "tokens"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1), Tag("texts")]
+    | Annotated[list[int], Tag("tokens")]
+    | Annotated[list[list[int]], Tag("several")],
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be text, a list of texts, token ids, or a list of lists of token ids",
+    ),
+]
+
+
+class Prompts(Typed):
+    """Text or token ids, one or several."""
+
+    prompt: Prompt
+
+    def tokens(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Token ids of each."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [tokenizer.encode(prompt)]
+        ids = [each for each in prompt if isinstance(each, int)]
+        if ids:
+            return [ids]
+        return [tokenizer.encode(each) if isinstance(each, str) else cast(list[int], each) for each in prompt]
+
+
+class Thinking(Typed):
+    """DeepSeek's switch between its modes."""
+
+    type: Literal["enabled", "disabled"]
+
+
+class Conversation(Typed):
+    """Messages, the tools that the model may call, and how it thinks."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1), WrapValidator(as_sent)]
+    tools: Annotated[list[Tool], WrapValidator(as_sent)] = Field(default_factory=list)
+    tool_choice: Annotated[Any, done("auto", "none")] = "auto"
+    thinking: Thinking | None = None
+    reasoning_effort: Literal["none", "low", "medium", "high", "max"] | None = None
+
+    def tokens(self, tokenizer: Tokenizer, mode: Mode) -> list[int]:
+        """Token ids of the prompt, which shows messages and tools as they were sent.
+
+        Raises:
+            ParameterError: the encoding refuses a message.
+        """
+        messages = [_encoded(message) for message in cast(list[Message], self.messages)]
+        tools = cast(list[dict[str, Any]], self.tools) if self.tool_choice == "auto" else []
+        with blamed("messages"):
+            return tokenizer.encode(encode_messages(messages, mode, tools))
+
+    def mode(self, default: Mode) -> Mode:
+        """`thinking` and `reasoning_effort`, where given, else the server's.
+
+        Raises:
+            ParameterError: they contradict each other.
+        """
+        effort = {None: None, "none": "chat", "low": "thinking", "medium": "thinking", "high": "thinking", "max": "max"}
+        switch = None if self.thinking is None else self.thinking.type == "enabled"
+        wanted = effort[self.reasoning_effort]
+        if switch is not None and wanted is not None and switch != (wanted != "chat"):
+            raise ParameterError(
+                f"thinking is {'en' if switch else 'dis'}abled, but reasoning_effort is {self.reasoning_effort}",
+                "reasoning_effort",
+            )
+        if wanted is not None:
+            return "chat" if wanted == "chat" else "max" if wanted == "max" else "thinking"
+        return default if switch is None else "thinking" if switch else "chat"
+
+
+def _encoded(message: Message) -> Message:
+    """What the encoding reads of a message, without nulls."""
+    kept = {key: value for key, value in message.items() if key in ENCODED and value is not None}
+    if reasoning := kept.pop("reasoning", ""):  # the same under vLLM's newer name
+        kept.setdefault("reasoning_content", reasoning)
+    return kept

@@ -1,0 +1,31 @@
+"""What a server serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flagrelease.engine.serve.refusals import ParameterError
+from flagrelease.engine.serve.service import Service
+from flagrelease.engine.text import Tokenizer
+from flagrelease.model.v4.chat import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model under its public name. `mode` is that of chats that do not say one."""
+
+    service: Service
+    tokenizer: Tokenizer
+    name: str
+    mode: Mode
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model than this one.
+
+        Raises:
+            ParameterError: with HTTP's 404.
+        """
+        if name != self.name:
+            raise ParameterError(
+                f"model {name!r} is not here: this server has {self.name!r}", "model", "model_not_found", 404
+            )

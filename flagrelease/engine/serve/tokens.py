@@ -1,0 +1,72 @@
+"""/tokenize and /detokenize, in the form of vLLM's: what a prompt is to the model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI
+from pydantic import Discriminator, Tag
+
+from flagrelease.engine.serve.fields import Typed, neutral
+from flagrelease.engine.serve.prompts import Conversation
+from flagrelease.engine.serve.refusals import ParameterError
+from flagrelease.engine.serve.served import Served
+
+
+class _Tokens(Typed):
+    """What both forms share. `model` is checked where it is given."""
+
+    model: str | None = None
+    add_special_tokens: Annotated[Any, neutral(False)] = None
+    return_token_strs: bool = False
+
+
+class TextTokens(_Tokens):
+    """Of a text."""
+
+    prompt: str
+
+
+class ChatTokens(_Tokens, Conversation):
+    """Of a chat, as /v1/chat/completions would encode it."""
+
+    add_generation_prompt: Annotated[Any, neutral(True)] = None
+
+
+class Detokenize(Typed):
+    """Token ids to text."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def _kind(value: Any) -> str:
+    return "chat" if isinstance(value, dict) and "messages" in value else "text"
+
+
+Tokenize = Annotated[Annotated[TextTokens, Tag("text")] | Annotated[ChatTokens, Tag("chat")], Discriminator(_kind)]
+
+
+def add_tokens(app: FastAPI, served: Served) -> None:
+    """Add the routes."""
+
+    @app.post("/tokenize")
+    async def tokenize(request: Tokenize) -> dict[str, Any]:
+        if request.model is not None:
+            served.check_model(request.model)
+        if isinstance(request, TextTokens):
+            tokens = served.tokenizer.encode(request.prompt)
+        else:
+            tokens = request.tokens(served.tokenizer, request.mode(served.mode))
+        strings = [served.tokenizer.decode([token]) for token in tokens] if request.return_token_strs else None
+        return {
+            "count": len(tokens), "max_model_len": served.service.context, "tokens": tokens, "token_strs": strings,
+        }  # fmt: skip
+
+    @app.post("/detokenize")
+    async def detokenize(request: Detokenize) -> dict[str, str]:
+        if request.model is not None:
+            served.check_model(request.model)
+        if any(not 0 <= token < 2**32 for token in request.tokens):
+            raise ParameterError("a token id outside the vocabulary", "tokens")
+        return {"prompt": served.tokenizer.decode(request.tokens)}
