@@ -92,7 +92,7 @@ def test_a_flipped_bit_is_exit_code_5(source: Path, tmp_path: Path, capsys: pyte
     blob[len(blob) // 2] ^= 1
     file.write_bytes(bytes(blob))
     assert main(["verify", str(tmp_path / "fp8-mp8"), "--source", str(source)]) == 5
-    assert "verification FAILED, 3 of 7 checks" in capsys.readouterr().out
+    assert "verification FAILED, 3 of 8 checks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
