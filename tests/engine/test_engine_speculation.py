@@ -42,9 +42,9 @@ def terse(release: Path) -> Model:
 
     class Terse(Operators):
         @staticmethod
-        def linear(x: Tensor, weight: Tensor, out_dtype: torch.dtype) -> Tensor:
-            y = Operators.linear(x, weight, out_dtype)
-            return y.masked_fill(silent, -50) if weight is head else y
+        def linear(x: Tensor, weight: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+            y = Operators.linear(x, weight, out_dtype, out)
+            return y.masked_fill_(silent, -50) if weight is head else y
 
     return replace(model, ops=Terse())
 
