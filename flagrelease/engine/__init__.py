@@ -6,7 +6,7 @@
 | `Model` | token ids -> logits, tokens; caches for several sequences |
 | `Sampling` | temperature, top-p, seed, length and stops of an answer |
 | `Tokenizer` | the release's tokenizer: text -> token ids and back |
-| `encode_messages` | a chat -> the text that the model was taught |
+| `encode_messages` | a chat -> `EncodedChat`: the prompt that the model was taught, for `Tokenizer.encode` |
 | `parse_completion` | what the model wrote -> `Completion`: content, reasoning, tool calls |
 """
 

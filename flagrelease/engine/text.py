@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers.decoders import DecodeStream
 
-from flagrelease.errors import CheckpointError
+from flagrelease.errors import CheckpointError, UsageError
+from flagrelease.model.v4.encoded import EncodedChat
 
 
 class Tokenizer:
-    """`tokenizer.json`. Nothing is added on the way in: the chat encoding writes the special tokens as text."""
+    """`tokenizer.json`. Nothing is added on the way in: the chat encoding writes the special tokens."""
 
     def __init__(self, folder: str | Path) -> None:
         """Read the tokenizer of the release in `folder`.
@@ -25,10 +28,31 @@ class Tokenizer:
             raise CheckpointError(f"{path}: not found; text needs the release's tokenizer (token ids do not)")
         self._tokenizer = HfTokenizer.from_file(str(path))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; special tokens are recognised in it."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str | EncodedChat) -> list[int]:
+        """Token ids. Special tokens are recognised in a text; in a chat, only those that its encoding wrote.
+
+        Raises:
+            UsageError: the text holds half of a surrogate pair.
+        """
+        if isinstance(text, EncodedChat):
+            parts = [self._ids(piece, self._tokenizer if special else self._plain) for piece, special in text.pieces]
+            return [token for ids in parts for token in ids]
+        return self._ids(text, self._tokenizer)
+
+    def _ids(self, text: str, tokenizer: HfTokenizer) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, UTF-8 cannot hold it
+            half = ord(text[error.start])
+            raise UsageError(f"the text holds half of a character, \\u{half:04x}, as a cut emoji does") from None
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    @cached_property
+    def _plain(self) -> HfTokenizer:
+        """The same without the added vocabulary, so that a special token that is spelt out is only its characters."""
+        document = json.loads(self._tokenizer.to_str())
+        return HfTokenizer.from_str(json.dumps({**document, "added_tokens": [], "post_processor": None}))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special ones written out."""

@@ -29,14 +29,14 @@ def golden(case: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
 @pytest.mark.parametrize("case", MODES)
 def test_golden_pair_byte_for_byte(case: int) -> None:
     messages, tools, expected = golden(case)
-    assert encode_messages(messages, MODES[case], tools).encode() == expected.encode()
+    assert encode_messages(messages, MODES[case], tools, finished=True).text.encode() == expected.encode()
 
 
 @pytest.mark.parametrize("case", [1, 2, 3])
 def test_golden_answers_parse_back_to_their_messages(case: int) -> None:
     # The text between an assistant's opening and its EOS is what the model wrote; the message is what it must give.
     messages, tools, expected = golden(case)
-    prompt = encode_messages(messages[:-1], MODES[case], tools)
+    prompt = encode_messages(messages[:-1], MODES[case], tools).text
     assert expected.startswith(prompt)
     last = messages[-1]
     assert parse_completion(expected[len(prompt) :], "thinking") == Completion(
@@ -48,7 +48,7 @@ def test_golden_answers_parse_back_to_their_messages(case: int) -> None:
 def test_golden_tool_calls_parse_back(case: int) -> None:
     messages, tools, expected = golden(case)
     turn = next(i for i, message in enumerate(messages) if message.get("tool_calls"))
-    prompt = encode_messages(messages[:turn], MODES[case], tools)
+    prompt = encode_messages(messages[:turn], MODES[case], tools).text
     written = expected[len(prompt) :].split(chat.EOS)[0] + chat.EOS
     function = messages[turn]["tool_calls"][0]["function"]
     assert parse_completion(written, "thinking") == Completion(
@@ -58,9 +58,9 @@ def test_golden_tool_calls_parse_back(case: int) -> None:
 
 def test_prompt_ends_where_the_assistant_continues() -> None:
     messages = [{"role": "user", "content": "Hi"}]
-    assert encode_messages(messages, "chat") == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>"
-    assert encode_messages(messages, "thinking") == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>"
-    assert encode_messages(messages, "max").startswith("<｜begin▁of▁sentence｜>Reasoning Effort: Absolute maximum")
+    assert encode_messages(messages, "chat").text == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>"
+    assert encode_messages(messages, "thinking").text == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>"
+    assert encode_messages(messages, "max").text.startswith("<｜begin▁of▁sentence｜>Reasoning Effort: Absolute maximum")
 
 
 def test_tool_results_follow_the_order_of_the_calls() -> None:
@@ -73,7 +73,7 @@ def test_tool_results_follow_the_order_of_the_calls() -> None:
             {"role": "tool", "tool_call_id": "a", "content": "A"},
         ],
         "chat",
-    )
+    ).text
     assert "<｜User｜><tool_result>A</tool_result>\n\n<tool_result>B</tool_result><｜Assistant｜>" in text
 
 
@@ -81,7 +81,7 @@ def test_types_of_arguments_survive() -> None:
     arguments = {"text": 'a "quoted"\nline', "n": 3, "on": True, "list": [1, {"x": None}], "empty": ""}
     call = {"type": "function", "function": {"name": "f", "arguments": json.dumps(arguments)}}
     messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "Sure.", "tool_calls": [call]}]
-    written = encode_messages(messages, "chat").split(chat.END_THINK)[1]
+    written = encode_messages(messages, "chat", finished=True).text.split(chat.END_THINK)[1]
     parsed = parse_completion(written, "chat")
     assert parsed.content == "Sure."
     assert [(c.name, json.loads(c.arguments)) for c in parsed.tool_calls] == [("f", arguments)]

@@ -63,15 +63,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, mode: Mode | Literal["ra
     if mode == "raw":
         if not isinstance(prompt, str):
             raise UsageError("mode raw continues text, not messages")
-        text = prompt
-    else:
-        text = encode_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, mode)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, UTF-8 cannot hold it
-        half = ord(text[error.start])
-        raise UsageError(f"the text holds half of a character, \\u{half:04x}, as a cut emoji does") from None
-    return tokenizer.encode(text)
+        return tokenizer.encode(prompt)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return tokenizer.encode(encode_messages(messages, mode))
 
 
 def require_room(tokens: Sequence[int], sampling: Sampling, context: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -34,17 +33,6 @@ def _task(name: str) -> str:
     return name
 
 
-def _readable(arguments: str) -> str:
-    """What is no JSON at all is left to the encoding, which knows what to do with it."""
-    try:
-        json.dumps(json.loads(arguments), ensure_ascii=False).encode()
-    except json.JSONDecodeError:
-        return arguments
-    except (ValueError, RecursionError) as error:
-        raise PydanticCustomError("unreadable", "JSON that cannot be read: {error}", {"error": str(error)}) from error
-    return arguments
-
-
 class TextPart(Typed):
     """A part of a content. `cache_control` is a hint to caches."""
 
@@ -68,10 +56,10 @@ Content = Annotated[
 
 
 class CalledFunction(Typed):
-    """What a call of the history called. `arguments` is JSON text."""
+    """What a call of the history called. `arguments` is JSON text, as far as the model wrote some."""
 
     name: str = Field(min_length=1)
-    arguments: Annotated[str, AfterValidator(_readable)]
+    arguments: str
 
 
 class Call(Typed):

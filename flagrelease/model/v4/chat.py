@@ -3,7 +3,8 @@
 The release has no jinja template. The rules and the fixed texts are those of DeepSeek's `encoding_dsv4.py`; its four
 golden pairs are in `tests/golden/encoding`. Messages are dictionaries in OpenAI's form with these extensions: the roles
 `developer` and `latest_reminder`, the keys `tools` and `response_format` in system and developer messages, `task` in
-user messages, `reasoning_content` in assistant messages.
+user messages, `reasoning_content` (or `reasoning`) and `prefix` in assistant messages.
+docs/chat.md tells where we differ.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.encoded import EncodedChat, Own, Part
+from flagrelease.model.v4.json_text import read_object
 
 Message = dict[str, Any]
 Mode = Literal["chat", "thinking", "max"]  # answer at once; think first; think first, told to spare no effort
@@ -63,35 +66,74 @@ You MUST strictly follow the above defined tool name and parameter schemas to in
 _RESPONSE_FORMAT = "## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n%s"
 
 
-def encode_messages(messages: Sequence[Message], mode: Mode, tools: Sequence[dict[str, Any]] = ()) -> str:
-    """The prompt text for `messages`, which ends where the assistant is to continue.
+def encode_messages(
+    messages: Sequence[Message], mode: Mode, tools: Sequence[dict[str, Any]] = (), *, finished: bool = False
+) -> EncodedChat:
+    """The prompt for `messages`, which ends where the assistant is to continue, whoever spoke last.
 
-    Earlier reasoning is left out before the last user message, unless a message has tools: then the model needs what it
-    thought between its calls. `tools` (OpenAI's form) go to the first message, which must be the system's; one is
-    put there if it is not.
+    Earlier reasoning is left out (of a `finished` chat, that before the last user message), unless a message has tools:
+    then the model needs what it thought between its calls. An assistant's message that comes last and has `prefix` set
+    is continued.
+
+    Args:
+        messages: in OpenAI's form, with the extensions that this module names.
+        mode: whether the model thinks.
+        tools: in OpenAI's form; they go to the first message, which must be the system's; one is put there if not.
+        finished: an assistant's message that comes last ends the text: nothing is asked of the model.
 
     Raises:
         UsageError: an unknown role, task or mode, or a message without what its role needs.
     """
     if mode not in ("chat", "thinking", "max"):
         raise UsageError(f"chat mode {mode!r}: known are chat, thinking and max")
-    turns = _merge_tool_results(_with_tools(list(messages), tools))
+    complete, prefix = _split_prefix(messages)
+    turns = _merge_tool_results(_with_tools(complete, tools))
     keep_all = any(turn.get("tools") for turn in turns)
     last_user = max((i for i, turn in enumerate(turns) if turn.get("role") in ("user", "developer")), default=-1)
-    if mode != "chat" and not keep_all:
-        # instructions of a developer in an earlier round belong to that round's reasoning and go with it
-        kept = [turn for i, turn in enumerate(turns) if turn.get("role") != "developer" or i >= last_user]
-        last_user -= len(turns) - len(kept)
-        turns = kept
-    text = BOS + (_MAX_EFFORT if mode == "max" else "")
-    for i, turn in enumerate(turns):
-        thinks = mode != "chat" and (keep_all or i >= last_user)
-        after_task = i > 0 and "task" in turns[i - 1]
-        text += _render(turn, thinks=thinks and not after_task)
-        if i + 1 == len(turns) or turns[i + 1].get("role") in ("assistant", "latest_reminder"):
+    texts: list[str] = [Own(BOS + (_MAX_EFFORT if mode == "max" else ""))]
+    ends = {} if finished and turns and turns[-1].get("role") == "assistant" else {"role": "assistant"}
+    for i, turn in enumerate([*turns, ends]):
+        before = turns[i - 1] if i else {}
+        thinks = mode != "chat" and (keep_all or (i > last_user if finished else i == len(turns)))
+        if turn.get("role") == "assistant" and (i < len(turns) or prefix is None):
             # a task opens as the mode says, even in an earlier round
-            text += _opening(turn, THINK if thinks or ("task" in turn and mode != "chat") else END_THINK)
-    return text
+            texts.append(_opening(before, THINK if thinks or ("task" in before and mode != "chat") else END_THINK))
+        if i < len(turns):
+            texts += _render(turn, thinks=thinks and "task" not in before)
+    if prefix is None:
+        return EncodedChat.of(texts, "content" if mode == "chat" else "reasoning_content")
+    continued, part = _continued(prefix, mode)
+    return EncodedChat.of([*texts, *continued], part)
+
+
+def _split_prefix(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:
+    """The messages without the last one, and that one, if it is to be continued."""
+    if not any(message.get("prefix") for message in messages):
+        return list(messages), None
+    *earlier, last = messages
+    if last.get("role") != "assistant" or any(message.get("prefix") for message in earlier):
+        raise UsageError("prefix: only the last message can be continued, and it must be the assistant's")
+    if last.get("tool_calls"):
+        raise UsageError("prefix: a message with tool_calls cannot be continued")
+    return earlier, last
+
+
+def _continued(turn: Message, mode: Mode) -> tuple[list[str], Part]:
+    """The beginning of an answer, and what the model goes on with."""
+    reasoning, content = _reasoning(turn), _text(turn)
+    if reasoning and not content:
+        return [Own(ASSISTANT + THINK), reasoning], "reasoning_content"
+    if reasoning is not None:
+        return [Own(ASSISTANT + THINK), reasoning, Own(END_THINK), content], "content"
+    if content or mode == "chat":
+        return [Own(ASSISTANT + END_THINK), content], "content"
+    return [Own(ASSISTANT + THINK)], "reasoning_content"
+
+
+def _reasoning(turn: Message) -> str | None:
+    """What an assistant thought, under either of the names that clients use."""
+    given = [turn[key] for key in ("reasoning_content", "reasoning") if turn.get(key) is not None]
+    return next((text for text in given if text), given[0] if given else None)
 
 
 def _with_tools(messages: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
@@ -134,68 +176,72 @@ def _text(message: Message) -> str:
     return "\n\n".join(parts)
 
 
-def _render(turn: Message, *, thinks: bool) -> str:
+def _render(turn: Message, *, thinks: bool) -> list[str]:
     role = turn.get("role")
     if role == "system":
-        return _text(turn) + _instructions(turn)
+        return [_text(turn), *_instructions(turn)]
     if role == "developer":
-        return USER + _text(turn) + _instructions(turn)
+        return [Own(USER), _text(turn), *_instructions(turn)]
     if role == "latest_reminder":
-        return REMINDER + _text(turn)
+        return [Own(REMINDER), _text(turn)]
     if role == "user":
         results = iter(sorted((b for b in turn["blocks"] if b[0] is not None), key=lambda block: block[0]))
-        return USER + "\n\n".join(
+        blocks = (
             text if place is None else f"<tool_result>{next(results)[1]}</tool_result>"
             for place, text in turn["blocks"]
         )
+        return [Own(USER), "\n\n".join(blocks)]
     if role == "assistant":
-        reasoning = (turn.get("reasoning_content") or "") + END_THINK if thinks else ""
-        return reasoning + _text(turn) + _render_calls(turn.get("tool_calls") or ()) + EOS
+        reasoning = [_reasoning(turn) or "", Own(END_THINK)] if thinks else []
+        return [*reasoning, _text(turn), *_render_calls(turn.get("tool_calls") or ()), Own(EOS)]
     raise UsageError(f"a message has the role {role!r}; known are system, developer, user, assistant, tool, "
                      "latest_reminder")  # fmt: skip
 
 
-def _instructions(turn: Message) -> str:
-    text = ""
+def _instructions(turn: Message) -> list[str]:
+    texts: list[str] = []
     if turn.get("tools"):
-        text += "\n\n" + _TOOLS % "\n".join(_json(tool["function"]) for tool in turn["tools"])
+        before, after = _TOOLS.split("%s")
+        schemas = "\n".join(_json(tool["function"]) for tool in turn["tools"])
+        texts += [Own("\n\n" + before), schemas, Own(after)]
     if turn.get("response_format"):
-        text += "\n\n" + _RESPONSE_FORMAT % _json(turn["response_format"])
-    return text
+        texts.append("\n\n" + _RESPONSE_FORMAT % _json(turn["response_format"]))
+    return texts
 
 
-def _render_calls(calls: Sequence[dict[str, Any]]) -> str:
+def _render_calls(calls: Sequence[dict[str, Any]]) -> list[str]:
     if not calls:
-        return ""
-    return f"\n\n{TOOL_CALLS}\n" + "".join(_render_call(call["function"]) for call in calls) + END_TOOL_CALLS
+        return []
+    rendered = [text for call in calls for text in _render_call(call["function"])]
+    return [Own(f"\n\n{TOOL_CALLS}\n"), *rendered, Own(END_TOOL_CALLS)]
 
 
-def _render_call(function: dict[str, Any]) -> str:
-    try:
-        arguments = json.loads(function["arguments"])
-    except json.JSONDecodeError as error:
-        raise UsageError(f"tool call {function['name']!r}: arguments are not JSON ({error})") from error
-    if not isinstance(arguments, dict):
-        raise UsageError(f"tool call {function['name']!r}: arguments must be a JSON object")
-    lines = [f'<{DSML}invoke name="{function["name"]}">']
+def _render_call(function: dict[str, Any]) -> list[str]:
+    """A call. Arguments that are no JSON object become one parameter of that name, as in DeepSeek's encoder."""
+    arguments = read_object(function["arguments"])
+    if arguments is None:
+        arguments = {"arguments": function["arguments"]}
+    texts: list[str] = [Own(f"<{DSML}invoke"), f' name="{function["name"]}">\n']
     for key, value in arguments.items():
         is_text = isinstance(value, str)
         shown = value if is_text else _json(value)
-        lines.append(f'<{DSML}parameter name="{key}" string="{_json(is_text)}">{shown}</{DSML}parameter>')
-    return "\n".join([*lines, f"</{DSML}invoke>", ""])
+        texts += [Own(f"<{DSML}parameter"), f' name="{key}" string="{_json(is_text)}">{shown}']
+        texts.append(Own(f"</{DSML}parameter>\n"))
+    return [*texts, Own(f"</{DSML}invoke>\n")]
 
 
-def _opening(turn: Message, thinking: str) -> str:
-    """What follows a user's turn so that the assistant (or a short task) continues."""
+def _opening(turn: Message, thinking: str) -> Own:
+    """What follows `turn` so that the assistant (or a short task) continues."""
     task = turn.get("task")
     if task is not None and task not in TASKS:
         raise UsageError(f"task {task!r}: known are {', '.join(TASKS)}")
     if task is not None and task != "action":
-        return TASKS[task]
-    if task is None and turn["role"] not in ("user", "developer"):
-        return ""
-    return ASSISTANT + thinking + (TASKS[task] if task else "")
+        return Own(TASKS[task])
+    return Own(ASSISTANT + thinking + (TASKS[task] if task else ""))
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise UsageError("a tool or a response_format is nested too deeply") from None

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from flagrelease.model.v4.chat import END_THINK, EOS, TOOL_CALLS, Mode
 from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
+from flagrelease.model.v4.encoded import Part
 from flagrelease.model.v4.markup import begins
 from flagrelease.model.v4.quoting import Quoting
-
-Part = Literal["reasoning_content", "content"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ class _Message(BaseModel):
     role: str
     content: str | list[_Part] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    prefix: bool = False
     tool_calls: list[_Call] | None = None
     tool_call_id: str | None = None
     tools: list[_Tool] | None = None

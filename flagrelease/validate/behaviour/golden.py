@@ -42,7 +42,7 @@ def _reproduces(path: Path) -> bool:
         modes: tuple[Mode, ...] = ("chat", "thinking")
         if not all(isinstance(message, dict) for message in given["messages"]):
             return False
-        texts = [encode_messages(given["messages"], mode, given.get("tools", ())) for mode in modes]
+        texts = [encode_messages(given["messages"], mode, given.get("tools", ()), finished=True).text for mode in modes]
     except (OSError, ValueError, KeyError, TypeError, FlagReleaseError):
         return False  # a pair that cannot be read or encoded is not reproduced
     return wanted in texts

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any, get_args
 
 from flagrelease.model.v4.chat import Message, Mode, encode_messages
+from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Wish
 
@@ -23,8 +24,8 @@ class Prompt:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...]
 
-    def encode(self, mode: Mode) -> str:
-        """As text."""
+    def encode(self, mode: Mode) -> EncodedChat:
+        """As the model reads it."""
         return encode_messages(self.messages, mode, self.tools)
 
 

@@ -152,6 +152,6 @@ def test_every_prompt_can_be_asked_in_every_mode() -> None:
         assert len({prompt.encode(mode) for mode in get_args(Mode)}) == 3
         assert bool(prompt.tools) == (prompt.wish == "tool")
         for tool in prompt.tools:
-            assert tool["function"]["name"] in prompt.encode("chat")
+            assert tool["function"]["name"] in prompt.encode("chat").text
     few = prompts_of(BehaviourRules(prompts=2))
     assert [prompt.wish for prompt in few] == ["text", "text", "tool", "tool", "json", "json"]

@@ -49,10 +49,17 @@ def test_a_cut_off_thinker_has_answered_nothing(scheduler: Scheduler, tmp_path: 
     assert side.truncated_rate() > 0.5
 
 
-def test_a_question_with_a_token_of_its_own_is_refused(scheduler: Scheduler) -> None:
-    """Trap: a second begin-of-sentence token, here from a prompt that brings its own."""
+def test_a_question_that_quotes_a_special_token_holds_it_as_text(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer, ask = EngineAnswerer(scheduler, "cpu"), Ask("item-0", 0, f"{BOS}Which?", 1)
+    tokens = answerer.encode(ask, choice_rules())
+    assert scheduler.tokenizer.decode(tokens).count(BOS) == 2
+    assert tokens.count(scheduler.tokenizer.encode(BOS)[0]) == 1
+    # the trap behind it: a tokenizer that reads the question with its special tokens
+    monkeypatch.setattr(type(scheduler.tokenizer), "_plain", property(lambda self: self._tokenizer))
     with pytest.raises(VerificationError, match="item-0: the prompt has 2 begin-of-sentence tokens"):
-        list(EngineAnswerer(scheduler, "cpu").answer([Ask("item-0", 0, f"{BOS}Which?", 1)], choice_rules()))
+        list(answerer.answer([ask], choice_rules()))
 
 
 def test_more_tokens_than_the_context_holds(scheduler: Scheduler) -> None:

@@ -62,7 +62,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """The prompt of a conversation, as text that begins with its begin-of-sentence token."""
         if not add_generation_prompt:
             raise UsageError("flagrelease has no chat template for a conversation that the model does not continue")
-        return encode_messages(chat_history, self.mode)
+        return encode_messages(chat_history, self.mode).text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids with exactly one begin-of-sentence token, or with none if `add_special_tokens` is False.

@@ -1,0 +1,54 @@
+"""A chat as the model reads it: special tokens that the encoding wrote are told from those that a message quotes.
+
+A user, a tool or a system message may spell `</think>` or `<｜Assistant｜>` out. That is text, and its tokens are
+those of the characters: else whoever reaches a chat could close the reasoning or open an assistant's turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["reasoning_content", "content"]
+
+_SPECIAL = re.compile(r"<｜[^<>｜]+｜>|｜DSML｜|</?think>")
+
+
+class Own(str):
+    """Text that the encoding itself writes: special tokens in it are meant."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChat:
+    """A prompt.
+
+    `pieces` are texts, each with whether it is one special token; no two neighbours are plain. `part` is what the
+    model's answer begins in.
+    """
+
+    pieces: tuple[tuple[str, bool], ...]
+    part: Part
+
+    @classmethod
+    def of(cls, texts: Iterable[str], part: Part) -> EncodedChat:
+        """The prompt that `texts` make, of which only those that are `Own` hold special tokens."""
+        pieces: list[tuple[str, bool]] = []
+        plain: list[str] = []
+        for text in texts:
+            place = 0
+            for found in _SPECIAL.finditer(text) if isinstance(text, Own) else ():
+                plain.append(text[place : found.start()])
+                pieces += [("".join(plain), False), (found[0], True)]
+                plain, place = [], found.end()
+            plain.append(text[place:])
+        pieces.append(("".join(plain), False))
+        return cls(tuple(piece for piece in pieces if piece[0]), part)
+
+    @property
+    def text(self) -> str:
+        """The whole, in which a quoted special token looks like a real one."""
+        return "".join(text for text, _ in self.pieces)
