@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagrelease.console import say, show
-from flagrelease.engine.preflight import choose_context, leads, require_free_port, require_writable
+from flagrelease.engine.preflight import choose_context, leads, require_free_port, require_writable, serving_key
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
 from flagrelease.model.v4.config import read_config
@@ -206,6 +206,14 @@ def serve(
         int, typer.Option("--budget", min=1, help="Prompt tokens read between two tokens of running answers.")
     ] = 512,
     grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that answers get when it is stopped.")] = 30,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key-env",
+            metavar="NAME",
+            help="The environment variable that holds the key clients must send; required unless --host is loopback.",
+        ),
+    ] = None,
     speculate: SpeculateOption = False,
     ranks: RanksOption = AUTO,
     as_json: Annotated[
@@ -220,9 +228,10 @@ def serve(
     context = choose_context(release, context)
     if leads():
         require_free_port(host, port)
+    key = serving_key(host, api_key_env) if leads() else None
     start_ranks(invocation, choose_ranks(ranks, cut_for(release), device))
     public = name or release.resolve().name
-    serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace)
+    serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace, key)
     with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
         session.serve(serving, as_json=as_json)
 

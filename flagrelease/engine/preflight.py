@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -41,6 +42,29 @@ def require_free_port(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise ResourceError(f"port {port} of {host} is in use; --port chooses another") from error
         raise ResourceError(f"cannot listen on {host} port {port} ({error.strerror})") from error
+
+
+def serving_key(host: str, variable: str | None) -> str | None:
+    """The key that clients must send, from the environment variable that `--api-key-env` names.
+
+    Raises:
+        UsageError: the variable is missing, empty or no ASCII text; or there is none, and others can reach `host`.
+    """
+    if variable is None:
+        if not _is_loopback(host):
+            raise UsageError(f"--host {host}: others can reach it; --api-key-env NAME says which key they must send")
+        return None
+    key = os.environ.get(variable, "")
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"--api-key-env {variable}: the environment has no such variable, or no key of ASCII in it")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: only this one is loopback by itself
+        return host == "localhost"
 
 
 def require_writable(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -38,6 +38,7 @@ class Serving:
         queue: sequences that may wait for a row.
         budget: tokens of prompts read in a step, between two tokens of running answers.
         grace: seconds that running answers get at the end.
+        key: what clients must send; None: nothing, and the server answers to no other name than localhost.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Serving:
     queue: int
     budget: int
     grace: int
+    key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Session:
             runner.follow()
             return
         try:
+            from flagrelease.engine.serve.guard import Guard
             from flagrelease.engine.serve.listen import listen
             from flagrelease.engine.serve.server import Served, make_app
             from flagrelease.engine.serve.service import Service
@@ -129,7 +132,7 @@ class Session:
             raise ResourceError(f"serving needs {error.name}, which is not installed: {remedy('serve')}") from error
         tokenizer = self.tokenizer()
         service = Service(Scheduler(runner, tokenizer, serving.budget), serving.queue)
-        app = make_app(Served(service, tokenizer, serving.name, serving.mode))
+        app = Guard(make_app(Served(service, tokenizer, serving.name, serving.mode)), serving.key)
         signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it is done
         service.start()
         try:

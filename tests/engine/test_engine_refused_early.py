@@ -106,6 +106,13 @@ def test_a_port_in_use_is_a_lack_of_resources(release: Path, capsys: pytest.Capt
     assert "cannot listen on 192.0.2.1" in refused(capsys, 4, "serve", release, "--host", "192.0.2.1")
 
 
+def test_an_address_that_others_reach_needs_a_key(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert "--api-key-env" in refused(capsys, 2, "serve", release, "--host", "0.0.0.0", "--port", port)
+
+
 def test_outputs_that_cannot_be_written(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts, tokens = tmp_path / "prompts.jsonl", tmp_path / "tokens.jsonl"
     prompts.write_text('"x"\n')

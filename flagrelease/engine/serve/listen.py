@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 _NOT_STARTED = 3  # uvicorn's own exit code, after it has logged why
 
 
-def listen(app: FastAPI, host: str, port: int, grace: int, started: Callable[[], None]) -> None:
+def listen(app: ASGIApp, host: str, port: int, grace: int, started: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:

@@ -18,6 +18,7 @@ from flagrelease.engine.serve.service import BusyError
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 from flagrelease.strict_json import parse_json
 
+MOST_BYTES = 16 * 2**20  # of a body: a million token ids are half of it
 _DEEPEST = 100  # levels of a body: beyond a few hundred more, writing it back as JSON would end in a RecursionError
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -45,14 +46,30 @@ def blamed(param: str) -> Iterator[None]:
 class BadBody(HTTPException):
     """A body that is not the JSON of a request: FastAPI lets HTTP's own exceptions through while it reads one."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
         """`param`: the path of the value that is to blame."""
-        super().__init__(400, message)
+        super().__init__(status, message)
         self.param = param
 
 
 class JsonRequest(Request):
     """A request whose body is read strictly."""
+
+    async def body(self) -> bytes:
+        """The body, read once, and no further than its limit.
+
+        Raises:
+            BadBody: it is longer.
+        """
+        if not hasattr(self, "_read"):
+            pieces, size = list[bytes](), 0
+            async for piece in self.stream():
+                size += len(piece)
+                if size > MOST_BYTES:
+                    raise BadBody(f"the body is longer than {MOST_BYTES:,} bytes", status=413)
+                pieces.append(piece)
+            self._read = b"".join(pieces)
+        return self._read
 
     async def json(self) -> Any:
         """The body, parsed once.
@@ -102,7 +119,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(BadBody)
     async def unread(_: Request, error: BadBody) -> Response:
-        return error_response(400, error.detail, error.param)
+        return error_response(error.status_code, error.detail, error.param)
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
