@@ -94,7 +94,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (message(role="user", content="hi", task="dance"), "messages[0].task"),
     (message(role="user", content="hi", name=3), "messages[0].name"),
     (message(role="system", content="hi", tools=[{"function": 3}]), "messages[0].tools[0].function"),
-    (message(role="assistant", content="hi", prefix=True), "messages[0].prefix"),
+    (message(role="user", content="hi", prefix=True), "messages[0].prefix"),
+    (chat(messages=[{"role": "user", "content": "x"}], continue_final_message=True), "messages"),
+    (chat(messages=[{"role": "user", "content": "x"}], add_generation_prompt=False), "add_generation_prompt"),
     (message(role="assistant", content="hi", reasoning_content=["x"]), "messages[0].reasoning_content"),
     (message(role="tool", content={"ok": 1}), "messages[0].content"),
     (message(role="tool", tool_call_id=["x"], content="hi"), "messages[0].tool_call_id"),
@@ -298,3 +300,26 @@ def test_reasoning_of_the_history_counts_under_both_names(service: ScriptedServi
         assert post(service, chat(tools=[TOOL], thinking={"type": "enabled"}) | history).status_code == 200
     assert service.asked[0] == service.asked[1]
     assert "Because it was asked for." in service.tokenizer.decode(service.asked[0][0])
+
+
+@pytest.mark.parametrize("mode", ["enabled", "disabled"])
+@pytest.mark.parametrize(
+    ("message", "left_open"),
+    [
+        ({"content": "So"}, "content"),
+        ({"reasoning": "Hm"}, "reasoning_content"),
+        ({"reasoning": "Hm", "content": "So"}, "content"),
+    ],
+)
+def test_the_last_message_is_continued(
+    service: ScriptedService, mode: str, message: dict[str, Any], left_open: str
+) -> None:
+    # the model was made to write behind the end of the sentence
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", **message}]
+    for how in ({"continue_final_message": True, "add_generation_prompt": False}, {}):
+        if not how:
+            messages[-1]["prefix"] = True
+        answer = post(service, chat(messages=messages, thinking={"type": mode}, **how))
+        assert answer.status_code == 200
+        assert answer.json()["choices"][0]["message"][left_open] == "Hello world"
+        assert not service.tokenizer.decode(service.asked[-1][0]).endswith("<｜end▁of▁sentence｜>")

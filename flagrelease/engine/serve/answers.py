@@ -12,6 +12,7 @@ from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Mode
 from flagrelease.model.v4.completion import CompletionStream, Said, gather
 from flagrelease.model.v4.dsml import Piece
+from flagrelease.model.v4.encoded import Part
 
 
 class CompletionAnswer:
@@ -63,11 +64,11 @@ class CompletionAnswer:
 class ChatAnswer:
     """The choice of /v1/chat/completions: content, reasoning_content and tool calls apart."""
 
-    def __init__(self, prompt: list[int], mode: Mode, sampling: Sampling, tokenizer: Tokenizer) -> None:
-        """The answer to a prompt that was encoded in `mode`."""
+    def __init__(self, prompt: list[int], mode: Mode, part: Part, sampling: Sampling, tokenizer: Tokenizer) -> None:
+        """The answer to a prompt that was encoded in `mode`; it begins in `part`."""
         self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
         self._sampling, self._tokenizer = sampling, tokenizer
-        self._stream = CompletionStream.start(mode)
+        self._stream = CompletionStream.start(mode, part)
         self._mode, self._pieces, self._ids = mode, list[Said | Piece](), list[str]()
         self._scores, self._finish, self._begun = list[TokenScore](), "length", False
 

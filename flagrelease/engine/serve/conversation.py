@@ -12,7 +12,7 @@ from flagrelease.model.v4.chat import TASKS
 
 ENCODED = (
     "role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "tools", "response_format",
-    "task",
+    "task", "prefix",
 )  # fmt: skip
 """The keys of a message that its encoding reads. The others that are accepted change no prompt."""
 
@@ -126,7 +126,7 @@ class Reply(_Message):
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[Call] | None = None
-    prefix: Annotated[Any, neutral(False)] = None
+    prefix: bool = False
     refusal: Annotated[Any, neutral("")] = None
     annotations: Annotated[Any, neutral([])] = None
     audio: Annotated[Any, neutral()] = None

@@ -11,6 +11,7 @@ from flagrelease.engine.serve.fields import Typed, as_sent, done
 from flagrelease.engine.serve.refusals import ParameterError, blamed
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Message, Mode, encode_messages
+from flagrelease.model.v4.encoded import EncodedChat
 
 
 def _kind_of_prompt(value: Any) -> str | None:
@@ -65,17 +66,27 @@ class Conversation(Typed):
     tool_choice: Annotated[Any, done("auto", "none")] = "auto"
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "low", "medium", "high", "max"] | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
 
-    def tokens(self, tokenizer: Tokenizer, mode: Mode) -> list[int]:
-        """Token ids of the prompt, which shows messages and tools as they were sent.
+    def encoded(self, mode: Mode) -> EncodedChat:
+        """The prompt, which shows messages and tools as they were sent.
 
         Raises:
-            ParameterError: the encoding refuses a message.
+            ParameterError: the encoding refuses a message, or the prompt would ask for no answer.
         """
         messages = [_encoded(message) for message in cast(list[Message], self.messages)]
         tools = cast(list[dict[str, Any]], self.tools) if self.tool_choice == "auto" else []
+        if self.continue_final_message:
+            messages[-1] = {**messages[-1], "prefix": True}
+        if self.add_generation_prompt is not None and self.add_generation_prompt == bool(messages[-1].get("prefix")):
+            continued = "is" if self.add_generation_prompt else "is not"
+            raise ParameterError(
+                f"add_generation_prompt {self.add_generation_prompt}, but the last message {continued} to be continued",
+                "add_generation_prompt",
+            )
         with blamed("messages"):
-            return tokenizer.encode(encode_messages(messages, mode, tools))
+            return encode_messages(messages, mode, tools)
 
     def mode(self, default: Mode) -> Mode:
         """`thinking` and `reasoning_effort`, where given, else the server's.

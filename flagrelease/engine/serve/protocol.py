@@ -152,8 +152,6 @@ class ChatRequest(GenerationRequest, Conversation):
     prediction: Annotated[Any, neutral()] = None
     web_search_options: Annotated[Any, neutral()] = None
     echo: Annotated[Any, neutral(False)] = None
-    add_generation_prompt: Annotated[Any, neutral(True)] = None
-    continue_final_message: Annotated[Any, neutral(False)] = None
     add_special_tokens: Annotated[Any, neutral(False)] = None
     include_reasoning: Annotated[Any, neutral(True)] = None
     separate_reasoning: Annotated[Any, neutral(True)] = None

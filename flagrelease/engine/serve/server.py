@@ -64,8 +64,9 @@ def make_app(served: Served) -> FastAPI:
         served.check_model(request.model)
         mode = request.mode(served.mode)
         samplings = request.samplings(request.scores(), request.limit())
-        prompt = request.tokens(served.tokenizer, mode)
-        asked = [Asked(ChatAnswer(prompt, mode, sampling, served.tokenizer), sampling) for sampling in samplings]
+        chat = request.encoded(mode)
+        prompt, tokenizer = served.tokenizer.encode(chat), served.tokenizer
+        asked = [Asked(ChatAnswer(prompt, mode, chat.part, sampling, tokenizer), sampling) for sampling in samplings]
         with blamed("messages"):
             return await _respond(served, http, request, asked, "chat.completion")
 

@@ -30,8 +30,6 @@ class TextTokens(_Tokens):
 class ChatTokens(_Tokens, Conversation):
     """Of a chat, as /v1/chat/completions would encode it."""
 
-    add_generation_prompt: Annotated[Any, neutral(True)] = None
-
 
 class Detokenize(Typed):
     """Token ids to text."""
@@ -57,7 +55,7 @@ def add_tokens(app: FastAPI, served: Served) -> None:
         if isinstance(request, TextTokens):
             tokens = served.tokenizer.encode(request.prompt)
         else:
-            tokens = request.tokens(served.tokenizer, request.mode(served.mode))
+            tokens = served.tokenizer.encode(request.encoded(request.mode(served.mode)))
         strings = [served.tokenizer.decode([token]) for token in tokens] if request.return_token_strs else None
         return {
             "count": len(tokens), "max_model_len": served.service.context, "tokens": tokens, "token_strs": strings,

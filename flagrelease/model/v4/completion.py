@@ -83,9 +83,9 @@ class CompletionStream:
     _quoting: Quoting = field(default_factory=Quoting)
 
     @classmethod
-    def start(cls, mode: Mode) -> CompletionStream:
-        """At the end of a prompt of this mode."""
-        return cls("content" if mode == "chat" else "reasoning_content")
+    def start(cls, mode: Mode, part: Part | None = None) -> CompletionStream:
+        """At the end of a prompt of this mode; `part` is what it left open, where it continues a message."""
+        return cls(part or ("content" if mode == "chat" else "reasoning_content"))
 
     def push(self, text: str) -> list[Said | Piece]:
         """What can be said now."""
@@ -234,5 +234,6 @@ def gather(pieces: Sequence[Said | Piece], mode: Mode, *, as_taught: bool) -> Co
                 arguments.append([])
             arguments[piece.number].append(piece.arguments)
     calls = tuple(ToolCall(name, "".join(text)) for name, text in zip(names, arguments, strict=True))
-    reasoning = None if mode == "chat" else "".join(parts["reasoning_content"])
-    return Completion("".join(parts["content"]), reasoning, calls, as_taught)
+    reasoning = "".join(parts["reasoning_content"])
+    shown = None if mode == "chat" and not reasoning else reasoning
+    return Completion("".join(parts["content"]), shown, calls, as_taught)
