@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from flagrelease.convert.codecs.lookup import Lookup, cpu_lookup
@@ -92,16 +93,16 @@ def _write_files(
     _require_space(out, _space_needed(plan, journals, lanes))
     progress(done)  # what earlier runs have written
     schedule = Schedule(run, plan, lanes, journals)
-    buffers = Buffers(run, workers * BUFFERS_PER_WORKER, CHUNK_BYTES)
+    buffers = Buffers(run, workers * BUFFERS_PER_WORKER, BUFFERS_PER_WORKER, CHUNK_BYTES)
     with TensorReader() as reader:
 
         def work() -> None:
             try:
-                while (job := schedule.take()) is not None:
-                    sink = LaneSink(buffers, lanes)
+                while (number := schedule.take()) is not None:
+                    job, sink = plan.jobs[number], LaneSink(buffers, lanes, partial(schedule.is_first, number))
                     for result in run_job(job, reader.read, sink, lookup, plan.options):
                         schedule.record(job, result)
-                    schedule.done(job)
+                    schedule.done(number)
             except BaseException as error:  # noqa: BLE001 - the main thread raises it
                 run.stop(error)
 

@@ -2,13 +2,17 @@
 
 Decoding and writing meet in queues: a worker fills a buffer and puts views of it into the queues of all files that want
 a piece; each file's thread copies, hashes and writes; the buffer is free again when the last of them is done. The
-number of buffers bounds the memory. A lane never waits for a buffer, so the buffers always come back.
+number of buffers bounds the memory. Bytes that come before their turn wait in the lane. The last buffers are for the
+first of the running jobs, whose bytes never wait, so the buffers always come back.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -53,23 +57,27 @@ class Run:
 
 
 class Buffers:
-    """A fixed number of byte buffers; longer requests are met with memory of their own and count as one."""
+    """A fixed number of byte buffers; longer requests are met with memory of their own and count as one.
 
-    def __init__(self, run: Run, count: int, nbytes: int) -> None:
+    `kept` of them only the first of the running jobs gets.
+    """
+
+    def __init__(self, run: Run, count: int, kept: int, nbytes: int) -> None:
         """`count` buffers of `nbytes`, allocated when first used."""
         self._run = run
+        self._kept = kept
         self._nbytes = nbytes
         self._left = count
         self._free: list[U8] = []
 
-    def take(self, nbytes: int) -> U8:
-        """Wait for a buffer.
+    def take(self, nbytes: int, is_first: Callable[[], bool]) -> U8:
+        """Wait for a buffer. `is_first()` says whether the job that asks is the first of those running.
 
         Raises:
             Stopped: the run was stopped.
         """
         with self._run.changed:
-            self._run.changed.wait_for(lambda: self._left > 0 or self._run.stopped)
+            self._run.changed.wait_for(lambda: self._run.stopped or self._left > (0 if is_first() else self._kept))
             if self._run.stopped:
                 raise Stopped
             self._left -= 1
@@ -119,6 +127,7 @@ class Lane:
         self._output: SequentialFile | None = None
         self._queue: SimpleQueue[tuple[int, U8, Shared] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     @property
     def path(self) -> Path:
@@ -154,10 +163,11 @@ class Lane:
         return self._plan.size - max(self.resume_at, min(allocated, self._plan.size))
 
     def put(self, begin: int, data: U8, shared: Shared) -> None:
-        """Give the bytes that belong at offset `begin`. Calls come in file order, from one thread at a time."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
-            self._thread.start()
+        """Give the bytes that belong at offset `begin`, in any order and from any thread."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+                self._thread.start()
         self._queue.put((begin, data, shared))
 
     def close(self) -> None:
@@ -180,16 +190,21 @@ class Lane:
         if output.position == 0:
             self._append(output, 0, np.frombuffer(self._plan.header, dtype=np.uint8))
         safe = output.position
-        while output.position < self._plan.size:
+        early: list[tuple[int, int, U8, Shared]] = []  # a heap: bytes whose turn has not come; a count orders equals
+        for count in itertools.count():
+            if output.position == self._plan.size:
+                break
             item = self._queue.get()
             if item is None or self._run.stopped:
                 return
-            begin, data, shared = item
-            self._append(output, begin, data)
-            shared.release()
-            if output.position - safe >= CHECKPOINT_BYTES:
-                safe = output.position
-                self._journal.add_file(self.name, *output.sync())
+            heapq.heappush(early, (item[0], count, *item[1:]))
+            while early and early[0][0] <= output.position:
+                begin, _, data, shared = heapq.heappop(early)
+                self._append(output, begin, data)
+                shared.release()
+                if output.position - safe >= CHECKPOINT_BYTES:
+                    safe = output.position
+                    self._journal.add_file(self.name, *output.sync())
         self._journal.add_file(self.name, self._plan.size, output.finish())
 
     def _append(self, output: SequentialFile, begin: int, data: U8) -> None:
@@ -211,14 +226,18 @@ def _holds(path: Path, state: FileState) -> bool:
 
 
 class LaneSink:
-    """Cuts chunks into the pieces of the files that want them."""
+    """Cuts the chunks of one job into the pieces of the files that want them."""
 
-    def __init__(self, buffers: Buffers, lanes: dict[int, Lane]) -> None:
+    def __init__(self, buffers: Buffers, lanes: dict[int, Lane], is_first: Callable[[], bool]) -> None:
         """Pieces of files that are not in `lanes` belong to releases that are already complete."""
-        self.buffer = buffers.take
         self.drop = buffers.give
+        self._is_first = is_first
         self._buffers = buffers
         self._lanes = lanes
+
+    def buffer(self, nbytes: int) -> U8:
+        """Wait for memory."""
+        return self._buffers.take(nbytes, self._is_first)
 
     def put(self, data: U8, row: int, row_bytes: int, pieces: tuple[Piece, ...]) -> None:
         """Queue the part of each piece that lies in this chunk: whole rows from `row` on."""

@@ -1,12 +1,12 @@
-"""`Schedule`: which job may run next, so that every file receives its bytes front to back.
+"""`Schedule`: hands out the jobs of a plan in its order, and knows which running job is the first.
 
-A job is ready when it is the next one of all files it writes to. The plan's order is one that satisfies every file, so
-the first unfinished job is always ready and work never stands still; ready jobs are taken in that order.
+Workers run ahead of one another: a file's thread puts the bytes of later jobs aside until those before them are there.
+The plan's order is one that satisfies every file, so nothing ever waits for the first running job to be preceded by
+another, and it alone may take the last buffers (`lanes.Buffers`). That is why work never stands still.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 
 from flagrelease.convert.planning.jobs import Job
@@ -16,60 +16,41 @@ from flagrelease.convert.running.lanes import Lane, Run, Stopped
 
 
 class Schedule:
-    """The jobs of a plan that are still to be done, handed out to workers."""
+    """The jobs of a plan that are still to be done, handed out to workers by their numbers."""
 
     def __init__(self, run: Run, plan: Plan, lanes: dict[int, Lane], journals: dict[int, Journal]) -> None:
         """Leave out every job whose bytes are all in files of an earlier run and whose digests are recorded."""
         self._run = run
         self._plan = plan
         self._journals = journals
-        self._files: dict[int, frozenset[int]] = {}  # job -> lanes it must write to
-        self._ready: list[int] = []
-        self._heads: dict[int, int] = {}  # job -> lanes that wait for it next
-        self._queues: dict[int, deque[int]] = {number: deque() for number in lanes}
-        self._numbers = {id(job): number for number, job in enumerate(plan.jobs)}
-        for number, job in enumerate(plan.jobs):
-            files = frozenset(
-                piece.file
-                for product in job.products
-                for pieces in product.pieces.values()
-                for piece in pieces
-                if piece.file in lanes and piece.end > lanes[piece.file].resume_at
-            )
-            if files or self._unrecorded(job):
-                self._files[number] = files
-                self._heads[number] = 0
-                for file in files:
-                    self._queues[file].append(number)
-                if not files:
-                    self._ready.append(number)
-        heapq.heapify(self._ready)
-        for queue in self._queues.values():
-            self._next(queue)
+        self._running: set[int] = set()
+        self._left = deque(
+            number for number, job in enumerate(plan.jobs) if _unwritten(job, lanes) or self._unrecorded(job)
+        )
 
-    def take(self) -> Job | None:
-        """The next job, waiting for one to become ready; None when none is left.
+    def take(self) -> int | None:
+        """The number of the next job; None when none is left.
 
         Raises:
             Stopped: the run was stopped.
         """
         with self._run.changed:
-            self._run.changed.wait_for(lambda: self._ready or not self._heads or self._run.stopped)
             if self._run.stopped:
                 raise Stopped
-            if not self._ready:
+            if not self._left:
                 return None
-            number = heapq.heappop(self._ready)
-            del self._heads[number]
-            return self._plan.jobs[number]
+            number = self._left.popleft()
+            self._running.add(number)
+            return number
 
-    def done(self, job: Job) -> None:
-        """All bytes of a job are in its lanes' queues: their next jobs may run."""
+    def is_first(self, number: int) -> bool:
+        """Whether no running job stands before this one. To be asked with the run's lock held."""
+        return number == min(self._running)
+
+    def done(self, number: int) -> None:
+        """All bytes of a job are on their way: another one is now the first."""
         with self._run.changed:
-            for file in self._files.pop(self._numbers[id(job)]):
-                queue = self._queues[file]
-                queue.popleft()
-                self._next(queue)
+            self._running.remove(number)
             self._run.changed.notify_all()
 
     def record(self, job: Job, result: TensorResult) -> None:
@@ -86,9 +67,11 @@ class Schedule:
             for release in product.releases & self._journals.keys()
         )
 
-    def _next(self, queue: deque[int]) -> None:
-        if queue:
-            number = queue[0]
-            self._heads[number] += 1
-            if self._heads[number] == len(self._files[number]):
-                heapq.heappush(self._ready, number)
+
+def _unwritten(job: Job, lanes: dict[int, Lane]) -> bool:
+    return any(
+        piece.file in lanes and piece.end > lanes[piece.file].resume_at
+        for product in job.products
+        for pieces in product.pieces.values()
+        for piece in pieces
+    )
