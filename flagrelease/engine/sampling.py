@@ -29,6 +29,8 @@ class Sampling:
         echo: report the prompt's tokens too.
         min_tokens: the end token is not chosen, and no stop string ends the text, before so many.
         ignore_eos: the end token does not end the sequence; it has no text.
+        top_k: sample from the most likely so many tokens, and those as likely as the last of them; 0: from all.
+        min_p: sample from the tokens that are at least this share as likely as the most likely one.
     """
 
     temperature: float = 1.0
@@ -40,6 +42,8 @@ class Sampling:
     echo: bool = False
     min_tokens: int = 0
     ignore_eos: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values without meaning.
@@ -53,6 +57,8 @@ class Sampling:
             "max_tokens": self.max_tokens is None or self.max_tokens >= 0,
             "stop": all(self.stop),
             "min_tokens": self.min_tokens >= 0,
+            "top_k": self.top_k >= 0,
+            "min_p": 0 <= self.min_p <= 1,
             "logprobs": self.logprobs is None or self.logprobs >= 0,
         }
         for name, holds in rules.items():
@@ -67,6 +73,8 @@ class Choice:
     temperature: float
     top_p: float
     keys: tuple[int, int]
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 class Sampler:
@@ -74,14 +82,15 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         """Seeded by `sampling.seed`, else by the system."""
-        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._sampling = sampling
         self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
     def at(self, n: int) -> Choice:
         """The choice of the sequence's n-th new token, from 0."""
         digest = hashlib.blake2b(f"{self._seed}/{n}".encode(), digest_size=8).digest()
         first, second = struct.unpack("<ii", digest)
-        return Choice(self._temperature, self._top_p, (first, second))
+        ours = self._sampling
+        return Choice(ours.temperature, ours.top_p, (first, second), ours.top_k, ours.min_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +102,16 @@ class Draws:
         temperature: [n, 1].
         top_p: [n, 1]; None if no row cuts anything off.
         keys: int32 [n, 2].
+        top_k: int64 [n, 1]; None if no row cuts anything off.
+        min_p: [n, 1], natural logarithms; None if no row cuts anything off.
     """
 
     drawn: Tensor | None
     temperature: Tensor
     top_p: Tensor | None
     keys: Tensor
+    top_k: Tensor | None = None
+    min_p: Tensor | None = None
 
     @classmethod
     def of(cls, choices: Sequence[Choice], device: torch.device) -> Draws:
@@ -106,11 +119,17 @@ class Draws:
         drawn = [n for n, choice in enumerate(choices) if choice.temperature > 0]
         temperature = torch.tensor([choices[n].temperature for n in drawn], dtype=torch.float32, device=device)[:, None]
         top_p = [choices[n].top_p for n in drawn]
+        top_k = [choices[n].top_k for n in drawn]
+        min_p = [math.log(choices[n].min_p) if choices[n].min_p else -math.inf for n in drawn]
         return cls(
             torch.tensor(drawn, dtype=torch.int64, device=device) if drawn else None,
             temperature,
             torch.tensor(top_p, dtype=torch.float32, device=device)[:, None] if min(top_p, default=1) < 1 else None,
             torch.tensor([choices[n].keys for n in drawn], dtype=torch.int32, device=device),
+            torch.tensor(top_k, dtype=torch.int64, device=device)[:, None] if any(top_k) else None,
+            torch.tensor(min_p, dtype=torch.float32, device=device)[:, None]
+            if max(min_p, default=-1) > -math.inf
+            else None,
         )
 
 
@@ -130,9 +149,21 @@ def choose(logits: Tensor, draws: Draws) -> list[int]:
 
 def _race(logits: Tensor, draws: Draws) -> Tensor:
     scaled = (logits.float() - logits.amax(-1, keepdim=True)) / draws.temperature
+    if draws.min_p is not None:
+        scaled = scaled.masked_fill(scaled < draws.min_p, -torch.inf)  # the most likely token is at 0
+    if draws.top_k is not None:
+        scaled = _keep_top_k(scaled, draws.top_k)
     if draws.top_p is not None:
         scaled = _keep_top_p(scaled, draws.top_p)
     return (scaled - _exponential(draws.keys, logits.shape[-1]).log()).argmax(-1)
+
+
+def _keep_top_k(scaled: Tensor, counts: Tensor) -> Tensor:
+    """Mask the tokens that are less likely than the `counts`-th [N, 1] of their row. A count of 0 masks none."""
+    size = scaled.shape[-1]
+    last = torch.where(counts > 0, counts, size).clamp(max=size) - 1
+    ordered = scaled.sort(dim=-1, descending=True).values
+    return scaled.masked_fill(scaled < ordered.gather(-1, last), -torch.inf)
 
 
 def _keep_top_p(scaled: Tensor, limit: Tensor) -> Tensor:

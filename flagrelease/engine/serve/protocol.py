@@ -48,8 +48,6 @@ class Accepted(Typed):
     repetition_penalty: Annotated[Any, neutral(1)] = None
     length_penalty: Annotated[Any, neutral(1)] = None
     logit_bias: Annotated[Any, neutral({}, [])] = None
-    top_k: Annotated[Any, neutral(-1, 0)] = None
-    min_p: Annotated[Any, neutral(0)] = None
     use_beam_search: Annotated[Any, neutral(False)] = None
     stop_token_ids: Annotated[Any, neutral([])] = None
     bad_words: Annotated[Any, neutral([])] = None
@@ -105,6 +103,8 @@ class GenerationRequest(Accepted):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1, le=MOST_CHOICES)
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
 
@@ -116,8 +116,9 @@ class GenerationRequest(Accepted):
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         first = Sampling(
-            self.temperature, self.top_p, self.seed, max_tokens, stop, logprobs, echo, self.min_tokens, self.ignore_eos
-        )
+            self.temperature, self.top_p, self.seed, max_tokens, stop, logprobs, echo, self.min_tokens, self.ignore_eos,
+            max(self.top_k, 0), self.min_p,
+        )  # fmt: skip
         return [first, *(replace(first, seed=_seed(self.seed, n)) for n in range(1, self.n))]
 
     @property
