@@ -180,6 +180,13 @@ def test_nothing_raises(value: str) -> None:
         assert call.arguments.encode().startswith(b'{"a": ')
 
 
+def test_much_space_between_tags_ends_what_was_begun() -> None:
+    # space was read again with every token: 100,000 of it took nine seconds
+    value = f"x</{DSML}parameter>" + " " * 5000
+    text = f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">{value}</{DSML}parameter>\n'
+    assert ours(text, "chat") == ("Hi", None, [("f", json.dumps({"a": value}, ensure_ascii=False))])
+
+
 def test_arguments_of_a_cut_call_stay_a_beginning() -> None:
     text = f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">rm -rf /home'
     stream = CompletionStream.start("chat")

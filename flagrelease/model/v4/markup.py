@@ -30,7 +30,7 @@ _BEGINNING = re.compile(
     rf'(?: ?|[ ]?[A-Za-z_]{{1,32}}(?:{_ATTRIBUTE}){{0,4}}(?:\s+(?:[a-z]+(?:=(?:"[^"]{{0,{_LONGEST}}})?)?)?)?)'
 )
 _VALUE = re.compile(r'([a-z]+)="([^"]*)"')
-_SPACE = re.compile(r"\s*")
+_SPACE = re.compile(r"\s{0,1024}")  # more is no space between tags: it would be read again with every token
 CLOSING = f"</{DSML}"
 
 
@@ -91,7 +91,7 @@ def next_tag(text: str, place: int, *, final: bool) -> Read | Literal["end"]:
 
 
 def skip_space(text: str, place: int) -> int:
-    """The place of the first character from `place` on that is no space."""
+    """The place of the first character from `place` on that is no space between tags."""
     match = _SPACE.match(text, place)
     assert match is not None
     return match.end()
