@@ -30,6 +30,7 @@ class Sampling:
         min_tokens: the end token is not chosen, and no stop string ends the text, before so many.
         ignore_eos: the end token does not end the sequence; it has no text.
         top_k: sample from the most likely so many tokens, and those as likely as the last of them; 0: from all.
+        logit_bias: what is added to the logits of these tokens before one is chosen; scores are told without it.
         min_p: sample from the tokens that are at least this share as likely as the most likely one.
     """
 
@@ -44,6 +45,7 @@ class Sampling:
     ignore_eos: bool = False
     top_k: int = 0
     min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values without meaning.

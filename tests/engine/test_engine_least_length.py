@@ -1,4 +1,4 @@
-"""`min_tokens` and `ignore_eos`: answers of a model that would end at once go on, with and without drafts."""
+"""`min_tokens`, `ignore_eos`, `logit_bias`: a model that would end at once goes on, with and without drafts."""
 
 from __future__ import annotations
 
@@ -93,3 +93,16 @@ def test_a_stop_string_waits_for_the_least_length(model: Model, scheduler: Sched
     )
     assert early.text == ""
     assert late.generated == 12
+
+
+def test_a_bias_is_added_before_a_token_is_chosen(model: Model, scheduler: Scheduler) -> None:
+    end, wanted = model.config.eos_token_id, 77
+    biases = {"banned": ((end, -100.0),), "forced": ((wanted, 100.0), (end, -100.0))}
+    found = {}
+    for name, bias in biases.items():
+        (answer,) = generate_all(scheduler, [PROMPT], Sampling(0, max_tokens=5, logit_bias=bias, logprobs=0))
+        found[name] = answer.scores
+    assert [score.token for score in found["banned"]] == by_hand(model, PROMPT, 5, 5)
+    assert [score.token for score in found["forced"]] == [wanted] * 5
+    logp = model.logits(PROMPT)[-1].log_softmax(-1)
+    assert found["forced"][0].logprob == pytest.approx(float(logp[wanted]), abs=1e-3)  # told without the bias

@@ -47,7 +47,6 @@ class Accepted(Typed):
     presence_penalty: Annotated[Any, neutral(0)] = None
     repetition_penalty: Annotated[Any, neutral(1)] = None
     length_penalty: Annotated[Any, neutral(1)] = None
-    logit_bias: Annotated[Any, neutral({}, [])] = None
     use_beam_search: Annotated[Any, neutral(False)] = None
     stop_token_ids: Annotated[Any, neutral([])] = None
     bad_words: Annotated[Any, neutral([])] = None
@@ -91,6 +90,10 @@ Stop = Annotated[
 ]
 
 
+TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
 class GenerationRequest(Accepted):
     """What both endpoints share."""
 
@@ -105,6 +108,7 @@ class GenerationRequest(Accepted):
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     top_k: int = Field(0, ge=-1)
     min_p: float = Field(0.0, ge=0, le=1)
+    logit_bias: dict[TokenName, Bias] = Field(default_factory=dict)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
 
@@ -117,7 +121,7 @@ class GenerationRequest(Accepted):
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         first = Sampling(
             self.temperature, self.top_p, self.seed, max_tokens, stop, logprobs, echo, self.min_tokens, self.ignore_eos,
-            max(self.top_k, 0), self.min_p,
+            max(self.top_k, 0), self.min_p, tuple((int(token), value) for token, value in self.logit_bias.items()),
         )  # fmt: skip
         return [first, *(replace(first, seed=_seed(self.seed, n)) for n in range(1, self.n))]
 

@@ -76,6 +76,8 @@ class Scheduler:
             raise UsageError(
                 f"a prompt of {len(prompt)} tokens and {max(limit, 0)} more for the answer: the context is {context}"
             )
+        if any(not 0 <= token < vocabulary for token, _ in sampling.logit_bias):
+            raise UsageError(f"logit_bias: a token id outside the vocabulary of {vocabulary}")
         if sampling.min_tokens > limit:
             raise UsageError(f"min_tokens {sampling.min_tokens}: the answer may have {limit}")
         if sampling.logprobs is not None and sampling.logprobs > vocabulary:
@@ -200,8 +202,13 @@ class Scheduler:
         The end token is out of the question for those that must go on.
         """
         bound = [n for n, (each, ahead) in enumerate(places) if each.must_go_on(ahead)]
+        biased = [n for n, (each, _) in enumerate(places) if each.sampling.logit_bias]
+        if bound or biased:
+            logits = logits.float().clone()
+        for n in biased:
+            tokens, values = zip(*places[n][0].sampling.logit_bias, strict=True)
+            logits[n, list(tokens)] += torch.tensor(values, device=logits.device)
         if bound:
-            logits = logits.clone()
             logits[bound, self.runner.model.config.eos_token_id] = -torch.inf
         return choose(logits, draws)
 
