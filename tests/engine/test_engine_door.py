@@ -149,6 +149,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"thinking": {"type": "maybe"}}, "thinking.type"),
     ({"thinking": "enabled"}, "thinking"),
     ({"reasoning_effort": "huge"}, "reasoning_effort"),
+    ({"top_k": 2**70}, "top_k"),
     ({"logit_bias": [1]}, "logit_bias"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"logit_bias": {"5": "x"}}, "logit_bias.5"),

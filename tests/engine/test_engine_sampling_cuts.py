@@ -79,3 +79,15 @@ def test_who_cuts_nothing_pays_nothing() -> None:
 def test_values_without_meaning(changes: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(changes))):
         replace(PLAIN, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"temperature": 1e308}, {"temperature": 5e-324}, {"top_k": 2**31 - 1}, {"min_p": 5e-324}, {"top_p": 5e-324},
+     {"seed": -(2**70)}],
+)  # fmt: skip
+def test_the_largest_and_smallest_values_of_the_door_are_drawn_from(changes: dict[str, float]) -> None:
+    # what fails here fails in the engine's thread, and ends the service for everybody
+    logits = torch.tensor(PROBABILITIES).log()[None]
+    (token,) = choose(logits, Draws.of([Sampler(replace(PLAIN, **changes)).at(0)], logits.device))
+    assert 0 <= token < len(PROBABILITIES)

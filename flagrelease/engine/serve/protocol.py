@@ -106,7 +106,7 @@ class GenerationRequest(Accepted):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1, le=MOST_CHOICES)
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, le=2**31 - 1)
     min_p: float = Field(0.0, ge=0, le=1)
     logit_bias: dict[TokenName, Bias] = Field(default_factory=dict)
     min_tokens: int = Field(0, ge=0)
