@@ -74,7 +74,7 @@ def test_a_full_queue_refuses_at_once(runner: Runner, tokenizer: Tokenizer) -> N
             service.open(asked([prompts[0]], SHORT))
         with pytest.raises(UsageError, match="the context is 1500"):  # a place would not help it
             service.open(asked([random_tokens(1499)], LONG))
-        with pytest.raises(UsageError, match="6 prompts in one request: this server takes 5"):
+        with pytest.raises(UsageError, match="6 sequences in one request: this server takes 5"):
             service.open(asked([prompts[0]] * 6, SHORT))
         assert service.load.refused == 1
         streams[0].close()

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_standin
 import modelscope_hub
 import modelscope_standin
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -19,6 +20,7 @@ from huggingface_standin import HuggingFaceStandIn, lfs, regular
 from loopback import Fault
 from modelscope_standin import ModelScopeStandIn
 from publish_release import Converted
+from safetensors.numpy import save
 
 from flagrelease.cli import main
 from flagrelease.errors import NetworkError, UsageError, VerificationError
@@ -26,9 +28,11 @@ from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.online import Address, OnlineReport, parse_address, verify_online
 from flagrelease.publish.publish import publish
+from flagrelease.publish.sample import prove_sample
 from flagrelease.publish.upload.client import HubClient, take
 from flagrelease.publish.upload.huggingface_client import HuggingFaceClient
 from flagrelease.publish.upload.modelscope_client import ModelScopeClient
+from flagrelease.records.manifest import FileRecord, Manifest, TensorRecord
 from flagrelease.retry import Patience
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -221,9 +225,19 @@ def test_a_hub_that_serves_other_bytes_than_it_lists_is_found(online: Online, mo
     assert any("the bytes served are not those of the manifest" in problem for problem in report.problems)
 
 
-def test_a_sample_smaller_than_any_tensor_is_refused(online: Online) -> None:
+def test_a_sample_smaller_than_any_tensor_is_refused() -> None:
+    content = save({"w": np.zeros(64, dtype=np.float32)})
+    manifest = Manifest.model_construct(
+        files=(FileRecord(path="model.safetensors", size=len(content), sha256="0" * 64),),
+        tensors={"w": TensorRecord(dtype="F32", shape=(64,), blake3="0" * 64)},
+    )
+
+    def read(path: str, begin: int, count: int) -> bytes:
+        return content[begin : begin + count]
+
     with pytest.raises(UsageError, match="too few for any tensor"):
-        online.check(sample_bytes=1)
+        prove_sample(manifest, read, 255, "seed")
+    assert prove_sample(manifest, read, 256, "seed").problems  # it was read, and has another digest
 
 
 def test_what_is_not_there_is_said(online: Online) -> None:
