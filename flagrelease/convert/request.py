@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flagrelease.chips.table import Chip
+from flagrelease.convert.planning.collector import paused_collector
 from flagrelease.convert.planning.fit import RESERVE_BYTES, rank_bytes, smallest_mp
 from flagrelease.convert.planning.layouts import tensor_parallel
 from flagrelease.convert.planning.plan import Provenance
@@ -50,6 +51,7 @@ class ConversionRequest:
     notes: tuple[str, ...] = ()
 
 
+@paused_collector()
 def make_request(
     source: Path,
     checkpoint: Path | None,

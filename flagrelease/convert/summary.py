@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips.table import load_chips
+from flagrelease.convert.planning.collector import paused_collector
 from flagrelease.convert.planning.fit import RESERVE_BYTES, card_fits, free_bytes, hub_problems
 from flagrelease.convert.planning.memory import memory_bound
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
@@ -120,6 +121,7 @@ class Summary(_Record):
             raise UsageError(problem)
 
 
+@paused_collector()
 def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -> Summary:
     """The numbers of `plan`. Chips that were asked for come first; the others of the table say whether they fit.
 

@@ -31,7 +31,7 @@ DTYPE_BITS = {
 MAX_HEADER_BYTES = 100_000_000
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
-_quoted = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder a call
+_quoted = json.encoder.encode_basestring  # what json.dumps calls in the end, without an encoder a call
 _TOO_LARGE = 2**63
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from flagrelease import __version__
+from flagrelease.convert.planning.collector import paused_collector
 from flagrelease.convert.planning.documents import Documents, make_documents
 from flagrelease.convert.planning.files import OutputFile, plan_files
 from flagrelease.convert.planning.jobs import Job, bytes_visited, make_jobs
@@ -102,6 +103,7 @@ class Plan:
         return bytes_visited(self.source.tensors, self.files)
 
 
+@paused_collector()
 def make_plan(
     source: Source,
     targets: Iterable[Target],
