@@ -17,11 +17,11 @@ from flagrelease.chips.loading.verdict import Verdict, judge
 from flagrelease.chips.stacks import Mark, ServingStack, load_stacks, stacks_of
 from flagrelease.convert.planning.plan import ReleasePlan
 from flagrelease.convert.request import ChipTarget
+from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
 from flagrelease.model.v4.inventory import Storage
 
 _EXPERT = re.compile(r"(?<=\.experts)\.\d+\.")
 _COUNT = re.compile(r" \(and [\d,]+ more\)$")  # of the experts that were looked at
-CONFIG, DESCRIPTION = "config.json", "quant_model_description.json"
 
 
 class StackSummary(BaseModel):
@@ -85,10 +85,10 @@ def judge_stacks(release: ReleasePlan, wanted: Iterable[ChipTarget]) -> list[Sta
 
 def _planned(release: ReleasePlan) -> Release:
     written = release.documents.written
-    description = json.loads(written[DESCRIPTION]) if DESCRIPTION in written else None
+    description = json.loads(written[MODELSLIM_DESCRIPTION]) if MODELSLIM_DESCRIPTION in written else None
     tensors = {name: (part.dtype, part.shape) for name, (_, _, part) in release.parts.items()}
     files = {file.name for file in release.files} | set(written) | set(release.documents.copied)
-    return Release(json.loads(written[CONFIG]), description, tensors, frozenset(files))
+    return Release(json.loads(written["config.json"]), description, tensors, frozenset(files))
 
 
 def _few_experts(release: ReleasePlan, whole: Release) -> Release:

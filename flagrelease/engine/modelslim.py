@@ -10,12 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.releases import RELEASE_FORMATS, Description
+from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, RELEASE_FORMATS, Description
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.shard.header import TensorMeta
 from flagrelease.shard.index import INDEX_NAME
 
-DESCRIPTION_NAME = "quant_model_description.json"
 _FORMATS = tuple(one for one in RELEASE_FORMATS.values() if one.description is Description.MODELSLIM)
 
 
@@ -28,9 +27,10 @@ def index_name(folder: Path) -> str:
     stem = next((one.file_stem for one in _FORMATS if any(folder.glob(f"{one.file_stem}*.safetensors"))), None)
     if stem is None:
         return INDEX_NAME
-    if not (folder / DESCRIPTION_NAME).is_file():
+    if not (folder / MODELSLIM_DESCRIPTION).is_file():
         raise CheckpointError(
-            f"{folder / DESCRIPTION_NAME}: not found; a folder with {stem}*.safetensors says in it how each is stored"
+            f"{folder / MODELSLIM_DESCRIPTION}: not found; a folder with {stem}*.safetensors says in it how each is "
+            f"stored"
         )
     if (folder / INDEX_NAME).exists():
         raise CheckpointError(
@@ -48,7 +48,7 @@ def take_copies(folder: Path, config: ModelConfig, tensors: dict[str, TensorMeta
     Raises:
         CheckpointError: one is missing though the model has the stage.
     """
-    if not (folder / DESCRIPTION_NAME).is_file() or config.is_dspark or not config.n_mtp_layers:
+    if not (folder / MODELSLIM_DESCRIPTION).is_file() or config.is_dspark or not config.n_mtp_layers:
         return []
     copies = []
     for original, name in dict.fromkeys(pair for one in _FORMATS for pair in one.copies):

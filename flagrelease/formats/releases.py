@@ -28,6 +28,8 @@ from typing import Literal
 
 from flagrelease.formats.formats import FP8, FP8_CHANNEL, INT8, MXFP8, WEIGHT_SUFFIX, Format
 
+MODELSLIM_DESCRIPTION = "quant_model_description.json"
+
 ReleaseFormatName = Literal[
     "bf16", "fp8", "native", "fp8-e8m0", "fp8-bf16-wo-a", "int8", "int8-experts", "fp8-channel", "w8a8-ascend", "mxfp8"
 ]
@@ -44,7 +46,7 @@ class Description(Enum):
 
     DEEPSEEK = "quantization_config as DeepSeek writes it, expert_dtype beside it; none if nothing is quantised"
     COMPRESSED_TENSORS = "quantization_config of compressed-tensors"
-    MODELSLIM = "quant_model_description.json, and no quantization_config"
+    MODELSLIM = f"{MODELSLIM_DESCRIPTION}, and no quantization_config"
 
 
 @dataclass(frozen=True, slots=True)

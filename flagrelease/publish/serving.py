@@ -12,10 +12,10 @@ from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.verdict import Judgement, judge
 from flagrelease.chips.stacks import ServingStack, stacks_of
 from flagrelease.errors import VerificationError
+from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
 from flagrelease.publish.records import Records
 
 TRANSFORMERS = "5.23"  # the first that was seen to load a release: tests/publish/test_card.py
-CONFIG, DESCRIPTION = "config.json", "quant_model_description.json"
 _KNOWN = {"verified": "read in its source", "stated": "by its makers' word", "inferred": "concluded from its source"}
 
 
@@ -55,8 +55,8 @@ def judge_stacks(records: Records) -> tuple[Served, ...]:
         return ()
     tensors = {name: (one.dtype, one.shape) for name, one in records.manifest.tensors.items()}
     files = frozenset(file.path for file in records.manifest.files)
-    described = _document(records, DESCRIPTION) if DESCRIPTION in files else None
-    release = Release(_document(records, CONFIG), described, tensors, files)
+    described = _document(records, MODELSLIM_DESCRIPTION) if MODELSLIM_DESCRIPTION in files else None
+    release = Release(_document(records, "config.json"), described, tensors, files)
     stacks = [stack for stack in stacks_of(records.chip.id) if "hf" in stack.layouts]
     return tuple(Served(stack, judge(stack, release)) for stack in stacks)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flagrelease.errors import CheckpointError, VerificationError
-from flagrelease.formats.releases import RELEASE_FORMATS, Description, ReleaseFormat
+from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, RELEASE_FORMATS, Description, ReleaseFormat
 from flagrelease.model.v4.config import ModelConfig, native_arguments, read_config
 from flagrelease.records.manifest import Manifest, TargetRecord
 from flagrelease.strict_json import parse_json
@@ -58,7 +58,7 @@ def _check_described(
     for problem in described.problems(manifest, document, config, weights):
         log.add(Finding(file=CONFIG, rule=problem))
     if weights and RELEASE_FORMATS[manifest.target.dtype].description is Description.MODELSLIM:
-        name = modelslim.DESCRIPTION_NAME
+        name = MODELSLIM_DESCRIPTION
         try:
             description = _read_object(folder / name)
         except CheckpointError as error:

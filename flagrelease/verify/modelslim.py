@@ -8,7 +8,6 @@ from typing import Any
 from flagrelease.formats.formats import INT8, MXFP8
 from flagrelease.verify.expected import ExpectedWeight
 
-DESCRIPTION_NAME = "quant_model_description.json"
 FLOAT = "FLOAT"
 _KINDS = {INT8: "W8A8_DYNAMIC", MXFP8: "W8A8_MXFP8"}
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flagrelease.chips.loading.folder import DESCRIPTION_NAME, release_in
+from flagrelease.chips.loading.folder import release_in
 from flagrelease.chips.loading.verdict import judge
 from flagrelease.chips.stacks import get_stack
 from flagrelease.errors import CheckpointError
+from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
 from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
 
 
@@ -32,7 +33,7 @@ def test_a_folder_is_judged_by_its_headers(tmp_path: Path, stored: Stored, form:
 
 def test_a_description_makes_a_folder_one_of_modelslim(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, tiny_config(), holes=True)
-    (tmp_path / DESCRIPTION_NAME).write_text(json.dumps({"embed.weight": "FLOAT"}), encoding="utf-8")
+    (tmp_path / MODELSLIM_DESCRIPTION).write_text(json.dumps({"embed.weight": "FLOAT"}), encoding="utf-8")
     assert release_in(tmp_path).description == {"embed.weight": "FLOAT"}
 
 
@@ -41,7 +42,7 @@ def test_a_description_makes_a_folder_one_of_modelslim(tmp_path: Path) -> None:
     [
         ("config.json", "[]", "config.json: a JSON object is expected, not list"),
         ("config.json", "{", "config.json: not valid JSON"),
-        (DESCRIPTION_NAME, "1", f"{DESCRIPTION_NAME}: a JSON object is expected"),
+        (MODELSLIM_DESCRIPTION, "1", f"{MODELSLIM_DESCRIPTION}: a JSON object is expected"),
     ],
 )
 def test_documents_that_are_none_are_refused(tmp_path: Path, name: str, text: str, words: str) -> None:

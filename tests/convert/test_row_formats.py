@@ -13,10 +13,17 @@ import pytest
 import recut
 from harness import contents, plan_of, run_plan
 
+from flagrelease.convert.planning.jobs import Product
+from flagrelease.convert.planning.target import Action
+from flagrelease.convert.running.by_row import ByRow
 from flagrelease.errors import CheckpointError
+from flagrelease.formats.formats import FP4
+from flagrelease.model.v4.inventory import Storage, TensorSpec
+from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
 from flagrelease.records.manifest import read_manifest
-from flagrelease.records.recipe import LossLimit
+from flagrelease.records.recipe import ConvertSpec, LossLimit
+from flagrelease.shard.header import TensorMeta
 
 SOURCES = {
     "preview": ({}, Stored()),
@@ -214,6 +221,52 @@ def test_same_bytes_whatever_stands_beside_them_and_with_any_workers(made: tuple
         run_plan(plan_of(made[0], target, lossy_repack="allow"), tmp_path, workers=3)
         folder = target.replace(":", "-")
         assert contents(tmp_path / folder) == contents(made[1] / folder)
+
+
+def test_a_release_for_a_stack_is_no_source(made: tuple[Path, Path]) -> None:
+    for folder in ("int8-hf", "fp8-channel-hf"):
+        with pytest.raises(
+            CheckpointError, match=r"stored as (int8|fp8-channel), which is a release for a serving stack"
+        ):
+            plan_of(made[1] / folder, "bf16:hf")
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(0.3, True), (0.299, False)])
+def test_exactly_the_share_that_is_allowed_passes(limit: float, passes: bool) -> None:
+    """1 - 7 / 10 is above 0.3 in float64, so 3 inexact rows of 10 were refused where verify allows them."""
+    spec = TensorSpec("a.weight", (10, 64), Storage.EXPERT)
+    tensor = StoredWeight(
+        spec,
+        TensorMeta("a.weight", "I8", (10, 32), Path("f"), 0, 320),
+        TensorMeta("a.scale", "F8_E8M0", (10, 2), Path("f"), 320, 340),
+        FP4,
+        (1, 32),
+    )
+    options = ConvertSpec(lossy_repack=LossLimit(largest_share_of_inexact_rows=limit))
+    scale = np.full((10, 2), 127, dtype=np.uint8)
+    scale[:3, 1] = 117  # 0.5 * 2^-10 beside 6 * 2^0: no row scale holds both
+    maker = ByRow(Product(Action.INT8, {"weight": (), "scale": ()}, frozenset()), tensor, scale, options)
+    maker.emit(np.full((10, 32), 0x17, dtype=np.uint8), 0, Discarding())
+    if passes:
+        loss = maker.loss()
+        assert loss is not None
+        assert (loss.rows, loss.exact_rows) == (10, 7)
+    else:
+        with pytest.raises(CheckpointError, match="3 of 10 rows"):
+            maker.loss()
+
+
+class Discarding:
+    """A sink that keeps nothing."""
+
+    def buffer(self, nbytes: int) -> np.ndarray:
+        return np.empty(nbytes, dtype=np.uint8)
+
+    def put(self, data: np.ndarray, row: int, row_bytes: int, pieces: object) -> None:
+        pass
+
+    def drop(self, data: np.ndarray) -> None:
+        pass
 
 
 def test_loss_is_refused_or_limited(made: tuple[Path, Path], tmp_path: Path) -> None:

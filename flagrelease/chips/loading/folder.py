@@ -7,10 +7,9 @@ from typing import Any
 
 from flagrelease.chips.loading.release import Release
 from flagrelease.errors import CheckpointError
+from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
 from flagrelease.shard.header import read_header
 from flagrelease.strict_json import parse_json
-
-DESCRIPTION_NAME = "quant_model_description.json"
 
 
 def release_in(folder: Path) -> Release:
@@ -27,7 +26,7 @@ def release_in(folder: Path) -> Release:
             if meta.name in tensors:
                 raise CheckpointError(f"{folder / name}: tensor {meta.name!r} is in another file too")
             tensors[meta.name] = (meta.dtype, meta.shape)
-    described = _object(folder / DESCRIPTION_NAME) if DESCRIPTION_NAME in files else None
+    described = _object(folder / MODELSLIM_DESCRIPTION) if MODELSLIM_DESCRIPTION in files else None
     return Release(_object(folder / "config.json"), described, tensors, files)
 
 

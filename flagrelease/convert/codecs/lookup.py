@@ -2,9 +2,9 @@
 
 Both give the same bits: the tables hold every rounding, so a look-up computes nothing.
 
-numba compiles the loops when a process first uses them, about a second in all. It could keep the result on disk
-(`cache=True`), but then it fails where it finds no folder to write to, and on every later run once a file of the cache
-is damaged. A second is not worth that: nothing is kept.
+numba compiles the loops when a process first uses them: about a second for these, five for those of scales by row. It
+could keep the result on disk (`cache=True`), but then it fails where it finds no folder to write to, and on every later
+run once a file of the cache is damaged. Seconds are not worth that beside hours: nothing is kept.
 """
 
 from __future__ import annotations

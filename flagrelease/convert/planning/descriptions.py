@@ -17,7 +17,6 @@ from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.inventory import Storage
 from flagrelease.model.v4.stored import StoredWeight
 
-MODELSLIM_NAME = "quant_model_description.json"
 Stored = Mapping[str, tuple[StoredWeight, Action, Part]]
 
 _IN_A_LAYER = re.compile(r"(?:layers|mtp)\.\d+\.(?:ffn\.experts\.\d+\.)?")

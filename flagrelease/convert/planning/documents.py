@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from flagrelease.convert.planning.descriptions import (
-    MODELSLIM_NAME,
     compressed_tensors_config,
     ignored_layers,
     modelslim_description,
@@ -23,7 +22,7 @@ from flagrelease.convert.planning.parts import Part
 from flagrelease.convert.planning.target import Action, Target
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP8
-from flagrelease.formats.releases import Description
+from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, Description
 from flagrelease.model.v4.config import native_arguments
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.shard.impostors import impostor_in
@@ -72,7 +71,7 @@ def make_documents(
     if kind is Description.DEEPSEEK:  # DeepSeek's own code loads no other form
         written[NATIVE_CONFIG_NAME] = _json(native_config(source, target))
     if kind is Description.MODELSLIM:
-        written[MODELSLIM_NAME] = _json(modelslim_description(target, stored))
+        written[MODELSLIM_DESCRIPTION] = _json(modelslim_description(target, stored))
     for name, (weight_map, total) in indexes.items():
         written[name] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     return Documents(written, source.companions.taken)

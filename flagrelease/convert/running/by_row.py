@@ -95,7 +95,7 @@ class ByRow:
         """
         loss, limit = _loss(self._figures, self._tensor.spec.shape[1]), self._options.lossy_repack
         if loss is not None and isinstance(limit, LossLimit):
-            share = 1 - loss.exact_rows / loss.rows
+            share = (loss.rows - loss.exact_rows) / loss.rows  # not 1 - exact / rows, which is above 0.3 for 3 of 10
             if share > limit.largest_share_of_inexact_rows:
                 raise CheckpointError(
                     f"{self._tensor.weight.file}: tensor {self._tensor.spec.name!r}: {loss.rows - loss.exact_rows} of "

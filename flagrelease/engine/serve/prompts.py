@@ -109,7 +109,4 @@ class Conversation(Typed):
 
 def _encoded(message: Message) -> Message:
     """What the encoding reads of a message, without nulls."""
-    kept = {key: value for key, value in message.items() if key in ENCODED and value is not None}
-    if reasoning := kept.pop("reasoning", ""):  # the same under vLLM's newer name
-        kept.setdefault("reasoning_content", reasoning)
-    return kept
+    return {key: value for key, value in message.items() if key in ENCODED and value is not None}
