@@ -19,11 +19,11 @@ from flagrelease.bench.dimensions import dimensions
 from flagrelease.bench.roof import seconds
 from flagrelease.bench.synthetic import random_model
 from flagrelease.device import open_device
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.text import Tokenizer, TokenStream
 from flagrelease.engine.v4.model import Model
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from flagrelease.console import say
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import leave_job
 from flagrelease.engine.preflight import DEFAULT_CONTEXT
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError

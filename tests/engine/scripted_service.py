@@ -9,10 +9,10 @@ from typing import Any, cast
 import httpx2
 from fastapi import FastAPI
 
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Request, Scheduler, Totals
+from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.sampling import Sampling, TokenScore
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Request, Scheduler, Totals
-from flagrelease.engine.serve.sequence import Event
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Load, Service, Stream
 from flagrelease.engine.text import Tokenizer

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from flagrelease import engine
 from flagrelease.bench.serve.commands import register
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer

@@ -15,7 +15,7 @@ from fastapi import Request
 from scripted_service import NAME, ScriptedService, caller, scripted_app
 from small_tokenizer import write_tokenizer
 
-from flagrelease.engine.serve.protocol import ChatRequest, CompletionRequest
+from flagrelease.engine.serve.requests.protocol import ChatRequest, CompletionRequest
 from flagrelease.engine.text import Tokenizer
 
 COUNT = 3000

@@ -12,7 +12,7 @@ import pytest
 from scripted_service import NAME, ScriptedService, caller, chat, scripted_app
 from small_tokenizer import write_tokenizer
 
-from flagrelease.engine.serve.protocol import ChatRequest, CompletionRequest
+from flagrelease.engine.serve.requests.protocol import ChatRequest, CompletionRequest
 from flagrelease.engine.text import Tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"

@@ -13,9 +13,9 @@ import torch
 from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose, score
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler, generate_all
 from flagrelease.engine.text import StopWatch, Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError, UsageError

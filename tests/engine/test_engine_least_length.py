@@ -10,9 +10,9 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler, generate_all
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 

@@ -93,8 +93,8 @@ def test_torchs_default_dtype_changes_nothing(
 
 @pytest.mark.usefixtures("_bfloat16_by_default")
 def test_every_step_of_a_runner_works_with_another_default_dtype(native_release: Path, tmp_path: Path) -> None:
-    from flagrelease.engine.serve.runner import Runner
-    from flagrelease.engine.serve.scheduler import Scheduler, generate_all
+    from flagrelease.engine.batch.runner import Runner
+    from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 
     write_tokenizer(tmp_path)
     model = engine.load(native_release, mtp=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flagrelease.console import Display
+from flagrelease.engine.batch.scheduler import Totals
 from flagrelease.engine.generate.pace import Pace
-from flagrelease.engine.serve.scheduler import Totals
 
 
 def test_rate_time_left_and_drafts(capsys: pytest.CaptureFixture[str]) -> None:

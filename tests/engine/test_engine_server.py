@@ -21,9 +21,9 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.sampling import Draws, Sampler, Sampling
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
@@ -82,7 +82,7 @@ def script(served: Served, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(Sampler, "at", lambda sampler, n: n)
         monkeypatch.setattr(Draws, "of", lambda places, device: places)
         monkeypatch.setattr(
-            "flagrelease.engine.serve.scheduler.choose", lambda logits, places: [tokens[n] for n in places]
+            "flagrelease.engine.batch.scheduler.choose", lambda logits, places: [tokens[n] for n in places]
         )
 
     return write

@@ -19,9 +19,9 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Request, Scheduler
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Request, Scheduler
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import BusyError, Service, Stream
 from flagrelease.engine.text import Tokenizer

@@ -17,11 +17,11 @@ from small_tokenizer import write_tokenizer
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.engine.batch.runner import Draft, Prefill, Runner
+from flagrelease.engine.batch.scheduler import Scheduler, generate_all
+from flagrelease.engine.batch.sequence import Event, Running
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.runner import Draft, Prefill, Runner
-from flagrelease.engine.serve.scheduler import Scheduler, generate_all
-from flagrelease.engine.serve.sequence import Event, Running
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model

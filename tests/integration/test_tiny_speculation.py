@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from flagrelease import engine
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler, generate_all
+from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler, generate_all
-from flagrelease.engine.serve.sequence import Generated
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 

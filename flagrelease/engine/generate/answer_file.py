@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flagrelease.durable.lines import LineFile
+from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.sequence import Generated
 from flagrelease.errors import UsageError
 from flagrelease.records.manifest import MANIFEST_NAME
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from flagrelease.console import Display
-from flagrelease.engine.serve.scheduler import Totals
+from flagrelease.engine.batch.scheduler import Totals
 
 
 class Pace:

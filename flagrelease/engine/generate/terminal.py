@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flagrelease.console import Display, say
+from flagrelease.engine.batch.scheduler import Scheduler, generate_each
+from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, complete
 from flagrelease.engine.generate.pace import Pace
 from flagrelease.engine.generate.prompts import Request, encode_prompt
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.scheduler import Scheduler, generate_each
-from flagrelease.engine.serve.sequence import Generated
 from flagrelease.engine.session import Session
 from flagrelease.model.v4.chat import Message, Mode
 from flagrelease.model.v4.completion import parse_completion

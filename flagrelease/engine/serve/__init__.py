@@ -1,1 +1,1 @@
-"""Many requests on one model: the scheduler, the service around it, and OpenAI's API."""
+"""The model as a server: the service around the scheduler, who may ask, and the routes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flagrelease.engine.serve.refusals import ParameterError
+from flagrelease.engine.serve.requests.refusals import ParameterError
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Mode

@@ -16,10 +16,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from flagrelease.concurrently import end_tasks, run_together
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.answers import ChatAnswer, CompletionAnswer, usage
-from flagrelease.engine.serve.merged import merged
-from flagrelease.engine.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from flagrelease.engine.serve.refusals import JsonRoute, blamed, install
+from flagrelease.engine.serve.answers.merged import merged
+from flagrelease.engine.serve.answers.openai import ChatAnswer, CompletionAnswer, usage
+from flagrelease.engine.serve.requests.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from flagrelease.engine.serve.requests.refusals import JsonRoute, blamed, install
 from flagrelease.engine.serve.served import Served as Served
 from flagrelease.engine.serve.service import Stream
 from flagrelease.engine.serve.status import add_status

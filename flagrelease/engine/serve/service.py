@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from flagrelease.engine.batch.scheduler import Request, Scheduler, Totals
+from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.scheduler import Request, Scheduler, Totals
-from flagrelease.engine.serve.sequence import Event
 from flagrelease.errors import ResourceError, UsageError
 
 _LONGEST_WAIT = 60  # seconds: what a refused caller is told at most

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import FastAPI
 from pydantic import Discriminator, Tag
 
-from flagrelease.engine.serve.fields import Typed, neutral
-from flagrelease.engine.serve.prompts import Conversation
-from flagrelease.engine.serve.refusals import ParameterError
+from flagrelease.engine.serve.requests.fields import Typed, neutral
+from flagrelease.engine.serve.requests.prompts import Conversation
+from flagrelease.engine.serve.requests.refusals import ParameterError
 from flagrelease.engine.serve.served import Served
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from flagrelease.durable.log import AppendLog
+from flagrelease.engine.batch.scheduler import Scheduler
+from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.scheduler import Scheduler
-from flagrelease.engine.serve.sequence import Generated
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Behaviour, BehaviourHead, Reply
 from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256

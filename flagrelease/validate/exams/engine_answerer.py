@@ -14,7 +14,7 @@ from flagrelease.validate.exams.answerer import Ask, Reply
 from flagrelease.validate.exams.extraction import final_text
 
 if TYPE_CHECKING:
-    from flagrelease.engine.serve.scheduler import Scheduler
+    from flagrelease.engine.batch.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class EngineAnswerer:
 
     def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
         """As `Answerer` says."""
+        from flagrelease.engine.batch.scheduler import generate_each
         from flagrelease.engine.sampling import Sampling
-        from flagrelease.engine.serve.scheduler import generate_each
 
         prompts = [self.encode(ask, rules) for ask in asks]
         samplings = [Sampling(rules.temperature, rules.top_p, ask.seed, rules.max_tokens) for ask in asks]

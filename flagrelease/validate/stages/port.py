@@ -22,7 +22,7 @@ from flagrelease.ranks.job import is_leader, ranks
 from flagrelease.records.manifest import Dtype
 
 if TYPE_CHECKING:
-    from flagrelease.engine.serve.scheduler import Scheduler
+    from flagrelease.engine.batch.scheduler import Scheduler
     from flagrelease.engine.session import Session
     from flagrelease.engine.v4.model import Model
     from flagrelease.records.report import Stage
@@ -113,7 +113,7 @@ class Port:
     @contextmanager
     def answering(self, longest_prompt: int, max_tokens: int) -> Iterator[Scheduler]:
         """Give a scheduler whose context holds a prompt and its answer."""
-        from flagrelease.engine.serve.scheduler import Scheduler
+        from flagrelease.engine.batch.scheduler import Scheduler
 
         order = _Answer(self._rows, longest_prompt + max_tokens)
         self._order(order)

@@ -14,8 +14,8 @@ from engine_checkpoint import Checkpoint, small_config
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine.serve.runner import Runner
-from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.text import Tokenizer
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from scripted_exam import choice_exam, choice_rules, nothing
 
-from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.model.v4.chat import BOS, encode_messages
 from flagrelease.validate.exams.answerer import Ask

@@ -17,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from scripted_exam import MARKER, choice_exam, choice_records, write_jsonl
 
-from flagrelease.engine.serve.scheduler import Scheduler
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.model.v4.chat import BOS
 from flagrelease.records.rules import BENCHMARK_PRESETS, BenchmarkRules

@@ -21,9 +21,9 @@ from flagrelease.model.v4.chat import BOS, EOS, Mode, encode_messages
 from flagrelease.validate.seeds import seed_of
 
 if TYPE_CHECKING:
+    from flagrelease.engine.batch.scheduler import Scheduler
     from flagrelease.engine.numerics import NumericsName
     from flagrelease.engine.sampling import Sampling
-    from flagrelease.engine.serve.scheduler import Scheduler
 
 _KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 _MAX_GEN_TOKS = 256  # lm-eval's own default
@@ -79,7 +79,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue each context; repeats of a document have seeds of their own."""
-        from flagrelease.engine.serve.scheduler import generate_each
+        from flagrelease.engine.batch.scheduler import generate_each
 
         seen: Counter[tuple[str, int, int]] = Counter()
         work = []
@@ -154,7 +154,7 @@ class ReleaseLM(EngineLM):
         Raises:
             UsageError: under torchrun, where every rank would run all of lm-eval.
         """
-        from flagrelease.engine.serve.scheduler import Scheduler
+        from flagrelease.engine.batch.scheduler import Scheduler
         from flagrelease.engine.session import Session
 
         session = Session.open(Path(release), numerics, dtype, on, operators)

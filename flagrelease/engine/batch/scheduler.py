@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flagrelease.engine.batch.runner import Decode, Draft, Prefill, Runner
+from flagrelease.engine.batch.sequence import Event, Generated, Running
 from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, TokenScore, choose, score
-from flagrelease.engine.serve.runner import Decode, Draft, Prefill, Runner
-from flagrelease.engine.serve.sequence import Event, Generated, Running
 from flagrelease.engine.text import StopWatch, Tokenizer
 from flagrelease.errors import UsageError
 

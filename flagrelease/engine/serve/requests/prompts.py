@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, Field, Tag, WrapValidator
 
-from flagrelease.engine.serve.conversation import ENCODED, ChatMessage, Tool
-from flagrelease.engine.serve.fields import Typed, as_sent, done
-from flagrelease.engine.serve.refusals import ParameterError, blamed
+from flagrelease.engine.serve.requests.conversation import ENCODED, ChatMessage, Tool
+from flagrelease.engine.serve.requests.fields import Typed, as_sent, done
+from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Message, Mode, encode_messages
 from flagrelease.model.v4.encoded import EncodedChat

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.fields import Typed, neutral
-from flagrelease.engine.serve.prompts import Conversation, Prompts
-from flagrelease.engine.serve.refusals import ParameterError
+from flagrelease.engine.serve.requests.fields import Typed, neutral
+from flagrelease.engine.serve.requests.prompts import Conversation, Prompts
+from flagrelease.engine.serve.requests.refusals import ParameterError
 
 MOST_LOGPROBS, MOST_STOPS, LONGEST_STOP, MOST_CHOICES = 20, 16, 256, 128
 

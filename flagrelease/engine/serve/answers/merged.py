@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from flagrelease.concurrently import end_tasks, run_together
-from flagrelease.engine.serve.sequence import Event
+from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.serve.service import Stream
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from flagrelease.engine.serve.fields import Typed, done, neutral, shown
+from flagrelease.engine.serve.requests.fields import Typed, done, neutral, shown
 from flagrelease.model.v4.chat import TASKS
 
 ENCODED = (

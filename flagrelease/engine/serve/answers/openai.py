@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.sampling import Sampling, TokenScore
-from flagrelease.engine.serve.sequence import Event
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Mode
 from flagrelease.model.v4.completion import CompletionStream, Said, gather

@@ -1,0 +1,1 @@
+"""What is answered: events of the sequences as each interface shows them."""
