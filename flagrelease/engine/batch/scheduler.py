@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flagrelease.engine.batch.adjusted import Adjuster, adjusted
 from flagrelease.engine.batch.runner import Decode, Draft, Prefill, Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
 from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, TokenScore, choose, score
@@ -93,7 +94,8 @@ class Scheduler:
         limit = self.check(prompt, sampling)
         self._keys += 1
         tokens, watch = self.tokenizer.stream(), StopWatch(sampling.stop)
-        new = Running(self._keys, tuple(prompt), sampling, limit, Sampler(sampling), tokens, watch)
+        adjuster = Adjuster(sampling, self.runner.model.config.eos_token_id)
+        new = Running(self._keys, tuple(prompt), sampling, limit, Sampler(sampling), adjuster, tokens, watch)
         self._waiting.append(new)
         return new.key
 
@@ -197,20 +199,8 @@ class Scheduler:
             each.draft, each.followed = draft, ()
 
     def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> list[int]:
-        """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is.
-
-        The end token is out of the question for those that must go on.
-        """
-        bound = [n for n, (each, ahead) in enumerate(places) if each.must_go_on(ahead)]
-        biased = [n for n, (each, _) in enumerate(places) if each.sampling.logit_bias]
-        if bound or biased:
-            logits = logits.float().clone()
-        for n in biased:
-            tokens, values = zip(*places[n][0].sampling.logit_bias, strict=True)
-            logits[n, list(tokens)] += torch.tensor(values, device=logits.device)
-        if bound:
-            logits[bound, self.runner.model.config.eos_token_id] = -torch.inf
-        return choose(logits, draws)
+        """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is."""
+        return choose(adjusted(logits, [(each.adjuster, each.feed[1 : 1 + ahead]) for each, ahead in places]), draws)
 
     def _draws(self, choices: Sequence[Choice]) -> Draws:
         return Draws.of(choices, self._device)

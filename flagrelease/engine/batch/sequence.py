@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from flagrelease.engine.batch.adjusted import Adjuster
 from flagrelease.engine.sampling import Sampler, Sampling, TokenScore, score
 from flagrelease.engine.text import StopWatch, TokenStream
 
@@ -73,6 +74,7 @@ class Running:
     sampling: Sampling
     limit: int
     sampler: Sampler
+    adjuster: Adjuster
     tokens: TokenStream
     watch: StopWatch
     row: int = -1
@@ -98,10 +100,6 @@ class Running:
             return ()
         return (self.last,) if self.draft is None else (self.last, self.draft)
 
-    def must_go_on(self, ahead: int) -> bool:
-        """Whether `min_tokens` rules out an end `ahead` tokens after the next one."""
-        return self.generated + ahead < self.sampling.min_tokens
-
     def advance(self, tokens: Sequence[int], logits: Tensor, eos: int) -> Event:
         """Take in the next tokens, chosen from logits [.., V], up to the one that ends the sequence."""
         text, finish, count = "", None, 0
@@ -118,10 +116,11 @@ class Running:
 
     def _take(self, token: int, eos: int) -> tuple[str, Finish | None]:
         self.last, self.generated = token, self.generated + 1
+        self.adjuster.take(token)
         if token == eos and not self.sampling.ignore_eos:
             return "", "stop"
         piece = "" if token == eos else self.tokens.push(token)
-        text = piece if self.must_go_on(-1) else self.watch.push(piece)
+        text = piece if self.generated <= self.sampling.min_tokens else self.watch.push(piece)
         if self.watch.stopped:
             return text, "stop"
         return text, "length" if self.generated == self.limit else None
