@@ -32,6 +32,13 @@ class Sampling:
         top_k: sample from the most likely so many tokens, and those as likely as the last of them; 0: from all.
         logit_bias: what is added to the logits of these tokens before one is chosen; scores are told without it.
         min_p: sample from the tokens that are at least this share as likely as the most likely one.
+        frequency_penalty: what a token's logit loses for each time that the answer holds it.
+        presence_penalty: what the logit of each token in the answer loses.
+        repetition_penalty: what a logit of each token in prompt and answer is divided by where it is above 0, and
+            multiplied with where it is below.
+        stop_token_ids: tokens that end the sequence, and have no text.
+        allowed_token_ids: None, or the only tokens that may be chosen.
+        bad_words: runs of tokens whose last one is not chosen behind the others in the answer.
     """
 
     temperature: float = 1.0
@@ -46,6 +53,12 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values without meaning.
@@ -62,10 +75,35 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "min_p": 0 <= self.min_p <= 1,
             "logprobs": self.logprobs is None or self.logprobs >= 0,
+            "frequency_penalty": -2 <= self.frequency_penalty <= 2,
+            "presence_penalty": -2 <= self.presence_penalty <= 2,
+            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
+            "allowed_token_ids": self.allowed_token_ids is None or bool(self.allowed_token_ids),
+            "bad_words": all(self.bad_words),
         }
         for name, holds in rules.items():
             if not holds:
                 raise UsageError(f"{name} {getattr(self, name)!r} is out of range")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that have come are less likely, or more."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1)
+
+    def check_tokens(self, vocabulary: int) -> None:
+        """Refuse tokens that the model does not have.
+
+        Raises:
+            UsageError: names the parameter.
+        """
+        named = {
+            "logit_bias": [token for token, _ in self.logit_bias],
+            "stop_token_ids": self.stop_token_ids,
+            "allowed_token_ids": self.allowed_token_ids or (),
+        }
+        for name, tokens in named.items():
+            if any(not 0 <= token < vocabulary for token in tokens):
+                raise UsageError(f"{name}: a token id outside the vocabulary of {vocabulary}")
 
 
 @dataclass(frozen=True, slots=True)

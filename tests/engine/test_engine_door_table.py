@@ -89,10 +89,10 @@ def test_neutral_values_change_no_prompt_and_no_sampling(service: ScriptedServic
 def test_a_refusal_names_parameter_and_neutral_values(service: ScriptedService) -> None:
     async def ask() -> str:
         async with caller(scripted_app(service.tokenizer, service)) as client:
-            answer = await client.post(PATHS["chat"], json=chat(presence_penalty=0.5))
+            answer = await client.post(PATHS["chat"], json=chat(length_penalty=0.5))
         message: str = answer.json()["error"]["message"]
         return message
 
     message = asyncio.run(ask())
-    assert message.startswith("presence_penalty: 0.5 is not supported")
-    assert "only 0 (or null)" in message
+    assert message.startswith("length_penalty: 0.5 is not supported")
+    assert "only 1 (or null)" in message

@@ -269,7 +269,7 @@ def test_parts_do_not_depend_on_the_pieces(size: int) -> None:
     ("change", "said"),
     [
         ({"temperature": -1}, "temperature"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"n": 0}, "n"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "known roles are"),
         ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "the context is"),

@@ -1,38 +1,69 @@
-"""Logits as they are changed before a token is chosen: `logit_bias`, and no end token under `min_tokens`."""
+"""Logits as they are changed before a token is chosen: bias, penalties, and tokens that may not be chosen now."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flagrelease.engine.batch.penalties import Penalty, TokenCounts, penalise
 from flagrelease.engine.sampling import Sampling
+
+Words = NDArray[np.int32]  # a bit for each token, from the lowest bit of the first word on; set: it may be chosen
 
 
 class Adjuster:
-    """What one sequence asks to be changed. The scheduler tells it every token that the sequence has got."""
+    """What one sequence asks to be changed. The scheduler tells it every token that the sequence has got.
 
-    def __init__(self, sampling: Sampling, eos: int) -> None:
-        """At the end of the prompt. `eos`: the end token."""
-        self._sampling, self._eos, self._taken = sampling, eos, 0
+    `ahead`, in all methods, is a draft: the question is for the token after it.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], eos: int, vocabulary: int) -> None:
+        """At the end of the prompt. `eos`: the end token; `vocabulary`: tokens that the model knows."""
+        self._sampling, self._taken = sampling, list[int]()
+        self._ends = (eos, *sampling.stop_token_ids)
+        self._counts = TokenCounts(prompt if sampling.repetition_penalty != 1 else ()) if sampling.penalised else None
+        allowed = sampling.allowed_token_ids
+        self._allowed = None if allowed is None else pack(allowed, vocabulary)
 
     def take(self, token: int) -> None:
         """The sequence has got its next token."""
-        self._taken += 1
+        self._taken.append(token)
+        if self._counts is not None:
+            self._counts.add(token)
 
     @property
     def active(self) -> bool:
-        """Whether the logits of the next token, or of the one after a draft, are changed."""
-        return bool(self._sampling.logit_bias) or self._taken < self._sampling.min_tokens
+        """Whether the logits of the next token, or of the one after a draft, may be changed."""
+        ours = self._sampling
+        lasting = ours.logit_bias or self._counts is not None or self._allowed is not None or ours.bad_words
+        return bool(lasting) or len(self._taken) < ours.min_tokens
 
-    def change(self, row: Tensor, ahead: Sequence[int]) -> None:
-        """Change float32 logits [V] in place: those of the token that follows the tokens taken and then `ahead`."""
-        if self._sampling.logit_bias:
-            tokens, values = zip(*self._sampling.logit_bias, strict=True)
-            row[list(tokens)] += torch.tensor(values, device=row.device)
-        if self._taken + len(ahead) < self._sampling.min_tokens:
-            row[self._eos] = -torch.inf
+    @property
+    def bias(self) -> tuple[tuple[int, float], ...]:
+        """What is added to the logits of which tokens."""
+        return self._sampling.logit_bias
+
+    def penalty(self, ahead: Sequence[int]) -> Penalty | None:
+        """By the tokens so far."""
+        return None if self._counts is None else Penalty.of(self._sampling, self._counts.after(ahead))
+
+    def banned(self, ahead: Sequence[int]) -> list[int]:
+        """Tokens that may not be chosen: the ends under `min_tokens`, and the last of each bad word that has begun."""
+        ends = self._ends if len(self._taken) + len(ahead) < self._sampling.min_tokens else ()
+        words = [word for word in self._sampling.bad_words if self._has_begun(word, ahead)]
+        return [*ends, *(word[-1] for word in words)]
+
+    def _has_begun(self, word: Sequence[int], ahead: Sequence[int]) -> bool:
+        begun = len(word) - 1
+        return begun == 0 or [*self._taken[-begun:], *ahead][-begun:] == list(word[:-1])
+
+    def allowed(self, ahead: Sequence[int]) -> Words | None:
+        """The tokens that may be chosen; None: all. What `banned` has is taken off by the caller."""
+        return self._allowed
 
 
 Place = tuple[Adjuster, Sequence[int]]  # of a row of logits: its sequence, and a draft after which the token comes
@@ -42,10 +73,56 @@ def adjusted(logits: Tensor, places: Sequence[Place]) -> Tensor:
     """Logits [N, V] with what the sequences of their rows ask for; the same tensor if nobody asks for anything.
 
     Call it when all tokens before those places are taken; the logits may still be being computed on their device.
+    Where bans leave none of the allowed tokens, the bans do not hold.
     """
     active = [(n, adjuster, ahead) for n, (adjuster, ahead) in enumerate(places) if adjuster.active]
-    if active:
-        logits = logits.float().clone()
+    if not active:
+        return logits
+    logits = logits.float().clone()
+    _add(logits, [(n, token, value) for n, adjuster, _ in active for token, value in adjuster.bias])
+    penalties = [(n, adjuster.penalty(ahead)) for n, adjuster, ahead in active]
+    penalise(logits, [(n, penalty) for n, penalty in penalties if penalty is not None])
+    bans, masks = list[tuple[int, int]](), list[tuple[int, Words]]()
     for n, adjuster, ahead in active:
-        adjuster.change(logits[n], ahead)
+        banned, allowed = adjuster.banned(ahead), adjuster.allowed(ahead)
+        if allowed is None:
+            bans += [(n, token) for token in banned]
+        else:
+            masks.append((n, _without(allowed, banned)))
+    if bans:
+        row, token = torch.tensor(bans, device=logits.device).unbind(-1)
+        logits[row, token] = -torch.inf
+    _mask(logits, masks)
     return logits
+
+
+def pack(tokens: Sequence[int], vocabulary: int) -> Words:
+    """The bits of `tokens`."""
+    bits = np.zeros(-(-vocabulary // 32) * 32, np.uint8)
+    bits[list(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
+
+
+def _without(allowed: Words, banned: Sequence[int]) -> Words:
+    left = allowed.copy().view(np.uint32)
+    for token in banned:
+        left[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
+    return left.view(np.int32) if left.any() else allowed
+
+
+def _add(logits: Tensor, values: Sequence[tuple[int, int, float]]) -> None:
+    if values:
+        row, token, value = zip(*values, strict=True)
+        place = torch.tensor([row, token], device=logits.device).unbind(0)
+        logits.index_put_(place, torch.tensor(value, device=logits.device), accumulate=True)
+
+
+def _mask(logits: Tensor, masks: Sequence[tuple[int, Words]]) -> None:
+    """Words [V / 32] of some rows are copied to the device, and unpacked there."""
+    if not masks:
+        return
+    rows = torch.tensor([n for n, _ in masks], device=logits.device)
+    words = torch.from_numpy(np.stack([words for _, words in masks])).to(logits.device)
+    bits = words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device) & 1
+    keep = bits.flatten(1)[:, : logits.shape[1]].bool()
+    logits[rows] = logits[rows].masked_fill(~keep, -torch.inf)

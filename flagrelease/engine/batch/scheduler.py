@@ -77,8 +77,7 @@ class Scheduler:
             raise UsageError(
                 f"a prompt of {len(prompt)} tokens and {max(limit, 0)} more for the answer: the context is {context}"
             )
-        if any(not 0 <= token < vocabulary for token, _ in sampling.logit_bias):
-            raise UsageError(f"logit_bias: a token id outside the vocabulary of {vocabulary}")
+        sampling.check_tokens(vocabulary)
         if sampling.min_tokens > limit:
             raise UsageError(f"min_tokens {sampling.min_tokens}: the answer may have {limit}")
         if sampling.logprobs is not None and sampling.logprobs > vocabulary:
@@ -94,7 +93,8 @@ class Scheduler:
         limit = self.check(prompt, sampling)
         self._keys += 1
         tokens, watch = self.tokenizer.stream(), StopWatch(sampling.stop)
-        adjuster = Adjuster(sampling, self.runner.model.config.eos_token_id)
+        config = self.runner.model.config
+        adjuster = Adjuster(sampling, prompt, config.eos_token_id, config.vocab_size)
         new = Running(self._keys, tuple(prompt), sampling, limit, Sampler(sampling), adjuster, tokens, watch)
         self._waiting.append(new)
         return new.key

@@ -117,7 +117,7 @@ class Running:
     def _take(self, token: int, eos: int) -> tuple[str, Finish | None]:
         self.last, self.generated = token, self.generated + 1
         self.adjuster.take(token)
-        if token == eos and not self.sampling.ignore_eos:
+        if (token == eos and not self.sampling.ignore_eos) or token in self.sampling.stop_token_ids:
             return "", "stop"
         piece = "" if token == eos else self.tokens.push(token)
         text = piece if self.generated <= self.sampling.min_tokens else self.watch.push(piece)

@@ -43,14 +43,9 @@ class Accepted(Typed):
     service_tier: Annotated[Any, neutral("auto", "default")] = None
     priority: Annotated[Any, neutral(0)] = None
     # sampling that is not done
-    frequency_penalty: Annotated[Any, neutral(0)] = None
-    presence_penalty: Annotated[Any, neutral(0)] = None
-    repetition_penalty: Annotated[Any, neutral(1)] = None
     length_penalty: Annotated[Any, neutral(1)] = None
     use_beam_search: Annotated[Any, neutral(False)] = None
-    stop_token_ids: Annotated[Any, neutral([])] = None
     bad_words: Annotated[Any, neutral([])] = None
-    allowed_token_ids: Annotated[Any, neutral()] = None
     logits_processors: Annotated[Any, neutral([])] = None
     # forms of the answer that are not done
     prompt_logprobs: Annotated[Any, neutral()] = None
@@ -90,6 +85,7 @@ Stop = Annotated[
 ]
 
 
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
@@ -111,6 +107,11 @@ class GenerationRequest(Accepted):
     logit_bias: dict[TokenName, Bias] = Field(default_factory=dict)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MOST_STOPS)
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
 
     def samplings(self, logprobs: int | None, max_tokens: int | None, *, echo: bool = False) -> list[Sampling]:
         """As the scheduler takes it, for each of the `n` choices of a prompt.
@@ -120,9 +121,24 @@ class GenerationRequest(Accepted):
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         first = Sampling(
-            self.temperature, self.top_p, self.seed, max_tokens, stop, logprobs, echo, self.min_tokens, self.ignore_eos,
-            max(self.top_k, 0), self.min_p, tuple((int(token), value) for token, value in self.logit_bias.items()),
-        )  # fmt: skip
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(self.top_k, 0),
+            min_p=self.min_p,
+            seed=self.seed,
+            max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            echo=echo,
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            logit_bias=tuple((int(token), value) for token, value in self.logit_bias.items()),
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            stop_token_ids=tuple(self.stop_token_ids),
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+        )
         return [first, *(replace(first, seed=_seed(self.seed, n)) for n in range(1, self.n))]
 
     @property
