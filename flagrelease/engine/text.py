@@ -97,17 +97,22 @@ class StopWatch:
     def __init__(self, stops: Sequence[str]) -> None:
         """No text has come yet."""
         self._stops, self._held = tuple(stops), ""
-        self.stopped = False
+        self.stopped_by: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.stopped_by is not None
 
     def push(self, text: str) -> str:
-        """What can be said now. After a stop string nothing can; `stopped` tells."""
+        """What can be said now. After a stop string nothing can; `stopped_by` is that string."""
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for at, stop in ((self._held.find(stop), stop) for stop in self._stops) if at >= 0]
         if found:
-            self.stopped = True
-            said, self._held = self._held[: min(found)], ""
+            at, self.stopped_by = min(found, key=lambda each: each[0])
+            said, self._held = self._held[:at], ""
             return said
         cut = len(self._held) - held_back(self._held, self._stops)
         said, self._held = self._held[:cut], self._held[cut:]

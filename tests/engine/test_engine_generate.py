@@ -149,6 +149,7 @@ def test_stop_strings_across_pieces(size: int) -> None:
     said = "".join(watch.push(text[n : n + size]) for n in range(0, len(text), size)) + watch.rest()
     assert said == "one two "
     assert watch.stopped
+    assert watch.stopped_by == "END"
 
 
 def test_what_only_begins_like_a_stop_string_is_said() -> None:

@@ -9,7 +9,9 @@ from typing import Any, cast
 import pytest
 
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.server import Answer, Asked, Served, _fill, _unless_left
+from flagrelease.engine.serve.answering import Answering, _fill, _lines, _unless_left
+from flagrelease.engine.serve.service import Service
+from flagrelease.errors import ResourceError
 
 SHORT = Sampling(temperature=0, max_tokens=2)
 
@@ -32,24 +34,70 @@ class _Stream:
         self.closed = True
 
 
-class _Answer:
-    prompt = (1,)
+class _Stopped(_Stream):
+    """Gives `events`, and then the engine stops."""
 
-    def add(self, event: str) -> None:
-        raise LookupError(event)
+    async def __anext__(self) -> str:
+        if not self.events:
+            raise ResourceError("the engine has stopped")
+        return self.events.pop(0)
+
+
+class _Answering:
+    """Shows events as they are; one that is called "planted" raises."""
+
+    def begin(self) -> list[str]:
+        return []
+
+    def add(self, n: int, event: str) -> list[str]:
+        if event == "planted":
+            raise LookupError(event)
+        return [event]
+
+    def end(self) -> list[str]:
+        return ["the end"]
+
+    def failed(self, message: str) -> list[str]:
+        return [f"failed: {message}"]
+
+
+def service_of(streams: list[_Stream]) -> Service:
+    return cast(Service, SimpleNamespace(open=lambda asked: streams))
 
 
 def test_prompts_beside_one_that_fails_are_not_waited_for_forever() -> None:
     streams = [_Stream([]), _Stream(["planted"]), _Stream([])]
-    served = cast(Served, SimpleNamespace(service=SimpleNamespace(open=lambda asked: streams)))
 
     async def work() -> int:
         with pytest.raises(LookupError, match="planted"):
-            await _fill(served, [Asked(cast(Answer, _Answer()), SHORT)] * 3)
+            await _fill(service_of(streams), [([1], SHORT)] * 3, cast(Answering, _Answering()))
         return len(asyncio.all_tasks())
 
     assert asyncio.run(work()) == 1
     assert all(stream.closed for stream in streams)
+
+
+def test_an_engine_that_stops_in_a_stream_is_told_in_it() -> None:
+    # the connection broke off without a word, as if the network had failed
+    streams: list[_Stream] = [_Stopped(["one"])]
+
+    async def work() -> list[str]:
+        return [line async for line in _lines(service_of(streams), [([1], SHORT)], cast(Answering, _Answering()))]
+
+    assert asyncio.run(work()) == ["one", "failed: the engine has stopped"]
+    assert streams[0].closed
+
+
+def test_an_engine_that_stops_before_a_stream_begins_is_a_refusal() -> None:
+    streams: list[_Stream] = [_Stopped([])]
+
+    async def work() -> None:
+        async for _ in _lines(service_of(streams), [([1], SHORT)], cast(Answering, _Answering())):
+            raise AssertionError("something was sent")
+
+    with pytest.raises(ResourceError):
+        asyncio.run(work())
+    assert streams[0].closed
 
 
 @pytest.mark.parametrize("leaves", [True, False])

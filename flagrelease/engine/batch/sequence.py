@@ -27,6 +27,7 @@ class Event:
         finish: why it ended, at its last event: EOS or a stop string, or a length limit.
         drafted: tokens guessed by the MTP stage so far.
         accepted: those of them that were the model's own choice.
+        stopped_by: the stop string that ended it, if one did.
     """
 
     key: int
@@ -36,6 +37,7 @@ class Event:
     finish: Finish | None
     drafted: int = 0
     accepted: int = 0
+    stopped_by: str | None = None
 
 
 @dataclass(slots=True)
@@ -112,7 +114,8 @@ class Running:
         self.followed, self.draft = tuple(tokens[:count]), None
         if finish is not None:
             text += self.watch.push(self.tokens.rest()) + self.watch.rest()
-        return Event(self.key, text, scores, self.generated, finish, self.drafted, self.accepted)
+        stopped_by = self.watch.stopped_by if finish == "stop" else None
+        return Event(self.key, text, scores, self.generated, finish, self.drafted, self.accepted, stopped_by)
 
     def _take(self, token: int, eos: int) -> tuple[str, Finish | None]:
         self.last, self.generated = token, self.generated + 1

@@ -8,19 +8,20 @@ from typing import Any
 
 from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.sampling import Sampling, TokenScore
+from flagrelease.engine.serve.answers.spoken import Counted, Spoken
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Mode
-from flagrelease.model.v4.completion import CompletionStream, Said, gather
+from flagrelease.model.v4.completion import Said, gather
 from flagrelease.model.v4.dsml import Piece
 from flagrelease.model.v4.encoded import Part
 
 
-class CompletionAnswer:
+class CompletionAnswer(Counted):
     """A choice of /v1/completions."""
 
     def __init__(self, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer) -> None:
         """The continuation of a prompt. Whoever knows its place in the request sets the choice's `index`."""
-        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
+        super().__init__(prompt)
         self._sampling, self._tokenizer = sampling, tokenizer
         self._text, self._scores, self._finish = "", list[TokenScore](), "length"
         self._begun = False
@@ -33,7 +34,7 @@ class CompletionAnswer:
         self._begun = True
         self._text += text
         self._scores += event.scores
-        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
+        self.count(event)
         self._finish = event.finish or self._finish
         if not text and not event.finish:
             return []
@@ -61,24 +62,20 @@ class CompletionAnswer:
         }
 
 
-class ChatAnswer:
+class ChatAnswer(Spoken):
     """The choice of /v1/chat/completions: content, reasoning_content and tool calls apart."""
 
     def __init__(self, prompt: list[int], mode: Mode, part: Part, sampling: Sampling, tokenizer: Tokenizer) -> None:
         """The answer to a prompt that was encoded in `mode`; it begins in `part`."""
-        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
+        super().__init__(prompt, mode, part)
         self._sampling, self._tokenizer = sampling, tokenizer
-        self._stream = CompletionStream.start(mode, part)
         self._mode, self._pieces, self._ids = mode, list[Said | Piece](), list[str]()
         self._scores, self._finish, self._begun = list[TokenScore](), "length", False
 
     def add(self, event: Event) -> list[dict[str, Any]]:
         """Take an event in; returns the choices of stream chunks that it makes."""
-        pieces = self._stream.push(event.text)
+        pieces = self.pieces(event)
         self._scores += event.scores
-        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
-        if event.finish:
-            pieces += self._stream.end(cut=event.finish == "length")
         self._pieces += pieces
         deltas = [self._delta(piece) for piece in pieces]  # begins calls
         if event.finish:
@@ -111,7 +108,7 @@ class ChatAnswer:
 
     def choice(self) -> dict[str, Any]:
         """The whole, after the last event."""
-        whole = gather(self._pieces, self._mode, as_taught=self._stream.as_taught)
+        whole = gather(self._pieces, self._mode, as_taught=self.as_taught)
         message: dict[str, Any] = {"role": "assistant", "content": whole.content}
         if whole.reasoning is not None:
             message["reasoning_content"] = whole.reasoning
@@ -137,7 +134,7 @@ class ChatAnswer:
         return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
 
 
-def usage(answers: Sequence[ChatAnswer | CompletionAnswer], each: int = 1) -> dict[str, Any]:
+def usage(answers: Sequence[Counted], each: int = 1) -> dict[str, Any]:
     """Tokens in and out, of all answers of a request; drafts under OpenAI's names for predicted tokens.
 
     Args:

@@ -1,0 +1,51 @@
+"""What every interface's answer keeps of a sequence: counts of tokens, and what a chat's answer says."""
+
+from __future__ import annotations
+
+from flagrelease.engine.batch.sequence import Event, Finish
+from flagrelease.model.v4.chat import Mode
+from flagrelease.model.v4.completion import CompletionStream, Said
+from flagrelease.model.v4.dsml import Piece
+from flagrelease.model.v4.encoded import Part
+
+
+class Counted:
+    """Tokens of a sequence. `drafted` were guessed by the MTP stage, and `accepted` of them were right."""
+
+    def __init__(self, prompt: list[int]) -> None:
+        """Nothing has come yet."""
+        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
+
+    def count(self, event: Event) -> None:
+        """Take the numbers of an event, each of which stands for the whole sequence so far."""
+        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
+
+
+class Spoken(Counted):
+    """A chat's answer, taken apart while it comes: reasoning, content and calls.
+
+    Attributes:
+        finish: why it ended; None before it did.
+        stopped_by: the stop string that ended it, if one did.
+    """
+
+    def __init__(self, prompt: list[int], mode: Mode, part: Part) -> None:
+        """The answer to a prompt that was encoded in `mode`; it begins in `part`."""
+        super().__init__(prompt)
+        self.finish: Finish | None = None
+        self.stopped_by: str | None = None
+        self._stream = CompletionStream.start(mode, part)
+
+    @property
+    def as_taught(self) -> bool:
+        """Whether thought and calls have the very form that the prompt teaches."""
+        return self._stream.as_taught
+
+    def pieces(self, event: Event) -> list[Said | Piece]:
+        """What an event adds."""
+        self.count(event)
+        pieces = self._stream.push(event.text)
+        if event.finish:
+            self.finish, self.stopped_by = event.finish, event.stopped_by
+            pieces += self._stream.end(cut=event.finish == "length")
+        return pieces

@@ -1,0 +1,40 @@
+"""What a chat asks of the engine, whichever interface it came by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flagrelease.engine.batch.scheduler import Request as Sequenced
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.serve.requests.protocol import ChatRequest
+from flagrelease.engine.serve.served import Served
+from flagrelease.model.v4.chat import Mode
+from flagrelease.model.v4.encoded import Part
+
+
+@dataclass(frozen=True, slots=True)
+class AskedChat:
+    """A chat's prompt in tokens, encoded in `mode`; the answer begins in `part`. A sampling for each choice."""
+
+    prompt: list[int]
+    mode: Mode
+    part: Part
+    samplings: list[Sampling]
+
+    @property
+    def sequences(self) -> list[Sequenced]:
+        """As the service takes them."""
+        return [(self.prompt, sampling) for sampling in self.samplings]
+
+
+def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
+    """Check a chat's model, encode it, and tell how it is continued.
+
+    Raises:
+        ParameterError: the model is another one, parameters contradict each other, or the encoding refuses a message.
+    """
+    served.check_model(request.model)
+    mode = request.mode(served.mode)
+    samplings = request.samplings(request.scores(), request.limit())
+    chat = request.encoded(mode)
+    return AskedChat(served.tokenizer.encode(chat), mode, chat.part, samplings)
