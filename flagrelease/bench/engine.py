@@ -6,6 +6,7 @@ slowest device. The links between them are not in it.
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,7 +28,8 @@ from flagrelease.bench.roof import (
 )
 from flagrelease.bench.synthetic import random_model
 from flagrelease.device import Device
-from flagrelease.engine.agreement import open_control, require_same_options
+from flagrelease.engine.agreement import require_same_options
+from flagrelease.engine.control import gather_bytes, open_control
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.parallel import Groups, alone, join_groups, leave_job, start_job
@@ -149,7 +151,7 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     groups = join_groups(config, "split", control) if dist.is_initialized() else alone()
     _say(groups, _plan(request, device))
     own = Rates(copy_bandwidth(device, 2 << 30 if large else 16 << 20), matrix_rate(device, 8192 if large else 256))
-    every = groups.from_all(own)
+    every = _of_all(control, own)
     model = random_model(config, request.numerics, request.operators, device, request.chunk, groups=groups)
     report = EngineReport(
         circumstances, request, describe_steps(model), tuple(rates.copy_bandwidth for rates in every),
@@ -164,6 +166,13 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
         rows.append(_prefill(model, prompt, report.rates))
     leave_job()
     return replace(report, rows=tuple(rows)) if groups.is_leader else None
+
+
+def _of_all(control: dist.ProcessGroup | None, own: Rates) -> list[Rates]:
+    """Every rank's rates, in the order of ranks."""
+    if control is None:
+        return [own]
+    return [Rates(**json.loads(each)) for each in gather_bytes(control, json.dumps(asdict(own)).encode())]
 
 
 def _say(groups: Groups, text: str) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
+from flagrelease.engine.control import gather_bytes
 from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.shard.header import TensorMeta, read_header
@@ -32,14 +32,6 @@ _ABSENT = "absent"
 class _Digest(Protocol):
     def update(self, data: Any, /) -> None:
         """Take these bytes in."""
-
-
-def open_control() -> dist.ProcessGroup | None:
-    """A group of all ranks on the CPU, for what they tell each other; None outside a job. All ranks must call it."""
-    if not dist.is_initialized():
-        return None
-    group: dist.ProcessGroup = dist.new_group(backend="gloo")
-    return group
 
 
 def require_same_options(control: dist.ProcessGroup | None, options: Mapping[str, object]) -> None:
@@ -147,16 +139,3 @@ def first_difference(first: Mapping[str, str], other: Mapping[str, str]) -> str 
         if a != b:
             return f"{name} is {b[:60]!r}, not {a[:60]!r}"
     return None
-
-
-def gather_bytes(control: dist.ProcessGroup, message: bytes) -> list[bytes]:
-    """Every rank's `message`, in the order of ranks. Bytes only: nothing is unpickled."""
-    ranks = dist.get_world_size(control)
-    length = torch.tensor([len(message)], dtype=torch.int64)
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks)]
-    dist.all_gather(lengths, length, group=control)
-    longest = max(int(each) for each in lengths)
-    padded = torch.frombuffer(bytearray(message.ljust(longest, b"\0")), dtype=torch.uint8)
-    gathered = [torch.empty(longest, dtype=torch.uint8) for _ in range(ranks)]
-    dist.all_gather(gathered, padded, group=control)
-    return [bytes(each.numpy()[: int(size)]) for each, size in zip(gathered, lengths, strict=True)]

@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from flagrelease import __version__
 from flagrelease.device import open_device
-from flagrelease.engine.agreement import open_control, require_same_options, require_same_release
+from flagrelease.engine.agreement import require_same_options, require_same_release
+from flagrelease.engine.control import open_control
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.numerics import NumericsName, choose_numerics, own_numerics
 from flagrelease.engine.parallel import alone, join_groups, start_job

@@ -8,6 +8,7 @@ runs inside the pair, then over all ranks).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,12 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flagrelease.device import Device
+from flagrelease.engine.control import broadcast_bytes, open_control
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.ranks.job import ranks
 from flagrelease.records.manifest import OGroups
 
-T = TypeVar("T")
+T = TypeVar("T", None, bool, int, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Groups:
         world: all ranks.
         pair: the npg ranks of this rank's o-group.
         projection: one rank of each pair group, this rank's place in it.
-        control: all ranks, on the CPU, for objects.
+        control: all ranks, on the CPU, for what they tell each other.
     """
 
     mp: int
@@ -78,20 +80,22 @@ class Groups:
         """Partial sums of the output projection added over the ranks that hold different columns of wo_b."""
         return _sum(x, self.projection if self.o_mode == "shared" else self.world)
 
+    def tell(self, message: bytes) -> None:
+        """On the leader: send `message` to the other ranks, each of which must call `hear`."""
+        if self.control is not None:
+            broadcast_bytes(self.control, message)
+
+    def hear(self) -> bytes:
+        """On the other ranks: wait for what the leader tells."""
+        assert self.control is not None, "a rank alone leads"
+        return broadcast_bytes(self.control)
+
     def from_leader(self, value: T) -> T:
-        """The leader's `value` (any picklable object) on every rank."""
+        """The leader's `value` on every rank."""
         if self.control is None:
             return value
-        box: list[T] = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
-
-    def from_all(self, value: T) -> list[T]:
-        """Every rank's `value` (any picklable object) on every rank, in the order of ranks."""
-        box: list[T] = [value] * self.mp
-        if self.control is not None:
-            dist.all_gather_object(box, value, group=self.control)
-        return box
+        told: T = json.loads(broadcast_bytes(self.control, json.dumps(value).encode()))
+        return told
 
 
 def alone() -> Groups:
@@ -112,7 +116,7 @@ def join_groups(config: ModelConfig, o_mode: OGroups, control: dist.ProcessGroup
     """
     mp, rank = dist.get_world_size(), dist.get_rank()
     check_ranks(config, mp)
-    control = control or dist.new_group(backend="gloo")
+    control = control or open_control()
     if mp <= config.o_groups:
         return Groups(mp, rank, world=dist.group.WORLD, control=control)
     npg = mp // config.o_groups

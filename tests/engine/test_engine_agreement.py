@@ -17,8 +17,9 @@ import torch
 from ranks import on_ranks
 
 from flagrelease import engine
-from flagrelease.engine.agreement import first_difference, gather_bytes, open_control, release_identity
+from flagrelease.engine.agreement import first_difference, release_identity
 from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.control import gather_bytes, open_control
 from flagrelease.engine.generate.logits_file import write_logits
 from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
 from flagrelease.shard.header import TensorMeta, read_header

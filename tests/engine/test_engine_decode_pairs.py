@@ -13,6 +13,7 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
 from flagrelease.device import Device
+from flagrelease.engine.batch import runner as runner_module
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.decode.decoder import Decoder
@@ -20,7 +21,6 @@ from flagrelease.engine.decode.drafter import Drafter
 from flagrelease.engine.decode.stepper import CapturedStepper
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve import runner as runner_module
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError

@@ -11,6 +11,7 @@ from ranks import OMode, on_ranks, write_mp
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
+from flagrelease.engine.batch import runner as runner_module
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.decode import layers as layers_module
@@ -20,7 +21,6 @@ from flagrelease.engine.decode.stepper import CapturedStepper
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve import runner as runner_module
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 

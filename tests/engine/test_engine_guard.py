@@ -13,8 +13,8 @@ from scripted_service import ScriptedService, caller, chat, scripted_app
 from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.preflight import serving_key
-from flagrelease.engine.serve import refusals
 from flagrelease.engine.serve.guard import Guard
+from flagrelease.engine.serve.requests import refusals
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
 

@@ -12,7 +12,8 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine.batch.runner import Decode, Prefill, Runner
+from flagrelease.engine.batch.orders import Decode, Prefill
+from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.sampling import Sampling

@@ -17,7 +17,8 @@ from small_tokenizer import write_tokenizer
 from torch import Tensor
 
 from flagrelease import engine
-from flagrelease.engine.batch.runner import Draft, Prefill, Runner
+from flagrelease.engine.batch.orders import Draft, Prefill
+from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.batch.sequence import Event, Running
 from flagrelease.engine.kernels.operators import Operators

@@ -2,67 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from flagrelease.engine.agreement import require_same_options
+from flagrelease.engine.batch.orders import Decode, Draft, Order, Prefill, Stop, decode, encode
 from flagrelease.engine.decode.stepper import choose_stepper
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class Prefill:
-    """A piece of a prompt for one row.
-
-    Attributes:
-        row: which.
-        tokens: at most a chunk of them.
-        first: the row is a new sequence's.
-        following: the prompt's token after the piece; None at its end.
-        every: logits after every token are wanted.
-    """
-
-    row: int
-    tokens: tuple[int, ...]
-    first: bool
-    following: int | None
-    every: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """One step of all sequences whose prompts are read.
-
-    Attributes:
-        tokens: for each row none, or its last one, or that and a draft of the next.
-        rejected: rows whose draft of the step before was not the next token; their caches forget it first.
-    """
-
-    tokens: tuple[tuple[int, ...], ...]
-    rejected: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """Look a token further.
-
-    Attributes:
-        following: for each row none, or what followed the tokens of its last order, a rejected draft not counted.
-    """
-
-    following: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """No order comes any more."""
-
-
-Order = Prefill | Decode | Draft | Stop
-_NOTHING: Order = Stop()  # what a follower hands in where it receives
 
 
 class Runner:
@@ -95,18 +42,23 @@ class Runner:
         Returns:
             float32 logits: [T or 1, V] of a prompt's piece, [rows, 1 or 2, V] of a step, [rows, V] of a draft.
         """
-        return self._do(self.model.groups.from_leader(order))
+        self._tell(order)
+        return self._do(order)
 
     def stop(self) -> None:
         """On the leader: let the other ranks return from `follow`."""
-        self.model.groups.from_leader(Stop())
+        self._tell(Stop())
         self._stepper.forget()
 
     def follow(self) -> None:
         """On the other ranks: do what the leader orders until it stops."""
-        while not isinstance(order := self.model.groups.from_leader(_NOTHING), Stop):
+        while not isinstance(order := decode(self.model.groups.hear()), Stop):
             self._do(order)
         self._stepper.forget()
+
+    def _tell(self, order: Order) -> None:
+        if self.model.groups.mp > 1:
+            self.model.groups.tell(encode(order))
 
     def _do(self, order: Prefill | Decode | Draft) -> Tensor:
         if isinstance(order, Prefill):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.batch.adjusted import Adjuster, adjusted
-from flagrelease.engine.batch.runner import Decode, Draft, Prefill, Runner
+from flagrelease.engine.batch.orders import Decode, Draft, Prefill
+from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
 from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, TokenScore, choose, score
 from flagrelease.engine.text import StopWatch, Tokenizer

@@ -81,9 +81,11 @@ def run_logits(
     port = _Port(model, work, opened, layers)
     with WorkFolder(work, _CONTROL, "validate", _binding(port, release)) if model.groups.is_leader else nullcontext():
         _run_documents(port, documents, progress)
-        stage = model.groups.from_leader(decide(_evidence(port), rules) if model.groups.is_leader else None)
-    assert stage is not None, "the leader decides"
-    return stage
+        if not model.groups.is_leader:
+            return Stage.model_validate_json(model.groups.hear())
+        stage = decide(_evidence(port), rules)
+        model.groups.tell(stage.model_dump_json().encode())
+        return stage
 
 
 def _run_documents(port: _Port, documents: Sequence[Document], progress: Progress | None) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import TypeAdapter
+
 from flagrelease import __version__
 from flagrelease.chips.table import Chip
 from flagrelease.device import Device, open_device
@@ -37,6 +39,7 @@ class _Answer:
 
 
 _Order = Literal["logits", "stop"] | _Answer
+_ORDERS: TypeAdapter[_Order] = TypeAdapter(_Order)  # they travel as JSON
 
 
 def find_device(chip: Chip, wanted: str, *, anywhere: bool) -> Device | str:
@@ -126,16 +129,11 @@ class Port:
     def follow(self, run: LogitsRun | None) -> None:
         """On ranks that do not lead: do what the leader orders. `run`: None if no logits will be asked for."""
         groups = self.session.model.groups
-        while (order := groups.from_leader(_nothing())) != "stop":
+        while (order := _ORDERS.validate_json(groups.hear())) != "stop":
             if isinstance(order, _Answer):
                 self.session.runner(order.rows, order.context).follow()
             elif run is not None:
                 run(self.session.model)
 
     def _order(self, order: _Order) -> None:
-        self.session.model.groups.from_leader(order)
-
-
-def _nothing() -> _Order:
-    """A placeholder: what the other ranks contribute, which the leader's order replaces."""
-    return "stop"
+        self.session.model.groups.tell(_ORDERS.dump_json(order))

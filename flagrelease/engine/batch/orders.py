@@ -1,0 +1,81 @@
+"""What the leading rank orders the others to do, and how an order travels: its name and its fields as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Read a piece of a prompt for one row.
+
+    Attributes:
+        row: which.
+        tokens: at most a chunk of them.
+        first: the row is a new sequence's.
+        following: the prompt's token after the piece; None at its end.
+        every: logits after every token are wanted.
+    """
+
+    row: int
+    tokens: tuple[int, ...]
+    first: bool
+    following: int | None
+    every: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Run one step of all sequences whose prompts are read.
+
+    Attributes:
+        tokens: for each row none, or its last one, or that and a draft of the next.
+        rejected: rows whose draft of the step before was not the next token; their caches forget it first.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    rejected: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Look a token further.
+
+    Attributes:
+        following: for each row none, or what followed the tokens of its last order, a rejected draft not counted.
+    """
+
+    following: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No order comes any more."""
+
+
+Order = Prefill | Decode | Draft | Stop
+_KINDS: dict[bytes, TypeAdapter[Any]] = {
+    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Decode, Draft, Stop)
+}
+
+
+def encode(order: Order) -> bytes:
+    """The order as ranks send it: its name, a space, its fields as JSON."""
+    name = type(order).__name__.encode()
+    return name + b" " + _KINDS[name].dump_json(order)
+
+
+def decode(message: bytes) -> Order:
+    """The order that `encode` made a message of.
+
+    Raises:
+        ValueError: the message is no order, or a field has another type than the order's.
+    """
+    name, _, fields = message.partition(b" ")
+    if name not in _KINDS:
+        raise ValueError(f"{name[:40]!r} is no order")
+    order: Order = _KINDS[name].validate_json(fields, strict=True)
+    return order

@@ -1,0 +1,92 @@
+"""What ranks send each other: orders as JSON, bytes of any length. Before, orders were pickles, which can run code."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import on_ranks
+
+import flagrelease
+from flagrelease.engine.batch.orders import Decode, Draft, Order, Prefill, Stop, decode, encode
+from flagrelease.engine.control import broadcast_bytes, open_control
+
+ORDERS: tuple[Order, ...] = (
+    Prefill(3, tuple(range(5000)), True, None, False),
+    Prefill(0, (7,), False, 129279, True),
+    Decode(((), (1,), (2, 3)), (2,)),
+    Draft(((), (4, 5))),
+    Stop(),
+)
+LONG = bytes(n % 251 for n in range(100_000))
+LENGTHS = (0, 1, 4087, 4088, 4089, 100_000)  # a frame holds 4088 bytes
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_order_arrives_as_it_was_sent(order: Order) -> None:
+    assert decode(encode(order)) == order
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        pickle.dumps(Stop()),
+        b"exec {}",
+        b"Decode {}",
+        b'Decode {"tokens": [["1"]], "rejected": []}',
+        b'Prefill {"row": 1.5, "tokens": [], "first": true, "following": null, "every": false}',
+        encode(ORDERS[0])[:-1],
+    ],
+)
+def test_what_is_no_order_is_refused(message: bytes) -> None:
+    with pytest.raises(ValueError, match=r"order|validation error"):
+        decode(message)
+
+
+def _heard() -> list[bytes]:
+    control = open_control()
+    assert control is not None
+    leads = torch.distributed.get_rank() == 0
+    heard = [broadcast_bytes(control, LONG[:length] if leads else b"not this") for length in LENGTHS]
+    seen: list[list[bytes] | None] = [None, None]
+    torch.distributed.all_gather_object(seen, heard)
+    return seen[1] or []
+
+
+def test_bytes_of_any_length_reach_the_other_rank() -> None:
+    assert on_ranks(2, _heard) == [LONG[:length] for length in LENGTHS]
+
+
+def _patience() -> float:
+    control = open_control()
+    assert control is not None
+    seconds: float = control._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    return seconds
+
+
+def test_ranks_wait_for_an_order_as_long_as_nobody_asks() -> None:
+    # gloo's default is 30 minutes, after which the ranks of an idle server failed
+    assert on_ranks(2, _patience) > 365 * 24 * 3600
+
+
+def test_no_collective_of_the_package_pickles() -> None:
+    """torch's collectives of objects unpickle what comes from the network."""
+    package = Path(flagrelease.__file__).parent
+    calls = [
+        f"{path.relative_to(package)}: {node.attr}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and "object" in node.attr and not node.attr.startswith("_")
+        if isinstance(node.value, ast.Name) and node.value.id in ("dist", "distributed")
+    ]
+    pickles = [
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import) and any(alias.name in ("pickle", "marshal", "shelve") for alias in node.names)
+    ]
+    assert (calls, pickles) == ([], [])
