@@ -1,4 +1,4 @@
-"""Choosing the next token from logits, and saying how likely it was."""
+"""Choosing the next token from logits."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Sampling:
         ignore_eos: the end token does not end the sequence; it has no text.
         top_k: sample from the most likely so many tokens, and those as likely as the last of them; 0: from all.
         logit_bias: what is added to the logits of these tokens before one is chosen; scores are told without it.
+        prompt_logprobs: None, or how many of the most likely tokens to report beside each of the prompt's.
         min_p: sample from the tokens that are at least this share as likely as the most likely one.
         frequency_penalty: what a token's logit loses for each time that the answer holds it.
         presence_penalty: what the logit of each token in the answer loses.
@@ -59,6 +60,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values without meaning.
@@ -80,10 +82,17 @@ class Sampling:
             "repetition_penalty": 0 < self.repetition_penalty < math.inf,
             "allowed_token_ids": self.allowed_token_ids is None or bool(self.allowed_token_ids),
             "bad_words": all(self.bad_words),
+            "prompt_logprobs": self.prompt_logprobs is None or self.prompt_logprobs >= 0,
         }
         for name, holds in rules.items():
             if not holds:
                 raise UsageError(f"{name} {getattr(self, name)!r} is out of range")
+
+    @property
+    def prompt_scores(self) -> int | None:
+        """How many of the most likely tokens are found beside each of the prompt's; None: the prompt is not scored."""
+        asked = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((count for count in asked if count is not None), default=None)
 
     @property
     def penalised(self) -> bool:
@@ -228,21 +237,3 @@ def _mix(bits: Tensor) -> Tensor:
     bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - 2**32)
     bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
     return bits ^ ((bits >> 16) & 0xFFFF)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScore:
-    """A token, its log-probability (None for a prompt's first), and the most likely ones with theirs, best first."""
-
-    token: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-def score(logits: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
-    """Scores of `tokens` under logits [T, V]: natural logarithms at temperature 1, whatever the sampling was."""
-    logp = logits.float().log_softmax(-1)
-    own = logp.gather(-1, torch.tensor(tokens, dtype=torch.int64, device=logp.device)[:, None])[:, 0].tolist()
-    best = logp.topk(top, dim=-1)
-    pairs = [tuple(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    return [TokenScore(token, p, t) for token, p, t in zip(tokens, own, pairs, strict=True)]

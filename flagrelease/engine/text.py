@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as HfTokenizer
-from tokenizers.decoders import DecodeStream
+from tokenizers.decoders import ByteLevel
 
 from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.v4.encoded import EncodedChat
 
 
 class Tokenizer:
-    """`tokenizer.json`. Nothing is added on the way in: the chat encoding writes the special tokens."""
+    """`tokenizer.json`, whose tokens are bytes. Nothing is added on the way in: a chat brings its special tokens."""
 
     def __init__(self, folder: str | Path) -> None:
         """Read the tokenizer of the release in `folder`.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or its tokens do not stand for bytes.
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path}: not found; text needs the release's tokenizer (token ids do not)")
         self._tokenizer = HfTokenizer.from_file(str(path))
+        if not isinstance(self._tokenizer.decoder, ByteLevel):
+            kind = type(self._tokenizer.decoder).__name__
+            raise CheckpointError(f"{path}: the decoder is {kind}; DeepSeek-V4's is ByteLevel, whose tokens are bytes")
+        self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str | EncodedChat) -> list[int]:
         """Token ids. Special tokens are recognised in a text; in a chat, only those that its encoding wrote.
@@ -54,71 +59,79 @@ class Tokenizer:
         document = json.loads(self._tokenizer.to_str())
         return HfTokenizer.from_str(json.dumps({**document, "added_tokens": [], "post_processor": None}))
 
+    def bytes_of(self, token: int) -> bytes:
+        """UTF-8 that `token` stands for, perhaps only a part of a character; empty for an id without a token."""
+        if (known := self._bytes.get(token)) is None:
+            name = self._tokenizer.id_to_token(token)
+            if name is None:
+                return b""
+            known = self._bytes[token] = _bytes_of(name)
+        return known
+
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens`, special ones written out."""
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
-        return text
+        """Text of `tokens`, special ones written out. Each part of a character that is not whole is one U+FFFD."""
+        return b"".join(map(self.bytes_of, tokens)).decode("utf-8", "replace")
 
     def stream(self) -> TokenStream:
         """For text that grows."""
-        return TokenStream(self._tokenizer)
+        return TokenStream(self.bytes_of)
 
 
 class TokenStream:
-    """Tokens in, text out as soon as it is whole characters."""
+    """Tokens in, text out as soon as it is whole characters.
 
-    def __init__(self, tokenizer: HfTokenizer) -> None:
-        """Nothing has come yet."""
-        self._tokenizer, self._tokens, self._said = tokenizer, list[int](), ""
-        self._stream = DecodeStream(skip_special_tokens=False)
+    Attributes:
+        begin, end: the characters of the text, counted from 0, that hold a byte of the newest token. A token without
+            text has none: they are equal. Tokens that share a character have it both.
+    """
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        """`bytes_of`: the bytes of a token. Nothing has come yet."""
+        self._bytes_of, self._decoder = bytes_of, getincrementaldecoder("utf-8")("replace")
+        self._length = self.begin = self.end = 0
+
+    @property
+    def length(self) -> int:
+        """Characters so far, an incomplete one included."""
+        return self._length + self._is_inside
 
     def push(self, token: int) -> str:
         """The text that `token` completes, often empty inside a character of several tokens."""
-        self._tokens.append(token)
-        text = self._stream.step(self._tokenizer, token) or ""
-        self._said += text
+        raw = self._bytes_of(token)
+        text = self._read(raw[:1])
+        self.begin = self._length - (bool(raw) and not self._is_inside)
+        text += self._read(raw[1:])
+        self.end = self.length if raw else self.begin
         return text
 
     def rest(self) -> str:
         """What was held back, at the end: an incomplete character as U+FFFD."""
-        whole: str = self._tokenizer.decode(self._tokens, skip_special_tokens=False)
-        return whole[len(self._said) :]
+        return self._read(b"", final=True)
 
-
-def held_back(text: str, markers: Sequence[str]) -> int:
-    """Characters at the end of `text` that one of `markers` may begin with."""
-    lengths = (n for marker in markers for n in range(1, len(marker)) if text.endswith(marker[:n]))
-    return max(lengths, default=0)
-
-
-class StopWatch:
-    """Text in, the same text out up to the first stop string, with nothing said that a stop string may begin with."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        """No text has come yet."""
-        self._stops, self._held = tuple(stops), ""
-        self.stopped_by: str | None = None
+    def _read(self, raw: bytes, *, final: bool = False) -> str:
+        text = self._decoder.decode(raw, final)
+        self._length += len(text)
+        return text
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string has come."""
-        return self.stopped_by is not None
+    def _is_inside(self) -> bool:
+        """Whether the last byte left a character incomplete."""
+        return bool(self._decoder.getstate()[0])
 
-    def push(self, text: str) -> str:
-        """What can be said now. After a stop string nothing can; `stopped_by` is that string."""
-        if self.stopped:
-            return ""
-        self._held += text
-        found = [(at, stop) for at, stop in ((self._held.find(stop), stop) for stop in self._stops) if at >= 0]
-        if found:
-            at, self.stopped_by = min(found, key=lambda each: each[0])
-            said, self._held = self._held[:at], ""
-            return said
-        cut = len(self._held) - held_back(self._held, self._stops)
-        said, self._held = self._held[:cut], self._held[cut:]
-        return said
 
-    def rest(self) -> str:
-        """What was held back, at the end of the text."""
-        held, self._held = self._held, ""
-        return held
+def _alphabet() -> dict[str, int]:
+    """The characters that stand for bytes in the vocabulary: where one is not visible, another from U+0100 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(unseen)}
+
+
+_BYTE_OF = _alphabet()
+
+
+def _bytes_of(token: str) -> bytes:
+    """A token that was added has characters of its own."""
+    try:
+        return bytes([_BYTE_OF[character] for character in token])
+    except KeyError:
+        return token.encode()

@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Request, Scheduler, Totals
 from flagrelease.engine.batch.sequence import Event
-from flagrelease.engine.sampling import Sampling, TokenScore
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Load, Service, Stream
 from flagrelease.engine.text import Tokenizer

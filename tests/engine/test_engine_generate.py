@@ -15,8 +15,10 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
-from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose, score
-from flagrelease.engine.text import StopWatch, Tokenizer
+from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose
+from flagrelease.engine.scores import score
+from flagrelease.engine.stops import StopWatch
+from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError, UsageError
 

@@ -18,8 +18,10 @@ from flagrelease.engine.batch.adjusted import Adjuster, adjusted
 from flagrelease.engine.batch.orders import Decode, Draft, Prefill
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
-from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, TokenScore, choose, score
-from flagrelease.engine.text import StopWatch, Tokenizer
+from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose
+from flagrelease.engine.scores import TokenScore, score
+from flagrelease.engine.stops import StopWatch
+from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
 
 
@@ -81,8 +83,9 @@ class Scheduler:
         sampling.check_tokens(vocabulary)
         if sampling.min_tokens > limit:
             raise UsageError(f"min_tokens {sampling.min_tokens}: the answer may have {limit}")
-        if sampling.logprobs is not None and sampling.logprobs > vocabulary:
-            raise UsageError(f"logprobs {sampling.logprobs}: the vocabulary has {vocabulary}")
+        for count in (sampling.logprobs, sampling.prompt_logprobs):
+            if count is not None and count > vocabulary:
+                raise UsageError(f"{count} log-probabilities of each token: the vocabulary has {vocabulary}")
         return limit
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
@@ -157,26 +160,27 @@ class Scheduler:
         return self._reading
 
     def _read(self, each: Running, piece: tuple[int, ...]) -> list[Event]:
-        """Read a piece; at the prompt's end comes the first event."""
+        """Read a piece, which may be scored; at the prompt's end comes the first token."""
         past = each.read + len(piece)
         following = None if past == len(each.prompt) else each.prompt[past]
-        top = each.sampling.logprobs if each.sampling.echo else None
+        top = each.sampling.prompt_scores
         logits = self.runner.run(Prefill(each.row, piece, each.read == 0, following, top is not None))
+        events: list[Event] = []
         if top is not None:
-            if each.read == 0:
-                each.scores.append(TokenScore(piece[0], None))
             known = [*piece[1:], *([] if following is None else [following])]
-            each.scores += score(logits[: len(known)], known, top)
+            scores = [TokenScore(piece[0], None)] if each.read == 0 else []
+            scores += score(logits[: len(known)], known, top)
+            events.append(Event(each.key, "", (), 0, None, prompt_scores=tuple(scores)))
         each.read = past
         self.totals.prompt += len(piece)
         if following is not None:
-            return []
+            return events
         self._reading = None
         if each.limit == 0:
             self._free(each)
-            return [Event(each.key, "", tuple(each.scores), 0, "length")]
+            return [*events, Event(each.key, "", (), 0, "length")]
         (token,) = self._choose(logits[-1:], self._draws([each.sampler.at(0)]), [(each, 0)])
-        return [self._advance(each, [token], logits[-1:])]
+        return [*events, self._advance(each, [token], logits[-1:])]
 
     def _advance(self, each: Running, tokens: Sequence[int], logits: Tensor) -> Event:
         before = each.generated

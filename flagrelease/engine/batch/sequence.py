@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
 
 from flagrelease.engine.batch.adjusted import Adjuster
-from flagrelease.engine.sampling import Sampler, Sampling, TokenScore, score
-from flagrelease.engine.text import StopWatch, TokenStream
+from flagrelease.engine.sampling import Sampler, Sampling
+from flagrelease.engine.scores import TokenScore, score
+from flagrelease.engine.stops import StopWatch
+from flagrelease.engine.text import TokenStream
 
 Finish = Literal["stop", "length"]
 
@@ -22,12 +25,15 @@ class Event:
     Attributes:
         key: the sequence.
         text: to be appended.
-        scores: of the tokens of this step (with `echo` the prompt's, at the first), if logprobs were asked for.
+        scores: of the tokens of which `text` shows the first character, and of those without text up to its end, if
+            logprobs were asked for. A token of which a stop string left nothing is never told of.
         generated: tokens so far, a final EOS included.
         finish: why it ended, at its last event: EOS or a stop string, or a length limit.
         drafted: tokens guessed by the MTP stage so far.
         accepted: those of them that were the model's own choice.
+        tokens: the tokens of this step, a final EOS included.
         stopped_by: the stop string that ended it, if one did.
+        prompt_scores: of the prompt's tokens that were read in this step, if they were asked for.
     """
 
     key: int
@@ -37,12 +43,17 @@ class Event:
     finish: Finish | None
     drafted: int = 0
     accepted: int = 0
+    tokens: tuple[int, ...] = ()
     stopped_by: str | None = None
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(slots=True)
 class Generated:
-    """A finished sequence: text without EOS and stop strings; the numbers are those of its last event."""
+    """A finished sequence: text without EOS and stop strings; the numbers are those of its last event.
+
+    `scores` begin with the prompt's, if those were asked for.
+    """
 
     text: str = ""
     scores: list[TokenScore] = field(default_factory=list)
@@ -54,7 +65,7 @@ class Generated:
     def add(self, event: Event) -> None:
         """Append what a step brought."""
         self.text += event.text
-        self.scores += event.scores
+        self.scores += (*event.prompt_scores, *event.scores)
         self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
         self.finish = event.finish or self.finish
 
@@ -69,6 +80,8 @@ class Running:
         draft: a guess of the next one.
         followed: the tokens of the last step, which the MTP stage has not seen.
         rejected: the cache holds a draft that was wrong.
+        said: characters of the text that events have told.
+        unsaid: scores of the tokens of which nothing was told yet: a stop string or a character has begun in them.
     """
 
     key: int
@@ -88,7 +101,8 @@ class Running:
     rejected: bool = False
     drafted: int = 0
     accepted: int = 0
-    scores: list[TokenScore] = field(default_factory=list)
+    said: int = 0
+    unsaid: deque[TokenScore] = field(default_factory=deque)
 
     @property
     def ready(self) -> bool:
@@ -105,24 +119,40 @@ class Running:
     def advance(self, tokens: Sequence[int], logits: Tensor, eos: int) -> Event:
         """Take in the next tokens, chosen from logits [.., V], up to the one that ends the sequence."""
         text, finish, count = "", None, 0
+        places: list[tuple[int, int]] = []
         while finish is None and count < len(tokens):
-            piece, finish = self._take(tokens[count], eos)
+            piece, finish = self._take(tokens[count], eos, places)
             text, count = text + piece, count + 1
-        if self.sampling.logprobs is not None:
-            self.scores += score(logits[:count], list(tokens[:count]), self.sampling.logprobs)
-        scores, self.scores = tuple(self.scores), []
         self.followed, self.draft = tuple(tokens[:count]), None
         if finish is not None:
             text += self.watch.push(self.tokens.rest()) + self.watch.rest()
+        self.said += len(text)
+        scores = self._scores(places, logits) if self.sampling.logprobs is not None else ()
         stopped_by = self.watch.stopped_by if finish == "stop" else None
-        return Event(self.key, text, scores, self.generated, finish, self.drafted, self.accepted, stopped_by)
+        return Event(
+            self.key, text, scores, self.generated, finish, self.drafted, self.accepted, self.followed, stopped_by
+        )
 
-    def _take(self, token: int, eos: int) -> tuple[str, Finish | None]:
+    def _scores(self, places: Sequence[tuple[int, int]], logits: Tensor) -> tuple[TokenScore, ...]:
+        """What can be told now. The newest tokens have `places` in the text."""
+        new = score(logits[: len(places)], list(self.followed), self.sampling.logprobs or 0)
+        self.unsaid += [replace(one, begin=begin, end=end) for one, (begin, end) in zip(new, places, strict=True)]
+        told: list[TokenScore] = []
+        while self.unsaid and self.unsaid[0].begin < self.said + (self.unsaid[0].begin == self.unsaid[0].end):
+            told.append(self.unsaid.popleft())
+        return tuple(told)
+
+    def _take(self, token: int, eos: int, places: list[tuple[int, int]]) -> tuple[str, Finish | None]:
         self.last, self.generated = token, self.generated + 1
         self.adjuster.take(token)
-        if (token == eos and not self.sampling.ignore_eos) or token in self.sampling.stop_token_ids:
+        ends = (token == eos and not self.sampling.ignore_eos) or token in self.sampling.stop_token_ids
+        if ends or token == eos:
+            piece, place = "", (self.tokens.length, self.tokens.length)
+        else:
+            piece, place = self.tokens.push(token), (self.tokens.begin, self.tokens.end)
+        places.append(place)
+        if ends:
             return "", "stop"
-        piece = "" if token == eos else self.tokens.push(token)
         text = piece if self.generated <= self.sampling.min_tokens else self.watch.push(piece)
         if self.watch.stopped:
             return text, "stop"

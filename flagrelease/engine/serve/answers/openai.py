@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flagrelease.engine.batch.sequence import Event
-from flagrelease.engine.sampling import Sampling, TokenScore
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.serve.answers.spoken import Counted, Spoken
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Mode
@@ -33,12 +34,13 @@ class CompletionAnswer(Counted):
             text = self._tokenizer.decode(self.prompt) + text
         self._begun = True
         self._text += text
-        self._scores += event.scores
+        scores = (*event.prompt_scores, *event.scores)
+        self._scores += scores
         self.count(event)
         self._finish = event.finish or self._finish
         if not text and not event.finish:
             return []
-        return [self._choice(text, event.scores, event.finish)]
+        return [self._choice(text, scores, event.finish)]
 
     def choice(self) -> dict[str, Any]:
         """The whole, after the last event."""
