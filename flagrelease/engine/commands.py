@@ -220,7 +220,7 @@ def serve(
         bool, typer.Option("--json", help="When requests are accepted, print a JSON line with the address.")
     ] = False,
 ) -> None:
-    """Serve OpenAI's API: models, completions, chat completions."""
+    """Serve OpenAI's API (completions, chats, responses) and Anthropic's messages."""
     require_extra("engine", "serve")
     require_extra("serve", "serve")
     from flagrelease.engine.session import Serving, Session

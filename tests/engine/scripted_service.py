@@ -11,12 +11,13 @@ from fastapi import FastAPI
 
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Request, Scheduler, Totals
-from flagrelease.engine.batch.sequence import Event
+from flagrelease.engine.batch.sequence import Event, Finish
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Load, Service, Stream
 from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import ResourceError
 
 NAME = "scripted"
 CONTEXT, VOCABULARY = 8000, 263
@@ -25,11 +26,16 @@ CONTEXT, VOCABULARY = 8000, 263
 class ScriptedStream:
     """The events of one sequence."""
 
-    def __init__(self, pieces: Sequence[str], sampling: Sampling) -> None:
+    def __init__(
+        self, pieces: Sequence[str], sampling: Sampling, finish: Finish | None = "stop", stopped_by: str | None = None
+    ) -> None:
+        last = len(pieces) - 1
         self._events = [
-            Event(1, piece, self._scores(sampling), n + 1, "stop" if n + 1 == len(pieces) else None)
+            Event(1, piece, self._scores(sampling), n + 1, finish if n == last else None,
+                  stopped_by=stopped_by if n == last else None)
             for n, piece in enumerate(pieces)
-        ]
+        ]  # fmt: skip
+        self._stops = finish is None
 
     def _scores(self, sampling: Sampling) -> tuple[TokenScore, ...]:
         top = sampling.logprobs
@@ -39,6 +45,8 @@ class ScriptedStream:
         return self
 
     async def __anext__(self) -> Event:
+        if not self._events and self._stops:
+            raise ResourceError("the engine has stopped")
         if not self._events:
             raise StopAsyncIteration
         return self._events.pop(0)
@@ -48,13 +56,18 @@ class ScriptedStream:
 
 
 class ScriptedService:
-    """Answers `pieces` to all, after the checks that a service makes; keeps what it was asked."""
+    """Answers `pieces` to all, after the checks that a service makes; keeps what it was asked.
+
+    `finish` is why every answer ends; None: the engine stops instead.
+    """
 
     def __init__(self, tokenizer: Tokenizer, pieces: Sequence[str] = ("Hello", " world")) -> None:
         model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
         runner = cast(Runner, SimpleNamespace(context=CONTEXT, model=model, chunk=64, rows=3))
         self._scheduler, self.tokenizer = Scheduler(runner, tokenizer), tokenizer
         self.pieces, self.alive, self.context = pieces, True, CONTEXT
+        self.finish: Finish | None = "stop"
+        self.stopped_by: str | None = None
         self.load = Load(0, 0, 0, Totals())
         self.asked: list[tuple[list[int], Sampling]] = []
 
@@ -62,7 +75,8 @@ class ScriptedService:
         for prompt, sampling in asked:
             self._scheduler.check(prompt, sampling)
         self.asked += [(list(prompt), sampling) for prompt, sampling in asked]
-        return [cast(Stream, ScriptedStream(self.pieces, sampling)) for _, sampling in asked]
+        how = self.finish, self.stopped_by
+        return [cast(Stream, ScriptedStream(self.pieces, sampling, *how)) for _, sampling in asked]
 
 
 def scripted_app(tokenizer: Tokenizer, service: ScriptedService | None = None) -> FastAPI:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from flagrelease.concurrently import end_tasks
 from flagrelease.engine.batch.scheduler import Request as Sequenced
@@ -39,8 +39,8 @@ class Answering(Protocol):
     def failed(self, message: str) -> list[str]:
         """What is sent where the engine stops in the middle."""
 
-    def whole(self) -> dict[str, Any]:
-        """The answer as one document, after the last event."""
+    def whole(self) -> str:
+        """The answer as one JSON document, after the last event."""
 
 
 async def respond(
@@ -55,7 +55,7 @@ async def respond(
     if not stream:
         if await _unless_left(http, _fill(service, asked, answering)) is None:
             return Response(status_code=_CLIENT_LEFT)
-        return JSONResponse(answering.whole())
+        return Response(answering.whole(), media_type="application/json")
     lines = _lines(service, asked, answering)
     first = await _unless_left(http, _next(lines))  # a refusal must come before the status line is sent
     if first is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.sampling import Sampling
@@ -26,8 +26,17 @@ class AskedChat:
         """As the service takes them."""
         return [(self.prompt, sampling) for sampling in self.samplings]
 
+    def within(self, context: int) -> AskedChat:
+        """The same, ended by the context of so many tokens where `max_tokens` would reach beyond it."""
+        room = context - len(self.prompt)
+        cut = [
+            replace(each, max_tokens=None) if each.max_tokens is not None and each.max_tokens > room else each
+            for each in self.samplings
+        ]
+        return replace(self, samplings=cut)
 
-def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
+
+async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
     """Check a chat's model, encode it, and tell how it is continued.
 
     Raises:

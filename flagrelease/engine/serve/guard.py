@@ -39,11 +39,10 @@ class Guard:
             words = (
                 f"host {headers['host']!r}: without --api-key-env this server answers to localhost and addresses only"
             )
-            await error_response(403, words, code="host_not_allowed")(scope, receive, send)
+            await error_response(403, words, code="host_not_allowed", path=scope["path"])(scope, receive, send)
         elif self._key is not None and scope["path"] not in _OPEN and not self._has_key(headers):
-            answer = error_response(
-                401, "the API key is missing or wrong", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"}
-            )
+            words, headers_ = "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"}
+            answer = error_response(401, words, None, "invalid_api_key", headers_, scope["path"])
             await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)

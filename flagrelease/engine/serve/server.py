@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server: its application, and how completions and chats are asked for."""
+"""The server's application, and how OpenAI's completions and chat completions are asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from flagrelease.engine.serve.answering import respond
 from flagrelease.engine.serve.answers.choices import Choices
 from flagrelease.engine.serve.answers.openai import ChatAnswer, CompletionAnswer
 from flagrelease.engine.serve.asked import asked_chat
+from flagrelease.engine.serve.messages import add_messages
 from flagrelease.engine.serve.requests.protocol import ChatRequest, CompletionRequest
 from flagrelease.engine.serve.requests.refusals import JsonRoute, blamed, install
+from flagrelease.engine.serve.responses import add_responses
 from flagrelease.engine.serve.served import Served as Served
 from flagrelease.engine.serve.status import add_status
 from flagrelease.engine.serve.tokens import add_tokens
@@ -24,6 +26,8 @@ def make_app(served: Served) -> FastAPI:
 
     add_status(app, served)
     add_tokens(app, served)
+    add_responses(app, served)
+    add_messages(app, served)
 
     @app.post("/v1/completions")
     async def completions(request: CompletionRequest, http: Request) -> Response:
@@ -37,7 +41,7 @@ def make_app(served: Served) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
-        asked = asked_chat(served, request)
+        asked = await asked_chat(served, request)
         answers = [
             ChatAnswer(asked.prompt, asked.mode, asked.part, sampling, served.tokenizer) for sampling in asked.samplings
         ]

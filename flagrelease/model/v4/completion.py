@@ -87,6 +87,11 @@ class CompletionStream:
         """At the end of a prompt of this mode; `part` is what it left open, where it continues a message."""
         return cls(part or ("content" if mode == "chat" else "reasoning_content"))
 
+    @property
+    def part(self) -> Part:
+        """What is being said, as far as the text has come."""
+        return self._part
+
     def push(self, text: str) -> list[Said | Piece]:
         """What can be said now."""
         self._held += text

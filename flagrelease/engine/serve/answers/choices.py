@@ -23,10 +23,10 @@ class Choices:
         self._answers, self._request, self._kind = answers, request, kind
         self._frame = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self) -> dict[str, Any]:
-        """The document, after the last event."""
+    def whole(self) -> str:
+        """The document, after the last event, as JSON."""
         choices = [{**answer.choice(), "index": n} for n, answer in enumerate(self._answers)]
-        return {**self._frame, "object": self._kind, "choices": choices, "usage": self._usage()}
+        return json_line({**self._frame, "object": self._kind, "choices": choices, "usage": self._usage()})
 
     def begin(self) -> list[str]:
         """Nothing is sent before the first token."""

@@ -27,6 +27,7 @@ class Spoken(Counted):
     Attributes:
         finish: why it ended; None before it did.
         stopped_by: the stop string that ended it, if one did.
+        reasoned: tokens up to the end of the reasoning, which is told to the step.
     """
 
     def __init__(self, prompt: list[int], mode: Mode, part: Part) -> None:
@@ -34,6 +35,7 @@ class Spoken(Counted):
         super().__init__(prompt)
         self.finish: Finish | None = None
         self.stopped_by: str | None = None
+        self.reasoned = 0
         self._stream = CompletionStream.start(mode, part)
 
     @property
@@ -44,6 +46,8 @@ class Spoken(Counted):
     def pieces(self, event: Event) -> list[Said | Piece]:
         """What an event adds."""
         self.count(event)
+        if self._stream.part == "reasoning_content":
+            self.reasoned = event.generated
         pieces = self._stream.push(event.text)
         if event.finish:
             self.finish, self.stopped_by = event.finish, event.stopped_by

@@ -1,4 +1,4 @@
-"""Refusals as OpenAI's clients read them: the error object with a message, the parameter's path, and a code."""
+"""Refusals as clients read them: the error object of their interface, with the path of what was wrong."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ from flagrelease.strict_json import parse_json
 MOST_BYTES = 16 * 2**20  # of a body: a million token ids are half of it
 _DEEPEST = 100  # levels of a body: beyond a few hundred more, writing it back as JSON would end in a RecursionError
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+_ANTHROPIC = "/v1/messages"  # paths that are of Anthropic's interface
+_ANTHROPIC_KINDS = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error",
+}  # fmt: skip
 
 
 class ParameterError(UsageError):
@@ -96,35 +101,45 @@ class JsonRoute(APIRoute):
 
 
 def install(app: FastAPI) -> None:
-    """Let every refusal of `app`, those of its router included, have OpenAI's error object as its body."""
+    """Let every refusal of `app`, those of its router included, have its interface's error object as its body."""
 
     @app.exception_handler(FlagReleaseError)
-    async def refuse(_: Request, error: FlagReleaseError) -> Response:
+    async def refuse(request: Request, error: FlagReleaseError) -> Response:
+        path = request.url.path
         if isinstance(error, ParameterError):
-            return error_response(error.status, str(error), error.param, error.code)
+            return error_response(error.status, str(error), error.param, error.code, path=path)
         if isinstance(error, BusyError):
-            return error_response(429, str(error), headers={"Retry-After": str(error.retry_after)})
-        return error_response(503 if isinstance(error, ResourceError) else 400, str(error))
+            return error_response(429, str(error), headers={"Retry-After": str(error.retry_after)}, path=path)
+        return error_response(503 if isinstance(error, ResourceError) else 400, str(error), path=path)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
-        path = parameter_path(problem["loc"][1:], error.body)
-        if problem["type"] == "extra_forbidden":
-            return error_response(400, f"Unknown parameter: '{path}'", path, "unknown_parameter")
-        if not path:
-            return error_response(400, "the body is not a JSON object, or its content-type is not application/json")
-        kinds = {"missing": "missing_required_parameter", "unsupported_value": "unsupported_value"}
-        return error_response(400, f"{path}: {_words(problem)}", path, kinds.get(problem["type"]))
+        refusal = invalid_parameter({**problem, "loc": problem["loc"][1:]}, error.body)
+        if not refusal.param:
+            words = "the body is not a JSON object, or its content-type is not application/json"
+            return error_response(400, words, path=request.url.path)
+        return error_response(400, str(refusal), refusal.param, refusal.code, path=request.url.path)
 
     @app.exception_handler(BadBody)
-    async def unread(_: Request, error: BadBody) -> Response:
-        return error_response(error.status_code, error.detail, error.param)
+    async def unread(request: Request, error: BadBody) -> Response:
+        return error_response(error.status_code, error.detail, error.param, path=request.url.path)
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
-        words = {404: f"{request.url.path}: not found", 405: f"{request.url.path} does not take {request.method}"}
-        return error_response(error.status_code, words.get(error.status_code, error.detail), headers=error.headers)
+        path = request.url.path
+        words = {404: f"{path}: not found", 405: f"{path} does not take {request.method}"}
+        message = words.get(error.status_code, error.detail)
+        return error_response(error.status_code, message, headers=error.headers, path=path)
+
+
+def invalid_parameter(problem: Mapping[str, Any], body: Any) -> ParameterError:
+    """What pydantic found, as a refusal that names the place in `body`."""
+    path = parameter_path(problem["loc"], body)
+    if problem["type"] == "extra_forbidden":
+        return ParameterError(f"Unknown parameter: '{path}'", path, "unknown_parameter")
+    kinds = {"missing": "missing_required_parameter", "unsupported_value": "unsupported_value"}
+    return ParameterError(f"{path}: {_words(problem)}", path, kinds.get(problem["type"]))
 
 
 def _words(problem: Mapping[str, Any]) -> str:
@@ -140,11 +155,25 @@ def error_response(
     param: str | None = None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
+    path: str = "",
 ) -> Response:
-    """OpenAI's error object. Escaped as ASCII, for a message may quote half a surrogate pair of the request."""
-    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """The error object of the interface that `path` belongs to.
+
+    It is escaped as ASCII, for a message may quote half a surrogate pair of the request.
+    """
+    if path.startswith(_ANTHROPIC):
+        document = _anthropic_error(status, message, param)
+    else:
+        kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+        document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return Response(json.dumps(document), status, headers, "application/json")
+
+
+def _anthropic_error(status: int, message: str, param: str | None) -> dict[str, Any]:
+    """Anthropic's object, which has no place for a parameter: the message begins with it."""
+    kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    words = message if param is None or param in message else f"{param}: {message}"
+    return {"type": "error", "error": {"type": kind, "message": words}, "request_id": None}
 
 
 def parameter_path(place: Sequence[str | int], body: Any) -> str:

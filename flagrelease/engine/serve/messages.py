@@ -1,0 +1,41 @@
+"""/v1/messages: Anthropic's Messages, and how many tokens such a request has."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from flagrelease.engine.serve.answering import respond
+from flagrelease.engine.serve.answers.messages import MessageAnswer
+from flagrelease.engine.serve.asked import asked_chat
+from flagrelease.engine.serve.requests.messages import PLACES, Counted, MessagesRequest
+from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
+from flagrelease.engine.serve.requests.translated import renamed
+from flagrelease.engine.serve.served import Served
+
+_VERSION = "2023-06-01"
+
+
+def add_messages(app: FastAPI, served: Served) -> None:
+    """Add the routes."""
+
+    @app.post("/v1/messages")
+    async def messages(request: MessagesRequest, http: Request) -> Response:
+        _check_version(http)
+        with renamed(PLACES), blamed("messages"):
+            asked = (await asked_chat(served, request.chat())).within(served.service.context)
+            answer = MessageAnswer(asked, served.name, request.max_tokens)
+            return await respond(served.service, http, asked.sequences, answer, stream=request.stream)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(request: Counted, http: Request) -> dict[str, int]:
+        _check_version(http)
+        with renamed(PLACES):
+            return {"input_tokens": len((await asked_chat(served, request.chat())).prompt)}
+
+
+def _check_version(http: Request) -> None:
+    """Refuse another version than ours: its streams had another form."""
+    version = http.headers.get("anthropic-version", _VERSION)
+    if version != _VERSION:
+        raise ParameterError(f"anthropic-version: {version!r} is not spoken here; {_VERSION} is", "anthropic-version")
