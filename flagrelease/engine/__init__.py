@@ -6,6 +6,7 @@
 | `Model` | token ids -> logits, tokens; caches for several sequences |
 | `Sampling` | temperature, top-p, seed, length and stops of an answer |
 | `Tokenizer` | the release's tokenizer: text -> token ids and back |
+| `read_efforts` | a release folder -> `Efforts`: how much its model can be asked to think |
 | `encode_messages` | a chat -> `EncodedChat`: the prompt that the model was taught, for `Tokenizer.encode` |
 | `parse_completion` | what the model wrote -> `Completion`: content, reasoning, tool calls |
 """
@@ -14,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flagrelease.engine.efforts import read_efforts as read_efforts
     from flagrelease.engine.loader import load as load
     from flagrelease.engine.sampling import Sampling as Sampling
     from flagrelease.engine.text import Tokenizer as Tokenizer
@@ -30,8 +32,18 @@ _WHERE = {
     "encode_messages": "flagrelease.model.v4.chat",
     "load": "flagrelease.engine.loader",
     "parse_completion": "flagrelease.model.v4.completion",
+    "read_efforts": "flagrelease.engine.efforts",
 }
-__all__ = ["Completion", "Model", "Sampling", "Tokenizer", "encode_messages", "load", "parse_completion"]
+__all__ = [
+    "Completion",
+    "Model",
+    "Sampling",
+    "Tokenizer",
+    "encode_messages",
+    "load",
+    "parse_completion",
+    "read_efforts",
+]
 
 
 def __getattr__(name: str) -> Any:

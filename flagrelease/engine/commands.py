@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagrelease.console import say, show
+from flagrelease.engine.efforts import read_efforts
 from flagrelease.engine.preflight import choose_context, leads, require_free_port, require_writable, serving_key
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
@@ -43,21 +44,25 @@ class DtypeChoice(str, Enum):
     FLOAT32 = "float32"
 
 
-class ModeChoice(str, Enum):
-    """Of a chat: answer at once, think first, think as long as it takes; or continue the text as it is."""
+class ChatModeChoice(str, Enum):
+    """Of a chat: answer at once, think first, or think first with an effort, which docs/chat.md explains."""
 
     CHAT = "chat"
     THINKING = "thinking"
+    LOW = "low"
+    HIGH = "high"
+    MAX = "max"
+
+
+class ModeChoice(str, Enum):
+    """The same, or no chat at all: the text is continued as it is."""
+
+    CHAT = "chat"
+    THINKING = "thinking"
+    LOW = "low"
+    HIGH = "high"
     MAX = "max"
     RAW = "raw"
-
-
-class ChatModeChoice(str, Enum):
-    """Of chats that do not say one."""
-
-    CHAT = "chat"
-    THINKING = "thinking"
-    MAX = "max"
 
 
 class ReplayChoice(str, Enum):
@@ -158,15 +163,19 @@ def generate(
 
     sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
     context = choose_context(release, context)
+    efforts = read_efforts(release)
+    effort = None if mode is ModeChoice.RAW else efforts.of(mode.value)
     requests, digests = [], []
     if leads():
         tokenizer = Tokenizer(release)
+        if effort is not None and effort.thinks:
+            say(f"{release}: {efforts.said}")
         if out is not None:
             require_writable(out)
         if prompts is not None:
-            requests = read_requests(prompts, tokenizer, mode.value, sampling, context)
+            requests = read_requests(prompts, tokenizer, effort, sampling, context)
         elif prompt is not None:
-            require_room(encode_prompt(tokenizer, prompt, mode.value), sampling, context)
+            require_room(encode_prompt(tokenizer, prompt, effort), sampling, context)
         if out is not None:
             policy = _named(numerics) or own_numerics(release, read_config(release / "config.json")[0])
             digests = [request_digest(*each, answerer(release, policy, f"torch.{dtype.value}")) for each in requests]
@@ -177,7 +186,7 @@ def generate(
     count = choose_ranks(ranks, cut_for(release), device)
     start_ranks(invocation, count, interactive=prompt is None and prompts is None)
     with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
-        work = terminal.Terminal(session, mode.value, sampling)
+        work = terminal.Terminal(session, effort, sampling)
         if prompts is not None:
             work.answer_file(requests, digests, out, context, batch)
         elif prompt is not None:

@@ -13,6 +13,7 @@ from flagrelease.console import say
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.decode.stepper import describe_steps
+from flagrelease.engine.efforts import read_efforts
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import leave_job
@@ -21,7 +22,7 @@ from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError
 from flagrelease.extras import remedy
-from flagrelease.model.v4.chat import Mode
+from flagrelease.model.v4.efforts import Efforts, Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,10 @@ class Session:
         """The release's."""
         return Tokenizer(self.release)
 
+    def efforts(self) -> Efforts:
+        """What the release makes of the efforts that chats name."""
+        return read_efforts(self.release)
+
     def serve(self, serving: Serving, *, as_json: bool = False) -> None:
         """Answer requests until SIGINT or SIGTERM; then no new ones, and the others get `grace` seconds to end.
 
@@ -130,9 +135,10 @@ class Session:
             from flagrelease.engine.serve.service import Service
         except ModuleNotFoundError as error:
             raise ResourceError(f"serving needs {error.name}, which is not installed: {remedy('serve')}") from error
-        tokenizer = self.tokenizer()
+        tokenizer, efforts = self.tokenizer(), self.efforts()
+        say(f"{self.release}: {efforts.said}")
         service = Service(Scheduler(runner, tokenizer, serving.budget), serving.queue)
-        app = Guard(make_app(Served(service, tokenizer, serving.name, serving.mode)), serving.key)
+        app = Guard(make_app(Served(service, tokenizer, serving.name, serving.mode, efforts)), serving.key)
         signal.signal(signal.SIGTERM, _leave)  # uvicorn sends the signal again when it is done
         service.start()
         try:

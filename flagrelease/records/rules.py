@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+ChatMode = Literal["chat", "thinking", "low", "high", "max"]
 StageName = Literal["integrity", "weights", "logits", "benchmarks", "behaviour"]
 STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order they run: cheapest first
 
@@ -169,7 +170,8 @@ class BenchmarkRules(_Strict):
         dataset, files, revision: where the data is published; a user's own file is used in its place if one is given.
         prompt: the user's turn; `{question}` and (multiple choice) `{options}` are replaced, no other brace means
             anything. An option is a line "(A) text".
-        mode: how the model answers, as in its chat encoding.
+        mode: how the model answers: "chat" at once, "thinking" after as much thought as it gives by default, the others
+            after thought of that effort, as its revision reads it (model/v4/efforts.yaml).
         temperature: above 0, since the test measures how much repeats of an answer differ.
         max_tokens: of an answer with its reasoning.
         seed: from which each answer's own is derived.
@@ -187,7 +189,7 @@ class BenchmarkRules(_Strict):
     files: tuple[str, ...] = Field(min_length=1)
     revision: str = Field(min_length=1)
     prompt: str
-    mode: Literal["chat", "thinking", "max"]
+    mode: ChatMode
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(ge=1)
@@ -253,7 +255,7 @@ class BehaviourRules(_Strict):
     """How the behaviour stage asks its prompts, and how much more often than the native model a port may misbehave.
 
     Attributes:
-        mode: how the model answers, as in its chat encoding.
+        mode: how the model answers, as of a benchmark.
         prompts: of each kind (text, tool call, JSON), at most: the first ones.
         temperature: at 0 an answer is always the same, so it can be asked for once only.
         repeats: answers to each prompt, each with a seed of its own, derived from `seed`.
@@ -263,7 +265,7 @@ class BehaviourRules(_Strict):
         alpha: chance that a port exactly `margin` worse passes.
     """
 
-    mode: Literal["chat", "thinking", "max"] = "chat"
+    mode: ChatMode = "chat"
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=4096, ge=1)

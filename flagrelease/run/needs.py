@@ -79,7 +79,7 @@ def require_baseline(request: RunRequest, source: Path, identity: SourceIdentity
     from flagrelease.validate.logits.record import read_set
 
     rules, baseline = request.recipe.validation, BaselineFolder(baseline_folder(request))
-    read_native(baseline, rules, identity.digest, read_exams(request.data, rules))
+    read_native(baseline, rules, identity.digest, read_exams(request.data, rules), source)
     if baseline.logits_record.is_file():
         require_logits(baseline, rules.logits, identity, source)
     elif request.baseline is None:

@@ -18,6 +18,7 @@ from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Load, Service, Stream
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import ResourceError
+from flagrelease.model.v4.efforts import efforts_of
 
 NAME = "scripted"
 CONTEXT, VOCABULARY = 8000, 263
@@ -81,7 +82,9 @@ class ScriptedService:
 
 def scripted_app(tokenizer: Tokenizer, service: ScriptedService | None = None) -> FastAPI:
     """The server's application around a scripted service."""
-    return make_app(Served(cast(Service, service or ScriptedService(tokenizer)), tokenizer, NAME, "chat"))
+    return make_app(
+        Served(cast(Service, service or ScriptedService(tokenizer)), tokenizer, NAME, "chat", efforts_of("0731"))
+    )
 
 
 def caller(app: FastAPI) -> httpx2.AsyncClient:

@@ -22,6 +22,7 @@ from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
+from flagrelease.model.v4.efforts import efforts_of
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def server(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # a caller may come before the server does
-        app = make_app(Served(service, tokenizer, "small", "chat"))
+        app = make_app(Served(service, tokenizer, "small", "chat", efforts_of("preview")))
         web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         service.start()
         thread = threading.Thread(target=web.run, args=([listener],))

@@ -13,9 +13,11 @@ from flagrelease.model.v4 import chat
 from flagrelease.model.v4.chat import encode_messages
 from flagrelease.model.v4.completion import Completion, parse_completion
 from flagrelease.model.v4.dsml import ToolCall
+from flagrelease.model.v4.efforts import efforts_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "encoding"
-MODES: dict[int, chat.Mode] = {1: "thinking", 2: "thinking", 3: "thinking", 4: "chat"}
+CHAT, THINKING, MAX = (efforts_of("preview").of(mode) for mode in ("chat", "thinking", "max"))
+EFFORTS = {1: THINKING, 2: THINKING, 3: THINKING, 4: CHAT}
 
 
 def golden(case: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
@@ -26,41 +28,39 @@ def golden(case: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     return document["messages"], document["tools"], expected
 
 
-@pytest.mark.parametrize("case", MODES)
+@pytest.mark.parametrize("case", EFFORTS)
 def test_golden_pair_byte_for_byte(case: int) -> None:
     messages, tools, expected = golden(case)
-    assert encode_messages(messages, MODES[case], tools, finished=True).text.encode() == expected.encode()
+    assert encode_messages(messages, EFFORTS[case], tools, finished=True).text.encode() == expected.encode()
 
 
 @pytest.mark.parametrize("case", [1, 2, 3])
 def test_golden_answers_parse_back_to_their_messages(case: int) -> None:
     # The text between an assistant's opening and its EOS is what the model wrote; the message is what it must give.
     messages, tools, expected = golden(case)
-    prompt = encode_messages(messages[:-1], MODES[case], tools).text
+    prompt = encode_messages(messages[:-1], EFFORTS[case], tools).text
     assert expected.startswith(prompt)
     last = messages[-1]
-    assert parse_completion(expected[len(prompt) :], "thinking") == Completion(
-        last["content"], last["reasoning_content"]
-    )
+    assert parse_completion(expected[len(prompt) :], THINKING) == Completion(last["content"], last["reasoning_content"])
 
 
 @pytest.mark.parametrize("case", [1, 3])
 def test_golden_tool_calls_parse_back(case: int) -> None:
     messages, tools, expected = golden(case)
     turn = next(i for i, message in enumerate(messages) if message.get("tool_calls"))
-    prompt = encode_messages(messages[:turn], MODES[case], tools).text
+    prompt = encode_messages(messages[:turn], EFFORTS[case], tools).text
     written = expected[len(prompt) :].split(chat.EOS)[0] + chat.EOS
     function = messages[turn]["tool_calls"][0]["function"]
-    assert parse_completion(written, "thinking") == Completion(
+    assert parse_completion(written, THINKING) == Completion(
         "", messages[turn]["reasoning_content"], (ToolCall(function["name"], function["arguments"]),)
     )
 
 
 def test_prompt_ends_where_the_assistant_continues() -> None:
     messages = [{"role": "user", "content": "Hi"}]
-    assert encode_messages(messages, "chat").text == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>"
-    assert encode_messages(messages, "thinking").text == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>"
-    assert encode_messages(messages, "max").text.startswith("<｜begin▁of▁sentence｜>Reasoning Effort: Absolute maximum")
+    assert encode_messages(messages, CHAT).text == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜></think>"
+    assert encode_messages(messages, THINKING).text == "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>"
+    assert encode_messages(messages, MAX).text.startswith("<｜begin▁of▁sentence｜>Reasoning Effort: Absolute maximum")
 
 
 def test_tool_results_follow_the_order_of_the_calls() -> None:
@@ -72,7 +72,7 @@ def test_tool_results_follow_the_order_of_the_calls() -> None:
             {"role": "tool", "tool_call_id": "b", "content": "B"},
             {"role": "tool", "tool_call_id": "a", "content": "A"},
         ],
-        "chat",
+        CHAT,
     ).text
     assert "<｜User｜><tool_result>A</tool_result>\n\n<tool_result>B</tool_result><｜Assistant｜>" in text
 
@@ -81,14 +81,14 @@ def test_types_of_arguments_survive() -> None:
     arguments = {"text": 'a "quoted"\nline', "n": 3, "on": True, "list": [1, {"x": None}], "empty": ""}
     call = {"type": "function", "function": {"name": "f", "arguments": json.dumps(arguments)}}
     messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "Sure.", "tool_calls": [call]}]
-    written = encode_messages(messages, "chat", finished=True).text.split(chat.END_THINK)[1]
-    parsed = parse_completion(written, "chat")
+    written = encode_messages(messages, CHAT, finished=True).text.split(chat.END_THINK)[1]
+    parsed = parse_completion(written, CHAT)
     assert parsed.content == "Sure."
     assert [(c.name, json.loads(c.arguments)) for c in parsed.tool_calls] == [("f", arguments)]
 
 
 def test_reasoning_cut_by_a_limit_is_all_reasoning() -> None:
-    assert parse_completion("I was still thin", "thinking") == Completion("", "I was still thin")
+    assert parse_completion("I was still thin", THINKING) == Completion("", "I was still thin")
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_reasoning_cut_by_a_limit_is_all_reasoning() -> None:
 )
 def test_bad_messages_are_refused(messages: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        encode_messages(messages, "chat")
+        encode_messages(messages, CHAT)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
 
 import deepseek_recipe as recipe
 import pytest
 
-from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, TOOL_CALLS, Mode
+from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, TOOL_CALLS
 from flagrelease.model.v4.completion import Completion, CompletionStream, gather, parse_completion
+from flagrelease.model.v4.efforts import Effort, efforts_of
+
+CHAT, THINKING = (efforts_of("0731").of(mode) for mode in ("chat", "thinking"))
 
 
 def parameter(name: str, value: str, string: str = "true") -> str:
@@ -28,8 +30,8 @@ LEAD = f"Hi\n\n{TOOL_CALLS}\n"
 Whole = tuple[str, str | None, list[tuple[str, str]]]
 
 
-def deepseek(text: str, mode: Mode) -> Whole:
-    thinks = mode != "chat"
+def deepseek(text: str, effort: Effort) -> Whole:
+    thinks = effort.thinks
     request = recipe.ChatCompletionRequest(
         {
             "model": "DeepSeek-V4-Pro",
@@ -53,18 +55,18 @@ def deepseek(text: str, mode: Mode) -> Whole:
     return message.get("content") or "", message.get("reasoning_content"), calls
 
 
-def streamed(pieces: list[str], mode: Mode) -> Completion:
-    stream = CompletionStream.start(mode)
+def streamed(pieces: list[str], effort: Effort) -> Completion:
+    stream = CompletionStream.start(effort)
     said = [piece for text in pieces for piece in stream.push(text)]
-    return gather([*said, *stream.end()], mode, as_taught=stream.as_taught)
+    return gather([*said, *stream.end()], effort, as_taught=stream.as_taught)
 
 
-def ours(text: str, mode: Mode) -> Whole:
+def ours(text: str, effort: Effort) -> Whole:
     """Of the whole text, of every split in two, and of single characters, which must agree."""
-    whole = parse_completion(text, mode)
+    whole = parse_completion(text, effort)
     for place in range(0, len(text), max(1, len(text) // 400)):
-        assert streamed([text[:place], text[place:]], mode) == whole, place
-    assert streamed(list(text), mode) == whole
+        assert streamed([text[:place], text[place:]], effort) == whole, place
+    assert streamed(list(text), effort) == whole
     for call in whole.tool_calls:
         assert isinstance(json.loads(call.arguments, parse_int=str), dict)
     return whole.content, whole.reasoning, [(call.name, call.arguments) for call in whole.tool_calls]
@@ -100,17 +102,17 @@ SAME = {
 
 @pytest.mark.parametrize("case", SAME)
 def test_what_deepseeks_parser_takes_is_taken_alike_on_every_split(case: str) -> None:
-    assert ours(SAME[case], "chat") == deepseek(SAME[case], "chat")
+    assert ours(SAME[case], CHAT) == deepseek(SAME[case], CHAT)
 
 
 @pytest.mark.parametrize("case", SAME)
 def test_so_it_is_after_a_thought(case: str) -> None:
     text = f"Hm.</think>{SAME[case]}"
-    assert ours(text, "thinking") == deepseek(text, "thinking")
+    assert ours(text, THINKING) == deepseek(text, THINKING)
 
 
 def test_a_thought_that_is_not_closed_before_its_calls() -> None:
-    assert ours(f"Hm.{BLOCK}", "thinking") == deepseek(f"Hm.{BLOCK}", "thinking") == (
+    assert ours(f"Hm.{BLOCK}", THINKING) == deepseek(f"Hm.{BLOCK}", THINKING) == (
         "", "Hm.", [("f", '{"a": "x"}')],
     )  # fmt: skip
 
@@ -161,13 +163,13 @@ DIFFERENT: dict[str, tuple[str, Whole]] = {
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_differences_from_deepseeks_parser(case: str) -> None:
     text, expected = DIFFERENT[case]
-    assert ours(text, "chat") == expected
-    assert deepseek(text, "chat") != expected
+    assert ours(text, CHAT) == expected
+    assert deepseek(text, CHAT) != expected
 
 
 def test_a_thought_may_speak_of_calls() -> None:
-    assert ours(f"I could{BLOCK} or not.</think>Hi", "thinking") == ("Hi", f"I could{BLOCK} or not.", [])
-    assert ours(f"I could{BLOCK} or not{BLOCK}", "thinking") == ("", f"I could{BLOCK} or not", [CALL])
+    assert ours(f"I could{BLOCK} or not.</think>Hi", THINKING) == ("Hi", f"I could{BLOCK} or not.", [])
+    assert ours(f"I could{BLOCK} or not{BLOCK}", THINKING) == ("", f"I could{BLOCK} or not", [CALL])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_a_thought_may_speak_of_calls() -> None:
 )
 def test_nothing_raises(value: str) -> None:
     for string in ("true", "false"):
-        whole = parse_completion(f"{LEAD}{invoke('f', parameter('a', value, string))}{END_TOOL_CALLS}", "chat")
+        whole = parse_completion(f"{LEAD}{invoke('f', parameter('a', value, string))}{END_TOOL_CALLS}", CHAT)
         (call,) = whole.tool_calls
         assert call.arguments.encode().startswith(b'{"a": ')
 
@@ -184,18 +186,18 @@ def test_much_space_between_tags_ends_what_was_begun() -> None:
     # space was read again with every token: 100,000 of it took nine seconds
     value = f"x</{DSML}parameter>" + " " * 5000
     text = f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">{value}</{DSML}parameter>\n'
-    assert ours(text, "chat") == ("Hi", None, [("f", json.dumps({"a": value}, ensure_ascii=False))])
+    assert ours(text, CHAT) == ("Hi", None, [("f", json.dumps({"a": value}, ensure_ascii=False))])
 
 
 def test_arguments_of_a_cut_call_stay_a_beginning() -> None:
     text = f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">rm -rf /home'
-    stream = CompletionStream.start("chat")
-    cut = gather([*stream.push(text), *stream.end(cut=True)], "chat", as_taught=stream.as_taught)
+    stream = CompletionStream.start(CHAT)
+    cut = gather([*stream.push(text), *stream.end(cut=True)], CHAT, as_taught=stream.as_taught)
     assert [call.arguments for call in cut.tool_calls] == ['{"a": "rm -rf /home']
 
 
 def test_a_string_streams_while_it_is_written() -> None:
-    stream = CompletionStream.start("chat")
+    stream = CompletionStream.start(CHAT)
     stream.push(f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">')
     assert [piece.arguments for piece in stream.push("half a val") if hasattr(piece, "arguments")] == ["half a val"]
 
@@ -212,13 +214,12 @@ def test_any_mixture_is_read_without_loss_alike_on_every_split() -> None:
     called = 0
     for _ in range(1500):
         text = "".join(rng.choices(PARTS, k=rng.randint(1, 14)))
-        modes: list[Any] = ["chat", "thinking"]
-        mode = rng.choice(modes)
-        whole = parse_completion(text, mode)
+        effort = rng.choice([CHAT, THINKING])
+        whole = parse_completion(text, effort)
         for _ in range(4):
             place = rng.randint(0, len(text))
-            assert streamed([text[:place], text[place:]], mode) == whole, text
-        assert streamed(list(text), mode) == whole, text
+            assert streamed([text[:place], text[place:]], effort) == whole, text
+        assert streamed(list(text), effort) == whole, text
         called += bool(whole.tool_calls)
         for call in whole.tool_calls:
             json.loads(call.arguments)

@@ -15,6 +15,7 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import encode_messages
+from flagrelease.model.v4.efforts import efforts_of
 
 TOOL = {"type": "function", "function": {"parameters": {"type": "object", "x": None}, "name": "f", "description": "d"}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -284,7 +285,9 @@ def test_the_prompt_shows_messages_and_tools_as_they_were_sent(service: Scripted
     history[0] = {"role": "user", "content": parts, "task": None, "name": "me"}
     assert post(service, chat(messages=history, tools=[TOOL], max_tokens=None)).status_code == 200
     plain = [{"role": "user", "content": "a\n\nb"}, *history[1:]]
-    assert service.asked[0][0] == service.tokenizer.encode(encode_messages(plain, "chat", [TOOL]))
+    assert service.asked[0][0] == service.tokenizer.encode(
+        encode_messages(plain, efforts_of("0731").of("chat"), [TOOL])
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,14 @@ from flagrelease import engine
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.sampling import Draws, Sampler, Sampling
+from flagrelease.engine.serve.requests.protocol import ChatRequest
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.model.v4 import chat
 from flagrelease.model.v4.completion import CompletionStream, gather, parse_completion
+from flagrelease.model.v4.efforts import Mode, efforts_of
 
 NAME = "small-v4"
 CONTEXT = 1200
@@ -44,7 +46,7 @@ def served(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Serv
     write_tokenizer(folder)
     tokenizer = Tokenizer(folder)
     runner = Runner(engine.load(bf16_release, "bf16", torch.float32), rows=3, context=CONTEXT)
-    return Served(Service(Scheduler(runner, tokenizer), queue_limit=8), tokenizer, NAME, "chat")
+    return Served(Service(Scheduler(runner, tokenizer), queue_limit=8), tokenizer, NAME, "chat", efforts_of("preview"))
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +259,11 @@ def test_values_of_calls_that_python_cannot_read(client: openai.OpenAI, script: 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_parts_do_not_depend_on_the_pieces(size: int) -> None:
     text = f"think</think>say\n\nmore <｜DSML｜ x\n\n{chat.TOOL_CALLS}\n{CALL}{chat.END_TOOL_CALLS}"
-    stream = CompletionStream.start("thinking")
+    thinking = efforts_of("preview").of("thinking")
+    stream = CompletionStream.start(thinking)
     pieces = [piece for n in range(0, len(text), size) for piece in stream.push(text[n : n + size])]
-    whole = gather([*pieces, *stream.end()], "thinking", as_taught=stream.as_taught)
-    assert whole == parse_completion(text, "thinking")
+    whole = gather([*pieces, *stream.end()], thinking, as_taught=stream.as_taught)
+    assert whole == parse_completion(text, thinking)
     assert (whole.reasoning, whole.content) == ("think", "say\n\nmore <｜DSML｜ x")
     assert [call.name for call in whole.tool_calls] == ["get_weather"]
 
@@ -285,6 +288,23 @@ def test_requests_that_are_refused(client: openai.OpenAI, change: dict[str, Any]
         client.chat.completions.create(**(request | change))
 
 
+@pytest.mark.parametrize(
+    ("change", "default", "mode"),
+    [
+        ({}, "max", "max"),
+        ({"reasoning_effort": "none"}, "max", "chat"),
+        ({"reasoning_effort": "xhigh"}, "chat", "xhigh"),
+        ({"thinking": {"type": "enabled"}, "reasoning_effort": "minimal"}, "chat", "minimal"),
+        ({"thinking": {"type": "enabled"}}, "chat", "thinking"),
+        ({"thinking": {"type": "adaptive"}}, "low", "low"),  # the server's, which thinks
+        ({"thinking": {"type": "disabled"}}, "low", "chat"),
+    ],
+)
+def test_the_mode_that_a_chat_asks_for(change: dict[str, Any], default: Mode, mode: Mode) -> None:
+    request = ChatRequest.model_validate({"model": NAME, "messages": [{"role": "user", "content": "x"}], **change})
+    assert request.mode(default) == mode
+
+
 def test_a_caller_who_leaves_frees_the_row(client: openai.OpenAI, served: Served, script: Any) -> None:
     script("a" * 1000)
     messages: list[Any] = [{"role": "user", "content": "x"}]
@@ -301,7 +321,7 @@ def test_a_stopped_engine_tells_its_callers(
 ) -> None:
     runner = Runner(engine.load(bf16_release, "bf16", torch.float32), rows=1, context=50)
     service = Service(Scheduler(runner, served.tokenizer), queue_limit=8)
-    app = make_app(Served(service, served.tokenizer, NAME, "chat"))
+    app = make_app(Served(service, served.tokenizer, NAME, "chat", efforts_of("preview")))
     body = {"model": NAME, "prompt": "x", "max_tokens": 2}
 
     async def ask() -> tuple[int, int]:

@@ -26,6 +26,7 @@ from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import BusyError, Service, Stream
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import ResourceError, UsageError
+from flagrelease.model.v4.efforts import efforts_of
 
 ROWS, QUEUE, CONTEXT = 2, 3, 1500
 LONG = Sampling(temperature=1, seed=0, max_tokens=1000)
@@ -152,7 +153,7 @@ def server(runner: Runner, tokenizer: Tokenizer) -> Iterator[tuple[str, Service]
     with running(runner, tokenizer) as service, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # a caller may come before the server does
-        app = make_app(Served(service, tokenizer, "small", "chat"))
+        app = make_app(Served(service, tokenizer, "small", "chat", efforts_of("preview")))
         web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=web.run, args=([listener],))
         thread.start()

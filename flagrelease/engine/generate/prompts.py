@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from flagrelease.engine.generate.jsonl import read_lines
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.chat import Message, Mode, encode_messages
+from flagrelease.model.v4.chat import Message, encode_messages
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.messages import check_messages
 
 Prompt = str | list[Message]
@@ -25,14 +26,14 @@ class Request(NamedTuple):
 
 
 def read_requests(
-    path: Path, tokenizer: Tokenizer, mode: Mode | Literal["raw"], sampling: Sampling, context: int
+    path: Path, tokenizer: Tokenizer, effort: Effort | None, sampling: Sampling, context: int
 ) -> list[Request]:
     """What a JSONL file of strings and lists of messages asks for.
 
     Args:
         path: the file.
         tokenizer: the release's.
-        mode: "raw" continues text as it is; the others put it in a chat.
+        effort: how much the model thinks in the chat that each prompt is put into; None: no chat, text is continued.
         sampling: of the first prompt. The n-th, from 0, has the seed plus n: the same prompt twice gets two answers.
         context: tokens that a prompt and its answer may have together.
 
@@ -43,7 +44,7 @@ def read_requests(
     for number, document in read_lines(path):
         try:
             prompt = document if isinstance(document, str) else check_messages(document)
-            tokens = encode_prompt(tokenizer, prompt, mode)
+            tokens = encode_prompt(tokenizer, prompt, effort)
             require_room(tokens, sampling, context)
         except UsageError as error:
             raise UsageError(f"{path}: line {number}: {error}") from error
@@ -54,18 +55,18 @@ def read_requests(
     return requests
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, mode: Mode | Literal["raw"]) -> list[int]:
-    """The tokens of a prompt.
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, effort: Effort | None) -> list[int]:
+    """The tokens of a prompt, put into a chat for `effort`; None: as it is.
 
     Raises:
         UsageError: messages in mode raw, messages that the model's format has no place for, text that is not Unicode.
     """
-    if mode == "raw":
+    if effort is None:
         if not isinstance(prompt, str):
             raise UsageError("mode raw continues text, not messages")
         return tokenizer.encode(prompt)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return tokenizer.encode(encode_messages(messages, mode))
+    return tokenizer.encode(encode_messages(messages, effort))
 
 
 def require_room(tokens: Sequence[int], sampling: Sampling, context: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flagrelease.console import Display, say
 from flagrelease.engine.batch.scheduler import Scheduler, generate_each
@@ -19,18 +19,19 @@ from flagrelease.engine.generate.prompts import Request, encode_prompt
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.session import Session
-from flagrelease.model.v4.chat import Message, Mode
+from flagrelease.model.v4.chat import Message
 from flagrelease.model.v4.completion import parse_completion
+from flagrelease.model.v4.efforts import Effort
 
 Write = Callable[[int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """`mode` "raw" continues text as it is; the others put it in a chat."""
+    """`effort`: how much the model thinks in its chats; None: there are no chats, text is continued as it is."""
 
     session: Session
-    mode: Mode | Literal["raw"]
+    effort: Effort | None
     sampling: Sampling
 
     def answer(self, prompt: str, context: int, *, as_json: bool) -> None:
@@ -39,7 +40,7 @@ class Terminal:
         if scheduler is None:
             return
         with _stopping(scheduler):
-            tokens = encode_prompt(scheduler.tokenizer, prompt, self.mode)
+            tokens = encode_prompt(scheduler.tokenizer, prompt, self.effort)
             pace = Pace(1, scheduler.totals, Display())  # not entered: a bar would get between the words of the answer
             result = self._generate(scheduler, tokens, silent=as_json)
             if as_json:
@@ -93,7 +94,9 @@ class Terminal:
             while (said := _ask()) is not None:
                 messages.append({"role": "user", "content": said})
                 messages.append(
-                    self._turn(self._generate(scheduler, encode_prompt(scheduler.tokenizer, messages, self.mode)).text)
+                    self._turn(
+                        self._generate(scheduler, encode_prompt(scheduler.tokenizer, messages, self.effort)).text
+                    )
                 )
 
     def _scheduler(self, rows: int, context: int) -> Scheduler | None:
@@ -118,8 +121,8 @@ class Terminal:
 
     def _turn(self, text: str) -> Message:
         """What the model wrote, as a message of the history."""
-        assert self.mode != "raw"
-        parsed = parse_completion(text, self.mode)  # no tools were offered: calls are dropped
+        assert self.effort is not None
+        parsed = parse_completion(text, self.effort)  # no tools were offered: calls are dropped
         return {"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning}
 
 

@@ -8,16 +8,16 @@ from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.requests.protocol import ChatRequest
 from flagrelease.engine.serve.served import Served
-from flagrelease.model.v4.chat import Mode
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import Part
 
 
 @dataclass(frozen=True, slots=True)
 class AskedChat:
-    """A chat's prompt in tokens, encoded in `mode`; the answer begins in `part`. A sampling for each choice."""
+    """A chat's prompt in tokens, encoded for `effort`; the answer begins in `part`. A sampling for each choice."""
 
     prompt: list[int]
-    mode: Mode
+    effort: Effort
     part: Part
     samplings: list[Sampling]
 
@@ -43,7 +43,7 @@ async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
         ParameterError: the model is another one, parameters contradict each other, or the encoding refuses a message.
     """
     served.check_model(request.model)
-    mode = request.mode(served.mode)
+    effort = served.efforts.of(request.mode(served.mode))
     samplings = request.samplings(request.scores(), request.limit())
-    chat = request.encoded(mode)
-    return AskedChat(served.tokenizer.encode(chat), mode, chat.part, samplings)
+    chat = request.encoded(effort)
+    return AskedChat(served.tokenizer.encode(chat), effort, chat.part, samplings)

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from flagrelease.engine.serve.requests.refusals import ParameterError
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
-from flagrelease.model.v4.chat import Mode
+from flagrelease.model.v4.efforts import Efforts, Mode
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model under its public name. `mode` is that of chats that do not say one."""
+    """A model under its public name. `mode` is that of chats that do not say one; `efforts` are the model's."""
 
     service: Service
     tokenizer: Tokenizer
     name: str
     mode: Mode
+    efforts: Efforts
 
     def check_model(self, name: str) -> None:
         """Refuse another model than this one.

@@ -43,7 +43,8 @@ def make_app(served: Served) -> FastAPI:
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
         asked = await asked_chat(served, request)
         answers = [
-            ChatAnswer(asked.prompt, asked.mode, asked.part, sampling, served.tokenizer) for sampling in asked.samplings
+            ChatAnswer(asked.prompt, asked.effort, asked.part, sampling, served.tokenizer)
+            for sampling in asked.samplings
         ]
         choices = Choices(answers, request, served.name, "chat.completion")
         with blamed("messages"):

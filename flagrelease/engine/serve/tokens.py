@@ -55,7 +55,7 @@ def add_tokens(app: FastAPI, served: Served) -> None:
         if isinstance(request, TextTokens):
             tokens = served.tokenizer.encode(request.prompt)
         else:
-            tokens = served.tokenizer.encode(request.encoded(request.mode(served.mode)))
+            tokens = served.tokenizer.encode(request.encoded(served.efforts.of(request.mode(served.mode))))
         strings = [served.tokenizer.decode([token]) for token in tokens] if request.return_token_strs else None
         return {
             "count": len(tokens), "max_model_len": served.service.context, "tokens": tokens, "token_strs": strings,

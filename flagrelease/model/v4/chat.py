@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import EncodedChat, Own, Part
 from flagrelease.model.v4.json_text import read_object
 
 Message = dict[str, Any]
-Mode = Literal["chat", "thinking", "max"]  # answer at once; think first; think first, told to spare no effort
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT, REMINDER = "<｜User｜>", "<｜Assistant｜>", "<｜latest_reminder｜>"
@@ -27,13 +27,6 @@ DSML = "｜DSML｜"
 TOOL_CALLS, END_TOOL_CALLS = f"<{DSML}tool_calls>", f"</{DSML}tool_calls>"
 TASKS = {name: f"<｜{name}｜>" for name in ("action", "query", "authority", "domain", "title", "read_url")}
 
-_MAX_EFFORT = (
-    "Reasoning Effort: Absolute maximum with no shortcuts permitted.\n"
-    "You MUST be very thorough in your thinking and comprehensively decompose the problem to resolve the root cause, "
-    "rigorously stress-testing your logic against all potential paths, edge cases, and adversarial scenarios.\n"
-    "Explicitly write out your entire deliberation process, documenting every intermediate step, considered "
-    "alternative, and rejected hypothesis to ensure absolutely no assumption is left unchecked.\n\n"
-)
 _TOOLS = f"""## Tools
 
 You have access to a set of tools to help answer the user's question. You can invoke tools by writing a \
@@ -67,7 +60,7 @@ _RESPONSE_FORMAT = "## Response Format:\n\nYou MUST strictly adhere to the follo
 
 
 def encode_messages(
-    messages: Sequence[Message], mode: Mode, tools: Sequence[dict[str, Any]] = (), *, finished: bool = False
+    messages: Sequence[Message], effort: Effort, tools: Sequence[dict[str, Any]] = (), *, finished: bool = False
 ) -> EncodedChat:
     """The prompt for `messages`, which ends where the assistant is to continue, whoever spoke last.
 
@@ -77,32 +70,30 @@ def encode_messages(
 
     Args:
         messages: in OpenAI's form, with the extensions that this module names.
-        mode: whether the model thinks.
+        effort: how much the model thinks, from the table of its revision (`Efforts.of`).
         tools: in OpenAI's form; they go to the first message, which must be the system's; one is put there if not.
         finished: an assistant's message that comes last ends the text: nothing is asked of the model.
 
     Raises:
-        UsageError: an unknown role, task or mode, or a message without what its role needs.
+        UsageError: an unknown role or task, or a message without what its role needs.
     """
-    if mode not in ("chat", "thinking", "max"):
-        raise UsageError(f"chat mode {mode!r}: known are chat, thinking and max")
     complete, prefix = _split_prefix(messages)
     turns = _merge_tool_results(_with_tools(complete, tools))
     keep_all = any(turn.get("tools") for turn in turns)
     last_user = max((i for i, turn in enumerate(turns) if turn.get("role") in ("user", "developer")), default=-1)
-    texts: list[str] = [Own(BOS + (_MAX_EFFORT if mode == "max" else ""))]
+    texts: list[str] = [Own(BOS + effort.preamble)]
     ends = {} if finished and turns and turns[-1].get("role") == "assistant" else {"role": "assistant"}
     for i, turn in enumerate([*turns, ends]):
         before = turns[i - 1] if i else {}
-        thinks = mode != "chat" and (keep_all or (i > last_user if finished else i == len(turns)))
+        thinks = effort.thinks and (keep_all or (i > last_user if finished else i == len(turns)))
         if turn.get("role") == "assistant" and (i < len(turns) or prefix is None):
-            # a task opens as the mode says, even in an earlier round
-            texts.append(_opening(before, THINK if thinks or ("task" in before and mode != "chat") else END_THINK))
+            # a task opens as the effort says, even in an earlier round
+            texts.append(_opening(before, THINK if thinks or ("task" in before and effort.thinks) else END_THINK))
         if i < len(turns):
             texts += _render(turn, thinks=thinks and "task" not in before)
     if prefix is None:
-        return EncodedChat.of(texts, "content" if mode == "chat" else "reasoning_content")
-    continued, part = _continued(prefix, mode)
+        return EncodedChat.of(texts, "reasoning_content" if effort.thinks else "content")
+    continued, part = _continued(prefix, effort)
     return EncodedChat.of([*texts, *continued], part)
 
 
@@ -118,14 +109,14 @@ def _split_prefix(messages: Sequence[Message]) -> tuple[list[Message], Message |
     return earlier, last
 
 
-def _continued(turn: Message, mode: Mode) -> tuple[list[str], Part]:
+def _continued(turn: Message, effort: Effort) -> tuple[list[str], Part]:
     """The beginning of an answer, and what the model goes on with."""
     reasoning, content = _reasoning(turn), _text(turn)
     if reasoning and not content:
         return [Own(ASSISTANT + THINK), reasoning], "reasoning_content"
     if reasoning is not None:
         return [Own(ASSISTANT + THINK), reasoning, Own(END_THINK), content], "content"
-    if content or mode == "chat":
+    if content or not effort.thinks:
         return [Own(ASSISTANT + END_THINK), content], "content"
     return [Own(ASSISTANT + THINK)], "reasoning_content"
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flagrelease.model.v4.chat import END_THINK, EOS, TOOL_CALLS, Mode
+from flagrelease.model.v4.chat import END_THINK, EOS, TOOL_CALLS
 from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import Part
 from flagrelease.model.v4.markup import begins
 from flagrelease.model.v4.quoting import Quoting
@@ -28,8 +29,8 @@ class Said:
 class Completion:
     """What a model answered.
 
-    `reasoning` is None where the mode asks for none. `as_taught` tells whether thought and calls have the very form
-    that the prompt teaches; if not, they were understood nevertheless.
+    `reasoning` is None where none was asked for and none was written. `as_taught` tells whether thought and calls have
+    the very form that the prompt teaches; if not, they were understood nevertheless.
     """
 
     content: str
@@ -83,9 +84,9 @@ class CompletionStream:
     _quoting: Quoting = field(default_factory=Quoting)
 
     @classmethod
-    def start(cls, mode: Mode, part: Part | None = None) -> CompletionStream:
-        """At the end of a prompt of this mode; `part` is what it left open, where it continues a message."""
-        return cls(part or ("content" if mode == "chat" else "reasoning_content"))
+    def start(cls, effort: Effort, part: Part | None = None) -> CompletionStream:
+        """At the end of a prompt of this effort; `part` is what it left open, where it continues a message."""
+        return cls(part or ("reasoning_content" if effort.thinks else "content"))
 
     @property
     def part(self) -> Part:
@@ -215,17 +216,17 @@ class CompletionStream:
                 self._after_block, self.as_taught = False, False
 
 
-def parse_completion(text: str, mode: Mode) -> Completion:
+def parse_completion(text: str, effort: Effort) -> Completion:
     """Take apart what the model wrote after the prompt (with or without the final EOS).
 
     A text that ends inside its reasoning, because it met a length limit, is all reasoning.
     """
-    stream = CompletionStream.start(mode)
+    stream = CompletionStream.start(effort)
     pieces = stream.push(text.removesuffix(EOS))
-    return gather([*pieces, *stream.end()], mode, as_taught=stream.as_taught)
+    return gather([*pieces, *stream.end()], effort, as_taught=stream.as_taught)
 
 
-def gather(pieces: Sequence[Said | Piece], mode: Mode, *, as_taught: bool) -> Completion:
+def gather(pieces: Sequence[Said | Piece], effort: Effort, *, as_taught: bool) -> Completion:
     """The whole that `pieces` make."""
     parts: dict[Part, list[str]] = {"content": [], "reasoning_content": []}
     names: list[str] = []
@@ -240,5 +241,5 @@ def gather(pieces: Sequence[Said | Piece], mode: Mode, *, as_taught: bool) -> Co
             arguments[piece.number].append(piece.arguments)
     calls = tuple(ToolCall(name, "".join(text)) for name, text in zip(names, arguments, strict=True))
     reasoning = "".join(parts["reasoning_content"])
-    shown = None if mode == "chat" and not reasoning else reasoning
+    shown = None if not effort.thinks and not reasoning else reasoning
     return Completion("".join(parts["content"]), shown, calls, as_taught)

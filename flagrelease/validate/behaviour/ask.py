@@ -14,6 +14,7 @@ from flagrelease.durable.log import AppendLog
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.sampling import Sampling
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Behaviour, BehaviourHead, Reply
 from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256
@@ -35,12 +36,19 @@ class _Ask:
 
 
 def answer_prompts(
-    scheduler: Scheduler, subject: str, stack: str, rules: BehaviourRules, journal: Path, watch: Watch
+    scheduler: Scheduler,
+    effort: Effort,
+    subject: str,
+    stack: str,
+    rules: BehaviourRules,
+    journal: Path,
+    watch: Watch,
 ) -> Behaviour:
     """Ask what the journal does not hold yet, and return everything.
 
     Args:
         scheduler: of the model; its context must hold a prompt and `rules.max_tokens`.
+        effort: what the model makes of the rules' mode.
         subject: what answers; `stack` is its machine and software.
         rules: how it is asked.
         journal: the log of answers; its first line says whose they are.
@@ -51,11 +59,11 @@ def answer_prompts(
         ResourceError: the journal was begun for another subject, stack or rules, or is in use.
     """
     head = BehaviourHead(subject=subject, stack=stack, prompts_sha256=prompts_sha256(), rules=rules)
-    asks = list(_asks(scheduler, rules))
+    asks = list(_asks(scheduler, effort, rules))
     with AppendLog(journal, "answers to behaviour prompts", 2, TypeAdapter(Reply), _binding(head)) as log:
         done = {(answer.prompt, answer.repeat): answer for answer in log.records}
         watch(len(done), len(asks))
-        for answer in _ask([ask for ask in asks if ask.key not in done], scheduler, rules):
+        for answer in _ask([ask for ask in asks if ask.key not in done], scheduler, effort, rules):
             log.append(answer, sync=True)
             done[answer.prompt, answer.repeat] = answer
             watch(len(done), len(asks))
@@ -69,13 +77,13 @@ def _binding(head: BehaviourHead) -> dict[str, str]:
     return {name.replace("_", " "): json.dumps(value, sort_keys=True) for name, value in fields.items()}
 
 
-def _asks(scheduler: Scheduler, rules: BehaviourRules) -> Iterator[_Ask]:
+def _asks(scheduler: Scheduler, effort: Effort, rules: BehaviourRules) -> Iterator[_Ask]:
     for prompt in prompts_of(rules):
-        tokens = tuple(scheduler.tokenizer.encode(prompt.encode(rules.mode)))
+        tokens = tuple(scheduler.tokenizer.encode(prompt.encode(effort)))
         yield from (_Ask(prompt, repeat, tokens) for repeat in range(rules.repeats))
 
 
-def _ask(asks: list[_Ask], scheduler: Scheduler, rules: BehaviourRules) -> Iterator[Reply]:
+def _ask(asks: list[_Ask], scheduler: Scheduler, effort: Effort, rules: BehaviourRules) -> Iterator[Reply]:
     """Each as soon as it is there."""
     waiting: dict[int, tuple[_Ask, Generated]] = {}
     for ask in asks:
@@ -86,7 +94,7 @@ def _ask(asks: list[_Ask], scheduler: Scheduler, rules: BehaviourRules) -> Itera
             ask, generated = waiting[event.key]
             generated.add(event)
             if event.finish:
-                yield _judged(ask, generated, rules)
+                yield _judged(ask, generated, effort)
 
 
 def _sampling(rules: BehaviourRules, ask: _Ask) -> Sampling:
@@ -95,9 +103,9 @@ def _sampling(rules: BehaviourRules, ask: _Ask) -> Sampling:
     return Sampling(rules.temperature, rules.top_p, seed, rules.max_tokens)
 
 
-def _judged(ask: _Ask, generated: Generated, rules: BehaviourRules) -> Reply:
+def _judged(ask: _Ask, generated: Generated, effort: Effort) -> Reply:
     whole = generated.finish == "stop"
-    completion = read_completion(generated.text, rules.mode) if whole else None  # half a call is cut off, not broken
+    completion = read_completion(generated.text, effort) if whole else None  # half a call is cut off, not broken
     granted = {
         "text": lambda: completion is not None and bool(completion.content.strip()),
         "tool": lambda: completion is not None and calls_tool(completion.tool_calls, ask.prompt.tools),

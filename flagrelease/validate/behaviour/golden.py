@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import FlagReleaseError
-from flagrelease.model.v4.chat import Mode, encode_messages
+from flagrelease.model.v4.chat import encode_messages
+from flagrelease.model.v4.efforts import Effort
 
 _INPUT = re.compile(r"test_input_(\d+)\.json")
 
@@ -26,23 +29,27 @@ class GoldenPairs:
 
 
 def check_golden_pairs(release: Path) -> GoldenPairs:
-    """Encode the messages of every pair and compare the text, byte for byte. An input without output differs."""
+    """Encode the messages of every pair, with each effort that the release knows, and compare the text byte for byte.
+
+    An input without output differs.
+    """
     folder = release / "encoding" / "tests"
+    efforts = list(read_efforts(release).by_mode.values())
     inputs = sorted(path for path in folder.glob("test_input_*.json") if _INPUT.fullmatch(path.name))
-    differing = tuple(path.name for path in inputs if not _reproduces(path))
+    differing = tuple(path.name for path in inputs if not _reproduces(path, efforts))
     return GoldenPairs(len(inputs), differing)
 
 
-def _reproduces(path: Path) -> bool:
+def _reproduces(path: Path, efforts: Sequence[Effort]) -> bool:
     expected = path.with_name(path.name.replace("input", "output")).with_suffix(".txt")
     try:
         document: Any = json.loads(path.read_bytes())
         wanted = expected.read_text(encoding="utf-8")
         given = {"messages": document} if isinstance(document, list) else document
-        modes: tuple[Mode, ...] = ("chat", "thinking")
         if not all(isinstance(message, dict) for message in given["messages"]):
             return False
-        texts = [encode_messages(given["messages"], mode, given.get("tools", ()), finished=True).text for mode in modes]
+        messages, tools = given["messages"], given.get("tools", ())
+        texts = [encode_messages(messages, effort, tools, finished=True).text for effort in efforts]
     except (OSError, ValueError, KeyError, TypeError, FlagReleaseError):
         return False  # a pair that cannot be read or encoded is not reproduced
     return wanted in texts

@@ -9,7 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, get_args
 
-from flagrelease.model.v4.chat import Message, Mode, encode_messages
+from flagrelease.model.v4.chat import Message, encode_messages
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Wish
@@ -24,9 +25,9 @@ class Prompt:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...]
 
-    def encode(self, mode: Mode) -> EncodedChat:
+    def encode(self, effort: Effort) -> EncodedChat:
         """As the model reads it."""
-        return encode_messages(self.messages, mode, self.tools)
+        return encode_messages(self.messages, effort, self.tools)
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.seeds import seed_of
 
@@ -48,6 +49,11 @@ class Answerer(Protocol):
     @property
     def stack(self) -> str:
         """Machine and software, for the reader of the report."""
+        ...
+
+    @property
+    def efforts(self) -> Efforts:
+        """What the model that answers makes of a mode."""
         ...
 
     def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:

@@ -21,6 +21,7 @@ from flagrelease.concurrently import end_tasks
 from flagrelease.errors import NetworkError, ResourceError
 from flagrelease.extras import remedy
 from flagrelease.model.v4.chat import END_THINK
+from flagrelease.model.v4.efforts import Effort, Efforts
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.redaction import redact
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
@@ -40,8 +41,9 @@ class EndpointAnswerer:
 
     Attributes:
         url: with the version, for example "http://localhost:8000/v1".
-        dialect: how the mode is asked for. `deepseek`: the fields `thinking` and `reasoning_effort`, as DeepSeek's API
-            and `flagrelease serve`; `template`: `chat_template_kwargs`, as vLLM and SGLang.
+        efforts: those of the model that is meant to be there; a request names one of them.
+        dialect: how the effort is asked for. `deepseek`: the fields `thinking` and `reasoning_effort`, as DeepSeek's
+            API and `flagrelease serve`; `template`: `chat_template_kwargs`, as vLLM and SGLang.
         key_variable: the environment variable with the key. A server on one's own machine needs none.
         concurrency: requests at once.
         timeout: seconds without a whole answer after which the connection is given up; answers are not streamed.
@@ -52,6 +54,7 @@ class EndpointAnswerer:
     url: str
     model: str
     stack: str
+    efforts: Efforts
     dialect: Dialect = "deepseek"
     concurrency: int = 32
     key_variable: str = "OPENAI_API_KEY"
@@ -117,7 +120,7 @@ class EndpointAnswerer:
                 top_p=rules.top_p,
                 seed=ask.seed,
                 max_tokens=rules.max_tokens,
-                extra_body=switch(rules, self.dialect),
+                extra_body=switch(self.efforts.of(rules.mode), self.dialect),
             )
         except openai.APIStatusError as error:
             if error.status_code in TRANSIENT_STATUS | {409}:  # OpenAI's 409: another request holds a lock
@@ -147,7 +150,7 @@ class EndpointAnswerer:
             ) from None
         if finish not in _FINISHES:
             raise NetworkError(f"{redact(self.url)}: an answer ended with finish_reason {finish!r}")
-        cut_off = rules.mode != "chat" and finish == "length" and END_THINK not in whole
+        cut_off = self.efforts.of(rules.mode).thinks and finish == "length" and END_THINK not in whole
         return Reply(
             text="" if cut_off else final_text(whole, reasons=False),
             reasoned=bool(reasoning) or END_THINK in content or cut_off,
@@ -158,13 +161,15 @@ class EndpointAnswerer:
         )
 
 
-def switch(rules: BenchmarkRules, dialect: Dialect) -> dict[str, Any]:
-    """What a request says beyond OpenAI's fields, so that the model answers in the mode of the rules."""
-    thinks = rules.mode != "chat"
-    effort = {"reasoning_effort": "max"} if rules.mode == "max" else {}
+def switch(effort: Effort, dialect: Dialect) -> dict[str, Any]:
+    """What a request says beyond OpenAI's fields, so that the model thinks as `effort` says.
+
+    The effort is named even where it is the model's default: servers have defaults of their own.
+    """
+    named = {"reasoning_effort": effort.name} if effort.thinks else {}
     if dialect == "template":
-        return {"chat_template_kwargs": {"thinking": thinks, **effort}}
-    return {"thinking": {"type": "enabled" if thinks else "disabled"}, **effort}
+        return {"chat_template_kwargs": {"thinking": effort.thinks, **named}}
+    return {"thinking": {"type": "enabled" if effort.thinks else "disabled"}, **named}
 
 
 async def _give_up(running: Iterable[asyncio.Task[Reply]], client: openai.AsyncOpenAI) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flagrelease.errors import VerificationError
-from flagrelease.model.v4.chat import BOS, encode_messages
+from flagrelease.model.v4.chat import BOS
+from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams.answerer import Ask, Reply
+from flagrelease.validate.exams.exam import encode_item
 from flagrelease.validate.exams.extraction import final_text
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class EngineAnswerer:
 
     scheduler: Scheduler
     stack: str
+    efforts: Efforts
 
     def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
         """As `Answerer` says."""
@@ -31,7 +34,7 @@ class EngineAnswerer:
 
         prompts = [self.encode(ask, rules) for ask in asks]
         samplings = [Sampling(rules.temperature, rules.top_p, ask.seed, rules.max_tokens) for ask in asks]
-        reasons = rules.mode != "chat"
+        reasons = self.efforts.of(rules.mode).thinks
         for place, generated in generate_each(self.scheduler, list(zip(prompts, samplings, strict=True))):
             yield (
                 asks[place],
@@ -52,7 +55,7 @@ class EngineAnswerer:
             VerificationError: it does not have exactly one begin-of-sentence token.
         """
         tokenizer = self.scheduler.tokenizer
-        tokens = tokenizer.encode(encode_messages([{"role": "user", "content": ask.prompt}], rules.mode))
+        tokens = tokenizer.encode(encode_item(ask.prompt, rules, self.efforts))
         if (begins := tokens.count(tokenizer.encode(BOS)[0])) != 1:
             raise VerificationError(f"{ask.item}: the prompt has {begins} begin-of-sentence tokens, not one")
         return tokens

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.chat import encode_messages
+from flagrelease.model.v4.efforts import Efforts
+from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams.extraction import read_integer
 from flagrelease.validate.exams.records import Record, read_records
@@ -53,6 +56,10 @@ class Exam:
     items: tuple[Item, ...]
     sha256: str
 
+    def prompts_sha256(self, efforts: Efforts) -> str:
+        """Of the whole prompts, as a model with these efforts reads them: the same mode is another text to another."""
+        return _digest([encode_item(item.prompt, self.rules, efforts).text for item in self.items])
+
 
 def read_exam(rules: BenchmarkRules, paths: Sequence[Path], revision: str | None = None) -> Exam:
     """The exam that `rules` ask for, from files of the kind they name.
@@ -80,6 +87,11 @@ def read_exam(rules: BenchmarkRules, paths: Sequence[Path], revision: str | None
 def order_options(record_id: str, options: Sequence[str]) -> list[str]:
     """The options in the order of SHA-256(record id, newline, option)."""
     return sorted(options, key=lambda option: hashlib.sha256(f"{record_id}\n{option}".encode()).digest())
+
+
+def encode_item(prompt: str, rules: BenchmarkRules, efforts: Efforts) -> EncodedChat:
+    """The chat in which a question is asked."""
+    return encode_messages([{"role": "user", "content": prompt}], efforts.of(rules.mode))
 
 
 def _choice_item(rules: BenchmarkRules, record: Record) -> Item:

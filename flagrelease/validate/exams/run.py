@@ -32,7 +32,7 @@ def examine(
     """
     looks = plan_of(exam.rules).looks
     if native is not None:
-        refuse_other_exam(native, exam)
+        refuse_other_exam(native, exam, answerer.efforts)
         refuse_too_few(exam.rules, native)
     for repeats in looks[:1] if native is None else [k for k in looks if k <= native.repeats]:
         side = run_side(exam, answerer, subject, journal, repeats, progress, native)
@@ -63,12 +63,13 @@ def run_side(
         from flagrelease.validate.exams.harness.evaluation import evaluate_exam
     except ModuleNotFoundError as error:
         raise ResourceError(f"benchmarks need {error.name}: {remedy('eval')}") from error
-    head = JournalHead(title=exam.rules.title, subject=subject, stack=answerer.stack, asked=Asked.of(exam))
+    asked = Asked.of(exam, answerer.efforts)
+    head = JournalHead(title=exam.rules.title, subject=subject, stack=answerer.stack, asked=asked)
     with open_journal(journal, head) as kept:
         lengths = {} if native is None else {item.id: item.prompt_tokens for item in native.items}
         examinee = _Examinee(exam, answerer, kept, progress, Suspicion(exam.rules, lengths, journal))
         shares = evaluate_exam(exam, repeats, examinee)
-        side = _collect(exam, kept, subject, answerer.stack, repeats)
+        side = _collect(exam, kept, head, repeats)
     ours = dict(zip((item.id for item in side.items), side.scores().mean(axis=1).tolist(), strict=True))
     if ours.keys() != shares.keys() or not all(math.isclose(ours[item], shares[item]) for item in ours):
         raise VerificationError(f"{exam.rules.title}: lm-eval's scores are not those of the answers; was it changed?")
@@ -121,7 +122,7 @@ def _canonical(answer: Answer) -> str:
     return "" if answer.value is None else f"\\boxed{{{answer.value}}}"
 
 
-def _collect(exam: Exam, journal: AnswerJournal, subject: str, stack: str, repeats: int) -> Side:
+def _collect(exam: Exam, journal: AnswerJournal, head: JournalHead, repeats: int) -> Side:
     items = []
     for item in exam.items:
         entries = [journal.entries[item.id, repeat, item.prompt_sha256] for repeat in range(repeats)]
@@ -135,4 +136,4 @@ def _collect(exam: Exam, journal: AnswerJournal, subject: str, stack: str, repea
             answers=tuple(entry.answer for entry in entries),
         )
         items.append(answered)
-    return Side(subject=subject, stack=stack, revision=exam.revision, asked=Asked.of(exam), items=tuple(items))
+    return Side(subject=head.subject, stack=head.stack, revision=exam.revision, asked=head.asked, items=tuple(items))

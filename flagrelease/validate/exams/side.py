@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flagrelease.durable.files import write_whole
 from flagrelease.errors import UsageError, VerificationError, first_problem
+from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams.exam import Exam
 
@@ -44,7 +45,11 @@ class AnsweredItem(_Strict):
 
 
 class Asked(_Strict):
-    """What must be the same on two sides for their answers to be compared."""
+    """What must be the same on two sides for their answers to be compared.
+
+    `prompts_sha256` is of the whole prompts, with what the model's revision makes of the mode; None in the recordings
+    of an older flagrelease, which did not keep it.
+    """
 
     exam_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     kind: str
@@ -54,12 +59,17 @@ class Asked(_Strict):
     top_p: float
     max_tokens: int
     seed: int
+    prompts_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @classmethod
-    def of(cls, exam: Exam) -> Asked:
-        """As `exam` and its rules have it."""
-        shared = cls.model_fields.keys() - {"exam_sha256"}
-        return cls(exam_sha256=exam.sha256, **exam.rules.model_dump(include=set(shared)))
+    def of(cls, exam: Exam, efforts: Efforts) -> Asked:
+        """As `exam` and its rules have it, for a model with these efforts."""
+        shared = cls.model_fields.keys() - {"exam_sha256", "prompts_sha256"}
+        return cls(
+            exam_sha256=exam.sha256,
+            prompts_sha256=exam.prompts_sha256(efforts),
+            **exam.rules.model_dump(include=set(shared)),
+        )
 
 
 class Side(_Strict):
@@ -162,18 +172,35 @@ def refuse_other_rules(side: Side, rules: BenchmarkRules, name: str) -> None:
         raise VerificationError(f"{rules.title}: the {name} side was asked under another {' and '.join(differs)}")
 
 
-def refuse_other_exam(native: Side, exam: Exam) -> None:
+def refuse_other_exam(native: Side, exam: Exam, efforts: Efforts) -> None:
     """Before anything is asked: would the answers be comparable with the native side's?
 
     Raises:
         VerificationError: names what differs.
     """
     refuse_other_rules(native, exam.rules, "native")
-    if native.asked != Asked.of(exam):
+    asked = Asked.of(exam, efforts)
+    _refuse_other_prompts(native.asked, asked, exam.rules)
+    if native.asked != asked:
         raise VerificationError(
             f"{exam.rules.title}: the native side sat another exam: its data, options or answers are not those of "
             f"{exam.rules.dataset} as it is here ({exam.revision})"
         )
+
+
+def _refuse_other_prompts(native: Asked, chip: Asked, rules: BenchmarkRules) -> None:
+    """The same questions in the same mode can still be other prompts."""
+    if native.exam_sha256 != chip.exam_sha256 or native.prompts_sha256 == chip.prompts_sha256:
+        return
+    if None in (native.prompts_sha256, chip.prompts_sha256):
+        raise VerificationError(
+            f"{rules.title}: an older flagrelease recorded one side and did not keep what its prompts were; record it "
+            "again"
+        )
+    raise VerificationError(
+        f"{rules.title}: the questions are the same, but in mode {rules.mode!r} the sides were given other prompts: "
+        "another revision of the model, which reads efforts differently, or another chat format"
+    )
 
 
 def refuse_differences(native: Side, chip: Side, rules: BenchmarkRules) -> None:
@@ -184,6 +211,7 @@ def refuse_differences(native: Side, chip: Side, rules: BenchmarkRules) -> None:
     """
     refuse_other_rules(native, rules, "native")
     refuse_other_rules(chip, rules, "chip")
+    _refuse_other_prompts(native.asked, chip.asked, rules)
     if native.asked != chip.asked or len(native.items) != len(chip.items):
         raise VerificationError(f"{rules.title}: the sides sat different exams: other questions, options or answers")
     for ours, theirs in zip(native.items, chip.items, strict=True):

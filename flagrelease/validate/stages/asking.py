@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flagrelease.model.v4.chat import encode_messages
+from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import BehaviourRules, BenchmarkRules
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.behaviour.prompts import prompts_of
 from flagrelease.validate.exams.answerer import Answerer
 from flagrelease.validate.exams.endpoint import EndpointAnswerer
 from flagrelease.validate.exams.engine_answerer import EngineAnswerer
-from flagrelease.validate.exams.exam import Exam, read_exam
+from flagrelease.validate.exams.exam import Exam, encode_item, read_exam
 from flagrelease.validate.exams.hub import download
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.request import Endpoint, Exams
@@ -34,20 +34,29 @@ def open_exam(name: str, rules: BenchmarkRules, exams: Exams) -> Exam:
 
 
 @contextmanager
-def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str) -> Iterator[Answerer]:
-    """Give the endpoint if there is one, else the port with room for the longest question and its answer."""
+def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str, efforts: Efforts) -> Iterator[Answerer]:
+    """Give the endpoint if there is one, else the port with room for the longest question and its answer.
+
+    `efforts` are those of the model that is asked.
+    """
     if endpoint is not None:
         stack = f"{endpoint.model} at {endpoint.shown}"
         yield EndpointAnswerer(
-            endpoint.url, endpoint.model, stack, endpoint.dialect, endpoint.concurrency, timeout=endpoint.timeout
+            endpoint.url,
+            endpoint.model,
+            stack,
+            efforts,
+            endpoint.dialect,
+            endpoint.concurrency,
+            timeout=endpoint.timeout,
         )
         return
     assert isinstance(port, Port)
     rules, tokenizer = exam.rules, port.session.tokenizer()
-    prompts = (encode_messages([{"role": "user", "content": item.prompt}], rules.mode) for item in exam.items)
+    prompts = (encode_item(item.prompt, rules, efforts) for item in exam.items)
     longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
     with port.answering(longest, rules.max_tokens) as scheduler:
-        yield EngineAnswerer(scheduler, port.stack)
+        yield EngineAnswerer(scheduler, port.stack, efforts)
 
 
 def ask_behaviour(port: Port, subject: str, rules: BehaviourRules, journal: Path, watch: Watch) -> Behaviour:
@@ -55,10 +64,11 @@ def ask_behaviour(port: Port, subject: str, rules: BehaviourRules, journal: Path
     from flagrelease.validate.behaviour.ask import answer_prompts
 
     tokenizer = port.session.tokenizer()
-    longest = max(len(tokenizer.encode(prompt.encode(rules.mode))) for prompt in prompts_of(rules))
+    effort = port.session.efforts().of(rules.mode)
+    longest = max(len(tokenizer.encode(prompt.encode(effort))) for prompt in prompts_of(rules))
 
     def progress(done: int, total: int) -> None:
         watch("behaviour", done, total, "answers")
 
     with port.answering(longest, rules.max_tokens) as scheduler:
-        return answer_prompts(scheduler, subject, port.stack, rules, journal, progress)
+        return answer_prompts(scheduler, effort, subject, port.stack, rules, journal, progress)

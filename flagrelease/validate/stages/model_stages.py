@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flagrelease.engine.efforts import read_efforts
 from flagrelease.records.report import Benchmark, Stage, Verdict
 from flagrelease.records.rules import BenchmarkRules, StageName
 from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256
@@ -155,7 +156,8 @@ class BenchmarksStage:
             watch(f"benchmarks: {rules.title}", done, total, "answers")
 
         native = self.given.ready.native.benchmarks[name]
-        with answering(exam, self.given.request.endpoint, self.given.port) as answerer:
+        efforts = read_efforts(self.given.request.release.folder)
+        with answering(exam, self.given.request.endpoint, self.given.port, efforts) as answerer:
             benchmark, _ = examine(exam, answerer, self.given.subject, work / f"{name}.jsonl", native, progress)
         return benchmark
 

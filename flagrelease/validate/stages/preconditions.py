@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flagrelease.device import Device
+from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
 from flagrelease.ranks.job import is_leader
@@ -86,7 +87,7 @@ def prepare(request: ValidationRequest) -> Prepared:
         release = request.release
         model = identity_of_record(release.manifest.source, release.folder / MANIFEST_NAME)
         require_logits(baseline, request.rules.logits, model, release.folder)
-    return replace(ready, native=read_native(baseline, request.rules, ready.identity, exams))
+    return replace(ready, native=read_native(baseline, request.rules, ready.identity, exams, request.release.folder))
 
 
 def _find_device(request: ValidationRequest) -> Device | str:
@@ -127,16 +128,19 @@ def with_all_questions(ready: Prepared) -> Prepared:
     rules = ready.request.rules
     exams = open_exams(rules.benchmarks, ready.exams, rules)
     for name, side in ready.native.benchmarks.items():
-        refuse_other_exam(side, exams[name])
+        refuse_other_exam(side, exams[name], read_efforts(ready.request.release.folder))
     return replace(ready, exams=exams)
 
 
-def read_native(baseline: BaselineFolder, rules: ValidationRules, identity: str, exams: Exams) -> NativeAnswers:
+def read_native(
+    baseline: BaselineFolder, rules: ValidationRules, identity: str, exams: Exams, model: Path
+) -> NativeAnswers:
     """Read the answers that a baseline holds, and refuse those that a release cannot be compared with.
 
     Args:
         identity: the digest of the source that the release was made of.
         exams: questions that are known already; the native model must have been asked the same.
+        model: the release or its source: a folder that tells what a mode is to the model.
 
     Raises:
         VerificationError: answers of another model, to other questions, under other rules, too few of them, or no
@@ -151,7 +155,7 @@ def read_native(baseline: BaselineFolder, rules: ValidationRules, identity: str,
             refuse_other_rules(side, benchmark, "native")
             refuse_too_few(benchmark, side)
             if name in exams:
-                refuse_other_exam(side, exams[name])
+                refuse_other_exam(side, exams[name], read_efforts(model))
     behaviour = None
     if baseline.behaviour.is_file():
         behaviour = Behaviour.read(baseline.behaviour)

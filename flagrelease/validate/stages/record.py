@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flagrelease.device import open_device
+from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
 from flagrelease.ranks.job import is_leader
@@ -147,7 +148,7 @@ class _Asks:
             def progress(done: int, total: int, title: str = rules.title) -> None:
                 self.watch(f"answers of the source: {title}", done, total, "answers")
 
-            with answering(exam, self.recording.endpoint, port) as answerer:
+            with answering(exam, self.recording.endpoint, port, read_efforts(self.recording.source)) as answerer:
                 subject, repeats = subject_of_source(self.identity), plan_of(rules).looks[-1]
                 side = run_side(exam, answerer, subject, self.folder.work(name), repeats, progress)
             side.save(self.folder.answers(name))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from typing import get_args
 
 import pytest
 
-from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, EOS, TOOL_CALLS, Mode
+from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, EOS, TOOL_CALLS
 from flagrelease.model.v4.dsml import ToolCall
+from flagrelease.model.v4.efforts import efforts_of
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.prompts import bundled_prompts, prompts_of
 from flagrelease.validate.behaviour.signs import (
@@ -21,6 +21,7 @@ from flagrelease.validate.behaviour.signs import (
     read_completion,
 )
 
+CHAT, THINKING = (efforts_of("0731").of(mode) for mode in ("chat", "thinking"))
 STORY = "The keeper climbed the stairs at dusk, wound the clock, and lit the lamp before the first ship came in sight. "
 
 
@@ -73,13 +74,13 @@ CALL = (
 
 
 def test_completions_are_taken_apart() -> None:
-    plain = read_completion("Hello." + EOS, "chat")
+    plain = read_completion("Hello." + EOS, CHAT)
     assert plain is not None
     assert plain.content == "Hello."
-    called = read_completion("I look it up." + CALL, "chat")
+    called = read_completion("I look it up." + CALL, CHAT)
     assert called is not None
     assert called.tool_calls == (ToolCall("search", '{"query": "heat"}'),)
-    thought = read_completion("hm</think>Hello.", "thinking")
+    thought = read_completion("hm</think>Hello.", THINKING)
     assert thought is not None
     assert thought.reasoning == "hm"
 
@@ -94,7 +95,7 @@ def test_completions_are_taken_apart() -> None:
     ],
 )  # fmt: skip
 def test_broken_formats_are_found(text: str) -> None:
-    assert read_completion(text, "chat") is None
+    assert read_completion(text, CHAT) is None
 
 
 TOOLS = next(prompt for prompt in bundled_prompts() if prompt.id == "tool-many").tools
@@ -149,9 +150,9 @@ def test_every_prompt_can_be_asked_in_every_mode() -> None:
     prompts = bundled_prompts()
     assert len({prompt.id for prompt in prompts}) == len(prompts) == 32
     for prompt in prompts:
-        assert len({prompt.encode(mode) for mode in get_args(Mode)}) == 3
+        assert len({prompt.encode(effort) for effort in efforts_of("0731").by_mode.values()}) == 4
         assert bool(prompt.tools) == (prompt.wish == "tool")
         for tool in prompt.tools:
-            assert tool["function"]["name"] in prompt.encode("chat").text
+            assert tool["function"]["name"] in prompt.encode(CHAT).text
     few = prompts_of(BehaviourRules(prompts=2))
     assert [prompt.wish for prompt in few] == ["text", "text", "tool", "tool", "json", "json"]

@@ -63,6 +63,7 @@ def side(count: int = 80, **signs: Callable[[int], Any]) -> Behaviour:
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     shutil.copytree(GOLDEN, tmp_path / "encoding" / "tests")
+    shutil.copy(GOLDEN.parent / "configs" / "flash.json", tmp_path / "config.json")
     return tmp_path
 
 
@@ -122,7 +123,8 @@ def test_sides_that_were_asked_differently_are_not_compared(release: Path) -> No
 def test_the_releases_own_examples(release: Path) -> None:
     assert check_golden_pairs(release).pairs == 4
     assert check_golden_pairs(release).differing == ()
-    assert check_golden_pairs(release / "nowhere").pairs == 0
+    shutil.rmtree(release / "encoding")
+    assert check_golden_pairs(release).pairs == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flagrelease.model.v4.efforts import Efforts, efforts_of
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams.answerer import Ask, Reply
 from flagrelease.validate.exams.exam import Exam, read_exam
@@ -66,6 +67,7 @@ class ScriptedAnswerer:
     constant: bool = False
     interrupt_after: int | None = None
     asked: list[Ask] = field(default_factory=list)
+    efforts: Efforts = field(default_factory=lambda: efforts_of("0731"))
 
     def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
         answers = {item.id: item.answer for item in self.exam.items}

@@ -10,6 +10,7 @@ import pytest
 from scripted_exam import ScriptedAnswerer, choice_exam, choice_rules, nothing
 
 from flagrelease.errors import VerificationError
+from flagrelease.model.v4.efforts import efforts_of
 from flagrelease.records.report import Benchmark
 from flagrelease.validate.exams.comparison import compare, judge
 from flagrelease.validate.exams.run import examine, run_side
@@ -82,6 +83,33 @@ def test_sides_that_were_asked_different_things(change: dict[str, Any], said: st
     for sides in ((side(GOOD, change), side(GOOD)), (side(GOOD), side(GOOD, change))):
         with pytest.raises(VerificationError, match=said):
             compare(RULES, *sides)
+
+
+def test_two_efforts_are_not_compared_under_one_label(tmp_path: Path) -> None:
+    # "max" was one text to the preview and another to its successors, and a baseline did not keep which
+    exam = choice_exam(tmp_path / "data", margin=8, mode="max")
+    april = ScriptedAnswerer(exam, reasoned=True, efforts=efforts_of("preview"))
+    july = ScriptedAnswerer(exam, reasoned=True, efforts=efforts_of("0731"))
+    native = run_side(exam, april, "n", tmp_path / "n", 4, nothing)
+    with pytest.raises(VerificationError, match="in mode 'max' the sides were given other prompts: another revision"):
+        examine(exam, july, "c", tmp_path / "c", native, nothing)
+    assert not july.asked
+    chip = run_side(exam, july, "c", tmp_path / "c", 4, nothing)
+    for sides in ((native, chip), (chip, native)):
+        with pytest.raises(VerificationError, match="the sides were given other prompts"):
+            compare(exam.rules, *sides)
+    older = native.model_copy(update={"asked": native.asked.model_copy(update={"prompts_sha256": None})})
+    with pytest.raises(VerificationError, match="an older flagrelease recorded one side"):
+        compare(exam.rules, older, native)
+
+
+def test_the_same_text_is_one_prompt_whatever_the_revision_calls_it(tmp_path: Path) -> None:
+    exam = choice_exam(tmp_path / "data", margin=8)
+    sides = [
+        run_side(exam, ScriptedAnswerer(exam, efforts=efforts_of(name)), "n", tmp_path / name, 4, nothing)
+        for name in ("preview", "0731")
+    ]
+    assert sides[0] == sides[1]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from endpoint_standin import Answer, Behaviour, Standin, completion
 from scripted_exam import MARKER, choice_exam, choice_rules, nothing
 
 from flagrelease.errors import NetworkError, ResourceError, VerificationError
+from flagrelease.model.v4.efforts import efforts_of
 from flagrelease.retry import Patience
 from flagrelease.validate.exams.answerer import Ask, Reply
 from flagrelease.validate.exams.endpoint import EndpointAnswerer
@@ -21,6 +22,7 @@ from flagrelease.validate.exams.run import run_side
 from flagrelease.validate.stages.asking import answering
 from flagrelease.validate.stages.request import Endpoint
 
+EFFORTS = efforts_of("0731")
 ASK = Ask("item-0", 0, f"Which {MARKER}?", 17)
 ONCE = Patience(attempts=1)
 QUESTION = f"the question was: Which {MARKER}?"
@@ -28,7 +30,7 @@ QUESTION = f"the question was: Which {MARKER}?"
 
 def ask(standin: Standin, asks: list[Ask] | None = None, mode: str = "chat", **how: Any) -> list[tuple[Ask, Reply]]:
     rules = choice_rules(mode=mode, temperature=0.9, top_p=0.8)
-    answerer = EndpointAnswerer(standin.url, "m", "stack", **{"timeout": 10.0} | how)
+    answerer = EndpointAnswerer(standin.url, "m", "stack", EFFORTS, **{"timeout": 10.0} | how)
     return list(answerer.answer([ASK] if asks is None else asks, rules))
 
 
@@ -64,10 +66,11 @@ def test_what_is_sent_and_read() -> None:
 @pytest.mark.parametrize(
     ("mode", "dialect", "said"),
     [
-        ("thinking", "deepseek", {"thinking": {"type": "enabled"}}),
+        ("chat", "deepseek", {"thinking": {"type": "disabled"}}),
+        ("thinking", "deepseek", {"thinking": {"type": "enabled"}, "reasoning_effort": "high"}),
         ("max", "deepseek", {"thinking": {"type": "enabled"}, "reasoning_effort": "max"}),
         ("chat", "template", {"chat_template_kwargs": {"thinking": False}}),
-        ("thinking", "template", {"chat_template_kwargs": {"thinking": True}}),
+        ("low", "template", {"chat_template_kwargs": {"thinking": True, "reasoning_effort": "low"}}),
         ("max", "template", {"chat_template_kwargs": {"thinking": True, "reasoning_effort": "max"}}),
     ],
 )
@@ -171,7 +174,7 @@ def test_a_password_in_the_address_is_not_shown(status: int) -> None:
     """Errors named the address as it was given."""
     with Standin(lambda request: Answer(status, {})) as standin:
         url = standin.url.replace("://", "://user:SECRET@")
-        answerer = EndpointAnswerer(url, "m", "stack", timeout=10.0, patience=ONCE)
+        answerer = EndpointAnswerer(url, "m", "stack", EFFORTS, timeout=10.0, patience=ONCE)
         with pytest.raises(NetworkError, match=f"HTTP {status}") as caught:
             list(answerer.answer([ASK], choice_rules(mode="chat")))
     assert "SECRET" not in str(caught.value)
@@ -239,7 +242,7 @@ def test_who_answers_in_time_is_not_talked_about(capfd: pytest.CaptureFixture[st
 
 def test_what_is_said_of_an_endpoint_is_how_it_is_asked(tmp_path: Path) -> None:
     there = Endpoint("http://127.0.0.1:1/v1", "m", "template", 3, 7.5)
-    with answering(choice_exam(tmp_path), there, "no device") as answerer:
+    with answering(choice_exam(tmp_path), there, "no device", EFFORTS) as answerer:
         assert isinstance(answerer, EndpointAnswerer)
         assert (answerer.url, answerer.dialect, answerer.concurrency, answerer.timeout) == (
             "http://127.0.0.1:1/v1", "template", 3, 7.5,
@@ -250,7 +253,7 @@ def test_nothing_is_lost_when_an_endpoint_fails(tmp_path: Path) -> None:
     exam = choice_exam(tmp_path)
     counter: Iterator[int] = itertools.count(1)
     with Standin(lambda request: Answer(500) if next(counter) > 30 else None) as standin:
-        failing = EndpointAnswerer(standin.url, "m", "stack", concurrency=2, patience=ONCE)
+        failing = EndpointAnswerer(standin.url, "m", "stack", EFFORTS, concurrency=2, patience=ONCE)
         with pytest.raises(NetworkError, match="Run the same command again to resume"):
             run_side(exam, failing, "m", tmp_path / "j", 4, nothing)
         standin.behave, before = (lambda request: None), len(standin.requests)
@@ -264,7 +267,7 @@ def test_an_endpoint_with_a_constant_seed_is_noticed(tmp_path: Path) -> None:
     """Trap: the server ignores the seed of the request, or there is a cache in front of it."""
     exam = choice_exam(tmp_path)
     with Standin(lambda request: completion(f"{request['messages']} \\boxed{{A}}", tokens=900)) as standin:
-        answerer = EndpointAnswerer(standin.url, "m", "stack", concurrency=2)
+        answerer = EndpointAnswerer(standin.url, "m", "stack", EFFORTS, concurrency=2)
         with pytest.raises(VerificationError, match="constant seed, or answers from a cache"):
             run_side(exam, answerer, "m", tmp_path / "j", 4, nothing)
     assert len(standin.requests) < 40

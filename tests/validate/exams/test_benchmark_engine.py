@@ -19,22 +19,24 @@ from scripted_exam import choice_exam, choice_rules, nothing
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.model.v4.chat import BOS, encode_messages
+from flagrelease.model.v4.efforts import efforts_of
 from flagrelease.validate.exams.answerer import Ask
 from flagrelease.validate.exams.endpoint import EndpointAnswerer
 from flagrelease.validate.exams.engine_answerer import EngineAnswerer
 from flagrelease.validate.exams.run import run_side
 
+EFFORTS = efforts_of("preview")
 HOW = {"max_tokens": 12}
 
 
 def test_answers_are_those_of_their_seeds(scheduler: Scheduler, tmp_path: Path) -> None:
     """The same answers whatever else is asked at the time, and others for every repeat."""
     exam = choice_exam(tmp_path, count=3, **HOW)
-    answerer = EngineAnswerer(scheduler, "cpu")
+    answerer = EngineAnswerer(scheduler, "cpu", EFFORTS)
     side = run_side(exam, answerer, "s", tmp_path / "j", 4, nothing)
     assert side.alike_rate() == 0
     assert {answer.tokens for item in side.items for answer in item.answers} <= set(range(1, 13))
-    prompt = encode_messages([{"role": "user", "content": exam.items[2].prompt}], "chat")
+    prompt = encode_messages([{"role": "user", "content": exam.items[2].prompt}], EFFORTS.of("chat"))
     assert side.items[2].prompt_tokens == len(scheduler.tokenizer.encode(prompt))
     alone = choice_exam(tmp_path / "again", count=3, **HOW)
     last = [Ask(item.id, 3, item.prompt, 0) for item in alone.items]
@@ -44,7 +46,7 @@ def test_answers_are_those_of_their_seeds(scheduler: Scheduler, tmp_path: Path) 
 
 def test_a_cut_off_thinker_has_answered_nothing(scheduler: Scheduler, tmp_path: Path) -> None:
     exam = choice_exam(tmp_path, count=2, mode="thinking", **HOW)
-    side = run_side(exam, EngineAnswerer(scheduler, "cpu"), "s", tmp_path / "j", 4, nothing)
+    side = run_side(exam, EngineAnswerer(scheduler, "cpu", EFFORTS), "s", tmp_path / "j", 4, nothing)
     assert (side.reasoned_rate(), side.invalid_rate()) == (1, 1)
     assert side.truncated_rate() > 0.5
 
@@ -52,7 +54,7 @@ def test_a_cut_off_thinker_has_answered_nothing(scheduler: Scheduler, tmp_path: 
 def test_a_question_that_quotes_a_special_token_holds_it_as_text(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answerer, ask = EngineAnswerer(scheduler, "cpu"), Ask("item-0", 0, f"{BOS}Which?", 1)
+    answerer, ask = EngineAnswerer(scheduler, "cpu", EFFORTS), Ask("item-0", 0, f"{BOS}Which?", 1)
     tokens = answerer.encode(ask, choice_rules())
     assert scheduler.tokenizer.decode(tokens).count(BOS) == 2
     assert tokens.count(scheduler.tokenizer.encode(BOS)[0]) == 1
@@ -64,7 +66,7 @@ def test_a_question_that_quotes_a_special_token_holds_it_as_text(
 
 def test_more_tokens_than_the_context_holds(scheduler: Scheduler) -> None:
     with pytest.raises(UsageError, match="the context is 400"):
-        list(EngineAnswerer(scheduler, "cpu").answer([Ask("i", 0, "Which?", 1)], choice_rules(max_tokens=400)))
+        list(EngineAnswerer(scheduler, "cpu", EFFORTS).answer([Ask("i", 0, "Which?", 1)], choice_rules(max_tokens=400)))
 
 
 @pytest.fixture
@@ -93,6 +95,6 @@ def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 def test_served_it_gives_the_same_answers(scheduler: Scheduler, address: str, tmp_path: Path) -> None:
     """Two ways to one model: the same prompts by their numbers of tokens, the same answers by their digests."""
     exam = choice_exam(tmp_path, count=3, **HOW)
-    direct = run_side(exam, EngineAnswerer(scheduler, "cpu"), "s", tmp_path / "j", 4, nothing)
-    served = EndpointAnswerer(address, "small", "cpu", concurrency=3)
+    direct = run_side(exam, EngineAnswerer(scheduler, "cpu", EFFORTS), "s", tmp_path / "j", 4, nothing)
+    served = EndpointAnswerer(address, "small", "cpu", EFFORTS, concurrency=3)
     assert run_side(exam, served, "s", tmp_path / "served", 4, nothing) == direct

@@ -20,6 +20,7 @@ from scripted_exam import MARKER, choice_exam, choice_records, write_jsonl
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.model.v4.chat import BOS
+from flagrelease.model.v4.efforts import efforts_of
 from flagrelease.records.rules import BENCHMARK_PRESETS, BenchmarkRules
 from flagrelease.validate.exams.exam import read_exam
 from flagrelease.validate.exams.harness import tasks
@@ -143,7 +144,7 @@ def request(*arguments: Any, document: int = 0) -> Instance:
 
 @pytest.fixture
 def model(scheduler: Scheduler) -> EngineLM:
-    return EngineLM(scheduler, "chat", seed=0)
+    return EngineLM(scheduler, efforts_of("preview").of("chat"), seed=0)
 
 
 def test_log_likelihoods_are_teacher_forced(model: EngineLM) -> None:

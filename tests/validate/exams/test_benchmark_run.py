@@ -93,7 +93,7 @@ def test_a_journal_of_another_run_is_refused(exam: Exam, tmp_path: Path) -> None
     with pytest.raises(ResourceError, match="begun with another temperature;"):
         side(hotter, tmp_path / "j")
     longer = choice_exam(tmp_path / "longer", count=13)
-    with pytest.raises(ResourceError, match="begun with another exam sha256;"):
+    with pytest.raises(ResourceError, match="begun with another exam sha256 and "):
         side(longer, tmp_path / "j")
 
 

@@ -114,7 +114,9 @@ def prove_and_run(formats: Formats, name: str) -> None:
     model, tokenizer = engine.load(release), engine.Tokenizer(release)
     assert model.numerics.name == OF_RELEASE[name]
     item = json.loads((TINY / "tasks" / "integers_year1.jsonl").read_text().splitlines()[0])
-    prompt = engine.encode_messages([{"role": "user", "content": f"{item['problem']}\nAnswer:"}], "chat")
+    prompt = engine.encode_messages(
+        [{"role": "user", "content": f"{item['problem']}\nAnswer:"}], engine.read_efforts(CHECKPOINT).of("chat")
+    )
     written = model.generate(tokenizer.encode(prompt), engine.Sampling(temperature=0, max_tokens=32))
     assert f"\\boxed{{{item['answer']}}}" in tokenizer.decode(written)
 

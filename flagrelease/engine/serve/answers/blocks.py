@@ -8,9 +8,9 @@ from typing import Literal
 
 from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.serve.answers.spoken import Spoken
-from flagrelease.model.v4.chat import Mode
 from flagrelease.model.v4.completion import Said
 from flagrelease.model.v4.dsml import Piece
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import Part
 
 Kind = Literal["reasoning", "text", "call"]
@@ -44,9 +44,9 @@ class Change:
 class Blocks(Spoken):
     """The answer's blocks."""
 
-    def __init__(self, prompt: list[int], mode: Mode, part: Part) -> None:
-        """The answer to a prompt that was encoded in `mode`; it begins in `part`."""
-        super().__init__(prompt, mode, part)
+    def __init__(self, prompt: list[int], effort: Effort, part: Part) -> None:
+        """The answer to a prompt that was encoded for `effort`; it begins in `part`."""
+        super().__init__(prompt, effort, part)
         self.blocks: list[Block] = []
 
     def changes(self, event: Event) -> Iterator[Change]:

@@ -11,9 +11,9 @@ from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.serve.answers.spoken import Counted, Spoken
 from flagrelease.engine.text import Tokenizer
-from flagrelease.model.v4.chat import Mode
 from flagrelease.model.v4.completion import Said, gather
 from flagrelease.model.v4.dsml import Piece
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import Part
 
 
@@ -67,11 +67,11 @@ class CompletionAnswer(Counted):
 class ChatAnswer(Spoken):
     """The choice of /v1/chat/completions: content, reasoning_content and tool calls apart."""
 
-    def __init__(self, prompt: list[int], mode: Mode, part: Part, sampling: Sampling, tokenizer: Tokenizer) -> None:
-        """The answer to a prompt that was encoded in `mode`; it begins in `part`."""
-        super().__init__(prompt, mode, part)
+    def __init__(self, prompt: list[int], effort: Effort, part: Part, sampling: Sampling, tokenizer: Tokenizer) -> None:
+        """The answer to a prompt that was encoded for `effort`; it begins in `part`."""
+        super().__init__(prompt, effort, part)
         self._sampling, self._tokenizer = sampling, tokenizer
-        self._mode, self._pieces, self._ids = mode, list[Said | Piece](), list[str]()
+        self._effort, self._pieces, self._ids = effort, list[Said | Piece](), list[str]()
         self._scores, self._finish, self._begun = list[TokenScore](), "length", False
 
     def add(self, event: Event) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ class ChatAnswer(Spoken):
 
     def choice(self) -> dict[str, Any]:
         """The whole, after the last event."""
-        whole = gather(self._pieces, self._mode, as_taught=self.as_taught)
+        whole = gather(self._pieces, self._effort, as_taught=self.as_taught)
         message: dict[str, Any] = {"role": "assistant", "content": whole.content}
         if whole.reasoning is not None:
             message["reasoning_content"] = whole.reasoning

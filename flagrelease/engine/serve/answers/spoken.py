@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flagrelease.engine.batch.sequence import Event, Finish
-from flagrelease.model.v4.chat import Mode
 from flagrelease.model.v4.completion import CompletionStream, Said
 from flagrelease.model.v4.dsml import Piece
+from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import Part
 
 
@@ -30,13 +30,13 @@ class Spoken(Counted):
         reasoned: tokens up to the end of the reasoning, which is told to the step.
     """
 
-    def __init__(self, prompt: list[int], mode: Mode, part: Part) -> None:
-        """The answer to a prompt that was encoded in `mode`; it begins in `part`."""
+    def __init__(self, prompt: list[int], effort: Effort, part: Part) -> None:
+        """The answer to a prompt that was encoded for `effort`; it begins in `part`."""
         super().__init__(prompt)
         self.finish: Finish | None = None
         self.stopped_by: str | None = None
         self.reasoned = 0
-        self._stream = CompletionStream.start(mode, part)
+        self._stream = CompletionStream.start(effort, part)
 
     @property
     def as_taught(self) -> bool:

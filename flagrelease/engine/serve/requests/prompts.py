@@ -10,7 +10,8 @@ from flagrelease.engine.serve.requests.conversation import ENCODED, ChatMessage,
 from flagrelease.engine.serve.requests.fields import Typed, as_sent, done
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.text import Tokenizer
-from flagrelease.model.v4.chat import Message, Mode, encode_messages
+from flagrelease.model.v4.chat import Message, encode_messages
+from flagrelease.model.v4.efforts import Effort, Mode
 from flagrelease.model.v4.encoded import EncodedChat
 
 
@@ -55,7 +56,7 @@ class Prompts(Typed):
 class Thinking(Typed):
     """DeepSeek's switch between its modes."""
 
-    type: Literal["enabled", "disabled"]
+    type: Literal["enabled", "disabled", "adaptive"]
 
 
 class Conversation(Typed):
@@ -65,11 +66,11 @@ class Conversation(Typed):
     tools: Annotated[list[Tool], WrapValidator(as_sent)] = Field(default_factory=list)
     tool_choice: Annotated[Any, done("auto", "none")] = "auto"
     thinking: Thinking | None = None
-    reasoning_effort: Literal["none", "low", "medium", "high", "max"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     continue_final_message: bool = False
     add_generation_prompt: bool | None = None
 
-    def encoded(self, mode: Mode) -> EncodedChat:
+    def encoded(self, effort: Effort) -> EncodedChat:
         """The prompt, which shows messages and tools as they were sent.
 
         Raises:
@@ -86,25 +87,28 @@ class Conversation(Typed):
                 "add_generation_prompt",
             )
         with blamed("messages"):
-            return encode_messages(messages, mode, tools)
+            return encode_messages(messages, effort, tools)
 
     def mode(self, default: Mode) -> Mode:
-        """`thinking` and `reasoning_effort`, where given, else the server's.
+        """What `thinking` and `reasoning_effort` ask for; where they leave it open, what the server does by default.
+
+        A request that only switches thinking on gets the server's effort, if the server's chats think, else the
+        model's own default.
 
         Raises:
             ParameterError: they contradict each other.
         """
-        effort = {None: None, "none": "chat", "low": "thinking", "medium": "thinking", "high": "thinking", "max": "max"}
-        switch = None if self.thinking is None else self.thinking.type == "enabled"
-        wanted = effort[self.reasoning_effort]
-        if switch is not None and wanted is not None and switch != (wanted != "chat"):
+        switch = None if self.thinking is None else self.thinking.type != "disabled"
+        effort = self.reasoning_effort
+        if effort is not None and switch is not None and switch != (effort != "none"):
             raise ParameterError(
-                f"thinking is {'en' if switch else 'dis'}abled, but reasoning_effort is {self.reasoning_effort}",
-                "reasoning_effort",
+                f"thinking is {'en' if switch else 'dis'}abled, but reasoning_effort is {effort}", "reasoning_effort"
             )
-        if wanted is not None:
-            return "chat" if wanted == "chat" else "max" if wanted == "max" else "thinking"
-        return default if switch is None else "thinking" if switch else "chat"
+        if effort is not None:
+            return "chat" if effort == "none" else effort
+        if switch is None:
+            return default
+        return "chat" if not switch else "thinking" if default == "chat" else default
 
 
 def _encoded(message: Message) -> Message:

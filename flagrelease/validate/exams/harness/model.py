@@ -17,7 +17,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.model.v4.chat import BOS, EOS, Mode, encode_messages
+from flagrelease.model.v4.chat import BOS, EOS, encode_messages
+from flagrelease.model.v4.efforts import Effort, Mode
 from flagrelease.validate.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ _MAX_GEN_TOKS = 256  # lm-eval's own default
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """Around a scheduler. Repeats of a document have seeds of their own, derived from `seed`."""
 
-    def __init__(self, scheduler: Scheduler, mode: Mode, seed: int) -> None:
-        """`mode`: of the chat template, where lm-eval is told to apply one."""
+    def __init__(self, scheduler: Scheduler, effort: Effort, seed: int) -> None:
+        """`effort`: of the chat template, where lm-eval is told to apply one."""
         super().__init__()
-        self.scheduler, self.mode, self.seed = scheduler, mode, seed
+        self.scheduler, self.effort, self.seed = scheduler, effort, seed
         (self._bos,) = scheduler.tokenizer.encode(BOS)
         (self._eos,) = scheduler.tokenizer.encode(EOS)
 
@@ -52,17 +53,17 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     @property
     def tokenizer_name(self) -> str:
         """lm-eval keys its cache of requests with it."""
-        return f"flagrelease-{self.mode}"
+        return f"flagrelease-{self.effort.name}-{len(self.effort.preamble)}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """For lm-eval's records; V4 has rules and no template (flagrelease/model/v4/chat.py)."""
-        return f"encoding_dsv4, mode {self.mode}"
+        return f"encoding_dsv4, effort {self.effort.name}, {self.effort.preamble!r}"
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation, as text that begins with its begin-of-sentence token."""
         if not add_generation_prompt:
             raise UsageError("flagrelease has no chat template for a conversation that the model does not continue")
-        return encode_messages(chat_history, self.mode).text
+        return encode_messages(chat_history, self.effort).text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids with exactly one begin-of-sentence token, or with none if `add_special_tokens` is False.
@@ -160,4 +161,6 @@ class ReleaseLM(EngineLM):
         session = Session.open(Path(release), numerics, dtype, on, operators)
         if session.model.groups.mp > 1:
             raise UsageError("this model of lm-eval is one process; for several ranks use `flagrelease serve`")
-        super().__init__(Scheduler(session.runner(batch, context), session.tokenizer()), mode, seed)
+        super().__init__(
+            Scheduler(session.runner(batch, context), session.tokenizer()), session.efforts().of(mode), seed
+        )

@@ -1,0 +1,22 @@
+"""The efforts of a release or checkpoint on disk, from what it carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flagrelease.model.v4.config import read_config
+from flagrelease.model.v4.efforts import Efforts, recognise
+from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
+
+
+def read_efforts(release: Path | str) -> Efforts:
+    """Find out which revision of the model a folder holds, and what it makes of the efforts that requests name.
+
+    Raises:
+        CheckpointError: the folder has no config of a model.
+        VerificationError: its manifest does not follow the schema.
+    """
+    release = Path(release)
+    config, _ = read_config(release / "config.json")
+    repository = read_manifest(release).source.repo if (release / MANIFEST_NAME).is_file() else None
+    return recognise(release, config, repository)
