@@ -123,6 +123,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "tools[0].function"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{**TOOL, "function": {"description": "d"}}]}, "tools[0].function.name"),
+    *(({"tools": [{**TOOL, "function": {"name": name}}]}, "tools[0].function.name")
+      for name in ("a b", 'a"b', "a.b", "é", "", "a" * 129)),
+    ({"tools": [TOOL, TOOL]}, "tools"),
+    (message(role="system", content="hi", tools=[TOOL, TOOL]), "messages[0].tools"),
     ({"tools": [{**TOOL, "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
     ({"tools": [{**TOOL, "function": {"name": "f", "parameters": {"a": ["\ud800"]}}}]},
      "tools[0].function.parameters.a[0]"),

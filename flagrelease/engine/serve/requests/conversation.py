@@ -72,9 +72,9 @@ class Call(Typed):
 
 
 class Function(Typed):
-    """A function that the model may call; `parameters` is a JSON schema."""
+    """A function that the model may call; `parameters` is a JSON schema. Its name stands between quotes in a call."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=128, pattern="^[a-zA-Z0-9_-]+$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: Annotated[Any, neutral(False)] = None
@@ -88,6 +88,21 @@ class Tool(Typed):
     cache_control: dict[str, Any] | None = None
 
 
+def _names_differ(tools: list[Tool]) -> list[Tool]:
+    seen: set[str] = set()
+    for tool in tools:
+        name = tool.function.name
+        if name in seen:
+            raise PydanticCustomError(
+                "tool_twice", "two tools have the name {name}: a call could mean either", {"name": shown(name)}
+            )
+        seen.add(name)
+    return tools
+
+
+Tools = Annotated[list[Tool], AfterValidator(_names_differ)]
+
+
 class _Message(Typed):
     """What every role may have. `name` is not shown to the model, as in DeepSeek's encoding."""
 
@@ -99,7 +114,7 @@ class Instructions(_Message):
 
     role: Literal["system", "developer"]
     content: Content
-    tools: list[Tool] | None = None
+    tools: Tools | None = None
     response_format: dict[str, Any] | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, Field, Tag, WrapValidator
 
-from flagrelease.engine.serve.requests.conversation import ENCODED, ChatMessage, Tool
+from flagrelease.engine.serve.requests.conversation import ENCODED, ChatMessage, Tools
 from flagrelease.engine.serve.requests.fields import Typed, as_sent, done
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.text import Tokenizer
@@ -63,7 +63,7 @@ class Conversation(Typed):
     """Messages, the tools that the model may call, and how it thinks."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1), WrapValidator(as_sent)]
-    tools: Annotated[list[Tool], WrapValidator(as_sent)] = Field(default_factory=list)
+    tools: Annotated[Tools, WrapValidator(as_sent)] = Field(default_factory=list)
     tool_choice: Annotated[Any, done("auto", "none")] = "auto"
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
