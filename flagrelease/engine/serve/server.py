@@ -9,6 +9,7 @@ from flagrelease.engine.serve.answering import respond
 from flagrelease.engine.serve.answers.choices import Choices
 from flagrelease.engine.serve.answers.openai import ChatAnswer, CompletionAnswer
 from flagrelease.engine.serve.asked import asked_chat
+from flagrelease.engine.serve.described import describe
 from flagrelease.engine.serve.messages import add_messages
 from flagrelease.engine.serve.requests.protocol import ChatRequest, CompletionRequest
 from flagrelease.engine.serve.requests.refusals import JsonRoute, blamed, install
@@ -50,4 +51,5 @@ def make_app(served: Served) -> FastAPI:
         with blamed("messages"):
             return await respond(served.service, http, asked.sequences, choices, stream=request.stream)
 
+    describe(app, served.name)
     return app
