@@ -22,7 +22,8 @@ from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.batch.sequence import Event, Running
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.sampling import Sampling, TokenScore
+from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model

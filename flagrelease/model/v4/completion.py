@@ -201,9 +201,10 @@ class CompletionStream:
         end = unsure
         if end < 0:
             end = len(self._held)
-            for mark in ("<｜DSML｜", EOS, *((END_THINK,) if self._part == "reasoning_content" else ())):
-                lengths = (n for n in range(1, len(mark) + 1) if self._held.endswith(mark[:n]))
-                end = min(end, len(self._held) - max(lengths, default=0))
+            begun = self._held.rfind("<")  # every mark has this once, at its beginning
+            marks = ("<｜DSML｜", EOS, *((END_THINK,) if self._part == "reasoning_content" else ()))
+            if begun >= 0 and any(mark.startswith(self._held[begun:]) for mark in marks):
+                end = begun
         for _ in range(2):
             end -= self._held[:end].endswith("\n")
         return end

@@ -20,8 +20,11 @@ class Choices:
         self, answers: Sequence[ChatAnswer | CompletionAnswer], request: GenerationRequest, model: str, kind: str
     ) -> None:
         """`kind`: OpenAI's name of the whole document."""
-        self._answers, self._request, self._kind = answers, request, kind
+        self._answers, self._request, self._kind, self._streaming = answers, request, kind, request.streaming
         self._frame = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        chunk = "chat.completion.chunk" if kind == "chat.completion" else kind
+        # all chunks begin alike, with this much of the document
+        self._beginning = f"data: {json_line({**self._frame, 'object': chunk})[:-1]}, "
 
     def whole(self) -> str:
         """The document, after the last event, as JSON."""
@@ -36,15 +39,15 @@ class Choices:
         """Take in an event of the sequence at that place; returns the server-sent events that it makes."""
         lines: list[str] = []
         for choice in self._answers[n].add(event):
-            usages: dict[str, Any] = {"usage": None} if self._request.streaming.include_usage else {}
-            if self._request.streaming.continuous_usage_stats:
+            usages: dict[str, Any] = {"usage": None} if self._streaming.include_usage else {}
+            if self._streaming.continuous_usage_stats:
                 usages = {"usage": self._usage()}
             lines.append(self._line([{**choice, "index": n}], usages))
         return lines
 
     def end(self) -> list[str]:
         """The last server-sent events."""
-        last = [self._line([], {"usage": self._usage()})] if self._request.streaming.include_usage else []
+        last = [self._line([], {"usage": self._usage()})] if self._streaming.include_usage else []
         return [*last, "data: [DONE]\n\n"]
 
     def failed(self, message: str) -> list[str]:
@@ -53,8 +56,7 @@ class Choices:
         return [f"data: {json_line({'error': error})}\n\n"]
 
     def _line(self, choices: list[dict[str, Any]], usages: dict[str, Any]) -> str:
-        kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
-        return f"data: {json_line({**self._frame, 'object': kind, 'choices': choices, **usages})}\n\n"
+        return f"{self._beginning}{json_line({'choices': choices, **usages})[1:]}\n\n"
 
     def _usage(self) -> dict[str, Any]:
         return usage(self._answers, self._request.n)
