@@ -30,6 +30,8 @@ from flagrelease.engine.stops import StopWatch
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.transfer import send
 
+_TOLD = 64  # scores of a prompt in an event: who writes them has other answers to write in between
+
 
 @dataclass(slots=True)
 class Totals:
@@ -219,7 +221,10 @@ class Scheduler:
             known = [*piece[1:], *([] if following is None else [following])]
             scores = [TokenScore(piece[0], None)] if each.read == 0 else []
             scores += score(logits[: len(known)], known, top)
-            events.append(Event(each.key, "", (), 0, None, prompt_scores=tuple(scores)))
+            events += [
+                Event(each.key, "", (), 0, None, prompt_scores=tuple(scores[n : n + _TOLD]))
+                for n in range(0, len(scores), _TOLD)
+            ]
         each.read = past
         self.totals.prompt += len(piece)
         if each.ready:

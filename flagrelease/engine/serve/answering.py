@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from flagrelease.concurrently import end_tasks
 from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.serve.answers.merged import merged
+from flagrelease.engine.serve.answers.written import respond_with
 from flagrelease.engine.serve.service import Service, Stream
 from flagrelease.errors import ResourceError
 
@@ -39,8 +40,8 @@ class Answering(Protocol):
     def failed(self, message: str) -> list[str]:
         """What is sent where the engine stops in the middle."""
 
-    def whole(self) -> str:
-        """The answer as one JSON document, after the last event."""
+    def whole(self) -> str | Iterator[str]:
+        """The answer as one JSON document, after the last event, perhaps in pieces."""
 
 
 async def respond(
@@ -55,7 +56,7 @@ async def respond(
     if not stream:
         if await _unless_left(http, _fill(service, asked, answering)) is None:
             return Response(status_code=_CLIENT_LEFT)
-        return Response(answering.whole(), media_type="application/json")
+        return respond_with(answering.whole())
     lines = _lines(service, asked, answering)
     first = await _unless_left(http, _next(lines))  # a refusal must come before the status line is sent
     if first is None:
@@ -120,6 +121,8 @@ async def _events(streams: list[Stream]) -> AsyncGenerator[tuple[int, Event], No
         async with aclosing(merged(streams)) as events:
             async for each in events:
                 yield each
+                if each[1].prompt_scores:
+                    await asyncio.sleep(0)  # a long prompt's come in one go
     finally:
         for stream in streams:
             stream.close()

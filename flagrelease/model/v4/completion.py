@@ -19,10 +19,11 @@ from flagrelease.model.v4.quoting import Quoting
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Text of one of the two parts."""
+    """Text of one of the two parts. `at` is its place in the text that was read."""
 
     part: Part
     text: str
+    at: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class CompletionStream:
 
     _part: Part
     as_taught: bool = True
+    _read: int = 0  # characters, of which the last ones are held
     _held: str = ""
     _calls: Calls | None = None  # a block that has begun
     _trial: _Trial | None = None  # a block inside the thought
@@ -95,6 +97,7 @@ class CompletionStream:
 
     def push(self, text: str) -> list[Said | Piece]:
         """What can be said now."""
+        self._read += len(text)
         self._held += text
         return self._advance(text, final=False)
 
@@ -105,6 +108,7 @@ class CompletionStream:
             cut: the answer met a length limit. Then the arguments of a call that is not complete stay a beginning of
                 JSON, so that nobody carries out half of it; else the model ended there, and they are closed.
         """
+        self._read -= len(EOS) * self._held.endswith(EOS)
         self._held = self._held.removesuffix(EOS)
         pieces = self._advance("", final=True)
         if self._calls is not None:
@@ -212,7 +216,7 @@ class CompletionStream:
     def _say(self, pieces: list[Said | Piece], text: str) -> None:
         if text:
             self._quoting.read(text)
-            pieces.append(Said(self._part, text))
+            pieces.append(Said(self._part, text, self._read - len(self._held)))
             if self._after_block:
                 self._after_block, self.as_taught = False, False
 
