@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flagrelease.convert.planning.plan import Plan
     from flagrelease.convert.request import ConversionRequest
     from flagrelease.convert.summary import Summary
-    from flagrelease.records.manifest import OGroups
+    from flagrelease.records.manifest import Drafts, OGroups
 
 
 class OGroupsChoice(str, Enum):
@@ -24,6 +24,13 @@ class OGroupsChoice(str, Enum):
 
     SHARED = "shared"
     SPLIT = "split"
+
+
+class DraftsChoice(str, Enum):
+    """Whether a release holds the draft stages of its model."""
+
+    KEEP = "keep"
+    DROP = "drop"
 
 
 class DeviceChoice(str, Enum):
@@ -70,6 +77,14 @@ OGroupsOption = Annotated[
         "--o-groups",
         help="With more ranks than o-groups: ranks of one o-group hold the same slice of wo_a and wo_b (shared) or "
         "one slice each (split).",
+    ),
+]
+DraftsOption = Annotated[
+    DraftsChoice | None,
+    typer.Option(
+        "--drafts",
+        help="keep or drop the draft stages of the model (mtp.*), which make answers faster and change none. Default: "
+        "as the recipe says, else keep.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -128,6 +143,7 @@ def plan(
     chip: ChipOption = [],  # noqa: B006
     cards: CardsOption = None,
     o_groups: OGroupsOption = None,
+    drafts: DraftsOption = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where convert would write: its free space is compared.")
     ] = Path(),
@@ -139,7 +155,7 @@ def plan(
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import show_plan
 
-    _, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
+    _, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers)
     gather_claims(request, source_digests, ask=False)
     console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
     summary.require_takers()
@@ -153,6 +169,7 @@ def convert(
     chip: ChipOption = [],  # noqa: B006
     cards: CardsOption = None,
     o_groups: OGroupsOption = None,
+    drafts: DraftsOption = None,
     workers: WorkersOption = None,
     device: Annotated[
         DeviceChoice, typer.Option("--device", help="Where weights are decoded; auto is the CPU.")
@@ -172,7 +189,7 @@ def convert(
     from flagrelease.records.manifest import MANIFEST_NAME
 
     lookup = choose_lookup(device.value)
-    made, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, out, workers)
+    made, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers)
     summary.require_takers()
     for line in remark_lines(summary.left_out, summary.remarks):
         console.say(line)
@@ -203,6 +220,7 @@ def _planned(
     chip: list[str],
     cards: int | None,
     o_groups: OGroupsChoice | None,
+    drafts: DraftsChoice | None,
     out: Path,
     workers: int | None,
 ) -> tuple[Plan, ConversionRequest, Summary]:
@@ -212,8 +230,9 @@ def _planned(
     from flagrelease.convert.summary import summarise
 
     cut: OGroups | None = None if o_groups is None else o_groups.value
+    stages: Drafts | None = None if drafts is None else drafts.value
     with console.counted(f"reading the headers of {checkpoint or source}, placing every byte") as counter:
-        request = make_request(source, checkpoint, target, chip, cut, cards, partial(counter, "headers read"))
+        request = make_request(source, checkpoint, target, chip, cut, cards, stages, partial(counter, "headers read"))
         placed = partial(counter, "releases planned")
         made = make_plan(request.source, request.targets, request.options, request.provenance, placed)
         return made, request, summarise(made, request, workers or default_workers(), out)

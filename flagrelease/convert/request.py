@@ -14,9 +14,9 @@ from flagrelease.convert.planning.layouts import tensor_parallel
 from flagrelease.convert.planning.plan import Provenance
 from flagrelease.convert.planning.target import Target, parse_target
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.published import has_known_dimensions, published_name
+from flagrelease.model.v4.published import has_known_shape, published_names
 from flagrelease.records.chip_releases import ChipRelease, split_choice
-from flagrelease.records.manifest import OGroups
+from flagrelease.records.manifest import Drafts, OGroups
 from flagrelease.records.recipe import ConvertSpec, Recipe, read_recipe
 from flagrelease.records.shipped import shipped_recipe
 from flagrelease.source.source import Source, read_source
@@ -59,6 +59,7 @@ def make_request(
     chips: Sequence[str],
     o_groups: OGroups | None,
     cards: int | None = None,
+    drafts: Drafts | None = None,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> ConversionRequest:
     """Resolve the arguments of `plan` and `convert`.
@@ -75,7 +76,7 @@ def make_request(
         CheckpointError: the checkpoint is not what it says.
     """
     known = [split_choice(text)[0] for text in chips]
-    named = [parse_target(text, o_groups or "shared") for text in targets]
+    named = [parse_target(text, o_groups or "shared", drafts or "keep") for text in targets]
     if source.is_dir():
         if checkpoint is not None:
             raise UsageError("--checkpoint belongs to a recipe; SOURCE is a checkpoint already")
@@ -84,7 +85,7 @@ def make_request(
         if cards is not None and not known:
             raise UsageError("--cards needs --chip; a --target says its number of ranks itself, as in bf16:mp8")
         understood = read_source(source, told)
-        found = [one for text in chips for one in _for_chip(text, understood, o_groups, cards)]
+        found = [one for text in chips for one in _for_chip(text, understood, o_groups, drafts, cards)]
         wanted = tuple({(one.chip.id, one.target): one for one, _ in found}.values())
         notes = tuple(dict.fromkeys(note for _, note in found))
         return ConversionRequest(understood, _unique(wanted, named), wanted, ConvertSpec(), Provenance(), (), notes)
@@ -92,7 +93,7 @@ def make_request(
     if cards is not None:
         raise UsageError(f"--cards is for a checkpoint folder; {source} says the layout of each chip itself")
     chosen = () if named and not known else recipe.chosen(chips)
-    wanted = tuple(_in_recipe(one, o_groups) for one in chosen)
+    wanted = tuple(_in_recipe(one, o_groups, drafts) for one in chosen)
     understood = read_source(checkpoint_of(recipe, source, checkpoint), told)
     _require_model(recipe, source, understood)
     return ConversionRequest(
@@ -105,12 +106,12 @@ def _unique(wanted: Iterable[ChipTarget], named: list[Target]) -> tuple[Target, 
 
 
 def _require_model(recipe: Recipe, path: Path, source: Source) -> None:
-    """Refuse a checkpoint of other dimensions: the releases would name the recipe's model as what they come from."""
-    found = published_name(source.config)
-    if has_known_dimensions(recipe.model) and found != recipe.model:
+    """Refuse a checkpoint of another shape: the releases would name the recipe's model as what they come from."""
+    found = published_names(source.config)
+    if has_known_shape(recipe.model) and recipe.model not in found:
         raise UsageError(
-            f"{path}: this recipe is for {recipe.model}; the checkpoint {source.folder} has the dimensions of "
-            f"{found or 'another model'}"
+            f"{path}: this recipe is for {recipe.model}; the checkpoint {source.folder} has the dimensions and draft "
+            f"stages of {' or '.join(found) or 'another model'}"
         )
 
 
@@ -130,20 +131,21 @@ def checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
     return Path(os.path.normpath(path.parent / recipe.source.path))
 
 
-def _in_recipe(one: ChipRelease, o_groups: OGroups | None) -> ChipTarget:
-    return ChipTarget(one.chip, parse_target(one.spec.target, o_groups or one.spec.o_groups), one.spec.stack)
+def _in_recipe(one: ChipRelease, o_groups: OGroups | None, drafts: Drafts | None) -> ChipTarget:
+    spec = one.spec
+    return ChipTarget(one.chip, parse_target(spec.target, o_groups or spec.o_groups, drafts or spec.drafts), spec.stack)
 
 
 def _for_chip(
-    text: str, source: Source, o_groups: OGroups | None, cards: int | None
+    text: str, source: Source, o_groups: OGroups | None, drafts: Drafts | None, cards: int | None
 ) -> Iterator[tuple[ChipTarget, str]]:
     """What a chip gets of a bare checkpoint, and why, as sentences."""
     chip, release = split_choice(text)
-    model = published_name(source.config)
+    model = next(iter(published_names(source.config)), None)
     recipe = None if model is None else shipped_recipe(model)
     if recipe is not None and chip.id in recipe.releases:
         why = f"as in the recipe shipped for {model}"
-        chosen = [_in_recipe(one, o_groups) for one in recipe.chosen([text])]
+        chosen = [_in_recipe(one, o_groups, drafts) for one in recipe.chosen([text])]
         if cards is not None and all(one.target.mp is None for one in chosen):
             raise UsageError(f"--cards {cards}: {text} has no release that is cut for cards, only whole tensors (hf)")
     else:
@@ -151,9 +153,9 @@ def _for_chip(
             raise UsageError(f"--chip {text}: no shipped recipe has this model on this chip; ask for --target")
         why = "no shipped recipe has this model on this chip; its usual numbers, on the fewest cards that hold them"
         chosen = (
-            [ChipTarget(chip, _fewest(chip, source, o_groups))]
+            [ChipTarget(chip, _fewest(chip, source, o_groups, drafts))]
             if cards is None
-            else [ChipTarget(chip, Target(chip.release_dtype, cards, o_groups or "shared"))]
+            else [ChipTarget(chip, Target(chip.release_dtype, cards, o_groups or "shared", drafts or "keep"))]
         )
     for one in chosen:
         if cards is not None and one.target.mp is not None:
@@ -164,8 +166,8 @@ def _for_chip(
             yield one, f"{chip.id}: {one.target}{made_for}, {why}"
 
 
-def _fewest(chip: Chip, source: Source, o_groups: OGroups | None) -> Target:
-    target = Target(chip.release_dtype, None, o_groups or "shared")
+def _fewest(chip: Chip, source: Source, o_groups: OGroups | None, drafts: Drafts | None) -> Target:
+    target = Target(chip.release_dtype, None, o_groups or "shared", drafts or "keep")
     mp = smallest_mp(source, target, chip.memory_gib << 30)
     if mp is None:
         raise UsageError(f"no number of ranks that this model allows fits {chip.id} cards of {chip.memory_gib} GiB")

@@ -68,6 +68,8 @@ def _what_it_is(records: Records) -> Iterator[str]:
     yield f"| layout | {records.layout}: {held} |"
     if records.target.o_groups is not None:
         yield f"| o-groups | {records.target.o_groups} between ranks |"
+    if records.target.drafts == "drop":
+        yield "| draft stages | left out: answers are the same, without speculation |"
     cards = f"{_count(records.cards, 'card')} x {product.memory_gib} GiB"
     nodes = "one node" if records.nodes == 1 else f"{records.nodes} nodes of {product.cards_per_node}"
     yield f"| needs | {cards}, {nodes} |"

@@ -12,7 +12,7 @@ from flagrelease.chips.stacks import ServingStack, get_stack, stacks_of
 from flagrelease.chips.table import Chip, get_chip
 from flagrelease.errors import UsageError
 from flagrelease.formats.releases import RELEASE_FORMATS, parse_format_and_layout
-from flagrelease.records.manifest import Dtype, OGroups, TargetRecord
+from flagrelease.records.manifest import Drafts, Dtype, OGroups, TargetRecord
 
 OWNER = "FlagRelease"
 FLAGOS = "flagos"  # the stack of DeepSeek's and FlagOS' own engines, which read mp layouts
@@ -24,6 +24,7 @@ class ReleaseSpec(BaseModel):
 
     Attributes:
         format: a release format of `flagrelease.formats.releases`. Older recipes call the key `dtype`.
+        drafts: `drop` leaves out the draft stages of the model (`mtp.*`), which only make answers faster.
         stack: the serving stack of `chips/stacks.yaml` that it is made for; None: nobody in particular.
     """
 
@@ -32,6 +33,7 @@ class ReleaseSpec(BaseModel):
     format: Dtype
     layout: str = Field(pattern=r"^(hf|mp[1-9][0-9]*)$")
     o_groups: OGroups = "shared"
+    drafts: Drafts = "keep"
     stack: str | None = None
 
     @model_validator(mode="before")

@@ -22,6 +22,7 @@ MANIFEST_NAME = "manifest.json"
 
 Dtype = ReleaseFormatName
 OGroups = Literal["shared", "split"]
+Drafts = Literal["keep", "drop"]
 DigestAlgorithm = Literal["sha256", "git-sha1"]
 # Who states the digest of a source file: the name of a blob in a hub cache, the bookkeeping of `hf download`, a file
 # that the user gave, the listing of a hub.
@@ -91,12 +92,16 @@ class ToolRecord(_Record):
 
 
 class TargetRecord(_Record):
-    """What the release is. `mp` and `o_groups` are null for the hf layout, `o_groups` also where mp <= o_groups."""
+    """What the release is. `mp` and `o_groups` are null for the hf layout, `o_groups` also where mp <= o_groups.
+
+    `drafts`: whether it holds the draft stages of its source.
+    """
 
     dtype: Dtype
     layout: Literal["hf", "mp"]
     mp: int | None = None
     o_groups: OGroups | None = None
+    drafts: Drafts = "keep"
 
 
 class SourceFileRecord(_Record):

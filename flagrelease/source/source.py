@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import SOURCE_FORMATS, Format
-from flagrelease.model.v4.config import ModelConfig, read_config
+from flagrelease.model.v4.config import ModelConfig, parse_config, read_config
+from flagrelease.model.v4.drafts import DRAFT_PREFIX, without_drafts
 from flagrelease.model.v4.inventory import Storage
 from flagrelease.model.v4.stored import StoredWeight, understand
 from flagrelease.records.source_identity import SourceIdentity, identify_checkpoint
 from flagrelease.shard.index import CheckpointIndex, survey
 from flagrelease.source.companions import Companions, survey_companions
+from flagrelease.source.hash_routing import routing_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,13 @@ class Source:
     index: CheckpointIndex
     companions: Companions = field(repr=False)
     tensors: tuple[StoredWeight, ...] = field(repr=False)  # V4-Pro has 145,000: a traceback with them takes minutes
+
+    def without_drafts(self) -> Source:
+        """The same checkpoint, as far as its model answers without draft stages; files and identity stay."""
+        layers = self.config.num_hidden_layers
+        raw = without_drafts(self.raw_config, layers)
+        tensors = tuple(tensor for tensor in self.tensors if not tensor.spec.name.startswith(DRAFT_PREFIX))
+        return replace(self, config=parse_config(raw, self.folder / "config.json"), raw_config=raw, tensors=tensors)
 
     @property
     def expert_format(self) -> Format | None:
@@ -76,6 +85,7 @@ def survey_source(
         for t in tensors
         if t.format is not None and t.format not in SOURCE_FORMATS
     ][:1]
+    misunderstood += routing_problems(tensors, config.n_routed_experts)
     identity = identify_checkpoint(index, hashlib.sha256(config_path.read_bytes()).hexdigest())
     companions, unfit = survey_companions(folder, config.vocab_size, raw)
     return Source(folder, config, raw, identity, index, companions, tensors), problems + misunderstood + unfit

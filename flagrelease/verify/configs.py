@@ -40,7 +40,7 @@ def check_config(folder: Path, manifest: Manifest, source: Origin | None) -> tup
     _check_described(folder, document, config, manifest, log)
     # DeepSeek's own code, which reads the second file, loads no release in the forms of other stacks
     if (folder / NATIVE_CONFIG).exists() or release.description is Description.DEEPSEEK:
-        _check_native(folder / NATIVE_CONFIG, config, source, log)
+        _check_native(folder / NATIVE_CONFIG, config, manifest, source, log)
     if source is not None:
         _compare_source(document, manifest, source, release, log)
         _compare_experts(config, source.config, manifest.target, log)
@@ -69,7 +69,7 @@ def _check_described(
             log.add(Finding(file=name, rule=problem))
 
 
-def _check_native(path: Path, config: ModelConfig, source: Origin | None, log: CheckLog) -> None:
+def _check_native(path: Path, config: ModelConfig, manifest: Manifest, source: Origin | None, log: CheckLog) -> None:
     try:
         native = _read_object(path)
     except CheckpointError as error:
@@ -82,7 +82,8 @@ def _check_native(path: Path, config: ModelConfig, source: Origin | None, log: C
     _compare(NATIVE_CONFIG, found, wanted, "config.json makes it", log)
     theirs = None if source is None else source.folder / NATIVE_CONFIG
     if theirs is not None and theirs.is_file():
-        _compare(NATIVE_CONFIG, _model_part(found), _model_part(_read_object(theirs)), "the source's file says", log)
+        model = _model_part(_without_dropped(_read_object(theirs), manifest))
+        _compare(NATIVE_CONFIG, _model_part(found), model, "the source's file says", log)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -118,7 +119,8 @@ def _compare_source(
     if digest != manifest.source.config_sha256:
         log.add(Finding(file=CONFIG, rule=f"the source's has SHA-256 {digest}, not the one recorded"))
     mine, theirs = (
-        {key: value for key, value in doc.items() if key not in _OF_NUMBERS} for doc in (document, source.document)
+        {key: value for key, value in doc.items() if key not in _OF_NUMBERS}
+        for doc in (document, _without_dropped(source.document, manifest))
     )
     _compare(CONFIG, mine, theirs, "the source says", log)
     blocks = [doc.get("quantization_config") or {} for doc in (document, source.document)]
@@ -127,6 +129,23 @@ def _compare_source(
         free = {"expert_dtype"} | ({"ignored_layers"} if release.wo_a is None else set())
         mine, theirs = ({key: value for key, value in block.items() if key not in free} for block in blocks)
         _compare(CONFIG, mine, theirs, "the source's quantization_config says", log)
+
+
+def _without_dropped(document: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """A config of the source, either of the two, as a release must have it that dropped its draft stages."""
+    if manifest.target.drafts == "keep":
+        return document
+    left: dict[str, Any] = {}
+    for key, value in document.items():
+        if key in ("num_nextn_predict_layers", "n_mtp_layers"):
+            left[key] = 0
+        elif key == "compress_ratios":  # one for each layer, then one for each stage
+            left[key] = value[: document.get("num_hidden_layers", document.get("n_layers"))]
+        elif not key.startswith("dspark"):
+            left[key] = value
+    if "n_layers" in document:  # DeepSeek's default is a stage
+        left["n_mtp_layers"] = 0
+    return left
 
 
 def _compare_experts(config: ModelConfig, source: ModelConfig, target: TargetRecord, log: CheckLog) -> None:

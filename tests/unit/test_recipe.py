@@ -31,7 +31,14 @@ def config_of(recipe: Path) -> dict[str, Any]:
         "num_attention_heads": 128, "num_hidden_layers": 61, "o_groups": 16, "q_lora_rank": 1536,
         "routed_scaling_factor": 2.5, "expert_dtype": "fp4", "compress_ratios": [128, 128] + 29 * [4, 128] + [4, 0],
     }  # fmt: skip
-    return flash | (pro if recipe.stem.endswith("pro") else {})
+    found = flash | (pro if "-pro" in recipe.stem else {})
+    if recipe.stem.endswith(("0731", "0813")):  # as DeepSeek's configs of the two releases with DSpark
+        rank, layers = (512, [58, 59, 60]) if "-pro" in recipe.stem else (256, [40, 41, 42])
+        found |= {
+            "dspark_block_size": 5, "dspark_noise_token_id": 128799, "dspark_markov_rank": rank,
+            "dspark_target_layer_ids": layers, "compress_ratios": [*found["compress_ratios"], 0, 0],
+        }  # fmt: skip
+    return found
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -53,8 +60,11 @@ def test_every_shipped_recipe_fits_its_chips_and_hubs_at_full_size(path: Path, t
 
 def test_the_shipped_recipes_are_those_promised() -> None:
     models = {read_recipe(path).model for path in SHIPPED}
-    assert models == {"DeepSeek-V4-Flash", "DeepSeek-V4-Pro", "flagrelease-tiny-v4"}
-    assert set(read_recipe(ROOT / "recipes" / "deepseek-v4-flash.yaml").releases) == set(load_chips())
+    assert models == {
+        "DeepSeek-V4-Flash", "DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro", "DeepSeek-V4-Pro-0813", "flagrelease-tiny-v4"
+    }  # fmt: skip
+    for flash in ("deepseek-v4-flash", "deepseek-v4-flash-0731"):
+        assert set(read_recipe(ROOT / "recipes" / f"{flash}.yaml").releases) == set(load_chips())
     assert {read_recipe(path).source.license for path in SHIPPED if "deepseek" in path.stem} == {"MIT"}
 
 

@@ -19,7 +19,7 @@ from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.stored import StoredWeight
-from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config
+from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config, write_checkpoint
 from flagrelease.shard.header import build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.source import Source, read_source, survey_source
@@ -530,3 +530,68 @@ def test_experts_that_are_all_missing_are_listed_not_a_crash(checkpoint: Checkpo
     source, problems = survey_source(checkpoint.write())
     assert len(problems) == 16 * 3 * 4
     assert source.expert_format is None
+
+
+# --- re-releases
+
+
+def test_a_repack_with_plain_wo_a_is_understood(tmp_path: Path) -> None:
+    """sgl-project's FP8 repacks: FP8 experts with E8M0 scales, wo_a in BF16 without one, no expert_dtype."""
+    config = tiny_config()
+    config.pop("expert_dtype", None)
+    made = Checkpoint(tmp_path / "repack", config).fill(Stored(experts="fp8"))
+    for name in [name for name in made.tensors if name.endswith(".attn.wo_a.weight")]:
+        made.tensors[name] = "BF16", made.tensors[name][1]
+        del made.tensors[name.replace(".weight", ".scale")]
+    source = read_source(made.write())
+    assert source.expert_format is not None
+    assert source.expert_format.name == "fp8"
+    for target in ("bf16:mp8", "fp8:hf", "native:hf", "int8:hf"):
+        require_possible(parse_target(target), source)
+
+
+def test_a_pruned_checkpoint_is_told_by_its_number_of_experts(tmp_path: Path) -> None:
+    """REAP and REAM leave fewer experts; one whose config still has the old number is refused in one sentence."""
+    made = Checkpoint(tmp_path / "pruned", tiny_config()).fill(Stored())
+    kept = made.config["n_routed_experts"] // 2
+    made.config["n_routed_experts"] = kept
+    pruned = Checkpoint(made.folder, made.config).fill(Stored())
+    assert read_source(pruned.write()).config.n_routed_experts == kept
+    pruned.config["n_routed_experts"] = 2 * kept
+    with pytest.raises(CheckpointError) as refused:
+        read_source(pruned.write())
+    assert str(refused.value) == (
+        f"{made.folder / 'config.json'}: n_routed_experts is {2 * kept}, but every block stores experts 0 to "
+        f"{kept - 1}: a pruned checkpoint must say n_routed_experts {kept}"
+    )
+
+
+@pytest.mark.parametrize("entry", [-1, 16, 2**40])
+def test_a_table_that_names_an_expert_that_is_not_there_is_refused(tmp_path: Path, entry: int) -> None:
+    """Token ids of the hash-routed layers are mapped to experts; whoever prunes experts must map them anew."""
+    config = tiny_config()
+    assert config["n_routed_experts"] == 16
+    write_checkpoint(tmp_path, config)
+    source = read_source(tmp_path)
+    table = next(t.weight for t in source.tensors if t.spec.name == "layers.0.ffn.gate.tid2eid")
+    token, place = 5, table.shape[1] - 1
+    with table.file.open("r+b") as file:
+        file.seek(table.begin + 8 * (token * table.shape[1] + place))
+        file.write(entry.to_bytes(8, "little", signed=True))
+    with pytest.raises(CheckpointError) as refused:
+        read_source(tmp_path)
+    assert str(refused.value) == (
+        f"{table.file}: tensor 'layers.0.ffn.gate.tid2eid': expert {entry} for token {token}; the model has "
+        f"experts 0 to 15 (1 such entries)"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["vision.patch_embed.proj.weight", "aligner.w1", "image_start", "layers.1.ffn.gate.bias_vl"]
+)
+def test_a_model_that_sees_is_refused_by_name(checkpoint: Checkpoint, name: str) -> None:
+    checkpoint.tensors[name] = "BF16", (16, 16)
+    with pytest.raises(
+        CheckpointError, match=rf"{name}' is not part of this model \(a model that sees, such as DeepSeek-V4-Flash-Vi"
+    ):
+        read_source(checkpoint.write())

@@ -24,6 +24,7 @@ from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP8
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, Description
 from flagrelease.model.v4.config import native_arguments
+from flagrelease.model.v4.drafts import without_drafts
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.shard.impostors import impostor_in
 from flagrelease.source.companions import CONFIG_NAME, NATIVE_CONFIG_NAME
@@ -117,6 +118,8 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
             raise CheckpointError(f"{path}: a JSON object is expected")
     for key in ("dtype", "scale_fmt", "expert_dtype"):
         config.pop(key, None)
+    if source.config.n_mtp_layers == 0:
+        config = without_drafts(config, source.config.num_hidden_layers)
     config |= native_arguments(source.config)
     if target.dtype == "bf16":
         return config | {"dtype": "bf16"}

@@ -43,6 +43,7 @@ def card_fit(source: Source, target: Target, memory: int) -> CardFit:
 
 def card_fits(source: Source, target: Target, memories: Iterable[int]) -> list[CardFit]:
     """`card_fit` for several kinds of cards, from one look at the source."""
+    source = target.held(source)
     tensors = _alike(source)
     weights = _rank_bytes(tensors, source.config, replace(target, mp=target.mp or 1))
     by_mp = _bytes_by_mp(tensors, source.config, target)
@@ -51,6 +52,7 @@ def card_fits(source: Source, target: Target, memories: Iterable[int]) -> list[C
 
 def smallest_mp(source: Source, target: Target, memory: int) -> int | None:
     """The fewest ranks, a power of two, whose weights fit cards of `memory` bytes."""
+    source = target.held(source)
     return _smallest(_bytes_by_mp(_alike(source), source.config, target), memory)
 
 
@@ -60,6 +62,7 @@ def rank_bytes(source: Source, target: Target) -> int:
     Raises:
         UsageError: the target would cut a block.
     """
+    source = target.held(source)
     return _rank_bytes(_alike(source), source.config, target)
 
 

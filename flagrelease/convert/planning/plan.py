@@ -128,7 +128,9 @@ def make_plan(
     folders = [target.folder for target in unique]
     for target in unique:
         if folders.count(target.folder) > 1:
-            raise UsageError(f"two targets, o-groups shared and split, would both be written to {target.folder!r}")
+            raise UsageError(
+                f"two targets of other o-groups or draft stages would both be written to {target.folder!r}"
+            )
     releases = []
     for number, target in enumerate(unique):
         told(number, len(unique))
@@ -140,11 +142,12 @@ def make_plan(
 
 def _release(source: Source, target: Target, number: int, options: ConvertSpec, provenance: Provenance) -> ReleasePlan:
     require_possible(target, source)
-    layout = None if target.mp is None else tensor_parallel(source.config, target.mp, target.o_groups)
+    held = target.held(source)
+    layout = None if target.mp is None else tensor_parallel(held.config, target.mp, target.o_groups)
     actions = tuple(target.action(tensor) for tensor in source.tensors)
-    copies = dict(target.release.copies) if has_mtp_stage(source.config) else {}
+    copies = dict(target.release.copies) if has_mtp_stage(held.config) else {}
     by_tensor = [
-        with_copy(parts_of(tensor, action, target), copies.get(tensor.spec.name))
+        with_copy(parts_of(tensor, action, target), copies.get(tensor.spec.name)) if target.holds(tensor) else ()
         for tensor, action in zip(source.tensors, actions, strict=True)
     ]
     limit = options.max_file_bytes if layout is None else options.rank_part_bytes
@@ -161,7 +164,7 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
             weight_map,
             sum(one.nbytes for file in files for one in file.slices),
         )
-    documents = make_documents(source, target, indexes, parts)
+    documents = make_documents(held, target, indexes, parts)
     paths = {MANIFEST_NAME, *(file.name for file in files), *documents.written, *documents.copied}
     if alike := alike_but_for_case(paths):
         raise CheckpointError(
@@ -170,7 +173,7 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
         )
     planned = {
         "tool": __version__,
-        "target": [target.dtype, target.layout, layout.o_groups if layout else None],
+        "target": [target.dtype, target.layout, layout.o_groups if layout else None, target.drafts],
         "options": options.model_dump(mode="json"),
         "provenance": asdict(provenance),
         "documents": documents.digests(),

@@ -53,7 +53,7 @@ def slices_by_rank(
         source: the checkpoint.
         target: the release, named in errors.
         layout: how the release is cut; None for the hf layout.
-        parts: for each tensor of the source what is stored of it.
+        parts: for each tensor of the source what is stored of it, nothing of one that the release leaves out.
 
     Raises:
         UsageError: the layout would cut a block.
@@ -61,6 +61,8 @@ def slices_by_rank(
     ranks: list[list[Slice]] = [[] for _ in range(layout.mp if layout else 1)]
     kinds: dict[object, list[_Held]] = {}
     for order, (tensor, own) in enumerate(zip(source.tensors, parts, strict=True)):
+        if not own:
+            continue
         spec = tensor.spec
         key = (spec.split, spec.shape, *((part.dtype, part.shape, part.block) for part in own))
         held = kinds.get(key)

@@ -9,9 +9,10 @@ from flagrelease.convert.codecs.repack import REPACK_TILE
 from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8
 from flagrelease.formats.releases import RELEASE_FORMATS, Kept, ReleaseFormat, parse_format_and_layout
+from flagrelease.model.v4.drafts import DRAFT_PREFIX
 from flagrelease.model.v4.inventory import Storage
 from flagrelease.model.v4.stored import StoredWeight
-from flagrelease.records.manifest import Dtype, OGroups, TargetRecord
+from flagrelease.records.manifest import Drafts, Dtype, OGroups, TargetRecord
 from flagrelease.source.source import Source
 
 
@@ -31,11 +32,19 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A release: format (`dtype`) and cut (`mp`, None for the hf layout). `o_groups` matters where mp > o_groups."""
+    """A release.
+
+    Attributes:
+        dtype: its format.
+        mp: ranks that it is cut for; None for the hf layout.
+        o_groups: how wo_a and wo_b are cut where mp > o_groups.
+        drafts: whether it holds the draft stages (`mtp.*`: the preview's MTP, DSpark's three).
+    """
 
     dtype: Dtype
     mp: int | None
     o_groups: OGroups = "shared"
+    drafts: Drafts = "keep"
 
     @property
     def release(self) -> ReleaseFormat:
@@ -55,6 +64,14 @@ class Target:
     def __str__(self) -> str:
         """As it is written on the command line."""
         return f"{self.dtype}:{self.layout}"
+
+    def held(self, source: Source) -> Source:
+        """`source`, as far as this release holds it."""
+        return source if self.drafts == "keep" else source.without_drafts()
+
+    def holds(self, tensor: StoredWeight) -> bool:
+        """Whether this release holds `tensor` in any form."""
+        return self.drafts == "keep" or not tensor.spec.name.startswith(DRAFT_PREFIX)
 
     def action(self, tensor: StoredWeight) -> Action:
         """What this release makes of `tensor`."""
@@ -77,10 +94,16 @@ class Target:
 
     def record(self, o_groups: OGroups | None) -> TargetRecord:
         """The manifest's record; `o_groups` is None where the layout does not use it."""
-        return TargetRecord(dtype=self.dtype, layout="hf" if self.mp is None else "mp", mp=self.mp, o_groups=o_groups)
+        return TargetRecord(
+            dtype=self.dtype,
+            layout="hf" if self.mp is None else "mp",
+            mp=self.mp,
+            o_groups=o_groups,
+            drafts=self.drafts,
+        )
 
 
-def parse_target(text: str, o_groups: OGroups = "shared") -> Target:
+def parse_target(text: str, o_groups: OGroups = "shared", drafts: Drafts = "keep") -> Target:
     """Read `FORMAT:LAYOUT`.
 
     Raises:
@@ -90,7 +113,7 @@ def parse_target(text: str, o_groups: OGroups = "shared") -> Target:
         release, mp = parse_format_and_layout(text)
     except ValueError as error:
         raise UsageError(f"target {error}") from error
-    return Target(release.name, mp, o_groups)
+    return Target(release.name, mp, o_groups, drafts)
 
 
 def require_possible(target: Target, source: Source) -> None:

@@ -6,6 +6,7 @@ it is. Nothing here reads a file: headers and config come from the caller.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from flagrelease.formats.match import differing_experts, match, pair_scales
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
 from flagrelease.shard.header import TensorMeta
+
+_EXPERT = re.compile(r"(.+)\.ffn\.experts\.(\d+)\.w1\.weight")
+_OF_VISION = ("vision.", "aligner.", "image_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,31 @@ def understand(
         weights.append(StoredWeight(spec, weight, scale, *matched[kind], offsets.get(name)))
     folder = config_path.parent
     problems += [f"{folder}: tensor {name!r} of this model is in no file" for name in wanted if name not in found]
+    if problems and parts is None:
+        problems[:0] = _other_experts(found, config, config_path)
     problems += _disagreements(config, config_path, weights)
     return tuple(weights), problems
+
+
+def _other_experts(found: Mapping[str, TensorMeta], config: ModelConfig, path: Path) -> Iterator[str]:
+    """Where every block stores as many experts as every other one, but not those that the config names."""
+    stored: dict[str, set[int]] = {}
+    for name in found:
+        if expert := _EXPERT.match(name):
+            stored.setdefault(expert[1], set()).add(int(expert[2]))
+    counts = {len(numbers) if numbers == set(range(len(numbers))) else -1 for numbers in stored.values()}
+    if len(counts) == 1 and (count := counts.pop()) not in (-1, config.n_routed_experts):
+        yield (
+            f"{path}: n_routed_experts is {config.n_routed_experts}, but every block stores experts 0 to {count - 1}: "
+            f"a pruned checkpoint must say n_routed_experts {count}"
+        )
 
 
 def _naming_hint(name: str) -> str:
     if name.startswith("model."):
         return " (a name of transformers; DeepSeek's own names have no 'model.' prefix)"
+    if name.startswith(_OF_VISION) or name.endswith(".gate.bias_vl"):
+        return " (a model that sees, such as DeepSeek-V4-Flash-Vision-Exp; this tool converts those that read text)"
     return ""
 
 
