@@ -50,6 +50,7 @@ def manifest_of(
             layout="mp" if mp else "hf",
             mp=mp,
             o_groups=spec.o_groups if mp == 16 or mp == 64 else None,
+            drafts=spec.drafts,
         ),
         source=SourceRecord(
             repo=recipe.source.repo,
