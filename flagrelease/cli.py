@@ -25,7 +25,8 @@ from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError
 from flagrelease.extras import missing_extra
 from flagrelease.publish import commands as publishing
-from flagrelease.ranks.lifetime import die_with_torchrun, end_failed_rank
+from flagrelease.ranks.job import is_leader
+from flagrelease.ranks.lifetime import LostRankError, die_with_torchrun, end_failed_rank, is_launched
 from flagrelease.ranks.status import BUG, Invocation
 from flagrelease.run import commands as pipeline
 from flagrelease.validate import commands as validation
@@ -104,7 +105,7 @@ def _run(words: list[str], invocation: Invocation) -> int:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _report(ResourceError(f"{where}{error.strerror or error}"), invocation)
     except SystemExit as end:  # typer ends so, after bad usage too
-        if end.code == INTERRUPTED:
+        if end.code == INTERRUPTED and is_leader():
             console.say("interrupted. Run the same command again to resume")
         return end.code if isinstance(end.code, int) else 0
     raise AssertionError("typer returned")
@@ -112,7 +113,8 @@ def _run(words: list[str], invocation: Invocation) -> int:
 
 def _report(error: FlagReleaseError, invocation: Invocation) -> int:
     invocation.error = error
-    if not _said_by_another_rank(str(error)):
+    said = isinstance(error, LostRankError) and is_launched()  # launch.py says which rank it was
+    if not said and not _said_by_another_rank(str(error)):
         if "--json" in invocation.words:
             document = {"error": {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}}
             print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -14,7 +14,7 @@ import typer
 
 from flagrelease.console import say, show
 from flagrelease.engine.efforts import read_efforts
-from flagrelease.engine.preflight import choose_context, leads, require_free_port, require_writable, serving_key
+from flagrelease.engine.preflight import check_origins, choose_context, leads, require_writable, serving_key
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
 from flagrelease.model.v4.config import read_config
@@ -214,7 +214,7 @@ def serve(
     budget: Annotated[
         int, typer.Option("--budget", min=1, help="Prompt tokens read between two tokens of running answers.")
     ] = 512,
-    grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that answers get when it is stopped.")] = 30,
+    grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that answers get when it is stopped.")] = 25,
     api_key_env: Annotated[
         str | None,
         typer.Option(
@@ -223,6 +223,15 @@ def serve(
             help="The environment variable that holds the key clients must send; required unless --host is loopback.",
         ),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="Web pages of this origin may ask from a browser (CORS); repeatable. *: all pages, which needs a key.",
+        ),
+    ] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Print a line for every request on stderr.")] = False,
     speculate: SpeculateOption = False,
     ranks: RanksOption = AUTO,
     as_json: Annotated[
@@ -232,17 +241,26 @@ def serve(
     """Serve OpenAI's API (completions, chats, responses) and Anthropic's messages."""
     require_extra("engine", "serve")
     require_extra("serve", "serve")
-    from flagrelease.engine.session import Serving, Session
+    from flagrelease.engine.serve.bind import bind, close
+    from flagrelease.engine.serve.serving import Serving
+    from flagrelease.engine.serve.serving import serve as serve_session
+    from flagrelease.engine.session import Session
 
-    context = choose_context(release, context)
-    if leads():
-        require_free_port(host, port)
+    context, origins = choose_context(release, context), allow_origin or []
+    sockets = bind(host, port) if leads() else []
     key = serving_key(host, api_key_env) if leads() else None
-    start_ranks(invocation, choose_ranks(ranks, cut_for(release), device))
+    if leads():
+        check_origins(origins, key)
+    count = choose_ranks(ranks, cut_for(release), device)
+    if count > 1:
+        close(sockets)  # the first rank takes the port
+    start_ranks(invocation, count)
     public = name or release.resolve().name
-    serving = Serving(public, mode.value, host, port, context, batch, queue, budget, grace, key)
+    serving = Serving(
+        public, mode.value, host, port, sockets, context, batch, queue, budget, grace, access_log, origins, key
+    )
     with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
-        session.serve(serving, as_json=as_json)
+        serve_session(session, serving, as_json=as_json)
 
 
 def logits(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from flagrelease import __version__
 from flagrelease.device import open_device
@@ -31,6 +33,7 @@ def load(
     operators: str = "auto",
     chunk: int = DEFAULT_CHUNK,
     mtp: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a release: a source checkpoint, a release of any format in HF layout, or an mpN release.
 
@@ -44,11 +47,13 @@ def load(
         operators: the provider of the operators: torch, triton, auto or flag_gems.
         chunk: tokens appended to a sequence in one step; more take more memory and fewer steps.
         mtp: load the draft stage too. Its tensors are checked in any case.
+        progress: is told how many of this rank's weights are loaded, and how many there are.
 
     Raises:
         CheckpointError: the release is not exactly what its config says, or not the same for all ranks.
         UsageError: the choices contradict each other or the release, or are not the same for all ranks.
         ResourceError: the device is not there.
+        LostRankError: another rank has ended.
     """
     path, dtype = Path(path), _dtype(dtype)
     opened = open_device(device, local_rank())
@@ -72,9 +77,29 @@ def load(
         name = numerics or own_numerics(path, release.config, release.formats)
         policy = choose_numerics(name, dtype, release.config, parts)
         policy.require(release.formats, path)
-        model = Model.build(Weights(release, policy), release.config, policy, provider, groups, opened, mtp=mtp)
+        source = release if progress is None else _Watched(release, progress)
+        model = Model.build(Weights(source, policy), release.config, policy, provider, groups, opened, mtp=mtp)
     model.chunk = chunk
     return model
+
+
+class _Watched:
+    """A release whose reading is watched. Implements `weights.TensorSource`."""
+
+    def __init__(self, release: Release, progress: Callable[[int, int], None]) -> None:
+        """Nothing is read yet."""
+        self._release, self._progress, self._read = release, progress, set[str]()
+
+    def read(self, name: str) -> Tensor:
+        """The release's tensor."""
+        tensor = self._release.read(name)
+        self._read.add(name)
+        self._progress(len(self._read), self._release.weights)
+        return tensor
+
+    def read_scale(self, name: str) -> Tensor | None:
+        """The release's scale."""
+        return self._release.read_scale(name)
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flagrelease.device import Device
-from flagrelease.engine.control import broadcast_bytes, open_control
+from flagrelease.engine.control import broadcast_bytes, open_control, raise_if_lost
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.ranks.job import ranks
@@ -58,11 +58,6 @@ class Groups:
     def all_sum(self, x: Tensor) -> Tensor:
         """Sum over all ranks, in x's dtype."""
         return _sum(x, self.world)
-
-    def share(self, x: Tensor) -> None:
-        """Overwrite `x` with the leader's, on every rank, behind what is queued on the device."""
-        if self.world is not None:
-            dist.broadcast(x, group_src=0, group=self.world)
 
     def gather_vocab(self, x: Tensor) -> Tensor:
         """Concatenate [.., V / mp] of all ranks to [.., V]."""
@@ -159,13 +154,21 @@ def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
 def _sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         x = x.contiguous()
-        dist.all_reduce(x, group=group)
+        try:
+            dist.all_reduce(x, group=group)
+        except RuntimeError as error:
+            raise_if_lost(error)
+            raise
     return x
 
 
 def _gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
-    dist.all_gather(parts, x.contiguous(), group=group)
+    try:
+        dist.all_gather(parts, x.contiguous(), group=group)
+    except RuntimeError as error:
+        raise_if_lost(error)
+        raise
     return torch.cat(parts, dim=-1)
 
 

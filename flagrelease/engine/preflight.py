@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import os
-import socket
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.v4.config import read_config
 
+_ORIGIN = re.compile(r"https?://[^/?#\s*@]+")  # as a browser sends it: no path, no slash at the end
 DEFAULT_CONTEXT = 16384  # tokens of a sequence where nobody says
 
 
@@ -27,23 +28,6 @@ def choose_context(release: Path, context: int | None) -> int:
     return context or min(DEFAULT_CONTEXT, most)
 
 
-def require_free_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on.
-
-    Raises:
-        ResourceError: another program listens there, or it is none of this machine's.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ResourceError(f"port {port} of {host} is in use; --port chooses another") from error
-        raise ResourceError(f"cannot listen on {host} port {port} ({error.strerror})") from error
-
-
 def serving_key(host: str, variable: str | None) -> str | None:
     """The key that clients must send, from the environment variable that `--api-key-env` names.
 
@@ -58,6 +42,19 @@ def serving_key(host: str, variable: str | None) -> str | None:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(f"--api-key-env {variable}: the environment has no such variable, or no key of ASCII in it")
     return key
+
+
+def check_origins(origins: Sequence[str], key: str | None) -> None:
+    """Refuse what is no origin of web pages, and all pages (`*`) where no key is asked for.
+
+    Raises:
+        UsageError: names the origin.
+    """
+    for origin in origins:
+        if origin == "*" and key is None:
+            raise UsageError("--allow-origin *: every page that this user visits could ask the model; it needs a key")
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(f"--allow-origin {origin}: scheme and host are expected, such as https://chat.example.org")
 
 
 def _is_loopback(host: str) -> bool:

@@ -125,6 +125,11 @@ class Release:
         """Names of the formats (`formats.Format.name`) that this rank's weights are stored in."""
         return self._stored.formats
 
+    @property
+    def weights(self) -> int:
+        """How many weights this rank holds."""
+        return len(self._stored.names)
+
     def read(self, name: str) -> Tensor:
         """This rank's part of a weight: codes as stored, or BF16 where no kernel takes such codes.
 

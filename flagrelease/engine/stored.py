@@ -58,6 +58,11 @@ class StoredTensors:
         }
 
     @property
+    def names(self) -> frozenset[str]:
+        """Names of the weights."""
+        return frozenset(self._weights)
+
+    @property
     def formats(self) -> frozenset[str]:
         """Names of the formats that weights are stored in."""
         return frozenset(weight.format.name for weight in self._weights.values() if weight.format is not None)

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import IO
 
 from flagrelease.errors import FlagReleaseError, ResourceError
+from flagrelease.ranks.lifetime import RANK_LOST
 from flagrelease.ranks.status import Status, read_status
 
 _POLL = 0.02  # seconds between looks at the ranks
@@ -68,7 +69,7 @@ def launch(words: Sequence[str], ranks: int, *, interactive: bool = False, to_st
         with _forwarding(members[0], interactive):
             first = _wait(members)
             if first is not None:
-                _hear(members[0])
+                _hear(members[0], first)
         return _status(path, first, members[0])
 
 
@@ -112,8 +113,13 @@ def _wait(members: list[_Member]) -> _Member | None:
         time.sleep(_POLL)
 
 
-def _hear(leader: _Member) -> None:
-    """Let the leader end by itself where it meets the same error: all ranks refuse what they find to differ."""
+def _hear(leader: _Member, first: _Member) -> None:
+    """Let the leader end by itself: where all ranks refuse what they find to differ it meets the same error.
+
+    A server that leads is told when a rank was killed. It may hang in a step with that rank, or do nothing now.
+    """
+    if first is not leader and first.process.returncode < 0:
+        leader.process.send_signal(RANK_LOST)
     try:
         leader.process.wait(_HEARING)
     except subprocess.TimeoutExpired:
@@ -155,8 +161,10 @@ def _no_member_left() -> Iterator[list[_Member]]:
         yield members
     finally:
         for member in members:
-            if member.process.poll() is None:
+            if member.process.poll() is None and member.rank == 0:
                 member.process.terminate()
+            elif member.process.poll() is None:
+                member.process.kill()  # what is worth keeping is the leader's, and those of a server ignore SIGTERM
         until = time.monotonic() + _ENDING
         for member in members:
             try:

@@ -11,9 +11,20 @@ import os
 import signal
 import sys
 
+from flagrelease.errors import ResourceError
 from flagrelease.ranks.job import ranks
 
+RANK_LOST = signal.SIGUSR1  # launch.py sends it to the leader when another rank has died
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_launched = False
+
+
+class LostRankError(ResourceError):
+    """Another rank has ended, so this one cannot go on."""
+
+    def __init__(self) -> None:
+        """The words are the same on every rank, so that torchrun's ranks say them once."""
+        super().__init__("another rank of the job has ended, and the connection to it is lost")
 
 
 def die_with(parent: int) -> None:
@@ -32,6 +43,22 @@ def die_with_torchrun() -> None:
     """If torchrun started this process, end with torchrun, even if torchrun is killed without a chance to tidy up."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with(os.getppid())
+
+
+def begin_launched_rank(launcher: int) -> None:
+    """Make this process a rank of launch.py, whose process is `launcher`: it ends with the launcher.
+
+    `RANK_LOST` does nothing unless the command has something to do about it.
+    """
+    global _launched
+    _launched = True
+    signal.signal(RANK_LOST, signal.SIG_IGN)
+    die_with(launcher)
+
+
+def is_launched() -> bool:
+    """Whether launch.py started this process, and will say which rank has died."""
+    return _launched
 
 
 def end_failed_rank(exit_code: int) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import runpy
 import sys
 
-from flagrelease.ranks.lifetime import die_with
+from flagrelease.ranks.lifetime import begin_launched_rank
 
 if __name__ == "__main__":
     parent, *words = sys.argv[1:]
-    die_with(int(parent))
+    begin_launched_rank(int(parent))
     sys.argv[1:] = words
     runpy.run_module("flagrelease", run_name="__main__", alter_sys=True)

@@ -279,7 +279,7 @@ def test_serve_until_interrupted(release: Path) -> None:
         assert server.stdout is not None
         assert json.loads(server.stdout.readline()) == {
             "event": "serving", "url": f"http://127.0.0.1:{port}/v1", "model": "small", "context": 100, "rows": 16,
-            "ranks": 1, "numerics": "bf16",
+            "ranks": 1, "numerics": "bf16", "pid": server.pid,
         }  # fmt: skip
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
             assert json.load(answer)["data"][0]["id"] == "small"
@@ -291,7 +291,7 @@ def test_serve_until_interrupted(release: Path) -> None:
 def test_a_terminated_server_finishes_its_answers(release: Path) -> None:
     port = _free_port()
     words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "200", "--speculate",
-             *REFERENCE]  # fmt: skip
+             "--grace", "600", *REFERENCE]  # fmt: skip
     body = {"model": "small", "prompt": "x", "max_tokens": 150, "temperature": 0, "stream": True}
     with subprocess.Popen([sys.executable, "-c", MAIN, *words], stderr=subprocess.PIPE, text=True) as server:
         _wait_for(port)

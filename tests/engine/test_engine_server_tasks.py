@@ -9,11 +9,18 @@ from typing import Any, cast
 import pytest
 
 from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.serve.access import TokenCount
 from flagrelease.engine.serve.answering import Answering, _fill, _lines, _unless_left
 from flagrelease.engine.serve.service import Service
 from flagrelease.errors import ResourceError
 
 SHORT = Sampling(temperature=0, max_tokens=2)
+
+
+class _Said(str):
+    """An event."""
+
+    generated = 1
 
 
 class _Stream:
@@ -28,7 +35,7 @@ class _Stream:
     async def __anext__(self) -> str:
         if not self.events:
             await asyncio.Event().wait()
-        return self.events.pop(0)
+        return _Said(self.events.pop(0))
 
     def close(self) -> None:
         self.closed = True
@@ -40,7 +47,7 @@ class _Stopped(_Stream):
     async def __anext__(self) -> str:
         if not self.events:
             raise ResourceError("the engine has stopped")
-        return self.events.pop(0)
+        return _Said(self.events.pop(0))
 
 
 class _Answering:
@@ -70,7 +77,7 @@ def test_prompts_beside_one_that_fails_are_not_waited_for_forever() -> None:
 
     async def work() -> int:
         with pytest.raises(LookupError, match="planted"):
-            await _fill(service_of(streams), [([1], SHORT)] * 3, cast(Answering, _Answering()))
+            await _fill(service_of(streams), [([1], SHORT)] * 3, cast(Answering, _Answering()), TokenCount())
         return len(asyncio.all_tasks())
 
     assert asyncio.run(work()) == 1
@@ -82,7 +89,10 @@ def test_an_engine_that_stops_in_a_stream_is_told_in_it() -> None:
     streams: list[_Stream] = [_Stopped(["one"])]
 
     async def work() -> list[str]:
-        return [line async for line in _lines(service_of(streams), [([1], SHORT)], cast(Answering, _Answering()))]
+        return [
+            line
+            async for line in _lines(service_of(streams), [([1], SHORT)], cast(Answering, _Answering()), TokenCount())
+        ]
 
     assert asyncio.run(work()) == ["one", "failed: the engine has stopped"]
     assert streams[0].closed
@@ -92,7 +102,7 @@ def test_an_engine_that_stops_before_a_stream_begins_is_a_refusal() -> None:
     streams: list[_Stream] = [_Stopped([])]
 
     async def work() -> None:
-        async for _ in _lines(service_of(streams), [([1], SHORT)], cast(Answering, _Answering())):
+        async for _ in _lines(service_of(streams), [([1], SHORT)], cast(Answering, _Answering()), TokenCount()):
             raise AssertionError("something was sent")
 
     with pytest.raises(ResourceError):

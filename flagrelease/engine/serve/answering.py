@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +13,8 @@ from fastapi.responses import Response, StreamingResponse
 from flagrelease.concurrently import end_tasks
 from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.batch.sequence import Event
+from flagrelease.engine.serve.access import TokenCount, token_count
 from flagrelease.engine.serve.answers.merged import merged
-from flagrelease.engine.serve.answers.written import respond_with
 from flagrelease.engine.serve.service import Service, Stream
 from flagrelease.errors import ResourceError
 
@@ -40,8 +40,8 @@ class Answering(Protocol):
     def failed(self, message: str) -> list[str]:
         """What is sent where the engine stops in the middle."""
 
-    def whole(self) -> str | Iterator[str]:
-        """The answer as one JSON document, after the last event, perhaps in pieces."""
+    def whole(self) -> str:
+        """The answer as one JSON document, after the last event."""
 
 
 async def respond(
@@ -53,11 +53,13 @@ async def respond(
         UsageError: the service refuses a sequence.
         ResourceError: there is no room, or the engine has stopped before anything was sent.
     """
+    count = token_count(http.scope)
+    count.prompt = sum(len(prompt) for prompt, _ in asked)
     if not stream:
-        if await _unless_left(http, _fill(service, asked, answering)) is None:
+        if await _unless_left(http, _fill(service, asked, answering, count)) is None:
             return Response(status_code=_CLIENT_LEFT)
-        return respond_with(answering.whole())
-    lines = _lines(service, asked, answering)
+        return Response(answering.whole(), media_type="application/json")
+    lines = _lines(service, asked, answering, count)
     first = await _unless_left(http, _next(lines))  # a refusal must come before the status line is sent
     if first is None:
         return Response(status_code=_CLIENT_LEFT)
@@ -82,8 +84,8 @@ async def _left(http: Request) -> None:
         pass
 
 
-async def _fill(service: Service, asked: Sequence[Sequenced], answering: Answering) -> bool:
-    async with aclosing(_events(service.open(asked))) as events:
+async def _fill(service: Service, asked: Sequence[Sequenced], answering: Answering, count: TokenCount) -> bool:
+    async with aclosing(_events(service.open(asked), count)) as events:
         async for n, event in events:
             answering.add(n, event)
     return True
@@ -93,9 +95,11 @@ async def _next(lines: AsyncIterator[str]) -> str:
     return await anext(lines)
 
 
-async def _lines(service: Service, asked: Sequence[Sequenced], answering: Answering) -> AsyncIterator[str]:
+async def _lines(
+    service: Service, asked: Sequence[Sequenced], answering: Answering, count: TokenCount
+) -> AsyncIterator[str]:
     """The answer as server-sent events. A failure raises as long as nothing was sent, and is an event afterwards."""
-    async with aclosing(_events(service.open(asked))) as events:
+    async with aclosing(_events(service.open(asked), count)) as events:
         begun = False
         for line in answering.begin():
             begun = True
@@ -115,14 +119,15 @@ async def _lines(service: Service, asked: Sequence[Sequenced], answering: Answer
             yield line
 
 
-async def _events(streams: list[Stream]) -> AsyncGenerator[tuple[int, Event], None]:
-    """Every event with the place of its sequence; in the end the streams are closed."""
+async def _events(streams: list[Stream], count: TokenCount) -> AsyncGenerator[tuple[int, Event], None]:
+    """Every event with the place of its sequence; in the end the streams are closed. Tokens are counted in `count`."""
+    generated = [0] * len(streams)
     try:
         async with aclosing(merged(streams)) as events:
-            async for each in events:
-                yield each
-                if each[1].prompt_scores:
-                    await asyncio.sleep(0)  # a long prompt's come in one go
+            async for n, event in events:
+                count.generated += event.generated - generated[n]
+                generated[n] = event.generated
+                yield n, event
     finally:
         for stream in streams:
             stream.close()

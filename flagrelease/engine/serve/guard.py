@@ -5,9 +5,11 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 
 from flagrelease.engine.serve.requests.refusals import error_response
 
@@ -51,6 +53,12 @@ class Guard:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         sent = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         return hmac.compare_digest(sent.encode(), (self._key or "").encode())
+
+
+def for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app` for pages of these origins, too: a browser hands them the answers. Its preflights are answered here."""
+    methods, told = ("GET", "HEAD", "POST"), ("retry-after",)
+    return CORSMiddleware(app, origins, allow_methods=methods, allow_headers=["*"], expose_headers=told)
 
 
 def _is_here(host: str) -> bool:

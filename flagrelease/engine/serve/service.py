@@ -12,6 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flagrelease.engine.batch.scheduler import Request, Scheduler, Totals
@@ -20,6 +22,7 @@ from flagrelease.engine.sampling import Sampling
 from flagrelease.errors import ResourceError, UsageError
 
 _LONGEST_WAIT = 60  # seconds: what a refused caller is told at most
+_STOPPED = "the engine has stopped"
 _REMEMBERED = 16  # ends of sequences by which the time until the next one is guessed
 
 
@@ -32,36 +35,22 @@ class BusyError(ResourceError):
         self.retry_after = retry_after
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
-    """One sequence of a caller. `events` is filled from the thread; None: the engine has stopped."""
+    """One sequence of a caller. `events` is filled from the thread; a text says why the engine has stopped."""
 
     prompt: Sequence[int]
     sampling: Sampling
     loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Event | None]
+    events: asyncio.Queue[Event | str]
     key: int | None = None
     cancelled: bool = False
     ended: bool = False
 
-
-Told = Sequence[tuple[_Request, Event | None]]
-
-
-def _tell(told: Told) -> None:
-    """From the thread: wake each event loop once for all of its callers. A loop that has ended hears nothing."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Request, Event | None]]] = {}
-    for request, event in told:
-        by_loop.setdefault(request.loop, []).append((request, event))
-    for loop, ours in by_loop.items():
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_hand_out, ours)
-
-
-def _hand_out(told: Told) -> None:
-    """In the event loop."""
-    for request, event in told:
-        request.events.put_nowait(event)
+    def tell(self, event: Event | str) -> None:
+        """From the thread; a caller whose loop has ended hears nothing."""
+        with suppress(RuntimeError):  # the loop has ended, which can happen at any moment
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
 class Stream:
@@ -84,8 +73,8 @@ class Stream:
         if self._request.ended or self._closed:
             raise StopAsyncIteration
         event = await self._request.events.get()
-        if event is None:
-            raise ResourceError("the engine has stopped")
+        if isinstance(event, str):
+            raise ResourceError(event)
         self._request.ended = event.finish is not None
         return event
 
@@ -114,17 +103,17 @@ class Service:
         self._scheduler, self._limit, self._clock = scheduler, queue_limit, clock
         self._inbox: queue.Queue[_Request | None] = queue.Queue()
         self._requests: dict[int, _Request] = {}
-        self._thread = threading.Thread(target=self._run, name="engine")
+        self._thread: Future[None] | None = None
         self._closing = threading.Lock()  # no request may come between the last look into the inbox and `_closed`
         self._closed = False
         # of the event loop alone:
-        self._open = self._refused = 0
+        self._open, self._refused = set[_Request](), 0
         self._ends = deque[float](maxlen=_REMEMBERED)
 
     @property
     def alive(self) -> bool:
         """Whether requests are served."""
-        return self._thread.is_alive() and not self._closed
+        return self._thread is not None and not self._thread.done() and not self._closed
 
     @property
     def context(self) -> int:
@@ -134,17 +123,29 @@ class Service:
     @property
     def load(self) -> Load:
         """As of now."""
-        running = min(self._open, self._scheduler.runner.rows)
-        return Load(running, self._open - running, self._refused, self._scheduler.totals)
+        running = min(len(self._open), self._scheduler.runner.rows)
+        return Load(running, len(self._open) - running, self._refused, self._scheduler.totals)
 
     def start(self) -> None:
         """Begin to serve."""
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "engine").submit(self._run)
 
     def stop(self) -> None:
-        """End after the current step; unfinished requests are told so."""
+        """End after the current step; unfinished requests are told so.
+
+        Raises:
+            BaseException: whatever has ended the thread before.
+        """
         self._inbox.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.result()
+
+    def abandon(self, why: str) -> None:
+        """From the event loop: tell everybody who waits that nothing more comes, without waiting for the thread."""
+        with self._closing:
+            self._closed = True
+        for request in self._open:
+            request.events.put_nowait(why)
 
     def open(self, asked: Sequence[Request]) -> list[Stream]:
         """Queue sequences, all or none; returns the events of each. The caller closes every stream.
@@ -161,17 +162,17 @@ class Service:
         requests = [_Request(prompt, sampling, loop, asyncio.Queue()) for prompt, sampling in asked]
         with self._closing:
             if self._closed:
-                raise ResourceError("the engine has stopped")
+                raise ResourceError(_STOPPED)
             for request in requests:
                 self._inbox.put(request)
-        self._open += len(requests)
+        self._open.update(requests)
         return [Stream(request, self._close) for request in requests]
 
     def _admit(self, count: int) -> None:
         room = self._scheduler.runner.rows + self._limit
         if count > room:
             raise UsageError(f"{count} sequences in one request: this server takes {room} at once")
-        if self._open + count > room:
+        if len(self._open) + count > room:
             self._refused += 1
             raise BusyError(self.load.waiting, self._retry_after())
 
@@ -183,7 +184,7 @@ class Service:
         return min(max(math.ceil(mean), 1), _LONGEST_WAIT)
 
     def _close(self, request: _Request) -> None:
-        self._open -= 1
+        self._open.discard(request)
         self._ends.append(self._clock())
         if not request.ended:
             request.cancelled = True
@@ -193,19 +194,18 @@ class Service:
         self._scheduler.runner.model.device.set_current()
         try:
             while self._take_requests():
-                events = self._scheduler.step() if self._scheduler.busy else []
-                _tell([(self._requests[event.key], event) for event in events])
-                for event in events:
+                for event in self._scheduler.step() if self._scheduler.busy else ():
+                    request = self._requests[event.key]
                     if event.finish:
                         del self._requests[event.key]
-        finally:  # a failure of the model is a bug that shows its traceback; nobody may wait for it forever
+                    request.tell(event)
+        finally:  # also where the model fails: nobody may wait for it forever
             with self._closing:
                 self._closed = True
-                left = list(self._requests.values())
                 while not self._inbox.empty():
-                    request = self._inbox.get()
-                    left += [] if request is None else [request]
-            _tell([(request, None) for request in left])
+                    self._refuse(self._inbox.get())
+            for request in self._requests.values():
+                self._refuse(request)
 
     def _take_requests(self) -> bool:
         """Everything in the inbox; waits for something if there is nothing else to do. False: stop."""
@@ -219,6 +219,10 @@ class Service:
                 request.key = self._scheduler.submit(request.prompt, request.sampling)
                 self._requests[request.key] = request
         return True
+
+    def _refuse(self, request: _Request | None) -> None:
+        if request is not None:
+            request.tell(_STOPPED)
 
     def _forget(self, request: _Request) -> None:
         if request.key is not None:
