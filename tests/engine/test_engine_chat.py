@@ -14,9 +14,11 @@ from flagrelease.model.v4.chat import encode_messages
 from flagrelease.model.v4.completion import Completion, parse_completion
 from flagrelease.model.v4.dsml import ToolCall
 from flagrelease.model.v4.efforts import efforts_of
+from flagrelease.model.v4.encoded import Opening
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "encoding"
 CHAT, THINKING, MAX = (efforts_of("preview").of(mode) for mode in ("chat", "thinking", "max"))
+ANSWERED, THOUGHT = Opening("content", thinks=False, tools=True), Opening("reasoning_content", thinks=True, tools=True)
 EFFORTS = {1: THINKING, 2: THINKING, 3: THINKING, 4: CHAT}
 
 
@@ -41,7 +43,7 @@ def test_golden_answers_parse_back_to_their_messages(case: int) -> None:
     prompt = encode_messages(messages[:-1], EFFORTS[case], tools).text
     assert expected.startswith(prompt)
     last = messages[-1]
-    assert parse_completion(expected[len(prompt) :], THINKING) == Completion(last["content"], last["reasoning_content"])
+    assert parse_completion(expected[len(prompt) :], THOUGHT) == Completion(last["content"], last["reasoning_content"])
 
 
 @pytest.mark.parametrize("case", [1, 3])
@@ -51,7 +53,7 @@ def test_golden_tool_calls_parse_back(case: int) -> None:
     prompt = encode_messages(messages[:turn], EFFORTS[case], tools).text
     written = expected[len(prompt) :].split(chat.EOS)[0] + chat.EOS
     function = messages[turn]["tool_calls"][0]["function"]
-    assert parse_completion(written, THINKING) == Completion(
+    assert parse_completion(written, THOUGHT) == Completion(
         "", messages[turn]["reasoning_content"], (ToolCall(function["name"], function["arguments"]),)
     )
 
@@ -82,13 +84,13 @@ def test_types_of_arguments_survive() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": json.dumps(arguments)}}
     messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "Sure.", "tool_calls": [call]}]
     written = encode_messages(messages, CHAT, finished=True).text.split(chat.END_THINK)[1]
-    parsed = parse_completion(written, CHAT)
+    parsed = parse_completion(written, ANSWERED)
     assert parsed.content == "Sure."
     assert [(c.name, json.loads(c.arguments)) for c in parsed.tool_calls] == [("f", arguments)]
 
 
 def test_reasoning_cut_by_a_limit_is_all_reasoning() -> None:
-    assert parse_completion("I was still thin", THINKING) == Completion("", "I was still thin")
+    assert parse_completion("I was still thin", THOUGHT) == Completion("", "I was still thin")
 
 
 @pytest.mark.parametrize(

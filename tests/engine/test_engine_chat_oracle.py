@@ -126,9 +126,9 @@ def test_the_answer_begins_in_what_the_prefix_left_open() -> None:
         ({"reasoning": "R"}, "reasoning_content"), ({"reasoning": "R", "content": "C"}, "content"),
         ({"content": "C"}, "content"), ({"content": ""}, "reasoning_content"),
     ):  # fmt: skip
-        assert encode_messages([user, {"role": "assistant", "prefix": True, **message}], THINKING).part == part
-    assert encode_messages([user], CHAT).part == "content"
-    assert encode_messages([user], THINKING).part == "reasoning_content"
+        assert encode_messages([user, {"role": "assistant", "prefix": True, **message}], THINKING).opening.part == part
+    assert encode_messages([user], CHAT).opening.part == "content"
+    assert encode_messages([user], THINKING).opening.part == "reasoning_content"
 
 
 @pytest.mark.parametrize(

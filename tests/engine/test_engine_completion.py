@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import deepseek_recipe as recipe
 import pytest
 
 from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, TOOL_CALLS
 from flagrelease.model.v4.completion import Completion, CompletionStream, gather, parse_completion
-from flagrelease.model.v4.efforts import Effort, efforts_of
+from flagrelease.model.v4.encoded import Opening
 
-CHAT, THINKING = (efforts_of("0731").of(mode) for mode in ("chat", "thinking"))
+CHAT = Opening("content", thinks=False, tools=True)
+THINKING = Opening("reasoning_content", thinks=True, tools=True)
 
 
 def parameter(name: str, value: str, string: str = "true") -> str:
@@ -23,6 +25,7 @@ def invoke(name: str, inside: str) -> str:
     return f'<{DSML}invoke name="{name}">\n{inside}</{DSML}invoke>\n'
 
 
+CLOSE, END = f"</{DSML}invoke>", f"</{DSML}parameter>"
 ONE = invoke("f", parameter("a", "x"))
 BLOCK = f"\n\n{TOOL_CALLS}\n{ONE}{END_TOOL_CALLS}"
 LEAD = f"Hi\n\n{TOOL_CALLS}\n"
@@ -30,8 +33,8 @@ LEAD = f"Hi\n\n{TOOL_CALLS}\n"
 Whole = tuple[str, str | None, list[tuple[str, str]]]
 
 
-def deepseek(text: str, effort: Effort) -> Whole:
-    thinks = effort.thinks
+def deepseek(text: str, opening: Opening) -> Whole:
+    thinks = opening.thinks
     request = recipe.ChatCompletionRequest(
         {
             "model": "DeepSeek-V4-Pro",
@@ -55,18 +58,18 @@ def deepseek(text: str, effort: Effort) -> Whole:
     return message.get("content") or "", message.get("reasoning_content"), calls
 
 
-def streamed(pieces: list[str], effort: Effort) -> Completion:
-    stream = CompletionStream.start(effort)
+def streamed(pieces: list[str], opening: Opening) -> Completion:
+    stream = CompletionStream.start(opening)
     said = [piece for text in pieces for piece in stream.push(text)]
-    return gather([*said, *stream.end()], effort, as_taught=stream.as_taught)
+    return gather([*said, *stream.end()], opening, as_taught=stream.as_taught)
 
 
-def ours(text: str, effort: Effort) -> Whole:
+def ours(text: str, opening: Opening) -> Whole:
     """Of the whole text, of every split in two, and of single characters, which must agree."""
-    whole = parse_completion(text, effort)
+    whole = parse_completion(text, opening)
     for place in range(0, len(text), max(1, len(text) // 400)):
-        assert streamed([text[:place], text[place:]], effort) == whole, place
-    assert streamed(list(text), effort) == whole
+        assert streamed([text[:place], text[place:]], opening) == whole, place
+    assert streamed(list(text), opening) == whole
     for call in whole.tool_calls:
         assert isinstance(json.loads(call.arguments, parse_int=str), dict)
     return whole.content, whole.reasoning, [(call.name, call.arguments) for call in whole.tool_calls]
@@ -96,6 +99,22 @@ SAME = {
     "more digits than a double has": f"{LEAD}{invoke('f', parameter('a', '0.1234567890123456789', 'false'))}"
     f"{END_TOOL_CALLS}",
     "no call": "Hi there <b> and </b>",
+    "an invoke that ends in itself": f'{LEAD}<{DSML}invoke name="f"/>\n{END_TOOL_CALLS}',
+    "an invoke that ends in itself, behind another": f'{LEAD}{ONE}<{DSML}invoke name="g" />\n{END_TOOL_CALLS}',
+    "a wrapper without its bracket": f"Hi{BLOCK}".replace(f"{TOOL_CALLS}", TOOL_CALLS[:-1]),
+    "a wrapper that begins twice": f"Hi\n\n{TOOL_CALLS[:-1]}<tool_calls>\n\n{ONE}{END_TOOL_CALLS}",
+    "a wrapper that trails off": f"Hi\n\n{TOOL_CALLS[:-1]}...\n\n{ONE}{END_TOOL_CALLS}",
+    "a wrapper that becomes a sentence": f"Hi\n\n{TOOL_CALLS[:-1]}, so I look it up.\n{ONE}",
+    "a damaged wrapper before a sound one": f"Hi\n\n<{DSML}toolcall>\n{TOOL_CALLS}\n{ONE}{END_TOOL_CALLS}",
+    "a wrapper that opens where it should close": f"{LEAD}{ONE}{TOOL_CALLS}",
+    "an invoke that opens where it should close": LEAD + ONE.replace(CLOSE, f"<{DSML}invoke>") + END_TOOL_CALLS,
+    "a closing tag without its bracket": LEAD + ONE.replace(END, END[:-1]) + END_TOOL_CALLS,
+    "closing tags without their brackets": LEAD
+    + invoke("f", parameter("a", "x") + parameter("b", "y")).replace(END, END[:-1]).replace(CLOSE, CLOSE[:-1])
+    + END_TOOL_CALLS,
+    "no closing tag before the next parameter": LEAD
+    + invoke("f", parameter("a", "x").replace(END, "") + parameter("b", "y"))
+    + END_TOOL_CALLS,
     "markup of V4.1": f'{LEAD}<{DSML} invoke name="f">\n</{DSML} invoke>\n</{DSML} calls>',
 }
 
@@ -117,6 +136,21 @@ def test_a_thought_that_is_not_closed_before_its_calls() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("behind", ["", "</think>", "\n</think>\n", " "])
+def test_a_thought_that_ends_with_its_calls(behind: str) -> None:
+    # closed right behind them, the thought kept the calls, and the message was empty: an agent's turn ended
+    text = f"Hm.{BLOCK}{behind}"
+    assert ours(text, THINKING) == deepseek(text, THINKING) == ("", "Hm.", [("f", '{"a": "x"}')])
+
+
+@pytest.mark.parametrize("opening", [CHAT, THINKING])
+def test_without_tools_the_markup_is_text(opening: Opening) -> None:
+    # who offered no tools got calls; DeepSeek's package reads none either (parse_tool_calls)
+    text = f"{'Hm.</think>' if opening.thinks else ''}Hi{BLOCK} and"
+    whole = parse_completion(text, replace(opening, tools=False))
+    assert (whole.content, whole.tool_calls) == (f"Hi{BLOCK} and", ())
+
+
 CALL = ("f", '{"a": "x"}')
 # what: (text, ours); DeepSeek's parser gives something else, which the test holds too
 DIFFERENT: dict[str, tuple[str, Whole]] = {
@@ -134,6 +168,19 @@ DIFFERENT: dict[str, tuple[str, Whole]] = {
         f'Write <{DSML}invoke name="f"> first.', (f'Write <{DSML}invoke name="f"> first.', None, []),
     ),
     "a block shown in a fence": (f"See:\n```{BLOCK}\n```\nok", (f"See:\n```{BLOCK}\n```\nok", None, [])),
+    "a block shown in another fence": (f"See:\n~~~xml{BLOCK}\n~~~\nok", (f"See:\n~~~xml{BLOCK}\n~~~\nok", None, [])),
+    "a fence of the other kind does not end it": (
+        f"```\n~~~{BLOCK}\n```{BLOCK}", (f"```\n~~~{BLOCK}\n```", None, [CALL]),
+    ),
+    "an invoke that ends in itself, alone": (f'Hi\n\n<{DSML}invoke name="f"/>', ("Hi", None, [("f", "{}")])),
+    "a mention of one": (ALONE := f'Write <{DSML}invoke name="f"/> first.', (ALONE, None, [])),
+    "a mention of a damaged wrapper": (NOT := f"Not {TOOL_CALLS[:-1]}\nbut text.", (NOT, None, [])),
+    "a mention within a line, in front of calls": (f"So <{DSML} x\n\n{ONE}", (f"So <{DSML} x", None, [CALL])),
+    "a parameter that the invoke closes, before another call": (
+        LEAD + ONE.replace(END, "") + ONE + END_TOOL_CALLS, ("Hi", None, [("f", '{"a": "x\\n"}'), CALL]),
+    ),
+    "words in an invoke": (WORDS := LEAD + invoke("f", "switch it on") + END_TOOL_CALLS, (WORDS, None, [])),
+    "an object with words behind it": (MORE := LEAD + invoke("f", "{} done") + END_TOOL_CALLS, (MORE, None, [])),
     "a call shown in backticks": (f"`<{DSML}x>{ONE}`", (f"`<{DSML}x>{ONE}`", None, [])),
     "closing tags inside a value": (
         f"{LEAD}{invoke('f', parameter('a', f'1 {END_TOOL_CALLS} 2 </{DSML}invoke> 3 </{DSML}parameter> 4'))}"
@@ -203,7 +250,8 @@ def test_a_string_streams_while_it_is_written() -> None:
 
 
 PARTS = [
-    "Hi", "\n", "\n\n", " ", "`", "```", TOOL_CALLS, END_TOOL_CALLS, f'<{DSML}invoke name="f">', f"</{DSML}invoke>",
+    "Hi", TOOL_CALLS[:-1], f"<{DSML}", f"</{DSML}parameter", f'<{DSML}invoke name="g"/>', f"<{DSML}invoke>", "~~~",
+    "\n", "\n\n", " ", "`", "```", TOOL_CALLS, END_TOOL_CALLS, f'<{DSML}invoke name="f">', f"</{DSML}invoke>",
     f'<{DSML}parameter name="a" string="true">', f'<{DSML}parameter name="b" string="false">', f"</{DSML}parameter>",
     "</think>", "{", "1", "<", DSML, '"',
 ]  # fmt: skip
@@ -214,12 +262,12 @@ def test_any_mixture_is_read_without_loss_alike_on_every_split() -> None:
     called = 0
     for _ in range(1500):
         text = "".join(rng.choices(PARTS, k=rng.randint(1, 14)))
-        effort = rng.choice([CHAT, THINKING])
-        whole = parse_completion(text, effort)
+        opening = rng.choice([CHAT, THINKING])
+        whole = parse_completion(text, opening)
         for _ in range(4):
             place = rng.randint(0, len(text))
-            assert streamed([text[:place], text[place:]], effort) == whole, text
-        assert streamed(list(text), effort) == whole, text
+            assert streamed([text[:place], text[place:]], opening) == whole, text
+        assert streamed(list(text), opening) == whole, text
         called += bool(whole.tool_calls)
         for call in whole.tool_calls:
             json.loads(call.arguments)

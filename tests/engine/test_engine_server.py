@@ -32,6 +32,7 @@ from flagrelease.engine.v4.model import Model
 from flagrelease.model.v4 import chat
 from flagrelease.model.v4.completion import CompletionStream, gather, parse_completion
 from flagrelease.model.v4.efforts import Mode, efforts_of
+from flagrelease.model.v4.encoded import Opening
 
 NAME = "small-v4"
 CONTEXT = 1200
@@ -259,7 +260,7 @@ def test_values_of_calls_that_python_cannot_read(client: openai.OpenAI, script: 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_parts_do_not_depend_on_the_pieces(size: int) -> None:
     text = f"think</think>say\n\nmore <｜DSML｜ x\n\n{chat.TOOL_CALLS}\n{CALL}{chat.END_TOOL_CALLS}"
-    thinking = efforts_of("preview").of("thinking")
+    thinking = Opening("reasoning_content", thinks=True, tools=True)
     stream = CompletionStream.start(thinking)
     pieces = [piece for n in range(0, len(text), size) for piece in stream.push(text[n : n + size])]
     whole = gather([*pieces, *stream.end()], thinking, as_taught=stream.as_taught)

@@ -19,7 +19,7 @@ from flagrelease.engine.generate.prompts import Request, encode_prompt
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.session import Session
-from flagrelease.model.v4.chat import Message
+from flagrelease.model.v4.chat import Message, encode_messages
 from flagrelease.model.v4.completion import parse_completion
 from flagrelease.model.v4.efforts import Effort
 
@@ -89,15 +89,15 @@ class Terminal:
         scheduler = self._scheduler(1, context)
         if scheduler is None:
             return
+        assert self.effort is not None
         messages: list[Message] = []
         with _stopping(scheduler):
             while (said := _ask()) is not None:
                 messages.append({"role": "user", "content": said})
-                messages.append(
-                    self._turn(
-                        self._generate(scheduler, encode_prompt(scheduler.tokenizer, messages, self.effort)).text
-                    )
-                )
+                chat = encode_messages(messages, self.effort)
+                answer = self._generate(scheduler, scheduler.tokenizer.encode(chat))
+                parsed = parse_completion(answer.text, chat.opening)
+                messages.append({"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning})
 
     def _scheduler(self, rows: int, context: int) -> Scheduler | None:
         """On the leader; the other ranks work here until it is done, and get None."""
@@ -118,12 +118,6 @@ class Terminal:
         if not silent:
             print(flush=True)
         return result
-
-    def _turn(self, text: str) -> Message:
-        """What the model wrote, as a message of the history."""
-        assert self.effort is not None
-        parsed = parse_completion(text, self.effort)  # no tools were offered: calls are dropped
-        return {"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning}
 
 
 def _print_line(place: int, document: dict[str, Any]) -> None:

@@ -8,17 +8,15 @@ from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.requests.protocol import ChatRequest
 from flagrelease.engine.serve.served import Served
-from flagrelease.model.v4.efforts import Effort
-from flagrelease.model.v4.encoded import Part
+from flagrelease.model.v4.encoded import Opening
 
 
 @dataclass(frozen=True, slots=True)
 class AskedChat:
-    """A chat's prompt in tokens, encoded for `effort`; the answer begins in `part`. A sampling for each choice."""
+    """A chat's prompt in tokens, which ended in `opening`. A sampling for each choice."""
 
     prompt: list[int]
-    effort: Effort
-    part: Part
+    opening: Opening
     samplings: list[Sampling]
 
     @property
@@ -43,7 +41,6 @@ async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
         ParameterError: the model is another one, parameters contradict each other, or the encoding refuses a message.
     """
     served.check_model(request.model)
-    effort = served.efforts.of(request.mode(served.mode))
     samplings = request.samplings(request.scores(), request.limit())
-    chat = request.encoded(effort)
-    return AskedChat(served.tokenizer.encode(chat), effort, chat.part, samplings)
+    chat = request.encoded(served.efforts.of(request.mode(served.mode)))
+    return AskedChat(served.tokenizer.encode(chat), chat.opening, samplings)

@@ -42,10 +42,7 @@ def make_app(served: Served) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
         asked = await asked_chat(served, request)
-        answers = [
-            ChatAnswer(asked.prompt, asked.effort, asked.part, sampling, served.tokenizer)
-            for sampling in asked.samplings
-        ]
+        answers = [ChatAnswer(asked.prompt, asked.opening, sampling, served.tokenizer) for sampling in asked.samplings]
         choices = Choices(answers, request, served.name, "chat.completion")
         with blamed("messages"):
             return await respond(served.service, http, asked.sequences, choices, stream=request.stream)

@@ -15,7 +15,7 @@ from typing import Any
 
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.efforts import Effort
-from flagrelease.model.v4.encoded import EncodedChat, Own, Part
+from flagrelease.model.v4.encoded import EncodedChat, Opening, Own, Part
 from flagrelease.model.v4.json_text import read_object
 
 Message = dict[str, Any]
@@ -92,9 +92,11 @@ def encode_messages(
         if i < len(turns):
             texts += _render(turn, thinks=thinks and "task" not in before)
     if prefix is None:
-        return EncodedChat.of(texts, "reasoning_content" if effort.thinks else "content")
-    continued, part = _continued(prefix, effort)
-    return EncodedChat.of([*texts, *continued], part)
+        part: Part = "reasoning_content" if effort.thinks else "content"
+    else:
+        continued, part = _continued(prefix, effort)
+        texts += continued
+    return EncodedChat.of(texts, Opening(part, effort.thinks, tools=keep_all))
 
 
 def _split_prefix(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:

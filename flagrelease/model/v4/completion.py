@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from flagrelease.model.v4.chat import END_THINK, EOS, TOOL_CALLS
 from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
-from flagrelease.model.v4.efforts import Effort
-from flagrelease.model.v4.encoded import Part
+from flagrelease.model.v4.encoded import Opening, Part
 from flagrelease.model.v4.markup import begins
 from flagrelease.model.v4.quoting import Quoting
 
@@ -41,32 +40,49 @@ class Completion:
 
 @dataclass(slots=True)
 class _Trial:
-    """A block inside a thought: calls if the message ends with it, else something that the model thought about."""
+    """A block inside a thought: calls if the message ends with it, else something that the model thought about.
 
+    The end of the thought may stand behind it, if nothing else does: then the model has answered nothing but the block.
+    """
+
+    _starts_line: bool
     _calls: Calls | None = None
-    _rest: str = ""
-    _end: str = ""  # the last characters, in which the end of the thought may have begun
+    _rest: str = ""  # of the text in front of the end of the thought
+    _held: str = ""  # what was not read yet
+    _ended: bool = False  # the end of the thought came
 
     def push(self, text: str, *, final: bool) -> bool | None:
         """Whether they are calls; None while more text may tell."""
-        self._end += text
-        if END_THINK in self._end:
+        self._held += text
+        if not self._ended:
+            before, end, behind = self._held.partition(END_THINK)
+            self._ended = bool(end)
+            if not end and not final:
+                part = max((n for n in range(1, len(END_THINK)) if before.endswith(END_THINK[:n])), default=0)
+                before, behind = before[: len(before) - part], before[len(before) - part :]
+            self._held = behind
+            if not self._possible(before, final=final or self._ended) or (self._ended and self._calls is not None):
+                return False
+        if self._ended and self._held.strip():
             return False
-        self._end = self._end[-len(END_THINK) :]
+        return True if final else None
+
+    def _possible(self, text: str, *, final: bool) -> bool:
+        """Read on; tells whether everything so far is blocks. `final` if nothing follows that may belong to one."""
         self._rest += text
         while self._calls is not None or self._rest.strip():
             if self._calls is None:
                 self._rest = self._rest.lstrip()
-                begun = begins(self._rest, 0, final=final)
+                begun = begins(self._rest, 0, final=final, starts_line=self._starts_line)
                 if begun != "yes":
-                    return False if begun == "no" else None
-                self._calls = Calls(number=0)
+                    return begun == "unsure"
+                self._calls, self._starts_line = Calls(number=0), True
             _, rest = self._calls.push(self._rest, final=final)
             self._rest = rest or ""
             if rest is None:
                 break
             self._calls = None
-        return True if final else None
+        return True
 
 
 @dataclass(slots=True)
@@ -74,6 +90,7 @@ class CompletionStream:
     """Text in, pieces out as soon as it is sure what they are."""
 
     _part: Part
+    _tools: bool  # calls are read as such
     as_taught: bool = True
     _held: str = ""
     _calls: Calls | None = None  # a block that has begun
@@ -84,9 +101,9 @@ class CompletionStream:
     _quoting: Quoting = field(default_factory=Quoting)
 
     @classmethod
-    def start(cls, effort: Effort, part: Part | None = None) -> CompletionStream:
-        """At the end of a prompt of this effort; `part` is what it left open, where it continues a message."""
-        return cls(part or ("reasoning_content" if effort.thinks else "content"))
+    def start(cls, opening: Opening) -> CompletionStream:
+        """At the end of a prompt. Where it offered no tools, markup of calls is text, as with DeepSeek's parser."""
+        return cls(opening.part, opening.tools)
 
     @property
     def part(self) -> Part:
@@ -148,18 +165,20 @@ class CompletionStream:
         thinks = self._part == "reasoning_content"
         while (found := self._next_mark(place, thinks)) >= 0:
             if self._held.startswith(END_THINK, found):
-                self._say(pieces, self._held[:found])
+                if not self._after_block or self._held[:found].strip():
+                    self._say(pieces, self._held[:found])
                 self._held = self._held[found + len(END_THINK) :]
                 self._part, self._quoting = "content", Quoting()
                 return True
-            begun = begins(self._held, found, final=final)
+            starts_line = self._quoting.starts_line(self._held[:found])
+            begun = begins(self._held, found, final=final, starts_line=starts_line)
             if begun == "unsure":
                 break
             if begun == "no" or self._quoting.after(self._held[:found]):
                 place = found + 1
                 continue
             if thinks:
-                self._trial = _Trial()
+                self._trial = _Trial(starts_line)
                 ended = self._trial.push(self._held[found:], final=final)
                 if ended is None:
                     break
@@ -193,7 +212,10 @@ class CompletionStream:
         self._held = self._held[found:]
 
     def _next_mark(self, place: int, thinks: bool) -> int:
-        marks = [self._held.find("<｜DSML｜", place), self._held.find(END_THINK, place) if thinks else -1]
+        marks = [
+            self._held.find("<｜DSML｜", place) if self._tools else -1,
+            self._held.find(END_THINK, place) if thinks else -1,
+        ]
         return min((mark for mark in marks if mark >= 0), default=-1)
 
     def _sayable(self, unsure: int) -> int:
@@ -216,17 +238,17 @@ class CompletionStream:
                 self._after_block, self.as_taught = False, False
 
 
-def parse_completion(text: str, effort: Effort) -> Completion:
+def parse_completion(text: str, opening: Opening) -> Completion:
     """Take apart what the model wrote after the prompt (with or without the final EOS).
 
     A text that ends inside its reasoning, because it met a length limit, is all reasoning.
     """
-    stream = CompletionStream.start(effort)
+    stream = CompletionStream.start(opening)
     pieces = stream.push(text.removesuffix(EOS))
-    return gather([*pieces, *stream.end()], effort, as_taught=stream.as_taught)
+    return gather([*pieces, *stream.end()], opening, as_taught=stream.as_taught)
 
 
-def gather(pieces: Sequence[Said | Piece], effort: Effort, *, as_taught: bool) -> Completion:
+def gather(pieces: Sequence[Said | Piece], opening: Opening, *, as_taught: bool) -> Completion:
     """The whole that `pieces` make."""
     parts: dict[Part, list[str]] = {"content": [], "reasoning_content": []}
     names: list[str] = []
@@ -241,5 +263,5 @@ def gather(pieces: Sequence[Said | Piece], effort: Effort, *, as_taught: bool) -
             arguments[piece.number].append(piece.arguments)
     calls = tuple(ToolCall(name, "".join(text)) for name, text in zip(names, arguments, strict=True))
     reasoning = "".join(parts["reasoning_content"])
-    shown = None if not effort.thinks and not reasoning else reasoning
+    shown = None if not opening.thinks and not reasoning else reasoning
     return Completion("".join(parts["content"]), shown, calls, as_taught)

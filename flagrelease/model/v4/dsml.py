@@ -1,7 +1,7 @@
 """Blocks of tool calls in DeepSeek's markup, read while they are being written.
 
-Besides the taught form this reads a missing or misspelt wrapper, other space between tags, missing closing tags,
-repeated parameters, an empty block, and an invoke that holds a JSON object.
+Besides the taught form this reads a missing, misspelt or damaged wrapper, other space between tags, missing or damaged
+closing tags, repeated parameters, an empty block, an invoke that ends in itself, and one that holds a JSON object.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 from flagrelease.model.v4.json_text import is_json, write_string
 from flagrelease.model.v4.markup import (
     CLOSING,
+    MOST_WRAPPERS,
     UNSURE,
     Read,
     Tag,
@@ -48,7 +49,7 @@ class Calls:
     as_taught: bool = True
     _held: str = ""
     _state: Literal["between", "invoke", "value"] = "between"
-    _opened: bool = False  # the wrapper was read
+    _wrappers: int = 0  # that were opened, or are missing
     _empty: bool = True
     _keys: set[str] = field(default_factory=set)
     _is_text: bool = False
@@ -103,10 +104,18 @@ class Calls:
         if not isinstance(tag, Tag):
             self.as_taught = False  # the wrapper is not closed
             return "over"
-        if tag.kind == "open wrapper" and not self._opened:
+        if tag.kind == "open wrapper" and self._empty and self._wrappers < MOST_WRAPPERS:
             self._take(tag, "")
-            self._opened = True
+            self._wrappers += 1
             return "goes on"
+        if tag.kind == "open wrapper" and not self._empty:
+            behind = next_tag(self._held, tag.end, final=final)
+            if behind == UNSURE:
+                return "waits"
+            if behind == "end":  # it was meant to close
+                self._take(tag, "")
+            self.as_taught = False
+            return "over"
         if tag.kind == "close wrapper":
             self.as_taught = self.as_taught and not self._empty
             self._take(tag, "\n")
@@ -117,12 +126,15 @@ class Calls:
         if begun == "no":
             self.as_taught = False
             return "over"
-        self.as_taught = self.as_taught and self._opened
+        self.as_taught = self.as_taught and self._wrappers == 1
         self._take(tag, "\n")
-        self._opened, self._empty = True, False
+        self._wrappers, self._empty = max(self._wrappers, 1), False
         self.number += 1
         self._keys = set()
         pieces.append(Piece(self.number - 1, "", tag.name))
+        if tag.empty:
+            self._more(pieces, "{}")
+            return "goes on"
         at = skip_space(self._held, 0)
         if self._held.startswith("{", at):
             close = self._held.index(f"{CLOSING}invoke>")
@@ -185,7 +197,9 @@ class Calls:
             if isinstance(follows, Tag):
                 return "no" if follows.kind in ("close parameter", "open wrapper") else "yes"
             return "yes" if follows == "end" else follows
-        if tag.kind == "close invoke":  # the parameter is not closed; believed only at the very end
+        if tag.kind == "close invoke":  # the parameter is not closed; believed at the very end, or before another call
+            if isinstance(follows, Tag) and follows.kind == "open invoke":
+                return begins_invoke(self._held, follows, final=final)
             if isinstance(follows, Tag) and follows.kind == "close wrapper":
                 follows = next_tag(self._held, follows.end, final=final)
             return "yes" if follows == "end" else "no" if isinstance(follows, Tag) else follows

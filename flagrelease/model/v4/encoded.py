@@ -23,18 +23,27 @@ class Own(str):
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """How an answer begins: in which part, whether the model was told to think, and whether it was offered tools."""
+
+    part: Part
+    thinks: bool
+    tools: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedChat:
     """A prompt.
 
-    `pieces` are texts, each with whether it is one special token; no two neighbours are plain. `part` is what the
-    model's answer begins in.
+    `pieces` are texts, each with whether it is one special token; no two neighbours are plain. `opening` is how the
+    model's answer begins.
     """
 
     pieces: tuple[tuple[str, bool], ...]
-    part: Part
+    opening: Opening
 
     @classmethod
-    def of(cls, texts: Iterable[str], part: Part) -> EncodedChat:
+    def of(cls, texts: Iterable[str], opening: Opening) -> EncodedChat:
         """The prompt that `texts` make, of which only those that are `Own` hold special tokens."""
         pieces: list[tuple[str, bool]] = []
         plain: list[str] = []
@@ -46,7 +55,7 @@ class EncodedChat:
                 plain, place = [], found.end()
             plain.append(text[place:])
         pieces.append(("".join(plain), False))
-        return cls(tuple(piece for piece in pieces if piece[0]), part)
+        return cls(tuple(piece for piece in pieces if piece[0]), opening)
 
     @property
     def text(self) -> str:

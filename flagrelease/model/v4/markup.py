@@ -9,6 +9,7 @@ The prompt teaches
     </｜DSML｜tool_calls>
 
 A block begins where a named invoke has something that belongs into it: so a tag that a sentence mentions is no block.
+Tags that models damage at long context are read as what they were meant to be, where the tags around them tell.
 """
 
 from __future__ import annotations
@@ -25,13 +26,21 @@ Kind = Literal["open invoke", "close invoke", "open parameter", "close parameter
 
 _LONGEST = 512  # characters of a name
 _ATTRIBUTE = rf'\s+[a-z]+="[^"]{{0,{_LONGEST}}}"'
-_TAG = re.compile(rf"<(/?){DSML} ?([A-Za-z_]{{1,32}})((?:{_ATTRIBUTE}){{0,4}})\s*>")
+_TAG = re.compile(rf"<(/?){DSML} ?([A-Za-z_]{{1,32}})((?:{_ATTRIBUTE}){{0,4}})\s*(/?)>")
 _BEGINNING = re.compile(
-    rf'(?: ?|[ ]?[A-Za-z_]{{1,32}}(?:{_ATTRIBUTE}){{0,4}}(?:\s+(?:[a-z]+(?:=(?:"[^"]{{0,{_LONGEST}}})?)?)?)?)'
+    rf'(?: ?|[ ]?[A-Za-z_]{{1,32}}(?:{_ATTRIBUTE}){{0,4}}(?:\s+(?:[a-z]+(?:=(?:"[^"]{{0,{_LONGEST}}})?)?)?)?/?)'
 )
+_NEXT_MAY_COME = r"(?:<(?:/?(?:｜(?:D(?:S(?:M(?:L)?)?)?)?)?)?)?"
+# a closing tag without its bracket, in front of another tag
+_UNCLOSED = re.compile(rf"</{DSML} ?([A-Za-z_]{{1,32}})\s{{0,256}}(?=</?{DSML})")
+_UNCLOSED_MAY_COME = re.compile(rf" ?[A-Za-z_]{{0,32}}\s{{0,256}}{_NEXT_MAY_COME}")
+# what is left of a wrapper, alone on its line in front of another tag
+_DAMAGED = re.compile(rf"<{DSML}(?! ?(?:invoke|parameter)\b)[^\n｜]{{0,64}}\s{{1,256}}(?=<{DSML})")
+_DAMAGED_MAY_COME = re.compile(rf"[^\n｜]{{0,64}}\s{{0,256}}{_NEXT_MAY_COME}")
 _VALUE = re.compile(r'([a-z]+)="([^"]*)"')
 _SPACE = re.compile(r"\s{0,1024}")  # more is no space between tags: it would be read again with every token
 CLOSING = f"</{DSML}"
+MOST_WRAPPERS = 2  # a damaged one, and the one that was meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,7 @@ class Tag:
     name: str = ""
     is_text: bool = False
     exact: bool = True
+    empty: bool = False  # an invoke that ends in itself, with "/>"
 
 
 _NO: Final = "no"
@@ -50,11 +60,19 @@ UNSURE: Final = "unsure"
 Read = Tag | Literal["no", "unsure"]
 
 
-def read_tag(text: str, place: int, *, final: bool) -> Read:
-    """The tag at `place`."""
+def read_tag(text: str, place: int, *, final: bool, damaged: bool = True) -> Read:
+    """The tag at `place`; with `damaged` also what is left of a wrapper there, which begins a line."""
     if (match := _TAG.match(text, place)) is None:
-        return UNSURE if not final and _may_become_tag(text[place : place + 4 * _LONGEST]) else _NO
+        if (unclosed := _UNCLOSED.match(text, place)) is not None:
+            kinds: dict[str, Kind] = {"invoke": "close invoke", "parameter": "close parameter"}
+            return Tag(kinds.get(unclosed[1], "close wrapper"), unclosed.end(), exact=False)
+        if damaged and (left := _DAMAGED.match(text, place)) is not None:
+            return Tag("open wrapper", left.end(), exact=False)
+        become = not final and _may_become_tag(text[place : place + 4 * _LONGEST], damaged=damaged)
+        return UNSURE if become else _NO
     word = match[2]
+    if match[4] and (match[1] or word != "invoke"):
+        return _NO
     values = dict(_VALUE.findall(match[3]))
     if word not in ("invoke", "parameter"):
         if values:
@@ -65,20 +83,25 @@ def read_tag(text: str, place: int, *, final: bool) -> Read:
         closed: Kind = "close invoke" if word == "invoke" else "close parameter"
         return Tag(closed, match.end(), exact=match[0] == f"<{match[1]}{DSML}{word}>") if not values else _NO
     name = values.get("name", "")
-    if not name:
-        return _NO
+    if not name:  # an opening tag where the closing one belongs
+        return Tag("close invoke", match.end(), exact=False) if word == "invoke" and not values else _NO
     taught = f'<{DSML}{word} name="{name}"' + (">" if word == "invoke" else f' string="{values.get("string")}">')
-    exact = match[0] == taught and values.get("string", "true") in ("true", "false")
+    exact = match[0] == taught and values.get("string", "true") in ("true", "false") and not match[4]
     opened: Kind = "open invoke" if word == "invoke" else "open parameter"
-    return Tag(opened, match.end(), name, values.get("string") == "true", exact)
+    return Tag(opened, match.end(), name, values.get("string") == "true", exact, bool(match[4]))
 
 
-def _may_become_tag(text: str) -> bool:
+def _may_become_tag(text: str, *, damaged: bool) -> bool:
     for lead in (f"<{DSML}", CLOSING):
         if lead.startswith(text):
             return True
         if text.startswith(lead):
-            return _BEGINNING.fullmatch(text, len(lead)) is not None
+            forms = [_BEGINNING]
+            if lead == CLOSING:
+                forms.append(_UNCLOSED_MAY_COME)
+            elif damaged:
+                forms.append(_DAMAGED_MAY_COME)
+            return any(form.fullmatch(text, len(lead)) is not None for form in forms)
     return False
 
 
@@ -97,13 +120,17 @@ def skip_space(text: str, place: int) -> int:
     return match.end()
 
 
-def begins(text: str, place: int, *, final: bool) -> Verdict:
-    """Whether a block of calls begins at `place`; `final` if no text will follow."""
-    tag = read_tag(text, place, final=final)
-    if isinstance(tag, Tag) and tag.kind == "open wrapper":
-        tag = next_tag(text, tag.end, final=final)  # type: ignore[assignment]
-        if isinstance(tag, Tag) and tag.kind in ("close wrapper", "open wrapper"):
-            return "yes" if tag.kind == "close wrapper" else "no"
+def begins(text: str, place: int, *, final: bool, starts_line: bool = True) -> Verdict:
+    """Whether a block of calls begins at `place`; `final` if no text will follow.
+
+    Only where a line starts, what is left of a damaged wrapper begins one: within a line it is a mention.
+    """
+    tag: Read | Literal["end"] = read_tag(text, place, final=final, damaged=starts_line)
+    for _ in range(MOST_WRAPPERS):
+        if isinstance(tag, Tag) and tag.kind == "open wrapper":
+            tag = next_tag(text, tag.end, final=final)
+            if isinstance(tag, Tag) and tag.kind == "close wrapper":
+                return "yes"
     if not isinstance(tag, Tag):
         return "unsure" if tag == UNSURE else "no"
     return begins_invoke(text, tag, final=final)
@@ -114,6 +141,9 @@ def begins_invoke(text: str, tag: Tag, *, final: bool) -> Verdict:
     if tag.kind != "open invoke":
         return "no"
     place = skip_space(text, tag.end)
+    if tag.empty:
+        behind = next_tag(text, tag.end, final=final)
+        return "yes" if isinstance(behind, Tag) or behind == "end" else behind
     if text.startswith("{", place):
         return _holds_object(text, place, final=final)
     inner = next_tag(text, tag.end, final=final)

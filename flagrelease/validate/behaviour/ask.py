@@ -15,6 +15,7 @@ from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.sampling import Sampling
 from flagrelease.model.v4.efforts import Effort
+from flagrelease.model.v4.encoded import Opening
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Behaviour, BehaviourHead, Reply
 from flagrelease.validate.behaviour.prompts import Prompt, prompts_of, prompts_sha256
@@ -29,6 +30,7 @@ class _Ask:
     prompt: Prompt
     repeat: int
     tokens: tuple[int, ...]
+    opening: Opening
 
     @property
     def key(self) -> tuple[str, int]:
@@ -63,7 +65,7 @@ def answer_prompts(
     with AppendLog(journal, "answers to behaviour prompts", 2, TypeAdapter(Reply), _binding(head)) as log:
         done = {(answer.prompt, answer.repeat): answer for answer in log.records}
         watch(len(done), len(asks))
-        for answer in _ask([ask for ask in asks if ask.key not in done], scheduler, effort, rules):
+        for answer in _ask([ask for ask in asks if ask.key not in done], scheduler, rules):
             log.append(answer, sync=True)
             done[answer.prompt, answer.repeat] = answer
             watch(len(done), len(asks))
@@ -79,11 +81,12 @@ def _binding(head: BehaviourHead) -> dict[str, str]:
 
 def _asks(scheduler: Scheduler, effort: Effort, rules: BehaviourRules) -> Iterator[_Ask]:
     for prompt in prompts_of(rules):
-        tokens = tuple(scheduler.tokenizer.encode(prompt.encode(effort)))
-        yield from (_Ask(prompt, repeat, tokens) for repeat in range(rules.repeats))
+        chat = prompt.encode(effort)
+        tokens = tuple(scheduler.tokenizer.encode(chat))
+        yield from (_Ask(prompt, repeat, tokens, chat.opening) for repeat in range(rules.repeats))
 
 
-def _ask(asks: list[_Ask], scheduler: Scheduler, effort: Effort, rules: BehaviourRules) -> Iterator[Reply]:
+def _ask(asks: list[_Ask], scheduler: Scheduler, rules: BehaviourRules) -> Iterator[Reply]:
     """Each as soon as it is there."""
     waiting: dict[int, tuple[_Ask, Generated]] = {}
     for ask in asks:
@@ -94,7 +97,7 @@ def _ask(asks: list[_Ask], scheduler: Scheduler, effort: Effort, rules: Behaviou
             ask, generated = waiting[event.key]
             generated.add(event)
             if event.finish:
-                yield _judged(ask, generated, effort)
+                yield _judged(ask, generated)
 
 
 def _sampling(rules: BehaviourRules, ask: _Ask) -> Sampling:
@@ -103,9 +106,9 @@ def _sampling(rules: BehaviourRules, ask: _Ask) -> Sampling:
     return Sampling(rules.temperature, rules.top_p, seed, rules.max_tokens)
 
 
-def _judged(ask: _Ask, generated: Generated, effort: Effort) -> Reply:
+def _judged(ask: _Ask, generated: Generated) -> Reply:
     whole = generated.finish == "stop"
-    completion = read_completion(generated.text, effort) if whole else None  # half a call is cut off, not broken
+    completion = read_completion(generated.text, ask.opening) if whole else None  # half a call is cut off, not broken
     granted = {
         "text": lambda: completion is not None and bool(completion.content.strip()),
         "tool": lambda: completion is not None and calls_tool(completion.tool_calls, ask.prompt.tools),

@@ -17,7 +17,7 @@ from flagrelease.model.v4.chat import (
 )
 from flagrelease.model.v4.completion import Completion, parse_completion
 from flagrelease.model.v4.dsml import ToolCall
-from flagrelease.model.v4.efforts import Effort
+from flagrelease.model.v4.encoded import Opening
 from flagrelease.model.v4.json_text import is_json, read_object
 
 LOOP_TAIL = 4096  # characters at the end in which a loop is looked for
@@ -53,13 +53,13 @@ def _self_overlap(text: str) -> list[int]:
     return overlap
 
 
-def read_completion(text: str, effort: Effort) -> Completion | None:
+def read_completion(text: str, opening: Opening) -> Completion | None:
     """What the model wrote, taken apart; None if it breaks the chat format.
 
     Broken are tool calls that are not of the taught form, even where they can be understood; markers of the format
     where text should be; and bytes that are no characters.
     """
-    completion = parse_completion(text, effort)
+    completion = parse_completion(text, opening)
     if not completion.as_taught:
         return None
     shown = completion.content + (completion.reasoning or "")

@@ -10,6 +10,7 @@ import pytest
 from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, EOS, TOOL_CALLS
 from flagrelease.model.v4.dsml import ToolCall
 from flagrelease.model.v4.efforts import efforts_of
+from flagrelease.model.v4.encoded import Opening
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.prompts import bundled_prompts, prompts_of
 from flagrelease.validate.behaviour.signs import (
@@ -21,7 +22,8 @@ from flagrelease.validate.behaviour.signs import (
     read_completion,
 )
 
-CHAT, THINKING = (efforts_of("0731").of(mode) for mode in ("chat", "thinking"))
+CHAT = Opening("content", thinks=False, tools=True)
+THINKING = Opening("reasoning_content", thinks=True, tools=True)
 STORY = "The keeper climbed the stairs at dusk, wound the clock, and lit the lamp before the first ship came in sight. "
 
 
@@ -153,6 +155,6 @@ def test_every_prompt_can_be_asked_in_every_mode() -> None:
         assert len({prompt.encode(effort) for effort in efforts_of("0731").by_mode.values()}) == 4
         assert bool(prompt.tools) == (prompt.wish == "tool")
         for tool in prompt.tools:
-            assert tool["function"]["name"] in prompt.encode(CHAT).text
+            assert tool["function"]["name"] in prompt.encode(efforts_of("0731").of("chat")).text
     few = prompts_of(BehaviourRules(prompts=2))
     assert [prompt.wish for prompt in few] == ["text", "text", "tool", "tool", "json", "json"]

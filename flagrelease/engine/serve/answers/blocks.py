@@ -10,8 +10,7 @@ from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.serve.answers.spoken import Spoken
 from flagrelease.model.v4.completion import Said
 from flagrelease.model.v4.dsml import Piece
-from flagrelease.model.v4.efforts import Effort
-from flagrelease.model.v4.encoded import Part
+from flagrelease.model.v4.encoded import Opening
 
 Kind = Literal["reasoning", "text", "call"]
 
@@ -44,9 +43,9 @@ class Change:
 class Blocks(Spoken):
     """The answer's blocks."""
 
-    def __init__(self, prompt: list[int], effort: Effort, part: Part) -> None:
-        """The answer to a prompt that was encoded for `effort`; it begins in `part`."""
-        super().__init__(prompt, effort, part)
+    def __init__(self, prompt: list[int], opening: Opening) -> None:
+        """The answer to a prompt that ended in `opening`."""
+        super().__init__(prompt, opening)
         self.blocks: list[Block] = []
 
     def changes(self, event: Event) -> Iterator[Change]:

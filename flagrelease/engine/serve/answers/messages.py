@@ -26,7 +26,7 @@ class MessageAnswer:
     def __init__(self, asked: AskedChat, model: str, limit: int) -> None:
         """`model` is the name under which it is served, `limit` the tokens that the request allows."""
         self._model, self._limit = model, limit
-        self._blocks = Blocks(asked.prompt, asked.effort, asked.part)
+        self._blocks = Blocks(asked.prompt, asked.opening)
         self._id = f"msg_{uuid.uuid4().hex}"
 
     def whole(self) -> str:

@@ -13,8 +13,7 @@ from flagrelease.engine.serve.answers.spoken import Counted, Spoken
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.completion import Said, gather
 from flagrelease.model.v4.dsml import Piece
-from flagrelease.model.v4.efforts import Effort
-from flagrelease.model.v4.encoded import Part
+from flagrelease.model.v4.encoded import Opening
 
 
 class CompletionAnswer(Counted):
@@ -67,11 +66,11 @@ class CompletionAnswer(Counted):
 class ChatAnswer(Spoken):
     """The choice of /v1/chat/completions: content, reasoning_content and tool calls apart."""
 
-    def __init__(self, prompt: list[int], effort: Effort, part: Part, sampling: Sampling, tokenizer: Tokenizer) -> None:
-        """The answer to a prompt that was encoded for `effort`; it begins in `part`."""
-        super().__init__(prompt, effort, part)
+    def __init__(self, prompt: list[int], opening: Opening, sampling: Sampling, tokenizer: Tokenizer) -> None:
+        """The answer to a prompt that ended in `opening`."""
+        super().__init__(prompt, opening)
         self._sampling, self._tokenizer = sampling, tokenizer
-        self._effort, self._pieces, self._ids = effort, list[Said | Piece](), list[str]()
+        self._opening, self._pieces, self._ids = opening, list[Said | Piece](), list[str]()
         self._scores, self._finish, self._begun = list[TokenScore](), "length", False
 
     def add(self, event: Event) -> list[dict[str, Any]]:
@@ -110,7 +109,7 @@ class ChatAnswer(Spoken):
 
     def choice(self) -> dict[str, Any]:
         """The whole, after the last event."""
-        whole = gather(self._pieces, self._effort, as_taught=self.as_taught)
+        whole = gather(self._pieces, self._opening, as_taught=self.as_taught)
         message: dict[str, Any] = {"role": "assistant", "content": whole.content}
         if whole.reasoning is not None:
             message["reasoning_content"] = whole.reasoning

@@ -27,7 +27,7 @@ class ResponseAnswer:
     def __init__(self, request: ResponsesRequest, asked: AskedChat, model: str) -> None:
         """`model` is the name under which it is served."""
         self._request, self._model = request, model
-        self._blocks = Blocks(asked.prompt, asked.effort, asked.part)
+        self._blocks = Blocks(asked.prompt, asked.opening)
         self._id, self._created = f"resp_{uuid.uuid4().hex}", int(time.time())
         self._sent = 0
 

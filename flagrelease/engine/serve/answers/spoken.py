@@ -5,8 +5,7 @@ from __future__ import annotations
 from flagrelease.engine.batch.sequence import Event, Finish
 from flagrelease.model.v4.completion import CompletionStream, Said
 from flagrelease.model.v4.dsml import Piece
-from flagrelease.model.v4.efforts import Effort
-from flagrelease.model.v4.encoded import Part
+from flagrelease.model.v4.encoded import Opening
 
 
 class Counted:
@@ -30,13 +29,13 @@ class Spoken(Counted):
         reasoned: tokens up to the end of the reasoning, which is told to the step.
     """
 
-    def __init__(self, prompt: list[int], effort: Effort, part: Part) -> None:
-        """The answer to a prompt that was encoded for `effort`; it begins in `part`."""
+    def __init__(self, prompt: list[int], opening: Opening) -> None:
+        """The answer to a prompt that ended in `opening`."""
         super().__init__(prompt)
         self.finish: Finish | None = None
         self.stopped_by: str | None = None
         self.reasoned = 0
-        self._stream = CompletionStream.start(effort, part)
+        self._stream = CompletionStream.start(opening)
 
     @property
     def as_taught(self) -> bool:
