@@ -24,7 +24,7 @@ def add_messages(app: FastAPI, served: Served) -> None:
         _check_version(http)
         with renamed(PLACES), blamed("messages"):
             asked = (await asked_chat(served, request.chat())).within(served.service.context)
-            answer = MessageAnswer(asked, served.name, request.max_tokens)
+            answer = MessageAnswer(request, asked, served.name)
             return await respond(served.service, http, asked.sequences, answer, stream=request.stream)
 
     @app.post("/v1/messages/count_tokens")

@@ -11,6 +11,7 @@ from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.serve.answers.blocks import Block, Blocks, Change
 from flagrelease.engine.serve.asked import AskedChat
+from flagrelease.engine.serve.requests.messages import MessagesRequest
 from flagrelease.model.v4.json_text import is_json
 
 _DELTAS = {
@@ -23,9 +24,9 @@ _DELTAS = {
 class MessageAnswer:
     """The answer to a request of one sequence."""
 
-    def __init__(self, asked: AskedChat, model: str, limit: int) -> None:
-        """`model` is the name under which it is served, `limit` the tokens that the request allows."""
-        self._model, self._limit = model, limit
+    def __init__(self, request: MessagesRequest, asked: AskedChat, model: str) -> None:
+        """`model` is the name under which it is served."""
+        self._model, self._request = model, request
         self._blocks = Blocks(asked.prompt, asked.opening)
         self._id = f"msg_{uuid.uuid4().hex}"
 
@@ -42,9 +43,9 @@ class MessageAnswer:
         return [_line("message_start", message=message), _line("ping")]
 
     def add(self, n: int, event: Event) -> list[str]:
-        """Take in an event; returns the stream's events that it makes."""
-        del n  # there is one sequence
-        return [self._shown(change) for change in self._blocks.changes(event)]
+        """Take in an event of the only sequence; returns the stream's events that it makes, if it is streamed."""
+        changes = list(self._blocks.changes(event))
+        return [self._shown(change) for change in changes] if self._request.stream else []
 
     def end(self) -> list[str]:
         """A stream's last events."""
@@ -59,7 +60,7 @@ class MessageAnswer:
     def _reason(self) -> str:
         blocks = self._blocks
         if blocks.finish == "length":
-            return "max_tokens" if blocks.generated == self._limit else "model_context_window_exceeded"
+            return "max_tokens" if blocks.generated == self._request.max_tokens else "model_context_window_exceeded"
         if blocks.stopped_by is not None:
             return "stop_sequence"
         return "tool_use" if any(block.kind == "call" for block in blocks.blocks) else "end_turn"

@@ -41,9 +41,9 @@ class ResponseAnswer:
         return [self._line(f"response.{kind}", response=response) for kind in ("created", "in_progress")]
 
     def add(self, n: int, event: Event) -> list[str]:
-        """Take in an event; returns the stream's events that it makes."""
-        del n  # there is one sequence
-        return [line for change in self._blocks.changes(event) for line in self._lines(change)]
+        """Take in an event of the only sequence; returns the stream's events that it makes, if it is streamed."""
+        changes = list(self._blocks.changes(event))
+        return [line for change in changes for line in self._lines(change)] if self._request.stream else []
 
     def end(self) -> list[str]:
         """A stream's last event."""
