@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flagrelease.chips.table import Chip, get_chip, load_chips
 from flagrelease.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -116,6 +119,27 @@ class Device:
             return result
 
         return join
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Queue a copy of `tensor` to the host, behind what the current stream holds by now.
+
+        Returns what waits for this copy, and for nothing that is queued later, and gives it.
+        """
+        if self.type == "cpu":
+            copy = tensor.clone()
+            return lambda: copy
+        import torch
+
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        done = _api(self.type).Event()
+        done.record()
+
+        def wait() -> Tensor:
+            done.synchronize()
+            return host
+
+        return wait
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""

@@ -59,6 +59,11 @@ class Groups:
         """Sum over all ranks, in x's dtype."""
         return _sum(x, self.world)
 
+    def share(self, x: Tensor) -> None:
+        """Overwrite `x` with the leader's, on every rank, behind what is queued on the device."""
+        if self.world is not None:
+            dist.broadcast(x, group_src=0, group=self.world)
+
     def gather_vocab(self, x: Tensor) -> Tensor:
         """Concatenate [.., V / mp] of all ranks to [.., V]."""
         return x if self.world is None else _gather(x, self.world, self.mp)

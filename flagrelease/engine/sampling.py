@@ -9,10 +9,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flagrelease.engine.transfer import send
 from flagrelease.errors import UsageError
+
+_FIELDS = 7  # of a choice, as `Draws.of` sends them
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,36 +169,47 @@ class Draws:
 
     @classmethod
     def of(cls, choices: Sequence[Choice], device: torch.device) -> Draws:
-        """One choice for each row of the logits."""
-        drawn = [n for n, choice in enumerate(choices) if choice.temperature > 0]
-        temperature = torch.tensor([choices[n].temperature for n in drawn], dtype=torch.float32, device=device)[:, None]
-        top_p = [choices[n].top_p for n in drawn]
-        top_k = [choices[n].top_k for n in drawn]
-        min_p = [math.log(choices[n].min_p) if choices[n].min_p else -math.inf for n in drawn]
+        """One choice for each row of the logits, in one copy to `device` that waits for nothing there."""
+        drawn = [(n, choice) for n, choice in enumerate(choices) if choice.temperature > 0]
+        packed = np.empty((_FIELDS, len(drawn)), dtype=np.int32)
+        packed[0] = [n for n, _ in drawn]
+        packed[1:3] = np.array([choice.keys for _, choice in drawn], dtype=np.int32).reshape(-1, 2).T
+        packed[3] = [min(choice.top_k, _MOST) for _, choice in drawn]
+        reals = packed[4:].view(np.float32)
+        temperatures, top_p = [choice.temperature for _, choice in drawn], [choice.top_p for _, choice in drawn]
+        min_p = [math.log(choice.min_p) if choice.min_p else -math.inf for _, choice in drawn]
+        reals[:] = torch.tensor([temperatures, top_p, min_p], dtype=torch.float32).numpy()
+        there = send(torch.from_numpy(packed), device)
+        real = there[4:].view(torch.float32)[..., None]
         return cls(
-            torch.tensor(drawn, dtype=torch.int64, device=device) if drawn else None,
-            temperature,
-            torch.tensor(top_p, dtype=torch.float32, device=device)[:, None] if min(top_p, default=1) < 1 else None,
-            torch.tensor([choices[n].keys for n in drawn], dtype=torch.int32, device=device),
-            torch.tensor(top_k, dtype=torch.int64, device=device)[:, None] if any(top_k) else None,
-            torch.tensor(min_p, dtype=torch.float32, device=device)[:, None]
-            if max(min_p, default=-1) > -math.inf
-            else None,
+            there[0].long() if drawn else None,
+            real[0],
+            real[1] if (reals[1] < 1).any() else None,
+            there[1:3].T,
+            there[3].long()[:, None] if packed[3].any() else None,
+            real[2] if (reals[2] > -math.inf).any() else None,
         )
 
 
 def choose(logits: Tensor, draws: Draws) -> list[int]:
-    """A token for each row of logits [N, V], computed where they are.
+    """The tokens of `choose_tokens`; waits for them."""
+    chosen: list[int] = choose_tokens(logits, draws).tolist()
+    return chosen
+
+
+def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
+    """A token for each row of logits [N, V]: int64 [N], where the logits are. Nothing waits for the device.
 
     A race (the Gumbel-max trick): token t finishes after E_t / p_t, where the E are independent exponential variates
     that the choice's keys decide, so it wins with probability p_t. Two sets of logits of nearly the same probabilities
     choose the same token mostly if they share the keys: speculation rests on that.
     """
+    if draws.drawn is not None and len(draws.drawn) == len(logits):
+        return _race(logits, draws)
     tokens = logits.argmax(-1)
     if draws.drawn is not None:
         tokens[draws.drawn] = _race(logits[draws.drawn], draws)
-    chosen: list[int] = tokens.tolist()
-    return chosen
+    return tokens
 
 
 def _race(logits: Tensor, draws: Draws) -> Tensor:

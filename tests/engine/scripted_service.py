@@ -32,15 +32,17 @@ class ScriptedStream:
     ) -> None:
         last = len(pieces) - 1
         self._events = [
-            Event(1, piece, self._scores(sampling), n + 1, finish if n == last else None,
+            Event(1, piece, self._scores(sampling, len("".join(pieces[:n]))), n + 1, finish if n == last else None,
                   stopped_by=stopped_by if n == last else None)
             for n, piece in enumerate(pieces)
         ]  # fmt: skip
         self._stops = finish is None
 
-    def _scores(self, sampling: Sampling) -> tuple[TokenScore, ...]:
-        top = sampling.logprobs
-        return () if top is None else (TokenScore(70, -0.5, tuple((70 + n, -0.5 - n) for n in range(top))),)
+    def _scores(self, sampling: Sampling, begin: int) -> tuple[TokenScore, ...]:
+        if sampling.logprobs is None:
+            return ()
+        top = tuple((70 + n, -0.5 - n) for n in range(sampling.logprobs))
+        return (TokenScore(70, -0.5, top, 1, begin, begin + 1),)
 
     def __aiter__(self) -> ScriptedStream:
         return self

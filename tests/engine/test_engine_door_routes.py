@@ -45,7 +45,8 @@ def test_a_model_is_found_by_its_name(service: ScriptedService) -> None:
     card = send(service, "GET", f"/v1/models/{NAME}").json()
     assert (card["id"], card["object"], card["max_model_len"]) == (NAME, "model", CONTEXT)
     (listed,) = send(service, "GET", "/v1/models").json()["data"]
-    assert {**listed, "created": 0} == {**card, "created": 0}  # every call here has an application of its own
+    times = {"created": 0, "created_at": ""}
+    assert {**listed, **times} == {**card, **times}  # every call here has an application of its own
     other = send(service, "GET", "/v1/models/org/other")
     assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
 

@@ -273,7 +273,8 @@ def test_other_refusals_have_the_form_too(service: ScriptedService) -> None:
     assert (long.status_code, long.json()["error"]["type"]) == (413, "request_too_large")
     old = post(service, body(), anthropic_version="2023-01-01")
     assert (old.status_code, old.json()["error"]["type"]) == (400, "invalid_request_error")
-    assert post(service, body(), anthropic_version="2023-06-01").status_code == 200
+    for version in ("2023-06-01", "2026-10-21"):
+        assert post(service, body(temperature=0.5), anthropic_version=version).status_code == 200
     nothing = post(service, {}, "/v1/messages/batches")
     assert (nothing.status_code, nothing.json()["error"]["type"]) == (404, "not_found_error")
 

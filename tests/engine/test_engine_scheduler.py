@@ -12,7 +12,7 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine.batch.orders import Decode, Prefill
+from flagrelease.engine.batch.orders import Next, Prefill
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.batch.sequence import Generated
@@ -114,8 +114,8 @@ def test_a_long_prompt_delays_running_answers_by_a_budget(model: Model, tokenize
     runner.orders.clear()
     while scheduler.waiting or scheduler.active == 2:
         scheduler.step()
-    kinds = "".join("d" if isinstance(order, Decode) else "p" for order in runner.orders)
-    assert kinds.startswith("dp" * 13)  # 200 tokens in pieces of 16, a token of the running answer before each
+    kinds = "".join("n" if isinstance(order, Next) else "p" for order in runner.orders)
+    assert kinds.startswith("pn" * 13)  # 200 tokens in pieces of 16, a token of the running answer after each
     pieces = [order.tokens for order in runner.orders if isinstance(order, Prefill)]
     assert max(map(len, pieces)) == 16
     assert [token for piece in pieces for token in piece] == random_tokens(200)
@@ -126,6 +126,8 @@ def test_a_budget_reads_several_short_prompts(model: Model, tokenizer: Tokenizer
     for n in range(4):
         scheduler.submit(random_tokens(8, seed=n), Sampling(temperature=0, max_tokens=9))
     assert [event.key for event in scheduler.step()] == [1, 2]  # 8 + 8, and half of the third
+    assert [event.key for event in scheduler.step()] == [1, 2]  # what is under way comes before the others are read
+    assert [event.key for event in scheduler.step()] == [3, 4]
     assert sorted(event.key for event in scheduler.step()) == [1, 2, 3, 4]
 
 

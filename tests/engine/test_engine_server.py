@@ -85,7 +85,8 @@ def script(served: Served, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(Sampler, "at", lambda sampler, n: n)
         monkeypatch.setattr(Draws, "of", lambda places, device: places)
         monkeypatch.setattr(
-            "flagrelease.engine.batch.scheduler.choose", lambda logits, places: [tokens[n] for n in places]
+            "flagrelease.engine.batch.scheduler.choose_tokens",
+            lambda logits, places: torch.tensor([tokens[n] for n in places]),
         )
 
     return write

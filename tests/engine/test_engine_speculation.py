@@ -23,6 +23,7 @@ from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.batch.sequence import Event, Running
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
@@ -281,8 +282,8 @@ def test_planted_acceptance_of_every_draft_is_seen(
 ) -> None:
     (plain,) = generate_all(schedule(model, tokenizer, speculate=False), [PROMPTS[3]], SAMPLINGS[1])
 
-    def judge(scheduler: Scheduler, each: Running, tokens: list[int], logits: Tensor) -> Event:
-        return scheduler._advance(each, tokens if each.draft is None else [each.draft, tokens[1]], logits)
+    def judge(scheduler: Scheduler, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
+        return scheduler._advance(each, tokens if each.draft is None else [(each.draft, None), tokens[1]])
 
     monkeypatch.setattr(Scheduler, "_judge", judge)
     (result,) = generate_all(schedule(model, tokenizer), [PROMPTS[3]], SAMPLINGS[1])

@@ -41,6 +41,17 @@ class Decode:
 
 
 @dataclass(frozen=True, slots=True)
+class Next:
+    """Run one step of one token a row: the one that was kept for the row last (`Runner.keep`), on the device.
+
+    Attributes:
+        rows: those that get theirs.
+    """
+
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """Look a token further.
 
@@ -56,9 +67,9 @@ class Stop:
     """No order comes any more."""
 
 
-Order = Prefill | Decode | Draft | Stop
+Order = Prefill | Decode | Next | Draft | Stop
 _KINDS: dict[bytes, TypeAdapter[Any]] = {
-    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Decode, Draft, Stop)
+    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Decode, Next, Draft, Stop)
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flagrelease.engine.agreement import require_same_options
-from flagrelease.engine.batch.orders import Decode, Draft, Order, Prefill, Stop, decode, encode
+from flagrelease.engine.batch.orders import Decode, Draft, Next, Order, Prefill, Stop, decode, encode
 from flagrelease.engine.decode.stepper import choose_stepper
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
@@ -30,13 +31,18 @@ class Runner:
             raise UsageError("speculation appends two tokens in a step: chunk and context must be at least 2")
         self._drafts = model.new_draft_cache(rows, context) if speculate else None
         self._stepper = choose_stepper(model, self._cache, self._drafts)
+        self._latest = torch.zeros(rows, dtype=torch.int64, device=model.head.device)
 
     @property
     def chunk(self) -> int:
         """Tokens of a prompt in one order, at most."""
         return self._cache.chunk
 
-    def run(self, order: Prefill | Decode | Draft) -> Tensor:
+    def keep(self, rows: slice | Tensor, tokens: Tensor) -> None:
+        """On the leader: `Next` is to append `tokens` [N] to `rows` [N]. The device may still be choosing them."""
+        self._latest[rows] = tokens
+
+    def run(self, order: Prefill | Decode | Next | Draft) -> Tensor:
         """On the leader: do it on all ranks.
 
         Returns:
@@ -60,7 +66,10 @@ class Runner:
         if self.model.groups.mp > 1:
             self.model.groups.tell(encode(order))
 
-    def _do(self, order: Prefill | Decode | Draft) -> Tensor:
+    def _do(self, order: Prefill | Decode | Next | Draft) -> Tensor:
+        if isinstance(order, Next):
+            self.model.groups.share(self._latest)
+            return self._stepper.follow(self._latest, order.rows)
         if isinstance(order, Prefill):
             return self._prefill(order)
         if isinstance(order, Decode):

@@ -1,8 +1,12 @@
 """Many sequences on one model: each has a row of the cache, joins when one is free, and leaves when it is done.
 
-A step is one token for every sequence whose prompt is read (two where a draft was right), then a piece of the prompts
-that wait, at most `budget` tokens of them: a long prompt delays running answers by that much and no more. Prompts are
-read in the order in which they came.
+A step reads a piece of the prompts that wait, at most `budget` tokens of them, and gives a token to every sequence
+whose prompt is read (two where a draft was right): a long prompt delays running answers by a budget and no more.
+Prompts are read in the order in which they came.
+
+The device is one step ahead of the host. While it computes the logits of one step, whose tokens it has in its own
+memory, the host takes in the tokens of the step before, makes their texts and decides which sequences have ended. One
+that has ended by its text is in the step that was queued meanwhile: it gets a token there that nobody takes.
 """
 
 from __future__ import annotations
@@ -15,14 +19,18 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.batch.adjusted import Adjuster, adjusted
-from flagrelease.engine.batch.orders import Decode, Draft, Prefill
+from flagrelease.engine.batch.admission import admit
+from flagrelease.engine.batch.chosen import Chosen
+from flagrelease.engine.batch.orders import Decode, Draft, Next, Prefill
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
-from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose
+from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose_tokens
 from flagrelease.engine.scores import TokenScore, score
 from flagrelease.engine.stops import StopWatch
 from flagrelease.engine.text import Tokenizer
-from flagrelease.errors import UsageError
+from flagrelease.engine.transfer import send
+
+_TOLD = 64  # scores of a prompt in an event: who writes them has other answers to write in between
 
 
 @dataclass(slots=True)
@@ -45,6 +53,7 @@ class Scheduler:
         self.totals = Totals()
         self._waiting = deque[Running]()
         self._active = dict[int, Running]()  # by row
+        self._under_way: list[tuple[list[Running], Chosen]] = []  # tokens that the host has not taken in
         self._reading: Running | None = None  # of the active ones the one whose prompt is not all read
         self._keys = 0
 
@@ -69,24 +78,7 @@ class Scheduler:
         Raises:
             UsageError: an empty prompt, a token the model does not have, or more tokens than the context holds.
         """
-        context, vocabulary = self.runner.context, self.runner.model.config.vocab_size
-        room = context - len(prompt)
-        if not prompt:
-            raise UsageError("an empty prompt")
-        if any(not 0 <= token < vocabulary for token in prompt):
-            raise UsageError(f"a token id outside the vocabulary of {vocabulary}")
-        limit = room if sampling.max_tokens is None else sampling.max_tokens
-        if room < 0 or limit > room:
-            raise UsageError(
-                f"a prompt of {len(prompt)} tokens and {max(limit, 0)} more for the answer: the context is {context}"
-            )
-        sampling.check_tokens(vocabulary)
-        if sampling.min_tokens > limit:
-            raise UsageError(f"min_tokens {sampling.min_tokens}: the answer may have {limit}")
-        for count in (sampling.logprobs, sampling.prompt_logprobs):
-            if count is not None and count > vocabulary:
-                raise UsageError(f"{count} log-probabilities of each token: the vocabulary has {vocabulary}")
-        return limit
+        return admit(prompt, sampling, self.runner.context, self.runner.model.config.vocab_size)
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
         """Queue a sequence; returns its key.
@@ -110,11 +102,57 @@ class Scheduler:
             self._free(each)
 
     def step(self) -> list[Event]:
+        """Queue a token for every sequence whose prompt is read, and take in those of the step before.
+
+        If prompts wait, a step first takes in what is under way, so that nobody waits for it while the next step reads
+        a budget of them. With drafts, of which the host decides how many are right, a step takes in its own tokens.
+        """
+        if self.runner.speculate:
+            return self._step_with_drafts()
+        if self._under_way and self._next_to_read() is not None:
+            return self._take_in()
+        events = self._read_prompts()
+        going = [each for each in self._active.values() if 0 < each.sent < each.limit]
+        logits = self.runner.run(Next(tuple(each.row for each in going))) if going else None
+        events += self._take_in()
+        going = [each for each in going if self._active.get(each.row) is each]
+        if logits is not None and going:
+            self._continue(going, logits[self._where(going), 0])
+        return events
+
+    def _continue(self, going: list[Running], logits: Tensor) -> None:
+        """Queue the choice of a token for each of `going` from logits [N, V], and its way to the host."""
+        draws = self._draws([each.sampler.at(each.sent) for each in going])
+        tokens = self._choose(logits, draws, [(each, 0) for each in going])
+        self.runner.keep(self._where(going), tokens)
+        tops = [each.sampling.logprobs for each in going]
+        self._under_way.append((going, Chosen(self.runner.model.device, logits, tokens, tops)))
+        for each in going:
+            each.sent += 1
+
+    def _where(self, sequences: Sequence[Running]) -> slice | Tensor:
+        """Their rows, to index tensors on the device with."""
+        rows = [each.row for each in sequences]
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            return slice(rows[0], rows[0] + len(rows))
+        return send(torch.tensor(rows, dtype=torch.int64), self._device)
+
+    def _take_in(self) -> list[Event]:
+        """Wait for the tokens that are under way. Whoever was cancelled meanwhile is told nothing."""
+        under_way, self._under_way = self._under_way, []
+        return [
+            self._advance(each, [token])
+            for sequences, chosen in under_way
+            for each, token in zip(sequences, chosen.wait(), strict=True)
+            if self._active.get(each.row) is each
+        ]
+
+    def _step_with_drafts(self) -> list[Event]:
         """A token or two for every sequence that is ready, a budget of prompts read, the next drafts."""
         events = self._decode()
         events += self._read_prompts()
-        if self.runner.speculate:
-            self._draft()
+        events += self._take_in()
+        self._draft()
         return events
 
     def _decode(self) -> list[Event]:
@@ -125,30 +163,43 @@ class Scheduler:
         feeds = tuple(self._active[row].feed if row in self._active else () for row in range(self.runner.rows))
         places = [(each, n) for each in ready for n in range(len(each.feed))]
         draws = self._draws([each.sampler.at(each.generated + n) for each, n in places])
-        index = torch.tensor([[each.row, n] for each, n in places], dtype=torch.int64, device=self._device).unbind(-1)
-        logits = self.runner.run(Decode(feeds, rejected))
-        chosen = self._choose(logits[index], draws, places)
-        tokens: dict[int, list[int]] = {each.row: [] for each in ready}
+        index = send(torch.tensor([[each.row, n] for each, n in places], dtype=torch.int64), self._device).unbind(-1)
+        logits = self.runner.run(Decode(feeds, rejected))[index]
+        tops = [each.sampling.logprobs for each, _ in places]
+        chosen = Chosen(self.runner.model.device, logits, self._choose(logits, draws, places), tops).wait()
+        tokens: dict[int, list[tuple[int, TokenScore | None]]] = {each.row: [] for each in ready}
         for (each, _), token in zip(places, chosen, strict=True):
             tokens[each.row].append(token)
-        return [self._judge(each, tokens[each.row], logits[each.row]) for each in ready]
+        return [self._judge(each, tokens[each.row]) for each in ready]
 
-    def _judge(self, each: Running, tokens: list[int], logits: Tensor) -> Event:
+    def _judge(self, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
         """The first token is right. The second is if the draft, after which it was chosen, was the first."""
-        each.rejected = each.draft is not None and tokens[0] != each.draft
+        each.rejected = each.draft is not None and tokens[0][0] != each.draft
         if each.draft is not None:
             each.drafted += 1
             self.totals.drafted += 1
             each.accepted += not each.rejected
             self.totals.accepted += not each.rejected
-        return self._advance(each, tokens[:1] if each.rejected else tokens, logits)
+        return self._advance(each, tokens[:1] if each.rejected else tokens)
 
     def _read_prompts(self) -> list[Event]:
-        events, left = [], self.budget
+        """Read a budget of prompts and queue the first tokens of those that are read to the end.
+
+        Returns the scores of prompts, and the ends of those that get no token.
+        """
+        events, begun, left = list[Event](), list[tuple[Running, Tensor]](), self.budget
         while left and (each := self._next_to_read()) is not None:
             piece = each.prompt[each.read : each.read + min(left, self.runner.chunk)]
             left -= len(piece)
-            events += self._read(each, piece)
+            scored, logits = self._read(each, piece)
+            events += scored
+            if each.ready and each.limit == 0:
+                self._free(each)
+                events.append(Event(each.key, "", (), 0, "length"))
+            elif each.ready:
+                begun.append((each, logits))
+        if begun:
+            self._continue([each for each, _ in begun], torch.cat([logits for _, logits in begun]))
         return events
 
     def _next_to_read(self) -> Running | None:
@@ -159,8 +210,8 @@ class Scheduler:
             self._active[self._reading.row] = self._reading
         return self._reading
 
-    def _read(self, each: Running, piece: tuple[int, ...]) -> list[Event]:
-        """Read a piece, which may be scored; at the prompt's end comes the first token."""
+    def _read(self, each: Running, piece: tuple[int, ...]) -> tuple[list[Event], Tensor]:
+        """Read a piece, which may be scored; also returns the logits after its last token, [1, V]."""
         past = each.read + len(piece)
         following = None if past == len(each.prompt) else each.prompt[past]
         top = each.sampling.prompt_scores
@@ -170,21 +221,19 @@ class Scheduler:
             known = [*piece[1:], *([] if following is None else [following])]
             scores = [TokenScore(piece[0], None)] if each.read == 0 else []
             scores += score(logits[: len(known)], known, top)
-            events.append(Event(each.key, "", (), 0, None, prompt_scores=tuple(scores)))
+            events += [
+                Event(each.key, "", (), 0, None, prompt_scores=tuple(scores[n : n + _TOLD]))
+                for n in range(0, len(scores), _TOLD)
+            ]
         each.read = past
         self.totals.prompt += len(piece)
-        if following is not None:
-            return events
-        self._reading = None
-        if each.limit == 0:
-            self._free(each)
-            return [*events, Event(each.key, "", (), 0, "length")]
-        (token,) = self._choose(logits[-1:], self._draws([each.sampler.at(0)]), [(each, 0)])
-        return [*events, self._advance(each, [token], logits[-1:])]
+        if each.ready:
+            self._reading = None
+        return events, logits[-1:]
 
-    def _advance(self, each: Running, tokens: Sequence[int], logits: Tensor) -> Event:
+    def _advance(self, each: Running, tokens: Sequence[tuple[int, TokenScore | None]]) -> Event:
         before = each.generated
-        event = each.advance(tokens, logits, self.runner.model.config.eos_token_id)
+        event = each.advance(tokens, self.runner.model.config.eos_token_id)
         self.totals.generated += each.generated - before
         if event.finish is not None:
             self._free(each)
@@ -197,15 +246,17 @@ class Scheduler:
             return
         following = {each.row: each.followed for each in going}
         draws = self._draws([each.sampler.at(each.generated) for each in going])
-        rows = torch.tensor(list(following), dtype=torch.int64, device=self._device)
+        where = self._where(going)
         logits = self.runner.run(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))))
-        drafts = self._choose(logits[rows], draws, [(each, 0) for each in going])
-        for each, draft in zip(going, drafts, strict=True):
+        drafts = self._choose(logits[where], draws, [(each, 0) for each in going])
+        for each, draft in zip(going, drafts.tolist(), strict=True):
             each.draft, each.followed = draft, ()
 
-    def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> list[int]:
+    def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> Tensor:
         """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is."""
-        return choose(adjusted(logits, [(each.adjuster, each.feed[1 : 1 + ahead]) for each, ahead in places]), draws)
+        return choose_tokens(
+            adjusted(logits, [(each.adjuster, each.feed[1 : 1 + ahead]) for each, ahead in places]), draws
+        )
 
     def _draws(self, choices: Sequence[Choice]) -> Draws:
         return Draws.of(choices, self._device)

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from torch import Tensor
-
 from flagrelease.engine.batch.adjusted import Adjuster
 from flagrelease.engine.sampling import Sampler, Sampling
-from flagrelease.engine.scores import TokenScore, score
+from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.stops import StopWatch
 from flagrelease.engine.text import TokenStream
 
@@ -77,6 +75,7 @@ class Running:
     Attributes:
         read: tokens of the prompt that the model has seen.
         last: the newest token, which it has not.
+        sent: tokens chosen for it on the device; the host has taken in `generated` of them.
         draft: a guess of the next one.
         followed: the tokens of the last step, which the MTP stage has not seen.
         rejected: the cache holds a draft that was wrong.
@@ -95,6 +94,7 @@ class Running:
     row: int = -1
     read: int = 0
     last: int = -1
+    sent: int = 0
     generated: int = 0
     draft: int | None = None
     followed: tuple[int, ...] = ()
@@ -116,26 +116,27 @@ class Running:
             return ()
         return (self.last,) if self.draft is None else (self.last, self.draft)
 
-    def advance(self, tokens: Sequence[int], logits: Tensor, eos: int) -> Event:
-        """Take in the next tokens, chosen from logits [.., V], up to the one that ends the sequence."""
+    def advance(self, tokens: Sequence[tuple[int, TokenScore | None]], eos: int) -> Event:
+        """Take in the next tokens, with their scores where it asks for them, up to the one that ends the sequence."""
         text, finish, count = "", None, 0
         places: list[tuple[int, int]] = []
         while finish is None and count < len(tokens):
-            piece, finish = self._take(tokens[count], eos, places)
+            piece, finish = self._take(tokens[count][0], eos, places)
             text, count = text + piece, count + 1
-        self.followed, self.draft = tuple(tokens[:count]), None
+        self.followed, self.draft = tuple(token for token, _ in tokens[:count]), None
         if finish is not None:
             text += self.watch.push(self.tokens.rest()) + self.watch.rest()
         self.said += len(text)
-        scores = self._scores(places, logits) if self.sampling.logprobs is not None else ()
+        scores = self._scores(places, [score for _, score in tokens[:count] if score is not None])
         stopped_by = self.watch.stopped_by if finish == "stop" else None
         return Event(
             self.key, text, scores, self.generated, finish, self.drafted, self.accepted, self.followed, stopped_by
         )
 
-    def _scores(self, places: Sequence[tuple[int, int]], logits: Tensor) -> tuple[TokenScore, ...]:
-        """What can be told now. The newest tokens have `places` in the text."""
-        new = score(logits[: len(places)], list(self.followed), self.sampling.logprobs or 0)
+    def _scores(self, places: Sequence[tuple[int, int]], new: Sequence[TokenScore]) -> tuple[TokenScore, ...]:
+        """What can be told now. The newest tokens have `places` in the text, and scores if they were asked for."""
+        if self.sampling.logprobs is None:
+            return ()
         self.unsaid += [replace(one, begin=begin, end=end) for one, (begin, end) in zip(new, places, strict=True)]
         told: list[TokenScore] = []
         while self.unsaid and self.unsaid[0].begin < self.said + (self.unsaid[0].begin == self.unsaid[0].end):

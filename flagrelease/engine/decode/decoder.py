@@ -48,6 +48,15 @@ class Decoder:
         width = self._feed.advance(token_ids, self._run)
         return self._logits[:width].transpose(0, 1)
 
+    def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
+        """Append to each of `rows` its token in `latest`, int64 [B] on the device; logits as of `decode`, [B, 1, V].
+
+        Raises:
+            UsageError: a row would pass the cache's context.
+        """
+        self._feed.follow(latest, rows, self._run)
+        return self._logits[:1].transpose(0, 1)
+
     def step(self, rows: int, last: int) -> None:
         """Run what `tokens` and `positions` say, of which the first `rows` have tokens and `last` is the largest."""
         self._feed.step(1, rows, last, self._run)

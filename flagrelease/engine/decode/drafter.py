@@ -13,6 +13,7 @@ from torch import Tensor
 from flagrelease.engine.decode.feed import Feed
 from flagrelease.engine.decode.layers import run_layers
 from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
 
@@ -41,7 +42,8 @@ class Drafter:
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
         """
-        self._last.copy_(torch.tensor([max(len(tokens) - 1, 0) for tokens in following], dtype=torch.int64))
+        last = torch.tensor([max(len(tokens) - 1, 0) for tokens in following], dtype=torch.int64)
+        self._last.copy_(send(last, self._last.device))
         self._feed.advance(following, self._run)
         return self._logits
 

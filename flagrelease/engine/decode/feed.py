@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from flagrelease.engine.decode.branches import Branches
 from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
 from flagrelease.engine.v4.rope import RopeTable
@@ -55,13 +57,30 @@ class Feed:
             [lengths[row] + n if token is not None else -1 for row, token in enumerate(tokens)]
             for n, tokens in enumerate(places)
         ]
-        self.tokens.copy_(torch.tensor([token or 0 for tokens in places for token in tokens], dtype=torch.int64))
-        self.positions.copy_(torch.tensor([position for each in positions for position in each], dtype=torch.int64))
+        self._fill(self.tokens, [token or 0 for tokens in places for token in tokens])
+        self._fill(self.positions, [position for each in positions for position in each])
         for row, tokens in enumerate(token_ids):
             lengths[row] += len(tokens)
         rows = max(row for row, tokens in enumerate(token_ids) if tokens) + 1
         self.step(width, rows, max(map(max, positions)), run)
         return width
+
+    def follow(self, latest: Tensor, rows: Sequence[int], run: Run) -> None:
+        """Run the step that appends a token to each of `rows` of the cache: that of the row in `latest`, int64 [B].
+
+        Nothing waits for the device, where `latest` may still be on its way.
+
+        Raises:
+            UsageError: a row would pass the cache's context.
+        """
+        lengths, positions = self._cache.lengths, [-1] * len(self.positions)
+        for row in rows:
+            self._cache.check_room(row, 1)
+            positions[row] = lengths[row]
+            lengths[row] += 1
+        self.tokens[: self._rows].copy_(latest)
+        self._fill(self.positions, positions)
+        self.step(1, max(rows) + 1, max(positions), run)
 
     def step(self, width: int, rows: int, last: int, run: Run) -> None:
         """Run what the tensors say: `width` tokens for each of the first `rows`; `last` is the largest position."""
@@ -74,6 +93,9 @@ class Feed:
         if size not in self._captured:
             self._captured[size] = self._capture(size, run)
         self._captured[size]()
+
+    def _fill(self, there: Tensor, values: Sequence[int]) -> None:
+        there.copy_(send(torch.tensor(values, dtype=torch.int64), there.device))
 
     def forget(self) -> None:
         """Let go of the captured steps; a later step is captured anew."""

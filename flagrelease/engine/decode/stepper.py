@@ -26,6 +26,9 @@ class Stepper(Protocol):
     def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Append up to two tokens (without drafts: one) to every row; float32 logits after each, [B, S, V]."""
 
+    def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
+        """Append to each of `rows` its token in `latest`, int64 [B] on the device; logits as `advance`'s, [B, 1, V]."""
+
     def keep(self, row: int, streams: Tensor) -> None:
         """Streams [M, H] of the last position of a prompt, from which the first draft is made."""
 
@@ -52,6 +55,11 @@ class PlainStepper:
             self._streams[:, : streams.shape[1]] = streams
         return self._model.read_out(streams)
 
+    def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
+        """See `Stepper`. The plain pass plans a step with the host's numbers, and so waits for `latest`."""
+        tokens, going = latest.tolist(), set(rows)
+        return self.advance([[token] if row in going else [] for row, token in enumerate(tokens)])
+
     def keep(self, row: int, streams: Tensor) -> None:
         """See `Stepper`."""
         self._streams[row, 0] = streams
@@ -76,6 +84,10 @@ class CapturedStepper:
     def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """See `Stepper`."""
         return self._decoder.advance(token_ids)
+
+    def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
+        """See `Stepper`."""
+        return self._decoder.follow(latest, rows)
 
     def keep(self, row: int, streams: Tensor) -> None:
         """See `Stepper`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.serve.access import TokenCount, token_count
 from flagrelease.engine.serve.answers.merged import merged
+from flagrelease.engine.serve.answers.written import respond_with
 from flagrelease.engine.serve.service import Service, Stream
 from flagrelease.errors import ResourceError
 
@@ -40,8 +41,8 @@ class Answering(Protocol):
     def failed(self, message: str) -> list[str]:
         """What is sent where the engine stops in the middle."""
 
-    def whole(self) -> str:
-        """The answer as one JSON document, after the last event."""
+    def whole(self) -> str | Iterator[str]:
+        """The answer as one JSON document, after the last event, perhaps in pieces."""
 
 
 async def respond(
@@ -58,7 +59,7 @@ async def respond(
     if not stream:
         if await _unless_left(http, _fill(service, asked, answering, count)) is None:
             return Response(status_code=_CLIENT_LEFT)
-        return Response(answering.whole(), media_type="application/json")
+        return respond_with(answering.whole())
     lines = _lines(service, asked, answering, count)
     first = await _unless_left(http, _next(lines))  # a refusal must come before the status line is sent
     if first is None:
@@ -128,6 +129,8 @@ async def _events(streams: list[Stream], count: TokenCount) -> AsyncGenerator[tu
                 count.generated += event.generated - generated[n]
                 generated[n] = event.generated
                 yield n, event
+                if event.prompt_scores:
+                    await asyncio.sleep(0)  # a long prompt's come in one go
     finally:
         for stream in streams:
             stream.close()

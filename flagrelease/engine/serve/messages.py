@@ -13,7 +13,7 @@ from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.serve.requests.translated import renamed
 from flagrelease.engine.serve.served import Served
 
-_VERSION = "2023-06-01"
+_VERSIONS = ("2023-06-01", "2026-10-21")  # the second takes no sampling parameters at Anthropic; here it does
 
 
 def add_messages(app: FastAPI, served: Served) -> None:
@@ -35,7 +35,8 @@ def add_messages(app: FastAPI, served: Served) -> None:
 
 
 def _check_version(http: Request) -> None:
-    """Refuse another version than ours: its streams had another form."""
-    version = http.headers.get("anthropic-version", _VERSION)
-    if version != _VERSION:
-        raise ParameterError(f"anthropic-version: {version!r} is not spoken here; {_VERSION} is", "anthropic-version")
+    """Refuse a version whose requests or answers have another form than ours."""
+    version = http.headers.get("anthropic-version", _VERSIONS[-1])
+    if version not in _VERSIONS:
+        words = f"anthropic-version: {version!r} is not spoken here; {' and '.join(_VERSIONS)} are"
+        raise ParameterError(words, "anthropic-version")

@@ -7,8 +7,10 @@ from fastapi.responses import Response
 
 from flagrelease.engine.serve.answering import respond
 from flagrelease.engine.serve.answers.choices import Choices
+from flagrelease.engine.serve.answers.logprobs import check_kept
 from flagrelease.engine.serve.answers.openai import ChatAnswer, CompletionAnswer
 from flagrelease.engine.serve.asked import asked_chat
+from flagrelease.engine.serve.described import describe
 from flagrelease.engine.serve.messages import add_messages
 from flagrelease.engine.serve.requests.protocol import ChatRequest, CompletionRequest
 from flagrelease.engine.serve.requests.refusals import JsonRoute, blamed, install
@@ -34,7 +36,8 @@ def make_app(served: Served) -> FastAPI:
         served.check_model(request.model)
         samplings = request.samplings(request.logprobs, request.max_tokens, echo=request.echo)
         asked = [(prompt, sampling) for prompt in request.tokens(served.tokenizer) for sampling in samplings]
-        answers = [CompletionAnswer(prompt, sampling, served.tokenizer) for prompt, sampling in asked]
+        check_kept(asked, served.service.context, stream=request.stream)
+        answers = [CompletionAnswer(prompt, sampling, served.tokenizer, request.shown) for prompt, sampling in asked]
         choices = Choices(answers, request, served.name, "text_completion")
         with blamed("prompt"):
             return await respond(served.service, http, asked, choices, stream=request.stream)
@@ -42,9 +45,14 @@ def make_app(served: Served) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
         asked = await asked_chat(served, request)
-        answers = [ChatAnswer(asked.prompt, asked.opening, sampling, served.tokenizer) for sampling in asked.samplings]
+        check_kept(asked.sequences, served.service.context, stream=request.stream)
+        answers = [
+            ChatAnswer(asked.prompt, asked.opening, sampling, served.tokenizer, request.shown)
+            for sampling in asked.samplings
+        ]
         choices = Choices(answers, request, served.name, "chat.completion")
         with blamed("messages"):
             return await respond(served.service, http, asked.sequences, choices, stream=request.stream)
 
+    describe(app, served.name)
     return app

@@ -47,10 +47,24 @@ class _Request:
     cancelled: bool = False
     ended: bool = False
 
-    def tell(self, event: Event | str) -> None:
-        """From the thread; a caller whose loop has ended hears nothing."""
+
+Told = Sequence[tuple[_Request, Event | str]]
+
+
+def _tell(told: Told) -> None:
+    """From the thread: wake each event loop once for all of its callers. A loop that has ended hears nothing."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Request, Event | str]]] = {}
+    for request, event in told:
+        by_loop.setdefault(request.loop, []).append((request, event))
+    for loop, ours in by_loop.items():
         with suppress(RuntimeError):  # the loop has ended, which can happen at any moment
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+            loop.call_soon_threadsafe(_hand_out, ours)
+
+
+def _hand_out(told: Told) -> None:
+    """In the event loop."""
+    for request, event in told:
+        request.events.put_nowait(event)
 
 
 class Stream:
@@ -194,18 +208,19 @@ class Service:
         self._scheduler.runner.model.device.set_current()
         try:
             while self._take_requests():
-                for event in self._scheduler.step() if self._scheduler.busy else ():
-                    request = self._requests[event.key]
+                events = self._scheduler.step() if self._scheduler.busy else []
+                _tell([(self._requests[event.key], event) for event in events])
+                for event in events:
                     if event.finish:
                         del self._requests[event.key]
-                    request.tell(event)
         finally:  # also where the model fails: nobody may wait for it forever
             with self._closing:
                 self._closed = True
+                left = list(self._requests.values())
                 while not self._inbox.empty():
-                    self._refuse(self._inbox.get())
-            for request in self._requests.values():
-                self._refuse(request)
+                    request = self._inbox.get()
+                    left += [] if request is None else [request]
+            _tell([(request, _STOPPED) for request in left])
 
     def _take_requests(self) -> bool:
         """Everything in the inbox; waits for something if there is nothing else to do. False: stop."""
@@ -219,10 +234,6 @@ class Service:
                 request.key = self._scheduler.submit(request.prompt, request.sampling)
                 self._requests[request.key] = request
         return True
-
-    def _refuse(self, request: _Request | None) -> None:
-        if request is not None:
-            request.tell(_STOPPED)
 
     def _forget(self, request: _Request) -> None:
         if request.key is not None:

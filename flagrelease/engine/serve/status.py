@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -18,8 +18,12 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 def add_status(app: FastAPI, served: Served) -> None:
     """Add the routes, each for GET and HEAD."""
-    card = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "flagrelease"}
-    card["max_model_len"] = served.service.context
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    card: dict[str, Any] = {"id": served.name, "object": "model", "created": int(now.timestamp())}
+    card |= {"owned_by": "flagrelease", "max_model_len": served.service.context}
+    # as Anthropic's clients read it, which ask the same path
+    card |= {"type": "model", "display_name": served.name, "created_at": now.isoformat().replace("+00:00", "Z")}
+    whole = {"has_more": False, "first_id": served.name, "last_id": served.name}
 
     def asked(path: str) -> Callable[[Handler], Handler]:
         def add(handler: Handler) -> Handler:
@@ -31,7 +35,7 @@ def add_status(app: FastAPI, served: Served) -> None:
 
     @asked("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": [card], **whole}
 
     @asked("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:

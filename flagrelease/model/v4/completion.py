@@ -18,10 +18,11 @@ from flagrelease.model.v4.quoting import Quoting
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Text of one of the two parts."""
+    """Text of one of the two parts. `at` is its place in the text that was read."""
 
     part: Part
     text: str
+    at: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class CompletionStream:
     _part: Part
     _tools: bool  # calls are read as such
     as_taught: bool = True
+    _read: int = 0  # characters, of which the last ones are held
     _held: str = ""
     _calls: Calls | None = None  # a block that has begun
     _trial: _Trial | None = None  # a block inside the thought
@@ -112,6 +114,7 @@ class CompletionStream:
 
     def push(self, text: str) -> list[Said | Piece]:
         """What can be said now."""
+        self._read += len(text)
         self._held += text
         return self._advance(text, final=False)
 
@@ -122,6 +125,7 @@ class CompletionStream:
             cut: the answer met a length limit. Then the arguments of a call that is not complete stay a beginning of
                 JSON, so that nobody carries out half of it; else the model ended there, and they are closed.
         """
+        self._read -= len(EOS) * self._held.endswith(EOS)
         self._held = self._held.removesuffix(EOS)
         pieces = self._advance("", final=True)
         if self._calls is not None:
@@ -223,9 +227,10 @@ class CompletionStream:
         end = unsure
         if end < 0:
             end = len(self._held)
-            for mark in ("<｜DSML｜", EOS, *((END_THINK,) if self._part == "reasoning_content" else ())):
-                lengths = (n for n in range(1, len(mark) + 1) if self._held.endswith(mark[:n]))
-                end = min(end, len(self._held) - max(lengths, default=0))
+            begun = self._held.rfind("<")  # every mark has this once, at its beginning
+            marks = ("<｜DSML｜", EOS, *((END_THINK,) if self._part == "reasoning_content" else ()))
+            if begun >= 0 and any(mark.startswith(self._held[begun:]) for mark in marks):
+                end = begun
         for _ in range(2):
             end -= self._held[:end].endswith("\n")
         return end
@@ -233,7 +238,7 @@ class CompletionStream:
     def _say(self, pieces: list[Said | Piece], text: str) -> None:
         if text:
             self._quoting.read(text)
-            pieces.append(Said(self._part, text))
+            pieces.append(Said(self._part, text, self._read - len(self._held)))
             if self._after_block:
                 self._after_block, self.as_taught = False, False
 

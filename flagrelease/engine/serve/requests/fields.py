@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidatorFunctionWrapHandler, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 class Typed(BaseModel):
@@ -26,34 +34,52 @@ class Typed(BaseModel):
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {key: each for key, each in value.items() if each is not None or key not in optional}
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The fields, each of which may be null where it may be left out."""
+        shown = handler.resolve_ref_schema(handler(schema))
+        for name, field in shown.get("properties", {}).items():
+            if name not in shown.get("required", ()):
+                shown["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+        return shown
 
-def neutral(*values: Any) -> AfterValidator:
+
+@dataclass(frozen=True)
+class Only:
+    """Takes these values alone; the JSON schema says so too."""
+
+    values: tuple[Any, ...]
+    words: str  # of a refusal, behind the value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The type's own check, and then ours."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The values."""
+        return {**handler(schema), "enum": list(self.values) or [None]}
+
+    def _check(self, value: Any) -> Any:
+        if not any(_same(value, each) for each in self.values):
+            raise PydanticCustomError("unsupported_value", "{shown} " + self.words, {"shown": shown(value)})
+        return value
+
+
+def neutral(*values: Any) -> Only:
     """Take null and `values`, which change no answer, and refuse all others: the parameter is not done."""
-    return AfterValidator(
-        _only(values, "is not supported here; only {values} (or null) is accepted, which changes nothing")
-    )
+    known = " or ".join(json.dumps(value) for value in values) + " (or null)" * bool(values)
+    return Only(values, f"is not supported here; only {known or 'null'} is accepted, which changes nothing")
 
 
-def done(*values: Any) -> AfterValidator:
+def done(*values: Any) -> Only:
     """Take `values`, and say of all others which those are."""
-    return AfterValidator(_only(values, "is not supported here; it can be {values}"))
+    return Only(values, f"is not supported here; it can be {' or '.join(json.dumps(value) for value in values)}")
 
 
 def as_sent(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Check a value against its type and keep it as it came: a prompt shows the keys and the order that were sent."""
     check(value)
     return value
-
-
-def _only(values: tuple[Any, ...], words: str) -> Callable[[Any], Any]:
-    said = words.replace("{values}", " or ".join(json.dumps(value) for value in values))
-
-    def check(value: Any) -> Any:
-        if not any(_same(value, each) for each in values):
-            raise PydanticCustomError("unsupported_value", "{shown} " + said, {"shown": shown(value)})
-        return value
-
-    return check
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -7,7 +7,7 @@ The parameters of `Accepted` are taken at the values that change no answer, beca
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
@@ -18,6 +18,14 @@ from flagrelease.engine.serve.requests.prompts import Conversation, Prompts
 from flagrelease.engine.serve.requests.refusals import ParameterError
 
 MOST_LOGPROBS, MOST_STOPS, LONGEST_STOP, MOST_CHOICES = 20, 16, 256, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How an answer shows tokens: by id where others have their text; the ids of prompt and answer beside them."""
+
+    as_ids: bool = False
+    ids: bool = False
 
 
 class StreamOptions(Typed):
@@ -48,13 +56,10 @@ class Accepted(Typed):
     bad_words: Annotated[Any, neutral([])] = None
     logits_processors: Annotated[Any, neutral([])] = None
     # forms of the answer that are not done
-    prompt_logprobs: Annotated[Any, neutral()] = None
     truncate_prompt_tokens: Annotated[Any, neutral()] = None
     include_stop_str_in_output: Annotated[Any, neutral(False)] = None
     skip_special_tokens: Annotated[Any, neutral(False)] = None
     spaces_between_special_tokens: Annotated[Any, neutral(False, True)] = None
-    return_token_ids: Annotated[Any, neutral(False)] = None
-    return_tokens_as_token_ids: Annotated[Any, neutral(False)] = None
     response_format: Annotated[Any, neutral({"type": "text"})] = None
     structured_outputs: Annotated[Any, neutral()] = None
     guided_json: Annotated[Any, neutral()] = None
@@ -112,13 +117,19 @@ class GenerationRequest(Accepted):
     repetition_penalty: float = Field(1.0, gt=0)
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MOST_STOPS)
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
+    prompt_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    return_tokens_as_token_ids: bool = False
+    return_token_ids: bool = False
 
     def samplings(self, logprobs: int | None, max_tokens: int | None, *, echo: bool = False) -> list[Sampling]:
         """As the scheduler takes it, for each of the `n` choices of a prompt.
 
         Raises:
             UsageError: a value out of range.
+            ParameterError: the prompt's log-probabilities are to be streamed.
         """
+        if self.prompt_logprobs is not None and self.stream:
+            raise ParameterError("prompt_logprobs cannot be streamed", "prompt_logprobs")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         first = Sampling(
             temperature=self.temperature,
@@ -129,6 +140,7 @@ class GenerationRequest(Accepted):
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
             echo=echo,
             min_tokens=self.min_tokens,
             ignore_eos=self.ignore_eos,
@@ -140,6 +152,11 @@ class GenerationRequest(Accepted):
             allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
         )
         return [first, *(replace(first, seed=_seed(self.seed, n)) for n in range(1, self.n))]
+
+    @property
+    def shown(self) -> Shown:
+        """How tokens are shown in the answer."""
+        return Shown(self.return_tokens_as_token_ids, self.return_token_ids)
 
     @property
     def streaming(self) -> StreamOptions:

@@ -21,7 +21,7 @@ from flagrelease.strict_json import parse_json
 MOST_BYTES = 16 * 2**20  # of a body: a million token ids are half of it
 _DEEPEST = 100  # levels of a body: beyond a few hundred more, writing it back as JSON would end in a RecursionError
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
-_ANTHROPIC = "/v1/messages"  # paths that are of Anthropic's interface
+ANTHROPIC = "/v1/messages"  # paths that are of Anthropic's interface
 _ANTHROPIC_KINDS = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error",
@@ -161,7 +161,7 @@ def error_response(
 
     It is escaped as ASCII, for a message may quote half a surrogate pair of the request.
     """
-    if path.startswith(_ANTHROPIC):
+    if path.startswith(ANTHROPIC):
         document = _anthropic_error(status, message, param)
     else:
         kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
