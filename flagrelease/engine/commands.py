@@ -113,7 +113,14 @@ def generate(
     prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt; its text goes to stdout.")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="A JSONL file: a string or a list of messages a line. JSONL goes to stdout."),
+        typer.Option(
+            "--prompts",
+            help="A JSONL file, or - for standard input: a string or a list of messages a line. JSONL goes to stdout.",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", help="What the model is told first, in a chat and in front of prompts that are text."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -152,20 +159,24 @@ def generate(
         raise UsageError("--json is for the answer of --prompt; --prompts always writes JSON lines")
     if mode is ModeChoice.RAW and prompt is None and prompts is None:
         raise UsageError("--mode raw needs --prompt or --prompts: a chat at the terminal has turns")
+    if mode is ModeChoice.RAW and system is not None:
+        raise UsageError("--system is for chats; --mode raw continues text as it is")
     require_extra("engine", "generate")
-    from flagrelease.engine.generate import terminal
     from flagrelease.engine.generate.answer_file import answerer, complete, count_answers, request_digest
+    from flagrelease.engine.generate.jsonl import STDIN
     from flagrelease.engine.generate.prompts import encode_prompt, read_requests, require_room
-    from flagrelease.engine.numerics import own_numerics
     from flagrelease.engine.sampling import Sampling
-    from flagrelease.engine.session import Session
     from flagrelease.engine.text import Tokenizer
 
     sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
     context = choose_context(release, context)
     efforts = read_efforts(release)
     effort = None if mode is ModeChoice.RAW else efforts.of(mode.value)
-    requests, digests = [], []
+    requests, digests, tokens, opening = [], [], list[int](), None
+    count = choose_ranks(ranks, cut_for(release), device)
+    reads_input = prompts == STDIN or (prompt is None and prompts is None)
+    if prompts == STDIN:
+        start_ranks(invocation, count, interactive=True)  # what this process reads its first rank could not
     if leads():
         tokenizer = Tokenizer(release)
         if effort is not None and effort.thinks:
@@ -173,26 +184,33 @@ def generate(
         if out is not None:
             require_writable(out)
         if prompts is not None:
-            requests = read_requests(prompts, tokenizer, effort, sampling, context)
+            requests = read_requests(prompts, tokenizer, effort, sampling, context, system)
         elif prompt is not None:
-            require_room(encode_prompt(tokenizer, prompt, effort), sampling, context)
+            tokens, opening = encode_prompt(tokenizer, prompt, effort, system)
+            require_room(tokens, sampling, context)
+        elif system is not None:
+            encode_prompt(tokenizer, system, effort)
         if out is not None:
+            from flagrelease.engine.numerics import own_numerics
+
             policy = _named(numerics) or own_numerics(release, read_config(release / "config.json")[0])
             digests = [request_digest(*each, answerer(release, policy, f"torch.{dtype.value}")) for each in requests]
             # Under torchrun the other ranks load the model whatever this one finds, and wait for it.
             if job_ranks() == 1 and count_answers(out, digests) == len(digests):
                 say(complete(out, len(digests)))
                 return
-    count = choose_ranks(ranks, cut_for(release), device)
-    start_ranks(invocation, count, interactive=prompt is None and prompts is None)
+    start_ranks(invocation, count, interactive=reads_input)
+    from flagrelease.engine.generate.terminal import Terminal
+    from flagrelease.engine.session import Session
+
     with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
-        work = terminal.Terminal(session, effort, sampling)
+        work = Terminal(session, effort, sampling, opening)
         if prompts is not None:
             work.answer_file(requests, digests, out, context, batch)
         elif prompt is not None:
-            work.answer(prompt, context, as_json=as_json)
+            work.answer(tokens, context, as_json=as_json)
         else:
-            work.chat(context)
+            work.chat(context, system)
 
 
 def serve(
@@ -247,10 +265,10 @@ def serve(
     from flagrelease.engine.session import Session
 
     context, origins = choose_context(release, context), allow_origin or []
-    sockets = bind(host, port) if leads() else []
     key = serving_key(host, api_key_env) if leads() else None
     if leads():
         check_origins(origins, key)
+    sockets = bind(host, port) if leads() else []
     count = choose_ranks(ranks, cut_for(release), device)
     if count > 1:
         close(sockets)  # the first rank takes the port

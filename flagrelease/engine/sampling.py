@@ -8,13 +8,15 @@ import secrets
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from flagrelease.engine.transfer import send
 from flagrelease.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _FIELDS = 7  # of a choice, as `Draws.of` sends them
 _MOST = 2**31 - 1
@@ -170,6 +172,10 @@ class Draws:
     @classmethod
     def of(cls, choices: Sequence[Choice], device: torch.device) -> Draws:
         """One choice for each row of the logits, in one copy to `device` that waits for nothing there."""
+        import torch
+
+        from flagrelease.engine.transfer import send
+
         drawn = [(n, choice) for n, choice in enumerate(choices) if choice.temperature > 0]
         packed = np.empty((_FIELDS, len(drawn)), dtype=np.int32)
         packed[0] = [n for n, _ in drawn]
@@ -215,7 +221,7 @@ def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
 def _race(logits: Tensor, draws: Draws) -> Tensor:
     scaled = (logits.float() - logits.amax(-1, keepdim=True)) / draws.temperature
     if draws.min_p is not None:
-        scaled = scaled.masked_fill(scaled < draws.min_p, -torch.inf)  # the most likely token is at 0
+        scaled = scaled.masked_fill(scaled < draws.min_p, -math.inf)  # the most likely token is at 0
     if draws.top_k is not None:
         scaled = _keep_top_k(scaled, draws.top_k)
     if draws.top_p is not None:
@@ -225,17 +231,21 @@ def _race(logits: Tensor, draws: Draws) -> Tensor:
 
 def _keep_top_k(scaled: Tensor, counts: Tensor) -> Tensor:
     """Mask the tokens that are less likely than the `counts`-th [N, 1] of their row. A count of 0 masks none."""
+    import torch
+
     size = scaled.shape[-1]
     last = torch.where(counts > 0, counts, size).clamp(max=size) - 1
     ordered = scaled.sort(dim=-1, descending=True).values
-    return scaled.masked_fill(scaled < ordered.gather(-1, last), -torch.inf)
+    return scaled.masked_fill(scaled < ordered.gather(-1, last), -math.inf)
 
 
 def _keep_top_p(scaled: Tensor, limit: Tensor) -> Tensor:
     """All but the fewest tokens whose probabilities reach `limit` [N, 1] become -inf. A limit of 1 drops none."""
+    import torch
+
     ordered, ids = scaled.softmax(-1).sort(descending=True, stable=True)
     dropped = (ordered.cumsum(-1) - ordered >= limit) & (limit < 1)
-    return scaled.masked_fill(torch.zeros_like(dropped).scatter(-1, ids, dropped), -torch.inf)
+    return scaled.masked_fill(torch.zeros_like(dropped).scatter(-1, ids, dropped), -math.inf)
 
 
 def _exponential(keys: Tensor, size: int) -> Tensor:
@@ -243,6 +253,8 @@ def _exponential(keys: Tensor, size: int) -> Tensor:
 
     31 bits of a hash u are a uniform variate in (0, 1], as fine near 0 as float32 is, where the winners are.
     """
+    import torch
+
     bits = torch.arange(size, dtype=torch.int32, device=keys.device)[None] ^ keys[:, :1]
     bits = _mix(_mix(bits) + keys[:, 1:])
     return -torch.log1p(-((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31)

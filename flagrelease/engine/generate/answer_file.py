@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flagrelease.durable.lines import LineFile
-from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.errors import UsageError
 from flagrelease.records.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from flagrelease.engine.batch.sequence import Generated
 
 
 def request_digest(prompt: Sequence[int], sampling: Sampling, answerer: str) -> str:
@@ -43,7 +45,14 @@ def count_answers(path: Path, digests: Sequence[str]) -> int:
 
 def complete(path: Path, count: int) -> str:
     """What is said of a file that has all answers."""
-    return f"{path}: all {count} answers are there already, nothing to do"
+    there = "the answer is" if count == 1 else f"all {count} answers are"
+    return f"{path}: {there} there already, nothing to do"
+
+
+def resuming(path: Path, finished: int, missing: int) -> str:
+    """What is said of a file that has some answers."""
+    there = "1 answer is there" if finished == 1 else f"{finished} answers are there"
+    return f"{path}: resuming, {there} and {missing} {'is' if missing == 1 else 'are'} to come"
 
 
 def answer_document(prompt: Sequence[int], generated: Generated) -> dict[str, Any]:

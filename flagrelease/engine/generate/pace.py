@@ -27,7 +27,7 @@ class Pace:
         self._tell()
 
     def _tell(self) -> None:
-        self._display("generate", self._done, self._answers, "answers", self.note())
+        self._display("generate", self._done, self._answers, "answer" if self._answers == 1 else "answers", self.note())
 
     def note(self) -> str:
         """Tokens, tokens a second since the beginning, and how many drafts were right."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,39 +11,54 @@ from typing import Any
 
 from flagrelease.console import Display, say
 from flagrelease.engine.batch.scheduler import Scheduler, generate_each
-from flagrelease.engine.batch.sequence import Generated
-from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, complete
+from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, complete, resuming
+from flagrelease.engine.generate.chat import Chat, stream, tell_what_lacks
 from flagrelease.engine.generate.pace import Pace
-from flagrelease.engine.generate.prompts import Request, encode_prompt
+from flagrelease.engine.generate.prompts import Request
+from flagrelease.engine.generate.turns import Turns
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.session import Session
-from flagrelease.model.v4.chat import Message, encode_messages
-from flagrelease.model.v4.completion import parse_completion
+from flagrelease.model.v4.chat import Message
 from flagrelease.model.v4.efforts import Effort
+from flagrelease.model.v4.encoded import Opening
 
 Write = Callable[[int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """`effort`: how much the model thinks in its chats; None: there are no chats, text is continued as it is."""
+    """`effort`: how much the model thinks in its chats; None: there are no chats, text is continued as it is.
+
+    `opening`: how the answer to a single prompt begins, if that is a chat.
+    """
 
     session: Session
     effort: Effort | None
     sampling: Sampling
+    opening: Opening | None = None
 
-    def answer(self, prompt: str, context: int, *, as_json: bool) -> None:
-        """Print the continuation of one prompt while it is being written, or one JSON document at its end."""
+    def answer(self, tokens: Sequence[int], context: int, *, as_json: bool) -> None:
+        """Print the continuation of one prompt while it is being written, or one JSON document at its end.
+
+        Args:
+            tokens: the prompt. Only the leader needs it.
+            context: tokens that the prompt and its answer may have together.
+            as_json: print a document.
+        """
         scheduler = self._scheduler(1, context)
         if scheduler is None:
             return
         with _stopping(scheduler):
-            tokens = encode_prompt(scheduler.tokenizer, prompt, self.effort)
             pace = Pace(1, scheduler.totals, Display())  # not entered: a bar would get between the words of the answer
-            result = self._generate(scheduler, tokens, silent=as_json)
             if as_json:
+                ((_, result),) = generate_each(scheduler, [(tokens, self.sampling)])
                 print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
+            else:
+                result, stopped = stream(scheduler, tokens, self.sampling)
+                if stopped:
+                    raise KeyboardInterrupt
+                tell_what_lacks(result, self.opening)
             pace.answered()
 
     def answer_file(
@@ -72,7 +86,7 @@ class Terminal:
                     say(complete(out, len(requests)))
                     return
                 if file.finished:
-                    say(f"{out}: resuming, {len(file.finished)} answers are there and {len(missing)} are to come")
+                    say(resuming(out, len(file.finished), len(missing)))
                 self._answer_each(scheduler, requests, missing, file.add)
 
     def _answer_each(
@@ -84,20 +98,15 @@ class Terminal:
                 write(wanted[n], answer_document(requests[wanted[n]][0], result))
                 pace.answered()
 
-    def chat(self, context: int) -> None:
-        """A line is a turn; the end of input ends the chat."""
+    def chat(self, context: int, system: str | None) -> None:
+        """Answer what is said on standard input, turn by turn; `system` is told to the model before."""
         scheduler = self._scheduler(1, context)
         if scheduler is None:
             return
         assert self.effort is not None
-        messages: list[Message] = []
+        begun: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         with _stopping(scheduler):
-            while (said := _ask()) is not None:
-                messages.append({"role": "user", "content": said})
-                chat = encode_messages(messages, self.effort)
-                answer = self._generate(scheduler, scheduler.tokenizer.encode(chat))
-                parsed = parse_completion(answer.text, chat.opening)
-                messages.append({"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning})
+            Chat(scheduler, self.effort, self.sampling, begun).run(Turns())
 
     def _scheduler(self, rows: int, context: int) -> Scheduler | None:
         """On the leader; the other ranks work here until it is done, and get None."""
@@ -106,18 +115,6 @@ class Terminal:
             return Scheduler(runner, self.session.tokenizer())
         runner.follow()
         return None
-
-    def _generate(self, scheduler: Scheduler, tokens: Sequence[int], *, silent: bool = False) -> Generated:
-        scheduler.submit(tokens, self.sampling)
-        result = Generated()
-        while scheduler.busy:
-            for event in scheduler.step():
-                result.add(event)
-                if not silent:
-                    print(event.text, end="", flush=True)
-        if not silent:
-            print(flush=True)
-        return result
 
 
 def _print_line(place: int, document: dict[str, Any]) -> None:
@@ -131,10 +128,3 @@ def _stopping(scheduler: Scheduler) -> Iterator[None]:
         yield
     finally:
         scheduler.runner.stop()
-
-
-def _ask() -> str | None:
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
