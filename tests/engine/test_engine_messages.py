@@ -26,7 +26,7 @@ SAID = [
     f'<{DSML}parameter name="n" string="false">12345678901234567890.5', f"0</{DSML}parameter>\n</{DSML}invoke>\n"
     f"</{DSML}tool_calls>",
 ]  # fmt: skip
-THINKS = {"thinking": {"type": "adaptive"}}
+THINKS: dict[str, Any] = {"thinking": {"type": "adaptive"}, "tools": [TOOL]}  # without tools, markup of a call is text
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_sampling_is_that_of_the_chat(service: ScriptedService) -> None:
 
 
 def test_tokens_are_counted_as_they_are_asked_for(service: ScriptedService) -> None:
-    asked = body(system="Be kind.", tools=[TOOL], **THINKS)
+    asked = body(system="Be kind.", **THINKS)
     del asked["max_tokens"]
     counted = post(service, asked, COUNT).json()
     assert service.asked == []
@@ -199,7 +199,7 @@ def test_why_it_ended(service: ScriptedService) -> None:
 def test_half_a_call_has_the_input_that_came(service: ScriptedService) -> None:
     service.finish = "length"
     service.pieces = [f'<{DSML}invoke name="f">\n<{DSML}parameter name="city" string="true">Bei']
-    answer = post(service, body(max_tokens=1)).json()
+    answer = post(service, body(max_tokens=1, tools=[TOOL])).json()
     assert (answer["content"][0]["input"], answer["stop_reason"]) == ({"city": "Bei"}, "max_tokens")
 
 
@@ -218,7 +218,7 @@ def test_an_answer_goes_back_in_as_it_came(service: ScriptedService) -> None:
     asked = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content},
              {"role": "user", "content": [result]}]  # fmt: skip
     service.asked.clear()
-    again = post(service, body(messages=asked, tools=[TOOL], **THINKS))
+    again = post(service, body(messages=asked, **THINKS))
     assert again.status_code == 200, again.text
     prompt = service.tokenizer.decode(service.asked[0][0])
     assert "<think>Let me see</think>Hi there\n\n" in prompt

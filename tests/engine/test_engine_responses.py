@@ -66,6 +66,9 @@ def body(**changes: Any) -> dict[str, Any]:
     return {"model": NAME, "input": "hi", **changes}
 
 
+TOOLS: Any = [TOOL]  # without tools, the markup of a call is text
+
+
 def prompts(service: ScriptedService, response: dict[str, Any], chat_: dict[str, Any]) -> tuple[str, str]:
     """Of a request of either interface, as text."""
     service.asked.clear()
@@ -134,9 +137,16 @@ def test_sampling_is_that_of_the_chat(service: ScriptedService) -> None:
     assert service.asked[0][1] == service.asked[1][1]
 
 
+async def created(client: openai.AsyncOpenAI) -> Response:
+    return await client.responses.create(model=NAME, input="hi", reasoning={"effort": "high"}, tools=TOOLS)
+
+
 def test_the_client_reads_an_answer(service: ScriptedService) -> None:
     service.pieces = SAID
-    made = ask(service, lambda client: client.responses.create(model=NAME, input="hi", reasoning={"effort": "high"}))
+    made = ask(
+        service,
+        created,
+    )
     assert made.output_text == "Hi there"
     assert (made.status, made.error, made.incomplete_details, made.store) == ("completed", None, None, False)
     thought, message, call = made.output
@@ -167,7 +177,7 @@ def events(answer: httpx2.Response) -> list[dict[str, Any]]:
 
 def test_the_events_of_a_stream(service: ScriptedService) -> None:
     service.pieces = SAID
-    sent = events(post(service, body(stream=True, reasoning={"effort": "high"})))
+    sent = events(post(service, body(stream=True, reasoning={"effort": "high"}, tools=TOOLS)))
     assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
     assert [event["type"].removeprefix("response.") for event in sent] == [
         "created", "in_progress",
@@ -188,20 +198,23 @@ def test_a_stream_ends_in_the_whole_answer(service: ScriptedService) -> None:
     service.pieces = SAID
 
     async def read(client: openai.AsyncOpenAI) -> Any:
-        async with client.responses.stream(model=NAME, input="hi", reasoning={"effort": "high"}) as stream:
+        async with client.responses.stream(model=NAME, input="hi", reasoning={"effort": "high"}, tools=TOOLS) as stream:
             return await stream.get_final_response()
 
     def content(response: Any) -> Any:
         first, message, call = response.output
         return first.content[0].text, message.content[0].text, call.name, call.arguments, response.usage
 
-    whole = ask(service, lambda client: client.responses.create(model=NAME, input="hi", reasoning={"effort": "high"}))
+    whole = ask(
+        service,
+        created,
+    )
     assert content(ask(service, read)) == content(whole)
 
 
 def test_a_length_limit_makes_it_incomplete(service: ScriptedService) -> None:
     service.pieces, service.finish = SAID[:-1], "length"
-    answer = post(service, body(reasoning={"effort": "high"})).json()
+    answer = post(service, body(reasoning={"effort": "high"}, tools=TOOLS)).json()
     assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert [item["status"] for item in answer["output"]] == ["completed", "completed", "incomplete"]
     assert answer["output"][2]["arguments"] == '{"city": "Bei'  # nobody carries out half a call
@@ -220,7 +233,7 @@ def test_an_engine_that_stops_fails_the_response(service: ScriptedService) -> No
 
 def test_an_answer_goes_back_in_as_it_came(service: ScriptedService) -> None:
     service.pieces = SAID
-    items = post(service, body(reasoning={"effort": "high"})).json()["output"]
+    items = post(service, body(reasoning={"effort": "high"}, tools=TOOLS)).json()["output"]
     output = {"type": "function_call_output", "call_id": items[2]["call_id"], "output": "22"}
     service.asked.clear()
     again = post(service, body(input=[{"role": "user", "content": "hi"}, *items, output], tools=[TOOL],
