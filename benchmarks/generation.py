@@ -67,6 +67,8 @@ def steps(model: Model, rows: int, context: int, past: int) -> tuple[float, floa
     cache, drafts = model.new_cache(rows, context), model.new_draft_cache(rows, context)
     decoder = Decoder(model, cache, width=2)
     drafter = Drafter(model, drafts, decoder.streams)
+    # One token in all rows would go to the same few experts, and a step would read only those.
+    tokens = torch.randint(model.config.vocab_size - 1, (rows,)).tolist()
 
     def again(work: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
@@ -78,9 +80,9 @@ def steps(model: Model, rows: int, context: int, past: int) -> tuple[float, floa
     one, two, draft = (
         1e3 * seconds(model.device, again(work), repeats=3, inner=20)
         for work in (
-            lambda: decoder.advance([[5]] * rows),
-            lambda: decoder.advance([[5, 6]] * rows),
-            lambda: drafter.draft([[5]] * rows),
+            lambda: decoder.advance([[token] for token in tokens]),
+            lambda: decoder.advance([[token, token + 1] for token in tokens]),
+            lambda: drafter.draft([[token] for token in tokens]),
         )
     )
     return one, two, draft

@@ -43,8 +43,13 @@ PAST = 300  # tokens behind a captured step, about as many as the scheduler's an
 
 
 def step_rate(model: Model, rows: int, context: int) -> float:
-    """Tokens a second of captured steps that are queued one behind the other."""
+    """Tokens a second of captured steps that are queued one behind the other.
+
+    Every row has another token: rows of one token would go to the same few experts, and a step would read only those.
+    """
     decoder = Decoder(model, model.new_cache(rows, context))
+    tokens = torch.randint(model.config.vocab_size, (rows,), generator=torch.Generator().manual_seed(0))
+    decoder.tokens.copy_(tokens)
     decoder.positions.fill_(PAST)
     rate = rows / seconds(model.device, lambda: decoder.step(rows, PAST), repeats=3, inner=20)
     decoder.forget()

@@ -11,12 +11,14 @@ import torch
 from ranks import on_ranks
 
 import flagrelease
-from flagrelease.engine.batch.orders import Decode, Draft, Order, Prefill, Stop, decode, encode
+from flagrelease.engine.batch.orders import Decode, Draft, Next, Order, Prefill, Stop, Together, decode, encode
 from flagrelease.engine.control import broadcast_bytes, open_control
 
 ORDERS: tuple[Order, ...] = (
     Prefill(3, tuple(range(5000)), True, None, False),
     Prefill(0, (7,), False, 129279, True),
+    Together((Prefill(4, (1, 2), True, 5, False), Prefill(5, (3,), False, None, False))),
+    Next((0, 3)),
     Decode(((), (1,), (2, 3)), (2,)),
     Draft(((), (4, 5))),
     Stop(),

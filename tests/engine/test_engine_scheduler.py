@@ -12,7 +12,8 @@ from engine_checkpoint import random_tokens
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
-from flagrelease.engine.batch.orders import Next, Prefill
+from flagrelease.engine.batch.orders import Next, Prefill, Together
+from flagrelease.engine.batch.reading import Piece, allowance, passes
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.batch.sequence import Generated
@@ -122,13 +123,51 @@ def test_a_long_prompt_delays_running_answers_by_a_budget(model: Model, tokenize
 
 
 def test_a_budget_reads_several_short_prompts(model: Model, tokenizer: Tokenizer) -> None:
-    scheduler = Scheduler(Runner(model, rows=4, context=CONTEXT), tokenizer, budget=20)
-    for n in range(4):
+    runner = Recorder(model, rows=6, context=CONTEXT)
+    scheduler = Scheduler(runner, tokenizer, budget=20)
+    for n in range(2):
         scheduler.submit(random_tokens(8, seed=n), Sampling(temperature=0, max_tokens=9))
-    assert [event.key for event in scheduler.step()] == [1, 2]  # 8 + 8, and half of the third
+    assert [event.key for event in scheduler.step()] == [1, 2]
+    for n in range(2, 5):
+        scheduler.submit(random_tokens(8, seed=n), Sampling(temperature=0, max_tokens=9))
     assert [event.key for event in scheduler.step()] == [1, 2]  # what is under way comes before the others are read
-    assert [event.key for event in scheduler.step()] == [3, 4]
+    assert [event.key for event in scheduler.step()] == [3, 4]  # 8 + 8, and half of the fifth
     assert sorted(event.key for event in scheduler.step()) == [1, 2, 3, 4]
+    assert [event.key for event in scheduler.step()] == [5]
+    together = [[len(piece.tokens) for piece in order.pieces] for order in runner.orders if isinstance(order, Together)]
+    assert together == [[8, 8], [8, 8, 4]]  # rows side by side are read in one pass
+
+
+def test_more_is_read_where_more_wait_than_run(model: Model, tokenizer: Tokenizer) -> None:
+    scheduler = Scheduler(Runner(model, rows=6, context=CONTEXT), tokenizer, budget=20)
+    for n in range(6):
+        scheduler.submit(random_tokens(8, seed=n), Sampling(temperature=0, max_tokens=3))
+    assert [event.key for event in scheduler.step()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_rows_side_by_side_share_a_pass(model: Model, tokenizer: Tokenizer) -> None:
+    def piece(row: int, length: int, **sampling: Any) -> Piece:
+        scheduler = Scheduler(Runner(model, rows=1, context=CONTEXT), tokenizer)
+        scheduler.submit([5] * length, Sampling(max_tokens=1, **sampling))
+        each = scheduler._waiting[0]
+        each.row = row
+        return Piece(each, 0, each.prompt)
+
+    def rows(*pieces: Piece, chunk: int = 50) -> list[list[int]]:
+        return [[piece.each.row for piece in group] for group in passes(pieces, chunk)]
+
+    assert rows(piece(0, 9), piece(1, 9), piece(3, 9)) == [[0, 1], [3]]
+    assert rows(piece(0, 9), piece(1, 9, prompt_logprobs=0), piece(2, 9)) == [[0], [1], [2]]  # all its logits are kept
+    assert rows(piece(0, 2), piece(1, 40)) == [[0, 1]]  # 42 of 80 tokens are no padding
+    assert rows(piece(0, 2), piece(1, 2), piece(2, 40)) == [[0, 1], [2]]
+    assert rows(*(piece(n, 50) for n in range(6))) == [[0, 1, 2, 3], [4, 5]]  # at most four chunks
+
+
+def test_a_budget_grows_by_those_who_wait_for_one_who_runs() -> None:
+    # by hand: budgets of 10
+    assert [allowance(10, wait, run) for wait, run in ((1, 0), (1, 9), (8, 9), (9, 9), (18, 9), (27, 2), (64, 1))] == [
+        10, 10, 10, 10, 20, 130, 160,
+    ]  # fmt: skip
 
 
 def test_first_come_first_served(model: Model, tokenizer: Tokenizer) -> None:

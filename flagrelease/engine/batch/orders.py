@@ -28,6 +28,17 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """Read pieces of several rows in one pass. The logits are those after the last token of each.
+
+    Attributes:
+        pieces: of rows that lie side by side, in their order.
+    """
+
+    pieces: tuple[Prefill, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Decode:
     """Run one step of all sequences whose prompts are read.
 
@@ -67,9 +78,9 @@ class Stop:
     """No order comes any more."""
 
 
-Order = Prefill | Decode | Next | Draft | Stop
+Order = Prefill | Together | Decode | Next | Draft | Stop
 _KINDS: dict[bytes, TypeAdapter[Any]] = {
-    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Decode, Next, Draft, Stop)
+    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Together, Decode, Next, Draft, Stop)
 }
 
 

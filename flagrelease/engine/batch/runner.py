@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from flagrelease.engine.agreement import require_same_options
-from flagrelease.engine.batch.orders import Decode, Draft, Next, Order, Prefill, Stop, decode, encode
+from flagrelease.engine.batch.orders import Decode, Draft, Next, Order, Prefill, Stop, Together, decode, encode
 from flagrelease.engine.decode.stepper import choose_stepper
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
@@ -42,11 +45,12 @@ class Runner:
         """On the leader: `Next` is to append `tokens` [N] to `rows` [N]. The device may still be choosing them."""
         self._latest[rows] = tokens
 
-    def run(self, order: Prefill | Decode | Next | Draft) -> Tensor:
+    def run(self, order: Prefill | Together | Decode | Next | Draft) -> Tensor:
         """On the leader: do it on all ranks.
 
         Returns:
-            float32 logits: [T or 1, V] of a prompt's piece, [rows, 1 or 2, V] of a step, [rows, V] of a draft.
+            float32 logits: [T or 1, V] of a prompt's piece, [pieces, V] of several together, [rows, 1 or 2, V] of a
+            step, [rows, V] of a draft.
         """
         self._tell(order)
         return self._do(order)
@@ -66,38 +70,53 @@ class Runner:
         if self.model.groups.mp > 1:
             self.model.groups.tell(encode(order))
 
-    def _do(self, order: Prefill | Decode | Next | Draft) -> Tensor:
+    def _do(self, order: Prefill | Together | Decode | Next | Draft) -> Tensor:
         if isinstance(order, Next):
             self.model.groups.share(self._latest)
             return self._stepper.follow(self._latest, order.rows)
         if isinstance(order, Prefill):
-            return self._prefill(order)
+            return self._read((order,))
+        if isinstance(order, Together):
+            return self._read(order.pieces)
         if isinstance(order, Decode):
             return self._decode(order)
         return self._stepper.draft(order.following)
 
-    def _prefill(self, order: Prefill) -> Tensor:
-        if order.first:
-            self._cache.free(order.row)
-        part = self._cache.view(order.row)
-        streams = self.model.advance(part, [order.tokens])
-        self._cache.lengths[order.row] = part.lengths[0]
+    def _read(self, pieces: Sequence[Prefill]) -> Tensor:
+        """Pieces of rows that lie side by side, in one pass."""
+        rows = slice(pieces[0].row, pieces[-1].row + 1)
+        self._begin(self._cache, pieces)
+        part = _view(self._cache, rows)
+        streams = self.model.advance(part, [piece.tokens for piece in pieces])
+        self._cache.lengths[rows] = part.lengths
+        last = [streams[n, len(piece.tokens) - 1] for n, piece in enumerate(pieces)]
         if self._drafts is not None:
-            self._prefill_drafts(self._drafts, order, streams)
-        return self.model.read_out(streams[0] if order.every else streams[0, -1:])
+            self._read_drafts(self._drafts, pieces, streams)
+            for piece, each in zip(pieces, last, strict=True):
+                self._stepper.keep(piece.row, each)
+        return self.model.read_out(streams[0] if pieces[0].every else torch.stack(last))
 
-    def _prefill_drafts(self, drafts: Cache, order: Prefill, streams: Tensor) -> None:
+    def _read_drafts(self, drafts: Cache, pieces: Sequence[Prefill], streams: Tensor) -> None:
         """The MTP stage reads the piece too, all but the prompt's last position: what follows that is not known yet."""
-        if order.first:
-            drafts.free(order.row)
-        following = order.tokens[1:] + (() if order.following is None else (order.following,))
-        if following:
-            part = drafts.view(order.row)
-            self.model.draft(part, streams, [following])
-            drafts.lengths[order.row] = part.lengths[0]
-        self._stepper.keep(order.row, streams[0, -1])
+        rows = slice(pieces[0].row, pieces[-1].row + 1)
+        self._begin(drafts, pieces)
+        following = [piece.tokens[1:] + (() if piece.following is None else (piece.following,)) for piece in pieces]
+        if any(following):
+            part = _view(drafts, rows)
+            self.model.draft(part, streams, following)
+            drafts.lengths[rows] = part.lengths
+
+    def _begin(self, cache: Cache, pieces: Sequence[Prefill]) -> None:
+        for piece in pieces:
+            if piece.first:
+                cache.free(piece.row)
 
     def _decode(self, order: Decode) -> Tensor:
         for row in order.rejected:
             self._cache.take_back(row)
         return self._stepper.advance(order.tokens)
+
+
+def _view(cache: Cache, rows: slice) -> Cache:
+    """Some rows: the same memory, their own counts of tokens."""
+    return replace(cache, layers=tuple(layer.view(rows) for layer in cache.layers), lengths=cache.lengths[rows])

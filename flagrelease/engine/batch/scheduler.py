@@ -1,8 +1,8 @@
 """Many sequences on one model: each has a row of the cache, joins when one is free, and leaves when it is done.
 
-A step reads a piece of the prompts that wait, at most `budget` tokens of them, and gives a token to every sequence
-whose prompt is read (two where a draft was right): a long prompt delays running answers by a budget and no more.
-Prompts are read in the order in which they came.
+A step reads a piece of the prompts that wait, and gives a token to every sequence whose prompt is read (two where a
+draft was right). The piece is a budget of tokens, so that a long prompt delays running answers by that and no more; it
+is larger where more prompts wait than answers run. Prompts are read in the order in which they came.
 
 The device is one step ahead of the host. While it computes the logits of one step, whose tokens it has in its own
 memory, the host takes in the tokens of the step before, makes their texts and decides which sequences have ended. One
@@ -21,16 +21,15 @@ from torch import Tensor
 from flagrelease.engine.batch.adjusted import Adjuster, adjusted
 from flagrelease.engine.batch.admission import admit
 from flagrelease.engine.batch.chosen import Chosen
-from flagrelease.engine.batch.orders import Decode, Draft, Next, Prefill
+from flagrelease.engine.batch.orders import Decode, Draft, Next
+from flagrelease.engine.batch.reading import Piece, allowance, order_of, passes
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
 from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose_tokens
-from flagrelease.engine.scores import TokenScore, score
+from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.stops import StopWatch
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.transfer import send
-
-_TOLD = 64  # scores of a prompt in an event: who writes them has other answers to write in between
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class Scheduler:
     """Runs on the leader; not thread-safe but for `check`. Call `step` while `busy`."""
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, budget: int | None = None) -> None:
-        """`budget`: tokens of prompts that a step reads at most; a chunk of the runner's if None."""
+        """`budget`: tokens of prompts that a step reads (see `allowance`); a chunk of the runner's if None."""
         self.runner, self.tokenizer = runner, tokenizer
         self.budget = runner.chunk if budget is None else budget
         self.totals = Totals()
@@ -187,20 +186,35 @@ class Scheduler:
 
         Returns the scores of prompts, and the ends of those that get no token.
         """
-        events, begun, left = list[Event](), list[tuple[Running, Tensor]](), self.budget
-        while left and (each := self._next_to_read()) is not None:
-            piece = each.prompt[each.read : each.read + min(left, self.runner.chunk)]
-            left -= len(piece)
-            scored, logits = self._read(each, piece)
-            events += scored
-            if each.ready and each.limit == 0:
-                self._free(each)
-                events.append(Event(each.key, "", (), 0, "length"))
-            elif each.ready:
-                begun.append((each, logits))
+        events, begun = list[Event](), list[tuple[Running, Tensor]]()
+        for pieces in passes(self._pieces(), self.runner.chunk):
+            logits = self.runner.run(order_of(pieces))
+            if pieces[0].is_scored:
+                events += pieces[0].scores(logits)
+            self.totals.prompt += sum(len(piece.tokens) for piece in pieces)
+            for piece, last in zip(pieces, logits[-len(pieces) :], strict=True):
+                if piece.following is None and piece.each.limit == 0:
+                    self._free(piece.each)
+                    events.append(Event(piece.each.key, "", (), 0, "length"))
+                elif piece.following is None:
+                    begun.append((piece.each, last))
         if begun:
-            self._continue([each for each, _ in begun], torch.cat([logits for _, logits in begun]))
+            self._continue([each for each, _ in begun], torch.stack([last for _, last in begun]))
         return events
+
+    def _pieces(self) -> list[Piece]:
+        """What this step reads; the sequences count it as read."""
+        wait = min(len(self._waiting), self.runner.rows - len(self._active)) + (self._reading is not None)
+        left = allowance(self.budget, wait, sum(each.sent > 0 for each in self._active.values()))
+        pieces: list[Piece] = []
+        while left and (each := self._next_to_read()) is not None:
+            past = each.read + min(left, self.runner.chunk)
+            pieces.append(Piece(each, each.read, each.prompt[each.read : past]))
+            left -= len(pieces[-1].tokens)
+            each.read = pieces[-1].past
+            if each.ready:
+                self._reading = None
+        return pieces
 
     def _next_to_read(self) -> Running | None:
         """The sequence whose prompt is being read, else the one that waits longest, if a row is free for it."""
@@ -209,27 +223,6 @@ class Scheduler:
             self._reading.row = next(row for row in range(self.runner.rows) if row not in self._active)
             self._active[self._reading.row] = self._reading
         return self._reading
-
-    def _read(self, each: Running, piece: tuple[int, ...]) -> tuple[list[Event], Tensor]:
-        """Read a piece, which may be scored; also returns the logits after its last token, [1, V]."""
-        past = each.read + len(piece)
-        following = None if past == len(each.prompt) else each.prompt[past]
-        top = each.sampling.prompt_scores
-        logits = self.runner.run(Prefill(each.row, piece, each.read == 0, following, top is not None))
-        events: list[Event] = []
-        if top is not None:
-            known = [*piece[1:], *([] if following is None else [following])]
-            scores = [TokenScore(piece[0], None)] if each.read == 0 else []
-            scores += score(logits[: len(known)], known, top)
-            events += [
-                Event(each.key, "", (), 0, None, prompt_scores=tuple(scores[n : n + _TOLD]))
-                for n in range(0, len(scores), _TOLD)
-            ]
-        each.read = past
-        self.totals.prompt += len(piece)
-        if each.ready:
-            self._reading = None
-        return events, logits[-1:]
 
     def _advance(self, each: Running, tokens: Sequence[tuple[int, TokenScore | None]]) -> Event:
         before = each.generated
