@@ -14,6 +14,7 @@ from flagrelease.errors import ResourceError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "engine": ("torch", "safetensors", "tokenizers"),
     "serve": ("fastapi", "uvicorn"),
+    "constraints": ("llguidance",),
     "bench": ("httpx2",),
     "publish": ("cryptography", "huggingface_hub", "modelscope_hub"),
     "eval": ("lm_eval", "datasets", "openai"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flagrelease.engine.constraints.constraint import Constraint
 from flagrelease.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Sampling:
         stop_token_ids: tokens that end the sequence, and have no text.
         allowed_token_ids: None, or the only tokens that may be chosen.
         bad_words: runs of tokens whose last one is not chosen behind the others in the answer.
+        constraint: None, or what the answer must be. Other wishes give way where they leave it no token.
     """
 
     temperature: float = 1.0
@@ -68,6 +70,7 @@ class Sampling:
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         """Refuse values without meaning.
@@ -94,6 +97,9 @@ class Sampling:
         for name, holds in rules.items():
             if not holds:
                 raise UsageError(f"{name} {getattr(self, name)!r} is out of range")
+        if self.constraint is not None and (self.ignore_eos or self.allowed_token_ids is not None):
+            name = "ignore_eos" if self.ignore_eos else "allowed_token_ids"
+            raise UsageError(f"{name} cannot be combined with an answer that must follow a grammar")
 
     @property
     def prompt_scores(self) -> int | None:

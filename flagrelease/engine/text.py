@@ -7,6 +7,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers.decoders import ByteLevel
@@ -56,8 +57,12 @@ class Tokenizer:
     @cached_property
     def _plain(self) -> HfTokenizer:
         """The same without the added vocabulary, so that a special token that is spelt out is only its characters."""
-        document = json.loads(self._tokenizer.to_str())
-        return HfTokenizer.from_str(json.dumps({**document, "added_tokens": [], "post_processor": None}))
+        return HfTokenizer.from_str(json.dumps({**self.document(), "added_tokens": [], "post_processor": None}))
+
+    def document(self) -> dict[str, Any]:
+        """What `tokenizer.json` holds."""
+        document: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        return document
 
     def bytes_of(self, token: int) -> bytes:
         """UTF-8 that `token` stands for, perhaps only a part of a character; empty for an id without a token."""

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flagrelease.engine.batch.penalties import Penalty, TokenCounts, penalise
+from flagrelease.engine.constraints.constraint import Follower, Words
 from flagrelease.engine.sampling import Sampling
-
-Words = NDArray[np.int32]  # a bit for each token, from the lowest bit of the first word on; set: it may be chosen
+from flagrelease.engine.transfer import send
 
 
 class Adjuster:
@@ -28,19 +27,30 @@ class Adjuster:
         self._counts = TokenCounts(prompt if sampling.repetition_penalty != 1 else ()) if sampling.penalised else None
         allowed = sampling.allowed_token_ids
         self._allowed = None if allowed is None else pack(allowed, vocabulary)
+        self._vocabulary = vocabulary
+        self._follower = None if sampling.constraint is None else Follower(sampling.constraint)
 
     def take(self, token: int) -> None:
         """The sequence has got its next token."""
         self._taken.append(token)
         if self._counts is not None:
             self._counts.add(token)
+        if self._follower is not None:
+            self._follower.take(token)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the sequence ends because its constraint was given up."""
+        return self._follower is not None and self._follower.broken
 
     @property
     def active(self) -> bool:
         """Whether the logits of the next token, or of the one after a draft, may be changed."""
         ours = self._sampling
-        lasting = ours.logit_bias or self._counts is not None or self._allowed is not None or ours.bad_words
-        return bool(lasting) or len(self._taken) < ours.min_tokens
+        lasting = (self._counts, self._allowed, self._follower)
+        if ours.logit_bias or ours.bad_words or any(each is not None for each in lasting):
+            return True
+        return len(self._taken) < ours.min_tokens
 
     @property
     def bias(self) -> tuple[tuple[int, float], ...]:
@@ -52,8 +62,10 @@ class Adjuster:
         return None if self._counts is None else Penalty.of(self._sampling, self._counts.after(ahead))
 
     def banned(self, ahead: Sequence[int]) -> list[int]:
-        """Tokens that may not be chosen: the ends under `min_tokens`, and the last of each bad word that has begun."""
-        ends = self._ends if len(self._taken) + len(ahead) < self._sampling.min_tokens else ()
+        """Tokens that may not be chosen: an end that comes too early, the last token of a bad word that has begun."""
+        goes_on = len(self._taken) + len(ahead) < self._sampling.min_tokens
+        waits = self._follower is not None and self._follower.must_go_on(ahead)
+        ends = self._ends if goes_on or waits else ()
         words = [word for word in self._sampling.bad_words if self._has_begun(word, ahead)]
         return [*ends, *(word[-1] for word in words)]
 
@@ -63,7 +75,7 @@ class Adjuster:
 
     def allowed(self, ahead: Sequence[int]) -> Words | None:
         """The tokens that may be chosen; None: all. What `banned` has is taken off by the caller."""
-        return self._allowed
+        return self._allowed if self._follower is None else self._follower.allowed(ahead, self._vocabulary)
 
 
 Place = tuple[Adjuster, Sequence[int]]  # of a row of logits: its sequence, and a draft after which the token comes
@@ -90,7 +102,7 @@ def adjusted(logits: Tensor, places: Sequence[Place]) -> Tensor:
         else:
             masks.append((n, _without(allowed, banned)))
     if bans:
-        row, token = torch.tensor(bans, device=logits.device).unbind(-1)
+        row, token = send(torch.tensor(bans), logits.device).unbind(-1)
         logits[row, token] = -torch.inf
     _mask(logits, masks)
     return logits
@@ -113,16 +125,16 @@ def _without(allowed: Words, banned: Sequence[int]) -> Words:
 def _add(logits: Tensor, values: Sequence[tuple[int, int, float]]) -> None:
     if values:
         row, token, value = zip(*values, strict=True)
-        place = torch.tensor([row, token], device=logits.device).unbind(0)
-        logits.index_put_(place, torch.tensor(value, device=logits.device), accumulate=True)
+        place = send(torch.tensor([row, token]), logits.device).unbind(0)
+        logits.index_put_(place, send(torch.tensor(value), logits.device), accumulate=True)
 
 
 def _mask(logits: Tensor, masks: Sequence[tuple[int, Words]]) -> None:
     """Words [V / 32] of some rows are copied to the device, and unpacked there."""
     if not masks:
         return
-    rows = torch.tensor([n for n, _ in masks], device=logits.device)
-    words = torch.from_numpy(np.stack([words for _, words in masks])).to(logits.device)
+    rows = send(torch.tensor([n for n, _ in masks]), logits.device)
+    words = send(torch.from_numpy(np.stack([words for _, words in masks])), logits.device)
     bits = words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device) & 1
     keep = bits.flatten(1)[:, : logits.shape[1]].bool()
     logits[rows] = logits[rows].masked_fill(~keep, -torch.inf)

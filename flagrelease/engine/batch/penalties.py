@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.transfer import send
 
 Ids = NDArray[np.int64]
 Values = NDArray[np.float32]
@@ -80,9 +81,9 @@ def penalise(logits: Tensor, rows: Sequence[tuple[int, Penalty]]) -> None:
     if not rows:
         return
     on = logits.device
-    row = torch.from_numpy(np.concatenate([np.full(len(each.ids), n, np.int64) for n, each in rows])).to(on)
+    row = send(torch.from_numpy(np.concatenate([np.full(len(each.ids), n, np.int64) for n, each in rows])), on)
     ids, factors, costs = (
-        torch.from_numpy(np.concatenate(parts)).to(on)
+        send(torch.from_numpy(np.concatenate(parts)), on)
         for parts in zip(*((each.ids, each.factors, each.costs) for _, each in rows), strict=True)
     )
     found = logits[row, ids]

@@ -153,7 +153,7 @@ class Running:
             piece, place = self.tokens.push(token), (self.tokens.begin, self.tokens.end)
         places.append(place)
         if ends:
-            return "", "stop"
+            return "", "length" if self.adjuster.broken else "stop"
         text = piece if self.generated <= self.sampling.min_tokens else self.watch.push(piece)
         if self.watch.stopped:
             return text, "stop"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.serve.constrained import constrained
 from flagrelease.engine.serve.requests.protocol import ChatRequest
 from flagrelease.engine.serve.served import Served
 from flagrelease.model.v4.encoded import Opening
@@ -41,6 +42,7 @@ async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
         ParameterError: the model is another one, parameters contradict each other, or the encoding refuses a message.
     """
     served.check_model(request.model)
-    samplings = request.samplings(request.scores(), request.limit())
     chat = request.encoded(served.efforts.of(request.mode(served.mode)))
+    constraint = await constrained(served, request, chat.opening.part)
+    samplings = request.samplings(request.scores(), request.limit(), served.tokenizer, constraint)
     return AskedChat(served.tokenizer.encode(chat), chat.opening, samplings)

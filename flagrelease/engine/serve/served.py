@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from flagrelease.engine.constraints.compiler import Compiler
 from flagrelease.engine.serve.requests.refusals import ParameterError
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
@@ -19,6 +20,11 @@ class Served:
     name: str
     mode: Mode
     efforts: Efforts
+    constraints: Compiler = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Its constraints are compiled for its tokenizer."""
+        object.__setattr__(self, "constraints", Compiler(self.tokenizer))
 
     def check_model(self, name: str) -> None:
         """Refuse another model than this one.

@@ -10,6 +10,7 @@ from flagrelease.engine.serve.answers.choices import Choices
 from flagrelease.engine.serve.answers.logprobs import check_kept
 from flagrelease.engine.serve.answers.openai import ChatAnswer, CompletionAnswer
 from flagrelease.engine.serve.asked import asked_chat
+from flagrelease.engine.serve.constrained import constrained
 from flagrelease.engine.serve.described import describe
 from flagrelease.engine.serve.messages import add_messages
 from flagrelease.engine.serve.requests.protocol import ChatRequest, CompletionRequest
@@ -34,7 +35,10 @@ def make_app(served: Served) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(request: CompletionRequest, http: Request) -> Response:
         served.check_model(request.model)
-        samplings = request.samplings(request.logprobs, request.max_tokens, echo=request.echo)
+        constraint = await constrained(served, request, "content")
+        samplings = request.samplings(
+            request.logprobs, request.max_tokens, served.tokenizer, constraint, echo=request.echo
+        )
         asked = [(prompt, sampling) for prompt in request.tokens(served.tokenizer) for sampling in samplings]
         check_kept(asked, served.service.context, stream=request.stream)
         answers = [CompletionAnswer(prompt, sampling, served.tokenizer, request.shown) for prompt, sampling in asked]

@@ -57,6 +57,10 @@ Otherwise, output directly after {END_THINK} with tool calls or final response.
 You MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.
 """
 _RESPONSE_FORMAT = "## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n%s"
+# of a request's response_format, by DeepSeek's request conversion (deepseek-recipe 0.2.0)
+_JSON_OBJECT = (
+    "You are a helpful assistant designed to output JSON.\n## Response Format:\n\nReply with JSON object ONLY."
+)
 
 
 def encode_messages(
@@ -199,6 +203,8 @@ def _instructions(turn: Message) -> list[str]:
         texts += [Own("\n\n" + before), schemas, Own(after)]
     if turn.get("response_format"):
         texts.append("\n\n" + _RESPONSE_FORMAT % _json(turn["response_format"]))
+    if turn.get("json_object"):
+        texts.append("\n\n" + _JSON_OBJECT)
     return texts
 
 

@@ -72,12 +72,15 @@ class Call(Typed):
 
 
 class Function(Typed):
-    """A function that the model may call; `parameters` is a JSON schema. Its name stands between quotes in a call."""
+    """A function that the model may call; `parameters` is a JSON schema, to which `strict` holds its calls.
+
+    Its name stands between quotes in a call.
+    """
 
     name: str = Field(min_length=1, max_length=128, pattern="^[a-zA-Z0-9_-]+$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Annotated[Any, neutral(False)] = None
+    strict: bool | None = None
 
 
 class Tool(Typed):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Discriminator, Field, Tag, WrapValidator
 
 from flagrelease.engine.serve.requests.conversation import ENCODED, ChatMessage, Tools
-from flagrelease.engine.serve.requests.fields import Typed, as_sent, done
+from flagrelease.engine.serve.requests.fields import Typed, as_sent
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Message, encode_messages
@@ -59,12 +59,39 @@ class Thinking(Typed):
     type: Literal["enabled", "disabled", "adaptive"]
 
 
+class FunctionName(Typed):
+    """Of a function among the tools."""
+
+    name: str
+
+
+class NamedTool(Typed):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+def _kind_of_choice(value: Any) -> str | None:
+    return "named" if isinstance(value, dict) else "word" if isinstance(value, str) else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("word")] | Annotated[NamedTool, Tag("named")],
+    Discriminator(
+        _kind_of_choice,
+        custom_error_type="tool_choice",
+        custom_error_message="Input should be 'auto', 'none', 'required', or an object that names a function",
+    ),
+]
+
+
 class Conversation(Typed):
     """Messages, the tools that the model may call, and how it thinks."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1), WrapValidator(as_sent)]
     tools: Annotated[Tools, WrapValidator(as_sent)] = Field(default_factory=list)
-    tool_choice: Annotated[Any, done("auto", "none")] = "auto"
+    tool_choice: ToolChoice = "auto"
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     continue_final_message: bool = False
@@ -77,7 +104,11 @@ class Conversation(Typed):
             ParameterError: the encoding refuses a message, or the prompt would ask for no answer.
         """
         messages = [_encoded(message) for message in cast(list[Message], self.messages)]
-        tools = cast(list[dict[str, Any]], self.tools) if self.tool_choice == "auto" else []
+        tools = [_shown(tool) for _, tool in self.chosen_tools()]
+        if told := self.told():
+            if messages[0]["role"] != "system":
+                messages.insert(0, {"role": "system", "content": ""})
+            messages[0] = {**messages[0], **told}
         if self.continue_final_message:
             messages[-1] = {**messages[-1], "prefix": True}
         if self.add_generation_prompt is not None and self.add_generation_prompt == bool(messages[-1].get("prefix")):
@@ -88,6 +119,31 @@ class Conversation(Typed):
             )
         with blamed("messages"):
             return encode_messages(messages, effort, tools)
+
+    def told(self) -> dict[str, Any]:
+        """What the system's message is to say besides, by the encoding's keys."""
+        return {}
+
+    @property
+    def continues(self) -> bool:
+        """Whether the last message is to be continued."""
+        return self.continue_final_message or bool(cast(list[Message], self.messages)[-1].get("prefix"))
+
+    def chosen_tools(self) -> list[tuple[int, dict[str, Any]]]:
+        """The tools that `tool_choice` leaves to the model, each with its place: where it names one, that one alone.
+
+        Raises:
+            ParameterError: a call is required, but of what is not among the tools.
+        """
+        tools = list(enumerate(cast(list[dict[str, Any]], self.tools)))
+        if self.tool_choice == "none":
+            return []
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            tools = [(n, tool) for n, tool in tools if tool["function"]["name"] == name]
+        if self.tool_choice != "auto" and not tools:
+            raise ParameterError("tool_choice requires a function that is not among the tools", "tool_choice")
+        return tools
 
     def mode(self, default: Mode) -> Mode:
         """What `thinking` and `reasoning_effort` ask for; where they leave it open, what the server does by default.
@@ -109,6 +165,11 @@ class Conversation(Typed):
         if switch is None:
             return default
         return "chat" if not switch else "thinking" if default == "chat" else default
+
+
+def _shown(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool without `strict`, which is for the server and not for the model."""
+    return {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
 
 
 def _encoded(message: Message) -> Message:

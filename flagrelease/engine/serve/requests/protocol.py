@@ -12,10 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from flagrelease.engine.constraints.constraint import Constraint
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.requests.fields import Typed, neutral
+from flagrelease.engine.serve.requests.formats import Formed
 from flagrelease.engine.serve.requests.prompts import Conversation, Prompts
 from flagrelease.engine.serve.requests.refusals import ParameterError
+from flagrelease.engine.text import Tokenizer
 
 MOST_LOGPROBS, MOST_STOPS, LONGEST_STOP, MOST_CHOICES = 20, 16, 256, 128
 
@@ -53,19 +56,12 @@ class Accepted(Typed):
     # sampling that is not done
     length_penalty: Annotated[Any, neutral(1)] = None
     use_beam_search: Annotated[Any, neutral(False)] = None
-    bad_words: Annotated[Any, neutral([])] = None
     logits_processors: Annotated[Any, neutral([])] = None
     # forms of the answer that are not done
     truncate_prompt_tokens: Annotated[Any, neutral()] = None
     include_stop_str_in_output: Annotated[Any, neutral(False)] = None
-    skip_special_tokens: Annotated[Any, neutral(False)] = None
+    skip_special_tokens: Annotated[Any, neutral(False, True)] = None
     spaces_between_special_tokens: Annotated[Any, neutral(False, True)] = None
-    response_format: Annotated[Any, neutral({"type": "text"})] = None
-    structured_outputs: Annotated[Any, neutral()] = None
-    guided_json: Annotated[Any, neutral()] = None
-    guided_regex: Annotated[Any, neutral()] = None
-    guided_choice: Annotated[Any, neutral()] = None
-    guided_grammar: Annotated[Any, neutral()] = None
 
 
 def _seed(seed: int | None, choice: int) -> int | None:
@@ -73,6 +69,12 @@ def _seed(seed: int | None, choice: int) -> int | None:
     if seed is None:
         return None
     return int.from_bytes(hashlib.blake2b(f"{seed}/choice {choice}".encode(), digest_size=8).digest(), "little")
+
+
+def _runs(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The tokens of a word at a text's beginning, and behind a space where they are as many, as vLLM bans it."""
+    plain, spaced = (tuple(tokenizer.encode(space + word.lstrip())) for space in ("", " "))
+    return [plain, spaced] if len(plain) == len(spaced) and plain[0] != spaced[0] else [plain]
 
 
 def _kind_of_stop(value: Any) -> str | None:
@@ -95,7 +97,7 @@ TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class GenerationRequest(Accepted):
+class GenerationRequest(Accepted, Formed):
     """What both endpoints share."""
 
     model: str
@@ -120,8 +122,17 @@ class GenerationRequest(Accepted):
     prompt_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     return_tokens_as_token_ids: bool = False
     return_token_ids: bool = False
+    bad_words: list[StopString] = Field(default_factory=list, max_length=MOST_STOPS)
 
-    def samplings(self, logprobs: int | None, max_tokens: int | None, *, echo: bool = False) -> list[Sampling]:
+    def samplings(
+        self,
+        logprobs: int | None,
+        max_tokens: int | None,
+        tokenizer: Tokenizer,
+        constraint: Constraint | None,
+        *,
+        echo: bool = False,
+    ) -> list[Sampling]:
         """As the scheduler takes it, for each of the `n` choices of a prompt.
 
         Raises:
@@ -150,6 +161,8 @@ class GenerationRequest(Accepted):
             repetition_penalty=self.repetition_penalty,
             stop_token_ids=tuple(self.stop_token_ids),
             allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            bad_words=tuple(run for word in self.bad_words for run in _runs(word, tokenizer)),
+            constraint=constraint,
         )
         return [first, *(replace(first, seed=_seed(self.seed, n)) for n in range(1, self.n))]
 
@@ -178,7 +191,7 @@ class CompletionRequest(GenerationRequest, Prompts):
 class ChatRequest(GenerationRequest, Conversation):
     """POST /v1/chat/completions."""
 
-    parallel_tool_calls: Annotated[Any, neutral(True)] = None
+    parallel_tool_calls: bool = True
     functions: Annotated[Any, neutral([])] = None
     function_call: Annotated[Any, neutral("auto", "none")] = None
     max_completion_tokens: int | None = Field(None, ge=0)

@@ -1,0 +1,121 @@
+"""Grammars compiled in threads of their own, bounded in time and size, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import json
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from flagrelease.engine.constraints.constraint import Constraint
+from flagrelease.engine.constraints.wanted import Calls, Grammar, Wanted
+from flagrelease.engine.text import Tokenizer
+from flagrelease.errors import UsageError
+from flagrelease.extras import remedy
+from flagrelease.model.v4.chat import DSML, END_THINK, EOS
+from flagrelease.model.v4.encoded import Part
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_TRIED = 3  # steps that are tried: an expression that is too large shows it in its first ones
+_KEPT = 64  # compiled grammars: some MB each, at most
+
+
+class Compiler:
+    """Compiles what requests want. It may be called by coroutines of any event loop."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Nothing is loaded before the first constraint is asked for."""
+        self._tokenizer = tokenizer
+        self._loading, self._lock = threading.Lock(), threading.Lock()
+        self._loaded: LLTokenizer | None = None
+        self._pool = ThreadPoolExecutor(2, "constraints")  # a hostile schema holds one of them for a second or so
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    async def compile(self, wanted: Wanted, part: Part) -> Constraint:
+        """The constraint for an answer that begins in `part`; the reasoning is free.
+
+        Raises:
+            UsageError: llguidance is not installed, what is wanted cannot be enforced, or it takes too much.
+        """
+        if importlib.util.find_spec("llguidance") is None:
+            raise UsageError(f"this needs llguidance, which the server does not have: {remedy('constraints')}")
+        after = (self._id(END_THINK),) if part == "reasoning_content" else ()
+        waits = isinstance(wanted, Calls) and wanted.waits
+        digest, matcher = await asyncio.get_running_loop().run_in_executor(self._pool, self._compile, wanted)
+        return Constraint(digest, (*after, self._id(DSML)) if waits else after, not waits, matcher)
+
+    def _id(self, special: str) -> int:
+        ids = self._tokenizer.encode(special)
+        if len(ids) != 1:
+            raise UsageError(f"the release's tokenizer has no token {special}")
+        return ids[0]
+
+    def _compile(self, wanted: Wanted) -> tuple[str, LLMatcher]:
+        grammar = wanted.grammar(self._id(DSML) if isinstance(wanted, Calls) else -1)
+        digest = hashlib.blake2b(json.dumps(grammar).encode(), digest_size=16).hexdigest()
+        with self._lock:
+            matcher = self._kept.pop(digest, None)
+        if matcher is None:
+            matcher = _matcher(self._tables(), grammar)
+        with self._lock:
+            self._kept[digest] = matcher
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return digest, matcher
+
+    def _tables(self) -> LLTokenizer:
+        """The tokenizer as llguidance needs it. All added tokens are special: none of them is text."""
+        from llguidance import LLTokenizer
+
+        with self._loading:
+            if self._loaded is None:
+                document = self._tokenizer.document()
+                for token in document["added_tokens"]:
+                    token["special"] = True
+                self._loaded = LLTokenizer(json.dumps(document), eos_token=self._id(EOS))
+            return self._loaded
+
+
+def _matcher(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits
+
+    kind, text = grammar
+    compiled = LLMatcher.grammar_from_regex(text) if kind == "regex" else LLMatcher.grammar_from_lark(text)
+    # fuel is 0.1 microseconds of a lexer's work, the others are counts; the defaults are 4 to 12 times as much
+    limits = LLParserLimits(
+        initial_lexer_fuel=200_000,
+        step_lexer_fuel=50_000,
+        step_max_items=10_000,
+        max_lexer_states=20_000,
+        max_grammar_size=100_000,
+        verbose_errors=False,
+    )
+    matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # what all copies share is warm then
+    tried = matcher.deep_copy()
+    for _ in range(_TRIED):
+        token = _first(tried.compute_bitmask())
+        if tried.is_error() or tried.is_stopped() or not tried.consume_token(token):
+            break
+    if tried.is_error():
+        raise UsageError(_readable(tried.get_error()))
+    return matcher
+
+
+def _first(mask: bytes) -> int:
+    """The first token that is allowed."""
+    place = next(place for place, byte in enumerate(mask) if byte)
+    return place * 8 + (mask[place] & -mask[place]).bit_length() - 1
+
+
+def _readable(error: str) -> str:
+    """llguidance's message without the grammar that it quotes."""
+    text = " ".join(error.replace("<non-verbose/>", "").split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
