@@ -270,6 +270,7 @@ def serve(
         check_origins(origins, key)
     sockets = bind(host, port) if leads() else []
     count = choose_ranks(ranks, cut_for(release), device)
+    sockets = bind(host, port) if leads() else []
     if count > 1:
         close(sockets)  # the first rank takes the port
     start_ranks(invocation, count)

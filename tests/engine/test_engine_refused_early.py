@@ -96,14 +96,18 @@ def test_a_context_beyond_the_model(release: Path, capsys: pytest.CaptureFixture
     assert said in refused(capsys, 2, "serve", release, "--context", 4097)
 
 
-def test_a_port_in_use_is_a_lack_of_resources(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_a_lack_of_resources(
+    release: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """uvicorn said so after loading, and the exit code was that of a bug."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert f"port {port} of 127.0.0.1 is in use" in refused(capsys, 4, "serve", release, "--port", port)
-    assert "cannot listen on 192.0.2.1" in refused(capsys, 4, "serve", release, "--host", "192.0.2.1")
+    monkeypatch.setenv("THE_KEY", "sk-1")
+    elsewhere = ("--host", "192.0.2.1", "--api-key-env", "THE_KEY")
+    assert "cannot listen on 192.0.2.1" in refused(capsys, 4, "serve", release, *elsewhere)
 
 
 def test_an_address_that_others_reach_needs_a_key(release: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ class _Said(str):
     """An event."""
 
     generated = 1
+    prompt_scores = ()
 
 
 class _Stream:

@@ -23,13 +23,13 @@ def admit(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: i
     room = context - len(prompt)
     if not prompt:
         raise UsageError("an empty prompt")
-    if any(not 0 <= token < vocabulary for token in prompt):
-        raise UsageError(f"a token id outside the vocabulary of {vocabulary}")
     limit = room if sampling.max_tokens is None else sampling.max_tokens
     if room < 0 or limit > room:
         raise UsageError(
             f"a prompt of {len(prompt)} tokens and {max(limit, 0)} more for the answer: the context is {context}"
         )
+    if min(prompt) < 0 or max(prompt) >= vocabulary:
+        raise UsageError(f"a token id outside the vocabulary of {vocabulary}")
     sampling.check_tokens(vocabulary)
     if sampling.min_tokens > limit:
         raise UsageError(f"min_tokens {sampling.min_tokens}: the answer may have {limit}")

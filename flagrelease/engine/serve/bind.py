@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from flagrelease.errors import ResourceError
 
 _BACKLOG = 2048  # connections that may wait until the server accepts them, as many as uvicorn allows
+_READING = 60  # seconds without any progress of what is sent, after which the kernel closes the connection
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # IPv6 is switched off, though `localhost` still names ::1
 
 
@@ -41,8 +43,10 @@ def listen_on(sockets: Iterable[socket.socket], host: str, port: int) -> None:
     """
     try:
         for each in sockets:
-            # Connections inherit this. It lets the next server have the port while they still linger (TIME_WAIT).
+            # Connections inherit these. The next server can have the port while they still linger (TIME_WAIT).
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform == "linux":
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _READING * 1000)
             each.listen(_BACKLOG)
     except OSError as error:
         raise _refusal(host, port, error) from error

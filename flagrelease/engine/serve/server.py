@@ -39,7 +39,9 @@ def make_app(served: Served) -> FastAPI:
         samplings = request.samplings(
             request.logprobs, request.max_tokens, served.tokenizer, constraint, echo=request.echo
         )
-        asked = [(prompt, sampling) for prompt in request.tokens(served.tokenizer) for sampling in samplings]
+        with blamed("prompt"):
+            prompts = await request.tokens(served.encode_each)
+        asked = [(prompt, sampling) for prompt in prompts for sampling in samplings]
         check_kept(asked, served.service.context, stream=request.stream)
         answers = [CompletionAnswer(prompt, sampling, served.tokenizer, request.shown) for prompt, sampling in asked]
         choices = Choices(answers, request, served.name, "text_completion")

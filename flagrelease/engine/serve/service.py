@@ -23,6 +23,8 @@ from flagrelease.errors import ResourceError, UsageError
 
 _LONGEST_WAIT = 60  # seconds: what a refused caller is told at most
 _STOPPED = "the engine has stopped"
+_MOST_BEHIND = 4096  # tokens that a caller may lag behind, beside what the network holds
+_BEHIND = f"the stream was not read for {_MOST_BEHIND} tokens"
 _REMEMBERED = 16  # ends of sequences by which the time until the next one is guessed
 
 
@@ -37,12 +39,16 @@ class BusyError(ResourceError):
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One sequence of a caller. `events` is filled from the thread; a text says why the engine has stopped."""
+    """One sequence of a caller.
+
+    `events` is filled from the thread; a text says why nothing more comes. `drop` has the thread forget the sequence.
+    """
 
     prompt: Sequence[int]
     sampling: Sampling
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Event | str]
+    drop: Callable[[_Request], None]
     key: int | None = None
     cancelled: bool = False
     ended: bool = False
@@ -62,8 +68,13 @@ def _tell(told: Told) -> None:
 
 
 def _hand_out(told: Told) -> None:
-    """In the event loop."""
+    """In the event loop. A sequence whose caller does not keep up is given up: its events would fill the memory."""
     for request, event in told:
+        if request.cancelled:
+            continue
+        if request.events.qsize() >= _MOST_BEHIND:
+            request.cancelled, event = True, _BEHIND
+            request.drop(request)
         request.events.put_nowait(event)
 
 
@@ -173,7 +184,7 @@ class Service:
             self._scheduler.check(prompt, sampling)
         self._admit(len(asked))
         loop = asyncio.get_running_loop()
-        requests = [_Request(prompt, sampling, loop, asyncio.Queue()) for prompt, sampling in asked]
+        requests = [_Request(prompt, sampling, loop, asyncio.Queue(), self._inbox.put) for prompt, sampling in asked]
         with self._closing:
             if self._closed:
                 raise ResourceError(_STOPPED)

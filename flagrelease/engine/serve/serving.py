@@ -23,6 +23,7 @@ from flagrelease.model.v4.efforts import Mode
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from flagrelease.engine.serve.large import LargeBodies
     from flagrelease.engine.serve.served import Served
 
 
@@ -79,6 +80,7 @@ def serve(session: Session, serving: Serving, *, as_json: bool = False) -> None:
         runner.follow()
         return
     try:
+        from flagrelease.engine.serve.large import LargeBodies
         from flagrelease.engine.serve.listen import listen
         from flagrelease.engine.serve.served import Served
         from flagrelease.engine.serve.service import Service
@@ -87,23 +89,27 @@ def serve(session: Session, serving: Serving, *, as_json: bool = False) -> None:
     tokenizer, efforts = session.tokenizer(), session.efforts()
     say(f"{session.release}: {efforts.said}")
     service = Service(Scheduler(runner, tokenizer, serving.budget), serving.queue)
-    app = _application(serving, Served(service, tokenizer, serving.name, serving.mode, efforts))
+    large = LargeBodies()
+    app = _application(serving, Served(service, tokenizer, serving.name, serving.mode, efforts), large)
     listen_on(serving.sockets, serving.host, serving.port)
     service.start()
     try:
         listen(app, serving.sockets, service, serving.grace, lambda: _announce(serving, runner, as_json=as_json))
     finally:
+        large.stop()
         service.stop()
     runner.stop()
 
 
-def _application(serving: Serving, served: Served) -> ASGIApp:
+def _application(serving: Serving, served: Served, large: LargeBodies) -> ASGIApp:
     """The server's application behind its checks. A preflight of a browser is answered before the key is asked for."""
     from flagrelease.engine.serve.access import AccessLog
     from flagrelease.engine.serve.guard import Guard, for_pages
     from flagrelease.engine.serve.server import make_app
 
-    app: ASGIApp = Guard(make_app(served), serving.key)
+    api = make_app(served)
+    api.state.reader = large
+    app: ASGIApp = Guard(api, serving.key)
     if serving.origins:
         app = for_pages(app, serving.origins)
     if serving.access_log:

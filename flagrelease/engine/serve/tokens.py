@@ -9,8 +9,8 @@ from pydantic import Discriminator, Tag
 
 from flagrelease.engine.serve.requests.fields import Typed, neutral
 from flagrelease.engine.serve.requests.prompts import Conversation
-from flagrelease.engine.serve.requests.refusals import ParameterError
-from flagrelease.engine.serve.served import Served
+from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
+from flagrelease.engine.serve.served import Served, aside
 
 
 class _Tokens(Typed):
@@ -53,10 +53,14 @@ def add_tokens(app: FastAPI, served: Served) -> None:
         if request.model is not None:
             served.check_model(request.model)
         if isinstance(request, TextTokens):
-            tokens = served.tokenizer.encode(request.prompt)
+            with blamed("prompt"):
+                tokens = await served.encode(request.prompt)
         else:
-            tokens = served.tokenizer.encode(request.encoded(served.efforts.of(request.mode(served.mode))))
-        strings = [served.tokenizer.decode([token]) for token in tokens] if request.return_token_strs else None
+            with blamed("messages"):
+                tokens = await served.encode(request.encoded(served.efforts.of(request.mode(served.mode))))
+        strings = None
+        if request.return_token_strs:
+            strings = await aside(lambda: [served.tokenizer.decode([token]) for token in tokens])
         return {
             "count": len(tokens), "max_model_len": served.service.context, "tokens": tokens, "token_strs": strings,
         }  # fmt: skip
@@ -67,4 +71,4 @@ def add_tokens(app: FastAPI, served: Served) -> None:
             served.check_model(request.model)
         if any(not 0 <= token < 2**32 for token in request.tokens):
             raise ParameterError("a token id outside the vocabulary", "tokens")
-        return {"prompt": served.tokenizer.decode(request.tokens)}
+        return {"prompt": await aside(lambda: served.tokenizer.decode(request.tokens))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, Field, Tag, WrapValidator
@@ -9,7 +10,6 @@ from pydantic import Discriminator, Field, Tag, WrapValidator
 from flagrelease.engine.serve.requests.conversation import ENCODED, ChatMessage, Tools
 from flagrelease.engine.serve.requests.fields import Typed, as_sent
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
-from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import Message, encode_messages
 from flagrelease.model.v4.efforts import Effort, Mode
 from flagrelease.model.v4.encoded import EncodedChat
@@ -42,15 +42,15 @@ class Prompts(Typed):
 
     prompt: Prompt
 
-    def tokens(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """Token ids of each."""
+    async def tokens(self, encode_each: Callable[[list[str]], Coroutine[Any, Any, list[list[int]]]]) -> list[list[int]]:
+        """Token ids of each. `encode_each` tokenises texts."""
         prompt = self.prompt
         if isinstance(prompt, str):
-            return [tokenizer.encode(prompt)]
-        ids = [each for each in prompt if isinstance(each, int)]
-        if ids:
-            return [ids]
-        return [tokenizer.encode(each) if isinstance(each, str) else cast(list[int], each) for each in prompt]
+            return await encode_each([prompt])
+        texts = [each for each in prompt if isinstance(each, str)]
+        if texts:
+            return await encode_each(texts)
+        return cast(list[list[int]], prompt if prompt and isinstance(prompt[0], list) else [prompt])
 
 
 class Thinking(Typed):

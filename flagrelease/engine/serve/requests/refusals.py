@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
@@ -19,6 +19,8 @@ from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 from flagrelease.strict_json import parse_json
 
 MOST_BYTES = 16 * 2**20  # of a body: a million token ids are half of it
+MOST_VALUES = 200_000  # that are no integers, so that looking through them takes no more than a second
+_SMALL = 8192  # bytes that take about a millisecond
 _DEEPEST = 100  # levels of a body: beyond a few hundred more, writing it back as JSON would end in a RecursionError
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 ANTHROPIC = "/v1/messages"  # paths that are of Anthropic's interface
@@ -83,21 +85,47 @@ class JsonRequest(Request):
             BadBody: it is not JSON of texts that UTF-8 can hold and of finite numbers; the message says where.
         """
         if not hasattr(self, "_parsed"):
-            self._parsed = _read_json(await self.body())
+            self._parsed = read_json(await self.body())
         return self._parsed
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the body is said to be JSON."""
+        return self.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+
+
+class BodyReader(Protocol):
+    """Reads large bodies without holding the event loop up."""
+
+    async def read(self, path: str, raw: bytes) -> Any:
+        """The checked value of a body for the route `path`; raises what reading it here would raise."""
+        ...
 
 
 class JsonRoute(APIRoute):
-    """A route whose requests are `JsonRequest`s."""
+    """A route whose requests are `JsonRequest`s. Where the application has a `BodyReader`, it reads large bodies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's own, given another kind of request."""
         handle = super().get_route_handler()
 
         async def read_strictly(request: Request) -> Response:
-            return await handle(JsonRequest(request.scope, request.receive))
+            own = JsonRequest(request.scope, request.receive)
+            reader: BodyReader | None = getattr(request.app.state, "reader", None)
+            if reader is None or self.body_field is None or not own.is_json or len(await own.body()) <= _SMALL:
+                return await handle(own)
+            return await self._call(own, await reader.read(self.path, await own.body()))
 
         return read_strictly
+
+    async def _call(self, request: Request, value: Any) -> Response:
+        (body,) = self.dependant.body_params
+        given = {body.name: value}
+        if self.dependant.request_param_name is not None:
+            given[self.dependant.request_param_name] = request
+        assert self.dependant.call is not None, "a route has an endpoint"
+        answer = await self.dependant.call(**given)
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
 
 
 def install(app: FastAPI) -> None:
@@ -195,7 +223,12 @@ def parameter_path(place: Sequence[str | int], body: Any) -> str:
     return path
 
 
-def _read_json(raw: bytes) -> Any:
+def read_json(raw: bytes) -> Any:
+    """The body's value.
+
+    Raises:
+        BadBody: it is not JSON of texts that UTF-8 can hold and of finite numbers; the message says where.
+    """
     try:
         body = parse_json(raw)
     except ValueError as error:
@@ -207,8 +240,12 @@ def _read_json(raw: bytes) -> Any:
 def _check_values(body: Any) -> None:
     """Look at every value, without recursion."""
     left: list[tuple[str, int, Any]] = [("", 0, body)]
+    seen = 0
     while left:
         path, depth, value = left.pop()
+        seen += 1
+        if seen + len(left) > MOST_VALUES:
+            raise BadBody(f"the body has more than {MOST_VALUES:,} values", status=413)
         if depth > _DEEPEST:
             raise BadBody(f"{path[:80]}...: nested more than {_DEEPEST} levels deep", path[:80])
         if isinstance(value, str) and not _is_text(value):
