@@ -55,8 +55,8 @@ def engine(
     ),
     prompt: Annotated[str, typer.Option("--prompt", help="Tokens of prompts to prefill.")] = "512,4096,8192,32768",
     context: Annotated[
-        int, typer.Option("--context", min=1, help="Tokens in the cache before decoding begins.")
-    ] = 4096,
+        str, typer.Option("--context", help="Tokens in the cache before decoding begins; every batch at every one.")
+    ] = "4096",
     chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens that prefill appends in one step.")] = 8192,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Decoding steps that one time is the mean of.")] = 20,
     device: DeviceOption = "auto",
@@ -74,7 +74,7 @@ def engine(
 
     request = EngineRequest(
         name.value, layers, experts, numerics, operators, comma_numbers("--batch", batch),
-        comma_numbers("--prompt", prompt), context, chunk, steps,
+        comma_numbers("--prompt", prompt), comma_numbers("--context", context), chunk, steps,
     )  # fmt: skip
     report = bench_engine(request, open_device(device, local_rank()))
     if report is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -33,7 +34,10 @@ from flagrelease.engine.control import gather_bytes, open_control
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.parallel import Groups, alone, join_groups, leave_job, start_job
-from flagrelease.engine.v4.model import Model
+from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
+from flagrelease.errors import ResourceError
+
+LENGTHS = (4096, 131_072, 1_048_576)  # tokens of the sequences that are said to fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class EngineRequest:
         operators: see `engine.kernels.provider`.
         batches: rows that decode together.
         prompts: tokens of a prompt that is prefilled.
-        context: tokens before those that are decoded.
+        contexts: tokens before those that are decoded.
         chunk: tokens that prefill appends in one step.
         steps: of decoding, that one time is the mean of.
     """
@@ -60,7 +64,7 @@ class EngineRequest:
     operators: str
     batches: tuple[int, ...]
     prompts: tuple[int, ...]
-    context: int
+    contexts: tuple[int, ...]
     chunk: int
     steps: int
 
@@ -72,6 +76,7 @@ class EngineRow:
     Attributes:
         phase: decode or prefill.
         size: rows, or tokens of the prompt.
+        context: tokens before those that are decoded; of a prompt 0.
         seconds: of a step, or of the prompt.
         collectives: of these seconds, what the ranks' collectives take alone.
         rate: tokens a second, of all rows.
@@ -81,6 +86,7 @@ class EngineRow:
 
     phase: str
     size: int
+    context: int
     seconds: float
     collectives: float
     rate: float
@@ -102,6 +108,15 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceRoom:
+    """What sequences of `context` tokens take: bytes of caches each, and how many fit beside the weights."""
+
+    context: int
+    bytes: int
+    fit: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReport:
     """What was measured.
 
@@ -111,7 +126,9 @@ class EngineReport:
         decoding: whether steps are captured.
         copy_bandwidths: bytes a second, of every rank's device.
         matrix_rates: operations a second, of every rank's device.
+        rooms: of sequences of several lengths.
         rows: in the order of the request.
+        left_out: what was not measured, and why.
     """
 
     circumstances: Circumstances
@@ -119,7 +136,9 @@ class EngineReport:
     decoding: str
     copy_bandwidths: tuple[float, ...]
     matrix_rates: tuple[float, ...]
+    rooms: tuple[SequenceRoom, ...]
     rows: tuple[EngineRow, ...]
+    left_out: tuple[str, ...]
 
     @property
     def rates(self) -> Rates:
@@ -141,7 +160,7 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
 
     Raises:
         UsageError: dimensions or numerics that do not exist or go together, or are not cut over so many ranks.
-        ResourceError: no room for the model or its caches.
+        ResourceError: no room for the model.
     """
     circumstances, large = Circumstances.now(device), device.type != "cpu"
     start_job(device)
@@ -155,17 +174,30 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     model = random_model(config, request.numerics, request.operators, device, request.chunk, groups=groups)
     report = EngineReport(
         circumstances, request, describe_steps(model), tuple(rates.copy_bandwidth for rates in every),
-        tuple(rates.matrix_rate for rates in every), (),
+        tuple(rates.matrix_rate for rates in every), _rooms(model), (), (),
     )  # fmt: skip
-    rows = []
-    for batch in request.batches:
-        _say(groups, f"decoding {batch} row(s) after {request.context} tokens, {request.steps} steps at a time")
-        rows.append(_decode(model, request, batch, report.rates))
+    rows, left_out = [], []
+    for context, batch in product(request.contexts, request.batches):
+        what = f"decoding {batch} row(s) after {context} tokens"
+        _say(groups, f"{what}, {request.steps} steps at a time")
+        try:
+            rows.append(_decode(model, request.steps, batch, context, report.rates))
+        except ResourceError as error:
+            left_out.append(f"{what}: {error}")
+            _say(groups, f"left out: {error}")
     for prompt in request.prompts:
         _say(groups, f"reading a prompt of {prompt} tokens")
         rows.append(_prefill(model, prompt, report.rates))
     leave_job()
-    return replace(report, rows=tuple(rows)) if groups.is_leader else None
+    return replace(report, rows=tuple(rows), left_out=tuple(left_out)) if groups.is_leader else None
+
+
+def _rooms(model: Model) -> tuple[SequenceRoom, ...]:
+    """Of sequences as they are served, in chunks of `DEFAULT_CHUNK` tokens; over ranks, on this one."""
+    free, _ = model.device.memory()
+    contexts = [context for context in LENGTHS if context <= model.config.max_position_embeddings]
+    each = [(context, model.cache_bytes(1, context, DEFAULT_CHUNK)) for context in contexts]
+    return tuple(SequenceRoom(context, size, free // size) for context, size in each)
 
 
 def _of_all(control: dist.ProcessGroup | None, own: Rates) -> list[Rates]:
@@ -183,9 +215,10 @@ def _say(groups: Groups, text: str) -> None:
 
 def _plan(request: EngineRequest, device: Device) -> str:
     """What will be measured, and on a CPU why it is slow."""
+    count = len(request.contexts) * len(request.batches) + len(request.prompts)
     text = (
         f"a random model of {request.name} dimensions, {request.numerics} numerics, on {device.name}; "
-        f"{len(request.batches) + len(request.prompts)} measurements, each after a run to warm up"
+        f"{count} measurements, each after a run to warm up"
     )
     if device.type == "cpu":
         text += (
@@ -196,25 +229,28 @@ def _plan(request: EngineRequest, device: Device) -> str:
     return text
 
 
-def _decode(model: Model, request: EngineRequest, batch: int, rates: Rates) -> EngineRow:
+def _decode(model: Model, steps: int, batch: int, context: int, rates: Rates) -> EngineRow:
     """Rows that have `context` tokens behind them; what those were makes no difference to the time."""
     chunk, model.chunk = model.chunk, 1  # no prompt is prefilled, so that the ring is as short as in serving
-    cache = model.new_cache(batch, request.context + 64)
-    model.chunk = chunk
+    try:
+        cache = model.new_cache(batch, context + 64)
+    finally:
+        model.chunk = chunk
 
     def decoder_of(model: Model) -> Decoder:
         decoder = Decoder(model, cache)
         decoder.tokens.copy_(torch.tensor(_tokens(model, batch)))
-        decoder.positions.fill_(request.context)
+        decoder.positions.fill_(context)
         return decoder
 
     decoder = decoder_of(model)
-    step = seconds(model.device, lambda: decoder.step(batch, request.context), inner=request.steps)
+    step = seconds(model.device, lambda: decoder.step(batch, context), inner=steps)
     decoder.forget()
-    collectives = collective_seconds(model, lambda model: decoder_of(model).step(batch, request.context))
+    collectives = collective_seconds(model, lambda model: decoder_of(model).step(batch, context))
     always, expert = layer_bytes(model)
-    needed = always + expert * distinct_experts(model, batch) + batch * cache_bytes(model, request.context)
-    return EngineRow("decode", batch, step, collectives, batch / step, needed, rates.copy_bandwidth / needed * batch)
+    needed = always + expert * distinct_experts(model, batch) + batch * cache_bytes(model, context)
+    roof = rates.copy_bandwidth / needed * batch
+    return EngineRow("decode", batch, context, step, collectives, batch / step, needed, roof)
 
 
 def _prefill(model: Model, tokens: int, rates: Rates) -> EngineRow:
@@ -227,7 +263,8 @@ def _prefill(model: Model, tokens: int, rates: Rates) -> EngineRow:
 
     time, collectives = seconds(model.device, lambda: run(model), repeats=2), collective_seconds(model, run)
     needed = token_operations(model, tokens) * tokens
-    return EngineRow("prefill", tokens, time, collectives, tokens / time, needed, rates.matrix_rate / needed * tokens)
+    roof = rates.matrix_rate / needed * tokens
+    return EngineRow("prefill", tokens, 0, time, collectives, tokens / time, needed, roof)
 
 
 def _tokens(model: Model, count: int) -> list[int]:

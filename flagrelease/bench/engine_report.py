@@ -7,22 +7,22 @@ from html import escape
 from flagrelease.bench.engine import EngineReport, EngineRow
 from flagrelease.console import human_bytes, human_number, out, table
 
-_WIDTH, _BAR, _GAP, _LEFT = 720, 18, 8, 130  # of the drawing, in pixels
+_WIDTH, _BAR, _GAP, _LEFT = 720, 18, 8, 160  # of the drawing, in pixels
 
 
 def show_engine(report: EngineReport) -> None:
     """Print the report as a table on stdout."""
     request, rates, several = report.request, report.rates, len(report.matrix_rates) > 1
     rows = table(
-        "phase", ">size", ">time", *([">collectives"] if several else []), ">tokens/s", ">must move or compute",
-        ">roof, tokens/s", ">share",
+        "phase", ">size", ">context", ">time", *([">collectives"] if several else []), ">tokens/s",
+        ">must move or compute", ">roof, tokens/s", ">share",
         title=f"{request.name} dimensions, {request.numerics} numerics, {request.operators} operators, "
         f"{_devices(report)}",
     )  # fmt: skip
     for row in report.rows:
         needed = human_bytes(row.needed) if row.phase == "decode" else f"{human_number(row.needed / 1e12)} Tops"
         rows.add_row(
-            row.phase, str(row.size), f"{human_number(row.seconds * 1e3)} ms",
+            row.phase, str(row.size), str(row.context) if row.context else "-", f"{human_number(row.seconds * 1e3)} ms",
             *([f"{row.collectives * 1e3:.3g} ms"] if several else []), human_number(row.rate), needed,
             human_number(row.roof),
             f"{row.share:.0%}",
@@ -31,7 +31,11 @@ def show_engine(report: EngineReport) -> None:
     said = f"copy {rates.copy_bandwidth / 1e12:.3g} TB/s, BF16 product {rates.matrix_rate / 1e12:.3g} Tops/s"
     if several:
         said += " by the slowest device; bytes and operations are of the rank that has most"
-    out().print(f"context {request.context}, chunk {request.chunk}; measured here: {said}; decoding {report.decoding}")
+    out().print(f"chunk {request.chunk}; measured here: {said}; decoding {report.decoding}")
+    for room in report.rooms:
+        out().print(f"a sequence of {room.context} tokens takes {human_bytes(room.bytes)}: {room.fit} fit")
+    for text in report.left_out:
+        out().print(f"not measured: {text}")
 
 
 def plot_engine(report: EngineReport) -> str:
@@ -55,9 +59,9 @@ def _devices(report: EngineReport) -> str:
 
 def _bar(row: EngineRow, y: int) -> str:
     room = _WIDTH - _LEFT - 150
-    text = y + _BAR - 5
+    text, of = y + _BAR - 5, f" of {row.context}" if row.context else ""
     return (
-        f'<text x="4" y="{text}">{escape(row.phase)} {row.size}</text>'
+        f'<text x="4" y="{text}">{escape(row.phase)} {row.size}{of}</text>'
         f'<rect x="{_LEFT}" y="{y}" width="{room}" height="{_BAR}" fill="#eee"/>'
         f'<rect x="{_LEFT}" y="{y}" width="{room * min(1.0, row.share):.1f}" height="{_BAR}" fill="#2b6cb0"/>'
         f'<text x="{_LEFT + room + 6}" y="{text}">{human_number(row.rate)} tokens/s, {row.share:.0%}</text>'

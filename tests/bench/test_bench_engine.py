@@ -133,7 +133,7 @@ def test_documents_say_when_with_what_and_on_what(capsys: pytest.CaptureFixture[
     assert report["decoding"] == "eager: a CPU has no graphs"
     assert report["request"] == {
         "name": "tiny", "layers": 1, "experts": None, "numerics": "native", "operators": "auto", "batches": [1],
-        "prompts": [], "context": 64, "chunk": 8192, "steps": 1,
+        "prompts": [], "contexts": [64], "chunk": 8192, "steps": 1,
     }  # fmt: skip
 
 
@@ -152,10 +152,11 @@ def test_results_are_there_when_they_cannot_be_drawn(capsys: pytest.CaptureFixtu
 
 def test_names_in_a_drawing_are_text() -> None:
     place = Circumstances("", "", "", None, "<A&B> card", "cuda:0")
-    request = EngineRequest("tiny", None, None, "native", "auto", (1,), (), 64, 32, 1)
-    report = EngineReport(place, request, "", (1.0,), (1.0,), (EngineRow("decode", 1, 1.0, 0.0, 1.0, 1.0, 2.0),))
+    request = EngineRequest("tiny", None, None, "native", "auto", (1,), (), (64,), 32, 1)
+    row = EngineRow("decode", 1, 64, 1.0, 0.0, 1.0, 1.0, 2.0)
+    report = EngineReport(place, request, "", (1.0,), (1.0,), (), (row,), ())
     texts = [text.text for text in ElementTree.fromstring(plot_engine(report)).iter("{http://www.w3.org/2000/svg}text")]
-    assert texts == ["tiny dimensions, <A&B> card: share of the roof", "decode 1", "1 tokens/s, 50%"]
+    assert texts == ["tiny dimensions, <A&B> card: share of the roof", "decode 1 of 64", "1 tokens/s, 50%"]
 
 
 def test_what_is_decoded_stands_behind_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +166,41 @@ def test_what_is_decoded_stands_behind_the_context(monkeypatch: pytest.MonkeyPat
     assert main([*ENGINE, "--layers", "1", "--batch", "2", "--prompt", ""]) == 0
     assert len(positions) > 1
     assert {tuple(each) for each in positions} == {(64, 64, 64)}
+
+
+def test_every_batch_is_decoded_at_every_context(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no room is said, not skipped, and does not end the run."""
+    words = ["--layers", "2", "--batch", "1,2", "--prompt", "5", "--context", "32,96"]
+    monkeypatch.setattr(Device, "memory", lambda device: (10**12, 10**12))
+    report = document(capsys, [*ENGINE, *words])
+    rows = [(row["phase"], row["size"], row["context"]) for row in report["rows"]]
+    assert rows == [("decode", 1, 32), ("decode", 2, 32), ("decode", 1, 96), ("decode", 2, 96), ("prefill", 5, 0)]
+    assert report["rows"][2]["needed"] > report["rows"][0]["needed"]
+    model = tiny(layers=2)
+    room = max(model.cache_bytes(2, 96, 1), model.cache_bytes(1, 160, 1))
+    monkeypatch.setattr(Device, "memory", lambda device: (room, 10**12))
+    report = document(capsys, [*ENGINE, *words])
+    assert [row["size"] for row in report["rows"] if row["context"] == 96] == [1]
+    assert [text.split(": caches")[0] for text in report["left_out"]] == ["decoding 2 row(s) after 96 tokens"]
+
+
+def test_rooms_are_what_caches_take(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "memory", lambda device: (10**10, 10**12))
+    report = document(capsys, [*ENGINE, "--layers", "2", "--batch", "1", "--prompt", ""])
+    model = tiny(layers=2)
+    for room in report["rooms"]:
+        assert room["bytes"] == model.cache_bytes(1, room["context"], 512)
+        assert room["fit"] == 10**10 // room["bytes"]
+    assert report["rooms"][0]["bytes"] == model.new_cache(1, 4096).nbytes - _longer_ring(model)
+    assert main([*ENGINE, "--layers", "2", "--batch", "1", "--prompt", ""]) == 0
+    assert "a sequence of 4096 tokens takes" in capsys.readouterr().out
+
+
+def _longer_ring(model: Model) -> int:
+    """`tiny` has rings for a chunk of 32 tokens, not 512, in both layers."""
+    return -2 * (512 - 32) * model.config.head_dim * 2
 
 
 def test_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

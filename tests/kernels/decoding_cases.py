@@ -88,6 +88,9 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("decode_attention", "in groups", lambda: attention(dtype, 3, 256, positions(7, 60, -1), 4, None, codes)),
         of("index_queries", "rounded", lambda: _index(dtype, 20, 128, True)),
         of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),
+        of("choose_entries", "one level", lambda: _entries(dtype, 5, 40, 150, [150, 0, 7, 131], 12)),
+        of("choose_entries", "two levels", lambda: _entries(dtype, 20, 16, 2501, [2501, 2000, 3], 12)),
+        of("choose_entries", "three levels", lambda: _entries(dtype, 3, 16, 8501, [8490, 8], 9)),
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
         of("expert_outputs", "fp4 unquantised", lambda: outputs(5, 3, "fp4", dtype, False)),
         of("expert_outputs", "fp4 few", lambda: outputs(3, 1, "fp4", dtype, True, 512)),
@@ -127,6 +130,15 @@ def _index(dtype: torch.dtype, h: int, d: int, quantise: bool) -> tuple:  # type
     return randn(3, h, d, dtype=dtype), *tables(16), positions(9, -1, 40), quantise
 
 
+def _entries(dtype: torch.dtype, h: int, d: int, n: int, visible: list[int], k: int) -> tuple:  # type: ignore[type-arg]
+    """Small integers, so that scores are exact in any order and many are equal."""
+    b = len(visible)
+    q = torch.randint(-1, 2, (b, h, d + 3)).to(dtype)[..., :d]
+    keys = torch.randint(-1, 2, (b, n + 1, d)).to(dtype)[:, :n]
+    weights = torch.randint(-2, 3, (b, 2 * h)).float()[:, h:]
+    return q, keys, weights, torch.tensor(visible, dtype=torch.int32), k
+
+
 def _grouped(b: int, g: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return randn(b, g, k, dtype=BF16), e4m3(g, n, k), e8m0(g, -(-n // 128), -(-k // 128))
 
@@ -151,6 +163,12 @@ DECODING_CASES = [
     of("best_visible", "all", lambda: (tied_scores(2, 1024), torch.tensor([1024, 700]), 512)),
     of("best_visible", "fewer than k", lambda: (tied_scores(3, 20), torch.tensor([20, 3, 11]), 64)),
     of("best_visible", "many rows", lambda: (tied_scores(17, 1030), torch.randint(0, 1031, (17,)), 8)),
+    of("best_visible", "two levels", lambda: (tied_scores(2, 2500), torch.tensor([2500, 2200]), 12)),
+    of("best_visible", "four levels", lambda: (tied_scores(3, 34_001), torch.tensor([34_001, 70, 5]), 9)),
+    of("best_visible", "best side by side", lambda: (torch.arange(5003.0)[None], torch.tensor([5002]), 70)),
+    of("best_visible", "all equal", lambda: (torch.zeros(2, 5000), torch.tensor([5000, 60]), 70)),
+    of("best_visible", "a program a row", lambda: (tied_scores(5, 2500), torch.tensor([2500, 600, 90, 1, 0]), 500)),
+    of("choose_entries", "four levels", lambda: _entries(BF16, 3, 16, 34_001, [33_990], 9)),
     of("gate_route", "biased", lambda: (randn(3, 5, 40), randn(40), positions(1, 2, -1, 0, 7), 6, 1.5)),
     of("gate_route", "unbiased", lambda: (randn(1, 2, 256), None, positions(1, 2), 6, 1.5)),
     of("gate_route_hashed", "int64", lambda: (randn(2, 3, 9), *_hashed(), positions(5, -1, 0), 1.5)),

@@ -248,6 +248,9 @@ CASES = [
     of("topk_visible", "all", lambda: (tied_scores(3, 4, 50), torch.full((3, 4), 50), 50)),
     of("topk_visible", "fewer than k", lambda: (tied_scores(3, 4, 20), torch.randint(0, 21, (3, 4)), 64)),
     of("topk_visible", "two blocks", lambda: (tied_scores(1, 2, 8500), torch.tensor([[8500, 8200]]), 1500)),
+    of("topk_visible", "three levels", lambda: (tied_scores(2, 70_000), torch.tensor([70_000, 66_001]), 20)),
+    of("topk_visible", "best side by side", lambda: (torch.arange(9000.0)[None], torch.tensor([8999]), 70)),
+    of("topk_visible", "all equal", lambda: (torch.zeros(2, 9000), torch.tensor([9000, 60]), 70)),
     of("topk_visible", "no entries", lambda: (tied_scores(2, 3, 0), torch.zeros(2, 3, dtype=torch.int64), 8)),
 ]  # fmt: skip
 

@@ -22,8 +22,10 @@ from flagrelease.engine.kernels.triton_operators import TritonOperators
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-# operator -> the argument that says where each row's token goes
+# operator -> the argument that says where each row's token goes, or how much it sees
 POSITIONS = {
+    "best_visible": 1,
+    "choose_entries": 3,
     "compress_token": 7,
     "decode_attention": 4,
     "gate_route": 2,
@@ -57,7 +59,7 @@ def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, .
         case.operator == "decode_attention" and results[1] is not None
     ):  # a sum may fall on either side of a power of two
         results = (results[0].float() * results[1].repeat_interleave(128, -1),)
-    if case.operator == "best_visible":  # in any order, but what is not there comes last
+    if case.operator in ("best_visible", "choose_entries"):  # in any order, but what is not there comes last
         there = (results[0] >= 0).int()
         results = (results[0].sort(-1).values, there == there.sort(-1, descending=True).values)
     if case.operator in ("hc_mixes", "hc_post_mixes"):
@@ -172,6 +174,8 @@ PLANTED: list[tuple[str, str, Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = [
     ("index_queries", "rounded bfloat16", lambda a: (*a[:4], False)),
     ("best_visible", "ties", lambda a: (a[0] + torch.arange(41) * 1e-4, *a[1:])),
     ("best_visible", "fewer than k", lambda a: (a[0], a[1] + 1, a[2])),
+    ("best_visible", "all equal", lambda a: (a[0] + torch.arange(5000) * 1e-6, *a[1:])),
+    ("choose_entries", "two levels bfloat16", lambda a: (*a[:3], a[3] + 1, a[4])),
     ("round_parts", "codes bfloat16", lambda a: (a[0][1:], *a[1:])),
 ]
 

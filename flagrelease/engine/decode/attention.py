@@ -133,7 +133,9 @@ def _choose(
     keys = keys[:, : min(keys.shape[1] - 1, step.reach // OVERLAP_RATIO)]
     chosen = []
     for rows, each in step.apart():
-        # Every rank scores with its own heads.
-        scores = groups.all_sum(ops.indexer_scores(q[rows, None], keys, weights[rows, None]))
-        chosen.append(ops.best_visible(scores[:, 0], each.visible, attn.indexer.topk))
+        if groups.mp == 1:
+            chosen.append(ops.choose_entries(q[rows], keys, weights[rows], each.visible, attn.indexer.topk))
+        else:  # every rank scores with its own heads
+            scores = groups.all_sum(ops.indexer_scores(q[rows, None], keys, weights[rows, None]))
+            chosen.append(ops.best_visible(scores[:, 0], each.visible, attn.indexer.topk))
     return chosen

@@ -54,5 +54,14 @@ def check_positions(positions: Tensor, rows: int) -> None:
     Raises:
         ValueError: they are not.
     """
-    if positions.shape != (rows,) or not positions.is_contiguous():
-        raise ValueError(f"positions {tuple(positions.shape)}, {positions.stride()} apart: {rows} lie side by side")
+    check_given(positions, rows, "positions")
+
+
+def check_given(numbers: Tensor, rows: int, name: str) -> None:
+    """As `check_positions`, for whatever else is given to a step.
+
+    Raises:
+        ValueError: they are not one number a row, side by side.
+    """
+    if numbers.shape != (rows,) or not numbers.is_contiguous():
+        raise ValueError(f"{name} {tuple(numbers.shape)}, {numbers.stride()} apart: {rows} lie side by side")

@@ -26,6 +26,7 @@ class Operators:
     add = staticmethod(reference.add)
     apply_rope = staticmethod(reference.apply_rope)
     best_visible = staticmethod(reference.best_visible)
+    choose_entries = staticmethod(reference.choose_entries)
     compress_pool = staticmethod(reference.compress_pool)
     compress_token = staticmethod(reference.compress_token)
     decode_attention = staticmethod(reference.decode_attention)

@@ -46,7 +46,15 @@ def stepwise_factor(squares: tl.tensor, D: tl.tensor, eps: tl.tensor, dtype: tl.
 @jit
 def turns(cos_ptr: tl.tensor, sin_ptr: tl.tensor, position: tl.tensor, D: tl.constexpr, R: tl.constexpr) -> tl.tensor:
     """Cosine and sine for each pair of D columns [D/2], of which the last R turn; the tables have R/2 columns."""
-    pair = tl.arange(0, D // 2) - (D - R) // 2
+    return turns_of(cos_ptr, sin_ptr, position, tl.arange(0, D // 2), D, R)
+
+
+@jit
+def turns_of(
+    cos_ptr: tl.tensor, sin_ptr: tl.tensor, position: tl.tensor, pair: tl.tensor, D: tl.constexpr, R: tl.constexpr
+) -> tl.tensor:
+    """As `turns`, for some of the pairs."""
+    pair = pair - (D - R) // 2
     at = position * (R // 2) + pair
     return tl.load(cos_ptr + at, mask=pair >= 0, other=1.0), tl.load(sin_ptr + at, mask=pair >= 0, other=0.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flagrelease.engine.kernels.attention.best_visible import best_visible
+from flagrelease.engine.kernels.attention.choose_entries import choose_entries
 from flagrelease.engine.kernels.attention.compress_pool import compress_pool
 from flagrelease.engine.kernels.attention.compress_token import compress_token
 from flagrelease.engine.kernels.attention.decode_attention import decode_attention
@@ -62,6 +63,7 @@ class TritonOperators(Operators):
     add = staticmethod(add)
     apply_rope = staticmethod(apply_rope)
     best_visible = staticmethod(best_visible)
+    choose_entries = staticmethod(choose_entries)
     compress_pool = staticmethod(compress_pool)
     compress_token = staticmethod(compress_token)
     decode_attention = staticmethod(decode_attention)

@@ -93,10 +93,7 @@ class Model(Network):
             UsageError: the model does not go so far.
             ResourceError: the device has no room.
         """
-        ratios = tuple(self.config.compress_ratios[: self.config.num_hidden_layers])
-        chunk = min(self.chunk, context)
-        dtype = self.numerics.dtype
-        wanted = Cache.allocate(self.config, ratios, rows, context, chunk, dtype, torch.device("meta")).nbytes
+        wanted = self.cache_bytes(rows, context, self.chunk)
         free, _ = self.device.memory()
         if wanted > free:
             raise ResourceError(
@@ -104,7 +101,19 @@ class Model(Network):
                 f"{free / 1e9:.1f} GB left: ask for fewer sequences or a shorter context"
             )
         self._cover(context)
-        return Cache.allocate(self.config, ratios, rows, context, chunk, dtype, self._place)
+        return self._allocate(rows, context, self.chunk, self._place)
+
+    def cache_bytes(self, rows: int, context: int, chunk: int) -> int:
+        """Bytes that caches for `rows` sequences take whose steps append at most `chunk` tokens; nothing is allocated.
+
+        Raises:
+            UsageError: the model does not go so far.
+        """
+        return self._allocate(rows, context, chunk, torch.device("meta")).nbytes
+
+    def _allocate(self, rows: int, context: int, chunk: int, place: torch.device) -> Cache:
+        ratios = tuple(self.config.compress_ratios[: self.config.num_hidden_layers])
+        return Cache.allocate(self.config, ratios, rows, context, min(chunk, context), self.numerics.dtype, place)
 
     def prefill(self, cache: Cache, row: int, token_ids: TokenIds) -> Tensor:
         """Append a prompt, or more of one, to one row; return the logits after its last token, float32 [V]."""

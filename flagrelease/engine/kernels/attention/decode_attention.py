@@ -15,11 +15,12 @@ from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows,
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, check_positions, next_power_of_2, power_of_two_columns
-from flagrelease.engine.kernels.row_vectors import rounded, stepwise_factor, store_scaled, turned, turns
+from flagrelease.engine.kernels.row_vectors import rounded, stepwise_factor, store_scaled, turned, turns, turns_of
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
-MOST_PARTS = 32  # that are joined at once
+MOST_PARTS = 64  # that are joined at once
 MANY_ROWS = 32  # that fill it with few programs a row
+MANY_LISTED = 4096  # positions of all rows that are worth larger tiles
 
 
 @jit
@@ -177,13 +178,15 @@ def _join_kernel(
     D: tl.constexpr,
     R: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ) -> None:
-    """One head of one row: the parts joined, the sink added, the result rotated back."""
-    b, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(tl.load(positions_ptr + b), 0), D, R)
+    """Some columns of one head of one row: the parts joined, the sink added, the result rotated back."""
+    b, h, first = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * BLOCK_D
+    pair = first // 2 + tl.arange(0, BLOCK_D // 2)
+    cos, sin = turns_of(cos_ptr, sin_ptr, tl.maximum(tl.load(positions_ptr + b), 0), pair, D, R)
     sink = tl.load(sink_ptr + h)
     wait_for_results()
-    p, d = tl.arange(0, BLOCK_P), tl.arange(0, D)
+    p, d = tl.arange(0, BLOCK_P), first + tl.arange(0, BLOCK_D)
     dtype: tl.constexpr = o_ptr.dtype.element_ty if scales_ptr is None else tl.bfloat16
     row = (b * P + p) * H + h
     most = tl.load(most_ptr + row, mask=p < P, other=float("-inf"))
@@ -195,12 +198,12 @@ def _join_kernel(
     inside = (p < P)[:, None]
     parts = tl.load(acc_ptr + row.to(tl.int64)[:, None] * D + d[None, :], mask=inside, other=0.0)
     o = tl.sum(parts * share[:, None], axis=0)
-    o = rounded(turned(rounded(o / total, dtype), cos, -sin, D), dtype)
-    head = b * H + h
+    o = rounded(turned(rounded(o / total, dtype), cos, -sin, BLOCK_D), dtype)
+    at = (b * H + h) * D + first
     if scales_ptr is not None:
-        store_scaled(o, o_ptr + head * D, scales_ptr + head * (D // 128), D)
+        store_scaled(o, o_ptr + at, scales_ptr + at // 128, BLOCK_D)
     else:
-        tl.store(o_ptr + head * D + d, cast(o, dtype))
+        tl.store(o_ptr + at + tl.arange(0, BLOCK_D), cast(o, dtype))
 
 
 def decode_attention(
@@ -215,7 +218,7 @@ def decode_attention(
     if scaled and (q.dtype != torch.bfloat16 or D % FP8_BLOCK):
         raise ValueError(f"FP16 and scales for {D} columns of {q.dtype}: BF16 in groups of {FP8_BLOCK}")
     K = entries if chosen is None else chosen.shape[1]
-    tile = _tile(B, single=q.element_size() == 4)
+    tile = _tile(B, K + window, single=q.element_size() == 4)
     step, programs = tile["BLOCK_T"], MULTIPROCESSORS * 8 // tile["num_warps"]
     steps, blocks = ceil_div(K + window, step), ceil_div(H, tile["BLOCK_H"])
     parts = max(1, min(steps, MOST_PARTS, programs // (B * blocks)))
@@ -231,17 +234,25 @@ def decode_attention(
     )  # fmt: skip
     o = torch.empty(B, H, D, dtype=torch.float16 if scaled else q.dtype, device=q.device)
     scales = torch.empty(B, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None
-    _join_kernel[(B, H)](
+    columns, warps = _join_tile(D, parts)
+    _join_kernel[(B, H, D // columns)](
         acc, most, total, sink, positions, cos, sin, o, scales, H, parts,
-        D=D, R=2 * cos.shape[1], BLOCK_P=next_power_of_2(parts), num_warps=4 if parts > 4 else 2,
+        D=D, R=2 * cos.shape[1], BLOCK_P=next_power_of_2(parts), BLOCK_D=columns, num_warps=warps,
     )  # fmt: skip
     return o, scales
 
 
-def _tile(rows: int, *, single: bool) -> dict[str, int]:
+def _join_tile(columns: int, parts: int) -> tuple[int, int]:
+    """Columns of a program that joins parts, and its warps; only speed depends on them."""
+    return (columns, 4 if parts > 4 else 2) if parts <= 32 else (min(columns, 128), 4)
+
+
+def _tile(rows: int, listed: int, *, single: bool) -> dict[str, int]:
     """Tile sizes; only speed depends on them. `single`: FP32, which takes twice the shared memory."""
     if single:
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 16, "num_warps": 4}
+    if rows < MANY_ROWS and rows * listed >= MANY_LISTED and _takes_all_heads():
+        return {"KEYS": 0, "BLOCK_H": 32, "BLOCK_T": 64, "num_warps": 8}
     if rows < MANY_ROWS or not _takes_all_heads():  # as few heads as the matrix unit takes
         # A single row has fewer programs than the chip has multiprocessors: each may have twice the threads.
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 8 if rows == 1 else 4}

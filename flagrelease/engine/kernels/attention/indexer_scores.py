@@ -1,4 +1,8 @@
-"""Indexer scores in Triton. Legend: B sequences, S queries, H index heads, N compressed entries, D index dimension."""
+"""Indexer scores in Triton: a program keeps the keys of a tile and walks over queries.
+
+Keys are the rows of the matrix unit and all heads its columns, so that the sum over heads stays among a few threads.
+Legend: B sequences, S queries, H index heads, N compressed entries, D index dimension.
+"""
 # ruff: noqa: N803  (dimensions of the legend)
 
 import torch
@@ -6,8 +10,20 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.interpreter import dot
+from flagrelease.engine.kernels.hopper import FILLED
+from flagrelease.engine.kernels.interpreter import dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
+
+QUERIES = 64  # that a program walks over, where enough programs remain
+
+
+@jit
+def entry_scores(
+    k: tl.tensor, q: tl.tensor, weight: tl.tensor, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr
+) -> tl.tensor:
+    """Scores [BLOCK_N] of keys k [BLOCK_N, D] for one query q [BLOCK_H, D] with FP32 weights [BLOCK_H] of its heads."""
+    scores = tl.maximum(dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_H), tl.float32)), 0.0)
+    return tl.sum(scores * weight[None, :], axis=1)
 
 
 @early_kernel
@@ -27,24 +43,23 @@ def _indexer_scores_kernel(
     k_n: tl.tensor,
     w_b: tl.tensor,
     w_s: tl.tensor,
+    per_program: tl.tensor,
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    NEXT: tl.constexpr,
 ) -> None:
-    wait_for_results()
-    query = tl.program_id(0).to(tl.int64)
-    b = query // S
-    s = query % S
-    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    h = tl.arange(0, BLOCK_H)
-    d = tl.arange(0, BLOCK_D)
+    wait_for_results(NEXT)
+    b = tl.program_id(2).to(tl.int64)
+    n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    h, d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
+    k = tl.load(k_ptr + b * k_b + n[:, None] * k_n + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
     q_inside = (h < H)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + b * q_b + s * q_s + h[:, None] * q_h + d[None, :], mask=q_inside, other=0.0)
-    k_inside = (n < N)[None, :] & (d < D)[:, None]
-    k = tl.load(k_ptr + b * k_b + n[None, :] * k_n + d[:, None], mask=k_inside, other=0.0)
-    weight = tl.load(weights_ptr + b * w_b + s * w_s + h, mask=h < H, other=0.0).to(tl.float32)
-    scores = tl.maximum(dot(q, k, tl.zeros((BLOCK_H, BLOCK_N), tl.float32)), 0.0)
-    tl.store(y_ptr + query * N + n, tl.sum(scores * weight[:, None], axis=0), mask=n < N)
+    first = tl.program_id(1).to(tl.int64) * per_program
+    for s in range(first, tl.minimum(first + per_program, S)):
+        q = tl.load(q_ptr + b * q_b + s * q_s + h[:, None] * q_h + d[None, :], mask=q_inside, other=0.0)
+        weight = tl.load(weights_ptr + b * w_b + s * w_s + h, mask=h < H, other=0.0).to(tl.float32)
+        tl.store(y_ptr + (b * S + s) * N + n, entry_scores(k, q, weight, BLOCK_N, BLOCK_H), mask=n < N)
 
 
 def indexer_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
@@ -58,9 +73,13 @@ def indexer_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
     q, k, weights = unit_columns(q), unit_columns(k), unit_columns(weights)
     N = k.shape[1]
     y = torch.empty(B, S, N, dtype=torch.float32, device=q.device)
-    block_n = 128 if q.element_size() == 2 else 32
-    _indexer_scores_kernel[(B * S, ceil_div(N, block_n))](
-        q, k, weights, y, S, H, N, D, *q.stride()[:3], *k.stride()[:2], *weights.stride()[:2],
+    block_n, warps, stages = (128, 4, 3) if q.element_size() == 2 else (32, 4, 1)
+    tiles = ceil_div(N, block_n)
+    per_program = max(1, min(QUERIES, B * S * tiles // (8 * FILLED)))
+    programs = ceil_div(S, per_program)
+    _indexer_scores_kernel[(tiles, programs, B)](
+        q, k, weights, y, S, H, N, D, *q.stride()[:3], *k.stride()[:2], *weights.stride()[:2], per_program,
         BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n, BLOCK_D=max(16, next_power_of_2(D)),
+        NEXT=tiles * programs * B < FILLED, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return y

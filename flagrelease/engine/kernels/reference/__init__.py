@@ -7,6 +7,7 @@ unless said; float64 in gives float64 out, for oracles.
 from flagrelease.engine.kernels.reference.attention import compress_pool, indexer_scores, sparse_attention, topk_visible
 from flagrelease.engine.kernels.reference.decoding import (
     best_visible,
+    choose_entries,
     compress_token,
     decode_attention,
     expert_outputs,
@@ -59,6 +60,7 @@ __all__ = [
     "add",
     "apply_rope",
     "best_visible",
+    "choose_entries",
     "compress_pool",
     "compress_token",
     "decode_attention",

@@ -12,7 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flagrelease.engine.kernels.reference.attention import compress_pool, sparse_attention, topk_visible
+from flagrelease.engine.kernels.reference.attention import (
+    compress_pool,
+    indexer_scores,
+    sparse_attention,
+    topk_visible,
+)
 from flagrelease.engine.kernels.reference.experts import moe_experts, route, route_hashed
 from flagrelease.engine.kernels.reference.parts import Quantised, quantised, whole
 from flagrelease.engine.kernels.reference.quantisation import act_quant_roundtrip, fp4_act_quant_roundtrip, scaled_fp16
@@ -102,6 +107,19 @@ def index_queries(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quanti
 def best_visible(scores: Tensor, visible: Tensor, k: int) -> Tensor:
     """`topk_visible` of scores [B, n] and visible [B], in an order of the implementation's choice; -1 last."""
     return topk_visible(scores, visible, k)
+
+
+def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k: int) -> Tensor:
+    """`best_visible` of the indexer's scores: the entries that one query a row attends to.
+
+    Args:
+        q: [B, IH, ID], of `index_queries`.
+        keys: [B, n, ID].
+        weights: FP32 [B, IH], of the heads.
+        visible: integers [B], entries that are complete.
+        k: entries wanted.
+    """
+    return best_visible(indexer_scores(q[:, None], keys, weights[:, None])[:, 0], visible, k)
 
 
 def decode_attention(

@@ -1,0 +1,113 @@
+"""The indexer's choice for one query a row in Triton: scores of all entries, and with them the levels above.
+
+Programs walk over a row's tiles with several loads in flight.
+Legend: B rows, H index heads, N entries, D index dimension.
+"""
+# ruff: noqa: N803  (dimensions of the legend)
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from flagrelease.engine.kernels.attention.best_visible import best_of_levels
+from flagrelease.engine.kernels.attention.candidates import GROUP, Level, spans
+from flagrelease.engine.kernels.attention.indexer_scores import entry_scores
+from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
+from flagrelease.engine.kernels.hopper import FILLED, MULTIPROCESSORS
+from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.layout import ceil_div, check_given, next_power_of_2, unit_columns
+
+
+@jit
+def _store_maxima(
+    scores: tl.tensor,
+    tile: tl.tensor,
+    y_ptr: tl.tensor,
+    b: tl.tensor,
+    N: tl.tensor,
+    visible: tl.tensor,
+    SPAN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """Of each SPAN scores in a tile the maximum, where a visible entry is behind it; nothing if y is None."""
+    if y_ptr is not None:
+        best = tl.max(tl.reshape(scores, (BLOCK_N // SPAN, SPAN)), axis=1)
+        g = tile * (BLOCK_N // SPAN) + tl.arange(0, BLOCK_N // SPAN)
+        tl.store(y_ptr + b * ((N + SPAN - 1) // SPAN) + g, best, mask=g * SPAN < visible)
+
+
+@early_kernel
+def _entry_scores_kernel(
+    q_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    visible_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    first_ptr: tl.tensor,
+    second_ptr: tl.tensor,
+    third_ptr: tl.tensor,
+    H: tl.tensor,
+    N: tl.tensor,
+    D: tl.tensor,
+    q_b: tl.tensor,
+    q_h: tl.tensor,
+    k_b: tl.tensor,
+    k_n: tl.tensor,
+    w_b: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    NEXT: tl.constexpr,
+) -> None:
+    """Scores of the visible entries, and the levels above that are asked for."""
+    b = tl.program_id(0).to(tl.int64)
+    h, d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
+    visible = tl.minimum(tl.load(visible_ptr + b).to(tl.int32), N)  # given to the step, nobody's result
+    wait_for_results(NEXT)
+    inside = (h < H)[:, None] & (d < D)[None, :]
+    q = tl.load(q_ptr + b * q_b + h[:, None] * q_h + d[None, :], mask=inside, other=0.0)
+    weight = tl.load(weights_ptr + b * w_b + h, mask=h < H, other=0.0).to(tl.float32)
+    for tile in range(tl.program_id(1), (visible + BLOCK_N - 1) // BLOCK_N, tl.num_programs(1)):
+        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        keys = k_ptr + b * k_b + n.to(tl.int64)[:, None] * k_n + d[None, :]
+        k = tl.load(keys, mask=(n < visible)[:, None] & (d < D)[None, :], other=0.0)
+        scores = entry_scores(k, q, weight, BLOCK_N, BLOCK_H)
+        tl.store(y_ptr + b * N + n, scores, mask=n < visible)
+        scores = tl.where(n < visible, scores, float("-inf"))
+        _store_maxima(scores, tile, first_ptr, b, N, visible, GROUP, BLOCK_N)
+        _store_maxima(scores, tile, second_ptr, b, N, visible, GROUP * GROUP, BLOCK_N)
+        _store_maxima(scores, tile, third_ptr, b, N, visible, GROUP * GROUP * GROUP, BLOCK_N)
+
+
+def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k: int) -> Tensor:
+    """See `reference.choose_entries`."""
+    B, H, D = q.shape
+    N = keys.shape[1]
+    if keys.dtype != q.dtype or keys.shape != (B, N, D) or weights.shape != (B, H):
+        raise ValueError(
+            f"entries chosen by q {q.dtype} {tuple(q.shape)}, keys {keys.dtype} {tuple(keys.shape)}, "
+            f"weights {tuple(weights.shape)}"
+        )
+    check_given(visible, B, "visible")
+    K = min(k, N)
+    if K == 0:
+        return torch.empty(B, K, dtype=torch.int32, device=q.device)
+    q, keys, weights = unit_columns(q), unit_columns(keys), unit_columns(weights)
+    levels = [Level(torch.empty(B, ceil_div(N, span), dtype=torch.float32, device=q.device), span) for span in spans(N)]
+    above = [level.values for level in levels[1:]] + [None] * 3
+    block_n, warps, stages, most = _tile(single=q.element_size() == 4)
+    programs = min(ceil_div(N, block_n), max(1, most // B))
+    _entry_scores_kernel[(B, programs)](
+        q, keys, weights, visible, levels[0].values, *above[:3], H, N, D, *q.stride()[:2], *keys.stride()[:2],
+        weights.stride(0), GROUP=GROUP, BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n,
+        BLOCK_D=max(16, next_power_of_2(D)), NEXT=B * programs < FILLED, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return best_of_levels(levels, visible, K)
+
+
+def _tile(*, single: bool) -> tuple[int, int, int, int]:
+    """Entries of a tile (at least GROUP^3), warps, loads in flight, programs; `single`: of FP32."""
+    if single:
+        return 64, 4, 1, MULTIPROCESSORS
+    return 64, 4, 3, MULTIPROCESSORS * 2
