@@ -18,5 +18,8 @@ def read_efforts(release: Path | str) -> Efforts:
     """
     release = Path(release)
     config, _ = read_config(release / "config.json")
-    repository = read_manifest(release).source.repo if (release / MANIFEST_NAME).is_file() else None
-    return recognise(release, config, repository)
+    names: list[str | None] = []
+    if (release / MANIFEST_NAME).is_file():
+        manifest = read_manifest(release)
+        names = [manifest.source.repo, manifest.model]
+    return recognise(release, config, [name for name in names if name is not None])

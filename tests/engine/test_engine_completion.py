@@ -9,6 +9,7 @@ from dataclasses import replace
 import deepseek_recipe as recipe
 import pytest
 
+from flagrelease.model.v4 import dsml, markup
 from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, TOOL_CALLS
 from flagrelease.model.v4.completion import Completion, CompletionStream, gather, parse_completion
 from flagrelease.model.v4.encoded import Opening
@@ -234,6 +235,30 @@ def test_much_space_between_tags_ends_what_was_begun() -> None:
     value = f"x</{DSML}parameter>" + " " * 5000
     text = f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">{value}</{DSML}parameter>\n'
     assert ours(text, CHAT) == ("Hi", None, [("f", json.dumps({"a": value}, ensure_ascii=False))])
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        ONE,
+        f'<{DSML}invoke name="f">',
+        f"{TOOL_CALLS}\n{ONE}{END_TOOL_CALLS}\n",
+        f"{TOOL_CALLS}\n{ONE}no\n",
+        f"<{DSML}a>\n",
+    ],
+)
+def test_a_thought_full_of_markup_is_read_once(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # each block of a thought was tried with all text behind it: 25 KB took minutes
+    read: list[int] = []
+    tag = markup.read_tag
+    monkeypatch.setattr(markup, "read_tag", lambda *a, **k: read.append(1) or tag(*a, **k))
+    monkeypatch.setattr(dsml, "read_tag", markup.read_tag)
+    counts = []
+    for times in (20, 80):
+        read.clear()
+        parse_completion(unit * times, THINKING)
+        counts.append(len(read))
+    assert counts[1] < 5 * counts[0]
 
 
 def test_arguments_of_a_cut_call_stay_a_beginning() -> None:

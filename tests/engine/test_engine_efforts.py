@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import deepseek_recipe as recipe
 import pytest
+import yaml
 
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError
@@ -85,8 +87,8 @@ def config_of(*, dspark: bool, mtp: int = 1) -> ModelConfig:
         (OFFICIAL, "deepseek-ai/DeepSeek-V4-Flash", False, "0731", ENCODER),  # also with its drafts dropped
         (PREVIEW, None, True, "preview", ENCODER),  # DeepSeek-V4-Flash-DSpark of June
         (COMMENT, None, True, "preview", ENCODER),
-        (None, "deepseek-ai/DeepSeek-V4-Pro-0813", False, "0731", "the name of its repository"),
-        (None, "deepseek-ai/DeepSeek-V4-Pro-DSpark", True, "preview", "the name of its repository"),
+        (None, "deepseek-ai/DeepSeek-V4-Pro-0813", False, "0731", "its name"),
+        (None, "deepseek-ai/DeepSeek-V4-Pro-DSpark", True, "preview", "its name"),
         ("nothing = 1", "someone/finetune", True, "0731", "DSpark"),
         (None, None, False, "preview", "MTP"),
     ],
@@ -97,12 +99,12 @@ def test_the_revision_is_recognised(
     if encoder is not None:
         (tmp_path / "encoding").mkdir()
         (tmp_path / ENCODER).write_text(encoder, encoding="utf-8")
-    found = recognise(tmp_path, config_of(dspark=dspark), repository)
+    found = recognise(tmp_path, config_of(dspark=dspark), [] if repository is None else [repository])
     assert (found.revision, said in found.known_by) == (revision, True)
 
 
 def test_what_nothing_tells_counts_as_the_newest_and_says_so(tmp_path: Path) -> None:
-    found = recognise(tmp_path, config_of(dspark=False, mtp=0), None)
+    found = recognise(tmp_path, config_of(dspark=False, mtp=0), ["someone/finetune"])
     assert (found.revision, found.known_by) == ("0731", "nothing in it, so the newest is assumed")
 
 
@@ -111,3 +113,12 @@ def test_a_release_on_disk(tmp_path: Path) -> None:
     found: Efforts = read_efforts(tmp_path)
     assert found.revision == "preview"
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["num_nextn_predict_layers"] == 1
+
+
+@pytest.mark.parametrize("recipe_file", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=str)
+def test_the_models_of_recipes_are_recognised_by_name(recipe_file: Path, tmp_path: Path) -> None:
+    # without their draft stages nothing else tells them apart, if the release carries no encoder
+    name = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))["model"]
+    found = recognise(tmp_path, config_of(dspark=False, mtp=0), [name])
+    assert found.revision == ("0731" if re.search(r"-0\d{3}$", name) else "preview")
+    assert found.known_by == f"its name, {name}"

@@ -44,6 +44,7 @@ class _Trial:
     """A block inside a thought: calls if the message ends with it, else something that the model thought about.
 
     The end of the thought may stand behind it, if nothing else does: then the model has answered nothing but the block.
+    `length`: of what was read as blocks. If something else stands behind, no calls begin in that much text.
     """
 
     _starts_line: bool
@@ -51,6 +52,7 @@ class _Trial:
     _rest: str = ""  # of the text in front of the end of the thought
     _held: str = ""  # what was not read yet
     _ended: bool = False  # the end of the thought came
+    length: int = 0
 
     def push(self, text: str, *, final: bool) -> bool | None:
         """Whether they are calls; None while more text may tell."""
@@ -71,11 +73,13 @@ class _Trial:
     def _possible(self, text: str, *, final: bool) -> bool:
         """Read on; tells whether everything so far is blocks. `final` if nothing follows that may belong to one."""
         self._rest += text
+        self.length += len(text)
         while self._calls is not None or self._rest.strip():
             if self._calls is None:
                 self._rest = self._rest.lstrip()
                 begun = begins(self._rest, 0, final=final, starts_line=self._starts_line)
                 if begun != "yes":
+                    self.length -= len(self._rest) if begun == "no" else 0
                     return begun == "unsure"
                 self._calls, self._starts_line = Calls(number=0), True
             _, rest = self._calls.push(self._rest, final=final)
@@ -98,6 +102,7 @@ class CompletionStream:
     _calls: Calls | None = None  # a block that has begun
     _trial: _Trial | None = None  # a block inside the thought
     _trial_at: int = 0  # where it begins in the held text
+    _only_calls: bool = False  # the trial went well: nothing but calls is left in the thought
     _number: int = 0  # of calls that have begun
     _after_block: bool = False
     _quoting: Quoting = field(default_factory=Quoting)
@@ -141,9 +146,10 @@ class CompletionStream:
             ended = self._trial.push(text, final=final)
             if ended is None:
                 return pieces
+            place = self._trial_at + max(1, self._trial.length)
             self._trial = None
-            place = self._trial_at + 1
             if ended:
+                self._only_calls = True
                 self._open_block(pieces, self._trial_at)
         while True:
             if self._calls is not None:
@@ -181,15 +187,16 @@ class CompletionStream:
             if begun == "no" or self._quoting.after(self._held[:found]):
                 place = found + 1
                 continue
-            if thinks:
-                self._trial = _Trial(starts_line)
-                ended = self._trial.push(self._held[found:], final=final)
+            if thinks and not self._only_calls:
+                trial = _Trial(starts_line)
+                ended = trial.push(self._held[found:], final=final)
                 if ended is None:
+                    self._trial = trial
                     break
-                self._trial = None
                 if not ended:
-                    place = found + 1
+                    place = found + max(1, trial.length)
                     continue
+                self._only_calls = True
             self._open_block(pieces, found)
             return True
         keep = len(self._held) if final else self._sayable(found)

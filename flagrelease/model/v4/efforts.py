@@ -7,7 +7,7 @@ revision has to be known before a prompt is written. `recognise` finds it out fr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -107,26 +107,27 @@ def efforts_of(revision: str) -> Efforts:
     raise UsageError(f"revision {revision!r}: known are {', '.join(each.name for each in table.revisions)}")
 
 
-def recognise(folder: Path, config: ModelConfig, repository: str | None) -> Efforts:
+def recognise(folder: Path, config: ModelConfig, names: Sequence[str]) -> Efforts:
     """The efforts of a checkpoint or release.
 
-    The encoder that the checkpoint carries tells its revision; without it the name of the repository does, then whether
-    there are DSpark stages. What none of them tells counts as the newest revision, and `known_by` says so.
+    The encoder that the checkpoint carries tells its revision; without it the names that it goes by do, then what its
+    draft stages are. What none of them tells counts as the newest revision, and `known_by` says so.
 
     Args:
         folder: the checkpoint or release; its encoder is read as text, never run.
         config: its config.
-        repository: where it comes from, for example "deepseek-ai/DeepSeek-V4-Flash"; None if nobody recorded it.
+        names: of the repository that it comes from ("deepseek-ai/DeepSeek-V4-Flash") and of its model, as far as they
+            were recorded.
     """
     table = _table()
     defined = _defined_by(folder / ENCODER)
     for each in table.revisions:
         if each.encoder in defined:
             return table.efforts(each, ENCODER)
-    name = (repository or "").rpartition("/")[2].lower()
-    for each in table.revisions:
-        if name in (known.lower() for known in each.published):
-            return table.efforts(each, f"the name of its repository, {repository}")
+    for name in names:
+        for each in table.revisions:
+            if name.rpartition("/")[2].lower() in (known.lower() for known in each.published):
+                return table.efforts(each, f"its name, {name}")
     for each in table.revisions:
         if each.dspark is None and not config.is_dspark and config.num_nextn_predict_layers:
             return table.efforts(each, "its MTP stage, which later ones do not have")
