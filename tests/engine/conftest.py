@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dspark_small import STAGES
 from engine_checkpoint import Checkpoint, small_config
 
 from flagrelease import engine
@@ -37,3 +38,10 @@ def native_release(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
 def float32_model(bf16_release: Path) -> Model:
     """In float32, so that what remains of a difference is the order of additions."""
     return engine.load(bf16_release, "bf16", torch.float32)
+
+
+@pytest.fixture(scope="session")
+def dspark(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    """A model with three DSpark stages, and a native release of it."""
+    checkpoint = Checkpoint(small_config(**STAGES), seed=3)
+    return checkpoint, checkpoint.write_hf(tmp_path_factory.mktemp("dspark"), "native")

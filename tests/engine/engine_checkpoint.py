@@ -79,9 +79,9 @@ class Checkpoint:
         self._norm("mtp.0.main_norm.weight", H)
         self._norm(f"{last}.norm.weight", H)
         self._hc(f"{last}.hc_head", c["hc_mult"], 1)
-        self._bf16(f"{last}.confidence_head.proj.weight", (1, H + rank), 1.0)
+        self._bf16(f"{last}.confidence_head.proj.weight", (1, H + rank), 0.01)  # of what no norm has made small
         self._bf16(f"{last}.markov_head.markov_w1.weight", (V, rank), 1.0)
-        self._bf16(f"{last}.markov_head.markov_w2.weight", (V, rank), 1.0)
+        self._bf16(f"{last}.markov_head.markov_w2.weight", (V, rank), 3 / math.sqrt(rank))
 
     def _block(self, at: str, ratio: int, hashed: bool) -> None:
         c = self.config

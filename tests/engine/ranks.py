@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 OMode = Literal["shared", "split"]
+DIM_0 = ("wq_b", "attn_sink", "weights_proj", "markov_w1", "markov_w2")
 
 
 def own_part(name: str, x: Tensor, config: dict[str, Any], ranks: int, rank: int, o_mode: OMode) -> Tensor | None:
@@ -34,7 +35,7 @@ def own_part(name: str, x: Tensor, config: dict[str, Any], ranks: int, rank: int
         per_rank = config["n_routed_experts"] // ranks
         return x if int(expert[1]) // per_rank == rank else None
     last = name.rsplit(".", 2)[-2] if name.endswith((".weight", ".scale")) else name.rsplit(".", 1)[-1]
-    if name in ("embed.weight", "head.weight") or last in ("wq_b", "attn_sink", "weights_proj"):
+    if name in ("embed.weight", "head.weight") or last in DIM_0:
         return x.chunk(ranks, 0)[rank]
     if last == "wo_a":
         rows = x.chunk(pieces, 0)[piece]

@@ -234,14 +234,12 @@ def test_experts_of_another_rank(checkpoint: Checkpoint, tmp_path: Path) -> None
         Release(folder, 1, 2, torch.device("cpu"), reader)
 
 
-def test_dspark_stages_are_checked_but_not_run(tmp_path: Path) -> None:
+def test_dspark_stages_are_checked_when_nothing_drafts_with_them(tmp_path: Path) -> None:
     dspark = {"dspark_block_size": 5, "dspark_noise_token_id": 319, "dspark_target_layer_ids": [2, 3, 4]}
     config = small_config(**dspark, dspark_markov_rank=32, compress_ratios=[0, 4, 128, 4, 0, 0, 0, 0])
     checkpoint = Checkpoint(config)
     folder = checkpoint.write_hf(tmp_path / "whole", "native")
     assert engine.load(folder, "native").logits(random_tokens(20)).shape == (20, 320)
-    with pytest.raises(UsageError, match="no MTP stage of the preview's kind"):
-        engine.load(folder, "native", mtp=True)
     with pytest.raises(CheckpointError, match=r"mtp\.2\.markov_head\.markov_w2\.weight' of this model is"):
         engine.load(
             edited(checkpoint, tmp_path / "cut", "native", drop("mtp.2.markov_head.markov_w2.weight")), "native"

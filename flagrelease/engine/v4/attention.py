@@ -102,20 +102,55 @@ class Attention:
         cos, sin = rope.rows(step.positions)
         qr, kv = project(ops, x, self.wq_a, self.wkv)
         qr = ops.rms_norm(qr, self.q_norm, self.eps)
-        (q,) = project(ops, qr, self.wq_b)
-        q = q.view(*q.shape[:-1], -1, self.head_dim)
-        q = ops.rms_norm(q, None, self.eps, stepwise=self.stepwise_q_norm)
-        self._rotate(ops, q, cos[:, :, None], sin[:, :, None])
-
-        kv = ops.rms_norm(kv, self.kv_norm, self.eps)
-        self._rotate(ops, kv, cos, sin)
-        cache.kv[step.row, step.kv_slot[self.ratio]] = self._as_cached(ops, kv)
+        q = self._queries(ops, qr, cos, sin)
+        cache.kv[step.row, step.kv_slot[self.ratio]] = self.keys(ops, kv, cos, sin)
         self._compress(ops, x, step, cache, rope)
         visible = step.visible_slots[self.ratio]
         if self.indexer is not None:
             visible = torch.cat((self.indexer.choose(ops, x, qr, step, cache, rope, groups), visible), -1)
+        return self._attend(ops, q, cache.kv, visible, (cos, sin), groups)
 
-        o = ops.sparse_attention(q, cache.kv, self.sink, visible, self.head_dim**-0.5)
+    def forward_block(
+        self, ops: Operators, x: Tensor, ring: Tensor, visible: Tensor, rope: tuple[Tensor, Tensor], groups: Groups
+    ) -> Tensor:
+        """Like `forward` for the block of a DSpark draft, whose keys are seen by the block alone and are not stored.
+
+        Args:
+            ops: operators.
+            x: [B, S, H], of a layer without compression.
+            ring: [B, R, HD], the keys of positions before.
+            visible: int32 [B, S, ..] into the ring's keys and, behind them, the block's; -1 = none.
+            rope: cos and sin of the positions, [B, S, rope_dim / 2].
+            groups: the ranks.
+
+        Returns:
+            [B, S, H].
+        """
+        qr, kv = project(ops, x, self.wq_a, self.wkv)
+        q = self._queries(ops, ops.rms_norm(qr, self.q_norm, self.eps), *rope)
+        keys = torch.cat((ring, self.keys(ops, kv, *rope)), 1)
+        return self._attend(ops, q, keys, visible, rope, groups)
+
+    def keys(self, ops: Operators, kv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The keys [.., HD] that a cache holds, of what wkv made [.., HD]."""
+        kv = ops.rms_norm(kv, self.kv_norm, self.eps)
+        self._rotate(ops, kv, cos, sin)
+        return self._as_cached(ops, kv)
+
+    def _queries(self, ops: Operators, qr: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, S, QR] -> [B, S, NH, HD]."""
+        (q,) = project(ops, qr, self.wq_b)
+        q = q.view(*q.shape[:-1], -1, self.head_dim)
+        q = ops.rms_norm(q, None, self.eps, stepwise=self.stepwise_q_norm)
+        self._rotate(ops, q, cos[:, :, None], sin[:, :, None])
+        return q
+
+    def _attend(
+        self, ops: Operators, q: Tensor, keys: Tensor, visible: Tensor, rope: tuple[Tensor, Tensor], groups: Groups
+    ) -> Tensor:
+        """Queries [B, S, NH, HD] over the visible ones of keys [B, .., HD] -> [B, S, H]."""
+        cos, sin = rope
+        o = ops.sparse_attention(q, keys, self.sink, visible, self.head_dim**-0.5)
         self._rotate(ops, o, cos[:, :, None], sin[:, :, None], inverse=True)
         return self._project_out(ops, o, groups)
 

@@ -57,5 +57,12 @@ class HyperHead:
 
     def collapse(self, ops: Operators, streams: Tensor) -> Tensor:
         """[.., M, H] -> [.., H]."""
-        x = ops.hc_head(streams, self.fn, self.scale, self.base, self.eps, self.norm_eps)
+        return self.normed(ops, self.sum(ops, streams))
+
+    def sum(self, ops: Operators, streams: Tensor) -> Tensor:
+        """The streams as one, [.., M, H] -> [.., H], without the norm."""
+        return ops.hc_head(streams, self.fn, self.scale, self.base, self.eps, self.norm_eps)
+
+    def normed(self, ops: Operators, x: Tensor) -> Tensor:
+        """The final norm of [.., H]."""
         return ops.rms_norm(x, self.norm, self.norm_eps)

@@ -20,6 +20,7 @@ from flagrelease.engine.sampling import Draws, Sampler, Sampling, choose
 from flagrelease.engine.token_ids import token_list
 from flagrelease.engine.v4.block import Block
 from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.dspark import DsparkStages
 from flagrelease.engine.v4.hyper_connection import HyperHead
 from flagrelease.engine.v4.mtp import MtpStage
 from flagrelease.engine.v4.network import Network
@@ -57,7 +58,7 @@ class Model(Network):
         *,
         mtp: bool,
     ) -> Model:
-        """Take every module's tensors from `weights`. `mtp`: the draft stage too."""
+        """Take every module's tensors from `weights`. `mtp`: the draft stages too."""
         blocks = tuple(
             Block.load(
                 weights.at(f"layers.{layer}"), config, config.compress_ratios[layer], numerics, groups,
@@ -75,7 +76,12 @@ class Model(Network):
             head=weights.plain("head.weight"),
             blocks=blocks,
             final=HyperHead.load(weights, config),
-            mtp=MtpStage.load(weights.at("mtp.0"), config, numerics, groups).arranged(ops) if mtp else None,
+            mtp=MtpStage.load(weights.at("mtp.0"), config, numerics, groups).arranged(ops)
+            if mtp and not config.is_dspark
+            else None,
+            dspark=DsparkStages.load(weights.at("mtp"), config, numerics, groups).arranged(ops)
+            if mtp and config.is_dspark
+            else None,
         )
 
     # What users call.
@@ -100,7 +106,7 @@ class Model(Network):
                 f"caches for {rows} sequences of {context} tokens take {wanted / 1e9:.1f} GB; the device has "
                 f"{free / 1e9:.1f} GB left: ask for fewer sequences or a shorter context"
             )
-        self._cover(context)
+        self.cover(context)
         return self._allocate(rows, context, self.chunk, self._place)
 
     def cache_bytes(self, rows: int, context: int, chunk: int) -> int:
@@ -178,12 +184,20 @@ class Model(Network):
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
         """
+        return self.advance_watched(cache, token_ids)[0]
+
+    def advance_watched(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Like `advance`; and what draft stages read of each position, [B, S, ..], see `drafting`.
+
+        That is the streams for the preview's stage, and for DSpark's [B, S, targets H], the pooled streams of the
+        target layers.
+        """
         self.check_rows(cache, token_ids)
         assert max(map(len, token_ids)) <= cache.chunk, "one step appends at most a chunk"
-        streams = self._streams(self._plan(cache, token_ids), cache.layers)
+        streams, features = self._watched(self._plan(cache, token_ids), cache.layers)
         for row, tokens in enumerate(token_ids):
             cache.lengths[row] += len(tokens)
-        return streams
+        return streams, features
 
     def new_draft_cache(self, rows: int, context: int) -> Cache:
         """An empty cache of the MTP stage's own layer.

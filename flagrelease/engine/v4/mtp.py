@@ -1,6 +1,6 @@
 """The multi-token-prediction stage of the preview releases: one more block, which drafts the token after the next.
 
-DSpark releases (0731) store other stages, which this engine checks but does not run.
+DSpark releases (0731) store other stages: see `dspark`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.v4.block import Block
 from flagrelease.engine.v4.cache import LayerCache
+from flagrelease.engine.v4.dspark import DsparkStages, pool
 from flagrelease.engine.v4.hyper_connection import HyperHead
 from flagrelease.engine.v4.mtp import MtpStage
 from flagrelease.engine.v4.rope import RopeTable
@@ -27,7 +28,10 @@ from flagrelease.model.v4.config import ModelConfig
 
 @dataclass(slots=True)
 class Network:
-    """The loaded parts, or this rank's slices of them. `mtp` is None unless the draft stage was asked for."""
+    """The loaded parts, or this rank's slices of them.
+
+    `mtp` (the preview's) and `dspark` are None unless draft stages were asked for; a release has one kind of them.
+    """
 
     config: ModelConfig
     numerics: Numerics
@@ -39,6 +43,7 @@ class Network:
     blocks: tuple[Block, ...]
     final: HyperHead
     mtp: MtpStage | None
+    dspark: DsparkStages | None = None
     _ropes: dict[bool, RopeTable] = field(default_factory=dict)
 
     def _forward(self, step: Step, layers: Sequence[LayerCache], *, every: bool) -> Tensor:
@@ -50,10 +55,18 @@ class Network:
 
     def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
         """The streams [B, S, M, H] behind the last layer. The layers' caches are extended."""
+        return self._watched(step, layers)[0]
+
+    def _watched(self, step: Step, layers: Sequence[LayerCache]) -> tuple[Tensor, Tensor]:
+        """`_streams`, and what draft stages read of the step: the same, or the pooled streams of DSpark's targets."""
         streams = self.embed_tokens(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
-        for block, cache in zip(self.blocks, layers, strict=True):
+        targets = () if self.dspark is None else self.dspark.targets
+        pooled = list[Tensor]()
+        for layer, (block, cache) in enumerate(zip(self.blocks, layers, strict=True)):
             streams = block.forward(self.ops, streams, step, cache, self.rope(block.attn.ratio), self.groups)
-        return streams
+            if layer in targets:
+                pooled.append(pool(streams))
+        return streams, torch.cat(pooled, -1) if pooled else streams
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens [..] -> [.., H]."""
@@ -69,11 +82,13 @@ class Network:
         return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
 
     def require_mtp(self) -> MtpStage:
-        """The draft stage.
+        """The preview's draft stage.
 
         Raises:
-            UsageError: the model was loaded without it.
+            UsageError: the model was loaded without it, or has stages of DSpark.
         """
+        if self.dspark is not None:
+            raise UsageError("the model's draft stages are DSpark's, which `open_drafting` runs")
         if self.mtp is None:
             raise UsageError("the model was loaded without its MTP stage: load(..., mtp=True)")
         return self.mtp
@@ -87,7 +102,7 @@ class Network:
         """All tables so far."""
         return tuple(self._ropes.values())
 
-    def _cover(self, context: int) -> None:
+    def cover(self, context: int) -> None:
         """Make the RoPE tables reach `context` positions."""
         for compressed in (False, True):
             table = self._ropes.get(compressed)

@@ -1,0 +1,121 @@
+"""Drafts for a batch, alike for the preview's MTP stage (one token) and DSpark's stages (a block of them).
+
+Both read the target model at each position (its features) and need the token that followed. So the newest position is
+read together with the newest token, when the draft is made. Legend: B rows, S positions, N drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.dspark import DsparkStages
+from flagrelease.engine.v4.dspark_head import Choose, Drafts
+from flagrelease.engine.v4.model import Model
+
+
+class Drafting(Protocol):
+    """On every rank alike. `most`: tokens that it drafts at once, N. `cache`: what it has read of each row."""
+
+    most: int
+    cache: Cache
+
+    def read(self, row: int, features: Tensor, following: Sequence[int]) -> None:
+        """Read the next positions of one row without drafting: a piece of its prompt.
+
+        Args:
+            row: which.
+            features: [S, ..], of `Model.advance_watched`, at the positions that come next.
+            following: the token that followed each position; fewer than S: the features' end is not read.
+        """
+
+    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+        """Read the next positions of every row, and guess what comes after the last token that followed.
+
+        Args:
+            features: [B, S, ..], as `read` takes them.
+            following: for each row as `read` takes it; none: this row's drafts mean nothing.
+            choose: called on the leader, once for each draft.
+
+        Raises:
+            UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
+        """
+
+
+def open_drafting(model: Model, rows: int, context: int) -> Drafting:
+    """The drafts that the model's stages make, for `rows` sequences of at most `context` tokens.
+
+    Raises:
+        UsageError: the model was loaded without its draft stages.
+    """
+    if model.dspark is not None:
+        return DsparkDrafting(model, model.dspark, rows, context)
+    return PreviewDrafting(model, rows, context)
+
+
+class PreviewDrafting:
+    """By the preview's MTP stage: one token."""
+
+    def __init__(self, model: Model, rows: int, context: int) -> None:
+        """Allocate its cache."""
+        self.most, self._model, self.cache = 1, model, model.new_draft_cache(rows, context)
+
+    def read(self, row: int, features: Tensor, following: Sequence[int]) -> None:
+        """See `Drafting`."""
+        part = self.cache.view(row)
+        self._model.draft(part, features[None], [following])
+        self.cache.lengths[row] = part.lengths[0]
+
+    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+        """See `Drafting`."""
+        logits, groups = self._model.draft(self.cache, features, following), self._model.groups
+        unknown = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        tokens = choose(0, logits) if groups.is_leader else unknown
+        groups.share(tokens)
+        return Drafts(tokens[:, None], logits[:, None], None)
+
+
+class DsparkDrafting:
+    """By DSpark's stages: a block of tokens."""
+
+    def __init__(self, model: Model, stages: DsparkStages, rows: int, context: int) -> None:
+        """Allocate the stages' rings: of exactly the window, for the keys of a block are not stored."""
+        self.most, self._model, self._stages = stages.size, model, stages
+        model.cover(context + stages.size)
+        ratios, dtype = (0,) * len(stages.blocks), model.numerics.dtype
+        self.cache = Cache.allocate(model.config, ratios, rows, context, 1, dtype, model.head.device)
+
+    def read(self, row: int, features: Tensor, following: Sequence[int]) -> None:
+        """See `Drafting`."""
+        part = self.cache.view(row)
+        self._read(part, features[None], [following])
+        self.cache.lengths[row] = part.lengths[0]
+
+    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+        """See `Drafting`."""
+        self._read(self.cache, features, following)
+        model, stages = self._model, self._stages
+        anchors = self._integers([tokens[-1] if tokens else 0 for tokens in following])
+        tokens = anchors[:, None].repeat(1, stages.size)
+        tokens[:, 1:] = stages.noise
+        starts = self._integers(self.cache.lengths)
+        streams = model.embed_tokens(tokens)[:, :, None].repeat(1, 1, model.config.hc_mult, 1)
+        out = stages.run(model.ops, streams, tokens, starts, self.cache.layers, model.rope(0), model.groups)
+        return stages.head.draft(model.ops, out, model.head, anchors, choose, model.groups)
+
+    def _read(self, cache: Cache, features: Tensor, following: Sequence[Sequence[int]]) -> None:
+        model = self._model
+        model.check_rows(cache, following)
+        counts = [len(tokens) for tokens in following]
+        features = features[:, : max(counts)]
+        starts, real = self._integers(cache.lengths), self._integers(counts)
+        self._stages.read(model.ops, features, starts, real, cache.layers, model.rope(0))
+        for row, count in enumerate(counts):
+            cache.lengths[row] += count
+
+    def _integers(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._model.head.device)
