@@ -34,7 +34,8 @@ LEAD = f"Hi\n\n{TOOL_CALLS}\n"
 Whole = tuple[str, str | None, list[tuple[str, str]]]
 
 
-def deepseek(text: str, opening: Opening) -> Whole:
+def deepseek(text: str, opening: Opening, size: int | None = None) -> Whole:
+    """`size`: of the pieces in which its stream gets the text."""
     thinks = opening.thinks
     request = recipe.ChatCompletionRequest(
         {
@@ -50,7 +51,12 @@ def deepseek(text: str, opening: Opening) -> Whole:
     stage = recipe.ThinkingInitialStage.ReasoningStart if thinks else None
     processor = recipe.StreamProcessor(generator, recipe.ParsingOptions(thinking_initial_stage=stage))
     answer = recipe.ChatCompletionResponse("id", "m", 0, 0, 0)
-    chunks = processor.push(recipe.InferenceChunk.text(text, 1))
+    size = size or len(text)
+    chunks = [
+        chunk
+        for place in range(0, len(text), size)
+        for chunk in processor.push(recipe.InferenceChunk.text(text[place : place + size], 1))
+    ]
     chunks += processor.push(recipe.InferenceChunk.finish(recipe.InferenceFinishReason.Stop))
     for chunk in chunks:
         answer.accumulate(chunk)  # type: ignore[arg-type]
@@ -122,13 +128,17 @@ SAME = {
 
 @pytest.mark.parametrize("case", SAME)
 def test_what_deepseeks_parser_takes_is_taken_alike_on_every_split(case: str) -> None:
-    assert ours(SAME[case], CHAT) == deepseek(SAME[case], CHAT)
+    whole = ours(SAME[case], CHAT)
+    for size in (1, 2, 5, None):
+        assert deepseek(SAME[case], CHAT, size) == whole, size
 
 
 @pytest.mark.parametrize("case", SAME)
 def test_so_it_is_after_a_thought(case: str) -> None:
     text = f"Hm.</think>{SAME[case]}"
-    assert ours(text, THINKING) == deepseek(text, THINKING)
+    whole = ours(text, THINKING)
+    for size in (1, 2, 5, None):
+        assert deepseek(text, THINKING, size) == whole, size
 
 
 def test_a_thought_that_is_not_closed_before_its_calls() -> None:
