@@ -15,7 +15,7 @@ from client_runs import TINY, Run, read_json
 
 pytestmark = pytest.mark.clients
 
-ITEMS = [("The capital of café is", [" Paris", " Ünïcode"]), ("Straße — 北京", [" a", " b"])]
+ITEMS = [("The capital of café is", ["Paris", "Ünïcode"]), ("Straße — 北京", ["a", "b"])]
 CHOICE = """
 task: choice
 dataset_path: json
@@ -74,7 +74,7 @@ def test_lm_eval_scores_choices(run: Run, model: str, tokenizer: Path, tmp_path:
     for sample in samples:
         question, choices = sample["doc"]["question"], sample["doc"]["choices"]
         for choice, resps in zip(choices, sample["resps"], strict=True):
-            ids = [post(f"{model}/tokenize", {"prompt": text})["tokens"] for text in (question, question + choice)]
+            ids = [post(f"{model}/tokenize", {"prompt": text})["tokens"] for text in (question, f"{question} {choice}")]
             scored = post(f"{model}/v1/completions", {"model": "tiny", "prompt": ids[1], "max_tokens": 0, "echo": True,
                                                       "logprobs": 0, "temperature": 0})  # fmt: skip
             expected = sum(scored["choices"][0]["logprobs"]["token_logprobs"][len(ids[0]) :])
@@ -142,10 +142,11 @@ def test_guidellm_measures(run: Run, model: str, tokenizer: Path, tmp_path: Path
 
 
 def test_aiperf_measures(run: Run, model: str, tokenizer: Path, tmp_path: Path) -> None:
+    # with HF_HUB_OFFLINE it takes a folder for the name of a repository
     run("bench", "aiperf", "profile", "--model", "tiny", "--url", model, "--endpoint-type", "chat", "--streaming",
         "--tokenizer", tokenizer, "--concurrency", 2, "--request-count", 4, "--synthetic-input-tokens-mean", 20,
         "--output-tokens-mean", 6, "--extra-inputs", "ignore_eos:true", "--use-server-token-count", "--ui", "none",
-        "--artifact-dir", tmp_path / "out")  # fmt: skip
+        "--artifact-dir", tmp_path / "out", HF_HUB_OFFLINE="")  # fmt: skip
     report = read_json(tmp_path / "out" / "profile_export_aiperf.json")
     assert report["request_count"]["avg"] == 4
     assert report.get("error_summary") in (None, [])

@@ -21,6 +21,7 @@ _REFUSALS = {
     "503": "The engine has stopped.",
 }
 _TEXT = {"type": "string"}
+_EVENT = {"type": "object", "required": ["data"], "properties": {"event": _TEXT, "data": _TEXT}}  # each of a stream
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _ERRORS: dict[str, Any] = {
     "OpenAIError": {
@@ -81,7 +82,7 @@ def _complete(operation: dict[str, Any], path: str, method: str) -> None:
     responses.pop("422", None)
     if path in _STREAMED:
         responses["200"]["content"] = {"application/json": {"schema": {"type": "object"}}}
-        responses["200"]["content"]["text/event-stream"] = {"schema": _TEXT}
+        responses["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     if path == "/metrics":
         responses["200"]["content"] = {"text/plain": {"schema": _TEXT}}
     form = "AnthropicError" if path.startswith(ANTHROPIC) else "OpenAIError"
