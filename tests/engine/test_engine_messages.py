@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scripted_service import CONTEXT, NAME, ScriptedService, caller, chat, scrip
 from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.serve.guard import Guard
+from flagrelease.engine.serve.requests.messages import MessagesRequest
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import DSML
 
@@ -225,6 +227,31 @@ def test_an_answer_goes_back_in_as_it_came(service: ScriptedService) -> None:
     assert prompt.endswith("<｜User｜><tool_result>22</tool_result><｜Assistant｜><think>")
 
 
+WANTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"tool_choice": {"type": "any"}}, {"tool_choice": "required"}),
+    ({"tool_choice": {"type": "tool", "name": "f"}}, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+    ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, {"parallel_tool_calls": False}),
+    ({"tool_choice": {"type": "none"}}, {"tool_choice": "none"}),
+    (
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "integer"}}}, "tools": []},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "output", "schema": {"type": "integer"},
+                                                                    "strict": True}}, "tools": []},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ours", "chats"), WANTED)
+def test_what_is_wanted_is_wanted_of_the_chat(
+    service: ScriptedService, ours: dict[str, Any], chats: dict[str, Any]
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    same = prompts(service, body(tools=[{**TOOL, "input_schema": {"type": "object"}}])
+                   | ours, chat(tools=[tool], max_tokens=50) | chats)  # fmt: skip
+    assert same[0] == same[1]
+    held = [sampling.constraint is not None for _, sampling in service.asked]
+    assert held == [ours.get("tool_choice") != {"type": "none"}] * 2
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages: List should have at least 1 item"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content: Input should be a string or a list"),
@@ -243,6 +270,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 'tools[0].type: "web_search_20250305"'),
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema: Field required"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice: a name belongs to"),
+    ({"tool_choice": {"type": "any"}}, "tool_choice"),
+    ({"tools": [{**TOOL, "input_schema": {"type": "nothing"}, "strict": True}]}, "tools[0].input_schema: "),
     ({"thinking": {"type": "enabled"}}, "thinking: budget_tokens belongs to"),
     ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens: "),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens: 1024 must be less"),
@@ -264,6 +293,12 @@ def test_refusals_are_anthropics_and_name_the_place(
     document = answer.json()
     assert (answer.status_code, document["type"], document["error"]["type"]) == (400, "error", "invalid_request_error")
     assert document["error"]["message"].startswith(words)
+
+
+def test_a_checked_request_goes_between_processes() -> None:
+    # as large bodies do, which are checked by processes of their own
+    request = MessagesRequest.model_validate(body(system="Be kind.", stop_sequences=["END"], **THINKS))
+    assert pickle.loads(pickle.dumps(request)).chat() == request.chat()
 
 
 def test_other_refusals_have_the_form_too(service: ScriptedService) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter
 from scripted_service import NAME, ScriptedService, caller, chat, scripted_app
 from small_tokenizer import write_tokenizer
 
+from flagrelease.engine.serve.requests.responses import ResponsesRequest
 from flagrelease.engine.text import Tokenizer
 from flagrelease.model.v4.chat import DSML
 
@@ -245,6 +247,35 @@ def test_an_answer_goes_back_in_as_it_came(service: ScriptedService) -> None:
     assert prompt.endswith("<｜User｜><tool_result>22</tool_result><｜Assistant｜><think>")
 
 
+SCHEMA = {"name": "n", "schema": {"type": "integer"}, "strict": True}
+WANTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"tool_choice": "required"}, {"tool_choice": "required"}),
+    ({"tool_choice": {"type": "function", "name": "f"}},
+     {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+    ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
+    ({"tools": [], "text": {"format": {"type": "json_object"}}},
+     {"tools": [], "response_format": {"type": "json_object"}}),
+    ({"tools": [], "text": {"format": {"type": "json_schema", **SCHEMA}}},
+     {"tools": [], "response_format": {"type": "json_schema", "json_schema": SCHEMA}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ours", "chats"), WANTED)
+def test_what_is_wanted_is_wanted_of_the_chat(
+    service: ScriptedService, ours: dict[str, Any], chats: dict[str, Any]
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    same = prompts(service, body(tools=[{"type": "function", **tool["function"]}]) | ours, chat(tools=[tool]) | chats)
+    assert same[0] == same[1]
+    assert [sampling.constraint is not None for _, sampling in service.asked] == [True, True]
+
+
+def test_a_checked_request_goes_between_processes() -> None:
+    # as large bodies do, which are checked by processes of their own
+    request = ResponsesRequest.model_validate(body(text={"format": {"type": "json_schema", **SCHEMA}}, tools=[TOOL]))
+    assert pickle.loads(pickle.dumps(request)).chat() == request.chat()
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": 5}, "input", "a string or a list of items"),
     ({"input": []}, "input", "at least 1 item"),
@@ -258,6 +289,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools[0].type", "web_search"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].name", "required"),
     ({"tool_choice": {"type": "file_search"}}, "tool_choice.type", "file_search"),
+    ({"tool_choice": "required"}, "tool_choice", "not among the tools"),
+    ({"tools": [{**TOOL, "parameters": {"type": "nothing"}, "strict": True}]}, "tools[0].parameters", "must be object"),
+    ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "nothing"}}}}, "text.format",
+     "nothing"),
+    ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "required"),
     ({"previous_response_id": "resp_1"}, "previous_response_id", "not supported"),
     ({"store": True}, "store", "not supported"),
     ({"conversation": "c"}, "conversation", "not supported"),

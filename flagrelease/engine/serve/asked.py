@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.sampling import Sampling
@@ -52,3 +53,20 @@ async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
     samplings = request.samplings(request.scores(), request.limit(), served.tokenizer, constraint)
     with blamed("messages"):
         return AskedChat(await served.encode(chat), chat.opening, samplings)
+
+
+class Meant(Protocol):
+    """A request of another interface, which means a chat."""
+
+    def chat(self) -> ChatRequest:
+        """That chat."""
+        ...
+
+
+async def asked_meant(served: Served, request: Meant, count: int) -> AskedChat:
+    """What the chat asks that a request means, which has `count` messages or items.
+
+    Raises:
+        ParameterError: as for the chat, whose parameters it names.
+    """
+    return await asked_chat(served, request.chat() if count <= _FEW else await aside(request.chat))

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from flagrelease.engine.serve.answering import respond
 from flagrelease.engine.serve.answers.messages import MessageAnswer
-from flagrelease.engine.serve.asked import asked_chat
+from flagrelease.engine.serve.asked import asked_meant
 from flagrelease.engine.serve.requests.messages import PLACES, Counted, MessagesRequest
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.serve.requests.translated import renamed
@@ -23,7 +23,8 @@ def add_messages(app: FastAPI, served: Served) -> None:
     async def messages(request: MessagesRequest, http: Request) -> Response:
         _check_version(http)
         with renamed(PLACES), blamed("messages"):
-            asked = (await asked_chat(served, request.chat())).within(served.service.context)
+            asked = await asked_meant(served, request, len(request.messages))
+            asked = asked.within(served.service.context)
             answer = MessageAnswer(request, asked, served.name)
             return await respond(served.service, http, asked.sequences, answer, stream=request.stream)
 
@@ -31,7 +32,8 @@ def add_messages(app: FastAPI, served: Served) -> None:
     async def count_tokens(request: Counted, http: Request) -> dict[str, int]:
         _check_version(http)
         with renamed(PLACES):
-            return {"input_tokens": len((await asked_chat(served, request.chat())).prompt)}
+            asked = await asked_meant(served, request, len(request.messages))
+        return {"input_tokens": len(asked.prompt)}
 
 
 def _check_version(http: Request) -> None:

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from flagrelease.engine.serve.answering import respond
 from flagrelease.engine.serve.answers.responses import ResponseAnswer
-from flagrelease.engine.serve.asked import asked_chat
+from flagrelease.engine.serve.asked import asked_meant
 from flagrelease.engine.serve.requests.refusals import blamed
 from flagrelease.engine.serve.requests.responses import PLACES, ResponsesRequest
 from flagrelease.engine.serve.requests.translated import renamed
@@ -20,6 +20,6 @@ def add_responses(app: FastAPI, served: Served) -> None:
     @app.post("/v1/responses")
     async def responses(request: ResponsesRequest, http: Request) -> Response:
         with renamed(PLACES), blamed("messages"):
-            asked = await asked_chat(served, request.chat())
+            asked = await asked_meant(served, request, len(request.input))
             answer = ResponseAnswer(request, asked, served.name)
             return await respond(served.service, http, asked.sequences, answer, stream=request.stream)

@@ -10,7 +10,7 @@ from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.serve.answers.blocks import Block, Blocks, Change
 from flagrelease.engine.serve.asked import AskedChat
-from flagrelease.engine.serve.requests.responses import ResponsesRequest
+from flagrelease.engine.serve.requests.responses import ChosenFunction, ResponsesRequest
 
 _PARTS = {"text": "output_text", "reasoning": "reasoning_text"}
 _GROWN = {
@@ -101,9 +101,9 @@ class ResponseAnswer:
         return {"type": "message", **item, "role": "assistant", "content": content}
 
     def _response(self, status: str) -> dict[str, Any]:
-        request = self._request
+        request, choice = self._request, self._request.tool_choice
         over = status != "in_progress"
-        sent = request.model_dump(by_alias=True, exclude_none=True)
+        sent = request.model_dump(include={"text", "tools"}, by_alias=True, exclude_none=True)
         form = sent["text"].get("format", {"type": "text"})
         return {
             "id": self._id,
@@ -130,7 +130,7 @@ class ResponseAnswer:
             "top_p": request.top_p,
             "top_logprobs": 0,
             "text": {"format": form, "verbosity": "medium"},
-            "tool_choice": sent["tool_choice"],
+            "tool_choice": choice.model_dump() if isinstance(choice, ChosenFunction) else choice,
             "tools": [{"strict": None, "parameters": None, **tool} for tool in sent["tools"]],
             "truncation": "disabled",
             "user": request.user,

@@ -14,7 +14,7 @@ from flagrelease.engine.serve.requests.refusals import ParameterError
 from flagrelease.engine.serve.requests.translated import as_chat
 
 PLACES = {
-    r"messages.*": "messages",
+    r"messages[\w.\[\]]*": "messages",
     r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
     r"tools\[(\d+)\]\.function": r"tools[\1]",
     r"tool_choice\.function": "tool_choice",
@@ -22,7 +22,7 @@ PLACES = {
     r"response_format\.json_schema": "output_config.format",
     r"response_format": "output_config.format",
     r"reasoning_effort": "output_config.effort",
-    r"stop": "stop_sequences",
+    r"stop\b": "stop_sequences",
 }
 """Where this interface has the parameters of a chat."""
 
@@ -114,15 +114,14 @@ class Counted(Typed):
         Raises:
             ParameterError: a chat does not take it.
         """
-        return as_chat(self._document(), PLACES)
-
-    def _document(self) -> dict[str, Any]:
         system = [] if self.system is None else [{"role": "system", "content": content(self.system)}]
+        return as_chat(system + as_messages(self.messages), self._parameters(), PLACES)
+
+    def _parameters(self) -> dict[str, Any]:
         form = self.output_config.format
         schema = None if form is None else {"name": "output", "schema": form.schema_, "strict": True}
         return {
             "model": self.model,
-            "messages": system + as_messages(self.messages),
             "tools": [_tool(tool) for tool in self.tools],
             "tool_choice": self.tool_choice.as_chat(),
             "parallel_tool_calls": not self.tool_choice.disable_parallel_tool_use,
@@ -149,7 +148,7 @@ class MessagesRequest(Counted):
     diagnostics: Annotated[Any, neutral()] = None
     user_profile_id: Annotated[Any, neutral()] = None
 
-    def _document(self) -> dict[str, Any]:
+    def _parameters(self) -> dict[str, Any]:
         budget = None if self.thinking is None else self.thinking.budget_tokens
         if budget is not None and budget >= self.max_tokens:
             raise ParameterError(
@@ -157,7 +156,7 @@ class MessagesRequest(Counted):
                 "thinking.budget_tokens",
             )
         return {
-            **super()._document(),
+            **super()._parameters(),
             "max_tokens": self.max_tokens,
             "stop": self.stop_sequences or None,
             "temperature": self.temperature,

@@ -11,9 +11,10 @@ from flagrelease.engine.serve.requests.fields import Typed, done, neutral, shown
 from flagrelease.engine.serve.requests.items import Item, as_messages
 from flagrelease.engine.serve.requests.protocol import ChatRequest
 from flagrelease.engine.serve.requests.translated import as_chat
+from flagrelease.model.v4.chat import Message
 
 PLACES = {
-    r"messages.*": "input",
+    r"messages[\w.\[\]]*": "input",
     r"tools\[(\d+)\]\.function": r"tools[\1]",
     r"tool_choice\.function": "tool_choice",
     r"response_format\.json_schema": "text.format",
@@ -161,7 +162,7 @@ class ResponsesRequest(Typed):
         Raises:
             ParameterError: a chat does not take it.
         """
-        messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        messages: list[Message] = [{"role": "system", "content": self.instructions}] if self.instructions else []
         if isinstance(self.input, str):
             messages.append({"role": "user", "content": self.input})
         else:
@@ -169,9 +170,8 @@ class ResponsesRequest(Typed):
         choice: Any = self.tool_choice
         if isinstance(choice, ChosenFunction):
             choice = {"type": "function", "function": {"name": choice.name}}
-        document = {
+        parameters = {
             "model": self.model,
-            "messages": messages,
             "tools": [_tool(tool) for tool in self.tools],
             "tool_choice": choice,
             "parallel_tool_calls": self.parallel_tool_calls,
@@ -181,7 +181,7 @@ class ResponsesRequest(Typed):
             "temperature": self.temperature,
             "top_p": self.top_p,
         }
-        return as_chat(document, PLACES)
+        return as_chat(messages, parameters, PLACES)
 
 
 def _tool(tool: FunctionTool) -> dict[str, Any]:
