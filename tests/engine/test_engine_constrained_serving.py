@@ -26,7 +26,7 @@ from flagrelease import engine
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.constraints.compiler import Compiler
-from flagrelease.engine.constraints.wanted import ChosenAnswer, JsonAnswer
+from flagrelease.engine.constraints.wanted import ChosenAnswer, JsonAnswer, RegexAnswer
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.constrained import constrained
 from flagrelease.engine.serve.requests.protocol import ChatRequest
@@ -342,6 +342,17 @@ def test_a_neighbour_of_a_constrained_answer_is_not_changed(model: Model, tokeni
             texts[event.key] += event.text
     assert texts[beside] == alone.text
     assert texts[bound] in ("yes", "no")
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_an_answer_whose_grammar_takes_too_much_is_cut(model: Model, tokenizer: Tokenizer, speculate: bool) -> None:
+    # the library gives this one up after some letters; the answer is not complete, so it does not end with "stop"
+    constraint = asyncio.run(Compiler(tokenizer).compile(RegexAnswer("((a{1,100}){1,100}){1,20}"), "content"))
+    how = Sampling(1.0, seed=1, max_tokens=60, constraint=constraint, logit_bias=((1, -100.0),))
+    scheduler = Scheduler(Runner(model, 1, 100, speculate=speculate), tokenizer)
+    (answer,) = generate_all(scheduler, [random_tokens(5, vocabulary=263)], how)
+    assert answer.generated < 60
+    assert (answer.finish, answer.text) == ("length", "a" * (answer.generated - 1))
 
 
 def rendered(**body: Any) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import pytest
 
 from flagrelease.engine.constraints.calls import CalledTool
 from flagrelease.engine.constraints.compiler import Compiler
-from flagrelease.engine.constraints.constraint import Constraint, Follower
+from flagrelease.engine.constraints.constraint import Constraint, Follower, masks
 from flagrelease.engine.constraints.wanted import Calls, ChosenAnswer, JsonAnswer, RegexAnswer, Wanted
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
@@ -39,7 +39,7 @@ def compiled(wanted: Wanted, part: Any = "content") -> Constraint:
 
 
 def tokens_of(follower: Follower, ahead: tuple[int, ...] = ()) -> np.ndarray | None:
-    words = follower.allowed(ahead, SIZE)
+    (words,) = masks([(follower, ahead)], SIZE)
     return None if words is None else np.unpackbits(words.view(np.uint8), bitorder="little").nonzero()[0]
 
 
@@ -404,3 +404,23 @@ def test_the_same_grammar_is_compiled_once() -> None:
     assert one == other
     assert one.matcher is other.matcher
     assert compiled(JsonAnswer(SCHEMAS[0])) != one
+
+
+def test_masks_of_many_places_are_those_of_each() -> None:
+    followers = [Follower(compiled(JsonAnswer(schema))) for schema in SCHEMAS[:9]] + [
+        Follower(compiled(ChosenAnswer(("yes",)), "reasoning_content"))
+    ]
+    ahead = tuple(TOKENIZER.encode('{"'))
+    alone = [[masks([(each, draft)], SIZE)[0] for draft in ((), ahead)] for each in followers]
+    together = masks([(each, draft) for each in followers for draft in ((), ahead)], SIZE)
+    for one, other in zip([words for both in alone for words in both], together, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or other is None or np.array_equal(one, other)
+    assert alone[-1] == [None, None]
+
+
+def test_tokens_that_the_tokenizer_lacks_are_never_allowed() -> None:
+    (words,) = masks([(Follower(compiled(JsonAnswer(PERSON))), ())], SIZE + 100)
+    assert words is not None
+    assert words.shape == ((SIZE + 100 + 31) // 32,)
+    assert not words[SIZE // 32 :].any()

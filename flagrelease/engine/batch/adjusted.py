@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.batch.penalties import Penalty, TokenCounts, penalise
-from flagrelease.engine.constraints.constraint import Follower, Words
+from flagrelease.engine.constraints.constraint import Follower, Words, masks
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.transfer import send
 
@@ -18,6 +18,10 @@ class Adjuster:
     """What one sequence asks to be changed. The scheduler tells it every token that the sequence has got.
 
     `ahead`, in all methods, is a draft: the question is for the token after it.
+
+    Attributes:
+        allowed: the only tokens that may be chosen; None: all.
+        follower: what says which tokens may come next; None: nothing does.
     """
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], eos: int, vocabulary: int) -> None:
@@ -26,28 +30,27 @@ class Adjuster:
         self._ends = (eos, *sampling.stop_token_ids)
         self._counts = TokenCounts(prompt if sampling.repetition_penalty != 1 else ()) if sampling.penalised else None
         allowed = sampling.allowed_token_ids
-        self._allowed = None if allowed is None else pack(allowed, vocabulary)
-        self._vocabulary = vocabulary
-        self._follower = None if sampling.constraint is None else Follower(sampling.constraint)
+        self.allowed = None if allowed is None else pack(allowed, vocabulary)
+        self.follower = None if sampling.constraint is None else Follower(sampling.constraint)
 
     def take(self, token: int) -> None:
         """The sequence has got its next token."""
         self._taken.append(token)
         if self._counts is not None:
             self._counts.add(token)
-        if self._follower is not None:
-            self._follower.take(token)
+        if self.follower is not None:
+            self.follower.take(token)
 
     @property
     def broken(self) -> bool:
         """Whether the sequence ends because its constraint was given up."""
-        return self._follower is not None and self._follower.broken
+        return self.follower is not None and self.follower.broken
 
     @property
     def active(self) -> bool:
         """Whether the logits of the next token, or of the one after a draft, may be changed."""
         ours = self._sampling
-        lasting = (self._counts, self._allowed, self._follower)
+        lasting = (self._counts, self.allowed, self.follower)
         if ours.logit_bias or ours.bad_words or any(each is not None for each in lasting):
             return True
         return len(self._taken) < ours.min_tokens
@@ -64,7 +67,7 @@ class Adjuster:
     def banned(self, ahead: Sequence[int]) -> list[int]:
         """Tokens that may not be chosen: an end that comes too early, the last token of a bad word that has begun."""
         goes_on = len(self._taken) + len(ahead) < self._sampling.min_tokens
-        waits = self._follower is not None and self._follower.must_go_on(ahead)
+        waits = self.follower is not None and self.follower.must_go_on(ahead)
         ends = self._ends if goes_on or waits else ()
         words = [word for word in self._sampling.bad_words if self._has_begun(word, ahead)]
         return [*ends, *(word[-1] for word in words)]
@@ -72,10 +75,6 @@ class Adjuster:
     def _has_begun(self, word: Sequence[int], ahead: Sequence[int]) -> bool:
         begun = len(word) - 1
         return begun == 0 or [*self._taken[-begun:], *ahead][-begun:] == list(word[:-1])
-
-    def allowed(self, ahead: Sequence[int]) -> Words | None:
-        """The tokens that may be chosen; None: all. What `banned` has is taken off by the caller."""
-        return self._allowed if self._follower is None else self._follower.allowed(ahead, self._vocabulary)
 
 
 Place = tuple[Adjuster, Sequence[int]]  # of a row of logits: its sequence, and a draft after which the token comes
@@ -94,17 +93,21 @@ def adjusted(logits: Tensor, places: Sequence[Place]) -> Tensor:
     _add(logits, [(n, token, value) for n, adjuster, _ in active for token, value in adjuster.bias])
     penalties = [(n, adjuster.penalty(ahead)) for n, adjuster, ahead in active]
     penalise(logits, [(n, penalty) for n, penalty in penalties if penalty is not None])
-    bans, masks = list[tuple[int, int]](), list[tuple[int, Words]]()
+    allowed = {n: adjuster.allowed for n, adjuster, _ in active}
+    following = [(n, adjuster.follower, ahead) for n, adjuster, ahead in active if adjuster.follower is not None]
+    found = masks([(follower, ahead) for _, follower, ahead in following], logits.shape[1])
+    allowed |= {n: words for (n, _, _), words in zip(following, found, strict=True)}
+    bans, kept = list[tuple[int, int]](), list[tuple[int, Words]]()
     for n, adjuster, ahead in active:
-        banned, allowed = adjuster.banned(ahead), adjuster.allowed(ahead)
-        if allowed is None:
+        banned, words = adjuster.banned(ahead), allowed[n]
+        if words is None:
             bans += [(n, token) for token in banned]
         else:
-            masks.append((n, _without(allowed, banned)))
+            kept.append((n, _without(words, banned)))
     if bans:
         row, token = send(torch.tensor(bans), logits.device).unbind(-1)
         logits[row, token] = -torch.inf
-    _mask(logits, masks)
+    _mask(logits, kept)
     return logits
 
 
@@ -129,12 +132,12 @@ def _add(logits: Tensor, values: Sequence[tuple[int, int, float]]) -> None:
         logits.index_put_(place, send(torch.tensor(value), logits.device), accumulate=True)
 
 
-def _mask(logits: Tensor, masks: Sequence[tuple[int, Words]]) -> None:
+def _mask(logits: Tensor, kept: Sequence[tuple[int, Words]]) -> None:
     """Words [V / 32] of some rows are copied to the device, and unpacked there."""
-    if not masks:
+    if not kept:
         return
-    rows = send(torch.tensor([n for n, _ in masks]), logits.device)
-    words = send(torch.from_numpy(np.stack([words for _, words in masks])), logits.device)
+    rows = send(torch.tensor([n for n, _ in kept]), logits.device)
+    words = send(torch.from_numpy(np.stack([words for _, words in kept])), logits.device)
     bits = words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device) & 1
     keep = bits.flatten(1)[:, : logits.shape[1]].bool()
     logits[rows] = logits[rows].masked_fill(~keep, -torch.inf)

@@ -20,7 +20,7 @@ from flagrelease.model.v4.chat import DSML, END_THINK, EOS
 from flagrelease.model.v4.encoded import Part
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 _TRIED = 3  # steps that are tried: an expression that is too large shows it in its first ones
 _KEPT = 64  # compiled grammars: some MB each, at most
@@ -33,7 +33,7 @@ class Compiler:
         """Nothing is loaded before the first constraint is asked for."""
         self._tokenizer = tokenizer
         self._loading, self._lock = threading.Lock(), threading.Lock()
-        self._loaded: LLTokenizer | None = None
+        self._loaded: tuple[LLTokenizer, LLExecutor] | None = None
         self._pool = ThreadPoolExecutor(2, "constraints")  # a hostile schema holds one of them for a second or so
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -48,7 +48,9 @@ class Compiler:
         after = (self._id(END_THINK),) if part == "reasoning_content" else ()
         waits = isinstance(wanted, Calls) and wanted.waits
         digest, matcher = await asyncio.get_running_loop().run_in_executor(self._pool, self._compile, wanted)
-        return Constraint(digest, (*after, self._id(DSML)) if waits else after, not waits, matcher)
+        tokenizer, threads = self._tables()
+        first = (*after, self._id(DSML)) if waits else after
+        return Constraint(digest, first, not waits, matcher, threads, tokenizer.vocab_size)
 
     def _id(self, special: str) -> int:
         ids = self._tokenizer.encode(special)
@@ -62,23 +64,23 @@ class Compiler:
         with self._lock:
             matcher = self._kept.pop(digest, None)
         if matcher is None:
-            matcher = _matcher(self._tables(), grammar)
+            matcher = _matcher(self._tables()[0], grammar)
         with self._lock:
             self._kept[digest] = matcher
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return digest, matcher
 
-    def _tables(self) -> LLTokenizer:
-        """The tokenizer as llguidance needs it. All added tokens are special: none of them is text."""
-        from llguidance import LLTokenizer
+    def _tables(self) -> tuple[LLTokenizer, LLExecutor]:
+        """The tokenizer as llguidance needs it, and its threads. All added tokens are special: none of them is text."""
+        from llguidance import LLExecutor, LLTokenizer
 
         with self._loading:
             if self._loaded is None:
                 document = self._tokenizer.document()
                 for token in document["added_tokens"]:
                     token["special"] = True
-                self._loaded = LLTokenizer(json.dumps(document), eos_token=self._id(EOS))
+                self._loaded = LLTokenizer(json.dumps(document), eos_token=self._id(EOS)), LLExecutor()
             return self._loaded
 
 

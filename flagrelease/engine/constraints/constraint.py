@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLExecutor, LLMatcher
 
 Words = NDArray[np.int32]  # a bit for each token, from the lowest bit of the first word on; set: it may be chosen
 
@@ -24,12 +24,16 @@ class Constraint:
         after: tokens, in their order, before which everything may be said; the grammar begins behind the last.
         must: the answer may not end before the grammar has begun.
         matcher: at the grammar's beginning; sequences take copies.
+        threads: that make the masks of a step.
+        tokens: that the tokenizer has.
     """
 
     digest: str
     after: tuple[int, ...]
     must: bool
     matcher: LLMatcher = field(compare=False, repr=False)
+    threads: LLExecutor = field(compare=False, repr=False)
+    tokens: int
 
 
 class Follower:
@@ -37,7 +41,7 @@ class Follower:
 
     def __init__(self, constraint: Constraint) -> None:
         """At the answer's beginning."""
-        self._waits, self._must = constraint.after, constraint.must
+        self.constraint, self._waits = constraint, constraint.after
         self._matcher = constraint.matcher.deep_copy()
 
     def take(self, token: int) -> None:
@@ -54,22 +58,14 @@ class Follower:
 
     def must_go_on(self, ahead: Sequence[int]) -> bool:
         """Whether the answer may not end behind `ahead`, because the grammar has not begun."""
-        return self._must and bool(self._split(ahead)[0])
+        return self.constraint.must and bool(self._split(ahead)[0])
 
-    def allowed(self, ahead: Sequence[int], vocabulary: int) -> Words | None:
-        """The tokens that may follow `ahead`: words for a vocabulary; None if all may.
-
-        Where the grammar is complete, or given up, that is the end token alone.
-        """
+    def ready(self, ahead: Sequence[int]) -> tuple[LLMatcher, int] | None:
+        """The matcher behind `ahead`, and how many tokens it is to forget again; None if all tokens may follow."""
         waits, consumed = self._split(ahead)
         if waits:
             return None
-        known = self._matcher.try_consume_tokens(consumed) if consumed else 0
-        words = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
-        if known:
-            self._matcher.rollback(known)
-        size = -(-vocabulary // 32)
-        return np.pad(words[:size], (0, max(size - len(words), 0)))
+        return self._matcher, self._matcher.try_consume_tokens(consumed) if consumed else 0
 
     def _split(self, ahead: Sequence[int]) -> tuple[tuple[int, ...], list[int]]:
         """What is still waited for behind `ahead`, and the tokens of it that are the grammar's."""
@@ -80,3 +76,28 @@ class Follower:
             elif token == waits[0]:
                 waits = waits[1:]
         return waits, consumed
+
+
+def masks(places: Sequence[tuple[Follower, Sequence[int]]], vocabulary: int) -> list[Words | None]:
+    """The tokens that may follow at each place, behind its draft: words for a vocabulary; None if all may.
+
+    Where a grammar is complete, or given up, that is the end token alone. Masks are made in parallel, those behind a
+    draft after the others: one sequence has both.
+    """
+    found: list[Words | None] = [None] * len(places)
+    for length in sorted({len(ahead) for _, ahead in places}):
+        ready = [(n, each.ready(ahead)) for n, (each, ahead) in enumerate(places) if len(ahead) == length]
+        asked = [(n, *matcher) for n, matcher in ready if matcher is not None]
+        if not asked:
+            continue
+        constraint = places[asked[0][0]][0].constraint
+        words = np.zeros((len(asked), -(-vocabulary // 32)), np.int32)
+        known = np.zeros((len(asked), -(-constraint.tokens // 32)), np.int32)
+        wanted = [(matcher, row) for row, (_, matcher, _) in enumerate(asked)]
+        constraint.threads.unsafe_compute_mask_ptr(wanted, known.ctypes.data, known.strides[0], len(known))
+        width = min(words.shape[1], known.shape[1])
+        words[:, :width] = known[:, :width]
+        for row, (n, matcher, forget) in enumerate(asked):
+            matcher.rollback(forget)
+            found[n] = words[row]
+    return found
