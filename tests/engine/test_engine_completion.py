@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from typing import Any
 
 import deepseek_recipe as recipe
 import pytest
 
-from flagrelease.model.v4 import dsml, markup
+from flagrelease.model.v4 import completion, dsml, markup, quoting
 from flagrelease.model.v4.chat import DSML, END_TOOL_CALLS, TOOL_CALLS
 from flagrelease.model.v4.completion import Completion, CompletionStream, gather, parse_completion
 from flagrelease.model.v4.encoded import Opening
@@ -269,6 +270,77 @@ def test_a_thought_full_of_markup_is_read_once(unit: str, monkeypatch: pytest.Mo
         parse_completion(unit * times, THINKING)
         counts.append(len(read))
     assert counts[1] < 5 * counts[0]
+
+
+OBJECT = f'<{DSML}invoke name="f">{{"a": "'
+
+
+@pytest.mark.parametrize("opening", [CHAT, THINKING])
+@pytest.mark.parametrize(
+    ("lead", "unit"),
+    [
+        (OBJECT, "word "),  # an object that is not closed was looked through with every token
+        (f"{TOOL_CALLS}\n{OBJECT}", "word "),
+        (f"{TOOL_CALLS}\n{ONE}{OBJECT}", "word "),
+        (f'<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true"></{DSML}invoke>{OBJECT}', "word "),
+        ("", f'<{DSML}invoke name="f">{{"'),
+        ("`", f"{ONE}"),
+        (f"<{DSML}invoke ", " "),  # a tag had no longest length
+        (f"<{DSML}invoke ", "a"),
+        ("", "word "),  # a line was copied with every token, for its backticks
+        ("", "`"),
+        ("  ~~~", "~"),
+        (f'{TOOL_CALLS}\n<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="false">', "1, "),
+    ],
+)
+def test_no_text_is_read_again_with_every_token(
+    opening: Opening, lead: str, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts the characters that are handed to what looks at them: four times the text makes four times as many."""
+    seen = 0
+
+    def counted(function: Any) -> Any:
+        def look(text: str, *rest: Any, **named: Any) -> Any:
+            nonlocal seen
+            seen += len(text)
+            return function(text, *rest, **named)
+
+        return look
+
+    for module, name in [
+        (completion, "begins"), (dsml, "next_tag"), (dsml, "read_tag"), (dsml, "begins_invoke"), (dsml, "is_json"),
+    ]:  # fmt: skip
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    read = quoting.Quoting.read
+
+    def read_line(self: Any, text: str) -> None:
+        nonlocal seen
+        seen += len(self._line) + len(text)
+        read(self, text)
+
+    monkeypatch.setattr(quoting.Quoting, "read", read_line)
+    counts = []
+    for size in (8000, 32000):
+        seen = 0
+        text = (lead + unit * size)[:size]
+        streamed([text[n : n + 4] for n in range(0, size, 4)], opening)
+        counts.append(seen)
+    assert counts[1] < 6 * counts[0]
+
+
+@pytest.mark.parametrize("line", ["a", "`", "```", "~~~", "  ```", "x ` y", "``` ` "])
+@pytest.mark.parametrize("behind", ["", "`", "x", " ", "```", "~"])
+def test_a_long_line_quotes_as_a_short_one_does(line: str, behind: str) -> None:
+    for much in ("", " ", "z", "`", "``", "~", "~~"):
+        for count in (300, 301):
+            whole = line + much * count + behind
+            once, twice = quoting.Quoting(), quoting.Quoting()
+            once._line = whole  # not shortened
+            for n in range(0, len(whole), 7):
+                twice.read(whole[n : n + 7])
+            for text in ("", "`", "\n", "\n```", "\n~~~\n", " x\n`"):
+                assert once.after(text) == twice.after(text), (whole[:9], text)
+                assert once.starts_line(text) == twice.starts_line(text)
 
 
 def test_arguments_of_a_cut_call_stay_a_beginning() -> None:

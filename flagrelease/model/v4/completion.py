@@ -6,14 +6,17 @@ that docs/chat.md lists; everything else stays text, as it was written.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from flagrelease.model.v4.chat import END_THINK, EOS, TOOL_CALLS
 from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
 from flagrelease.model.v4.encoded import Opening, Part
-from flagrelease.model.v4.markup import begins
+from flagrelease.model.v4.markup import Awaited, begins
 from flagrelease.model.v4.quoting import Quoting
+
+_PIECE = 2048  # characters that are read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,16 @@ class _Trial:
     """A block inside a thought: calls if the message ends with it, else something that the model thought about.
 
     The end of the thought may stand behind it, if nothing else does: then the model has answered nothing but the block.
-    `length`: of what was read as blocks. If something else stands behind, no calls begin in that much text.
     """
 
     _starts_line: bool
     _calls: Calls | None = None
     _rest: str = ""  # of the text in front of the end of the thought
+    _awaited: Awaited | None = None  # what comes behind that, until it is looked at
     _held: str = ""  # what was not read yet
     _ended: bool = False  # the end of the thought came
-    length: int = 0
+    _length: int = 0  # of the text in front of it
+    failed_at: int = 0  # no block that begins in front of this place is calls either
 
     def push(self, text: str, *, final: bool) -> bool | None:
         """Whether they are calls; None while more text may tell."""
@@ -64,7 +68,10 @@ class _Trial:
                 part = max((n for n in range(1, len(END_THINK)) if before.endswith(END_THINK[:n])), default=0)
                 before, behind = before[: len(before) - part], before[len(before) - part :]
             self._held = behind
-            if not self._possible(before, final=final or self._ended) or (self._ended and self._calls is not None):
+            self._length += len(before)
+            possible = self._possible(before, final=final or self._ended)
+            self.failed_at = self._length - (0 if possible else len(self._rest))
+            if not possible or (self._ended and self._calls is not None):
                 return False
         if self._ended and self._held.strip():
             return False
@@ -72,15 +79,19 @@ class _Trial:
 
     def _possible(self, text: str, *, final: bool) -> bool:
         """Read on; tells whether everything so far is blocks. `final` if nothing follows that may belong to one."""
+        if self._awaited is not None:
+            come = self._awaited.push(text, final=final)
+            if come is None:
+                return True
+            self._awaited, text = None, come
         self._rest += text
-        self.length += len(text)
         while self._calls is not None or self._rest.strip():
             if self._calls is None:
                 self._rest = self._rest.lstrip()
                 begun = begins(self._rest, 0, final=final, starts_line=self._starts_line)
                 if begun != "yes":
-                    self.length -= len(self._rest) if begun == "no" else 0
-                    return begun == "unsure"
+                    self._awaited = Awaited(len(self._rest)) if begun == "object" else None
+                    return begun in ("unsure", "object")
                 self._calls, self._starts_line = Calls(number=0), True
             _, rest = self._calls.push(self._rest, final=final)
             self._rest = rest or ""
@@ -97,12 +108,15 @@ class CompletionStream:
     _part: Part
     _tools: bool  # calls are read as such
     as_taught: bool = True
+    _unread: deque[str] = field(default_factory=deque)
     _read: int = 0  # characters, of which the last ones are held
     _held: str = ""
+    _awaited: Awaited | None = None  # what comes behind the held text, until it is looked at
     _calls: Calls | None = None  # a block that has begun
     _trial: _Trial | None = None  # a block inside the thought
-    _trial_at: int = 0  # where it begins in the held text
+    _tried: list[str] = field(default_factory=list)  # its text
     _only_calls: bool = False  # the trial went well: nothing but calls is left in the thought
+    _plain: int = 0  # up to here markup of calls is text
     _number: int = 0  # of calls that have begun
     _after_block: bool = False
     _quoting: Quoting = field(default_factory=Quoting)
@@ -119,9 +133,8 @@ class CompletionStream:
 
     def push(self, text: str) -> list[Said | Piece]:
         """What can be said now."""
-        self._read += len(text)
-        self._held += text
-        return self._advance(text, final=False)
+        self._put_back(text)
+        return self._advance(final=False)
 
     def end(self, *, cut: bool = False) -> list[Said | Piece]:
         """What was held back.
@@ -130,97 +143,139 @@ class CompletionStream:
             cut: the answer met a length limit. Then the arguments of a call that is not complete stay a beginning of
                 JSON, so that nobody carries out half of it; else the model ended there, and they are closed.
         """
-        self._read -= len(EOS) * self._held.endswith(EOS)
-        self._held = self._held.removesuffix(EOS)
-        pieces = self._advance("", final=True)
+        if self._awaited is not None:
+            self._take(self._awaited.push("", final=True) or "")
+            self._awaited = None
+        if self._held.endswith(EOS):
+            self._held, self._read = self._held[: -len(EOS)], self._read - len(EOS)
+        pieces = self._advance(final=True)
         if self._calls is not None:
             pieces += self._calls.end(cut=cut)
             self._note(self._calls)
         return pieces
 
-    def _advance(self, text: str, *, final: bool) -> list[Said | Piece]:
-        """Read `text`, which is the end of the held text."""
+    def _put_back(self, text: str) -> None:
+        """Let `text` be read next, in pieces: what is cut off at the front of a long text is all of it copied."""
+        self._unread.extendleft(text[n : n + _PIECE] for n in reversed(range(0, len(text), _PIECE)))
+
+    def _advance(self, *, final: bool) -> list[Said | Piece]:
         pieces: list[Said | Piece] = []
-        place = 0
-        if self._trial is not None:
-            ended = self._trial.push(text, final=final)
-            if ended is None:
-                return pieces
-            place = self._trial_at + max(1, self._trial.length)
-            self._trial = None
-            if ended:
-                self._only_calls = True
-                self._open_block(pieces, self._trial_at)
-        while True:
-            if self._calls is not None:
-                new, rest = self._calls.push(self._held, final=final)
-                pieces += new
-                self._held = ""
-                if rest is None:
-                    return pieces
+        while self._unread or final:
+            text = self._unread.popleft() if self._unread else ""
+            last = final and not self._unread
+            self._step(pieces, text, final=last)
+            if last and not self._unread:
+                break
+        return pieces
+
+    def _step(self, pieces: list[Said | Piece], text: str, *, final: bool) -> None:
+        """Read `text`; what the state that it ends leaves of it is read next."""
+        if self._calls is not None:
+            new, rest = self._calls.push(text, final=final)
+            pieces += new
+            self._read += len(text)
+            if rest is not None:
                 self._note(self._calls)
-                self._calls, self._held, self._after_block = None, rest, True
-            elif not self._advance_text(pieces, place, final=final):
-                return pieces
-            place = 0
+                self._calls, self._after_block = None, True
+                self._read -= len(rest)
+                self._put_back(rest)
+        elif self._trial is not None:
+            self._try(pieces, text, self._trial, final=final)
+        else:
+            come = text if self._awaited is None else self._awaited.push(text, final=final)
+            if come is not None:
+                self._take(come)
+                self._awaited = None
+                self._advance_text(pieces, final=final)
+
+    def _take(self, text: str) -> None:
+        self._read += len(text)
+        self._held += text
+
+    def _give_back(self, found: int) -> str:
+        """The held text from `found` on, which is not held any more."""
+        text, self._held = self._held[found:], self._held[:found]
+        self._read -= len(text)
+        return text
 
     def _note(self, calls: Calls) -> None:
         self._number, self.as_taught = calls.number, self.as_taught and calls.as_taught
 
-    def _advance_text(self, pieces: list[Said | Piece], place: int, *, final: bool) -> bool:
-        """Say text up to the next block or the end of the thought, none of which begins before `place`.
+    def _try(self, pieces: list[Said | Piece], text: str, trial: _Trial, *, final: bool) -> None:
+        """Read on in a block of the thought, which may be text after all."""
+        self._tried.append(text)
+        ended = trial.push(text, final=final)
+        self._trial = trial if ended is None else None
+        if ended is None:
+            return
+        whole, self._tried = "".join(self._tried), []
+        whole = whole.removesuffix(EOS) if final else whole
+        if ended:
+            self._only_calls = True
+            self._open_block(pieces, whole)
+        else:
+            self._plain = self._read + max(trial.failed_at, 1)
+            self._put_back(whole)
 
-        Returns whether there was one.
-        """
+    def _advance_text(self, pieces: list[Said | Piece], *, final: bool) -> None:
+        """Say the held text up to the next block or the end of the thought."""
         thinks = self._part == "reasoning_content"
+        place = max(self._plain - (self._read - len(self._held)), 0)
         while (found := self._next_mark(place, thinks)) >= 0:
             if self._held.startswith(END_THINK, found):
-                if not self._after_block or self._held[:found].strip():
-                    self._say(pieces, self._held[:found])
-                self._held = self._held[found + len(END_THINK) :]
-                self._part, self._quoting = "content", Quoting()
-                return True
+                self._put_back(self._give_back(found)[len(END_THINK) :])
+                if not self._after_block or self._held.strip():
+                    self._say(pieces, self._held)
+                self._held, self._part, self._quoting = "", "content", Quoting()
+                self._read += len(END_THINK)
+                return
             starts_line = self._quoting.starts_line(self._held[:found])
             begun = begins(self._held, found, final=final, starts_line=starts_line)
-            if begun == "unsure":
+            if begun in ("unsure", "object"):
+                self._awaited = Awaited(len(self._held) - found) if begun == "object" else None
                 break
             if begun == "no" or self._quoting.after(self._held[:found]):
                 place = found + 1
+                if found > _PIECE:
+                    self._plain = self._read - len(self._held) + place
+                    self._put_back(self._give_back(found))
+                    self._say(pieces, self._held)
+                    self._held = ""
+                    return
                 continue
-            if thinks and not self._only_calls:
-                trial = _Trial(starts_line)
-                ended = trial.push(self._held[found:], final=final)
-                if ended is None:
-                    self._trial = trial
-                    break
-                if not ended:
-                    place = found + max(1, trial.length)
-                    continue
-                self._only_calls = True
-            self._open_block(pieces, found)
-            return True
+            block = self._give_back(found)
+            if not thinks or self._only_calls:
+                self._open_block(pieces, block)
+                return
+            self._try(pieces, block, _Trial(starts_line), final=final)
+            if self._trial is not None:
+                self._say_held(pieces, found, final=False)
+            return
+        self._say_held(pieces, found, final=final)
+
+    def _say_held(self, pieces: list[Said | Piece], found: int, *, final: bool) -> None:
+        """Say what belongs to no mark, one of which may have begun at `found`, or -1."""
         keep = len(self._held) if final else self._sayable(found)
         if self._after_block and not self._held[:keep].strip():
             if final and self._held:  # only space after the calls
                 self._held, self.as_taught = "", False
-            return False
+            return
         self._say(pieces, self._held[:keep])
-        self._held, self._trial_at = self._held[keep:], found - keep
-        return False
+        self._held = self._held[keep:]
 
-    def _open_block(self, pieces: list[Said | Piece], found: int) -> None:
-        before = self._held[:found]
-        text = before
+    def _open_block(self, pieces: list[Said | Piece], block: str) -> None:
+        """Begin to read `block`, behind the held text."""
+        text = self._held
         for _ in range(2):  # the prompt teaches a blank line before the block
             text = text.removesuffix("\n")
-        if before[len(text) :] != "\n\n" or not self._held.startswith(TOOL_CALLS, found) or self._part != "content":
+        if self._held[len(text) :] != "\n\n" or not block.startswith(TOOL_CALLS) or self._part != "content":
             self.as_taught = False
         if self._after_block:
             self.as_taught = False
             text = text if text.strip() else ""
         self._say(pieces, text)
-        self._calls = Calls(number=self._number)
-        self._held = self._held[found:]
+        self._held, self._calls = "", Calls(number=self._number)
+        self._put_back(block)
 
     def _next_mark(self, place: int, thinks: bool) -> int:
         marks = [

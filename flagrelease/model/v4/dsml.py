@@ -12,8 +12,10 @@ from typing import Literal
 from flagrelease.model.v4.json_text import is_json, write_string
 from flagrelease.model.v4.markup import (
     CLOSING,
+    END_INVOKE,
     MOST_WRAPPERS,
     UNSURE,
+    Awaited,
     Read,
     Tag,
     Verdict,
@@ -48,6 +50,7 @@ class Calls:
     number: int
     as_taught: bool = True
     _held: str = ""
+    _awaited: Awaited | None = None  # what comes behind the held text, until it is looked at
     _state: Literal["between", "invoke", "value"] = "between"
     _wrappers: int = 0  # that were opened, or are missing
     _empty: bool = True
@@ -57,8 +60,13 @@ class Calls:
 
     def push(self, text: str, *, final: bool) -> tuple[list[Piece], str | None]:
         """What can be said now, and the text behind the block if the block is over, else None."""
-        self._held += text
         pieces: list[Piece] = []
+        if self._awaited is not None:
+            come = self._awaited.push(text, final=final)
+            if come is None:
+                return pieces, None
+            self._awaited, text = None, come
+        self._held += text
         while True:
             step = {"between": self._between, "invoke": self._invoke, "value": self._in_value}[self._state]
             went_on = step(pieces, final=final)
@@ -121,7 +129,8 @@ class Calls:
             self._take(tag, "\n")
             return "over"
         begun = begins_invoke(self._held, tag, final=final)
-        if begun == "unsure":
+        if begun in ("unsure", "object"):
+            self._awaited = Awaited(len(self._held)) if begun == "object" else None
             return "waits"
         if begun == "no":
             self.as_taught = False
@@ -137,9 +146,9 @@ class Calls:
             return "goes on"
         at = skip_space(self._held, 0)
         if self._held.startswith("{", at):
-            close = self._held.index(f"{CLOSING}invoke>")
+            close = self._held.index(END_INVOKE)
             self._more(pieces, self._held[at:close].rstrip())
-            self._held = self._held[close + len(f"{CLOSING}invoke>") :]
+            self._held = self._held[close + len(END_INVOKE) :]
             self.as_taught = False
             return "goes on"
         self._more(pieces, "{")
@@ -186,6 +195,8 @@ class Calls:
         if at < 0:
             part = max((n for n in range(1, len(CLOSING)) if self._held.endswith(CLOSING[:n])), default=0)
             at = len(self._held) - part
+        elif ends == "object":
+            self._awaited = Awaited(len(self._held) - at)
         self._add(pieces, at)
         return "waits"
 

@@ -15,31 +15,34 @@ Tags that models damage at long context are read as what they were meant to be, 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from flagrelease.model.v4.chat import DSML
-from flagrelease.model.v4.json_text import is_json
+from flagrelease.model.v4.json_text import is_json_between, may_become_json
 
-Verdict = Literal["yes", "no", "unsure"]
+Verdict = Literal["yes", "no", "unsure", "object"]  # "object": unsure, until the end of an invoke comes
 Kind = Literal["open invoke", "close invoke", "open parameter", "close parameter", "open wrapper", "close wrapper"]
 
 _LONGEST = 512  # characters of a name
-_ATTRIBUTE = rf'\s+[a-z]+="[^"]{{0,{_LONGEST}}}"'
-_TAG = re.compile(rf"<(/?){DSML} ?([A-Za-z_]{{1,32}})((?:{_ATTRIBUTE}){{0,4}})\s*(/?)>")
-_BEGINNING = re.compile(
-    rf'(?: ?|[ ]?[A-Za-z_]{{1,32}}(?:{_ATTRIBUTE}){{0,4}}(?:\s+(?:[a-z]+(?:=(?:"[^"]{{0,{_LONGEST}}})?)?)?)?/?)'
-)
+_LONGEST_TAG = 4096  # characters: more than four attributes can have, each with 256 of space and 32 of its own name
+_ATTRIBUTE = rf'\s{{1,256}}[a-z]{{1,32}}="[^"]{{0,{_LONGEST}}}"'
+_TAG = re.compile(rf"<(/?){DSML} ?([A-Za-z_]{{1,32}})((?:{_ATTRIBUTE}){{0,4}})\s{{0,256}}(/?)>")
+_BEGUN_ATTRIBUTE = rf'\s{{1,256}}(?:[a-z]{{1,32}}(?:=(?:"[^"]{{0,{_LONGEST}}})?)?)?'
+_BEGINNING = re.compile(rf"(?: ?|[ ]?[A-Za-z_]{{1,32}}(?:{_ATTRIBUTE}){{0,4}}(?:{_BEGUN_ATTRIBUTE})?/?)")
 _NEXT_MAY_COME = r"(?:<(?:/?(?:｜(?:D(?:S(?:M(?:L)?)?)?)?)?)?)?"
 # a closing tag without its bracket, in front of another tag
 _UNCLOSED = re.compile(rf"</{DSML} ?([A-Za-z_]{{1,32}})\s{{0,256}}(?=</?{DSML})")
 _UNCLOSED_MAY_COME = re.compile(rf" ?[A-Za-z_]{{0,32}}\s{{0,256}}{_NEXT_MAY_COME}")
 # what is left of a wrapper, alone on its line in front of another tag
 _DAMAGED = re.compile(rf"<{DSML}(?! ?(?:invoke|parameter)\b)[^\n｜]{{0,64}}\s{{1,256}}(?=<{DSML})")
+_FARTHEST = 400  # characters up to that tag; the pattern takes long to find that there is none
 _DAMAGED_MAY_COME = re.compile(rf"[^\n｜]{{0,64}}\s{{0,256}}{_NEXT_MAY_COME}")
 _VALUE = re.compile(r'([a-z]+)="([^"]*)"')
 _SPACE = re.compile(r"\s{0,1024}")  # more is no space between tags: it would be read again with every token
 CLOSING = f"</{DSML}"
+END_INVOKE = f"{CLOSING}invoke>"
+_LEAST_AWAITED = 256
 MOST_WRAPPERS = 2  # a damaged one, and the one that was meant
 
 
@@ -66,9 +69,10 @@ def read_tag(text: str, place: int, *, final: bool, damaged: bool = True) -> Rea
         if (unclosed := _UNCLOSED.match(text, place)) is not None:
             kinds: dict[str, Kind] = {"invoke": "close invoke", "parameter": "close parameter"}
             return Tag(kinds.get(unclosed[1], "close wrapper"), unclosed.end(), exact=False)
-        if damaged and (left := _DAMAGED.match(text, place)) is not None:
+        near = damaged and text.find(f"<{DSML}", place + 1, place + _FARTHEST) >= 0
+        if near and (left := _DAMAGED.match(text, place)) is not None:
             return Tag("open wrapper", left.end(), exact=False)
-        become = not final and _may_become_tag(text[place : place + 4 * _LONGEST], damaged=damaged)
+        become = not final and _may_become_tag(text[place : place + _LONGEST_TAG], damaged=damaged)
         return UNSURE if become else _NO
     word = match[2]
     if match[4] and (match[1] or word != "invoke"):
@@ -153,7 +157,27 @@ def begins_invoke(text: str, tag: Tag, *, final: bool) -> Verdict:
 
 
 def _holds_object(text: str, place: int, *, final: bool) -> Verdict:
-    close = text.find(f"{CLOSING}invoke>", place)
-    if close < 0:
-        return "no" if final else "unsure"
-    return "yes" if is_json(text[place:close]) else "no"
+    close = text.find(END_INVOKE, place)
+    if close >= 0:
+        return "yes" if is_json_between(text, place, close) else "no"
+    return "object" if not final and may_become_json(text, place, END_INVOKE) else "no"
+
+
+@dataclass(slots=True)
+class Awaited:
+    """Text behind an object that has begun. It is looked at when the end of an invoke is in it, or when it has become
+    as long as what stands in front of it: then the object may have turned out to be none."""
+
+    before: int  # characters in front of it
+    _pieces: list[str] = field(default_factory=list)
+    _size: int = 0
+    _end: str = ""  # in which the end of an invoke may have begun
+
+    def push(self, text: str, *, final: bool) -> str | None:
+        """All of it, if it is to be looked at."""
+        self._pieces.append(text)
+        self._size += len(text)
+        self._end = self._end[1 - len(END_INVOKE) :] + text
+        if final or END_INVOKE in self._end or self._size > max(self.before, _LEAST_AWAITED):
+            return "".join(self._pieces)
+        return None

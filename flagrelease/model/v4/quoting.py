@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LONG = 256
+
 
 @dataclass(slots=True)
 class Quoting:
@@ -15,10 +17,10 @@ class Quoting:
     def read(self, text: str) -> None:
         """Go on behind `text`."""
         first, *others = text.split("\n")
-        self._line += first
+        self._line = _shortened(self._line + first)
         for line in others:
             self._end_line()
-            self._line = line
+            self._line = _shortened(line)
 
     def after(self, text: str) -> bool:
         """Whether what follows `text`, which comes next, is quoted."""
@@ -38,3 +40,17 @@ class Quoting:
                 self._fence = ""
         elif bare.startswith("~~~") or (bare.startswith("```") and "`" not in bare.lstrip("`")):
             self._fence = bare[:3]
+
+
+def _shortened(line: str) -> str:
+    """A long line of a few characters that is quoted alike, whatever follows: else it is copied with each token."""
+    if len(line) <= _LONG:
+        return line
+    bare = line.lstrip()
+    fence = bare[: len(bare) - len(bare.lstrip(bare[0]))] if bare[:1] in ("`", "~") else ""
+    rest = bare[len(fence) :]
+    kept = fence[: 3 + (len(fence) - 3) % 2] if len(fence) >= 3 else fence  # an odd number stays odd
+    if not rest.strip():
+        return kept + rest[:1]
+    ticks = rest.count("`")
+    return f"{kept}x{'`' * (2 - ticks % 2 if ticks else 0)}"
