@@ -172,7 +172,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_a_full_server_answers_429(server: tuple[str, Service]) -> None:
     address, service = server
     body = {"model": "small", "prompt": "x", "max_tokens": 1000, "stream": True}
-    with httpx2.Client(base_url=address) as client, contextlib.ExitStack() as stack:
+    with httpx2.Client(base_url=address, timeout=60) as client, contextlib.ExitStack() as stack:
         for _ in range(ROWS):
             answer = stack.enter_context(client.stream("POST", "/v1/completions", json=body))
             assert answer.status_code == 200
@@ -206,7 +206,7 @@ def test_a_caller_of_a_whole_answer_who_leaves_frees_the_row(server: tuple[str, 
 def test_a_caller_who_waits_for_a_stream_and_leaves_gives_up_the_place(server: tuple[str, Service]) -> None:
     address, service = server
     body = {"model": "small", "prompt": "x", "max_tokens": 1400, "stream": True}
-    with httpx2.Client(base_url=address) as client, contextlib.ExitStack() as stack:
+    with httpx2.Client(base_url=address, timeout=60) as client, contextlib.ExitStack() as stack:
         for _ in range(ROWS):
             stack.enter_context(client.stream("POST", "/v1/completions", json=body))
         with post(address, body):
@@ -229,7 +229,7 @@ def post(address: str, body: dict[str, object]) -> Iterator[None]:
 
 def test_usage_and_metrics_count_drafts(server: tuple[str, Service]) -> None:
     address, service = server
-    with httpx2.Client(base_url=address) as client:
+    with httpx2.Client(base_url=address, timeout=60) as client:
         before = service.load.totals.drafted, service.load.totals.accepted
         usage = client.post("/v1/completions", json={"model": "small", "prompt": "abc", "max_tokens": 50}).json()[
             "usage"

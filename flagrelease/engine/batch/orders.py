@@ -74,13 +74,30 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Save:
+    """Keep a copy of all that a row remembers, under a name, without those of some other names."""
+
+    row: int
+    name: int
+    dropped: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Let a row, which a new sequence gets, remember what was kept under a name."""
+
+    row: int
+    name: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """No order comes any more."""
 
 
-Order = Prefill | Together | Decode | Next | Draft | Stop
+Order = Prefill | Together | Decode | Next | Draft | Save | Load | Stop
 _KINDS: dict[bytes, TypeAdapter[Any]] = {
-    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Together, Decode, Next, Draft, Stop)
+    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Together, Decode, Next, Draft, Save, Load, Stop)
 }
 
 

@@ -11,58 +11,69 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from flagrelease.engine.batch.orders import Load, Save
+from flagrelease.engine.batch.reading import Piece
+from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.sequence import Running
+
 _SEEN = 1 << 16  # beginnings of which is known that somebody had them
-MOST_BYTES = 2 << 30  # on each rank's device
+MOST_BYTES = 2 << 30  # of what is kept, on each rank's device
 
 
 class Prefixes:
-    """On the leader: which beginnings were seen, and under which names the ranks keep some of them."""
+    """On the leader: which beginnings were seen, and which of them the ranks keep under a name."""
 
-    def __init__(self, chunk: int, ahead: int, most_bytes: int = MOST_BYTES) -> None:
-        """`chunk`: tokens between borders. `ahead`: tokens behind a border on which what is kept there depends too."""
-        self._chunk, self._ahead, self._most = chunk, ahead, most_bytes
+    def __init__(self, runner: Runner, most_bytes: int = MOST_BYTES) -> None:
+        """Nothing is kept yet. `most_bytes`: what was not used for longest goes if there would be more."""
+        self._runner, self._most = runner, most_bytes
         self._seen = OrderedDict[bytes, None]()
-        self._kept = OrderedDict[bytes, tuple[int, int]]()  # name and bytes, the one that was used last at the end
+        self._kept = OrderedDict[bytes, tuple[int, int]]()  # name and bytes; what was used last is at the end
         self._names = 0
 
-    def borders(self, prompt: Sequence[int]) -> dict[int, bytes]:
-        """The borders before the prompt's last token, each with a digest of what comes before it."""
-        ids, digest, found, done = array("q", prompt), hashlib.blake2b(digest_size=16), dict[int, bytes](), 0
-        for border in range(self._chunk, len(prompt), self._chunk):
-            past = border + self._ahead
-            digest.update(ids[done:past].tobytes())
-            done, found[border] = past, digest.digest()
-        return found
+    def begin(self, each: Running) -> int:
+        """Let the row of a new sequence remember the longest beginning that is kept; returns its tokens.
 
-    def find(self, borders: dict[int, bytes]) -> tuple[int, int]:
-        """The longest of the beginnings that is kept: its length and its name; (0, -1) if there is none."""
-        for border in sorted(borders, reverse=True):
-            if borders[border] in self._kept:
-                self._kept.move_to_end(borders[border])
-                return border, self._kept[borders[border]][0]
-        return 0, -1
-
-    def note(self, borders: dict[int, bytes]) -> int:
-        """Somebody has these; returns the longest that somebody had before and that is not kept, 0 if there is none."""
+        Nothing is taken where the prompt's own scores are wanted: they need the logits of every token.
+        """
+        borders = self._borders(each.prompt)
         again = [border for border, digest in borders.items() if digest in self._seen and digest not in self._kept]
+        each.keep_at, each.borders = max(again, default=0), borders
         for digest in borders.values():
             self._seen[digest] = None
             self._seen.move_to_end(digest)
         while len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
-        return max(again, default=0)
+        kept = [border for border, digest in borders.items() if digest in self._kept]
+        if not kept or each.sampling.prompt_scores is not None:
+            return 0
+        digest = borders[max(kept)]
+        self._kept.move_to_end(digest)
+        self._runner.remember(Load(each.row, self._kept[digest][0]))
+        each.read = each.cached = max(kept)
+        return each.cached
 
-    def has_room(self, size: int) -> bool:
-        """Whether one of so many bytes may be kept, if others go."""
-        return size <= self._most
-
-    def keep(self, digest: bytes, size: int) -> tuple[int, list[int]]:
-        """Give a name to a beginning of which a row's copy has `size` bytes; also returns the names that go for it."""
-        if digest in self._kept:
-            return self._kept[digest][0], []
-        self._names += 1
-        self._kept[digest] = self._names, size
+    def keep(self, piece: Piece) -> None:
+        """Behind a piece: keep what its row remembers, if another prompt has begun with all of it."""
+        if piece.past != piece.each.keep_at or piece.each.borders[piece.past] in self._kept:
+            return
+        size = self._runner.saved_bytes(piece.past)
+        if size > self._most:
+            return
         dropped: list[int] = []
-        while sum(each for _, each in self._kept.values()) > self._most:
+        while sum(each for _, each in self._kept.values()) + size > self._most:
             dropped.append(self._kept.popitem(last=False)[1][0])
-        return self._names, dropped
+        self._names += 1
+        self._kept[piece.each.borders[piece.past]] = self._names, size
+        self._runner.remember(Save(piece.each.row, self._names, tuple(dropped)))
+
+    def _borders(self, prompt: Sequence[int]) -> dict[int, bytes]:
+        """The borders before the prompt's last token, each with a digest of what comes before it.
+
+        The stage that drafts has read one token more there, which then belongs to it.
+        """
+        ids, digest, found, done = array("q", prompt), hashlib.blake2b(digest_size=16), dict[int, bytes](), 0
+        for border in range(self._runner.chunk, len(prompt), self._runner.chunk):
+            past = border + self._runner.speculate
+            digest.update(ids[done:past].tobytes())
+            done, found[border] = past, digest.digest()
+        return found

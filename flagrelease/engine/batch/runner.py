@@ -9,9 +9,21 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.agreement import require_same_options
-from flagrelease.engine.batch.orders import Decode, Draft, Next, Order, Prefill, Stop, Together, decode, encode
+from flagrelease.engine.batch.orders import (
+    Decode,
+    Draft,
+    Load,
+    Next,
+    Order,
+    Prefill,
+    Save,
+    Stop,
+    Together,
+    decode,
+    encode,
+)
 from flagrelease.engine.decode.stepper import choose_stepper
-from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.cache import Cache, SavedRow
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
@@ -34,6 +46,7 @@ class Runner:
             raise UsageError("speculation appends two tokens in a step: chunk and context must be at least 2")
         self._drafts = model.new_draft_cache(rows, context) if speculate else None
         self._stepper = choose_stepper(model, self._cache, self._drafts)
+        self._saved: dict[int, tuple[SavedRow, ...]] = {}
         self._latest = torch.zeros(rows, dtype=torch.int64, device=model.head.device)
 
     @property
@@ -55,6 +68,15 @@ class Runner:
         self._tell(order)
         return self._do(order)
 
+    def saved_bytes(self, length: int) -> int:
+        """Bytes that `Save` takes for a row of `length` tokens."""
+        return sum(cache.saved_bytes(length) for cache in self._caches)
+
+    def remember(self, order: Save | Load) -> None:
+        """On the leader: do it on all ranks."""
+        self._tell(order)
+        self._remember(order)
+
     def stop(self) -> None:
         """On the leader: let the other ranks return from `follow`."""
         self._tell(Stop())
@@ -63,8 +85,24 @@ class Runner:
     def follow(self) -> None:
         """On the other ranks: do what the leader orders until it stops."""
         while not isinstance(order := decode(self.model.groups.hear()), Stop):
-            self._do(order)
+            if isinstance(order, Save | Load):
+                self._remember(order)
+            else:
+                self._do(order)
         self._stepper.forget()
+
+    @property
+    def _caches(self) -> list[Cache]:
+        return [self._cache] if self._drafts is None else [self._cache, self._drafts]
+
+    def _remember(self, order: Save | Load) -> None:
+        if isinstance(order, Load):
+            for cache, saved in zip(self._caches, self._saved[order.name], strict=True):
+                cache.load(order.row, saved)
+            return
+        for name in order.dropped:
+            self._saved.pop(name, None)
+        self._saved[order.name] = tuple(cache.save(order.row) for cache in self._caches)
 
     def _tell(self, order: Order) -> None:
         if self.model.groups.mp > 1:

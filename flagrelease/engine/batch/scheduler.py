@@ -22,6 +22,7 @@ from flagrelease.engine.batch.adjusted import Adjuster, adjusted
 from flagrelease.engine.batch.admission import admit
 from flagrelease.engine.batch.chosen import Chosen
 from flagrelease.engine.batch.orders import Decode, Draft, Next
+from flagrelease.engine.batch.prefixes import Prefixes
 from flagrelease.engine.batch.reading import Piece, allowance, order_of, passes
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
@@ -34,9 +35,13 @@ from flagrelease.engine.transfer import send
 
 @dataclass(slots=True)
 class Totals:
-    """Tokens since the scheduler was made: prompts read, generated, and how many of those were drafted right."""
+    """Tokens since the scheduler was made: prompts read, generated, and how many of those were drafted right.
+
+    `cached` ones of prompts were not read: what a row remembers of them was kept.
+    """
 
     prompt: int = 0
+    cached: int = 0
     generated: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -55,6 +60,7 @@ class Scheduler:
         self._under_way: list[tuple[list[Running], Chosen]] = []  # tokens that the host has not taken in
         self._reading: Running | None = None  # of the active ones the one whose prompt is not all read
         self._keys = 0
+        self._prefixes = Prefixes(runner)
 
     @property
     def busy(self) -> bool:
@@ -192,6 +198,8 @@ class Scheduler:
             if pieces[0].is_scored:
                 events += pieces[0].scores(logits)
             self.totals.prompt += sum(len(piece.tokens) for piece in pieces)
+            for piece in pieces:
+                self._prefixes.keep(piece)
             for piece, last in zip(pieces, logits[-len(pieces) :], strict=True):
                 if piece.following is None and piece.each.limit == 0:
                     self._free(piece.each)
@@ -208,7 +216,8 @@ class Scheduler:
         left = allowance(self.budget, wait, sum(each.sent > 0 for each in self._active.values()))
         pieces: list[Piece] = []
         while left and (each := self._next_to_read()) is not None:
-            past = each.read + min(left, self.runner.chunk)
+            border = (each.read // self.runner.chunk + 1) * self.runner.chunk
+            past = min(each.read + left, border)
             pieces.append(Piece(each, each.read, each.prompt[each.read : past]))
             left -= len(pieces[-1].tokens)
             each.read = pieces[-1].past
@@ -222,6 +231,7 @@ class Scheduler:
             self._reading = self._waiting.popleft()
             self._reading.row = next(row for row in range(self.runner.rows) if row not in self._active)
             self._active[self._reading.row] = self._reading
+            self.totals.cached += self._prefixes.begin(self._reading)
         return self._reading
 
     def _advance(self, each: Running, tokens: Sequence[tuple[int, TokenScore | None]]) -> Event:

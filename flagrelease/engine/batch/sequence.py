@@ -32,6 +32,7 @@ class Event:
         tokens: the tokens of this step, a final EOS included.
         stopped_by: the stop string that ended it, if one did.
         prompt_scores: of the prompt's tokens that were read in this step, if they were asked for.
+        cached: tokens of the prompt that were not read, for what a row remembers of them was kept.
     """
 
     key: int
@@ -44,6 +45,7 @@ class Event:
     tokens: tuple[int, ...] = ()
     stopped_by: str | None = None
     prompt_scores: tuple[TokenScore, ...] = ()
+    cached: int = 0
 
 
 @dataclass(slots=True)
@@ -74,6 +76,9 @@ class Running:
 
     Attributes:
         read: tokens of the prompt that the model has seen.
+        cached: those of them that another sequence has read.
+        borders: where the prompt is cut, with digests of what comes before (see `Prefixes`).
+        keep_at: the border at which what the row remembers is kept; 0: at none.
         last: the newest token, which it has not.
         sent: tokens chosen for it on the device; the host has taken in `generated` of them.
         draft: a guess of the next one.
@@ -93,6 +98,9 @@ class Running:
     watch: StopWatch
     row: int = -1
     read: int = 0
+    cached: int = 0
+    borders: dict[int, bytes] = field(default_factory=dict)
+    keep_at: int = 0
     last: int = -1
     sent: int = 0
     generated: int = 0
@@ -130,8 +138,9 @@ class Running:
         scores = self._scores(places, [score for _, score in tokens[:count] if score is not None])
         stopped_by = self.watch.stopped_by if finish == "stop" else None
         return Event(
-            self.key, text, scores, self.generated, finish, self.drafted, self.accepted, self.followed, stopped_by
-        )
+            self.key, text, scores, self.generated, finish, self.drafted, self.accepted, self.followed, stopped_by,
+            cached=self.cached,
+        )  # fmt: skip
 
     def _scores(self, places: Sequence[tuple[int, int]], new: Sequence[TokenScore]) -> tuple[TokenScore, ...]:
         """What can be told now. The newest tokens have `places` in the text, and scores if they were asked for."""

@@ -12,6 +12,7 @@ def exposition(load: Load) -> str:
         ("sequences_waiting", "gauge", "Sequences that wait for one.", load.waiting),
         ("requests_refused_total", "counter", "Requests refused because the queue was full.", load.refused),
         ("prompt_tokens_total", "counter", "Tokens of prompts read.", load.totals.prompt),
+        ("cached_prompt_tokens_total", "counter", "Tokens of prompts that were read before.", load.totals.cached),
         ("generated_tokens_total", "counter", "Tokens generated.", load.totals.generated),
         ("drafted_tokens_total", "counter", "Tokens guessed by the MTP stage.", load.totals.drafted),
         ("accepted_tokens_total", "counter", "Guesses that were the model's choice.", load.totals.accepted),

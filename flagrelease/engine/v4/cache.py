@@ -9,6 +9,7 @@ ID indexer head_dim, P pending slots.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,14 @@ class LayerCache:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedRow:
+    """A copy of what a row of `length` tokens remembers, in the order of layers and their buffers."""
+
+    length: int
+    parts: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     """The caches of all layers for a fixed number of rows. `lengths` counts the tokens each row has seen."""
 
@@ -131,6 +140,24 @@ class Cache:
         assert self.lengths[row] > 0, "a row without tokens has none to take back"
         self.lengths[row] -= 1
 
+    def save(self, row: int) -> SavedRow:
+        """A copy of all that a row remembers. Where things lie depends on positions only, on no row."""
+        length = self.lengths[row]
+        parts = (part for layer in self.layers for part in _remembered(layer, row, length, self.context))
+        return SavedRow(length, tuple(part.clone() for part in parts))
+
+    def load(self, row: int, saved: SavedRow) -> None:
+        """Let a row remember what `save` has copied, here or in a cache of the same form."""
+        parts = (part for layer in self.layers for part in _remembered(layer, row, saved.length, self.context))
+        for part, copy in zip(parts, saved.parts, strict=True):
+            part.copy_(copy)
+        self.lengths[row] = saved.length
+
+    def saved_bytes(self, length: int) -> int:
+        """Bytes of a copy of a row of `length` tokens."""
+        parts = (part for layer in self.layers for part in _remembered(layer, 0, length, self.context))
+        return sum(part.numel() * part.element_size() for part in parts)
+
     def free(self, row: int) -> None:
         """Let another sequence have the row. Its old contents are never visible to the new one."""
         self.lengths[row] = 0
@@ -151,6 +178,22 @@ def _layer(
         return LayerCache(kv, pending, None, None)
     index_k = torch.zeros((rows, entries + 1, ID), dtype=dtype, device=device)
     return LayerCache(kv, pending, index_k, Pending.empty(rows, ratio, ID, device))
+
+
+def _remembered(layer: LayerCache, row: int, length: int, context: int) -> Iterator[Tensor]:
+    """What of a layer's buffers matters to a row of `length` tokens: views."""
+    entries = 0
+    if layer.pending is not None:
+        ratio = layer.pending.kv.shape[1] - 2 if layer.index_k is None else OVERLAP_RATIO
+        entries = context // ratio
+        yield layer.kv[row, : length // ratio]
+        if layer.index_k is not None:
+            yield layer.index_k[row, : length // ratio]
+    yield layer.kv[row, entries:]
+    for pending in (layer.pending, layer.index_pending):
+        if pending is not None:
+            yield pending.kv[row]
+            yield pending.score[row]
 
 
 def ring_slots(window: int, chunk: int) -> int:

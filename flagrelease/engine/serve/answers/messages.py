@@ -70,9 +70,9 @@ class MessageAnswer:
 
     def _usage(self) -> dict[str, Any]:
         return {
-            "input_tokens": len(self._blocks.prompt),
+            "input_tokens": len(self._blocks.prompt) - self._blocks.cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": self._blocks.cached,
             "output_tokens": self._blocks.generated,
             "output_tokens_details": {"thinking_tokens": self._blocks.reasoned},
             "service_tier": "standard",

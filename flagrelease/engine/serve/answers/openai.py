@@ -202,7 +202,8 @@ def _chunk(delta: dict[str, Any]) -> dict[str, Any]:
 
 
 def usage(answers: Sequence[Counted], each: int = 1) -> dict[str, Any]:
-    """Tokens in and out, of all answers of a request; drafts under OpenAI's names for predicted tokens.
+    """Tokens in and out, of all answers of a request; drafts under OpenAI's names for predicted tokens,
+    and prompts' tokens that were read before, where there are any.
 
     Args:
         answers: those of a prompt beside each other.
@@ -210,7 +211,11 @@ def usage(answers: Sequence[Counted], each: int = 1) -> dict[str, Any]:
     """
     prompt, completion = sum(len(a.prompt) for a in answers[::each]), sum(a.generated for a in answers)
     drafted, accepted = sum(a.drafted for a in answers), sum(a.accepted for a in answers)
-    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    cached = sum(a.cached for a in answers[::each])
+    counts: dict[str, Any] = {
+        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        **({"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}),
+    }  # fmt: skip
     if not drafted:
         return counts
     details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}

@@ -140,7 +140,7 @@ class ResponseAnswer:
         blocks = self._blocks
         return {
             "input_tokens": len(blocks.prompt),
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": blocks.cached, "cache_write_tokens": 0},
             "output_tokens": blocks.generated,
             "output_tokens_details": {"reasoning_tokens": blocks.reasoned},
             "total_tokens": len(blocks.prompt) + blocks.generated,

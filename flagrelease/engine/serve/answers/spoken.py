@@ -9,15 +9,19 @@ from flagrelease.model.v4.encoded import Opening
 
 
 class Counted:
-    """Tokens of a sequence. `drafted` were guessed by the MTP stage, and `accepted` of them were right."""
+    """Tokens of a sequence. `drafted` were guessed by the MTP stage, and `accepted` of them were right.
+
+    `cached` ones of the prompt were read for another sequence before.
+    """
 
     def __init__(self, prompt: list[int]) -> None:
         """Nothing has come yet."""
-        self.prompt, self.generated, self.drafted, self.accepted = prompt, 0, 0, 0
+        self.prompt, self.generated, self.drafted, self.accepted, self.cached = prompt, 0, 0, 0, 0
 
     def count(self, event: Event) -> None:
         """Take the numbers of an event, each of which stands for the whole sequence so far."""
         self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
+        self.cached = event.cached
 
 
 class Spoken(Counted):
