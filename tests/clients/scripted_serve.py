@@ -8,6 +8,7 @@ calls of tools among them; everything else is what `flagrelease serve` does.
 from __future__ import annotations
 
 import re
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -50,5 +51,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
         tokenizer = Tokenizer(folder)
-    print(f"serving {NAME}", flush=True)
-    uvicorn.run(scripted_app(tokenizer, Obedient(tokenizer)), port=int(sys.argv[1]), log_level="warning")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", int(sys.argv[1])))
+        listener.listen()
+        print(f"serving {NAME}", flush=True)
+        server = uvicorn.Server(uvicorn.Config(scripted_app(tokenizer, Obedient(tokenizer)), log_level="warning"))
+        server.run([listener])
