@@ -268,7 +268,6 @@ def serve(
     key = serving_key(host, api_key_env) if leads() else None
     if leads():
         check_origins(origins, key)
-    sockets = bind(host, port) if leads() else []
     count = choose_ranks(ranks, cut_for(release), device)
     sockets = bind(host, port) if leads() else []
     if count > 1:
