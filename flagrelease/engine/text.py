@@ -56,6 +56,10 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
+    def prepare(self) -> None:
+        """Make what the first chat would wait for: seconds with DeepSeek's vocabulary."""
+        _ = self._plain, self.longest
+
     @cached_property
     def longest(self) -> int:
         """Bytes of the longest token."""

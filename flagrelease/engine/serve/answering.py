@@ -16,11 +16,11 @@ from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.serve.access import TokenCount, token_count
 from flagrelease.engine.serve.answers.merged import merged
 from flagrelease.engine.serve.answers.written import respond_with
+from flagrelease.engine.serve.requests.refusals import CLIENT_LEFT
 from flagrelease.engine.serve.service import Service, Stream
 from flagrelease.errors import ResourceError
 
 T = TypeVar("T")
-_CLIENT_LEFT = 499  # nginx's number, for logs: nobody reads the response
 
 
 class Answering(Protocol):
@@ -58,12 +58,12 @@ async def respond(
     count.prompt = sum(len(prompt) for prompt, _ in asked)
     if not stream:
         if await _unless_left(http, _fill(service, asked, answering, count)) is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         return respond_with(answering.whole())
     lines = _lines(service, asked, answering, count)
     first = await _unless_left(http, _next(lines))  # a refusal must come before the status line is sent
     if first is None:
-        return Response(status_code=_CLIENT_LEFT)
+        return Response(status_code=CLIENT_LEFT)
     return StreamingResponse(_rest(first, lines), media_type="text/event-stream")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flagrelease.errors import ResourceError
 
-_BACKLOG = 2048  # connections that may wait until the server accepts them, as many as uvicorn allows
+BACKLOG = 2048  # connections that may wait until the server accepts them, as many as uvicorn allows
 _READING = 60  # seconds without any progress of what is sent, after which the kernel closes the connection
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # IPv6 is switched off, though `localhost` still names ::1
 
@@ -47,7 +47,7 @@ def listen_on(sockets: Iterable[socket.socket], host: str, port: int) -> None:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if sys.platform == "linux":
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _READING * 1000)
-            each.listen(_BACKLOG)
+            each.listen(BACKLOG)
     except OSError as error:
         raise _refusal(host, port, error) from error
 

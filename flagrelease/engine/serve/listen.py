@@ -14,9 +14,11 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from flagrelease.engine.serve.bind import BACKLOG
 from flagrelease.engine.serve.service import Service
 from flagrelease.ranks.lifetime import RANK_LOST, LostRankError
 
+_ACCEPTED = 4  # connections that are accepted one behind the other before streams go on
 _LAST_WORDS = 1  # seconds in which the streams that are cut are told so
 
 
@@ -39,7 +41,10 @@ def listen(
         LostRankError: whoever started the ranks says that one of them has died.
     """
     patience = grace + _LAST_WORDS
-    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=patience)
+    config = uvicorn.Config(
+        app, log_level="warning", lifespan="off", timeout_graceful_shutdown=patience, backlog=_ACCEPTED
+    )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client who has just left
     server = _Server(config, service, grace, started)
     server.run(list(sockets))
     if server.lost:
@@ -59,6 +64,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(BACKLOG)  # the loop has set it to what it accepts at once
         if self.started:
             self._tell()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from flagrelease.engine.serve.large import LargeBodies
     from flagrelease.engine.serve.served import Served
+    from flagrelease.engine.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def serve(session: Session, serving: Serving, *, as_json: bool = False) -> None:
     say(f"{session.release}: {efforts.said}")
     service = Service(Scheduler(runner, tokenizer, serving.budget), serving.queue)
     large = LargeBodies()
-    app = _application(serving, Served(service, tokenizer, serving.name, serving.mode, efforts), large)
+    app = application(serving, Served(service, tokenizer, serving.name, serving.mode, efforts), large)
+    settle(tokenizer)
     listen_on(serving.sockets, serving.host, serving.port)
     service.start()
     try:
@@ -101,7 +104,14 @@ def serve(session: Session, serving: Serving, *, as_json: bool = False) -> None:
     runner.stop()
 
 
-def _application(serving: Serving, served: Served, large: LargeBodies) -> ASGIApp:
+def settle(tokenizer: Tokenizer) -> None:
+    """Do once what would hold the first requests up, and let the garbage collector pass over all that is loaded."""
+    tokenizer.prepare()
+    gc.collect()
+    gc.freeze()
+
+
+def application(serving: Serving, served: Served, large: LargeBodies) -> ASGIApp:
     """The server's application behind its checks. A preflight of a browser is answered before the key is asked for."""
     from flagrelease.engine.serve.access import AccessLog
     from flagrelease.engine.serve.guard import Guard, for_pages

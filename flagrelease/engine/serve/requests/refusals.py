@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -13,13 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from flagrelease.engine.serve.service import BusyError
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 from flagrelease.strict_json import parse_json
 
+CLIENT_LEFT = 499  # nginx's number, for logs: nobody reads the response
 MOST_BYTES = 16 * 2**20  # of a body: a million token ids are half of it
-MOST_VALUES = 200_000  # that are no integers, so that looking through them takes no more than a second
+MOST_VALUES = 50_000  # that are no integers: a conversation of some thousand messages
 _SMALL = 8192  # bytes that take about a millisecond
 _DEEPEST = 100  # levels of a body: beyond a few hundred more, writing it back as JSON would end in a RecursionError
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -66,17 +68,22 @@ class JsonRequest(Request):
         """The body, read once, and no further than its limit.
 
         Raises:
-            BadBody: it is longer.
+            BadBody: it is longer, or the client has left in the middle of it.
         """
         if not hasattr(self, "_read"):
-            pieces, size = list[bytes](), 0
-            async for piece in self.stream():
-                size += len(piece)
-                if size > MOST_BYTES:
-                    raise BadBody(f"the body is longer than {MOST_BYTES:,} bytes", status=413)
-                pieces.append(piece)
-            self._read = b"".join(pieces)
+            try:
+                self._read = b"".join([piece async for piece in self._pieces()])
+            except ClientDisconnect as error:
+                raise BadBody("the client has left", status=CLIENT_LEFT) from error
         return self._read
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for piece in self.stream():
+            size += len(piece)
+            if size > MOST_BYTES:
+                raise BadBody(f"the body is longer than {MOST_BYTES:,} bytes", status=413)
+            yield piece
 
     async def json(self) -> Any:
         """The body, parsed once.
