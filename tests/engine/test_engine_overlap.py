@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,27 @@ def test_two_ranks_follow_tokens_that_only_the_device_knows(
 ) -> None:
     write_tokenizer(tmp_path)
     assert on_ranks(2, texts_on_ranks, bf16_release, tmp_path) == texts_on_ranks(bf16_release, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(4))
+def test_events_on_the_device_are_those_of_a_scheduler_that_waits(
+    bf16_release: Path, tokenizer: Tokenizer, seed: int
+) -> None:
+    story = draw_story(seed)
+    model = engine.load(bf16_release, "bf16", torch.float32, "auto", mtp=True)
+    waiting, ahead = (told(story, scheduler) for scheduler in schedulers(story, model, tokenizer))
+    for key, events in waiting.items():
+        assert_same(events, ahead[key])
+
+
+@pytest.mark.gpu
+def test_a_thread_serves_what_the_main_thread_does(bf16_release: Path, tokenizer: Tokenizer) -> None:
+    story = draw_story(2)
+    model = engine.load(bf16_release, "bf16", torch.float32, "auto", mtp=True)
+    _, scheduler = schedulers(story, model, tokenizer)
+    _, other = schedulers(story, model, tokenizer)
+    expected = told(story, scheduler)
+    with ThreadPoolExecutor(1) as thread:
+        for key, events in thread.submit(told, story, other).result(timeout=300).items():
+            assert_same(expected[key], events)

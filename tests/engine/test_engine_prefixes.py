@@ -65,6 +65,13 @@ def test_what_is_kept_gives_the_same_to_the_bit(model: Model, tokenizer: Tokeniz
     assert (scheduler.totals.prompt, scheduler.totals.cached) == (sum(map(len, ASKED)) - 120, 120)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("speculate", [False, True])
+def test_the_same_to_the_bit_on_the_device(bf16_release: Path, tokenizer: Tokenizer, *, speculate: bool) -> None:
+    model = engine.load(bf16_release, "bf16", torch.float32, "auto", mtp=True, chunk=CHUNK)
+    test_what_is_kept_gives_the_same_to_the_bit(model, tokenizer, speculate=speculate)
+
+
 def test_a_sequence_beside_it_gets_its_own(model: Model, tokenizer: Tokenizer) -> None:
     scheduler = schedule(model, tokenizer)
     for prompt in ASKED[:2]:
