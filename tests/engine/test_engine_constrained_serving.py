@@ -30,6 +30,7 @@ from flagrelease.engine.constraints.wanted import ChosenAnswer, JsonAnswer, Rege
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.constrained import constrained
 from flagrelease.engine.serve.requests.protocol import ChatRequest
+from flagrelease.engine.serve.requests.refusals import ParameterError
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
@@ -203,6 +204,18 @@ def test_calls_or_a_schema_where_the_model_decides(served: Served) -> None:
         assert each.tool_calls or jsonschema.validate(json.loads(each.content), POINT) is None
 
 
+def test_tools_of_a_message_count_too(served: Served) -> None:
+    # strict was taken there without being enforced, and a block could not have called them
+    system = {"role": "system", "content": "s", "tools": [function("mark", POINT, strict=True)]}
+    body = {"messages": [system, *MESSAGES], "parallel_tool_calls": False}
+    called = said(served, body, 2, logit_bias=((int(MARK), 12.0), (int(TOKEN["<"]), 12.0)))
+    assert any(each.tool_calls for each in called)
+    assert all(arguments(call) is not None for each in called for call in each.tool_calls)
+    wrong = function("f", {"type": "object", "properties": {"a": {"uniqueItems": True}}}, strict=True)
+    with pytest.raises(ParameterError, match=r"messages\[0\]\.tools\[0\].*uniqueItems"):
+        said(served, {"messages": [{**system, "tools": [wrong]}, *MESSAGES]}, 1)
+
+
 def test_without_a_wish_nothing_is_constrained(served: Served) -> None:
     for body in ({}, {"tools": TOOLS}, {"response_format": {"type": "text"}}, {"tools": TOOLS, "tool_choice": "none"}):
         request = ChatRequest.model_validate({"model": NAME, "messages": MESSAGES, **body})
@@ -281,6 +294,11 @@ REFUSED = [
     ({"guided_grammar": "root ::= x"}, "guided_grammar", "not supported"),
     ({"guided_choice": []}, "guided_choice", "choices"),
     ({"guided_choice": ["x"], "tools": TOOLS, "parallel_tool_calls": False}, "guided_choice", "tools"),
+    (
+        {"structured_outputs": {"regex": "x", "whitespace_pattern": "x"}},
+        "structured_outputs.whitespace_pattern",
+        "null",
+    ),
     ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "not supported"),
     ({"tool_choice": "required"}, "tool_choice", "not among the tools"),
     ({"tool_choice": "must", "tools": TOOLS}, "tool_choice", "required"),

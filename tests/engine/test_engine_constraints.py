@@ -308,8 +308,11 @@ def test_a_text_is_written_as_the_prompt_teaches() -> None:
         ({"type": "array"}, "must be object"),
         ({"type": "object", "properties": {}, "required": ["a"]}, "required property 'a'"),
         ({"type": "object", "properties": {'a"b': {}}}, "cannot hold"),
-        ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
-        ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "no value fulfils"),
+        (
+            {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}},
+            "parameters.properties.a: .*uniqueItems",
+        ),
+        ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "properties.a: no value fulfils"),
         ({"type": "object", "properties": {"a": 5}}, "a schema must be"),
         ({"type": "object", "properties": {"a": {"enum": 5}}}, "enum must be a list"),
         ({"type": "object", "properties": {"a": {"type": "string", "maxLength": "x"}}}, "whole numbers"),

@@ -21,6 +21,7 @@ _NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "exam
           "writeOnly"}  # fmt: skip
 _TYPES = ("number", "integer", "boolean", "null", "array", "object")  # all but texts
 _NAME = re.compile(r'[^"\r\n]{1,256}')
+_COMMENT = "  // "
 _ANY_TEXT = "/(?s:.*)/"
 
 
@@ -64,6 +65,11 @@ def block_rules(tools: Sequence[CalledTool], dsml: int, *, several: bool, opened
     return "\n".join(rules.lines) + "\n"
 
 
+def place_of(line: str) -> str:
+    """Where in the request the schema stands that a line of the grammar holds; empty if it does not say."""
+    return line.rpartition(_COMMENT)[2] if _COMMENT in line else ""
+
+
 @dataclass(slots=True)
 class _Rules:
     dsml: str
@@ -103,14 +109,19 @@ class _Rules:
 
     def _parameter(self, name: str, schema: Schema, definitions: dict[str, Any], tool: CalledTool) -> str:
         _check_name(name, f"{tool.param}: a property")
-        return self._tagged(_quoted(f'parameter name="{name}" string="'), _Forms.of(schema, definitions), tool)
+        place = f"{tool.param}.properties.{name}"
+        return self._tagged(
+            _quoted(f'parameter name="{name}" string="'), _Forms.of(schema, definitions, place), tool, place
+        )
 
     def _any_parameters(self, schema: Schema, tool: CalledTool | None = None) -> str:
         """Parameters of any name, each by `schema`."""
         name = f'"parameter name=\\"" /{_NAME.pattern}/ "\\" string=\\""'
-        return self._tagged(name, _Forms.of(schema, {}), tool) + "*"
+        place = "" if tool is None else f"{tool.param}.additionalProperties"
+        return self._tagged(name, _Forms.of(schema, {}, place), tool, place) + "*"
 
-    def _tagged(self, opening: str, forms: _Forms, tool: CalledTool | None) -> str:
+    def _tagged(self, opening: str, forms: _Forms, tool: CalledTool | None, place: str) -> str:
+        """A parameter. `place` stands in a comment, from which a refusal takes it (`place_of`)."""
         begin, close = f'"<" {self.dsml} {opening}', f'{self.dsml} "parameter>\\n"'
         ways = []
         if forms.texts:
@@ -118,7 +129,8 @@ class _Rules:
             text = self._new("TEXT", f'({" | ".join(forms.texts)}) "</"')
             ways.append(f'"true\\">" {text} {close}')
         for schema in forms.others:
-            value = self._new("json", f"%json {json_text(schema, lenient=tool is None or not tool.strict)}")
+            lenient = tool is None or not tool.strict
+            value = self._new("json", f"%json {json_text(schema, lenient=lenient)}{_COMMENT}{place}")
             ways.append(f'"false\\">" {value} "</" {close}')
         return self._new("parameter", f"{begin} ({' | '.join(ways)})")
 
@@ -131,12 +143,15 @@ class _Forms:
     others: list[Schema] = field(default_factory=list)
 
     @classmethod
-    def of(cls, schema: Schema, definitions: dict[str, Any]) -> _Forms:
+    def of(cls, schema: Schema, definitions: dict[str, Any], place: str) -> _Forms:
         """Both for one parameter."""
         forms = cls()
-        forms._add(schema, definitions, ())
+        try:
+            forms._add(schema, definitions, ())
+        except UsageError as error:
+            raise UsageError(f"{place}: {error}") from error
         if not forms.texts and not forms.others:
-            raise UsageError("a parameter whose schema no value fulfils")
+            raise UsageError(f"{place}: no value fulfils the schema")
         return forms
 
     def _add(self, schema: Schema, definitions: dict[str, Any], seen: tuple[str, ...]) -> None:

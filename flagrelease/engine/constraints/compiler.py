@@ -6,11 +6,14 @@ import asyncio
 import hashlib
 import importlib.util
 import json
+import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from flagrelease.engine.constraints.calls import place_of
 from flagrelease.engine.constraints.constraint import Constraint
 from flagrelease.engine.constraints.wanted import Calls, Grammar, Wanted
 from flagrelease.engine.text import Tokenizer
@@ -22,6 +25,14 @@ from flagrelease.model.v4.encoded import Part
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
+_IN_GRAMMAR = re.compile(r"at (\d+)\(\d+\): (?:failed to compile JSON schema: )?(.*)")
+_QUOTED = re.compile(r"\s*\d+ \| ")
+_WORDS = {
+    "Unimplemented keys:": "keywords that are not enforced here:",
+    "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf": (
+        "the alternatives of oneOf may overlap, which is not enforced here; anyOf is"
+    ),
+}
 _TRIED = 3  # steps that are tried: an expression that is too large shows it in its first ones
 _KEPT = 64  # compiled grammars: some MB each, at most
 
@@ -107,7 +118,7 @@ def _matcher(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
         if tried.is_error() or tried.is_stopped() or not tried.consume_token(token):
             break
     if tried.is_error():
-        raise UsageError(_readable(tried.get_error()))
+        raise UsageError(_readable(tried.get_error(), text))
     return matcher
 
 
@@ -117,7 +128,14 @@ def _first(mask: bytes) -> int:
     return place * 8 + (mask[place] & -mask[place]).bit_length() - 1
 
 
-def _readable(error: str) -> str:
-    """llguidance's message without the grammar that it quotes."""
-    text = " ".join(error.replace("<non-verbose/>", "").split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
+def _readable(error: str, grammar: str) -> str:
+    """llguidance's message without the grammar that it quotes, and the schema's place where the grammar tells it."""
+    told = takewhile(lambda line: not _QUOTED.match(line), error.replace("<non-verbose/>", "").strip().split("\n"))
+    text, place = " ".join(" ".join(told).split()), ""
+    if found := _IN_GRAMMAR.fullmatch(text):
+        lines, text = grammar.split("\n"), found[2]
+        place = place_of(lines[int(found[1]) - 1]) if int(found[1]) <= len(lines) else ""
+    for theirs, ours in _WORDS.items():
+        text = text.replace(theirs, ours)
+    whole = f"{place}: {text}" if place else text
+    return whole if len(whole) <= 300 else f"{whole[:297]}..."

@@ -53,13 +53,16 @@ def _of_chat(request: ChatRequest) -> tuple[str, Wanted] | None:
 
 
 def _tools(request: ChatRequest, *, required: bool) -> list[CalledTool]:
-    """Where the model decides, only the functions that are strict are held to their schemas."""
+    """Those of the request and of its messages. Where the model decides, only strict functions have to fit a schema."""
+    places = [(f"tools[{n}]", tool) for n, tool in request.chosen_tools()]
+    if not isinstance(request.tool_choice, NamedTool):
+        places += request.message_tools()
     called = []
-    for n, tool in request.chosen_tools():
+    for place, tool in places:
         function: dict[str, Any] = tool["function"]
         strict = bool(function.get("strict"))
         parameters = function.get("parameters")
         schema = _NONE if parameters is None else parameters
-        param = f"tools[{n}].function.parameters"
+        param = f"{place}.function.parameters"
         called.append(CalledTool(function["name"], schema if required or strict else None, strict, param))
     return called

@@ -65,7 +65,7 @@ ResponseFormat = Annotated[
 
 
 class StructuredOutputs(Typed):
-    """vLLM's object for the same; one of its keys."""
+    """vLLM's object for the same: one of the first four keys. There is nothing here that could be fallen back to."""
 
     json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -73,6 +73,10 @@ class StructuredOutputs(Typed):
     json_object: bool | None = None
     grammar: Annotated[Any, neutral()] = None
     structural_tag: Annotated[Any, neutral()] = None
+    whitespace_pattern: Annotated[Any, neutral()] = None
+    disable_fallback: Annotated[Any, neutral(False, True)] = None
+    disable_any_whitespace: Annotated[Any, neutral(False)] = None
+    disable_additional_properties: Annotated[Any, neutral(False)] = None
 
 
 class Formed(Typed):

@@ -145,6 +145,14 @@ class Conversation(Typed):
             raise ParameterError("tool_choice requires a function that is not among the tools", "tool_choice")
         return tools
 
+    def message_tools(self) -> list[tuple[str, dict[str, Any]]]:
+        """The tools that system and developer messages bring, each with its place."""
+        return [
+            (f"messages[{n}].tools[{m}]", tool)
+            for n, message in enumerate(cast(list[Message], self.messages))
+            for m, tool in enumerate(message.get("tools") or ())
+        ]
+
     def mode(self, default: Mode) -> Mode:
         """What `thinking` and `reasoning_effort` ask for; where they leave it open, what the server does by default.
 
