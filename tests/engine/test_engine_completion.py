@@ -350,6 +350,15 @@ def test_arguments_of_a_cut_call_stay_a_beginning() -> None:
     assert [call.arguments for call in cut.tool_calls] == ['{"a": "rm -rf /home']
 
 
+def test_a_closing_tag_that_a_limit_cut_is_no_text() -> None:
+    # a client was shown the half of a tag behind its calls
+    for length in range(len(END_TOOL_CALLS)):
+        stream = CompletionStream.start(CHAT)
+        text = f"Hi{BLOCK}"[: len(f"Hi{BLOCK}") - len(END_TOOL_CALLS) + length]
+        whole = gather([*stream.push(text), *stream.end(cut=True)], CHAT, as_taught=stream.as_taught)
+        assert (whole.content, len(whole.tool_calls), whole.as_taught) == ("Hi", 1, False), text
+
+
 def test_a_string_streams_while_it_is_written() -> None:
     stream = CompletionStream.start(CHAT)
     stream.push(f'{LEAD}<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">')

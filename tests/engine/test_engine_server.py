@@ -35,7 +35,7 @@ from flagrelease.model.v4.efforts import Mode, efforts_of
 from flagrelease.model.v4.encoded import Opening
 
 NAME = "small-v4"
-CONTEXT = 1200
+CONTEXT = 1500
 CITY = f'<{chat.DSML}parameter name="city" string="true">Beijing</{chat.DSML}parameter>'
 CALL = f'<{chat.DSML}invoke name="get_weather">\n{CITY}\n</{chat.DSML}invoke>\n'
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
@@ -183,6 +183,7 @@ def test_streamed_chat_equals_the_whole(client: openai.OpenAI, script: Any) -> N
     stream = client.chat.completions.create(
         model=NAME,
         messages=[{"role": "user", "content": "x"}],
+        tools=TOOLS,
         stream=True,
         extra_body={"thinking": {"type": "enabled"}},
     )

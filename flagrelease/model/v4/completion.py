@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flagrelease.model.v4.chat import END_THINK, EOS, TOOL_CALLS
+from flagrelease.model.v4.chat import END_THINK, END_TOOL_CALLS, EOS, TOOL_CALLS
 from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
 from flagrelease.model.v4.encoded import Opening, Part
 from flagrelease.model.v4.markup import Awaited, begins
@@ -256,8 +256,8 @@ class CompletionStream:
     def _say_held(self, pieces: list[Said | Piece], found: int, *, final: bool) -> None:
         """Say what belongs to no mark, one of which may have begun at `found`, or -1."""
         keep = len(self._held) if final else self._sayable(found)
-        if self._after_block and not self._held[:keep].strip():
-            if final and self._held:  # only space after the calls
+        if self._after_block and (END_TOOL_CALLS if final else "").startswith(self._held[:keep].strip()):
+            if final and self._held:  # only space after the calls, or a tag that the answer's end cut
                 self._held, self.as_taught = "", False
             return
         self._say(pieces, self._held[:keep])
