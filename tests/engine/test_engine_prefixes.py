@@ -128,6 +128,16 @@ def test_bytes_are_bounded(model: Model, tokenizer: Tokenizer, monkeypatch: pyte
     assert scheduler.totals.cached == 4 * 120
 
 
+def test_nothing_is_kept_where_the_device_is_full(
+    model: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runner, "has_room", lambda runner, size: False)
+    scheduler = schedule(model, tokenizer)
+    for prompt in ASKED:
+        answer(scheduler, prompt, Sampling(temperature=0, max_tokens=1))
+    assert (scheduler.runner._saved, scheduler.totals.cached) == ({}, 0)
+
+
 def _saved(runner: Runner, length: int) -> SavedRow:
     runner._cache.lengths[0] = length
     return runner._cache.save(0)

@@ -57,7 +57,7 @@ class Prefixes:
         if piece.past != piece.each.keep_at or piece.each.borders[piece.past] in self._kept:
             return
         size = self._runner.saved_bytes(piece.past)
-        if size > self._most:
+        if size > self._most or not self._runner.has_room(size):
             return
         dropped: list[int] = []
         while sum(each for _, each in self._kept.values()) + size > self._most:

@@ -27,6 +27,8 @@ from flagrelease.engine.v4.cache import Cache, SavedRow
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
+_FOR_PASSES = 1 << 30  # bytes that are not given to what is kept
+
 
 class Runner:
     """A model with `rows` sequences of at most `context` tokens."""
@@ -71,6 +73,11 @@ class Runner:
     def saved_bytes(self, length: int) -> int:
         """Bytes that `Save` takes for a row of `length` tokens."""
         return sum(cache.saved_bytes(length) for cache in self._caches)
+
+    def has_room(self, size: int) -> bool:
+        """Whether the leader's device can spare so many bytes, and some for the passes. Other ranks' are like it."""
+        device = self.model.device
+        return device.type == "cpu" or device.memory()[0] > size + _FOR_PASSES
 
     def remember(self, order: Save | Load) -> None:
         """On the leader: do it on all ranks."""
