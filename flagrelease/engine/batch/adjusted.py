@@ -32,6 +32,8 @@ class Adjuster:
         allowed = sampling.allowed_token_ids
         self.allowed = None if allowed is None else pack(allowed, vocabulary)
         self.follower = None if sampling.constraint is None else Follower(sampling.constraint)
+        lasting = (self._counts, self.allowed, self.follower)  # asked of every sequence in every step
+        self._lasts = bool(sampling.logit_bias or sampling.bad_words) or any(each is not None for each in lasting)
 
     def take(self, token: int) -> None:
         """The sequence has got its next token."""
@@ -49,11 +51,7 @@ class Adjuster:
     @property
     def active(self) -> bool:
         """Whether the logits of the next token, or of the one after a draft, may be changed."""
-        ours = self._sampling
-        lasting = (self._counts, self.allowed, self.follower)
-        if ours.logit_bias or ours.bad_words or any(each is not None for each in lasting):
-            return True
-        return len(self._taken) < ours.min_tokens
+        return self._lasts or len(self._taken) < self._sampling.min_tokens
 
     @property
     def bias(self) -> tuple[tuple[int, float], ...]:
