@@ -31,7 +31,7 @@ class StopWatch:
         if self.stopped:
             return ""
         automaton, node = self._automaton, self._node
-        if not automaton.stops:
+        if node == 0 and automaton.first.isdisjoint(text):
             return text
         for place, character in enumerate(text):
             node = automaton.follow(node, character)
@@ -57,7 +57,7 @@ class _Automaton:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = bool(stops)
+        self.first = {stop[0] for stop in stops}
         self._next: list[dict[str, int]] = [{}]
         self._shorter, self.depth, self.ends = [0], [0], [0]
         for stop in stops:

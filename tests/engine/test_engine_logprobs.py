@@ -25,6 +25,7 @@ from flagrelease import engine
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.serve.answers import logprobs as logprobs_module
+from flagrelease.engine.serve.answers.written import written
 from flagrelease.engine.serve.server import Served, make_app
 from flagrelease.engine.serve.service import Service
 from flagrelease.engine.text import Tokenizer
@@ -282,7 +283,8 @@ def test_alternatives_of_one_name_are_kept(server: Server, tmp_path: Path) -> No
     tokenizer = Tokenizer(tmp_path)
     same = [n for n in range(320) if tokenizer.bytes_of(n) == b"same"]
     score = logprobs_module.TokenScore(same[-1], -2.0, ((7, -0.5), *((n, -1.0) for n in same[:-1]), (same[-1], -2.0)))
-    top = list(logprobs_module.Forms(tokenizer, 3).completion([(0, score)])["top_logprobs"])
+    forms = logprobs_module.Forms(tokenizer, 3)
+    top = [json.loads(each) for each in forms.completion([(0, score)])["top_logprobs"]]
     assert len(top[0]) == len(score.top)
     assert top[0]["same"] == -2.0  # the chosen token has the name
 
@@ -302,8 +304,8 @@ def test_streams_of_several_prompts(server: Server) -> None:
 def test_what_cannot_be_said_in_json_is(server: Server) -> None:
     score = logprobs_module.TokenScore(70, -math.inf, ((71, 0.0),), 9)
     forms = logprobs_module.Forms(server.served.tokenizer, 1)
-    shown = [next(forms.chat([score])), {k: list(v) for k, v in forms.completion([(0, score)]).items()}]
-    assert "Infinity" not in json.dumps(shown)
+    shown = json.loads("".join(written([*forms.chat([score]), forms.completion([(0, score)])])))
+    assert shown[0]["top_logprobs"][1]["logprob"] == shown[1]["token_logprobs"][0] == -9999.0
     assert shown[0]["logprob"] == -9999.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from flagrelease.engine.batch.adjusted import Adjuster
 from flagrelease.engine.batch.sequence import Event, Running
 from flagrelease.engine.sampling import Sampler, Sampling
 from flagrelease.engine.scores import TokenScore
+from flagrelease.engine.serve.answers import written
 from flagrelease.engine.serve.answers.openai import ChatAnswer, CompletionAnswer
 from flagrelease.engine.serve.requests.protocol import Shown
 from flagrelease.engine.stops import StopWatch
@@ -73,8 +75,13 @@ def events(tokenizer: Tokenizer, tokens: list[int], sampling: Sampling, sizes: l
     return told
 
 
+def read(document: Any) -> Any:
+    """As a client gets it."""
+    return json.loads("".join(written.written(document)))
+
+
 @st.composite
-def written(draw: st.DrawFn) -> tuple[list[str], list[int], tuple[str, ...], list[int], bool]:
+def whatever(draw: st.DrawFn) -> tuple[list[str], list[int], tuple[str, ...], list[int], bool]:
     texts = draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8))
     parts = draw(st.lists(st.integers(130, 250), max_size=3))  # bytes that are no characters, or words
     stops = draw(st.lists(st.sampled_from(["cab", "a", "界", "\n\n", "end", f"<{DSML}", "</th"]), max_size=2))
@@ -86,7 +93,7 @@ def tokens_of(tokenizer: Tokenizer, texts: list[str], parts: list[int], ends: bo
 
 
 @settings(deadline=None, max_examples=300)
-@given(data=written())
+@given(data=whatever())
 def test_completions(tokenizer: Tokenizer, data: Any) -> None:
     texts, parts, stops, sizes, ends = data
     tokens = tokens_of(tokenizer, texts, parts, ends)
@@ -96,8 +103,8 @@ def test_completions(tokenizer: Tokenizer, data: Any) -> None:
     for event in events(tokenizer, tokens, sampling, sizes):
         whole.take(event)
         chunks += streamed.add(event)
-    choice = whole.choice()
-    text, lists = choice["text"], {name: list(values) for name, values in choice["logprobs"].items()}
+    choice, chunks = read(whole.choice()), read(chunks)
+    text, lists = choice["text"], choice["logprobs"]
     assert "".join(chunk["text"] for chunk in chunks) == text
     for name, values in lists.items():
         assert [value for chunk in chunks for value in chunk["logprobs"][name]] == values
@@ -118,7 +125,7 @@ def test_completions(tokenizer: Tokenizer, data: Any) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(data=written(), opening=st.sampled_from([TOOLS, PLAIN]))
+@given(data=whatever(), opening=st.sampled_from([TOOLS, PLAIN]))
 def test_chats(tokenizer: Tokenizer, data: Any, opening: Opening) -> None:
     texts, parts, stops, sizes, ends = data
     tokens = tokens_of(tokenizer, texts, parts, ends)
@@ -128,11 +135,11 @@ def test_chats(tokenizer: Tokenizer, data: Any, opening: Opening) -> None:
     for event in events(tokenizer, tokens, sampling, sizes):
         whole.take(event)
         chunks += streamed.add(event)
-    choice = whole.choice()
+    choice, chunks = read(whole.choice()), read(chunks)
     left = tokens
     for part in ("reasoning_content", "content"):
         text = choice["message"].get(part) or ""
-        entries = list(choice["logprobs"].get(part, []))
+        entries = choice["logprobs"].get(part, [])
         come = [each for chunk in chunks for each in (chunk["logprobs"] or {}).get(part, [])]
         assert come == entries
         assert "".join(chunk["delta"].get(part, "") for chunk in chunks) == text

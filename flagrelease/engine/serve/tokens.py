@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI
 from pydantic import Discriminator, Tag
 
+from flagrelease.engine.serve.answers.logprobs import spelt
 from flagrelease.engine.serve.requests.fields import Typed, neutral
 from flagrelease.engine.serve.requests.prompts import Conversation
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
@@ -60,7 +61,7 @@ def add_tokens(app: FastAPI, served: Served) -> None:
                 tokens = await served.encode(request.encoded(served.efforts.of(request.mode(served.mode))))
         strings = None
         if request.return_token_strs:
-            strings = await aside(lambda: [served.tokenizer.decode([token]) for token in tokens])
+            strings = await aside(lambda: [spelt(served.tokenizer.bytes_of(token)) for token in tokens])
         return {
             "count": len(tokens), "max_model_len": served.service.context, "tokens": tokens, "token_strs": strings,
         }  # fmt: skip

@@ -64,7 +64,9 @@ class Choices:
         return [f"data: {json_line({'error': error})}\n\n"]
 
     def _line(self, choices: list[dict[str, Any]], usages: dict[str, Any]) -> str:
-        return f"{self._beginning}{json_line({'choices': choices, **usages})[1:]}\n\n"
+        document = {"choices": choices, **usages}
+        scored = any(choice.get("logprobs") for choice in choices)
+        return f"{self._beginning}{(''.join(written(document)) if scored else json_line(document))[1:]}\n\n"
 
     def _usage(self) -> dict[str, Any]:
         return usage(self._answers, self._request.n)

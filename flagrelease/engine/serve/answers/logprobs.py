@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from flagrelease.engine.batch.sequence import Event
+from flagrelease.engine.json_line import json_line
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scores import TokenScore
-from flagrelease.engine.serve.answers.written import Series
+from flagrelease.engine.serve.answers.written import Series, Written
 from flagrelease.engine.serve.requests.refusals import ParameterError
 from flagrelease.engine.text import Tokenizer
 
@@ -44,23 +46,23 @@ class Forms:
         """`count`: alternatives of each token. `as_ids`: tokens are called "token_id:7", as vLLM calls them."""
         self._tokenizer, self._count, self._as_ids = tokenizer, count, as_ids
 
-    def chat(self, scores: Iterable[TokenScore]) -> Iterator[dict[str, Any]]:
+    def chat(self, scores: Iterable[TokenScore]) -> Iterator[Written]:
         """Entries of a chat's `logprobs.content`."""
         for score in scores:
             top = self._alternatives(score) if self._count else []
-            entry = self._chat_token(score.token, score.logprob or 0.0)
-            yield {**entry, "top_logprobs": [self._chat_token(*each) for each in top]}
+            listed = ", ".join(f"{self._entry(token, logprob)}}}" for token, logprob in top)
+            yield Written(f'{self._entry(score.token, score.logprob or 0.0)}, "top_logprobs": [{listed}]}}')
 
     def completion(self, scores: Iterable[tuple[int, TokenScore]]) -> dict[str, Iterable[Any]]:
         """A completion's `logprobs` of tokens with their places in the text. Its lists are made when they are read."""
         return {
-            "tokens": Series(lambda: (self._completion_name(score.token) for _, score in scores)),
+            "tokens": Series(lambda: (self._name(score.token) for _, score in scores)),
             "token_logprobs": Series(lambda: (_shown(score.logprob) for _, score in scores)),
             "top_logprobs": Series(lambda: (self._top(score) for _, score in scores)),
             "text_offset": Series(lambda: (place for place, _ in scores)),
         }
 
-    def prompt(self, scores: Iterable[TokenScore]) -> Iterator[dict[str, Any] | None]:
+    def prompt(self, scores: Iterable[TokenScore]) -> Iterator[Written | None]:
         """Entries of vLLM's `prompt_logprobs`: the prompt's own token, then the most likely ones."""
         for score in scores:
             if score.logprob is None:
@@ -69,10 +71,12 @@ class Forms:
             listed = {score.token: (score.rank, score.logprob)}
             for n, (token, logprob) in enumerate(score.top[: self._count]):
                 listed.setdefault(token, (n + 1, logprob))
-            yield {
-                str(token): {"logprob": _shown(logprob), "rank": rank, "decoded_token": self._spelt(token)}
+            entries = (
+                f'"{token}": {{"logprob": {_shown(logprob)!r}, "rank": {rank}, '
+                f'"decoded_token": {self._decoded(token)}}}'
                 for token, (rank, logprob) in listed.items()
-            }
+            )
+            yield Written(f"{{{', '.join(entries)}}}")
 
     def _alternatives(self, score: TokenScore) -> list[tuple[int, float]]:
         """The most likely tokens, and the one that was chosen, if it is none of them."""
@@ -81,32 +85,46 @@ class Forms:
             top.append((score.token, score.logprob))
         return top
 
-    def _top(self, score: TokenScore) -> dict[str, float] | None:
+    def _top(self, score: TokenScore) -> Written | None:
         """Alternatives by name. The chosen token has its name; another with the same one is called by its id."""
         if score.logprob is None:
             return None
-        own = self._completion_name(score.token)
+        own = self._name(score.token)
         named: dict[str, float] = {}
         for token, logprob in self._alternatives(score):
-            name = self._completion_name(token)
+            name = self._name(token)
             if token != score.token and (name == own or name in named):
                 name = _id_name(token)
-            named[name] = logprob if logprob > _LEAST else _LEAST
-        return named
+            named[name] = logprob
+        return Written(f"{{{', '.join(f'{name}: {_shown(logprob)!r}' for name, logprob in named.items())}}}")
 
-    def _chat_token(self, token: int, logprob: float) -> dict[str, Any]:
-        name = _id_name(token) if self._as_ids else self._spelt(token)
-        return {"token": name, "logprob": _shown(logprob), "bytes": list(self._tokenizer.bytes_of(token))}
+    def _entry(self, token: int, logprob: float) -> str:
+        """A token of a chat without the last brace."""
+        name, raw = _in_chat(self._tokenizer, token, self._as_ids)
+        return f'{{"token": {name}, "logprob": {_shown(logprob)!r}, "bytes": {raw}'
 
-    def _completion_name(self, token: int) -> str:
-        if self._as_ids:
-            return _id_name(token)
-        raw = self._tokenizer.bytes_of(token)
-        return text if (text := _text(raw)) is not None else "bytes:" + _escaped(raw)
+    def _name(self, token: int) -> Written:
+        return _in_completion(self._tokenizer, token, self._as_ids)
 
-    def _spelt(self, token: int) -> str:
-        raw = self._tokenizer.bytes_of(token)
-        return text if (text := _text(raw)) is not None else _escaped(raw)
+    def _decoded(self, token: int) -> str:
+        return _in_chat(self._tokenizer, token, False)[0]
+
+
+# tokens as JSON: most of those that are shown come again and again
+
+
+@lru_cache(maxsize=1 << 15)
+def _in_chat(tokenizer: Tokenizer, token: int, as_id: bool) -> tuple[str, str]:
+    raw = tokenizer.bytes_of(token)
+    return _id_name(token) if as_id else json_line(spelt(raw)), json_line(list(raw))
+
+
+@lru_cache(maxsize=1 << 15)
+def _in_completion(tokenizer: Tokenizer, token: int, as_id: bool) -> Written:
+    if as_id:
+        return _id_name(token)
+    raw = tokenizer.bytes_of(token)
+    return Written(json_line(text if (text := _text(raw)) is not None else "bytes:" + _escaped(raw)))
 
 
 class Kept:
@@ -163,6 +181,11 @@ class PromptScores:
         return {} if kept is None else {"prompt_logprobs": Series(lambda: self._forms.prompt(kept.scores()))}
 
 
+def spelt(raw: bytes) -> str:
+    """The text of a token, or its bytes where they are no whole characters."""
+    return text if (text := _text(raw)) is not None else _escaped(raw)
+
+
 def _text(raw: bytes) -> str | None:
     try:
         return raw.decode()
@@ -174,8 +197,8 @@ def _escaped(raw: bytes) -> str:
     return "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in raw)
 
 
-def _id_name(token: int) -> str:
-    return f"token_id:{token}"
+def _id_name(token: int) -> Written:
+    return Written(f'"token_id:{token}"')
 
 
 def _shown(logprob: float | None) -> float | None:

@@ -25,9 +25,17 @@ class Series:
         return self._make()
 
 
+class Written(str):
+    """A value of a document that is JSON already."""
+
+    __slots__ = ()
+
+
 def written(document: Any) -> Iterator[str]:
-    """The JSON of `document`, whose objects may hold `Series` at any depth of objects and lists."""
-    if isinstance(document, dict) and document:
+    """The JSON of `document`, whose objects may hold `Series` and `Written` at any depth of objects and lists."""
+    if isinstance(document, Written):
+        yield document
+    elif isinstance(document, dict) and document:
         for n, (key, value) in enumerate(document.items()):
             yield f"{', ' if n else '{'}{json_line(key)}: "
             yield from written(value)
@@ -36,7 +44,7 @@ def written(document: Any) -> Iterator[str]:
         yield "["
         for n, value in enumerate(document):
             yield ", " if n else ""
-            yield from written(value) if isinstance(document, list) else (json_line(value),)
+            yield from written(value)
         yield "]"
     else:
         yield json_line(document)
