@@ -162,6 +162,7 @@ HOSTILE: dict[str, Wanted] = {
         {"allOf": [{"anyOf": [{"properties": {f"a{n}{m}": {"type": "null"}}} for m in range(10)]} for n in range(10)]}
     ),
     "no choice": ChosenAnswer(()),
+    "long choices": ChosenAnswer(tuple("x" * 9_000 + str(n) for n in range(30))),
     "many choices": ChosenAnswer(tuple(map(str, range(20_000)))),
     "definitions in every parameter": Calls(
         [

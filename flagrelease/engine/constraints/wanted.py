@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flagrelease.engine.constraints.calls import CalledTool, block_rules
-from flagrelease.engine.constraints.schemas import LONGEST_TEXT, MOST_VALUES, Schema, check_schema, json_text
+from flagrelease.engine.constraints.schemas import LONGEST_TEXT, Schema, check_schema, json_text
 from flagrelease.errors import UsageError
 
 Grammar = tuple[Literal["lark", "regex"], str]
@@ -59,8 +59,9 @@ class ChosenAnswer:
         Raises:
             UsageError: there are none, or too many.
         """
-        if not 0 < len(self.texts) <= MOST_VALUES or any(len(text) > LONGEST_TEXT for text in self.texts):
-            raise UsageError(f"from 1 to {MOST_VALUES} choices of at most {LONGEST_TEXT} characters are taken")
+        if not self.texts:
+            raise UsageError("no choices")
+        check_schema(list(self.texts))
         return "lark", "start: CHOICE\nCHOICE: " + " | ".join(
             json.dumps(each, ensure_ascii=False) for each in self.texts
         )
