@@ -108,10 +108,9 @@ def serve(release: Path, port: int, step: float) -> None:
     app = application(serving, Served(service, tokenizer, NAME, "chat", read_efforts(release)), large)
     gc.set_threshold(50_000, 20, 100)  # as the command line sets it
     settle(tokenizer)
-    listen_on(sockets, HOST, port)
     service.start()
     try:
-        listen(app, sockets, service, 1, lambda: print("ready", flush=True))
+        listen(app, sockets, service, 1, lambda: listen_on(sockets, HOST, port), lambda: print("ready", flush=True))
     finally:
         large.stop()
         service.stop()

@@ -139,9 +139,9 @@ def test_a_process_that_dies_is_replaced(tokenizer: Tokenizer) -> None:
     body = ("/v1/completions", json.dumps({"model": NAME, "prompt": "x", "max_tokens": 2}) + FILLER)
     try:
         assert post(app, [body])[0][0] == 200
-        for process in list(reader._pool._processes.values()):
-            os.kill(process.pid or 0, signal.SIGKILL)
-        statuses = [status for status, _ in post(app, [body, body])]
+        for process in reader._processes:
+            os.kill(process._process.pid or 0, signal.SIGKILL)
+        statuses = [status for status, _ in post(app, [body] * 4)]
         assert statuses[-1] == 200
         assert set(statuses) <= {200, 503}
     finally:

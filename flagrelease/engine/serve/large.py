@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import queue
 import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,12 +30,46 @@ _NICENESS = 10  # steps of the model come first where cores are few
 Read = tuple[str, Any]  # "value", "invalid" or "bad", and what belongs to it
 
 
+class _Process:
+    """A process that reads bodies one by one, on behalf of one thread here. It is replaced when it dies."""
+
+    def __init__(self) -> None:
+        self._process, self._line = _start()
+        self._wanted = True
+
+    def read(self, path: str, raw: bytes) -> Read:
+        """Raises ResourceError if the process dies."""
+        try:
+            self._line.send((path, raw))
+            found: Read = self._line.recv()
+        except (EOFError, OSError) as error:
+            self._end()
+            if self._wanted:
+                self._process, self._line = _start()
+            raise ResourceError("the process that read the body has died; try again") from error
+        return found
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        self._wanted = False
+        self._process.kill()  # whoever waits for it hears that, and closes the line
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._line.close()
+
+
 class LargeBodies:
     """Implements `refusals.BodyReader`."""
 
     def __init__(self) -> None:
         """The processes start by themselves, which takes some seconds; a body that comes earlier waits for them."""
-        self._pool = _start()
+        self._processes = [_Process() for _ in range(_PROCESSES)]
+        self._free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        for process in self._processes:
+            self._free.put(process)
+        self._threads = ThreadPoolExecutor(_PROCESSES, "large bodies")
 
     async def read(self, path: str, raw: bytes) -> Any:
         """The checked value of a body for the route `path`.
@@ -43,11 +79,7 @@ class LargeBodies:
             RequestValidationError: it is not what the route takes.
             ResourceError: the process that read it has died.
         """
-        try:
-            kind, found = await asyncio.get_running_loop().run_in_executor(self._pool, _read, path, raw)
-        except BrokenProcessPool as error:
-            self._pool = _start()
-            raise ResourceError("the process that read the body has died; try again") from error
+        kind, found = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, path, raw)
         if kind == "bad":
             raise BadBody(*found)
         if kind == "invalid":
@@ -55,24 +87,32 @@ class LargeBodies:
             raise RequestValidationError([problem], body=body)
         return found
 
+    def _read(self, path: str, raw: bytes) -> Read:
+        process = self._free.get()  # there are as many as threads
+        try:
+            return process.read(path, raw)
+        finally:
+            self._free.put(process)
+
     def stop(self) -> None:
-        """End the processes, whatever they do."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.kill()
+        """End the processes. What they were reading is refused."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.stop()
 
 
-def _start() -> ProcessPoolExecutor:
-    """Processes that no signal for the server's group ends; they end with the server."""
+def _start() -> tuple[SpawnProcess, Connection]:
+    """A process that no signal for the server's group ends; it ends with the server."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(_PROCESSES, spawn, initializer=_begin, initargs=(os.getpid(),))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # processes inherit it
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_work, args=(there, os.getpid()), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # the process inherits it
     try:
-        for _ in range(_PROCESSES):
-            pool.submit(_routes)
+        process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pool
+    there.close()
+    return process, here
 
 
 # What follows runs in those processes.
@@ -80,9 +120,12 @@ def _start() -> ProcessPoolExecutor:
 _known: dict[str, APIRoute] = {}
 
 
-def _begin(server: int) -> None:
+def _work(line: Connection, server: int) -> None:
     die_with(server)
     os.nice(_NICENESS)
+    _routes()
+    while True:
+        line.send(_read(*line.recv()))
 
 
 def _routes() -> None:
@@ -95,8 +138,6 @@ def _routes() -> None:
 
 
 def _read(path: str, raw: bytes) -> Read:
-    if not _known:
-        _routes()
     field = _known[path].body_field
     assert field is not None, "only routes with a body are kept"
     try:

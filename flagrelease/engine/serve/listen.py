@@ -23,7 +23,12 @@ _LAST_WORDS = 1  # seconds in which the streams that are cut are told so
 
 
 def listen(
-    app: ASGIApp, sockets: Sequence[socket.socket], service: Service, grace: int, started: Callable[[], None]
+    app: ASGIApp,
+    sockets: Sequence[socket.socket],
+    service: Service,
+    grace: int,
+    begin: Callable[[], None],
+    started: Callable[[], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM, or until the service has failed.
 
@@ -32,9 +37,10 @@ def listen(
 
     Args:
         app: the application.
-        sockets: which listen.
+        sockets: bound ones.
         service: what the application asks.
         grace: seconds.
+        begin: is called once, when signals are heard; it lets the sockets listen.
         started: is called once, when requests are answered.
 
     Raises:
@@ -45,7 +51,7 @@ def listen(
         app, log_level="warning", lifespan="off", timeout_graceful_shutdown=patience, backlog=_ACCEPTED
     )
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client who has just left
-    server = _Server(config, service, grace, started)
+    server = _Server(config, service, grace, begin, started)
     server.run(list(sockets))
     if server.lost:
         raise LostRankError
@@ -54,15 +60,23 @@ def listen(
 class _Server(uvicorn.Server):
     """uvicorn's, with signals that do not end the process, and ends that the streams are told about."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: int, started: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        grace: int,
+        begin: Callable[[], None],
+        started: Callable[[], None],
+    ) -> None:
         super().__init__(config)
-        self._service, self._grace, self._tell = service, grace, started
+        self._service, self._grace, self._begin, self._tell = service, grace, begin, started
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals: list[int] = []
         self.lost = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._begin()
         await super().startup(sockets)
         for each in sockets or ():
             each.listen(BACKLOG)  # the loop has set it to what it accepts at once

@@ -94,10 +94,13 @@ def serve(session: Session, serving: Serving, *, as_json: bool = False) -> None:
     large = LargeBodies()
     app = application(serving, Served(service, tokenizer, serving.name, serving.mode, efforts), large)
     settle(tokenizer)
-    listen_on(serving.sockets, serving.host, serving.port)
     service.start()
     try:
-        listen(app, serving.sockets, service, serving.grace, lambda: _announce(serving, runner, as_json=as_json))
+        listen(
+            app, serving.sockets, service, serving.grace,
+            begin=lambda: listen_on(serving.sockets, serving.host, serving.port),
+            started=lambda: _announce(serving, runner, as_json=as_json),
+        )  # fmt: skip
     finally:
         large.stop()
         service.stop()
