@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from typing import Literal
 
 import openai
 from pydantic import BaseModel
@@ -22,8 +23,8 @@ GREET = [{"role": "user", "content": "Hello"}]
 
 
 class Person(BaseModel):
-    name: str
-    age: int
+    name: Literal["Ada", "Grace"]  # the small model would write a free text up to any limit
+    known: bool
 
 
 def models() -> None:
