@@ -91,7 +91,7 @@ ContextOption = Annotated[
     ),
 ]
 SpeculateOption = Annotated[
-    bool, typer.Option("--speculate", help="Draft a token ahead with the MTP stage: the same text, faster.")
+    bool, typer.Option("--speculate", help="Draft tokens ahead with the draft stages: the same text, faster.")
 ]
 RowsOption = Annotated[int, typer.Option("--batch", min=1, help="Sequences at once.")]
 

@@ -46,7 +46,7 @@ def load(
         device: auto, cpu, or one that the chip table knows; under torchrun this process's device of that kind.
         operators: the provider of the operators: torch, triton, auto or flag_gems.
         chunk: tokens appended to a sequence in one step; more take more memory and fewer steps.
-        mtp: load the draft stage too. Its tensors are checked in any case.
+        mtp: load the draft stages too. Their tensors are checked in any case.
         progress: is told how many of this rank's weights are loaded, and how many there are.
 
     Raises:

@@ -28,17 +28,6 @@ def choose_context(release: Path, context: int | None) -> int:
     return context or min(DEFAULT_CONTEXT, most)
 
 
-def require_speculation(release: Path) -> None:
-    """Refuse to speculate with draft stages that the engine runs, but does not verify the drafts of yet.
-
-    Raises:
-        UsageError: the release's stages are DSpark's.
-        CheckpointError: the folder has no config of a model.
-    """
-    if read_config(release / "config.json")[0].is_dspark:
-        raise UsageError(f"{release}: --speculate verifies drafts of the preview's MTP stage, not of DSpark's stages")
-
-
 def serving_key(host: str, variable: str | None) -> str | None:
     """The key that clients must send, from the environment variable that `--api-key-env` names.
 

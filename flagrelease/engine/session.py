@@ -14,7 +14,7 @@ from flagrelease.engine.efforts import read_efforts
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import leave_job
-from flagrelease.engine.preflight import DEFAULT_CONTEXT, require_speculation
+from flagrelease.engine.preflight import DEFAULT_CONTEXT
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.model.v4.efforts import Efforts
@@ -41,13 +41,8 @@ class Session:
             dtype: name of torch's.
             device: see `load`.
             operators: see `load`.
-            speculate: also load the MTP stage, for runners that draft with it.
-
-        Raises:
-            UsageError: the choices contradict each other or the release; draft stages that nothing speculates with.
+            speculate: also load the draft stages, for runners that draft with them.
         """
-        if speculate:
-            require_speculation(release)
         with Display(quiet=not is_leader(), lasting=False) as display:
             model = load(
                 release, numerics, dtype, device, operators=operators, mtp=speculate,
@@ -82,7 +77,7 @@ class Session:
         """
         if context is None:
             context = self.default_context
-        return Runner(self.model, rows, context, speculate=self.model.mtp is not None)
+        return Runner(self.model, rows, context, speculate=self.model.drafts)
 
     def tokenizer(self) -> Tokenizer:
         """The release's."""

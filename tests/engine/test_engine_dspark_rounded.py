@@ -55,7 +55,7 @@ def rounded(request: pytest.FixtureRequest, dspark: tuple[Checkpoint, Path]) -> 
     features = features_of(model, TOKENS)
     drafting = open_drafting(model, 1, CONTEXT)
     assert isinstance(drafting, DsparkDrafting)
-    drafting.read(0, features[:149], TOKENS[1:150])
+    drafting.read(slice(0, 1), features[None, :149], [TOKENS[1:150]])
     hidden = list(features[:149].double().numpy())
     return model, features, exact, drafting, [exact.context_keys(stage, hidden) for stage in range(3)]
 
@@ -117,7 +117,7 @@ def test_planted_rounding_of_keys_is_caught(dspark: tuple[Checkpoint, Path], def
     model = engine.load(release, "native", mtp=True)
     features = features_of(model, TOKENS[:40])
     drafting = open_drafting(replace(model, ops=defect()), 1, CONTEXT)
-    drafting.read(0, features, TOKENS[1:41])
+    drafting.read(slice(0, 1), features[None], [TOKENS[1:41]])
     for stage in range(3):
         keys = np.array(exact.context_keys(stage, list(features.double().numpy())))
         assert same(drafting.cache.layers[stage].kv[0, :40], keys) < SAME_STREAMS

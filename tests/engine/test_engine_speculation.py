@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engine_checkpoint import random_tokens
+from live_numbers import live
 from ranks import on_ranks
 from small_tokenizer import write_tokenizer
 from torch import Tensor
@@ -26,6 +27,7 @@ from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
@@ -170,6 +172,11 @@ class Watched(Runner):
         self.seen.append((order, logits))
         return logits
 
+    def draft(self, order: Draft, choose: Choose) -> Drafts:
+        drafts = super().draft(order, choose)
+        self.seen.append((order, drafts.logits[:, 0]))
+        return drafts
+
 
 def test_drafts_are_those_of_the_whole_sequence(model: Model, tokenizer: Tokenizer) -> None:
     prompt = PROMPTS[4]
@@ -185,26 +192,6 @@ def test_drafts_are_those_of_the_whole_sequence(model: Model, tokenizer: Tokeniz
                 assert (logits[0] - model.draft_logits(known)[-1]).abs().max() <= LIMIT
         runner.seen.clear()
     assert len(known) > len(prompt) + 30
-
-
-def live(cache: Cache, row: int, model: Model) -> list[Tensor]:
-    """Every number of a row that a later token can read, by the definitions of window, windows and compressors."""
-    length, window = cache.lengths[row], model.config.sliding_window
-    kept = []
-    for layer, ratio in zip(cache.layers, model.config.compress_ratios, strict=False):
-        entries, room = (length // ratio, cache.context // ratio) if ratio else (0, 0)
-        ring = layer.kv.shape[1] - room - 1
-        slots = [room + p % ring for p in range(max(0, length - window + 1), length)]
-        kept += [layer.kv[row, :entries], layer.kv[row, slots]]
-        if ratio == 4 and layer.index_k is not None:
-            kept.append(layer.index_k[row, :entries])
-        for pending in (layer.pending, layer.index_pending):
-            if pending is not None:
-                begin = max(0, length // ratio * ratio - (ratio if ratio == 4 else 0))
-                size = pending.kv.shape[1] - 2
-                remembered = [p % size for p in range(begin, length)]
-                kept += [pending.kv[row, remembered], pending.score[row, remembered]]
-    return kept
 
 
 def differences(model: Model, draft_is_forgotten: Callable[[Cache], None]) -> float:
@@ -283,7 +270,7 @@ def test_planted_acceptance_of_every_draft_is_seen(
     (plain,) = generate_all(schedule(model, tokenizer, speculate=False), [PROMPTS[3]], SAMPLINGS[1])
 
     def judge(scheduler: Scheduler, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
-        return scheduler._advance(each, tokens if each.draft is None else [(each.draft, None), tokens[1]])
+        return scheduler._advance(each, [*((draft, None) for draft in each.drafts), tokens[-1]])
 
     monkeypatch.setattr(Scheduler, "_judge", judge)
     (result,) = generate_all(schedule(model, tokenizer), [PROMPTS[3]], SAMPLINGS[1])

@@ -43,8 +43,9 @@ class Decode:
     """Run one step of all sequences whose prompts are read.
 
     Attributes:
-        tokens: for each row none, or its last one, or that and a draft of the next.
-        rejected: rows whose draft of the step before was not the next token; their caches forget it first.
+        tokens: for each row none, or its last one, or that and drafts of the next ones.
+        rejected: rows with drafts of the step before that were wrong, once for each of these; their caches forget them
+            first.
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -64,10 +65,10 @@ class Next:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Look a token further.
+    """Guess the next tokens.
 
     Attributes:
-        following: for each row none, or what followed the tokens of its last order, a rejected draft not counted.
+        following: for each row none, or what followed the tokens of its last order, rejected drafts not counted.
     """
 
     following: tuple[tuple[int, ...], ...]

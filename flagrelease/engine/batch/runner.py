@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from flagrelease.engine.batch.orders import (
 )
 from flagrelease.engine.decode.stepper import choose_stepper
 from flagrelease.engine.v4.cache import Cache, SavedRow
+from flagrelease.engine.v4.drafting import Drafting, open_drafting
+from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
 
@@ -34,20 +36,21 @@ class Runner:
     """A model with `rows` sequences of at most `context` tokens."""
 
     def __init__(self, model: Model, rows: int, context: int, *, speculate: bool = False) -> None:
-        """Allocate the caches, on every rank. `speculate`: also the MTP stage's.
+        """Allocate the caches, on every rank. `speculate`: also the draft stages'.
 
         Raises:
-            UsageError: the ranks were started with different options; a step appends one token only, but is to hold
-                a draft too; the model has no MTP stage.
+            UsageError: the ranks were started with different options; a step appends fewer tokens than one and its
+                drafts; the model was loaded without draft stages.
             ResourceError: the device has no room.
         """
         require_same_options(model.groups.control, {"--batch": rows, "--context": context, "--speculate": speculate})
         self.model, self.rows, self.context, self.speculate = model, rows, context, speculate
         self._cache = model.new_cache(rows, context)
-        if speculate and self._cache.chunk < 2:
-            raise UsageError("speculation appends two tokens in a step: chunk and context must be at least 2")
-        self._drafts = model.new_draft_cache(rows, context) if speculate else None
-        self._stepper = choose_stepper(model, self._cache, self._drafts)
+        self._drafting = open_drafting(model, rows, context) if speculate else None
+        if self._drafting is not None and self._cache.chunk <= self._drafting.most:
+            most = self._drafting.most + 1
+            raise UsageError(f"speculation appends {most} tokens in a step: chunk and context must be at least {most}")
+        self._stepper = choose_stepper(model, self._cache, self._drafting)
         self._saved: dict[int, tuple[SavedRow, ...]] = {}
         self._latest = torch.zeros(rows, dtype=torch.int64, device=model.head.device)
 
@@ -60,15 +63,19 @@ class Runner:
         """On the leader: `Next` is to append `tokens` [N] to `rows` [N]. The device may still be choosing them."""
         self._latest[rows] = tokens
 
-    def run(self, order: Prefill | Together | Decode | Next | Draft) -> Tensor:
+    def run(self, order: Prefill | Together | Decode | Next) -> Tensor:
         """On the leader: do it on all ranks.
 
         Returns:
-            float32 logits: [T or 1, V] of a prompt's piece, [pieces, V] of several together, [rows, 1 or 2, V] of a
-            step, [rows, V] of a draft.
+            float32 logits: [T or 1, V] of a prompt's piece, [pieces, V] of several together, [rows, S, V] of a step.
         """
         self._tell(order)
         return self._do(order)
+
+    def draft(self, order: Draft, choose: Choose) -> Drafts:
+        """On the leader: let the stages guess on all ranks. `choose` takes each token from logits [rows, V]."""
+        self._tell(order)
+        return self._stepper.draft(order.following, choose)
 
     def saved_bytes(self, length: int) -> int:
         """Bytes that `Save` takes for a row of `length` tokens."""
@@ -94,13 +101,15 @@ class Runner:
         while not isinstance(order := decode(self.model.groups.hear()), Stop):
             if isinstance(order, Save | Load):
                 self._remember(order)
+            elif isinstance(order, Draft):
+                self._stepper.draft(order.following, _leave)
             else:
                 self._do(order)
         self._stepper.forget()
 
     @property
     def _caches(self) -> list[Cache]:
-        return [self._cache] if self._drafts is None else [self._cache, self._drafts]
+        return [self._cache] if self._drafting is None else [self._cache, self._drafting.cache]
 
     def _remember(self, order: Save | Load) -> None:
         if isinstance(order, Load):
@@ -115,7 +124,7 @@ class Runner:
         if self.model.groups.mp > 1:
             self.model.groups.tell(encode(order))
 
-    def _do(self, order: Prefill | Together | Decode | Next | Draft) -> Tensor:
+    def _do(self, order: Prefill | Together | Decode | Next) -> Tensor:
         if isinstance(order, Next):
             self.model.groups.share(self._latest)
             return self._stepper.follow(self._latest, order.rows)
@@ -123,33 +132,28 @@ class Runner:
             return self._read((order,))
         if isinstance(order, Together):
             return self._read(order.pieces)
-        if isinstance(order, Decode):
-            return self._decode(order)
-        return self._stepper.draft(order.following)
+        return self._decode(order)
 
     def _read(self, pieces: Sequence[Prefill]) -> Tensor:
         """Pieces of rows that lie side by side, in one pass."""
         rows = slice(pieces[0].row, pieces[-1].row + 1)
         self._begin(self._cache, pieces)
-        part = _view(self._cache, rows)
-        streams = self.model.advance(part, [piece.tokens for piece in pieces])
+        part = self._cache.view(rows)
+        streams, features = self.model.advance_watched(part, [piece.tokens for piece in pieces])
         self._cache.lengths[rows] = part.lengths
-        last = [streams[n, len(piece.tokens) - 1] for n, piece in enumerate(pieces)]
-        if self._drafts is not None:
-            self._read_drafts(self._drafts, pieces, streams)
-            for piece, each in zip(pieces, last, strict=True):
-                self._stepper.keep(piece.row, each)
-        return self.model.read_out(streams[0] if pieces[0].every else torch.stack(last))
+        last = [(n, len(piece.tokens) - 1) for n, piece in enumerate(pieces)]
+        if self._drafting is not None:
+            self._read_drafts(self._drafting, pieces, features)
+            for piece, place in zip(pieces, last, strict=True):
+                self._stepper.keep(piece.row, features[place])
+        return self.model.read_out(streams[0] if pieces[0].every else torch.stack([streams[place] for place in last]))
 
-    def _read_drafts(self, drafts: Cache, pieces: Sequence[Prefill], streams: Tensor) -> None:
-        """The MTP stage reads the piece too, all but the prompt's last position: what follows that is not known yet."""
-        rows = slice(pieces[0].row, pieces[-1].row + 1)
-        self._begin(drafts, pieces)
+    def _read_drafts(self, drafting: Drafting, pieces: Sequence[Prefill], features: Tensor) -> None:
+        """The stages read the piece too, all but the prompt's last position: what follows that is not known yet."""
+        self._begin(drafting.cache, pieces)
         following = [piece.tokens[1:] + (() if piece.following is None else (piece.following,)) for piece in pieces]
         if any(following):
-            part = _view(drafts, rows)
-            self.model.draft(part, streams, following)
-            drafts.lengths[rows] = part.lengths
+            drafting.read(slice(pieces[0].row, pieces[-1].row + 1), features, following)
 
     def _begin(self, cache: Cache, pieces: Sequence[Prefill]) -> None:
         for piece in pieces:
@@ -157,11 +161,10 @@ class Runner:
                 cache.free(piece.row)
 
     def _decode(self, order: Decode) -> Tensor:
-        for row in order.rejected:
-            self._cache.take_back(row)
+        for row, count in Counter(order.rejected).items():
+            self._stepper.take_back(row, count)
         return self._stepper.advance(order.tokens)
 
 
-def _view(cache: Cache, rows: slice) -> Cache:
-    """Some rows: the same memory, their own counts of tokens."""
-    return replace(cache, layers=tuple(layer.view(rows) for layer in cache.layers), lengths=cache.lengths[rows])
+def _leave(place: int, logits: Tensor) -> Tensor:
+    raise AssertionError(f"draft {place} was to be chosen on a rank that does not lead")

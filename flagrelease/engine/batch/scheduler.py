@@ -1,8 +1,8 @@
 """Many sequences on one model: each has a row of the cache, joins when one is free, and leaves when it is done.
 
-A step reads a piece of the prompts that wait, and gives a token to every sequence whose prompt is read (two where a
-draft was right). The piece is a budget of tokens, so that a long prompt delays running answers by that and no more; it
-is larger where more prompts wait than answers run. Prompts are read in the order in which they came.
+A step reads a piece of the prompts that wait, and gives a token to every sequence whose prompt is read (and one more
+for each draft that was right). The piece is a budget of tokens, so that a long prompt delays running answers by that
+and no more; it is larger where more prompts wait than answers run. Prompts are read in the order in which they came.
 
 The device is one step ahead of the host. While it computes the logits of one step, whose tokens it has in its own
 memory, the host takes in the tokens of the step before, makes their texts and decides which sequences have ended. One
@@ -153,7 +153,7 @@ class Scheduler:
         ]
 
     def _step_with_drafts(self) -> list[Event]:
-        """A token or two for every sequence that is ready, a budget of prompts read, the next drafts."""
+        """A token and its right drafts for every sequence that is ready, a budget of prompts read, the next drafts."""
         events = self._decode()
         events += self._read_prompts()
         events += self._take_in()
@@ -164,7 +164,7 @@ class Scheduler:
         ready = [each for each in self._active.values() if each.ready]
         if not ready:
             return []
-        rejected = tuple(each.row for each in ready if each.rejected)
+        rejected = tuple(each.row for each in ready for _ in range(each.rejected))
         feeds = tuple(self._active[row].feed if row in self._active else () for row in range(self.runner.rows))
         places = [(each, n) for each in ready for n in range(len(each.feed))]
         draws = self._draws([each.sampler.at(each.generated + n) for each, n in places])
@@ -178,14 +178,15 @@ class Scheduler:
         return [self._judge(each, tokens[each.row]) for each in ready]
 
     def _judge(self, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
-        """The first token is right. The second is if the draft, after which it was chosen, was the first."""
-        each.rejected = each.draft is not None and tokens[0][0] != each.draft
-        if each.draft is not None:
-            each.drafted += 1
-            self.totals.drafted += 1
-            each.accepted += not each.rejected
-            self.totals.accepted += not each.rejected
-        return self._advance(each, tokens[:1] if each.rejected else tokens)
+        """The first token is right. Each other one is if the drafts up to it, after which it was chosen, were."""
+        wrong = [n for n, draft in enumerate(each.drafts) if tokens[n][0] != draft]
+        right = min(wrong, default=len(each.drafts))
+        each.rejected = len(each.drafts) - right
+        each.drafted += len(each.drafts)
+        self.totals.drafted += len(each.drafts)
+        each.accepted += right
+        self.totals.accepted += right
+        return self._advance(each, tokens[: right + 1])
 
     def _read_prompts(self) -> list[Event]:
         """Read a budget of prompts and queue the first tokens of those that are read to the end.
@@ -243,17 +244,27 @@ class Scheduler:
         return event
 
     def _draft(self) -> None:
-        """Guess the next token of every sequence that has gone on and may get two more."""
+        """Guess the next tokens of every sequence that has gone on and may get more than one."""
         going = [each for each in self._active.values() if each.followed and each.limit - each.generated > 1]
         if not going:
             return
         following = {each.row: each.followed for each in going}
-        draws = self._draws([each.sampler.at(each.generated) for each in going])
+        for each in going:
+            each.followed = ()
+
+        def choose(place: int, logits: Tensor) -> Tensor:
+            """Of drafts chosen with the keys of their places: the model's own choices there, if it agrees."""
+            draws = self._draws([each.sampler.at(each.generated + place) for each in going])
+            tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+            tokens[where] = self._choose(logits[where], draws, [(each, place) for each in going])
+            for each, token in zip(going, tokens[where].tolist(), strict=True):
+                each.drafts += (token,)
+            return tokens
+
         where = self._where(going)
-        logits = self.runner.run(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))))
-        drafts = self._choose(logits[where], draws, [(each, 0) for each in going])
-        for each, draft in zip(going, drafts.tolist(), strict=True):
-            each.draft, each.followed = draft, ()
+        self.runner.draft(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))), choose)
+        for each in going:  # what it may not get is not verified: the cache may have no room for it
+            each.drafts = each.drafts[: each.limit - each.generated - 1]
 
     def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> Tensor:
         """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is."""

@@ -27,7 +27,7 @@ class Event:
             logprobs were asked for. A token of which a stop string left nothing is never told of.
         generated: tokens so far, a final EOS included.
         finish: why it ended, at its last event: EOS or a stop string, or a length limit.
-        drafted: tokens guessed by the MTP stage so far.
+        drafted: tokens guessed by the draft stages so far.
         accepted: those of them that were the model's own choice.
         tokens: the tokens of this step, a final EOS included.
         stopped_by: the stop string that ended it, if one did.
@@ -81,9 +81,9 @@ class Running:
         keep_at: the border at which what the row remembers is kept; 0: at none.
         last: the newest token, which it has not.
         sent: tokens chosen for it on the device; the host has taken in `generated` of them.
-        draft: a guess of the next one.
-        followed: the tokens of the last step, which the MTP stage has not seen.
-        rejected: the cache holds a draft that was wrong.
+        drafts: guesses of the next ones.
+        followed: the tokens of the last step, which the draft stages have not seen.
+        rejected: drafts that the cache holds and that were wrong.
         said: characters of the text that events have told.
         unsaid: scores of the tokens of which nothing was told yet: a stop string or a character has begun in them.
     """
@@ -104,9 +104,9 @@ class Running:
     last: int = -1
     sent: int = 0
     generated: int = 0
-    draft: int | None = None
+    drafts: tuple[int, ...] = ()
     followed: tuple[int, ...] = ()
-    rejected: bool = False
+    rejected: int = 0
     drafted: int = 0
     accepted: int = 0
     said: int = 0
@@ -122,7 +122,7 @@ class Running:
         """What a decode step gives to it."""
         if not self.ready:
             return ()
-        return (self.last,) if self.draft is None else (self.last, self.draft)
+        return (self.last, *self.drafts)
 
     def advance(self, tokens: Sequence[tuple[int, TokenScore | None]], eos: int) -> Event:
         """Take in the next tokens, with their scores where it asks for them, up to the one that ends the sequence."""
@@ -131,7 +131,7 @@ class Running:
         while finish is None and count < len(tokens):
             piece, finish = self._take(tokens[count][0], eos, places)
             text, count = text + piece, count + 1
-        self.followed, self.draft = tuple(token for token, _ in tokens[:count]), None
+        self.followed, self.drafts = tuple(token for token, _ in tokens[:count]), ()
         if finish is not None:
             text += self.watch.push(self.tokens.rest()) + self.watch.rest()
         self.said += len(text)

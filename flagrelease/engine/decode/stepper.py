@@ -1,6 +1,6 @@
-"""What a runner does with a batch: steps of a token or two a row, and drafts, plainly or captured.
+"""What a runner does with a batch: steps of a token a row and its drafts, and the next drafts, plainly or captured.
 
-Both keep, on every rank, the streams of the positions whose following token the MTP stage has not seen.
+Both keep, on every rank, what the draft stages read of the positions whose following token they have not seen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from torch import Tensor
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
 from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.drafting import Drafting
+from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
+from flagrelease.engine.v4.rewind import Rewind
 
 # Of torch.distributed: those whose collectives were recorded in a graph, replayed and compared.
 CAPTURED_BACKENDS = ("nccl",)
@@ -24,16 +27,19 @@ class Stepper(Protocol):
     """Legend: B rows, S the most tokens that a row gets, V vocabulary."""
 
     def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        """Append up to two tokens (without drafts: one) to every row; float32 logits after each, [B, S, V]."""
+        """Append a token and its drafts to every row; float32 logits after each, [B, S, V]."""
+
+    def take_back(self, row: int, count: int) -> None:
+        """Forget the last `count` tokens that the last `advance` appended to a row: drafts that were wrong."""
 
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
         """Append to each of `rows` its token in `latest`, int64 [B] on the device; logits as `advance`'s, [B, 1, V]."""
 
-    def keep(self, row: int, streams: Tensor) -> None:
-        """Streams [M, H] of the last position of a prompt, from which the first draft is made."""
+    def keep(self, row: int, features: Tensor) -> None:
+        """What the draft stages read of the last position of a prompt, from which the first draft is made."""
 
-    def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
-        """The MTP stage's float32 logits [B, V] for the token after those that followed each row's last ones."""
+    def draft(self, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+        """Guess what comes after the tokens that followed each row's last ones, as `Drafting.draft`."""
 
     def forget(self) -> None:
         """Let go of what was captured: the ranks' communicator does not end while a graph holds its collectives."""
@@ -42,61 +48,79 @@ class Stepper(Protocol):
 class PlainStepper:
     """By the model's plain forward pass, on any number of ranks."""
 
-    def __init__(self, model: Model, cache: Cache, drafts: Cache | None) -> None:
-        """`drafts`: the MTP stage's cache, if there is to be any draft."""
-        self._model, self._cache, self._drafts = model, cache, drafts
-        shape = 0 if drafts is None else len(cache.lengths), 2, model.config.hc_mult, model.config.hidden_size
-        self._streams = torch.zeros(shape, dtype=model.numerics.dtype, device=model.head.device)
+    def __init__(self, model: Model, cache: Cache, drafting: Drafting | None) -> None:
+        """`drafting`: if there is to be any draft."""
+        self._model, self._cache, self._drafting = model, cache, drafting
+        self._rewind: Rewind | None = None
+        if drafting is not None:
+            shape = len(cache.lengths), drafting.most + 1, *drafting.width
+            self._features = torch.zeros(shape, dtype=model.numerics.dtype, device=model.head.device)
 
     def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """See `Stepper`."""
-        streams = self._model.advance(self._cache, token_ids)
-        if self._drafts is not None:
-            self._streams[:, : streams.shape[1]] = streams
+        width = max(map(len, token_ids))
+        self._rewind = Rewind.before(self._cache, width) if self._drafting is not None and width > 1 else None
+        streams, features = self._model.advance_watched(self._cache, token_ids)
+        if self._drafting is not None:
+            self._features[:, :width] = features
         return self._model.read_out(streams)
+
+    def take_back(self, row: int, count: int) -> None:
+        """See `Stepper`."""
+        assert self._rewind is not None, "the last step appended one token a row"
+        self._rewind.take_back(row, count)
 
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Stepper`. The plain pass plans a step with the host's numbers, and so waits for `latest`."""
         tokens, going = latest.tolist(), set(rows)
         return self.advance([[token] if row in going else [] for row, token in enumerate(tokens)])
 
-    def keep(self, row: int, streams: Tensor) -> None:
+    def keep(self, row: int, features: Tensor) -> None:
         """See `Stepper`."""
-        self._streams[row, 0] = streams
+        self._features[row, 0] = features
 
-    def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
+    def draft(self, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
         """See `Stepper`."""
-        assert self._drafts is not None
-        return self._model.draft(self._drafts, self._streams, following)
+        assert self._drafting is not None
+        return self._drafting.draft(self._features, following, choose)
 
     def forget(self) -> None:
         """See `Stepper`: there is nothing."""
 
 
 class CapturedStepper:
-    """By steps with static tensors, on any number of ranks."""
+    """By steps with static tensors, on any number of ranks. Of drafts only those of the preview's MTP stage."""
 
-    def __init__(self, model: Model, cache: Cache, drafts: Cache | None) -> None:
-        """`drafts`: the MTP stage's cache, if there is to be any draft."""
-        self._decoder = Decoder(model, cache, width=1 if drafts is None else 2)
-        self._drafter = None if drafts is None else Drafter(model, drafts, self._decoder.streams)
+    def __init__(self, model: Model, cache: Cache, drafting: Drafting | None) -> None:
+        """`drafting`: if there is to be any draft; its cache is filled by captured steps too."""
+        self._model, self._cache = model, cache
+        self._decoder = Decoder(model, cache, width=1 if drafting is None else 2)
+        self._drafter = None if drafting is None else Drafter(model, drafting.cache, self._decoder.streams)
 
     def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """See `Stepper`."""
         return self._decoder.advance(token_ids)
 
+    def take_back(self, row: int, count: int) -> None:
+        """See `Stepper`."""
+        assert count == 1, "a captured step holds one draft"
+        self._cache.take_back(row)
+
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Stepper`."""
         return self._decoder.follow(latest, rows)
 
-    def keep(self, row: int, streams: Tensor) -> None:
+    def keep(self, row: int, features: Tensor) -> None:
         """See `Stepper`."""
-        self._decoder.streams[0, row] = streams
+        self._decoder.streams[0, row] = features
 
-    def draft(self, following: Sequence[Sequence[int]]) -> Tensor:
-        """See `Stepper`."""
+    def draft(self, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+        """See `Stepper`. Ranks that do not lead are told of no draft here, but with the step that holds it."""
         assert self._drafter is not None
-        return self._drafter.draft(following)
+        logits = self._drafter.draft(following)
+        unknown = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        tokens = choose(0, logits) if self._model.groups.is_leader else unknown
+        return Drafts(tokens[:, None], logits[:, None], None)
 
     def forget(self) -> None:
         """See `Stepper`."""
@@ -105,11 +129,11 @@ class CapturedStepper:
             self._drafter.forget()
 
 
-def choose_stepper(model: Model, cache: Cache, drafts: Cache | None) -> Stepper:
-    """Captured on accelerators; plain on a CPU, and over ranks whose collectives a graph is not known to hold."""
-    if model.device.type == "cpu" or _collectives_are_apart(model):
-        return PlainStepper(model, cache, drafts)
-    return CapturedStepper(model, cache, drafts)
+def choose_stepper(model: Model, cache: Cache, drafting: Drafting | None) -> Stepper:
+    """Captured on accelerators; plain on a CPU, with DSpark's stages, and over ranks of unknown collectives."""
+    if model.device.type == "cpu" or model.dspark is not None or _collectives_are_apart(model):
+        return PlainStepper(model, cache, drafting)
+    return CapturedStepper(model, cache, drafting)
 
 
 def describe_steps(model: Model) -> str:
@@ -118,6 +142,8 @@ def describe_steps(model: Model) -> str:
         return f"eager: {model.device.why_eager}"
     if _collectives_are_apart(model):
         return f"eager: no graph is known to hold the collectives of {model.device.dist_backend}"
+    if model.dspark is not None:
+        return "eager: drafts of DSpark's stages are not captured"
     if not model.ops.captured:
         return f"eager: {model.ops.name} operators wait for the device"
     slow = sum(block.ffn.experts.format == "fp4" and not block.ffn.experts.arranged for block in model.blocks)

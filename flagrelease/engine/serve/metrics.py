@@ -14,7 +14,7 @@ def exposition(load: Load) -> str:
         ("prompt_tokens_total", "counter", "Tokens of prompts read.", load.totals.prompt),
         ("cached_prompt_tokens_total", "counter", "Tokens of prompts that were read before.", load.totals.cached),
         ("generated_tokens_total", "counter", "Tokens generated.", load.totals.generated),
-        ("drafted_tokens_total", "counter", "Tokens guessed by the MTP stage.", load.totals.drafted),
+        ("drafted_tokens_total", "counter", "Tokens guessed by the draft stages.", load.totals.drafted),
         ("accepted_tokens_total", "counter", "Guesses that were the model's choice.", load.totals.accepted),
     )
     return "".join(

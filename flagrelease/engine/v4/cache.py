@@ -47,6 +47,11 @@ class Pending:
             torch.full(shape, -torch.inf, dtype=torch.float32, device=device),
         )
 
+    @property
+    def size(self) -> int:
+        """P: tokens that it holds."""
+        return self.kv.shape[1] - 2
+
     def view(self, rows: slice) -> Pending:
         """The same memory, some rows of it."""
         return Pending(self.kv[rows], self.score[rows])
@@ -115,10 +120,11 @@ class Cache:
         """Bytes of all buffers."""
         return sum(tensor.numel() * tensor.element_size() for layer in self.layers for tensor in _tensors(layer))
 
-    def view(self, row: int) -> Cache:
-        """One row alone: the same memory, its own count of tokens."""
-        rows = slice(row, row + 1)
-        return Cache(tuple(layer.view(rows) for layer in self.layers), [self.lengths[row]], self.context, self.chunk)
+    def view(self, rows: int | slice) -> Cache:
+        """One row, or some that lie side by side: the same memory, their own counts of tokens."""
+        if isinstance(rows, int):
+            rows = slice(rows, rows + 1)
+        return Cache(tuple(layer.view(rows) for layer in self.layers), self.lengths[rows], self.context, self.chunk)
 
     def check_room(self, row: int, tokens: int) -> None:
         """Refuse to append `tokens` to `row` beyond the context.
@@ -131,7 +137,7 @@ class Cache:
             raise UsageError(f"sequence {row} would have {wanted} tokens; its cache has a context of {self.context}")
 
     def take_back(self, row: int) -> None:
-        """Forget the last token of a row: a draft that was not accepted.
+        """Forget the last token of a row: a draft that was not accepted. `Rewind` takes back several.
 
         The count is enough, for one token. Its key sits in a ring slot that no visible key needs, the entry of a window
         that it completed is visible to no earlier position, and of the compressors' slots it took the one of a token

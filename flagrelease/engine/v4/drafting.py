@@ -19,26 +19,33 @@ from flagrelease.engine.v4.model import Model
 
 
 class Drafting(Protocol):
-    """On every rank alike. `most`: tokens that it drafts at once, N. `cache`: what it has read of each row."""
+    """On every rank alike.
+
+    Attributes:
+        most: tokens that it drafts at once, N.
+        cache: what it has read of each row.
+        width: of the features of a position: [S, *width].
+    """
 
     most: int
     cache: Cache
+    width: tuple[int, ...]
 
-    def read(self, row: int, features: Tensor, following: Sequence[int]) -> None:
-        """Read the next positions of one row without drafting: a piece of its prompt.
+    def read(self, rows: slice, features: Tensor, following: Sequence[Sequence[int]]) -> None:
+        """Read the next positions of rows that lie side by side without drafting: pieces of their prompts.
 
         Args:
-            row: which.
-            features: [S, ..], of `Model.advance_watched`, at the positions that come next.
-            following: the token that followed each position; fewer than S: the features' end is not read.
+            rows: which.
+            features: [rows, S, ..], of `Model.advance_watched`, at the positions that come next.
+            following: for each row the token that followed each position; fewer than S: the features' end is not read.
         """
 
     def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
         """Read the next positions of every row, and guess what comes after the last token that followed.
 
         Args:
-            features: [B, S, ..], as `read` takes them.
-            following: for each row as `read` takes it; none: this row's drafts mean nothing.
+            features: [B, S, ..], as `read` takes them, of all rows.
+            following: as `read` takes it; a row with none: its drafts mean nothing.
             choose: called on the leader, once for each draft.
 
         Raises:
@@ -63,12 +70,13 @@ class PreviewDrafting:
     def __init__(self, model: Model, rows: int, context: int) -> None:
         """Allocate its cache."""
         self.most, self._model, self.cache = 1, model, model.new_draft_cache(rows, context)
+        self.width: tuple[int, ...] = (model.config.hc_mult, model.config.hidden_size)
 
-    def read(self, row: int, features: Tensor, following: Sequence[int]) -> None:
+    def read(self, rows: slice, features: Tensor, following: Sequence[Sequence[int]]) -> None:
         """See `Drafting`."""
-        part = self.cache.view(row)
-        self._model.draft(part, features[None], [following])
-        self.cache.lengths[row] = part.lengths[0]
+        part = self.cache.view(rows)
+        self._model.draft(part, features, following)
+        self.cache.lengths[rows] = part.lengths
 
     def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
         """See `Drafting`."""
@@ -85,15 +93,16 @@ class DsparkDrafting:
     def __init__(self, model: Model, stages: DsparkStages, rows: int, context: int) -> None:
         """Allocate the stages' rings: of exactly the window, for the keys of a block are not stored."""
         self.most, self._model, self._stages = stages.size, model, stages
+        self.width: tuple[int, ...] = (len(stages.targets) * model.config.hidden_size,)
         model.cover(context + stages.size)
         ratios, dtype = (0,) * len(stages.blocks), model.numerics.dtype
         self.cache = Cache.allocate(model.config, ratios, rows, context, 1, dtype, model.head.device)
 
-    def read(self, row: int, features: Tensor, following: Sequence[int]) -> None:
+    def read(self, rows: slice, features: Tensor, following: Sequence[Sequence[int]]) -> None:
         """See `Drafting`."""
-        part = self.cache.view(row)
-        self._read(part, features[None], [following])
-        self.cache.lengths[row] = part.lengths[0]
+        part = self.cache.view(rows)
+        self._read(part, features, following)
+        self.cache.lengths[rows] = part.lengths
 
     def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
         """See `Drafting`."""

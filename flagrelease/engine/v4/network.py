@@ -81,6 +81,11 @@ class Network:
         """Hidden [.., H] -> float32 [.., V]."""
         return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
 
+    @property
+    def drafts(self) -> bool:
+        """Whether it was loaded with draft stages, of either kind."""
+        return self.mtp is not None or self.dspark is not None
+
     def require_mtp(self) -> MtpStage:
         """The preview's draft stage.
 

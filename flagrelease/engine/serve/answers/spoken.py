@@ -9,7 +9,7 @@ from flagrelease.model.v4.encoded import Opening
 
 
 class Counted:
-    """Tokens of a sequence. `drafted` were guessed by the MTP stage, and `accepted` of them were right.
+    """Tokens of a sequence. `drafted` were guessed by the draft stages, `accepted` of them were right.
 
     `cached` ones of the prompt were read for another sequence before.
     """
