@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from flagrelease.engine.serve.answering import respond
 from flagrelease.engine.serve.answers.messages import MessageAnswer
 from flagrelease.engine.serve.asked import asked_meant
-from flagrelease.engine.serve.requests.messages import PLACES, Counted, MessagesRequest
+from flagrelease.engine.serve.requests.messages import PLACES, CountTokensRequest, MessagesRequest
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.serve.requests.translated import renamed
 from flagrelease.engine.serve.served import Served
@@ -29,7 +29,7 @@ def add_messages(app: FastAPI, served: Served) -> None:
             return await respond(served.service, http, asked.sequences, answer, stream=request.stream)
 
     @app.post("/v1/messages/count_tokens")
-    async def count_tokens(request: Counted, http: Request) -> dict[str, int]:
+    async def count_tokens(request: CountTokensRequest, http: Request) -> dict[str, int]:
         _check_version(http)
         with renamed(PLACES):
             asked = await asked_meant(served, request, len(request.messages))

@@ -16,7 +16,7 @@ Kind = Literal["reasoning", "text", "call"]
 
 
 @dataclass(slots=True)
-class Block:
+class AnswerBlock:
     """One block, in the order in which they came. `name` is that of the function of a call; its text is arguments."""
 
     place: int
@@ -36,17 +36,17 @@ class Change:
     """What happened to a block; `text` is what it grew by."""
 
     what: Literal["begun", "grown", "ended"]
-    block: Block
+    block: AnswerBlock
     text: str = ""
 
 
-class Blocks(Spoken):
+class AnswerBlocks(Spoken):
     """The answer's blocks."""
 
     def __init__(self, prompt: list[int], opening: Opening) -> None:
         """The answer to a prompt that ended in `opening`."""
         super().__init__(prompt, opening)
-        self.blocks: list[Block] = []
+        self.blocks: list[AnswerBlock] = []
 
     def changes(self, event: Event) -> Iterator[Change]:
         """What an event changes. Where it ends the answer, the last block ends too."""
@@ -63,7 +63,7 @@ class Blocks(Spoken):
             kind, begins, name, text = "call", piece.name is not None, piece.name or "", piece.arguments
         if begins:
             yield from self._end(cut=False)
-            self.blocks.append(Block(len(self.blocks), kind, name))
+            self.blocks.append(AnswerBlock(len(self.blocks), kind, name))
             yield Change("begun", self.blocks[-1])
         if text:
             self.blocks[-1].pieces.append(text)

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.json_line import json_line
-from flagrelease.engine.serve.answers.blocks import Block, Blocks, Change
+from flagrelease.engine.serve.answers.blocks import AnswerBlock, AnswerBlocks, Change
 from flagrelease.engine.serve.asked import AskedChat
 from flagrelease.engine.serve.requests.messages import MessagesRequest
 from flagrelease.model.v4.json_text import is_json
@@ -27,7 +27,7 @@ class MessageAnswer:
     def __init__(self, request: MessagesRequest, asked: AskedChat, model: str) -> None:
         """`model` is the name under which it is served."""
         self._model, self._request = model, request
-        self._blocks = Blocks(asked.prompt, asked.opening)
+        self._blocks = AnswerBlocks(asked.prompt, asked.opening)
         self._id = f"msg_{uuid.uuid4().hex}"
 
     def whole(self) -> str:
@@ -87,7 +87,7 @@ class MessageAnswer:
         kind, key = _DELTAS[change.block.kind]
         return _line("content_block_delta", index=place, delta={"type": kind, key: change.text})
 
-    def _begun(self, block: Block) -> dict[str, Any]:
+    def _begun(self, block: AnswerBlock) -> dict[str, Any]:
         if block.kind == "text":
             return {"type": "text", "text": ""}
         if block.kind == "reasoning":
@@ -95,7 +95,7 @@ class MessageAnswer:
         key = f"toolu_{self._id.removeprefix('msg_')}{block.place}"
         return {"type": "tool_use", "id": key, "name": block.name, "input": {}}
 
-    def _block(self, block: Block) -> str:
+    def _block(self, block: AnswerBlock) -> str:
         """The whole block as JSON. What a call was given is the text that the model wrote: no number is rounded."""
         begun = self._begun(block)
         if block.kind != "call":

@@ -8,7 +8,7 @@ from typing import Any
 
 from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.json_line import json_line
-from flagrelease.engine.serve.answers.blocks import Block, Blocks, Change
+from flagrelease.engine.serve.answers.blocks import AnswerBlock, AnswerBlocks, Change
 from flagrelease.engine.serve.asked import AskedChat
 from flagrelease.engine.serve.requests.responses import ChosenFunction, ResponsesRequest
 
@@ -27,7 +27,7 @@ class ResponseAnswer:
     def __init__(self, request: ResponsesRequest, asked: AskedChat, model: str) -> None:
         """`model` is the name under which it is served."""
         self._request, self._model = request, model
-        self._blocks = Blocks(asked.prompt, asked.opening)
+        self._blocks = AnswerBlocks(asked.prompt, asked.opening)
         self._id, self._created = f"resp_{uuid.uuid4().hex}", int(time.time())
         self._sent = 0
 
@@ -86,10 +86,10 @@ class ResponseAnswer:
             ]
         return [*lines, self._line("response.output_item.done", output_index=block.place, item=item)]
 
-    def _key(self, kind: str, block: Block) -> str:
+    def _key(self, kind: str, block: AnswerBlock) -> str:
         return f"{kind}_{self._id.removeprefix('resp_')}{block.place}"
 
-    def _item(self, block: Block, *, ended: bool = True) -> dict[str, Any]:
+    def _item(self, block: AnswerBlock, *, ended: bool = True) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self._key(_IDS[block.kind], block)}
         item["status"] = "in_progress" if not ended else "completed" if block.whole else "incomplete"
         if block.kind == "call":
@@ -147,6 +147,6 @@ class ResponseAnswer:
         }
 
 
-def _part(block: Block) -> dict[str, Any]:
+def _part(block: AnswerBlock) -> dict[str, Any]:
     part: dict[str, Any] = {"type": _PARTS[block.kind], "text": block.text}
     return part if block.kind == "reasoning" else {**part, "annotations": [], "logprobs": []}

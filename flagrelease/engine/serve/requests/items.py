@@ -114,6 +114,13 @@ Item = Annotated[
 ]
 
 
+# By part of an assistant's message: what it cannot follow, since a message has reasoning, text and calls in this order.
+_CLOSING = {
+    "reasoning_content": ("reasoning_content", "content", "tool_calls"),
+    "content": ("content", "tool_calls"),
+}
+
+
 def as_messages(items: Sequence[MessageItem | CallItem | OutputItem | ReasoningItem]) -> list[Message]:
     """The messages of a chat. Reasoning, text and calls that follow each other are one message of the assistant."""
     messages: list[Message] = []
@@ -125,17 +132,14 @@ def as_messages(items: Sequence[MessageItem | CallItem | OutputItem | ReasoningI
             messages.append(_message(item))
             continue
         key, value = part
-        if reply is None or (key != "tool_calls" and any(later in reply for later in _FROM[key])):
+        if reply is None or (key != "tool_calls" and any(later in reply for later in _CLOSING[key])):
             reply = {"role": "assistant"}
             messages.append(reply)
-        reply[key] = [*reply.get(key, ()), *value] if key == "tool_calls" else value
+        if key == "tool_calls":
+            reply.setdefault(key, []).append(value)
+        else:
+            reply[key] = value
     return messages
-
-
-_FROM = {
-    "reasoning_content": ("reasoning_content", "content", "tool_calls"),
-    "content": ("content", "tool_calls"),
-}  # what can stand in a message before this only if the message is another one
 
 
 def _part_of_reply(item: MessageItem | CallItem | OutputItem | ReasoningItem) -> tuple[str, Any] | None:
@@ -143,7 +147,7 @@ def _part_of_reply(item: MessageItem | CallItem | OutputItem | ReasoningItem) ->
         return "reasoning_content", "\n\n".join(part.text for part in item.content or item.summary)
     if isinstance(item, CallItem):
         function = {"name": item.name, "arguments": item.arguments}
-        return "tool_calls", [{"id": item.call_id, "type": "function", "function": function}]
+        return "tool_calls", {"id": item.call_id, "type": "function", "function": function}
     if isinstance(item, MessageItem) and item.role == "assistant":
         return "content", _content(item.content)
     return None

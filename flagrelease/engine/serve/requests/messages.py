@@ -92,7 +92,7 @@ class OutputConfig(Typed):
     format: OutputFormat | None = None
 
 
-class Counted(Typed):
+class CountTokensRequest(Typed):
     """What decides the prompt: POST /v1/messages/count_tokens."""
 
     model: str
@@ -131,7 +131,7 @@ class Counted(Typed):
         }
 
 
-class MessagesRequest(Counted):
+class MessagesRequest(CountTokensRequest):
     """POST /v1/messages."""
 
     max_tokens: int = Field(ge=1)

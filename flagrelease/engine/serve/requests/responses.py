@@ -55,7 +55,7 @@ ToolChoice = Annotated[
 ]
 
 
-class Format(Typed):
+class TextFormat(Typed):
     """The form of the text."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -75,7 +75,7 @@ class Format(Typed):
 class Text(Typed):
     """How the text is written."""
 
-    format: Format | None = None
+    format: TextFormat | None = None
     verbosity: Annotated[Any, neutral("medium")] = None
 
 
