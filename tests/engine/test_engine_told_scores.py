@@ -60,7 +60,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def events(tokenizer: Tokenizer, tokens: list[int], sampling: Sampling, sizes: list[int]) -> list[Event]:
-    """Those of a sequence that gets `tokens`, one or two at once."""
+    """Those of a sequence that gets `tokens`, up to six at once, as with drafts."""
     free = cast(Adjuster, SimpleNamespace(take=lambda token: None, broken=False))
     running = Running(
         1, (5,), sampling, len(tokens), Sampler(sampling), free, tokenizer.stream(), StopWatch(sampling.stop)
@@ -85,7 +85,7 @@ def whatever(draw: st.DrawFn) -> tuple[list[str], list[int], tuple[str, ...], li
     texts = draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8))
     parts = draw(st.lists(st.integers(130, 250), max_size=3))  # bytes that are no characters, or words
     stops = draw(st.lists(st.sampled_from(["cab", "a", "界", "\n\n", "end", f"<{DSML}", "</th"]), max_size=2))
-    return texts, parts, tuple(stops), draw(st.lists(st.integers(1, 2), min_size=1, max_size=3)), draw(st.booleans())
+    return texts, parts, tuple(stops), draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)), draw(st.booleans())
 
 
 def tokens_of(tokenizer: Tokenizer, texts: list[str], parts: list[int], ends: bool) -> list[int]:
