@@ -16,6 +16,7 @@ from flagrelease import cli, engine
 from flagrelease.engine.decode.stepper import CapturedStepper
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.drafting import Drafting
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError
 from flagrelease.records.report import Stage
@@ -126,8 +127,8 @@ def test_captured_steps_are_what_is_replayed_where_the_engine_generates_by_them(
     """As on one accelerator; a CPU runs the same operators without capturing them."""
     made_steppers = []
 
-    def choose(model: Model, cache: Cache, drafts: Cache | None) -> CapturedStepper:
-        made_steppers.append(CapturedStepper(model, cache, drafts))
+    def choose(model: Model, cache: Cache, drafting: Drafting | None) -> CapturedStepper:
+        made_steppers.append(CapturedStepper(model, cache, drafting))
         return made_steppers[-1]
 
     monkeypatch.setattr(replay, "choose_stepper", choose)
