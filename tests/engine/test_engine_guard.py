@@ -113,6 +113,16 @@ def test_a_body_is_read_no_further_than_its_limit(service: ScriptedService, monk
     assert ask(service, None, "POST", CHATS, json=chat()).status_code == 200
 
 
+def test_none_is_read_of_a_body_that_is_said_to_be_too_long(service: ScriptedService) -> None:
+    # the client was told to go on, and sent 16 MiB before it was refused
+    async def never() -> AsyncIterator[bytes]:
+        yield pytest.fail("the body was read")
+
+    headers = {"content-type": "application/json", "content-length": str(refusals.MOST_BYTES + 1)}
+    answer = ask(service, None, "POST", CHATS, content=never(), headers=headers)
+    assert answer.status_code == 413
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "model.example"])
 def test_an_address_that_others_reach_needs_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SERVING_KEY", raising=False)

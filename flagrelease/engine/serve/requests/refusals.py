@@ -22,6 +22,8 @@ from flagrelease.strict_json import parse_json
 CLIENT_LEFT = 499  # nginx's number, for logs: nobody reads the response
 MOST_BYTES = 16 * 2**20  # of a body: a million token ids are half of it
 MOST_VALUES = 50_000  # that are no integers: a conversation of some thousand messages
+_DIGITS = 20  # of a body's length: more of them would say no more
+_NO_JSON = "the body is not a JSON object, or its content-type is not application/json"
 _SMALL = 8192  # bytes that take about a millisecond
 _DEEPEST = 100  # levels of a body: beyond a few hundred more, writing it back as JSON would end in a RecursionError
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -61,16 +63,23 @@ class BadBody(HTTPException):
         self.param = param
 
 
+def _too_long() -> BadBody:
+    return BadBody(f"the body is longer than {MOST_BYTES:,} bytes", status=413)
+
+
 class JsonRequest(Request):
     """A request whose body is read strictly."""
 
     async def body(self) -> bytes:
-        """The body, read once, and no further than its limit.
+        """The body, read once, and no further than its limit; none of one that is said to be longer.
 
         Raises:
             BadBody: it is longer, or the client has left in the middle of it.
         """
         if not hasattr(self, "_read"):
+            said = self.headers.get("content-length", "")
+            if said.isdecimal() and int(said[:_DIGITS]) > MOST_BYTES:
+                raise _too_long()
             try:
                 self._read = b"".join([piece async for piece in self._pieces()])
             except ClientDisconnect as error:
@@ -82,15 +91,18 @@ class JsonRequest(Request):
         async for piece in self.stream():
             size += len(piece)
             if size > MOST_BYTES:
-                raise BadBody(f"the body is longer than {MOST_BYTES:,} bytes", status=413)
+                raise _too_long()
             yield piece
 
     async def json(self) -> Any:
         """The body, parsed once.
 
         Raises:
-            BadBody: it is not JSON of texts that UTF-8 can hold and of finite numbers; the message says where.
+            BadBody: it is not JSON of texts that UTF-8 can hold and of finite numbers, and the message says where; or
+                it is said to be another kind of JSON, which FastAPI would take and no `BodyReader` would be given.
         """
+        if not self.is_json:
+            raise BadBody(_NO_JSON)
         if not hasattr(self, "_parsed"):
             self._parsed = read_json(await self.body())
         return self._parsed
@@ -152,8 +164,7 @@ def install(app: FastAPI) -> None:
         problem = error.errors()[0]
         refusal = invalid_parameter({**problem, "loc": problem["loc"][1:]}, error.body)
         if not refusal.param:
-            words = "the body is not a JSON object, or its content-type is not application/json"
-            return error_response(400, words, path=request.url.path)
+            return error_response(400, _NO_JSON, path=request.url.path)
         return error_response(400, str(refusal), refusal.param, refusal.code, path=request.url.path)
 
     @app.exception_handler(BadBody)
@@ -164,8 +175,10 @@ def install(app: FastAPI) -> None:
     async def unrouted(request: Request, error: HTTPException) -> Response:
         path = request.url.path
         words = {404: f"{path}: not found", 405: f"{path} does not take {request.method}"}
-        message = words.get(error.status_code, error.detail)
-        return error_response(error.status_code, message, headers=error.headers, path=path)
+        message, headers = words.get(error.status_code, error.detail), error.headers
+        if error.status_code == 405 and headers == {"Allow": "GET"}:
+            headers = {"Allow": "GET, HEAD"}  # each has a route of its own, and the first one answered
+        return error_response(error.status_code, message, headers=headers, path=path)
 
 
 def invalid_parameter(problem: Mapping[str, Any], body: Any) -> ParameterError:
