@@ -23,6 +23,15 @@ _FIELDS = 7  # of a choice, as `Draws.of` sends them
 _MOST = 2**31 - 1
 
 
+class SamplingError(UsageError):
+    """One parameter of a sampling cannot be. `name` is that parameter."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        """The message begins with the name."""
+        super().__init__(f"{name}{problem}")
+        self.name = name
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How a sequence is continued.
@@ -76,7 +85,8 @@ class Sampling:
         """Refuse values without meaning.
 
         Raises:
-            UsageError: names the parameter.
+            SamplingError: names the parameter.
+            UsageError: a parameter contradicts the constraint.
         """
         rules = {
             "temperature": math.isfinite(self.temperature) and self.temperature >= 0,
@@ -96,7 +106,7 @@ class Sampling:
         }
         for name, holds in rules.items():
             if not holds:
-                raise UsageError(f"{name} {getattr(self, name)!r} is out of range")
+                raise SamplingError(name, f" {getattr(self, name)!r} is out of range")
         if self.constraint is not None and (self.ignore_eos or self.allowed_token_ids is not None):
             name = "ignore_eos" if self.ignore_eos else "allowed_token_ids"
             raise UsageError(f"{name} cannot be combined with an answer that must follow a grammar")
@@ -116,7 +126,7 @@ class Sampling:
         """Refuse tokens that the model does not have.
 
         Raises:
-            UsageError: names the parameter.
+            SamplingError: names the parameter.
         """
         named = {
             "logit_bias": [token for token, _ in self.logit_bias],
@@ -125,7 +135,7 @@ class Sampling:
         }
         for name, tokens in named.items():
             if any(not 0 <= token < vocabulary for token in tokens):
-                raise UsageError(f"{name}: a token id outside the vocabulary of {vocabulary}")
+                raise SamplingError(name, f": a token id outside the vocabulary of {vocabulary}")
 
 
 @dataclass(frozen=True, slots=True)

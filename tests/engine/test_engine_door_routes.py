@@ -100,6 +100,27 @@ def test_what_cannot_be_tokenised_is_refused(service: ScriptedService, path: str
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_bias", {"999999": 1}),
+        ("stop_token_ids", [999999]),
+        ("allowed_token_ids", [999999]),
+        ("min_tokens", 9),
+        ("bad_words", ["fine", " "]),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_parameter_that_does_not_fit_the_model_is_to_blame(
+    service: ScriptedService, path: str, name: str, value: Any
+) -> None:
+    # the prompt or the messages were said to be wrong
+    asks = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    answer = send(service, "POST", path, {"model": NAME, **asks, "max_tokens": 4, name: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+
+
 def test_choices_are_numbered_through_all_prompts_and_a_prompt_counts_once(service: ScriptedService) -> None:
     body = {"model": NAME, "prompt": ["ab", "cde"], "n": 3, "seed": 7}
     answer = send(service, "POST", "/v1/completions", body).json()

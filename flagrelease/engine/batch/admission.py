@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.sampling import Sampling, SamplingError
 from flagrelease.errors import UsageError
 
 
@@ -19,6 +19,7 @@ def admit(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: i
 
     Raises:
         UsageError: an empty prompt, a token the model does not have, or more tokens than the context holds.
+        SamplingError: a parameter that does not fit this model or this answer.
     """
     room = context - len(prompt)
     if not prompt:
@@ -32,7 +33,7 @@ def admit(prompt: Sequence[int], sampling: Sampling, context: int, vocabulary: i
         raise UsageError(f"a token id outside the vocabulary of {vocabulary}")
     sampling.check_tokens(vocabulary)
     if sampling.min_tokens > limit:
-        raise UsageError(f"min_tokens {sampling.min_tokens}: the answer may have {limit}")
+        raise SamplingError("min_tokens", f" {sampling.min_tokens}: the answer may have {limit}")
     for count in (sampling.logprobs, sampling.prompt_logprobs):
         if count is not None and count > vocabulary:
             raise UsageError(f"{count} log-probabilities of each token: the vocabulary has {vocabulary}")

@@ -73,6 +73,8 @@ def _seed(seed: int | None, choice: int) -> int | None:
 
 def _runs(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """The tokens of a word at a text's beginning, and behind a space where they are as many, as vLLM bans it."""
+    if not word.strip():
+        raise ParameterError(f"bad_words: {word!r} is no word", "bad_words")
     plain, spaced = (tuple(tokenizer.encode(space + word.lstrip())) for space in ("", " "))
     return [plain, spaced] if len(plain) == len(spaced) and plain[0] != spaced[0] else [plain]
 

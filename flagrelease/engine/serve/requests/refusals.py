@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from flagrelease.engine.sampling import SamplingError
 from flagrelease.engine.serve.service import BusyError
 from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 from flagrelease.strict_json import parse_json
@@ -51,7 +52,7 @@ def blamed(param: str) -> Iterator[None]:
     except ParameterError:
         raise
     except UsageError as error:
-        raise ParameterError(str(error), param) from error
+        raise ParameterError(str(error), error.name if isinstance(error, SamplingError) else param) from error
 
 
 class BadBody(HTTPException):
