@@ -195,6 +195,7 @@ def test_why_it_ended(service: ScriptedService) -> None:
     assert reason(stop_sequences=["END"]) == ("stop_sequence", "END")
     service.stopped_by, service.finish = None, "length"
     assert reason(max_tokens=2) == ("max_tokens", None)  # the scripted answer has two tokens
+    assert reason(max_tokens=50) == ("max_tokens", None)  # a constraint took too much work
     assert reason(max_tokens=CONTEXT) == ("model_context_window_exceeded", None)
 
 

@@ -28,6 +28,7 @@ class MessageAnswer:
         """`model` is the name under which it is served."""
         self._model, self._request = model, request
         self._blocks = AnswerBlocks(asked.prompt, asked.opening)
+        self._ends_with_context = asked.samplings[0].max_tokens is None
         self._id = f"msg_{uuid.uuid4().hex}"
 
     def whole(self) -> str:
@@ -59,8 +60,8 @@ class MessageAnswer:
     @property
     def _reason(self) -> str:
         blocks = self._blocks
-        if blocks.finish == "length":
-            return "max_tokens" if blocks.generated == self._request.max_tokens else "model_context_window_exceeded"
+        if blocks.finish == "length":  # a constraint that took too much work ends an answer so, too
+            return "model_context_window_exceeded" if self._ends_with_context else "max_tokens"
         if blocks.stopped_by is not None:
             return "stop_sequence"
         return "tool_use" if any(block.kind == "call" for block in blocks.blocks) else "end_turn"
