@@ -128,7 +128,10 @@ def test_stop_at_system_calls_of_a_small_conversion(
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize(
     "stride",
-    [pytest.param(131, id="sample"), pytest.param(1, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(5400)])],
+    [
+        pytest.param(131, id="sample", marks=pytest.mark.slow),
+        pytest.param(1, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(5400)]),
+    ],
 )
 def test_stop_at_every_system_call(
     stride: int, checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

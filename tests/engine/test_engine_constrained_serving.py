@@ -167,7 +167,7 @@ def arguments(call: ToolCall) -> Any:
 SLASH = ((int(TOKEN["/"]), 4.0),)  # blocks of calls end soon
 
 
-@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize("thinks", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_required_calls(served: Served, thinks: bool) -> None:
     body = {"tools": TOOLS, "tool_choice": "required", "thinking": {"type": "enabled" if thinks else "disabled"}}
     bias = (*SLASH, (int(CLOSES), 6.0)) if thinks else SLASH

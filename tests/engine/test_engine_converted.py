@@ -98,7 +98,11 @@ def test_releases_of_serving_stacks(source: Path, serving: Path, name: str) -> N
     ("ranks", "names"),
     [
         (2, ["shared/bf16-mp2"]),
-        (4, ["shared/native-mp4", "shared/fp8-mp4", "split/bf16-mp4", "split/native-mp4", "split/fp8-mp4"]),
+        pytest.param(
+            4,
+            ["shared/native-mp4", "shared/fp8-mp4", "split/bf16-mp4", "split/native-mp4", "split/fp8-mp4"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_cut_releases_on_their_ranks(source: Path, releases: Path, ranks: int, names: list[str]) -> None:

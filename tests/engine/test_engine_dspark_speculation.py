@@ -244,6 +244,7 @@ def texts_on_ranks(release: Path, folder: Path) -> Any:
     return [(result.text, result.drafted, result.accepted) for result in results]
 
 
+@pytest.mark.slow
 def test_two_ranks_say_what_one_does(dspark: tuple[Checkpoint, Path], tmp_path: Path, plain: Any) -> None:
     write_tokenizer(tmp_path)
     got = on_ranks(2, texts_on_ranks, dspark[1], tmp_path)

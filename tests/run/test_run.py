@@ -461,6 +461,7 @@ def test_a_release_for_two_ranks_is_validated_on_two_ranks(tmp_path: Path, capsy
     assert (code, step["status"]) in {(0, "done"), (7, "cannot-tell")}
 
 
+@pytest.mark.slow
 def test_every_release_of_the_shipped_recipe_has_its_own_folder_report_and_repository(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], proved: list[str]
 ) -> None:

@@ -93,6 +93,7 @@ def kill_before(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "write_whole", write_until)
 
 
+@pytest.mark.slow
 def test_a_recording_killed_again_and_again_ends_with_the_same_bytes(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def judge_and_publish(formats: Formats, name: str, out: Path) -> None:
     assert cli.main(["verify", str(out / "published"), "--source", str(CHECKPOINT)]) == 0
 
 
+@pytest.mark.slow
 def test_int8_goes_the_whole_way(quick: Formats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prove_and_run(quick, "int8")
     out = tmp_path / "out"
@@ -169,7 +170,10 @@ def defective(formats: Formats, name: str, defect: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "defect"),
-    [("int8", "w2 of experts transposed"), ("fp8-channel", "wo_b read with the neighbouring row's scale")],
+    [
+        ("int8", "w2 of experts transposed"),
+        pytest.param("fp8-channel", "wo_b read with the neighbouring row's scale", marks=pytest.mark.slow),
+    ],
 )
 def test_a_planted_defect_fails_with_the_source_in_weights_and_without_it_in_logits(
     quick: Formats, name: str, defect: str, tmp_path: Path

@@ -19,6 +19,7 @@ from flagrelease.validate.stages import file_stages
 FILES = ("report.json", "report.html")
 
 
+@pytest.mark.slow
 def test_killed_in_logits_and_in_benchmarks_it_writes_the_same_report(
     workshop: Workshop, validated: Path, tmp_path: Path
 ) -> None:
