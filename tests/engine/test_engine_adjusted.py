@@ -166,6 +166,7 @@ def test_a_sequence_follows_the_formula_with_and_without_drafts(
         assert (drafted > 0) == speculate
 
 
+@pytest.mark.slow
 def test_sampled_tokens_are_the_same_with_and_without_drafts(model: Model, tokenizer: Tokenizer) -> None:
     how = [Sampling(1.0, seed=3, max_tokens=30, logprobs=0, **each) for each in KINDS]
     answers = []

@@ -288,6 +288,7 @@ def test_serve_until_interrupted(release: Path) -> None:
     assert "bf16 numerics in float32, torch operators, cpu, 1 rank(s), eager: a CPU has no graphs" in said
 
 
+@pytest.mark.slow
 def test_a_terminated_server_finishes_its_answers(release: Path) -> None:
     port = _free_port()
     words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "200", "--speculate",

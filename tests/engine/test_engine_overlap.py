@@ -218,6 +218,7 @@ def texts_on_ranks(release: Path, folder: Path) -> Any:
     return {key: "".join(event.text for event in each) for key, each in events.items()}
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_tokens_that_only_the_device_knows(
     bf16_release: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Resu
     return dict(zip(jobs, zip(got, expected, strict=True), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["whole groups", "hf", "bf16 shared", "bf16 split", "native shared, decoded", "native split, decoded"],

@@ -169,6 +169,7 @@ def texts_on_ranks(release: Path, folder: Path) -> Any:
     return [("".join(event.text for event in events), events[-1].cached) for events in found]
 
 
+@pytest.mark.slow
 def test_two_ranks_keep_what_one_keeps(bf16_release: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     found = on_ranks(2, texts_on_ranks, bf16_release, tmp_path)
