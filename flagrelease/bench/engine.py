@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -27,6 +29,7 @@ from flagrelease.bench.roof import (
     seconds,
     token_operations,
 )
+from flagrelease.bench.rooms import SequenceRoom, caches, rooms
 from flagrelease.bench.synthetic import random_model
 from flagrelease.device import Device
 from flagrelease.engine.agreement import require_same_options
@@ -34,10 +37,11 @@ from flagrelease.engine.control import gather_bytes, open_control
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.parallel import Groups, alone, join_groups, leave_job, start_job
-from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
-from flagrelease.errors import ResourceError
+from flagrelease.engine.v4.model import Model
+from flagrelease.errors import ResourceError, UsageError
+from flagrelease.model.v4.config import ModelConfig
 
-LENGTHS = (4096, 131_072, 1_048_576)  # tokens of the sequences that are said to fit
+BEHIND = 64  # tokens for which a cache has room behind the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +112,6 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceRoom:
-    """What sequences of `context` tokens take: bytes of caches each, and how many fit beside the weights."""
-
-    context: int
-    bytes: int
-    fit: int
-
-
-@dataclass(frozen=True, slots=True)
 class EngineReport:
     """What was measured.
 
@@ -159,12 +154,14 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
         What was measured; None on ranks that do not lead.
 
     Raises:
-        UsageError: dimensions or numerics that do not exist or go together, or are not cut over so many ranks.
+        UsageError: dimensions or numerics that do not exist or go together, or are not cut over so many ranks; a
+            context or a prompt that the model does not take.
         ResourceError: no room for the model.
     """
     circumstances, large = Circumstances.now(device), device.type != "cpu"
     start_job(device)
     config = dimensions(request.name, request.layers, request.experts)
+    _require_lengths(request, config)
     control = open_control()
     require_same_options(control, asdict(request))
     groups = join_groups(config, "split", control) if dist.is_initialized() else alone()
@@ -174,30 +171,33 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     model = random_model(config, request.numerics, request.operators, device, request.chunk, groups=groups)
     report = EngineReport(
         circumstances, request, describe_steps(model), tuple(rates.copy_bandwidth for rates in every),
-        tuple(rates.matrix_rate for rates in every), _rooms(model), (), (),
+        tuple(rates.matrix_rate for rates in every), rooms(model), (), (),
     )  # fmt: skip
-    rows, left_out = [], []
-    for context, batch in product(request.contexts, request.batches):
-        what = f"decoding {batch} row(s) after {context} tokens"
-        _say(groups, f"{what}, {request.steps} steps at a time")
+    rows, left_out = list[EngineRow](), list[str]()
+
+    def measure(what: str, work: Callable[[], EngineRow]) -> None:
+        _say(groups, what)
         try:
-            rows.append(_decode(model, request.steps, batch, context, report.rates))
+            rows.append(work())
         except ResourceError as error:
             left_out.append(f"{what}: {error}")
             _say(groups, f"left out: {error}")
+
+    for context, batch in product(request.contexts, request.batches):
+        decode = partial(_decode, model, request.steps, batch, context, report.rates)
+        measure(f"decoding {batch} row(s) after {context} tokens, {request.steps} steps at a time", decode)
     for prompt in request.prompts:
-        _say(groups, f"reading a prompt of {prompt} tokens")
-        rows.append(_prefill(model, prompt, report.rates))
+        measure(f"reading a prompt of {prompt} tokens", partial(_prefill, model, prompt, report.rates))
     leave_job()
     return replace(report, rows=tuple(rows), left_out=tuple(left_out)) if groups.is_leader else None
 
 
-def _rooms(model: Model) -> tuple[SequenceRoom, ...]:
-    """Of sequences as they are served, in chunks of `DEFAULT_CHUNK` tokens; over ranks, on this one."""
-    free, _ = model.device.memory()
-    contexts = [context for context in LENGTHS if context <= model.config.max_position_embeddings]
-    each = [(context, model.cache_bytes(1, context, DEFAULT_CHUNK)) for context in contexts]
-    return tuple(SequenceRoom(context, size, free // size) for context, size in each)
+def _require_lengths(request: EngineRequest, config: ModelConfig) -> None:
+    """Refuse what the model does not take before anything is made: the last length of a list comes after hours."""
+    for option, lengths, more in (("--context", request.contexts, BEHIND), ("--prompt", request.prompts, 0)):
+        longest = config.max_position_embeddings - more
+        if max(lengths, default=0) > longest:
+            raise UsageError(f"{option} {max(lengths)}: {request.name} dimensions allow at most {longest} tokens there")
 
 
 def _of_all(control: dist.ProcessGroup | None, own: Rates) -> list[Rates]:
@@ -233,7 +233,7 @@ def _decode(model: Model, steps: int, batch: int, context: int, rates: Rates) ->
     """Rows that have `context` tokens behind them; what those were makes no difference to the time."""
     chunk, model.chunk = model.chunk, 1  # no prompt is prefilled, so that the ring is as short as in serving
     try:
-        cache = model.new_cache(batch, context + 64)
+        cache = caches(model, batch, context + BEHIND)
     finally:
         model.chunk = chunk
 
@@ -254,7 +254,7 @@ def _decode(model: Model, steps: int, batch: int, context: int, rates: Rates) ->
 
 
 def _prefill(model: Model, tokens: int, rates: Rates) -> EngineRow:
-    cache = model.new_cache(1, tokens)
+    cache = caches(model, 1, tokens)
     prompt = _tokens(model, tokens)
 
     def run(model: Model) -> None:

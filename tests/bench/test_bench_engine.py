@@ -183,7 +183,28 @@ def test_every_batch_is_decoded_at_every_context(
     monkeypatch.setattr(Device, "memory", lambda device: (room, 10**12))
     report = document(capsys, [*ENGINE, *words])
     assert [row["size"] for row in report["rows"] if row["context"] == 96] == [1]
-    assert [text.split(": caches")[0] for text in report["left_out"]] == ["decoding 2 row(s) after 96 tokens"]
+    assert [text.split(",")[0] for text in report["left_out"]] == ["decoding 2 row(s) after 96 tokens"]
+    # A prompt without room ended the run, and nobody saw what had been measured.
+    monkeypatch.setattr(Device, "memory", lambda device: (model.cache_bytes(2, 96, 1), 10**12))
+    report = document(capsys, [*ENGINE, *words[:4], "--prompt", "5,4000", "--context", "32"])
+    assert [(row["phase"], row["size"]) for row in report["rows"]] == [("decode", 1), ("decode", 2), ("prefill", 5)]
+    assert [text.split(": caches")[0] for text in report["left_out"]] == ["reading a prompt of 4000 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--context", "32,1048576"], "--context 1048576: tiny dimensions allow at most 1048512 tokens"),
+        (["--prompt", "9,1048577"], "--prompt 1048577: tiny dimensions allow at most 1048576 tokens"),
+    ],
+)
+def test_lengths_that_the_model_does_not_take_are_refused_first(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The refusal came when the shorter ones had been measured, and took their rows with it.
+    monkeypatch.setattr("flagrelease.bench.engine.random_model", None)
+    assert main([*ENGINE, "--batch", "1", "--prompt", "", *words]) == UsageError.exit_code
+    assert said in capsys.readouterr().err
 
 
 def test_rooms_are_what_caches_take(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

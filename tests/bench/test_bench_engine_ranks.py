@@ -12,18 +12,21 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from ranks import OMode, own_part
+from ranks import OMode, on_ranks, own_part
 
 from flagrelease.bench import collectives
 from flagrelease.bench.chosen_experts import busiest
 from flagrelease.bench.collectives import collective_seconds
 from flagrelease.bench.dimensions import dimensions
 from flagrelease.bench.roof import distinct_experts, layer_bytes, token_operations
+from flagrelease.bench.rooms import caches
 from flagrelease.bench.synthetic import RandomTensors, random_model
-from flagrelease.device import open_device
+from flagrelease.device import Device, open_device
+from flagrelease.engine.control import open_control
 from flagrelease.engine.decode.decoder import Decoder
-from flagrelease.engine.parallel import Groups, alone
+from flagrelease.engine.parallel import Groups, alone, join_groups
 from flagrelease.engine.v4.model import Model
+from flagrelease.errors import ResourceError
 from flagrelease.model.v4.inventory import Split, Storage, inventory
 
 CONFIG = dimensions("tiny")
@@ -171,3 +174,20 @@ def test_torchrun_prints_one_report() -> None:
         assert row["collectives"] > 0
         best = report["copy_bandwidth"] if row["phase"] == "decode" else report["matrix_rate"]
         assert row["share"] == pytest.approx(row["needed"] / row["seconds"] / best)
+
+
+def refused_where_one_is_full() -> str:
+    """The second rank's memory is full."""
+    groups = join_groups(CONFIG, "split", open_control())
+    model = random_model(CONFIG, "native", "torch", open_device("cpu"), 32, groups=groups)
+    free = 1000 if groups.rank else 10**12
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Device, "memory", lambda device: (free, free))
+        with pytest.raises(ResourceError) as refusal:
+            caches(model, 1, 64)
+    return str(refusal.value)
+
+
+def test_what_one_rank_has_no_room_for_all_leave_out() -> None:
+    # The others went on with it and waited for the one that had gone to the next.
+    assert "caches for 1 sequences of 64 tokens" in on_ranks(2, refused_where_one_is_full)
