@@ -113,6 +113,38 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(release: Path) -> None:
     assert terminal.code() == 0
 
 
+PRESSED = """
+import signal, sys
+from flagrelease.cli import main
+from flagrelease.engine.text import Tokenizer
+
+encode = Tokenizer.encode
+
+def pressed(tokenizer, text):
+    Tokenizer.encode = encode
+    signal.raise_signal(signal.SIGINT)
+    return encode(tokenizer, text)
+
+Tokenizer.encode = pressed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_before_the_first_token_ends_the_answer_and_not_the_chat(release: Path) -> None:
+    # the first turn's tokens take seconds with DeepSeek's vocabulary; Ctrl-C meanwhile ended the chat
+    words = ["--temperature", "0", "--max-tokens", "3500", "--context", "4096", *HOW]
+    terminal = Terminal("-c", PRESSED, "generate", str(release), *words)
+    terminal.wait("> ")
+    terminal.type("Hi\r")
+    terminal.wait(r"Hi\r\n.*\(stopped\).*> ")
+    terminal.type("again\r")
+    terminal.wait(r"again\r\n" + BEGUN)
+    terminal.type(CTRL_C)
+    terminal.wait(r"\(stopped\).*> ")
+    terminal.type(CTRL_D)
+    assert terminal.code() == 0
+
+
 def test_cut_answers_and_the_system_are_seen(release: Path) -> None:
     words = ["--temperature", "0", "--max-tokens", "3", *HOW]
     command = [sys.executable, "-m", "flagrelease", "generate", str(release), *words]

@@ -48,9 +48,10 @@ class Chat:
                 say(f"{error}; this turn is forgotten")
 
     def _answer(self) -> None:
-        chat = encode_messages(self.messages, self.effort)
-        result, stopped = stream(self.scheduler, self.scheduler.tokenizer.encode(chat), self.sampling)
-        if stopped:
+        with listening() as stopped:
+            chat = encode_messages(self.messages, self.effort)
+            result = stream(self.scheduler, self.scheduler.tokenizer.encode(chat), self.sampling, stopped)
+        if stopped():
             say("(stopped)")
         else:
             tell_what_lacks(result, chat.opening)
@@ -58,19 +59,18 @@ class Chat:
         self.messages.append({"role": "assistant", "content": parsed.content, "reasoning_content": parsed.reasoning})
 
 
-def stream(scheduler: Scheduler, tokens: Sequence[int], sampling: Sampling) -> tuple[Generated, bool]:
-    """Print an answer while it is written; tells whether Ctrl-C stopped it."""
+def stream(scheduler: Scheduler, tokens: Sequence[int], sampling: Sampling, stopped: Callable[[], bool]) -> Generated:
+    """Print an answer while it is written, up to its end or until `stopped` says so."""
     key = scheduler.submit(tokens, sampling)
     result = Generated()
-    with _listening() as stopped:
-        while scheduler.busy and not stopped():
-            for event in scheduler.step():
-                result.add(event)
-                print(event.text, end="", flush=True)
-        if scheduler.busy:
-            scheduler.cancel(key)
-        print(flush=True)
-        return result, stopped()
+    while scheduler.busy and not stopped():
+        for event in scheduler.step():
+            result.add(event)
+            print(event.text, end="", flush=True)
+    if scheduler.busy:
+        scheduler.cancel(key)
+    print(flush=True)
+    return result
 
 
 def tell_what_lacks(result: Generated, opening: Opening | None) -> None:
@@ -86,7 +86,7 @@ def tell_what_lacks(result: Generated, opening: Opening | None) -> None:
 
 
 @contextmanager
-def _listening() -> Iterator[Callable[[], bool]]:
+def listening() -> Iterator[Callable[[], bool]]:
     """Give a function that tells whether Ctrl-C came. A second one, while a step still runs, ends the program."""
     heard = False
 

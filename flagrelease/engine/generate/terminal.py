@@ -12,7 +12,7 @@ from typing import Any
 from flagrelease.console import Display, say
 from flagrelease.engine.batch.scheduler import Scheduler, generate_each
 from flagrelease.engine.generate.answer_file import AnswerFile, answer_document, complete, resuming
-from flagrelease.engine.generate.chat import Chat, stream, tell_what_lacks
+from flagrelease.engine.generate.chat import Chat, listening, stream, tell_what_lacks
 from flagrelease.engine.generate.pace import Pace
 from flagrelease.engine.generate.prompts import Request
 from flagrelease.engine.generate.turns import Turns
@@ -55,8 +55,9 @@ class Terminal:
                 ((_, result),) = generate_each(scheduler, [(tokens, self.sampling)])
                 print(json.dumps(answer_document(tokens, result), indent=2, ensure_ascii=False))
             else:
-                result, stopped = stream(scheduler, tokens, self.sampling)
-                if stopped:
+                with listening() as stopped:
+                    result = stream(scheduler, tokens, self.sampling, stopped)
+                if stopped():
                     raise KeyboardInterrupt
                 tell_what_lacks(result, self.opening)
             pace.answered()
