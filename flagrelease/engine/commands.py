@@ -263,11 +263,14 @@ def serve(
     from flagrelease.engine.serve.serving import Serving
     from flagrelease.engine.serve.serving import serve as serve_session
     from flagrelease.engine.session import Session
+    from flagrelease.engine.text import Tokenizer
 
     context, origins = choose_context(release, context), allow_origin or []
     key = serving_key(host, api_key_env) if leads() else None
     if leads():
         check_origins(origins, key)
+        Tokenizer(release)  # the session reads both again: what is wrong with them is said before the model is loaded
+        read_efforts(release)
     count = choose_ranks(ranks, cut_for(release), device)
     sockets = bind(host, port) if leads() else []
     if count > 1:

@@ -15,6 +15,8 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.cli import main
 from flagrelease.engine.session import Session
+from flagrelease.errors import CheckpointError, VerificationError
+from flagrelease.records.manifest import MANIFEST_NAME
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
@@ -108,6 +110,19 @@ def test_a_port_in_use_is_a_lack_of_resources(
     monkeypatch.setenv("THE_KEY", "sk-1")
     elsewhere = ("--host", "192.0.2.1", "--api-key-env", "THE_KEY")
     assert "cannot listen on 192.0.2.1" in refused(capsys, 4, "serve", release, *elsewhere)
+
+
+def test_a_release_that_chats_cannot_use(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`serve` read the tokenizer and the manifest behind the model."""
+    folder = checkpoint.write_hf(tmp_path / "release", "bf16")
+    for words in (("generate", folder, "--prompt", "x"), ("serve", folder)):
+        assert "text needs the release's tokenizer" in refused(capsys, CheckpointError.exit_code, *words)
+    write_tokenizer(folder)
+    (folder / MANIFEST_NAME).write_text("{}")
+    for words in (("generate", folder, "--prompt", "x"), ("serve", folder)):
+        assert f"{MANIFEST_NAME}: tool" in refused(capsys, VerificationError.exit_code, *words)
 
 
 def test_an_address_that_others_reach_needs_a_key(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
