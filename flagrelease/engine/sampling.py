@@ -132,6 +132,7 @@ class Sampling:
             "logit_bias": [token for token, _ in self.logit_bias],
             "stop_token_ids": self.stop_token_ids,
             "allowed_token_ids": self.allowed_token_ids or (),
+            "bad_words": [token for word in self.bad_words for token in word],
         }
         for name, tokens in named.items():
             if any(not 0 <= token < vocabulary for token in tokens):

@@ -124,10 +124,21 @@ def test_values_without_meaning_are_refused(values: dict[str, Any], said: str) -
         Sampling(**values)
 
 
-@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids"])
-def test_tokens_that_the_model_lacks_are_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop_token_ids", (263,)),
+        ("allowed_token_ids", (263,)),
+        (
+            "bad_words",
+            ((5,), (5, 263)),
+        ),  # was not looked at: the scheduler would have ended, for there is no such logit
+        ("logit_bias", ((263, 1.0),)),
+    ],
+)
+def test_tokens_that_the_model_lacks_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{name}: a token id outside the vocabulary of 263"):
-        Sampling(**{name: (263,)}).check_tokens(SIZE)
+        Sampling(**{name: value}).check_tokens(SIZE)
 
 
 @pytest.fixture(scope="module")
