@@ -5,13 +5,26 @@ from __future__ import annotations
 import ast
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from ranks import on_ranks
 
 import flagrelease
-from flagrelease.engine.batch.orders import Decode, Draft, Next, Order, Prefill, Stop, Together, decode, encode
+from flagrelease.engine.batch.orders import (
+    Decode,
+    Draft,
+    Load,
+    Next,
+    Order,
+    Prefill,
+    Save,
+    Stop,
+    Together,
+    decode,
+    encode,
+)
 from flagrelease.engine.control import broadcast_bytes, open_control
 
 ORDERS: tuple[Order, ...] = (
@@ -21,6 +34,8 @@ ORDERS: tuple[Order, ...] = (
     Next((0, 3)),
     Decode(((), (1,), (2, 3)), (2,)),
     Draft(((), (4, 5))),
+    Save(2, 9, (7, 8)),
+    Load(1, 9),
     Stop(),
 )
 LONG = bytes(n % 251 for n in range(100_000))
@@ -30,6 +45,10 @@ LENGTHS = (0, 1, 4087, 4088, 4089, 100_000)  # a frame holds 4088 bytes
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_order_arrives_as_it_was_sent(order: Order) -> None:
     assert decode(encode(order)) == order
+
+
+def test_every_kind_of_order_is_sent_here() -> None:
+    assert {type(order) for order in ORDERS} == set(get_args(Order))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
@@ -97,9 +97,7 @@ class Stop:
 
 
 Order = Prefill | Together | Decode | Next | Draft | Save | Load | Stop
-_KINDS: dict[bytes, TypeAdapter[Any]] = {
-    kind.__name__.encode(): TypeAdapter(kind) for kind in (Prefill, Together, Decode, Next, Draft, Save, Load, Stop)
-}
+_KINDS: dict[bytes, TypeAdapter[Any]] = {kind.__name__.encode(): TypeAdapter(kind) for kind in get_args(Order)}
 
 
 def encode(order: Order) -> bytes:
