@@ -61,10 +61,11 @@ def plan_publication(
 def _siblings(records: Records) -> tuple[str, ...]:
     """Repositories of the recipe's other releases that are the same weights."""
     own = records.wanted
+    same = {"stack": own.spec.stack}  # for whom they are made changes no byte
     return tuple(
         one.repo
         for one in records.recipe.chosen()
-        if one.repo != own.repo and (one.spec.target, one.spec.o_groups) == (own.spec.target, own.spec.o_groups)
+        if one.repo != own.repo and one.spec.model_copy(update=same) == own.spec
     )
 
 

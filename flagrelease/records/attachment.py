@@ -63,8 +63,11 @@ def disagreements(recipe: Recipe, manifest: Manifest, chip: str) -> Iterator[str
     if release is None:
         names = " and ".join(one.name for one in given)
         yield f"the recipe gives {chip} {names}; this release is {target.dtype}-{layout}"
-    elif target.o_groups not in (None, release.o_groups):
-        yield f"the recipe gives {chip} o_groups {release.o_groups}; this release has {target.o_groups}"
+    else:
+        if target.o_groups not in (None, release.o_groups):
+            yield f"the recipe gives {chip} o_groups {release.o_groups}; this release has {target.o_groups}"
+        if target.drafts != release.drafts:
+            yield f"the recipe gives {chip} drafts {release.drafts}; this release has {target.drafts}"
     options = recipe.convert.model_dump(mode="json")
     recorded = ConvertSpec().model_dump(mode="json") | manifest.options  # an older release lacks newer options
     for key in sorted(options.keys() | recorded.keys()):

@@ -69,8 +69,12 @@ def test_with_its_recipe_it_is_published_and_checked_like_any_other(
         ({"releases": {"nvidia": {"dtype": "bf16", "layout": "mp8"}}}, "this release is fp8-mp8"),
         ({"releases": {"nvidia": {"dtype": "fp8", "layout": "mp4"}}}, "the recipe gives nvidia fp8-mp4"),
         ({"releases": {"ascend": {"dtype": "fp8", "layout": "mp8"}}}, "chip 'nvidia' is not in the release's recipe"),
+        (
+            {"releases": {"nvidia": {"dtype": "fp8", "layout": "mp8", "drafts": "drop"}}},
+            "the recipe gives nvidia drafts drop; this release has keep",
+        ),
     ],
-    ids=["options", "dtype", "layout", "chip"],
+    ids=["options", "dtype", "layout", "chip", "drafts"],
 )
 def test_a_recipe_that_gives_other_bytes_is_refused(
     bare: Path, tmp_path: Path, changes: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]

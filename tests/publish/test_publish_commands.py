@@ -89,6 +89,17 @@ def test_the_repository_is_the_recipes(release: Path, report: Path) -> None:
     assert own.siblings == ()
 
 
+def test_a_release_without_draft_stages_is_no_sibling(tmp_path: Path) -> None:
+    """It was one: only format, layout and o-groups were compared."""
+    release = write_release(tmp_path / "release")
+    path = release / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    (other,) = (one for one in manifest["recipe"]["releases"]["mthreads"] if one["layout"] == "mp8")
+    other["drafts"] = "drop"
+    path.write_text(json.dumps(manifest))
+    assert publish(release, "nvidia", "hf", allow_unvalidated=True).publication.siblings == ()
+
+
 def test_an_unvalidated_release_is_refused_or_says_so(release: Path) -> None:
     with pytest.raises(VerificationError, match="no report"):
         publish(release, "nvidia", "hf")
