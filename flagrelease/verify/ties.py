@@ -41,7 +41,7 @@ def gather_equal(
     ours, theirs = read_manifest(first), read_manifest(second)
     _compare_origins(ours, theirs, log)
     if log.failed:
-        return log.close("both manifests must name one source and one dtype")
+        return log.close("both manifests must name one source and one dtype, and hold the same stages")
     untied = _compare_digests(ours, theirs, log)
     if not read_bytes:
         return log.close(f"digests in both manifests; {untied} are stored differently, so only bytes can tie them")
@@ -67,8 +67,11 @@ def open_release(folder: Path) -> StoredRelease:
 
 
 def _compare_origins(ours: Manifest, theirs: Manifest, log: CheckLog) -> None:
-    if ours.source.identity != theirs.source.identity or ours.source.tensors != theirs.source.tensors:
+    apart = ours.target.drafts != theirs.target.drafts  # then one names fewer tensors of the same source
+    if ours.source.identity != theirs.source.identity or (not apart and ours.source.tensors != theirs.source.tensors):
         log.add(Finding(rule="the manifests name different sources"))
+    if apart:
+        log.add(Finding(rule="one release keeps the draft stages of the model, the other drops them"))
     if ours.target.dtype != theirs.target.dtype:
         log.add(Finding(rule=f"one release is {ours.target.dtype}, the other {theirs.target.dtype}"))
 

@@ -20,6 +20,7 @@ from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.manifest import read_manifest
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import read_source
+from flagrelease.verify.ties import gather_equal
 from flagrelease.verify.verify import verify_release
 
 DSPARK = {
@@ -109,6 +110,13 @@ def test_one_pass_makes_releases_with_and_without_them(made: Path, tmp_path: Pat
         assert (mine.tensors, mine.files) == (alone.tensors, alone.files)
     least = make_plan(source, [parse_target("bf16:mp8", drafts="drop")], ConvertSpec())
     assert least.bytes_to_read < plan.bytes_to_read
+
+
+@pytest.mark.parametrize("read_bytes", [False, True])
+def test_releases_with_and_without_them_are_told_apart(made: Path, read_bytes: bool) -> None:
+    """They were said to name different sources."""
+    check = gather_equal(made / "keep" / "bf16-mp8", made / "drop" / "bf16-mp8", read_bytes)
+    assert [f.rule for f in check.findings] == ["one release keeps the draft stages of the model, the other drops them"]
 
 
 def test_both_would_be_one_folder(made: Path) -> None:
