@@ -65,6 +65,9 @@ def show_plan(plan: Summary) -> None:
             human_bytes(release.bytes), human_bytes(release.largest_file.bytes), _hubs(release),
         )  # fmt: skip
     console.print(rows)
+    for release in plan.releases:
+        if release.drafts == "drop":
+            console.print(f"{release.folder} leaves out the draft stages of the model (mtp.*)")
     reread = plan.bytes_to_read / plan.source_bytes
     console.print()
     console.print(f"read    {human_bytes(plan.bytes_to_read)} ({reread:.2f} times the source)")

@@ -16,7 +16,7 @@ from flagrelease.convert.stacks import StackSummary, judge_stacks, stack_notes, 
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.cache_size import cache_size
 from flagrelease.publish.hubs.registry import file_limits
-from flagrelease.records.manifest import OGroups
+from flagrelease.records.manifest import Drafts, OGroups
 
 
 class _Record(BaseModel):
@@ -63,6 +63,7 @@ class ReleaseSummary(_Record):
     dtype: str
     layout: str
     o_groups: OGroups | None
+    drafts: Drafts
     plan: str
     bytes: int
     tensors: int
@@ -163,6 +164,7 @@ def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> Re
         dtype=release.target.dtype,
         layout=release.target.layout,
         o_groups=release.layout.o_groups if release.layout else None,
+        drafts=release.target.drafts,
         plan=release.digest,
         bytes=release.size,
         tensors=len(release.parts),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flagrelease.cli import main
 from flagrelease.convert.codecs.lookup import cpu_lookup
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
@@ -141,3 +142,15 @@ def test_a_recipe_and_the_command_line_choose(made: Path, tmp_path: Path) -> Non
     assert chosen(drafts="keep") == [("fp8:hf", "keep"), ("native:hf", "keep")]
     bare = make_request(made / "source", None, ["bf16:mp2"], ["mthreads"], None, drafts="drop")
     assert {target.drafts for target in bare.targets} == {"drop"}
+
+
+def test_a_plan_says_that_they_are_left_out(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the bytes told it."""
+    words = ["plan", str(made / "source"), "--target", "bf16:mp2", "--drafts"]
+    for drafts in ("keep", "drop"):
+        assert main([*words, drafts, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["releases"][0]["drafts"] == drafts
+        assert main([*words, drafts]) == 0
+        assert ("bf16-mp2 leaves out the draft stages" in " ".join(capsys.readouterr().out.split())) == (
+            drafts == "drop"
+        )

@@ -129,7 +129,7 @@ def make_plan(
     for target in unique:
         if folders.count(target.folder) > 1:
             raise UsageError(
-                f"two targets of other o-groups or draft stages would both be written to {target.folder!r}"
+                f"two targets that differ only in o-groups or draft stages would both be written to {target.folder!r}"
             )
     releases = []
     for number, target in enumerate(unique):
