@@ -15,6 +15,7 @@ from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
 from flagrelease.model.v4.encoded import Opening, Part
 from flagrelease.model.v4.markup import Awaited, begins
 from flagrelease.model.v4.quoting import Quoting
+from flagrelease.model.v4.trial import Trial
 
 _PIECE = 2048  # characters that are read at once
 
@@ -43,65 +44,6 @@ class Completion:
 
 
 @dataclass(slots=True)
-class _Trial:
-    """A block inside a thought: calls if the message ends with it, else something that the model thought about.
-
-    The end of the thought may stand behind it, if nothing else does: then the model has answered nothing but the block.
-    """
-
-    _starts_line: bool
-    _calls: Calls | None = None
-    _rest: str = ""  # of the text in front of the end of the thought
-    _awaited: Awaited | None = None  # what comes behind that, until it is looked at
-    _held: str = ""  # what was not read yet
-    _ended: bool = False  # the end of the thought came
-    _length: int = 0  # of the text in front of it
-    failed_at: int = 0  # no block that begins in front of this place is calls either
-
-    def push(self, text: str, *, final: bool) -> bool | None:
-        """Whether they are calls; None while more text may tell."""
-        self._held += text
-        if not self._ended:
-            before, end, behind = self._held.partition(END_THINK)
-            self._ended = bool(end)
-            if not end and not final:
-                part = max((n for n in range(1, len(END_THINK)) if before.endswith(END_THINK[:n])), default=0)
-                before, behind = before[: len(before) - part], before[len(before) - part :]
-            self._held = behind
-            self._length += len(before)
-            possible = self._possible(before, final=final or self._ended)
-            self.failed_at = self._length - (0 if possible else len(self._rest))
-            if not possible or (self._ended and self._calls is not None):
-                return False
-        if self._ended and self._held.strip():
-            return False
-        return True if final else None
-
-    def _possible(self, text: str, *, final: bool) -> bool:
-        """Read on; tells whether everything so far is blocks. `final` if nothing follows that may belong to one."""
-        if self._awaited is not None:
-            come = self._awaited.push(text, final=final)
-            if come is None:
-                return True
-            self._awaited, text = None, come
-        self._rest += text
-        while self._calls is not None or self._rest.strip():
-            if self._calls is None:
-                self._rest = self._rest.lstrip()
-                begun = begins(self._rest, 0, final=final, starts_line=self._starts_line)
-                if begun != "yes":
-                    self._awaited = Awaited(len(self._rest)) if begun == "object" else None
-                    return begun in ("unsure", "object")
-                self._calls, self._starts_line = Calls(number=0), True
-            _, rest = self._calls.push(self._rest, final=final)
-            self._rest = rest or ""
-            if rest is None:
-                break
-            self._calls = None
-        return True
-
-
-@dataclass(slots=True)
 class CompletionStream:
     """Text in, pieces out as soon as it is sure what they are."""
 
@@ -113,7 +55,7 @@ class CompletionStream:
     _held: str = ""
     _awaited: Awaited | None = None  # what comes behind the held text, until it is looked at
     _calls: Calls | None = None  # a block that has begun
-    _trial: _Trial | None = None  # a block inside the thought
+    _trial: Trial | None = None  # a block inside the thought
     _tried: list[str] = field(default_factory=list)  # its text
     _only_calls: bool = False  # the trial went well: nothing but calls is left in the thought
     _plain: int = 0  # up to here markup of calls is text
@@ -201,7 +143,7 @@ class CompletionStream:
     def _note(self, calls: Calls) -> None:
         self._number, self.as_taught = calls.number, self.as_taught and calls.as_taught
 
-    def _try(self, pieces: list[Said | Piece], text: str, trial: _Trial, *, final: bool) -> None:
+    def _try(self, pieces: list[Said | Piece], text: str, trial: Trial, *, final: bool) -> None:
         """Read on in a block of the thought, which may be text after all."""
         self._tried.append(text)
         ended = trial.push(text, final=final)
@@ -247,7 +189,7 @@ class CompletionStream:
             if not thinks or self._only_calls:
                 self._open_block(pieces, block)
                 return
-            self._try(pieces, block, _Trial(starts_line), final=final)
+            self._try(pieces, block, Trial(starts_line), final=final)
             if self._trial is not None:
                 self._say_held(pieces, found, final=False)
             return
