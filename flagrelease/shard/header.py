@@ -124,7 +124,7 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
             raise CheckpointError(f"{path}: tensor {meta.name!r}: begins at {meta.begin - start} and {what}")
         position = meta.end
     if position != file_size:
-        problem = "truncated" if position > file_size else "has bytes that no tensor owns"
+        problem = "is truncated" if position > file_size else "has bytes that no tensor owns"
         raise CheckpointError(f"{path}: tensors end at byte {position}, the file at {file_size}: it {problem}")
     return Header(path, {meta.name: meta for meta in metas}, metadata, raw, file_size)
 
