@@ -68,7 +68,7 @@ class ScriptedService:
         model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
         runner = cast(Runner, SimpleNamespace(context=CONTEXT, model=model, chunk=64, rows=3))
         self._scheduler, self.tokenizer = Scheduler(runner, tokenizer), tokenizer
-        self.pieces, self.alive, self.context = pieces, True, CONTEXT
+        self.pieces, self.alive, self.context, self.vocabulary = pieces, True, CONTEXT, VOCABULARY
         self.finish: Finish | None = "stop"
         self.stopped_by: str | None = None
         self.load = Load(0, 0, 0, Totals())

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from scripted_service import CONTEXT, NAME, ScriptedService, caller, chat, scripted_app
+from scripted_service import CONTEXT, NAME, VOCABULARY, ScriptedService, caller, chat, scripted_app
 from small_tokenizer import write_tokenizer
 
 import flagrelease
@@ -92,6 +92,8 @@ def test_tokens_of_a_chat_are_those_that_are_answered(service: ScriptedService) 
         ("/tokenize", {"model": "other", "prompt": "x"}, "model"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [VOCABULARY]}, "tokens"),  # had no text, and nobody was told
+        ("/detokenize", {"tokens": [1] * (CONTEXT + 1)}, "tokens"),  # millions took seconds, in the event loop too
     ],
 )
 def test_what_cannot_be_tokenised_is_refused(service: ScriptedService, path: str, body: Any, param: str) -> None:

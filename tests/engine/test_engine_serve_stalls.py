@@ -24,9 +24,11 @@ from flagrelease import engine
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.serve import asked as asked_module
 from flagrelease.engine.serve import service as service_module
 from flagrelease.engine.serve.bind import bind, close, listen_on
 from flagrelease.engine.serve.large import LargeBodies, along
+from flagrelease.engine.serve.requests import prompts as prompts_module
 from flagrelease.engine.serve.requests.refusals import MOST_VALUES, parameter_path
 from flagrelease.engine.serve.service import Service, Stream
 from flagrelease.engine.text import Tokenizer
@@ -169,6 +171,63 @@ def test_what_cannot_fit_is_not_tokenised(tokenizer: Tokenizer, monkeypatch: pyt
     assert [status for status, _ in answers] == [400] * 5
     for _, document in answers:
         assert "a token has at most" in document["error"]["message"]
+
+
+ARGUMENTS = json.dumps({str(n): n for n in range(600)})
+LONG: dict[str, tuple[str, dict[str, Any]]] = {
+    "many messages": ("/v1/chat/completions", chat(messages=chat()["messages"] * 500)),
+    "many messages that are counted": ("/tokenize", {"messages": chat()["messages"] * 500}),
+    "a chat's call": (
+        "/v1/chat/completions",
+        chat(messages=[*chat()["messages"], {"role": "assistant", "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": ARGUMENTS}}]}, *chat()["messages"]]),
+    ),
+    "a call of Responses": (
+        "/v1/responses",
+        {"model": NAME, "input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": ARGUMENTS},
+                                  {"type": "function_call_output", "call_id": "c", "output": "ok"}]},
+    ),
+    "a call of Messages": (
+        "/v1/messages/count_tokens",
+        {"model": NAME, "messages": [*chat()["messages"], {"role": "assistant", "content": [
+            {"type": "tool_use", "id": "c", "name": "f", "input": json.loads(ARGUMENTS)}]}, *chat()["messages"]]},
+    ),
+    "a tool": (
+        "/v1/chat/completions",
+        chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {str(n): {} for n in range(2000)}}}]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_conversation_is_encoded_beside_the_event_loop(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # One message with a call of 16 MB arguments took a minute in the event loop, as did any long chat at /tokenize.
+    where: list[threading.Thread] = []
+    encode = prompts_module.encode_messages
+    monkeypatch.setattr(
+        prompts_module, "encode_messages", lambda *what: where.append(threading.current_thread()) or encode(*what)
+    )
+    path, body = LONG[name]
+    ((status, answer),) = post(scripted_app(tokenizer), [(path, json.dumps(body))])
+    assert status == 200 or "context" in answer["error"]["message"], answer
+    assert where
+    assert threading.current_thread() not in where
+
+
+def test_a_short_conversation_does_not_wait_for_long_ones(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a text of Responses with more than 100 characters did
+    monkeypatch.setattr(asked_module, "aside", lambda work: pytest.fail("it was to wait"))
+    bodies: list[tuple[str, Any]] = [
+        ("/v1/chat/completions", chat(messages=chat()["messages"] * 30)),
+        ("/v1/responses", {"model": NAME, "input": "word " * 100}),
+        ("/v1/messages", {"model": NAME, "max_tokens": 3, "messages": chat()["messages"] * 30}),
+    ]
+    answers = post(scripted_app(tokenizer), [(path, json.dumps(body)) for path, body in bodies])
+    assert [status for status, _ in answers] == [200] * 3
 
 
 def test_tokenising_lets_other_threads_run(tokenizer: Tokenizer) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pydantic import BaseModel
+
 from flagrelease.engine.batch.scheduler import Request as Sequenced
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.serve.constrained import constrained
+from flagrelease.engine.serve.requests.prompts import Conversation
 from flagrelease.engine.serve.requests.protocol import ChatRequest
 from flagrelease.engine.serve.requests.refusals import blamed
 from flagrelease.engine.serve.served import Served, aside
-from flagrelease.model.v4.encoded import Opening
+from flagrelease.model.v4.encoded import EncodedChat, Opening
 
-_FEW = 100  # messages that are encoded in about a millisecond
+_SHORT = 4096  # characters and values, encoded in milliseconds; calls whose arguments are large take a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,16 @@ class AskedChat:
         return replace(self, samplings=cut)
 
 
+async def encoded(served: Served, request: Conversation) -> EncodedChat:
+    """The prompt of a conversation; a long one is encoded beside the event loop.
+
+    Raises:
+        ParameterError: parameters contradict each other, or the encoding refuses a message.
+    """
+    effort = served.efforts.of(request.mode(served.mode))
+    return request.encoded(effort) if is_short(request) else await aside(lambda: request.encoded(effort))
+
+
 async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
     """Check a chat's model, encode it, and tell how it is continued.
 
@@ -46,9 +59,7 @@ async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
         ParameterError: the model is another one, parameters contradict each other, or the encoding refuses a message.
     """
     served.check_model(request.model)
-    effort = served.efforts.of(request.mode(served.mode))
-    few = len(request.messages) <= _FEW
-    chat = request.encoded(effort) if few else await aside(lambda: request.encoded(effort))
+    chat = await encoded(served, request)
     constraint = await constrained(served, request, chat.opening.part)
     samplings = request.samplings(request.scores(), request.limit(), served.tokenizer, constraint)
     with blamed("messages"):
@@ -63,10 +74,25 @@ class Meant(Protocol):
         ...
 
 
-async def asked_meant(served: Served, request: Meant, count: int) -> AskedChat:
-    """What the chat asks that a request means, which has `count` messages or items.
+async def asked_meant(served: Served, request: Meant) -> AskedChat:
+    """What the chat asks that a request means.
 
     Raises:
         ParameterError: as for the chat, whose parameters it names.
     """
-    return await asked_chat(served, request.chat() if count <= _FEW else await aside(request.chat))
+    return await asked_chat(served, request.chat() if is_short(request) else await aside(request.chat))
+
+
+def is_short(request: object) -> bool:
+    """Whether a request is so short that the event loop can work on it. No more of it is looked at than that takes."""
+    left, size = [request], 0
+    while left and size <= _SHORT:
+        each = left.pop()
+        size += 1 + (len(each) if isinstance(each, str | list | dict) else 0)
+        if isinstance(each, BaseModel):
+            left += vars(each).values()
+        elif isinstance(each, dict):
+            left += [*each, *each.values()]
+        elif isinstance(each, list):
+            left += each
+    return size <= _SHORT

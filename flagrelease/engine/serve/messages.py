@@ -23,7 +23,7 @@ def add_messages(app: FastAPI, served: Served) -> None:
     async def messages(request: MessagesRequest, http: Request) -> Response:
         _check_version(http)
         with renamed(PLACES), blamed("messages"):
-            asked = await asked_meant(served, request, len(request.messages))
+            asked = await asked_meant(served, request)
             asked = asked.within(served.service.context)
             answer = MessageAnswer(request, asked, served.name)
             return await respond(served.service, http, asked.sequences, answer, stream=request.stream)
@@ -32,7 +32,7 @@ def add_messages(app: FastAPI, served: Served) -> None:
     async def count_tokens(request: CountTokensRequest, http: Request) -> dict[str, int]:
         _check_version(http)
         with renamed(PLACES):
-            asked = await asked_meant(served, request, len(request.messages))
+            asked = await asked_meant(served, request)
         return {"input_tokens": len(asked.prompt)}
 
 

@@ -20,6 +20,6 @@ def add_responses(app: FastAPI, served: Served) -> None:
     @app.post("/v1/responses")
     async def responses(request: ResponsesRequest, http: Request) -> Response:
         with renamed(PLACES), blamed("messages"):
-            asked = await asked_meant(served, request, len(request.input))
+            asked = await asked_meant(served, request)
             answer = ResponseAnswer(request, asked, served.name)
             return await respond(served.service, http, asked.sequences, answer, stream=request.stream)

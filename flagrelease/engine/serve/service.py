@@ -146,6 +146,11 @@ class Service:
         return self._scheduler.runner.context
 
     @property
+    def vocabulary(self) -> int:
+        """The model's token ids end before it."""
+        return self._scheduler.runner.model.config.vocab_size
+
+    @property
     def load(self) -> Load:
         """As of now."""
         running = min(len(self._open), self._scheduler.runner.rows)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic import Discriminator, Tag
 
 from flagrelease.engine.serve.answers.logprobs import spelt
+from flagrelease.engine.serve.asked import encoded
 from flagrelease.engine.serve.requests.fields import Typed, neutral
 from flagrelease.engine.serve.requests.prompts import Conversation
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
@@ -58,7 +59,7 @@ def add_tokens(app: FastAPI, served: Served) -> None:
                 tokens = await served.encode(request.prompt)
         else:
             with blamed("messages"):
-                tokens = await served.encode(request.encoded(served.efforts.of(request.mode(served.mode))))
+                tokens = await served.encode(await encoded(served, request))
         strings = None
         if request.return_token_strs:
             strings = await aside(lambda: [spelt(served.tokenizer.bytes_of(token)) for token in tokens])
@@ -70,6 +71,9 @@ def add_tokens(app: FastAPI, served: Served) -> None:
     async def detokenize(request: Detokenize) -> dict[str, str]:
         if request.model is not None:
             served.check_model(request.model)
-        if any(not 0 <= token < 2**32 for token in request.tokens):
-            raise ParameterError("a token id outside the vocabulary", "tokens")
+        context, vocabulary = served.service.context, served.service.vocabulary
+        if len(request.tokens) > context:
+            raise ParameterError(f"{len(request.tokens):,} tokens: the context is {context}", "tokens")
+        if any(not 0 <= token < vocabulary for token in request.tokens):
+            raise ParameterError(f"a token id outside the vocabulary of {vocabulary}", "tokens")
         return {"prompt": await aside(lambda: served.tokenizer.decode(request.tokens))}
