@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic_core import from_json
@@ -10,6 +11,7 @@ from pydantic_core import from_json
 from flagrelease.engine.batch.sequence import Event
 from flagrelease.engine.json_line import json_line
 from flagrelease.engine.serve.answers.blocks import AnswerBlock, AnswerBlocks, Change
+from flagrelease.engine.serve.answers.written import Written, written
 from flagrelease.engine.serve.asked import AskedChat
 from flagrelease.engine.serve.requests.messages import MessagesRequest
 from flagrelease.model.v4.json_text import is_json
@@ -31,12 +33,11 @@ class MessageAnswer:
         self._ends_with_context = asked.samplings[0].max_tokens is None
         self._id = f"msg_{uuid.uuid4().hex}"
 
-    def whole(self) -> str:
+    def whole(self) -> Iterator[str]:
         """The message, after the last event, as JSON."""
-        blocks = ", ".join(self._block(block) for block in self._blocks.blocks)
+        content = [self._block(block) for block in self._blocks.blocks]
         ends = {"stop_reason": self._reason, "stop_sequence": self._blocks.stopped_by, "usage": self._usage()}
-        before, after = json_line({**self._frame(), "content": [], **ends}).split('"content": []', 1)
-        return f'{before}"content": [{blocks}]{after}'
+        return written({**self._frame(), "content": content, **ends})
 
     def begin(self) -> list[str]:
         """A stream's first events."""
@@ -96,13 +97,12 @@ class MessageAnswer:
         key = f"toolu_{self._id.removeprefix('msg_')}{block.place}"
         return {"type": "tool_use", "id": key, "name": block.name, "input": {}}
 
-    def _block(self, block: AnswerBlock) -> str:
-        """The whole block as JSON. What a call was given is the text that the model wrote: no number is rounded."""
+    def _block(self, block: AnswerBlock) -> dict[str, Any]:
+        """The whole block. What a call was given is the text that the model wrote: no number is rounded."""
         begun = self._begun(block)
-        if block.kind != "call":
-            return json_line({**begun, "text" if block.kind == "text" else "thinking": block.text})
-        del begun["input"]
-        return f'{json_line(begun)[:-1]}, "input": {_input(block.text)}}}'
+        if block.kind == "call":
+            return {**begun, "input": Written(_input(block.text))}
+        return {**begun, "text" if block.kind == "text" else "thinking": block.text}
 
 
 def _input(arguments: str) -> str:

@@ -126,7 +126,7 @@ class CountTokensRequest(Typed):
             "tool_choice": self.tool_choice.as_chat(),
             "parallel_tool_calls": not self.tool_choice.disable_parallel_tool_use,
             "response_format": None if schema is None else {"type": "json_schema", "json_schema": schema},
-            "thinking": None if self.thinking is None else {"type": _switch(self.thinking)},
+            "thinking": None if self.thinking is None else {"type": self.thinking.type},
             "reasoning_effort": self.output_config.effort,
         }
 
@@ -163,10 +163,6 @@ class MessagesRequest(CountTokensRequest):
             "top_p": self.top_p,
             "top_k": self.top_k,
         }
-
-
-def _switch(thinking: ThinkingConfig) -> str:
-    return "disabled" if thinking.type == "disabled" else "enabled"
 
 
 def _tool(tool: InputTool) -> dict[str, Any]:
