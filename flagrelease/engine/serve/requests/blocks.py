@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from flagrelease.engine.serve.requests.fields import Typed, neutral
+from flagrelease.engine.serve.requests.fields import Typed, neutral, text_or
 from flagrelease.model.v4.chat import Message
 
 CacheControl = dict[str, Any]  # a hint to caches
@@ -55,16 +55,7 @@ def _discriminator(*types: str) -> Discriminator:
     return Discriminator(kind, custom_error_type="block_type", custom_error_message=words)
 
 
-def _kind_of_content(value: Any) -> str | None:
-    return "text" if isinstance(value, str) else "blocks" if isinstance(value, list) else None
-
-
-_TEXT_OR_BLOCKS = Discriminator(
-    _kind_of_content,
-    custom_error_type="content_type",
-    custom_error_message="Input should be a string or a list of blocks",
-)
-Texts = Annotated[Annotated[str, Tag("text")] | Annotated[list[TextBlock], Tag("blocks")], _TEXT_OR_BLOCKS]
+Texts = Annotated[Annotated[str, Tag("text")] | Annotated[list[TextBlock], Tag("blocks")], text_or("blocks")]
 
 
 class ToolResultBlock(Typed):
@@ -94,14 +85,14 @@ class UserMessage(Typed):
     """Of the user, with what the calls gave."""
 
     role: Literal["user"]
-    content: Annotated[Annotated[str, Tag("text")] | Annotated[list[_UserBlock], Tag("blocks")], _TEXT_OR_BLOCKS]
+    content: Annotated[Annotated[str, Tag("text")] | Annotated[list[_UserBlock], Tag("blocks")], text_or("blocks")]
 
 
 class AssistantMessage(Typed):
     """Of the assistant. The last message of a conversation is continued if it is one."""
 
     role: Literal["assistant"]
-    content: Annotated[Annotated[str, Tag("text")] | Annotated[list[_ReplyBlock], Tag("blocks")], _TEXT_OR_BLOCKS]
+    content: Annotated[Annotated[str, Tag("text")] | Annotated[list[_ReplyBlock], Tag("blocks")], text_or("blocks")]
 
 
 class SystemMessage(Typed):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from flagrelease.engine.serve.requests.fields import Typed, done, neutral, shown
+from flagrelease.engine.serve.requests.fields import Typed, done, neutral, shown, text_or
 from flagrelease.model.v4.chat import TASKS
 
 ENCODED = (
@@ -41,18 +41,7 @@ class TextPart(Typed):
     cache_control: dict[str, Any] | None = None
 
 
-def _kind_of_content(value: Any) -> str | None:
-    return "text" if isinstance(value, str) else "parts" if isinstance(value, list) else None
-
-
-Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
-    Discriminator(
-        _kind_of_content,
-        custom_error_type="content_type",
-        custom_error_message="Input should be a string or a list of parts",
-    ),
-]
+Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts")], text_or("parts")]
 
 
 class CalledFunction(Typed):

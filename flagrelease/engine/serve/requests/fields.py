@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidatorFunctionWrapHandler,
@@ -74,6 +75,15 @@ def neutral(*values: Any) -> Only:
 def done(*values: Any) -> Only:
     """Take `values`, and say of all others which those are."""
     return Only(values, f"is not supported here; it can be {' or '.join(json.dumps(value) for value in values)}")
+
+
+def text_or(parts: str) -> Discriminator:
+    """Tells a string, of the tag "text", from a list, whose tag is the name of its `parts`."""
+    return Discriminator(
+        lambda value: "text" if isinstance(value, str) else parts if isinstance(value, list) else None,
+        custom_error_type="text_or_list",
+        custom_error_message=f"Input should be a string or a list of {parts}",
+    )
 
 
 def as_sent(value: Any, check: ValidatorFunctionWrapHandler) -> Any:

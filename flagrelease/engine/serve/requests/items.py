@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from flagrelease.engine.serve.requests.fields import Typed, done, neutral
+from flagrelease.engine.serve.requests.fields import Typed, done, neutral, text_or
 from flagrelease.model.v4.chat import Message
 
 _TEXTS = ("input_text", "output_text", "text")
@@ -23,18 +23,7 @@ class ItemText(Typed):
     prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
-def _kind_of_content(value: Any) -> str | None:
-    return "text" if isinstance(value, str) else "parts" if isinstance(value, list) else None
-
-
-ItemContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[ItemText], Tag("parts")],
-    Discriminator(
-        _kind_of_content,
-        custom_error_type="content_type",
-        custom_error_message="Input should be a string or a list of parts",
-    ),
-]
+ItemContent = Annotated[Annotated[str, Tag("text")] | Annotated[list[ItemText], Tag("parts")], text_or("parts")]
 
 
 class _Item(Typed):

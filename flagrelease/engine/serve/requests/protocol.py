@@ -10,11 +10,11 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from flagrelease.engine.constraints.constraint import Constraint
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.serve.requests.fields import Typed, neutral
+from flagrelease.engine.serve.requests.fields import Typed, neutral, text_or
 from flagrelease.engine.serve.requests.formats import Formed
 from flagrelease.engine.serve.requests.prompts import Conversation, Prompts
 from flagrelease.engine.serve.requests.refusals import ParameterError
@@ -79,18 +79,10 @@ def _runs(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     return [plain, spaced] if len(plain) == len(spaced) and plain[0] != spaced[0] else [plain]
 
 
-def _kind_of_stop(value: Any) -> str | None:
-    return "one" if isinstance(value, str) else "several" if isinstance(value, list) else None
-
-
 StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Stop = Annotated[
-    Annotated[StopString, Tag("one")] | Annotated[list[StopString], Field(max_length=MOST_STOPS), Tag("several")],
-    Discriminator(
-        _kind_of_stop,
-        custom_error_type="stop_type",
-        custom_error_message="Input should be a string or a list of strings",
-    ),
+    Annotated[StopString, Tag("text")] | Annotated[list[StopString], Field(max_length=MOST_STOPS), Tag("strings")],
+    text_or("strings"),
 ]
 
 

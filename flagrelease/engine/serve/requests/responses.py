@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from flagrelease.engine.serve.requests.fields import Typed, done, neutral, shown
+from flagrelease.engine.serve.requests.fields import Typed, done, neutral, shown, text_or
 from flagrelease.engine.serve.requests.items import Item, as_messages
 from flagrelease.engine.serve.requests.protocol import ChatRequest
 from flagrelease.engine.serve.requests.translated import as_chat
@@ -114,11 +114,7 @@ class ResponsesRequest(Typed):
     model: str
     input: Annotated[
         Annotated[str, Tag("text")] | Annotated[list[Item], Field(min_length=1), Tag("items")],
-        Discriminator(
-            lambda value: "text" if isinstance(value, str) else "items" if isinstance(value, list) else None,
-            custom_error_type="input_type",
-            custom_error_message="Input should be a string or a list of items",
-        ),
+        text_or("items"),
     ]
     instructions: str | None = None
     tools: list[FunctionTool] = Field(default_factory=list)
