@@ -216,6 +216,18 @@ def test_tools_of_a_message_count_too(served: Served) -> None:
         said(served, {"messages": [{**system, "tools": [wrong]}, *MESSAGES]}, 1)
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "mark"}}])
+def test_a_call_of_a_messages_tool_can_be_required(served: Served, choice: Any) -> None:
+    # it was refused as "not among the tools"
+    system = {"role": "system", "content": "s", "tools": [function("mark", POINT)]}
+    for each in said(served, {"messages": [system, *MESSAGES], "tool_choice": choice}, 1):
+        assert [call.name for call in each.tool_calls][:1] == ["mark"]
+        assert arguments(each.tool_calls[0]) is not None
+    other = {"tool_choice": {"type": "function", "function": {"name": "other"}}}
+    with pytest.raises(ParameterError, match="not among the tools"):
+        said(served, {"messages": [system, *MESSAGES], **other}, 1)
+
+
 def test_without_a_wish_nothing_is_constrained(served: Served) -> None:
     for body in ({}, {"tools": TOOLS}, {"response_format": {"type": "text"}}, {"tools": TOOLS, "tool_choice": "none"}):
         request = ChatRequest.model_validate({"model": NAME, "messages": MESSAGES, **body})

@@ -54,9 +54,7 @@ def _of_chat(request: ChatRequest) -> tuple[str, Wanted] | None:
 
 def _tools(request: ChatRequest, *, required: bool) -> list[CalledTool]:
     """Those of the request and of its messages. Where the model decides, only strict functions have to fit a schema."""
-    places = [(f"tools[{n}]", tool) for n, tool in request.chosen_tools()]
-    if not isinstance(request.tool_choice, NamedTool):
-        places += request.message_tools()
+    places = [(f"tools[{n}]", tool) for n, tool in request.chosen_tools()] + request.message_tools()
     called = []
     for place, tool in places:
         function: dict[str, Any] = tool["function"]

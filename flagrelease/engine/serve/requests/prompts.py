@@ -133,25 +133,29 @@ class Conversation(Typed):
         """The tools that `tool_choice` leaves to the model, each with its place: where it names one, that one alone.
 
         Raises:
-            ParameterError: a call is required, but of what is not among the tools.
+            ParameterError: a call is required, but of what is neither among the tools nor brought by a message.
         """
-        tools = list(enumerate(cast(list[dict[str, Any]], self.tools)))
         if self.tool_choice == "none":
             return []
-        if isinstance(self.tool_choice, NamedTool):
-            name = self.tool_choice.function.name
-            tools = [(n, tool) for n, tool in tools if tool["function"]["name"] == name]
-        if self.tool_choice != "auto" and not tools:
+        tools = cast(list[dict[str, Any]], self.tools)
+        chosen = [(n, tool) for n, tool in enumerate(tools) if self._leaves(tool)]
+        if self.tool_choice != "auto" and not chosen and not self.message_tools():
             raise ParameterError("tool_choice requires a function that is not among the tools", "tool_choice")
-        return tools
+        return chosen
 
     def message_tools(self) -> list[tuple[str, dict[str, Any]]]:
-        """The tools that system and developer messages bring, each with its place."""
+        """Those that system and developer messages bring, which count as the request's, each with its place."""
         return [
             (f"messages[{n}].tools[{m}]", tool)
             for n, message in enumerate(cast(list[Message], self.messages))
             for m, tool in enumerate(message.get("tools") or ())
+            if self._leaves(tool)
         ]
+
+    def _leaves(self, tool: dict[str, Any]) -> bool:
+        """Whether `tool_choice`, where it names a function, names this one."""
+        choice = self.tool_choice
+        return not isinstance(choice, NamedTool) or bool(tool["function"]["name"] == choice.function.name)
 
     def mode(self, default: Mode) -> Mode:
         """What `thinking` and `reasoning_effort` ask for; where they leave it open, what the server does by default.
