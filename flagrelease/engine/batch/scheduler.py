@@ -26,7 +26,7 @@ from flagrelease.engine.batch.prefixes import Prefixes
 from flagrelease.engine.batch.reading import Piece, allowance, order_of, passes
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
-from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose_tokens
+from flagrelease.engine.sampling import Draws, Sampler, Sampling, choose_tokens
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.stops import StopWatch
 from flagrelease.engine.text import Tokenizer
@@ -61,6 +61,7 @@ class Scheduler:
         self._reading: Running | None = None  # of the active ones the one whose prompt is not all read
         self._keys = 0
         self._prefixes = Prefixes(runner)
+        self._device: torch.device = runner.model.head.device
 
     @property
     def busy(self) -> bool:
@@ -127,7 +128,7 @@ class Scheduler:
 
     def _continue(self, going: list[Running], logits: Tensor) -> None:
         """Queue the choice of a token for each of `going` from logits [N, V], and its way to the host."""
-        draws = self._draws([each.sampler.at(each.sent) for each in going])
+        draws = Draws.of([each.sampler.at(each.sent) for each in going], self._device)
         tokens = self._choose(logits, draws, [(each, 0) for each in going])
         self.runner.keep(self._where(going), tokens)
         tops = [each.sampling.logprobs for each in going]
@@ -167,7 +168,7 @@ class Scheduler:
         rejected = tuple(each.row for each in ready for _ in range(each.rejected))
         feeds = tuple(self._active[row].feed if row in self._active else () for row in range(self.runner.rows))
         places = [(each, n) for each in ready for n in range(len(each.feed))]
-        draws = self._draws([each.sampler.at(each.generated + n) for each, n in places])
+        draws = Draws.of([each.sampler.at(each.generated + n) for each, n in places], self._device)
         index = send(torch.tensor([[each.row, n] for each, n in places], dtype=torch.int64), self._device).unbind(-1)
         logits = self.runner.run(Decode(feeds, rejected))[index]
         tops = [each.sampling.logprobs for each, _ in places]
@@ -254,7 +255,7 @@ class Scheduler:
 
         def choose(place: int, logits: Tensor) -> Tensor:
             """Of drafts chosen with the keys of their places: the model's own choices there, if it agrees."""
-            draws = self._draws([each.sampler.at(each.generated + place) for each in going])
+            draws = Draws.of([each.sampler.at(each.generated + place) for each in going], self._device)
             tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
             tokens[where] = self._choose(logits[where], draws, [(each, place) for each in going])
             for each, token in zip(going, tokens[where].tolist(), strict=True):
@@ -268,16 +269,8 @@ class Scheduler:
 
     def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> Tensor:
         """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is."""
-        return choose_tokens(
-            adjusted(logits, [(each.adjuster, each.feed[1 : 1 + ahead]) for each, ahead in places]), draws
-        )
-
-    def _draws(self, choices: Sequence[Choice]) -> Draws:
-        return Draws.of(choices, self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.runner.model.head.device
+        asked = [(each.adjuster, each.feed[1 : 1 + ahead]) for each, ahead in places]
+        return choose_tokens(adjusted(logits, asked), draws)
 
     def _free(self, each: Running) -> None:
         del self._active[each.row]
