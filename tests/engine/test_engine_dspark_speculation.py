@@ -14,6 +14,7 @@ from engine_checkpoint import Checkpoint, random_tokens
 from live_numbers import live
 from ranks import on_ranks
 from small_tokenizer import write_tokenizer
+from test_engine_speculation import assert_limit_holds
 from torch import Tensor
 
 from flagrelease import engine
@@ -212,13 +213,7 @@ def test_drafts_are_those_of_the_whole_sequence(model: Model, tokenizer: Tokeniz
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 30])
 def test_limits_hold(model: Model, tokenizer: Tokenizer, limit: int) -> None:
-    how = Sampling(temperature=0, max_tokens=limit)
-    results = [
-        generate_all(Scheduler(Runner(model, 1, 60, speculate=speculate), tokenizer), [PROMPTS[1]], how)[0]
-        for speculate in (False, True)
-    ]
-    assert [result.generated for result in results] == [limit, limit]  # 30: the context is full to its last token
-    assert results[0].text == results[1].text
+    assert_limit_holds(model, tokenizer, limit)
 
 
 def test_prompts_in_pieces_and_beginnings_that_are_kept(model: Model, tokenizer: Tokenizer) -> None:
