@@ -10,7 +10,6 @@ FOLDER, asked by `flagrelease bench serve` in a process of its own. Chats have `
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import signal
@@ -92,12 +91,7 @@ def profiled(model: Model, rows: int, context: int, tokenizer: Tokenizer) -> str
 
 def serve(session: Session, rows: int, context: int, options: list[list[str]]) -> list[Any]:
     """Serve, ask, end; what each `bench serve` with these options said."""
-    wanted: dict[str, Any] = {
-        "name": "random", "mode": "chat", "host": "127.0.0.1", "port": PORT, "context": context, "rows": rows,
-        "queue": 64, "budget": 512, "grace": 5, "key": None, "sockets": bind("127.0.0.1", PORT),
-    }  # fmt: skip
-    known = {field.name for field in dataclasses.fields(serving.Serving)}
-    said: list[Any] = []
+    sockets, said = bind("127.0.0.1", PORT), list[Any]()
 
     def ask() -> None:
         url = f"http://127.0.0.1:{PORT}"
@@ -116,7 +110,7 @@ def serve(session: Session, rows: int, context: int, options: list[list[str]]) -
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        serving.serve(session, serving.Serving(**{name: value for name, value in wanted.items() if name in known}))
+        serving.serve(session, serving.Serving("random", "chat", "127.0.0.1", PORT, sockets, context, rows, 64, 512, 5))
     except (KeyboardInterrupt, SystemExit):
         print("the server was interrupted", file=sys.stderr)
     asking.join()
