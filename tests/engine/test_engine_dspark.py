@@ -243,6 +243,13 @@ def test_what_does_not_go_with_the_stages_is_refused(dspark: tuple[Checkpoint, P
     wrong = small_config(**STAGES | {"dspark_target_layer_ids": [1, 2, 9]})
     with pytest.raises(UsageError, match=r"dspark_target_layer_ids \[1, 2, 9\]"):
         engine.load(Checkpoint(wrong).write_hf(tmp_path / "ids", "bf16"), "bf16", mtp=True)
+    # A block that is too long and a noise token that is none ended the first step, behind loading, with a traceback.
+    wrong = small_config(**STAGES | {"dspark_block_size": 8})
+    with pytest.raises(UsageError, match="dspark_block_size is 8: 1 to 7 drafts"):
+        engine.load(Checkpoint(wrong).write_hf(tmp_path / "size", "bf16"), "bf16", mtp=True)
+    wrong = small_config(**STAGES | {"dspark_noise_token_id": 99999})
+    with pytest.raises(UsageError, match="dspark_noise_token_id is 99999: the vocabulary has"):
+        engine.load(Checkpoint(wrong).write_hf(tmp_path / "noise", "bf16"), "bf16", mtp=True)
     wrong = small_config(**STAGES | {"compress_ratios": [0, 4, 128, 0, 0, 4, 0]})
     with pytest.raises(UsageError, match=r"compress_ratios of the DSpark stages are \[0, 4, 0\]"):
         engine.load(Checkpoint(wrong).write_hf(tmp_path / "ratios", "bf16"), "bf16", mtp=True)

@@ -22,7 +22,7 @@ from flagrelease.engine.linear import Linear, project
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.v4.block import Block
-from flagrelease.engine.v4.cache import LayerCache
+from flagrelease.engine.v4.cache import OVERLAP_RATIO, LayerCache, pending_slots
 from flagrelease.engine.v4.dspark_head import DsparkHead
 from flagrelease.engine.v4.rope import RopeTable
 from flagrelease.engine.weights import Weights
@@ -66,11 +66,17 @@ class DsparkStages:
         """The stages under `weights`, with this rank's part of what is cut.
 
         Raises:
-            UsageError: the release has no such stages, or some that compress their keys.
+            UsageError: the release has no such stages; they compress their keys; a step that verifies so long a block
+                could not be taken back (see `Rewind`); the noise token or a target layer is not the model's.
         """
         size, noise, targets = config.dspark_block_size, config.dspark_noise_token_id, config.dspark_target_layer_ids
         if size is None or noise is None or targets is None:
             raise UsageError("this release has no DSpark stages")
+        most = pending_slots(OVERLAP_RATIO) - 1
+        if not 0 < size <= most:
+            raise UsageError(f"dspark_block_size is {size}: 1 to {most} drafts at once can be taken back")
+        if not 0 <= noise < config.vocab_size:
+            raise UsageError(f"dspark_noise_token_id is {noise}: the vocabulary has {config.vocab_size} tokens")
         ratios = config.compress_ratios[config.num_hidden_layers :]
         if any(ratios):
             raise UsageError(
