@@ -190,7 +190,7 @@ def _remembered(layer: LayerCache, row: int, length: int, context: int) -> Itera
     """What of a layer's buffers matters to a row of `length` tokens: views."""
     entries = 0
     if layer.pending is not None:
-        ratio = layer.pending.kv.shape[1] - 2 if layer.index_k is None else OVERLAP_RATIO
+        ratio = layer.pending.size if layer.index_k is None else OVERLAP_RATIO
         entries = context // ratio
         yield layer.kv[row, : length // ratio]
         if layer.index_k is not None:
