@@ -14,8 +14,11 @@ from engine_checkpoint import Checkpoint
 from small_tokenizer import write_tokenizer
 
 from flagrelease.cli import main
+from flagrelease.engine.loader import load
+from flagrelease.engine.release import Release
 from flagrelease.engine.session import Session
-from flagrelease.errors import CheckpointError, VerificationError
+from flagrelease.errors import CheckpointError, UsageError, VerificationError
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.manifest import MANIFEST_NAME
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -191,3 +194,17 @@ def test_a_missing_extra_is_named(release: Path, tmp_path: Path, extra: str, wor
     assert done.returncode == 4, done.stderr
     assert "Traceback" not in done.stderr
     assert f"pip install '.[{extra}]'" in done.stderr.splitlines()[-1]
+
+
+def test_a_release_without_draft_stages_is_not_loaded_to_speculate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused when everything else had been loaded, and as a release without the preview's kind of stage."""
+    write_checkpoint(tmp_path, tiny_config(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128]))
+
+    def read(*_: Any) -> None:
+        raise AssertionError("a tensor was read first")
+
+    monkeypatch.setattr(Release, "read", read)
+    with pytest.raises(UsageError, match="one MTP stage or from DSpark's; this release has 0 MTP stages"):
+        load(tmp_path, mtp=True)

@@ -58,7 +58,15 @@ class Model(Network):
         *,
         mtp: bool,
     ) -> Model:
-        """Take every module's tensors from `weights`. `mtp`: the draft stages too."""
+        """Take every module's tensors from `weights`. `mtp`: the draft stages too.
+
+        Raises:
+            UsageError: there are no draft stages that the engine runs; nothing was read.
+        """
+        if mtp and not config.is_dspark and config.n_mtp_layers != 1:
+            raise UsageError(
+                f"drafts come from one MTP stage or from DSpark's; this release has {config.n_mtp_layers} MTP stages"
+            )
         blocks = tuple(
             Block.load(
                 weights.at(f"layers.{layer}"), config, config.compress_ratios[layer], numerics, groups,

@@ -19,7 +19,6 @@ from flagrelease.engine.v4.hyper_connection import HyperHead
 from flagrelease.engine.v4.rope import RopeTable
 from flagrelease.engine.v4.step import Step
 from flagrelease.engine.weights import Weights
-from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 
 
@@ -37,13 +36,7 @@ class MtpStage:
 
     @classmethod
     def load(cls, weights: Weights, config: ModelConfig, numerics: Numerics, groups: Groups) -> MtpStage:
-        """The stage under `weights`.
-
-        Raises:
-            UsageError: the release has no such stage.
-        """
-        if config.is_dspark or config.n_mtp_layers != 1:
-            raise UsageError("this release has no MTP stage of the preview's kind")
+        """The stage under `weights`."""
         return cls(
             weights.linear("e_proj"),
             weights.linear("h_proj"),
