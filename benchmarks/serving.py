@@ -5,6 +5,10 @@
 One process makes a model of random weights and measures it in turn: the captured step of so many rows; the scheduler,
 from when all prompts are read until the first answer ends; and `serve` with the tokenizer.json and config.json of
 FOLDER, asked by `flagrelease bench serve` in a process of its own. Chats have `--answer` tokens at temperature 1.
+With `--scenario long` the prompts have 8,192 tokens, as in the tables that others publish:
+
+    python benchmarks/serving.py --dimensions flash --experts 192 --tokenizer FOLDER --batch 16,64 --context 10240 \
+        --scenario long --concurrency 1,16,64 --answer 1024 --out FILE.json
 """
 
 from __future__ import annotations
@@ -128,6 +132,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--answer", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--scenario", choices=("chat", "long"), default="chat")
+    parser.add_argument("--concurrency", help="of the served requests; default: the last of --batch")
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
@@ -152,9 +158,10 @@ def main() -> None:
     if arguments.profile is not None:
         arguments.profile.write_text(profiled(model, batches[-1], arguments.context, tokenizer))
     rows = batches[-1]
+    scenario, concurrency = ["--scenario", arguments.scenario], arguments.concurrency or str(rows)
     asked = [
-        ["--scenario", "chat", "--concurrency", str(rows), "--rounds", "1", "--answer-tokens", "16"],
-        ["--scenario", "chat", "--concurrency", str(rows), "--rounds", str(arguments.rounds), "--answer-tokens",
+        [*scenario, "--concurrency", concurrency.split(",")[0], "--rounds", "1", "--answer-tokens", "16"],
+        [*scenario, "--concurrency", concurrency, "--rounds", str(arguments.rounds), "--answer-tokens",
          str(arguments.answer), "--seed", "1000"],
     ]  # fmt: skip
     for name, said in zip(
