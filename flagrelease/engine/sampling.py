@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_FIELDS = 7  # of a choice, as `Draws.of` sends them
+    from flagrelease.engine.kernels.operators import Operators
+
+_FIELDS = 6  # of a choice, as `Draws.of` sends them
 _MOST = 2**31 - 1
+_HOTTEST = 3e38  # of FP32: a logit of -inf over an infinite temperature would not be a number, and win
 
 
 class SamplingError(UsageError):
@@ -171,20 +174,18 @@ class Draws:
     """Choices as tensors on a device, made before the logits are there so that nothing waits between the two.
 
     Attributes:
-        drawn: int64 [n], the rows that are not greedy; None if all are.
-        temperature: [n, 1].
-        top_p: [n, 1]; None if no row cuts anything off.
+        temperature: FP32 [n]; None if all rows take the most likely token, as those of 0 do.
         keys: int32 [n, 2].
-        top_k: int64 [n, 1]; None if no row cuts anything off.
-        min_p: [n, 1], natural logarithms; None if no row cuts anything off.
+        min_p: FP32 [n], natural logarithms.
+        top_p: FP32 [n]; None if no row cuts anything off.
+        top_k: int64 [n]; None if no row cuts anything off.
     """
 
-    drawn: Tensor | None
-    temperature: Tensor
-    top_p: Tensor | None
+    temperature: Tensor | None
     keys: Tensor
-    top_k: Tensor | None = None
-    min_p: Tensor | None = None
+    min_p: Tensor
+    top_p: Tensor | None
+    top_k: Tensor | None
 
     @classmethod
     def of(cls, choices: Sequence[Choice], device: torch.device) -> Draws:
@@ -193,57 +194,48 @@ class Draws:
 
         from flagrelease.engine.transfer import send
 
-        drawn = [(n, choice) for n, choice in enumerate(choices) if choice.temperature > 0]
-        packed = np.empty((_FIELDS, len(drawn)), dtype=np.int32)
-        packed[0] = [n for n, _ in drawn]
-        packed[1:3] = np.array([choice.keys for _, choice in drawn], dtype=np.int32).reshape(-1, 2).T
-        packed[3] = [min(choice.top_k, _MOST) for _, choice in drawn]
-        reals = packed[4:].view(np.float32)
-        temperatures, top_p = [choice.temperature for _, choice in drawn], [choice.top_p for _, choice in drawn]
-        min_p = [math.log(choice.min_p) if choice.min_p else -math.inf for _, choice in drawn]
-        reals[:] = torch.tensor([temperatures, top_p, min_p], dtype=torch.float32).numpy()
+        packed = np.empty((_FIELDS, len(choices)), dtype=np.int32)
+        packed[:2] = np.array([choice.keys for choice in choices], dtype=np.int32).reshape(-1, 2).T
+        packed[2] = [min(choice.top_k, _MOST) for choice in choices]
+        reals = packed[3:].view(np.float32)
+        temperatures = [min(choice.temperature, _HOTTEST) for choice in choices]
+        top_p = [choice.top_p for choice in choices]
+        min_p = [math.log(choice.min_p) if choice.min_p else -math.inf for choice in choices]
+        reals[:] = torch.tensor([temperatures, min_p, top_p], dtype=torch.float32).numpy()
         there = send(torch.from_numpy(packed), device)
-        real = there[4:].view(torch.float32)[..., None]
+        real = there[3:].view(torch.float32)
         return cls(
-            there[0].long() if drawn else None,
-            real[0],
-            real[1] if (reals[1] < 1).any() else None,
-            there[1:3].T,
-            there[3].long()[:, None] if packed[3].any() else None,
-            real[2] if (reals[2] > -math.inf).any() else None,
+            real[0] if any(temperatures) else None,
+            there[:2].T,
+            real[1],
+            real[2] if (reals[2] < 1).any() else None,
+            there[2].long() if packed[2].any() else None,
         )
 
 
-def choose(logits: Tensor, draws: Draws) -> list[int]:
+def choose(ops: Operators, logits: Tensor, draws: Draws) -> list[int]:
     """The tokens of `choose_tokens`; waits for them."""
-    chosen: list[int] = choose_tokens(logits, draws).tolist()
+    chosen: list[int] = choose_tokens(ops, logits, draws).tolist()
     return chosen
 
 
-def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
+def choose_tokens(ops: Operators, logits: Tensor, draws: Draws) -> Tensor:
     """A token for each row of logits [N, V]: int64 [N], where the logits are. Nothing waits for the device.
 
-    A race (the Gumbel-max trick): token t finishes after E_t / p_t, where the E are independent exponential variates
-    that the choice's keys decide, so it wins with probability p_t. Two sets of logits of nearly the same probabilities
-    choose the same token mostly if they share the keys: speculation rests on that.
+    The operator `race` decides, among the tokens that top_k and top_p leave.
     """
-    if draws.drawn is not None and len(draws.drawn) == len(logits):
-        return _race(logits, draws)
-    tokens = logits.argmax(-1)
-    if draws.drawn is not None:
-        tokens[draws.drawn] = _race(logits[draws.drawn], draws)
-    return tokens
-
-
-def _race(logits: Tensor, draws: Draws) -> Tensor:
-    scaled = (logits.float() - logits.amax(-1, keepdim=True)) / draws.temperature
-    if draws.min_p is not None:
-        scaled = scaled.masked_fill(scaled < draws.min_p, -math.inf)  # the most likely token is at 0
+    if draws.temperature is None:
+        return logits.argmax(-1)
+    if draws.top_k is None and draws.top_p is None:
+        return ops.race(logits, draws.temperature, draws.keys, draws.min_p)
+    temperature = draws.temperature[:, None]
+    scaled = (logits.float() - logits.amax(-1, keepdim=True)) / temperature.where(temperature > 0, 1)
+    scaled = scaled.masked_fill(scaled < draws.min_p[:, None], -math.inf)  # the most likely token is at 0
     if draws.top_k is not None:
-        scaled = _keep_top_k(scaled, draws.top_k)
+        scaled = _keep_top_k(scaled, draws.top_k[:, None])
     if draws.top_p is not None:
-        scaled = _keep_top_p(scaled, draws.top_p)
-    return (scaled - _exponential(draws.keys, logits.shape[-1]).log()).argmax(-1)
+        scaled = _keep_top_p(scaled, draws.top_p[:, None])
+    return ops.race(scaled, draws.temperature.sign(), draws.keys, draws.min_p)
 
 
 def _keep_top_k(scaled: Tensor, counts: Tensor) -> Tensor:
@@ -263,22 +255,3 @@ def _keep_top_p(scaled: Tensor, limit: Tensor) -> Tensor:
     ordered, ids = scaled.softmax(-1).sort(descending=True, stable=True)
     dropped = (ordered.cumsum(-1) - ordered >= limit) & (limit < 1)
     return scaled.masked_fill(torch.zeros_like(dropped).scatter(-1, ids, dropped), -math.inf)
-
-
-def _exponential(keys: Tensor, size: int) -> Tensor:
-    """Exponential variates [N, size] from int32 keys [N, 2], float32: on every device the same but for a last bit.
-
-    31 bits of a hash u are a uniform variate in (0, 1], as fine near 0 as float32 is, where the winners are.
-    """
-    import torch
-
-    bits = torch.arange(size, dtype=torch.int32, device=keys.device)[None] ^ keys[:, :1]
-    bits = _mix(_mix(bits) + keys[:, 1:])
-    return -torch.log1p(-((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31)
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """MurmurHash3's 32-bit finalizer; int32 products wrap, and shifts are made logical by a mask."""
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * (0x85EBCA6B - 2**32)
-    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
-    return bits ^ ((bits >> 16) & 0xFFFF)

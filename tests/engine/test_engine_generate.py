@@ -15,6 +15,7 @@ from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
+from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.sampling import Choice, Draws, Sampler, Sampling, choose
 from flagrelease.engine.scores import score
 from flagrelease.engine.stops import StopWatch
@@ -26,7 +27,7 @@ GREEDY = Sampling(temperature=0, max_tokens=12)
 
 
 def chosen_by(logits: torch.Tensor, choices: list[Choice]) -> list[int]:
-    return choose(logits, Draws.of(choices, logits.device))
+    return choose(Operators(), logits, Draws.of(choices, logits.device))
 
 
 def draws(logits: list[float], count: int = 4000, **how: float) -> np.ndarray:

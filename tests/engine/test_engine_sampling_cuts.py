@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.sampling import Draws, Sampler, Sampling, choose
 from flagrelease.errors import UsageError
 
@@ -19,7 +20,7 @@ DRAWS = 4000
 def drawn(sampling: Sampling) -> list[float]:
     """How often each token is drawn."""
     logits = torch.tensor(PROBABILITIES).log().expand(DRAWS, -1)
-    tokens = choose(logits, Draws.of([Sampler(sampling).at(n) for n in range(DRAWS)], logits.device))
+    tokens = choose(Operators(), logits, Draws.of([Sampler(sampling).at(n) for n in range(DRAWS)], logits.device))
     return [tokens.count(token) / DRAWS for token in range(len(PROBABILITIES))]
 
 
@@ -57,22 +58,35 @@ def test_shares_are_those_after_the_temperature() -> None:
 
 def test_tokens_as_likely_as_the_last_one_stay() -> None:
     logits = torch.tensor([[1.0, 1.0, 1.0, 0.0]]).expand(300, -1)
-    tokens = choose(logits, Draws.of([Sampler(replace(PLAIN, top_k=1)).at(n) for n in range(300)], logits.device))
+    tokens = choose(
+        Operators(), logits, Draws.of([Sampler(replace(PLAIN, top_k=1)).at(n) for n in range(300)], logits.device)
+    )
     assert set(tokens) == {0, 1, 2}
 
 
 def test_rows_beside_a_cut_one_are_drawn_as_without_it() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     plain, greedy = Sampler(PLAIN).at(0), Sampler(Sampling(temperature=0)).at(0)
-    alone = choose(logits, Draws.of([plain, greedy, plain], logits.device))
+    alone = choose(Operators(), logits, Draws.of([plain, greedy, plain], logits.device))
     cut = Sampler(replace(PLAIN, top_k=2, min_p=0.5)).at(0)
-    beside = choose(logits, Draws.of([plain, greedy, cut], logits.device))
+    beside = choose(Operators(), logits, Draws.of([plain, greedy, cut], logits.device))
     assert alone[:2] == beside[:2]
 
 
 def test_who_cuts_nothing_pays_nothing() -> None:
     draws = Draws.of([Sampler(PLAIN).at(0)] * 2, torch.device("cpu"))
-    assert (draws.top_k, draws.min_p, draws.top_p) == (None, None, None)
+    assert (draws.top_k, draws.top_p) == (None, None)
+    assert Draws.of([Sampler(replace(PLAIN, temperature=0)).at(0)] * 2, torch.device("cpu")).temperature is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 1e308}, {"temperature": 1e308, "top_p": 0.9, "top_k": 2}])
+def test_a_token_that_is_not_allowed_is_not_drawn(changes: dict[str, float]) -> None:
+    """Its logit is -inf; over a temperature that FP32 holds as infinite it was not a number, and won."""
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, -1.0]]).expand(50, -1)
+    tokens = choose(
+        Operators(), logits, Draws.of([Sampler(replace(PLAIN, **changes)).at(n) for n in range(50)], logits.device)
+    )
+    assert set(tokens) == {1, 3}
 
 
 @pytest.mark.parametrize("changes", [{"top_k": -2}, {"min_p": -0.1}, {"min_p": 1.1}, {"min_p": math.nan}])
@@ -89,5 +103,5 @@ def test_values_without_meaning(changes: dict[str, float]) -> None:
 def test_the_largest_and_smallest_values_of_the_door_are_drawn_from(changes: dict[str, float]) -> None:
     # what fails here fails in the engine's thread, and ends the service for everybody
     logits = torch.tensor(PROBABILITIES).log()[None]
-    (token,) = choose(logits, Draws.of([Sampler(replace(PLAIN, **changes)).at(0)], logits.device))
+    (token,) = choose(Operators(), logits, Draws.of([Sampler(replace(PLAIN, **changes)).at(0)], logits.device))
     assert 0 <= token < len(PROBABILITIES)

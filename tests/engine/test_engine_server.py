@@ -86,7 +86,7 @@ def script(served: Served, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(Draws, "of", lambda places, device: places)
         monkeypatch.setattr(
             "flagrelease.engine.batch.scheduler.choose_tokens",
-            lambda logits, places: torch.tensor([tokens[n] for n in places]),
+            lambda ops, logits, places: torch.tensor([tokens[n] for n in places]),
         )
 
     return write

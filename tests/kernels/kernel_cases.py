@@ -235,6 +235,12 @@ CASES = [
     of("fp8_linear", "many rows", lambda: (*quantised(70, 128), *fp8_weight(7, 128), FP32)),
     of("fp4_linear", "quantised", lambda: (*quantised(5, 256), *fp4_weight(70, 256))),
     of("fp4_linear", "many rows", lambda: (*quantised(70, 128), *fp4_weight(7, 128), FP32)),
+    of("race", "one part", lambda: runners(FP32, 5, 70, [1.0, 0.0, 0.3, 2.0, 1e-30])),
+    of("race", "parts", lambda: runners(BF16, 9, 4500, [0.5, 1.0, 0.0] * 3)),
+    of("race", "cut off", lambda: runners(FP32, 8, 2100, [1.0, 5.0, 0.0, 7.0] * 2, min_p=-0.2)),
+    of("race", "not allowed", lambda: _not_allowed(3, 5000, [1.0, 3e38, 0.0])),
+    of("race", "ties", lambda: (torch.ones(2, 5000), torch.zeros(2), _keys(2), torch.full((2,), -torch.inf))),
+    of("race", "broken", lambda: (torch.full((2, 4100), torch.nan), torch.ones(2), _keys(2), torch.zeros(2))),
     of("compress_pool", "ratio 4", lambda: (randn(3, 8, 50), randn(3, 8, 50))),
     of("compress_pool", "ratio 128", lambda: (randn(2, 128, 70), randn(2, 128, 70))),
     of("compress_pool", "first window", lambda: _first_window(3, 8, 50)),
@@ -253,6 +259,20 @@ CASES = [
     of("topk_visible", "all equal", lambda: (torch.zeros(2, 9000), torch.tensor([9000, 60]), 70)),
     of("topk_visible", "no entries", lambda: (tied_scores(2, 3, 0), torch.zeros(2, 3, dtype=torch.int64), 8)),
 ]  # fmt: skip
+
+
+def runners(dtype: torch.dtype, n: int, v: int, temperature: list[float], min_p: float = -torch.inf) -> Any:
+    return randn(n, v, dtype=dtype) * 3, torch.tensor(temperature), _keys(n), torch.full((n,), min_p)
+
+
+def _keys(n: int) -> Tensor:
+    """As they lie in what is sent to the device: columns of a wider block, turned."""
+    return torch.randint(-(2**31), 2**31, (2, n), dtype=torch.int32).T
+
+
+def _not_allowed(n: int, v: int, temperature: list[float]) -> Any:
+    logits, *rest = runners(FP32, n, v, temperature)
+    return logits.masked_fill(torch.rand(n, v) < 0.999, -torch.inf), *rest
 
 
 def _first_window(w: int, slots: int, d: int) -> tuple[Tensor, Tensor]:
@@ -293,6 +313,7 @@ def flash_cases() -> list[Case]:
             of("sparse_attention", "float32", lambda t=t: attention(1, t, 64, 512, 300, 128, FP32)),
             of("indexer_scores", "64", lambda t=t: index(1, t, 64, 128, 777, BF16)),
             of("topk_visible", "512", lambda t=t: (tied_scores(1, t, 9000), torch.randint(0, 9001, (1, t)), 512, 128)),
+            of("race", "vocabulary", lambda t=t: runners(FP32, t, 129_280, [1.0] * t)),
             of("hc_pre", "4", lambda t=t: (*streams(t, 4, 4096, BF16, 24), 20, 1e-6, 1e-6)),
             of("hc_head", "4", lambda t=t: (*streams(t, 4, 4096, BF16, 4), 1e-6, 1e-6)),
             of("hc_post", "4", lambda t=t: (randn(t, 4096, dtype=BF16), randn(t, 4, 4096, dtype=BF16), *_post(t))),

@@ -270,7 +270,7 @@ class Scheduler:
     def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> Tensor:
         """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is."""
         asked = [(each.adjuster, each.feed[1 : 1 + ahead]) for each, ahead in places]
-        return choose_tokens(adjusted(logits, asked), draws)
+        return choose_tokens(self.runner.model.ops, adjusted(logits, asked), draws)
 
     def _free(self, each: Running) -> None:
         del self._active[each.row]

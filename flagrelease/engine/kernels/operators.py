@@ -61,6 +61,7 @@ class Operators:
     moe_experts = staticmethod(reference.moe_experts)
     mx_act_quant_roundtrip = staticmethod(reference.mx_act_quant_roundtrip)
     mx_linear = staticmethod(reference.mx_linear)
+    race = staticmethod(reference.race)
     rms_norm = staticmethod(reference.rms_norm)
     round_parts = staticmethod(reference.round_parts)
     route = staticmethod(reference.route)

@@ -47,6 +47,7 @@ from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
 from flagrelease.engine.kernels.quantisation.mx_act_quant import mx_act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.round_parts import round_parts, swiglu_parts
 from flagrelease.engine.kernels.quantisation.token_quant import token_quant
+from flagrelease.engine.kernels.sampling.race import race
 
 
 class TritonOperators(Operators):
@@ -98,6 +99,7 @@ class TritonOperators(Operators):
     moe_experts = staticmethod(moe_experts)
     mx_act_quant_roundtrip = staticmethod(mx_act_quant_roundtrip)
     mx_linear = staticmethod(mx_linear)
+    race = staticmethod(race)
     rms_norm = staticmethod(rms_norm)
     round_parts = staticmethod(round_parts)
     route = staticmethod(route)

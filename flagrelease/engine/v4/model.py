@@ -154,7 +154,8 @@ class Model(Network):
         cache = self.new_cache(rows=1, context=len(token_ids) + limit)
         logits, sampler, made = self.prefill(cache, 0, token_ids), Sampler(sampling), list[int]()
         while len(made) < limit:
-            token = self.groups.from_leader(choose(logits[None], Draws.of([sampler.at(len(made))], self._place))[0])
+            draws = Draws.of([sampler.at(len(made))], self._place)
+            token = self.groups.from_leader(choose(self.ops, logits[None], draws)[0])
             if token == self.config.eos_token_id:
                 break
             made.append(token)

@@ -53,6 +53,7 @@ from flagrelease.engine.kernels.reference.rows import (
     swiglu,
     swiglu_quant,
 )
+from flagrelease.engine.kernels.reference.sampling import race
 
 __all__ = [
     "act_quant",
@@ -95,6 +96,7 @@ __all__ = [
     "moe_experts",
     "mx_act_quant_roundtrip",
     "mx_linear",
+    "race",
     "rms_norm",
     "round_parts",
     "route",
