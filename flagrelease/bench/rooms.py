@@ -9,8 +9,7 @@ from flagrelease.engine.control import gather_bytes
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
 from flagrelease.errors import ResourceError
-
-LENGTHS = (4096, 131_072, 1_048_576)  # tokens of the sequences that are said to fit
+from flagrelease.model.v4.cache_size import sequence_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +24,7 @@ class SequenceRoom:
 def rooms(model: Model) -> tuple[SequenceRoom, ...]:
     """Of sequences as they are served, in chunks of `DEFAULT_CHUNK` tokens; over ranks, on this one."""
     free, _ = model.device.memory()
-    contexts = [context for context in LENGTHS if context <= model.config.max_position_embeddings]
-    each = [(context, model.cache_bytes(1, context, DEFAULT_CHUNK)) for context in contexts]
+    each = [(length, model.cache_bytes(1, length, DEFAULT_CHUNK)) for length in sequence_lengths(model.config)]
     return tuple(SequenceRoom(context, size, free // size) for context, size in each)
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from flagrelease.console import human_bytes, out, say, table
 from flagrelease.convert.inspect import Inspection
-from flagrelease.convert.summary import ReleaseSummary, Summary
+from flagrelease.convert.summary import ReleaseSummary, SequenceSummary, Summary
 from flagrelease.records.manifest import Manifest
 
 _SHOWN = 20  # lines of a list; --json has all of it
@@ -85,9 +85,10 @@ def show_plan(plan: Summary) -> None:
         _show_stacks(release)
     if any(release.cards for release in plan.releases):
         console.print(
-            f"\nleft: beside weights and 4 GiB for the runtime. context: one sequence; its caches take "
-            f"{plan.cache_bytes_per_token:,.0f} bytes a token and {human_bytes(plan.cache_bytes_fixed)}, on every card"
+            "\nleft: beside weights and 4 GiB for the runtime. context: tokens of the longest sequence whose caches "
+            "fit there. x 4k: how many sequences of 4,096 tokens fit there together"
         )
+    _show_sequences(plan)
     for problem in (*plan.stack_problems, *plan.hub_problems)[:_SHOWN]:
         console.print(f"[red]{escape(problem)}[/red]")
 
@@ -99,7 +100,8 @@ def _hubs(release: ReleaseSummary) -> str:
 def _show_cards(release: ReleaseSummary) -> None:
     if not release.cards:
         return
-    rows = table("chip", ">nodes x cards", ">GiB a card", ">weights", ">left", ">context", "",
+    lengths = [f">x {_length(each.context)}" for each in release.sequences]
+    rows = table("chip", ">nodes x cards", ">GiB a card", ">weights", ">left", ">context", *lengths, "",
                  title=f"\n{release.folder} on its chips")  # fmt: skip
     for card in release.cards:
         verdict = "[green]fits[/green]" if card.fits else f"[red]does not fit[/red]; {_need(card.smallest_mp)}"
@@ -109,9 +111,27 @@ def _show_cards(release: ReleaseSummary) -> None:
         name = f"[bold]{card.chip}[/bold]" if card.asked else card.chip
         rows.add_row(
             name, f"{card.nodes} x {card.cards // card.nodes}", f"{card.card_bytes >> 30}",
-            f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}", f"{card.context:,}", verdict,
+            f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}", f"{card.context:,}",
+            *(f"{count:,}" for count in card.fit), verdict,
         )  # fmt: skip
     out().print(rows)
+
+
+def _show_sequences(plan: Summary) -> None:
+    """What a sequence takes, once for all releases in which it takes the same."""
+    folders: dict[tuple[SequenceSummary, ...], list[str]] = {}
+    for release in plan.releases:
+        folders.setdefault(tuple(release.sequences), []).append(release.folder)
+    for sequences, names in folders.items():
+        sizes = ", ".join(f"{human_bytes(each.bytes)} for {each.context:,} tokens" for each in sequences)
+        out().print(
+            f"{escape(', '.join(names))}: the caches of a sequence in flagrelease's engine take {sizes}, on every card"
+        )
+
+
+def _length(tokens: int) -> str:
+    """A power of two as people call it: 4k, 128k, 1M."""
+    return f"{tokens >> 20}M" if tokens >= 1 << 20 else f"{tokens >> 10}k"
 
 
 _VERDICTS = {

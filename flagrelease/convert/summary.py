@@ -14,7 +14,7 @@ from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
 from flagrelease.convert.stacks import StackSummary, judge_stacks, stack_notes, stack_problems
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.cache_size import cache_size
+from flagrelease.model.v4.cache_size import longest_context, sequence_bytes, sequence_lengths
 from flagrelease.publish.hubs.registry import file_limits
 from flagrelease.records.manifest import Drafts, OGroups
 
@@ -33,6 +33,7 @@ class CardSummary(_Record):
         nodes, cards: that the release takes, one rank a card.
         left_bytes: of a card's memory beside the weights and what is kept free for the runtime; 0 if they do not fit.
         context: tokens of the longest sequence whose caches fit what is left, at most what the model allows.
+        fit: how many of each of the release's `sequences` have room there together.
     """
 
     chip: str
@@ -47,6 +48,14 @@ class CardSummary(_Record):
     cards: int
     left_bytes: int
     context: int
+    fit: list[int]
+
+
+class SequenceSummary(_Record):
+    """What the caches of one sequence take on every card in the bundled engine, for contexts of that many tokens."""
+
+    context: int
+    bytes: int
 
 
 class FileSummary(_Record):
@@ -72,6 +81,7 @@ class ReleaseSummary(_Record):
     largest_file: FileSummary
     files: list[FileSummary]
     companions: list[str]
+    sequences: list[SequenceSummary]
     cards: list[CardSummary]
     hubs: dict[str, list[str]]
     stacks: list[StackSummary]
@@ -82,8 +92,6 @@ class Summary(_Record):
 
     Attributes:
         peak_disk_bytes: what a conversion needs; disk_free_bytes: what is free at `disk`, the folder it would write to.
-        cache_bytes_per_token, cache_bytes_fixed: of a sequence on each card: for each token of its context, and
-            whatever its length.
         notes: where the releases of each chip come from, and what nobody knows of the stacks they are made for.
         left_out: file or folder of the source that goes into no release -> why.
         remarks: what is unusual in the source and no reason to refuse it.
@@ -101,8 +109,6 @@ class Summary(_Record):
     peak_disk_bytes: int
     disk: str
     disk_free_bytes: int
-    cache_bytes_per_token: float
-    cache_bytes_fixed: int
     workers: int
     notes: list[str]
     releases: list[ReleaseSummary]
@@ -132,7 +138,6 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
         workers: threads that decode.
         out: the folder that would be written to; it need not exist yet.
     """
-    caches = cache_size(plan.source.config)
     releases = [_release(plan, release, request) for release in plan.releases]
     return Summary(
         source=str(plan.source.folder),
@@ -145,8 +150,6 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
         peak_disk_bytes=plan.bytes_to_write,
         disk=str(out),
         disk_free_bytes=free_bytes(out),
-        cache_bytes_per_token=caches.per_token,
-        cache_bytes_fixed=caches.fixed,
         workers=workers,
         notes=[*request.notes, *(note for one in releases for note in stack_notes(one.folder, one.stacks))],
         releases=releases,
@@ -158,6 +161,10 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
 
 
 def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> ReleaseSummary:
+    config = plan.source.config
+    sequences = [
+        SequenceSummary(context=length, bytes=sequence_bytes(config, length)) for length in sequence_lengths(config)
+    ]
     files = [FileSummary(path=file.name, bytes=file.size) for file in release.files]
     return ReleaseSummary(
         folder=release.target.folder,
@@ -173,20 +180,22 @@ def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> Re
         largest_file=max(files, key=lambda file: file.bytes),
         files=files,
         companions=sorted([*release.documents.written, *release.documents.copied]),
-        cards=_cards(plan, release, request),
+        sequences=sequences,
+        cards=_cards(plan, release, request, sequences),
         hubs={hub: hub_problems(release, (hub,)) for hub in file_limits()},
         stacks=judge_stacks(release, request.chips),
     )
 
 
-def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list[CardSummary]:
+def _cards(
+    plan: Plan, release: ReleasePlan, request: ConversionRequest, sequences: list[SequenceSummary]
+) -> list[CardSummary]:
     if release.layout is None:
         return []
     asked = {one.chip.id for one in request.chips if one.target == release.target}
     cards = []
     chips = load_chips().values()
     fits = card_fits(plan.source, release.target, [chip.memory_gib << 30 for chip in chips])
-    caches, limit = cache_size(plan.source.config), plan.source.config.max_position_embeddings
     for chip, fit in zip(chips, fits, strict=True):
         left = max(0, fit.memory - fit.weights - RESERVE_BYTES)
         cards.append(
@@ -204,7 +213,8 @@ def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> list
                 nodes=-(-release.layout.mp // chip.cards_per_node),
                 cards=release.layout.mp,
                 left_bytes=left,
-                context=min(limit, caches.tokens(left)),
+                context=longest_context(plan.source.config, left),
+                fit=[left // each.bytes for each in sequences],
             )
         )
     return sorted(cards, key=lambda card: not card.asked)

@@ -66,8 +66,15 @@ def test_plan(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert folders.keys() == {"bf16-mp16", "fp8-mp1"}
     assert [card["chip"] for card in folders["fp8-mp1"]["cards"] if card["asked"]] == ["mthreads"]
     assert plan["bytes_to_write"] == sum(release["bytes"] for release in plan["releases"])
+    for release in folders.values():
+        sizes = [sequence["bytes"] for sequence in release["sequences"]]
+        assert all(card["fit"] == [card["left_bytes"] // size for size in sizes] for card in release["cards"])
+        assert sizes == sorted(set(sizes))
+        assert sizes
     assert main(["plan", str(source), "--target", "bf16:mp16"]) == 0
     text = capsys.readouterr().out
+    assert "bf16-mp16: the caches of a sequence in flagrelease's engine take" in text
+    assert "x 4k" in text
     assert "bf16-mp16 on its chips" in text
     assert "fits" in text
 

@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 
 from flagrelease.errors import UsageError
+from flagrelease.model.v4.cache_size import OVERLAP_RATIO, PendingShape, layer_slots, pending_slots, ring_slots
 from flagrelease.model.v4.config import ModelConfig
 
-OVERLAP_RATIO = 4  # the ratio whose windows reach back over the previous window's tokens
-
-
-def pending_slots(ratio: int) -> int:
-    """Tokens that a compressor must remember: up to one incomplete window, and the one before it if windows overlap."""
-    return 2 * ratio if ratio == OVERLAP_RATIO else ratio
+__all__ = ["OVERLAP_RATIO", "Cache", "LayerCache", "Pending", "SavedRow", "pending_slots", "ring_slots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +34,12 @@ class Pending:
     score: Tensor
 
     @classmethod
-    def empty(cls, rows: int, ratio: int, width: int, device: torch.device) -> Pending:
-        """Memory for heads of `width`; overlapping windows have two sets of channels."""
-        channels = 2 * width if ratio == OVERLAP_RATIO else width
-        shape = (rows, pending_slots(ratio) + 2, channels)
+    def empty(cls, rows: int, shape: PendingShape, device: torch.device) -> Pending:
+        """Memory of `rows` sequences without tokens."""
+        size = (rows, shape.slots, shape.channels)
         return cls(
-            torch.zeros(shape, dtype=torch.float32, device=device),
-            torch.full(shape, -torch.inf, dtype=torch.float32, device=device),
+            torch.zeros(size, dtype=torch.float32, device=device),
+            torch.full(size, -torch.inf, dtype=torch.float32, device=device),
         )
 
     @property
@@ -172,18 +167,16 @@ class Cache:
 def _layer(
     config: ModelConfig, ratio: int, rows: int, context: int, chunk: int, dtype: torch.dtype, device: torch.device
 ) -> LayerCache:
-    HD, ID = config.head_dim, config.index_head_dim
-    entries = context // ratio if ratio else 0
-    slots = entries + ring_slots(config.sliding_window, chunk) + 1
+    size = layer_slots(config, ratio, context, chunk)
     # zeros, not garbage: a product of 0 and a NaN that lay in memory would still be NaN
-    kv = torch.zeros((rows, slots, HD), dtype=dtype, device=device)
-    if not ratio:
-        return LayerCache(kv, None, None, None)
-    pending = Pending.empty(rows, ratio, HD, device)
-    if ratio != OVERLAP_RATIO:
-        return LayerCache(kv, pending, None, None)
-    index_k = torch.zeros((rows, entries + 1, ID), dtype=dtype, device=device)
-    return LayerCache(kv, pending, index_k, Pending.empty(rows, ratio, ID, device))
+    kv = torch.zeros((rows, size.keys, config.head_dim), dtype=dtype, device=device)
+    index_k = None
+    if size.index_keys:
+        index_k = torch.zeros((rows, size.index_keys, config.index_head_dim), dtype=dtype, device=device)
+    pending, index_pending = (
+        None if shape is None else Pending.empty(rows, shape, device) for shape in (size.pending, size.index_pending)
+    )
+    return LayerCache(kv, pending, index_k, index_pending)
 
 
 def _remembered(layer: LayerCache, row: int, length: int, context: int) -> Iterator[Tensor]:
@@ -200,11 +193,6 @@ def _remembered(layer: LayerCache, row: int, length: int, context: int) -> Itera
         if pending is not None:
             yield pending.kv[row]
             yield pending.score[row]
-
-
-def ring_slots(window: int, chunk: int) -> int:
-    """Slots that hold the keys visible to any token of a chunk."""
-    return window - 1 + chunk
 
 
 def _tensors(layer: LayerCache) -> list[Tensor]:

@@ -1,53 +1,106 @@
-"""How many bytes of caches a sequence takes, from the config alone: for plans, which load no engine.
+"""What a sequence's caches hold and how many bytes that is, from the config alone.
 
-Every rank holds the caches of all layers whole (V4's keys are one head that all query heads share), so the figures are
-those of one card, whatever the number of ranks.
+The engine allocates by these numbers, and plans, which load no engine, say them. Every rank holds the caches of all
+layers whole (V4's keys are one head that all query heads share), so the figures are those of one card, whatever the
+number of ranks.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from flagrelease.model.v4.config import ModelConfig
 
 CHUNK = 512  # tokens that the engine appends to a sequence in one step, by default
+LENGTHS = (4096, 131_072, 1_048_576)  # tokens of the sequences whose size is said
+OVERLAP_RATIO = 4  # the compression ratio whose windows reach back over the previous window's tokens, for an indexer
 _BF16, _FP32 = 2, 4
-_INDEXED = 4  # the compression ratio whose layers have an indexer, and whose windows overlap
 
 
 @dataclass(frozen=True, slots=True)
-class CacheSize:
-    """Bytes of one sequence: `per_token` for each token of its context, and `fixed` whatever its length."""
+class PendingShape:
+    """A compressor's memory: FP32 keys and scores [slots, channels] each."""
 
-    per_token: float
-    fixed: int
+    slots: int
+    channels: int
 
-    def tokens(self, memory: int) -> int:
-        """The longest context of one sequence whose caches fit `memory` bytes; 0 if not even the fixed part does."""
-        return max(0, int((memory - self.fixed) / self.per_token))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return 2 * self.slots * self.channels * _FP32
 
 
-def cache_size(config: ModelConfig) -> CacheSize:
-    """Caches of one sequence with BF16 keys and FP32 compressor states, MTP stages left out.
+@dataclass(frozen=True, slots=True)
+class LayerSlots:
+    """What one layer keeps of one sequence.
 
-    A layer that compresses by r keeps one key of `head_dim` for every r tokens, and where r is 4 one key of
-    `index_head_dim` for the indexer. Every layer keeps the keys of its sliding window, and a compressing one the tokens
-    of windows that are not complete yet.
+    Attributes:
+        entries: compressed entries that there is room for; 0 in sliding layers.
+        keys: slots of keys: the entries, the ring, and a bin for padding.
+        index_keys: slots of the indexer's keys, a bin among them; 0 without an indexer.
+        pending: the compressor's memory, if there is one.
+        index_pending: that of the indexer's compressor.
     """
-    per_token, fixed = 0.0, 0
-    for ratio in config.compress_ratios[: config.num_hidden_layers]:
-        fixed += (config.sliding_window + CHUNK) * config.head_dim * _BF16  # the window, a chunk, a slot for padding
-        if not ratio:
-            continue
-        per_token += config.head_dim * _BF16 / ratio
-        fixed += _pending(ratio, config.head_dim)
-        if ratio == _INDEXED:
-            per_token += config.index_head_dim * _BF16 / ratio
-            fixed += config.index_head_dim * _BF16 + _pending(ratio, config.index_head_dim)
-    return CacheSize(per_token, fixed)
+
+    entries: int
+    keys: int
+    index_keys: int
+    pending: PendingShape | None
+    index_pending: PendingShape | None
 
 
-def _pending(ratio: int, width: int) -> int:
-    """A compressor's memory: keys and scores of up to a window of tokens, twice that and twice as wide at overlaps."""
-    slots, channels = (2 * ratio, 2 * width) if ratio == _INDEXED else (ratio, width)
-    return 2 * (slots + 2) * channels * _FP32
+def pending_slots(ratio: int) -> int:
+    """Tokens that a compressor must remember: up to one incomplete window, and the one before it if windows overlap."""
+    return 2 * ratio if ratio == OVERLAP_RATIO else ratio
+
+
+def ring_slots(window: int, chunk: int) -> int:
+    """Slots that hold the keys visible to any token of a chunk."""
+    return window - 1 + chunk
+
+
+def layer_slots(config: ModelConfig, ratio: int, context: int, chunk: int) -> LayerSlots:
+    """Of a layer that compresses by `ratio` (0: not at all), for `context` tokens appended by `chunk` at most."""
+    entries = context // ratio if ratio else 0
+    indexed = ratio == OVERLAP_RATIO
+    return LayerSlots(
+        entries,
+        entries + ring_slots(config.sliding_window, chunk) + 1,
+        entries + 1 if indexed else 0,
+        _pending(ratio, config.head_dim) if ratio else None,
+        _pending(ratio, config.index_head_dim) if indexed else None,
+    )
+
+
+def sequence_bytes(config: ModelConfig, context: int, chunk: int = CHUNK) -> int:
+    """Bytes of the caches of one sequence of at most `context` tokens, draft stages left out. Keys are BF16."""
+    total = 0
+    for ratio, layers in Counter(config.compress_ratios[: config.num_hidden_layers]).items():
+        layer = layer_slots(config, ratio, context, min(chunk, context))
+        keys = layer.keys * config.head_dim * _BF16 + layer.index_keys * config.index_head_dim * _BF16
+        pending = sum(each.nbytes for each in (layer.pending, layer.index_pending) if each is not None)
+        total += layers * (keys + pending)
+    return total
+
+
+def sequence_lengths(config: ModelConfig) -> tuple[int, ...]:
+    """Those of `LENGTHS` that the model goes to."""
+    return tuple(length for length in LENGTHS if length <= config.max_position_embeddings)
+
+
+def longest_context(config: ModelConfig, memory: int) -> int:
+    """Tokens of the longest sequence whose caches fit `memory` bytes, at most what the model allows; 0 if none does."""
+    low, high = 0, config.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sequence_bytes(config, middle) <= memory:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _pending(ratio: int, width: int) -> PendingShape:
+    """Two slots more than tokens: one that stays empty, and a bin. Overlapping windows have two sets of channels."""
+    return PendingShape(pending_slots(ratio) + 2, 2 * width if ratio == OVERLAP_RATIO else width)
