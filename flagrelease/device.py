@@ -70,23 +70,28 @@ class Device:
         if self.type != "cpu":
             _api(self.type).synchronize(self.index)
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def memory_pool(self) -> Any:
+        """Memory for recordings of which one runs at a time: see `capture`. None where nothing is recorded."""
+        return None if self.why_eager is not None else _api(self.type).graph_pool_handle()
+
+    def capture(self, work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
         """Record what `work` queues, and return what queues all of it at once.
 
         `work` runs twice before it is recorded, so that kernels are compiled; whatever it writes must bear that. Where
-        `why_eager` has a reason, `work` itself is returned.
+        `why_eager` has a reason, `work` itself is returned. Recordings of one `pool` (of `memory_pool`) use the same
+        memory, so that what one of them has made there is lost when another runs; None: the recording has its own.
         """
         if self.why_eager is not None:
             return work
         api = _api(self.type)
-        beside = api.Stream()
+        beside = _recorder(self.type, self.index)
         beside.wait_stream(api.current_stream())
         with api.stream(beside):
             work()
             work()
         api.current_stream().wait_stream(beside)
         graph = getattr(api, str(self.graph_class))()
-        with _without_collection(), api.graph(graph):
+        with _without_collection(), api.graph(graph, pool=pool):
             work()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -160,6 +165,12 @@ def _without_collection() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
+
+
+@cache
+def _recorder(kind: str, index: int) -> Any:
+    """The stream where work runs before it is recorded: always the same, so that memory freed there is used again."""
+    return _api(kind).Stream(index)
 
 
 @cache

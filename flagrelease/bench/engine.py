@@ -35,9 +35,10 @@ from flagrelease.device import Device
 from flagrelease.engine.agreement import require_same_options
 from flagrelease.engine.control import gather_bytes, open_control
 from flagrelease.engine.decode.decoder import Decoder
-from flagrelease.engine.decode.stepper import describe_steps
+from flagrelease.engine.decode.stepper import describe_steps, passes_are_captured
 from flagrelease.engine.parallel import Groups, alone, join_groups, leave_job, start_job
 from flagrelease.engine.v4.model import Model
+from flagrelease.engine.v4.reader import Reader
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.v4.config import ModelConfig
 
@@ -257,11 +258,17 @@ def _prefill(model: Model, tokens: int, rates: Rates) -> EngineRow:
     cache = caches(model, 1, tokens)
     prompt = _tokens(model, tokens)
 
-    def run(model: Model) -> None:
+    def run(model: Model, reader: Reader) -> None:
+        """As the scheduler reads a prompt."""
         cache.free(0)
-        model.prefill(cache, 0, prompt)
+        for begin in range(0, tokens, cache.chunk):
+            streams, _ = reader.read(0, [prompt[begin : begin + cache.chunk]])
+        model.read_out(streams[0, -1])
 
-    time, collectives = seconds(model.device, lambda: run(model), repeats=2), collective_seconds(model, run)
+    reader = Reader(model, cache, fixed=passes_are_captured(model))
+    time = seconds(model.device, lambda: run(model, reader), repeats=2)
+    reader.forget()
+    collectives = collective_seconds(model, lambda model: run(model, Reader(model, cache, fixed=False)))
     needed = token_operations(model, tokens) * tokens
     roof = rates.matrix_rate / needed * tokens
     return EngineRow("prefill", tokens, 0, time, collectives, tokens / time, needed, roof)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from flagrelease import engine
 from flagrelease.engine.decode.decoder import Decoder
+from flagrelease.engine.decode.stepper import passes_are_captured
 from flagrelease.engine.v4.model import Model
+from flagrelease.engine.v4.reader import Reader
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [1, 33, 129, 300]
@@ -59,6 +61,31 @@ def test_captured_steps(bf16_release: Path, native_release: Path, operators: str
         assert (got - expected)[given].abs().max() <= 1e-3
     native = engine.load(native_release, "native", device="auto", operators=operators)
     assert Decoder(native, native.new_cache(1, 8)).decode([1]).isfinite().all()
+
+
+def test_captured_pieces(bf16_release: Path, native_release: Path, operators: str) -> None:
+    """Replayed over sizes, rows and padding, against the plain pass; native numerics run."""
+    model = engine.load(bf16_release, "bf16", torch.float32, "auto", operators=operators, chunk=130)
+    plain, captured = model.new_cache(4, 400), model.new_cache(4, 400)
+    reader = Reader(model, captured, fixed=passes_are_captured(model))
+    # Twice over: the second time nothing is captured.
+    for first, counts in 2 * [(1, [5]), (0, [64, 64]), (1, [70, 3, 125]), (0, [1]), (2, [35])]:
+        tokens = [random_tokens(n, seed=n) for n in counts]
+        rows = slice(first, first + len(counts))
+        part = plain.view(rows)
+        expected = model.advance(part, tokens)
+        plain.lengths[rows] = part.lengths
+        got, _ = reader.read(first, tokens)
+        for row, count in enumerate(counts):
+            assert (got - expected)[row, :count].abs().max() <= 1e-3
+    if model.ops.captured:
+        assert reader.captured == 4
+    after, expected = (model.decode(cache, [1, 2, 3, 4]) for cache in (captured, plain))
+    assert (after - expected).abs().max() <= 1e-3  # what the rows remember is the same too
+    native = engine.load(native_release, "native", device="auto", operators=operators)
+    cache = native.new_cache(2, 200)
+    streams, _ = Reader(native, cache, fixed=passes_are_captured(native)).read(0, [random_tokens(90), [1]])
+    assert native.read_out(streams[0]).isfinite().all()
 
 
 def after_layer(model: Model, layer: int, streams: Tensor, tokens: list[int]) -> Tensor:

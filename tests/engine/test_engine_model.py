@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -61,14 +62,14 @@ class UnclampedShared(Operators):
 
 class ScaledSink(Operators):
     @staticmethod
-    def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
-        return reference.sparse_attention(q, kv, sink * scale, idx, scale)
+    def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float, *rest: Any) -> Tensor:
+        return reference.sparse_attention(q, kv, sink * scale, idx, scale, *rest)
 
 
 class NoSink(Operators):
     @staticmethod
-    def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
-        return reference.sparse_attention(q, kv, torch.full_like(sink, -torch.inf), idx, scale)
+    def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float, *rest: Any) -> Tensor:
+        return reference.sparse_attention(q, kv, torch.full_like(sink, -torch.inf), idx, scale, *rest)
 
 
 class BiasWeighs(Operators):

@@ -22,11 +22,12 @@ from flagrelease.engine.batch.orders import (
     decode,
     encode,
 )
-from flagrelease.engine.decode.stepper import choose_stepper
+from flagrelease.engine.decode.stepper import choose_stepper, passes_are_captured
 from flagrelease.engine.v4.cache import Cache, SavedRow
 from flagrelease.engine.v4.drafting import Drafting, open_drafting
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
+from flagrelease.engine.v4.reader import Reader
 from flagrelease.errors import UsageError
 
 _FOR_PASSES = 1 << 30  # bytes that are not given to what is kept
@@ -51,6 +52,7 @@ class Runner:
             most = self._drafting.most + 1
             raise UsageError(f"speculation appends {most} tokens in a step: chunk and context must be at least {most}")
         self._stepper = choose_stepper(model, self._cache, self._drafting)
+        self._reader = Reader(model, self._cache, fixed=passes_are_captured(model))
         self._saved: dict[int, tuple[SavedRow, ...]] = {}
         self._latest = torch.zeros(rows, dtype=torch.int64, device=model.head.device)
 
@@ -94,7 +96,7 @@ class Runner:
     def stop(self) -> None:
         """On the leader: let the other ranks return from `follow`."""
         self._tell(Stop())
-        self._stepper.forget()
+        self._forget()
 
     def follow(self) -> None:
         """On the other ranks: do what the leader orders until it stops."""
@@ -105,7 +107,11 @@ class Runner:
                 self._stepper.draft(order.following, _leave)
             else:
                 self._do(order)
+        self._forget()
+
+    def _forget(self) -> None:
         self._stepper.forget()
+        self._reader.forget()
 
     @property
     def _caches(self) -> list[Cache]:
@@ -136,11 +142,8 @@ class Runner:
 
     def _read(self, pieces: Sequence[Prefill]) -> Tensor:
         """Pieces of rows that lie side by side, in one pass."""
-        rows = slice(pieces[0].row, pieces[-1].row + 1)
         self._begin(self._cache, pieces)
-        part = self._cache.view(rows)
-        streams, features = self.model.advance_watched(part, [piece.tokens for piece in pieces])
-        self._cache.lengths[rows] = part.lengths
+        streams, features = self._reader.read(pieces[0].row, [piece.tokens for piece in pieces])
         last = [(n, len(piece.tokens) - 1) for n, piece in enumerate(pieces)]
         if self._drafting is not None:
             self._read_drafts(self._drafting, pieces, features)

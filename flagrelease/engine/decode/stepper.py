@@ -151,5 +151,10 @@ def describe_steps(model: Model) -> str:
     return f"captured: {model.device.graph_class}{remark}"
 
 
+def passes_are_captured(model: Model) -> bool:
+    """Whether passes of fixed sizes are captured for this model: pieces of prompts, whatever its drafts are."""
+    return model.device.why_eager is None and model.ops.captured and not _collectives_are_apart(model)
+
+
 def _collectives_are_apart(model: Model) -> bool:
     return model.groups.mp > 1 and model.device.dist_backend not in CAPTURED_BACKENDS

@@ -103,12 +103,12 @@ class Attention:
         qr, kv = project(ops, x, self.wq_a, self.wkv)
         qr = ops.rms_norm(qr, self.q_norm, self.eps)
         q = self._queries(ops, qr, cos, sin)
-        cache.kv[step.row, step.kv_slot[self.ratio]] = self.keys(ops, kv, cos, sin)
+        cache.kv[step.cache_row, step.kv_slot[self.ratio]] = self.keys(ops, kv, cos, sin)
         self._compress(ops, x, step, cache, rope)
         visible = step.visible_slots[self.ratio]
         if self.indexer is not None:
             visible = torch.cat((self.indexer.choose(ops, x, qr, step, cache, rope, groups), visible), -1)
-        return self._attend(ops, q, cache.kv, visible, (cos, sin), groups)
+        return self._attend(ops, q, cache.kv, visible, (cos, sin), groups, step.rows)
 
     def forward_block(
         self, ops: Operators, x: Tensor, ring: Tensor, visible: Tensor, rope: tuple[Tensor, Tensor], groups: Groups
@@ -129,7 +129,7 @@ class Attention:
         qr, kv = project(ops, x, self.wq_a, self.wkv)
         q = self._queries(ops, ops.rms_norm(qr, self.q_norm, self.eps), *rope)
         keys = torch.cat((ring, self.keys(ops, kv, *rope)), 1)
-        return self._attend(ops, q, keys, visible, rope, groups)
+        return self._attend(ops, q, keys, visible, rope, groups, None)
 
     def keys(self, ops: Operators, kv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The keys [.., HD] that a cache holds, of what wkv made [.., HD]."""
@@ -146,11 +146,12 @@ class Attention:
         return q
 
     def _attend(
-        self, ops: Operators, q: Tensor, keys: Tensor, visible: Tensor, rope: tuple[Tensor, Tensor], groups: Groups
-    ) -> Tensor:
-        """Queries [B, S, NH, HD] over the visible ones of keys [B, .., HD] -> [B, S, H]."""
+        self, ops: Operators, q: Tensor, keys: Tensor, visible: Tensor, rope: tuple[Tensor, Tensor], groups: Groups,
+        rows: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Queries [B, S, NH, HD] over the visible ones of keys [B or more, .., HD] -> [B, S, H]; `rows`: see `Step`."""
         cos, sin = rope
-        o = ops.sparse_attention(q, keys, self.sink, visible, self.head_dim**-0.5)
+        o = ops.sparse_attention(q, keys, self.sink, visible, self.head_dim**-0.5, rows)
         self._rotate(ops, o, cos[:, :, None], sin[:, :, None], inverse=True)
         return self._project_out(ops, o, groups)
 
@@ -170,7 +171,7 @@ class Attention:
             return
         entries = self.compressor.entries(ops, x, step, cache.pending, rope)
         if entries is not None:
-            cache.kv[step.row, step.windows[self.ratio].entry_slot] = self._as_cached(ops, entries)
+            cache.kv[step.cache_row, step.windows[self.ratio].entry_slot] = self._as_cached(ops, entries)
 
     def _project_out(self, ops: Operators, o: Tensor, groups: Groups) -> Tensor:
         """o [B, S, NH, HD] -> [B, S, H]. The sum over ranks is FP32."""

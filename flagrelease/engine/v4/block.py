@@ -51,4 +51,4 @@ class Block:
     ) -> Tensor:
         """Streams [B, S, M, H] -> [B, S, M, H]."""
         streams = self.attn_hc.around(ops, streams, lambda x: self.attn.forward(ops, x, step, cache, rope, groups))
-        return self.ffn_hc.around(ops, streams, lambda x: self.ffn.forward(ops, x, step.tokens, groups))
+        return self.ffn_hc.around(ops, streams, lambda x: self.ffn.forward(ops, x, step.tokens, step.real, groups))

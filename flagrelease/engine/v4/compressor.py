@@ -16,7 +16,7 @@ from torch import Tensor
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.v4.cache import OVERLAP_RATIO, Pending
 from flagrelease.engine.v4.rope import RopeTable
-from flagrelease.engine.v4.step import Step, Windows
+from flagrelease.engine.v4.step import Step
 from flagrelease.engine.weights import Weights
 from flagrelease.model.v4.config import ModelConfig
 
@@ -47,9 +47,9 @@ class Compressor:
         windows = step.windows[self.ratio]
         kv = ops.linear(x, self.wkv, torch.float32)
         score = ops.add(ops.linear(x, self.wgate, torch.float32), self.ape[windows.phase], torch.float32)
-        pooled = self._pool(ops, kv, score, step.row, windows, pending)
-        pending.kv[step.row, windows.pending_slot] = kv
-        pending.score[step.row, windows.pending_slot] = score
+        pooled = self._pool(ops, kv, score, step, pending)
+        pending.kv[step.cache_row, windows.pending_slot] = kv
+        pending.score[step.cache_row, windows.pending_slot] = score
         if pooled is None:
             return None
         entries = ops.rms_norm(pooled.to(x.dtype), self.norm, self.eps)
@@ -58,14 +58,14 @@ class Compressor:
         ops.apply_rope(rotated, cos, sin, out=rotated)
         return entries
 
-    def _pool(
-        self, ops: Operators, kv: Tensor, score: Tensor, row: Tensor, windows: Windows, pending: Pending
-    ) -> Tensor | None:
+    def _pool(self, ops: Operators, kv: Tensor, score: Tensor, step: Step, pending: Pending) -> Tensor | None:
+        windows = step.windows[self.ratio]
         if not windows.source.shape[1]:
             return None
-        source = row[..., None], windows.source
-        kv = torch.cat((pending.kv, kv), 1)[source]  # [B, n, slots, c]
-        score = torch.cat((pending.score, score), 1)[source]
+        source = step.row[..., None], windows.source
+        before = (pending.kv, pending.score) if step.rows is None else (pending.kv[step.rows], pending.score[step.rows])
+        kv = torch.cat((before[0], kv), 1)[source]  # [B, n, slots, c]
+        score = torch.cat((before[1], score), 1)[source]
         if self.ratio == OVERLAP_RATIO:
             kv, score = _overlap(kv, self.ratio), _overlap(score, self.ratio)
         return ops.compress_pool(kv, score)

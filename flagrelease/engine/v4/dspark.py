@@ -156,7 +156,7 @@ class DsparkStages:
                 return block.attn.forward_block(ops, x, ring.kv[:, : self.window], visible, (cos, sin), groups)
 
             def feed(x: Tensor, block: Block = block) -> Tensor:
-                return block.ffn.forward(ops, x, tokens, groups)
+                return block.ffn.forward(ops, x, tokens, None, groups)
 
             streams = block.attn_hc.around(ops, streams, attend)
             streams = block.ffn_hc.around(ops, streams, feed)

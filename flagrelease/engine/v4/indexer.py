@@ -63,7 +63,7 @@ class Indexer:
         # The formula scales the weights by (head_dim * heads)^(-1/2): one positive factor for all changes no order.
         head_weights = ops.linear(x, self.weights_proj, torch.float32)
         keys = self._keys(cache)[:, : windows.entries]
-        scores = groups.all_sum(ops.indexer_scores(self._spread(ops, q), keys, head_weights))
+        scores = groups.all_sum(ops.indexer_scores(self._spread(ops, q), keys, head_weights, step.rows))
         return ops.topk_visible(scores, windows.visible, self.topk)
 
     def _keys(self, cache: LayerCache) -> Tensor:
@@ -76,7 +76,7 @@ class Indexer:
             raise ValueError("this layer's cache has no index compressor state")
         entries = self.compressor.entries(ops, x, step, cache.index_pending, rope)
         if entries is not None:
-            self._keys(cache)[step.row, step.windows[OVERLAP_RATIO].entry_slot] = self._spread(ops, entries)
+            self._keys(cache)[step.cache_row, step.windows[OVERLAP_RATIO].entry_slot] = self._spread(ops, entries)
 
     def _spread(self, ops: Operators, x: Tensor) -> Tensor:
         """Hadamard spreads outliers over all dimensions (and changes no product), so that FP4 keeps more."""

@@ -203,7 +203,7 @@ class Model(Network):
         """
         self.check_rows(cache, token_ids)
         assert max(map(len, token_ids)) <= cache.chunk, "one step appends at most a chunk"
-        streams, features = self._watched(self._plan(cache, token_ids), cache.layers)
+        streams, features = self.watched(self._plan(cache, token_ids), cache.layers)
         for row, tokens in enumerate(token_ids):
             cache.lengths[row] += len(tokens)
         return streams, features

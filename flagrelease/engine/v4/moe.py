@@ -17,6 +17,8 @@ from flagrelease.engine.schemes import Rounded, Scheme, scheme_of
 from flagrelease.engine.weights import Weights
 from flagrelease.model.v4.config import ModelConfig
 
+_NO_EXPERT = -1  # an id that no rank owns
+
 
 @dataclass(frozen=True, slots=True)
 class Router:
@@ -74,10 +76,15 @@ class MoE:
         """With the experts as the operators' kernels read them."""
         return replace(self, experts=ops.arrange_experts(self.experts))
 
-    def forward(self, ops: Operators, x: Tensor, tokens: Tensor, groups: Groups) -> Tensor:
-        """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32."""
+    def forward(self, ops: Operators, x: Tensor, tokens: Tensor, real: Tensor | None, groups: Groups) -> Tensor:
+        """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32.
+
+        `real`: bool [B, S], which of the tokens are more than padding; no expert reads the others. None: all are.
+        """
         flat = x.flatten(0, -2)
         ids, weights = self.router.route(ops, flat, tokens.flatten())
+        if real is not None:
+            ids = ids.where(real.flatten()[:, None], _NO_EXPERT)
         routed = ops.moe_experts(flat, ids, weights, self.experts, self.swiglu_limit, self.scheme.rounds)
         return ops.add(groups.all_sum(routed), self._shared(ops, flat), x.dtype).view_as(x)
 

@@ -55,10 +55,10 @@ class Network:
 
     def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
         """The streams [B, S, M, H] behind the last layer. The layers' caches are extended."""
-        return self._watched(step, layers)[0]
+        return self.watched(step, layers)[0]
 
-    def _watched(self, step: Step, layers: Sequence[LayerCache]) -> tuple[Tensor, Tensor]:
-        """`_streams`, and what draft stages read of the step: the same, or the pooled streams of DSpark's targets."""
+    def watched(self, step: Step, layers: Sequence[LayerCache]) -> tuple[Tensor, Tensor]:
+        """As `_streams`, and what draft stages read: the same, or the pooled streams of DSpark's targets."""
         streams = self.embed_tokens(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
         targets = () if self.dspark is None else self.dspark.targets
         pooled = list[Tensor]()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import OVERLAP_RATIO, pending_slots, ring_slots
 from flagrelease.model.v4.config import ModelConfig
 
@@ -52,7 +53,9 @@ class Step:
     Attributes:
         tokens: [B, S], padding is token 0.
         positions: [B, S].
-        row: [B, 1], 0 to B - 1, to index caches together with slots.
+        real: bool [B, S], which of them are tokens; None: there is no padding.
+        row: [B, 1], 0 to B - 1, to index the step's own tensors.
+        rows: [B], which rows of the caches these are; None: the caches have no others.
         last: [B], index in S of each row's last token.
         kv_slot: by ratio, [B, S]: where each token's key goes.
         visible_slots: by ratio, int32 [B, S, ..]: the slots of the keys each query attends to, -1 = none. For ratio 4
@@ -62,11 +65,59 @@ class Step:
 
     tokens: Tensor
     positions: Tensor
+    real: Tensor | None
     row: Tensor
+    rows: Tensor | None
     last: Tensor
     kv_slot: dict[int, Tensor]
     visible_slots: dict[int, Tensor]
     windows: dict[int, Windows]
+
+    @property
+    def cache_row(self) -> Tensor:
+        """[B, 1], to index caches together with slots."""
+        return self.row if self.rows is None else self.rows[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large a step's tensors are, known to the host. Where a row needs less, the rest is masked.
+
+    Attributes:
+        window: keys of the sliding window that a query lists.
+        completed: by ratio > 0, windows that a row completes at most.
+        entries: by ratio > 0, compressed entries that a query sees at most.
+    """
+
+    window: int
+    completed: dict[int, int]
+    entries: dict[int, int]
+
+    @classmethod
+    def of(cls, config: ModelConfig, starts: Sequence[int], ends: Sequence[int], context: int) -> Extent:
+        """Exactly what rows need that have seen `starts` tokens and will have seen `ends`."""
+        grown = [(begun, past) for begun, past in zip(starts, ends, strict=True) if past > begun]
+        longest = max(starts) + max(past - begun for begun, past in grown)
+        ratios = _ratios(config)
+        return cls(
+            min(config.sliding_window, longest),
+            {ratio: max(past // ratio - begun // ratio for begun, past in grown) for ratio in ratios},
+            {ratio: min(max(past // ratio for _, past in grown), context // ratio) for ratio in ratios},
+        )
+
+    @classmethod
+    def covering(cls, config: ModelConfig, tokens: int, reach: int, context: int) -> Extent:
+        """Enough for any `tokens` of a row whose positions are all below `reach`."""
+        ratios = _ratios(config)
+        return cls(
+            min(config.sliding_window, reach),
+            {ratio: -(-tokens // ratio) for ratio in ratios},
+            {ratio: min(reach, context) // ratio for ratio in ratios},
+        )
+
+
+def _ratios(config: ModelConfig) -> list[int]:
+    return sorted(set(config.compress_ratios) - {0})
 
 
 def plan_step(
@@ -78,30 +129,57 @@ def plan_step(
     device: torch.device,
 ) -> Step:
     """The step that appends `tokens[b]` to row b, which has seen `starts[b]` tokens. At least one row appends some."""
-    B, S = len(tokens), max(map(len, tokens))
-    ends = [begun + len(row) for begun, row in zip(starts, tokens, strict=True)]
-    padded = torch.tensor([[*row, *[0] * (S - len(row))] for row in tokens], dtype=torch.int64, device=device)
-    start, end = (torch.tensor(each, dtype=torch.int64, device=device)[:, None] for each in (starts, ends))
+    counts = [len(row) for row in tokens]
+    ends = [begun + count for begun, count in zip(starts, counts, strict=True)]
+    padded = [[*row, *[0] * (max(counts) - len(row))] for row in tokens]
+    ids, start, end = (send(torch.tensor(each, dtype=torch.int64), device) for each in (padded, starts, ends))
+    extent, ragged = Extent.of(config, starts, ends, context), min(counts) < max(counts)
+    return lay_out(config, ids, start, end, None, extent, context, chunk, ragged=ragged)
+
+
+def lay_out(
+    config: ModelConfig, tokens: Tensor, start: Tensor, end: Tensor, rows: Tensor | None, extent: Extent,
+    context: int, chunk: int, *, ragged: bool,
+) -> Step:  # fmt: skip
+    """The step that lets rows grow from `start` to `end` tokens, both [B], by the first of `tokens` [B, S].
+
+    All numbers are computed where these tensors are, and the shapes follow from `extent` and [B, S] alone.
+
+    Args:
+        config: of the model.
+        tokens: padded with token 0.
+        start: tokens that each row has seen.
+        end: tokens that it will have seen.
+        rows: which rows of the caches these are, [B]; None: the caches have no others.
+        extent: at least what the rows need.
+        context: tokens that a row of the caches has room for.
+        chunk: tokens that a step appends to a row at most.
+        ragged: whether there may be padding.
+    """
+    (B, S), device = tokens.shape, tokens.device
+    start, end = start[:, None], end[:, None]
     place = torch.arange(S, device=device)[None]
     positions, real = start + place, place < end - start
     ring, slot = ring_slots(config.sliding_window, chunk), {}
-    window = _window_slots(min(config.sliding_window, max(starts) + S), ring, positions, real)
+    window = _window_slots(extent.window, ring, positions, real)
     visible_slots, windows = {}, {}
     for ratio in sorted(set(config.compress_ratios)):
         C = context // ratio if ratio else 0
         slot[ratio] = torch.where(real, C + positions % ring, _BIN)
         listed = torch.where(window < 0, -1, window + C)
         if ratio:
-            completed = max(past // ratio - begun // ratio for begun, past in zip(starts, ends, strict=True))
-            most = max(past // ratio for past, row in zip(ends, tokens, strict=True) if row)
-            windows[ratio] = _plan_windows(ratio, completed, min(most, C), start, end, positions, real)
+            windows[ratio] = _plan_windows(
+                ratio, extent.completed[ratio], extent.entries[ratio], start, end, positions, real
+            )
         if ratio and ratio != OVERLAP_RATIO:
             listed = torch.cat((_prefix(windows[ratio], positions, real, ratio), listed), -1)
         visible_slots[ratio] = listed.int()
     return Step(
-        tokens=padded,
+        tokens=tokens,
         positions=positions * real,  # padding reads position 0: the tables end at the context
+        real=real if ragged else None,
         row=torch.arange(B, device=device)[:, None],
+        rows=rows,
         last=(end - start - 1)[:, 0].clamp(min=0),
         kv_slot=slot,
         visible_slots=visible_slots,

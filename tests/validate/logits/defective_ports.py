@@ -194,10 +194,10 @@ def large_epsilon(ops: Operators) -> None:
 
 
 def short_window_in_decode(ops: Operators) -> None:
-    def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
+    def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float, *rest: Any) -> Tensor:
         if q.shape[1] == 1:  # the newest key is the last one listed
             idx = torch.cat((idx[..., :-8], idx[..., -1:]), -1)
-        return Operators.sparse_attention(q, kv, sink, idx, scale)
+        return Operators.sparse_attention(q, kv, sink, idx, scale, *rest)
 
     ops.sparse_attention = sparse_attention
 

@@ -31,6 +31,7 @@ def _indexer_scores_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
     weights_ptr: tl.tensor,
+    rows_ptr: tl.tensor,
     y_ptr: tl.tensor,
     S: tl.tensor,
     H: tl.tensor,
@@ -51,9 +52,12 @@ def _indexer_scores_kernel(
 ) -> None:
     wait_for_results(NEXT)
     b = tl.program_id(2).to(tl.int64)
+    row = b
+    if rows_ptr is not None:
+        row = tl.load(rows_ptr + b).to(tl.int64)
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     h, d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
-    k = tl.load(k_ptr + b * k_b + n[:, None] * k_n + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
+    k = tl.load(k_ptr + row * k_b + n[:, None] * k_n + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
     q_inside = (h < H)[:, None] & (d < D)[None, :]
     first = tl.program_id(1).to(tl.int64) * per_program
     for s in range(first, tl.minimum(first + per_program, S)):
@@ -62,10 +66,11 @@ def _indexer_scores_kernel(
         tl.store(y_ptr + (b * S + s) * N + n, entry_scores(k, q, weight, BLOCK_N, BLOCK_H), mask=n < N)
 
 
-def indexer_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
+def indexer_scores(q: Tensor, k: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
     """See `reference.indexer_scores`."""
     B, S, H, D = q.shape
-    if k.dtype != q.dtype or k.shape[0] != B or k.shape[2] != D or weights.shape != (B, S, H):
+    fits = k.dtype == q.dtype and k.shape[2] == D and weights.shape == (B, S, H)
+    if not fits or (len(k) != B if rows is None else rows.shape != (B,)):
         raise ValueError(
             f"index scores of q {q.dtype} {tuple(q.shape)}, k {k.dtype} {tuple(k.shape)}, "
             f"weights {tuple(weights.shape)}"
@@ -78,7 +83,7 @@ def indexer_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
     per_program = max(1, min(QUERIES, B * S * tiles // (8 * FILLED)))
     programs = ceil_div(S, per_program)
     _indexer_scores_kernel[(tiles, programs, B)](
-        q, k, weights, y, S, H, N, D, *q.stride()[:3], *k.stride()[:2], *weights.stride()[:2], per_program,
+        q, k, weights, rows, y, S, H, N, D, *q.stride()[:3], *k.stride()[:2], *weights.stride()[:2], per_program,
         BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n, BLOCK_D=max(16, next_power_of_2(D)),
         NEXT=tiles * programs * B < FILLED, num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -36,6 +36,7 @@ def _sparse_attention_kernel(
     kv_ptr: tl.tensor,
     sink_ptr: tl.tensor,
     idx_ptr: tl.tensor,
+    rows_ptr: tl.tensor,
     o_ptr: tl.tensor,
     scale: tl.tensor,
     S: tl.tensor,
@@ -58,6 +59,9 @@ def _sparse_attention_kernel(
     query = tl.program_id(0).to(tl.int64)
     b = query // S
     s = query % S
+    row = b
+    if rows_ptr is not None:
+        row = tl.load(rows_ptr + b).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
     inside = _in_rows(h < H, d, D, BLOCK_D)
@@ -70,7 +74,7 @@ def _sparse_attention_kernel(
         t = start + tl.arange(0, BLOCK_T)
         position = tl.load(idx_ptr + b * idx_b + s * idx_s + t, mask=t < T, other=-1).to(tl.int64)
         valid = position >= 0
-        keys = kv_ptr + b * kv_b + position[:, None] * kv_n + d[None, :]
+        keys = kv_ptr + row * kv_b + position[:, None] * kv_n + d[None, :]
         kv = tl.load(keys, mask=_in_rows(valid, d, D, BLOCK_D), other=0.0)
         z = dot(q, tl.trans(kv), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)) * scale
         z = tl.where(valid[None, :], z, float("-inf"))
@@ -89,11 +93,14 @@ def _sparse_attention_kernel(
     tl.store(o, cast(acc / total[:, None], o_ptr.dtype.element_ty), mask=inside)
 
 
-def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
+def sparse_attention(
+    q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float, rows: Tensor | None = None
+) -> Tensor:
     """See `reference.sparse_attention`. Here exp(z - m) is rounded against the running maximum, as upstream does."""
     B, S, H, D = q.shape
     T = idx.shape[-1]
-    if kv.dtype != q.dtype or kv.shape[0] != B or kv.shape[2] != D or idx.shape[:2] != (B, S) or sink.shape != (H,):
+    fits = kv.dtype == q.dtype and kv.shape[2] == D and idx.shape[:2] == (B, S) and sink.shape == (H,)
+    if not fits or (len(kv) != B if rows is None else rows.shape != (B,)):
         raise ValueError(
             f"attention of q {q.dtype} {tuple(q.shape)}, kv {kv.dtype} {tuple(kv.shape)}, sink {tuple(sink.shape)}, "
             f"idx {tuple(idx.shape)}"
@@ -104,7 +111,7 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
     block_h = min(_heads(B * S, H), most_heads)
     programs = B * S * ceil_div(H, block_h)
     _sparse_attention_kernel[(B * S, ceil_div(H, block_h))](
-        q, kv, sink.float().contiguous(), idx, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
+        q, kv, sink.float().contiguous(), idx, rows, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
         *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, D=D, BLOCK_D=max(16, next_power_of_2(D)),
         NEXT=programs < FILLED, num_warps=8 if block_h == 64 else 4, num_stages=stages,
     )  # fmt: skip

@@ -11,7 +11,9 @@ from flagrelease.engine.kernels.reference.precision import wide
 _GATHER_ELEMENTS = 1 << 24
 
 
-def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
+def sparse_attention(
+    q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float, rows: Tensor | None = None
+) -> Tensor:
     """Multi-query attention over the listed positions, with a learned sink in the denominator.
 
     z_j = scale * (q . kv_j) over the valid j, m = max z,
@@ -21,15 +23,17 @@ def sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: fl
 
     Args:
         q: [b, s, h, d], any h.
-        kv: [b, n, d], key and value in one.
+        kv: [b, n, d], key and value in one; with `rows` any number of them, [.., n, d].
         sink: FP32 [h].
         idx: integers [b, s, t] into n, -1 = none. A query without any valid position gets zeros.
         scale: d^(-1/2) in V4.
+        rows: integers [b], which of kv each sequence has; None: they are in order.
 
     Returns:
         [b, s, h, d] in q's dtype.
     """
     b, s, _, d = q.shape
+    kv = kv if rows is None else kv[rows]
     out = torch.empty_like(q)
     chunk = max(1, _GATHER_ELEMENTS // max(1, b * idx.shape[-1] * d))
     for start in range(0, s, chunk):
@@ -50,17 +54,19 @@ def _sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: f
     return (wide(p.to(q.dtype)) @ keys / denominator).to(q.dtype)
 
 
-def indexer_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
+def indexer_scores(q: Tensor, k: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
     """sum_h relu(q_h . k_w) * weight_h, in FP32; partial over the local heads under tensor parallelism.
 
     Args:
         q: [b, s, h, d].
-        k: [b, n, d], compressed index keys.
+        k: [b, n, d], compressed index keys; with `rows` any number of them, [.., n, d].
         weights: [b, s, h].
+        rows: integers [b], which of k each sequence has; None: they are in order.
 
     Returns:
         [b, s, n].
     """
+    k = k if rows is None else k[rows]
     scores = wide(q).new_zeros(*q.shape[:2], k.shape[1])
     for head in range(q.shape[2]):  # the [b, s, h, n] intermediate would not fit at long context
         scores += (wide(q[:, :, head]) @ wide(k).mT).relu() * wide(weights[:, :, head, None])
