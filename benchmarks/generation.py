@@ -66,7 +66,7 @@ def generate(model: Model, rows: int, context: int, tokens: int, *, speculate: b
 def steps(model: Model, rows: int, context: int, past: int) -> tuple[float, float, float]:
     cache, drafts = model.new_cache(rows, context), model.new_draft_cache(rows, context)
     decoder = Decoder(model, cache, width=2)
-    drafter = Drafter(model, drafts, decoder.streams)
+    drafter = Drafter(model, drafts, decoder.features)
     # One token in all rows would go to the same few experts, and a step would read only those.
     tokens = torch.randint(model.config.vocab_size - 1, (rows,)).tolist()
 

@@ -23,6 +23,13 @@ class DimensionsChoice(str, Enum):
     TINY = "tiny"
 
 
+class DraftsChoice(str, Enum):
+    """Draft stages: those of the preview, and of the releases after it."""
+
+    MTP = "mtp"
+    DSPARK = "dspark"
+
+
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
 PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Also draw the table.")]
@@ -59,6 +66,10 @@ def engine(
     ] = "4096",
     chunk: Annotated[int, typer.Option("--chunk", min=1, help="Tokens that prefill appends in one step.")] = 8192,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Decoding steps that one time is the mean of.")] = 20,
+    drafts: Annotated[
+        DraftsChoice | None,
+        typer.Option("--drafts", help="Also what drafts of these stages and their verification cost. Default: none."),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     plot: PlotOption = None,
@@ -75,6 +86,7 @@ def engine(
     request = EngineRequest(
         name.value, layers, experts, numerics, operators, comma_numbers("--batch", batch),
         comma_numbers("--prompt", prompt), comma_numbers("--context", context), chunk, steps,
+        None if drafts is None else drafts.value,
     )  # fmt: skip
     report = bench_engine(request, open_device(device, local_rank()))
     if report is None:

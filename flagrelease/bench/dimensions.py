@@ -42,8 +42,17 @@ _DIMENSIONS: dict[DimensionsName, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def dimensions(name: str, layers: int | None = None, experts: int | None = None) -> ModelConfig:
+# What the releases with DSpark (V4-Flash-0731, V4-Pro-0813) have in place of the preview's draft stage: three stages.
+_STAGES = 3
+_RANKS: dict[DimensionsName, int] = {"flash": 256, "pro": 512, "tiny": 32}
+
+
+def dimensions(
+    name: str, layers: int | None = None, experts: int | None = None, *, dspark: bool = False
+) -> ModelConfig:
     """The config called `name`, cut to its first `layers` layers and `experts` routed experts.
+
+    `dspark`: with DSpark's draft stages, which read the last layers; else with the preview's.
 
     Raises:
         UsageError: an unknown name, or more layers or experts than there are.
@@ -63,4 +72,14 @@ def dimensions(name: str, layers: int | None = None, experts: int | None = None)
                 f"{raw['num_experts_per_tok']}"
             )
         raw |= {"n_routed_experts": experts}
+    if dspark:
+        depth = raw["num_hidden_layers"]
+        if depth < _STAGES:
+            raise UsageError(f"{depth} layers: DSpark's stages read {_STAGES}")
+        raw |= {
+            "dspark_block_size": 5, "dspark_noise_token_id": min(128799, raw["vocab_size"] - 1),
+            "dspark_target_layer_ids": list(range(depth - _STAGES, depth)),
+            "dspark_markov_rank": _RANKS[name],  # type: ignore[index]
+            "compress_ratios": [*raw["compress_ratios"][:depth], *[0] * _STAGES],
+        }  # fmt: skip
     return parse_config(raw, f"dimensions {name}")

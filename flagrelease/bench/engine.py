@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from flagrelease.bench.circumstances import Circumstances
 from flagrelease.bench.collectives import collective_seconds
 from flagrelease.bench.dimensions import dimensions
+from flagrelease.bench.drafting import DraftRow, measure_drafts
 from flagrelease.bench.roof import (
     cache_bytes,
     copy_bandwidth,
@@ -42,6 +43,7 @@ from flagrelease.engine.v4.reader import Reader
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.v4.config import ModelConfig
 
+T = TypeVar("T")
 BEHIND = 64  # tokens for which a cache has room behind the context
 
 
@@ -60,6 +62,7 @@ class EngineRequest:
         contexts: tokens before those that are decoded.
         chunk: tokens that prefill appends in one step.
         steps: of decoding, that one time is the mean of.
+        drafts: the draft stages whose cost is measured too: `mtp` or `dspark`; None: none.
     """
 
     name: str
@@ -72,6 +75,7 @@ class EngineRequest:
     contexts: tuple[int, ...]
     chunk: int
     steps: int
+    drafts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class EngineReport:
         rooms: of sequences of several lengths.
         rows: in the order of the request.
         left_out: what was not measured, and why.
+        drafts: what speculation costs, in the order of the request.
     """
 
     circumstances: Circumstances
@@ -135,6 +140,7 @@ class EngineReport:
     rooms: tuple[SequenceRoom, ...]
     rows: tuple[EngineRow, ...]
     left_out: tuple[str, ...]
+    drafts: tuple[DraftRow, ...] = ()
 
     @property
     def rates(self) -> Rates:
@@ -144,7 +150,9 @@ class EngineReport:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         rows = [asdict(row) | {"share": row.share} for row in self.rows]
-        return asdict(self) | asdict(self.rates) | {"ranks": len(self.matrix_rates), "rows": rows}
+        drafts = [asdict(row) | {"ratio": row.ratio, "break_even": row.break_even} for row in self.drafts]
+        more = {"ranks": len(self.matrix_rates), "rows": rows, "drafts": drafts}
+        return asdict(self) | asdict(self.rates) | more
 
 
 @torch.inference_mode()
@@ -161,7 +169,7 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     """
     circumstances, large = Circumstances.now(device), device.type != "cpu"
     start_job(device)
-    config = dimensions(request.name, request.layers, request.experts)
+    config = dimensions(request.name, request.layers, request.experts, dspark=request.drafts == "dspark")
     _require_lengths(request, config)
     control = open_control()
     require_same_options(control, asdict(request))
@@ -169,28 +177,37 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     _say(groups, _plan(request, device))
     own = Rates(copy_bandwidth(device, 2 << 30 if large else 16 << 20), matrix_rate(device, 8192 if large else 256))
     every = _of_all(control, own)
-    model = random_model(config, request.numerics, request.operators, device, request.chunk, groups=groups)
+    model = random_model(
+        config, request.numerics, request.operators, device, request.chunk,
+        mtp=request.drafts is not None, groups=groups,
+    )  # fmt: skip
     report = EngineReport(
         circumstances, request, describe_steps(model), tuple(rates.copy_bandwidth for rates in every),
         tuple(rates.matrix_rate for rates in every), rooms(model), (), (),
     )  # fmt: skip
-    rows, left_out = list[EngineRow](), list[str]()
+    rows, drafts, left_out = list[EngineRow](), list[DraftRow](), list[str]()
 
-    def measure(what: str, work: Callable[[], EngineRow]) -> None:
+    def measure(what: str, work: Callable[[], T], done: list[T]) -> None:
         _say(groups, what)
         try:
-            rows.append(work())
+            done.append(work())
         except ResourceError as error:
             left_out.append(f"{what}: {error}")
             _say(groups, f"left out: {error}")
 
     for context, batch in product(request.contexts, request.batches):
         decode = partial(_decode, model, request.steps, batch, context, report.rates)
-        measure(f"decoding {batch} row(s) after {context} tokens, {request.steps} steps at a time", decode)
+        measure(f"decoding {batch} row(s) after {context} tokens, {request.steps} steps at a time", decode, rows)
+    if request.drafts is not None:
+        for context, batch in product(request.contexts, request.batches):
+            cost = partial(measure_drafts, model, request.steps, batch, context, BEHIND)
+            measure(f"drafting for {batch} row(s) after {context} tokens, and verifying that", cost, drafts)
     for prompt in request.prompts:
-        measure(f"reading a prompt of {prompt} tokens", partial(_prefill, model, prompt, report.rates))
+        measure(f"reading a prompt of {prompt} tokens", partial(_prefill, model, prompt, report.rates), rows)
     leave_job()
-    return replace(report, rows=tuple(rows), left_out=tuple(left_out)) if groups.is_leader else None
+    if not groups.is_leader:
+        return None
+    return replace(report, rows=tuple(rows), left_out=tuple(left_out), drafts=tuple(drafts))
 
 
 def _require_lengths(request: EngineRequest, config: ModelConfig) -> None:
@@ -216,7 +233,8 @@ def _say(groups: Groups, text: str) -> None:
 
 def _plan(request: EngineRequest, device: Device) -> str:
     """What will be measured, and on a CPU why it is slow."""
-    count = len(request.contexts) * len(request.batches) + len(request.prompts)
+    kinds = 1 if request.drafts is None else 2
+    count = kinds * len(request.contexts) * len(request.batches) + len(request.prompts)
     text = (
         f"a random model of {request.name} dimensions, {request.numerics} numerics, on {device.name}; "
         f"{count} measurements, each after a run to warm up"

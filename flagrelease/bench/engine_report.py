@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from rich.table import Table
+
 from flagrelease.bench.engine import EngineReport, EngineRow
 from flagrelease.console import human_bytes, human_number, out, table
 
@@ -28,6 +30,8 @@ def show_engine(report: EngineReport) -> None:
             f"{row.share:.0%}",
         )  # fmt: skip
     out().print(rows)
+    if report.drafts:
+        out().print(_drafts(report))
     said = f"copy {rates.copy_bandwidth / 1e12:.3g} TB/s, BF16 product {rates.matrix_rate / 1e12:.3g} Tops/s"
     if several:
         said += " by the slowest device; bytes and operations are of the rank that has most"
@@ -36,6 +40,20 @@ def show_engine(report: EngineReport) -> None:
         out().print(f"a sequence of {room.context} tokens takes {human_bytes(room.bytes)}: {room.fit} fit")
     for text in report.left_out:
         out().print(f"not measured: {text}")
+
+
+def _drafts(report: EngineReport) -> Table:
+    """What speculation costs beside plain steps."""
+    rows = table(
+        ">size", ">context", ">drafts", ">step", ">verify", ">draft", ">of a step", ">must be right",
+        title=f"drafts of {report.request.drafts} stages: what they cost, whatever they say",
+    )  # fmt: skip
+    for row in report.drafts:
+        times = (f"{each * 1e3:.3g} ms" for each in (row.step, row.verify, row.draft))
+        rows.add_row(
+            str(row.size), str(row.context), str(row.drafts), *times, f"{row.ratio:.2f} x", f"{row.break_even:.2f}"
+        )
+    return rows
 
 
 def plot_engine(report: EngineReport) -> str:

@@ -9,7 +9,7 @@ Legend: B rows, K inputs, N outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,16 +25,6 @@ class Rounded(NamedTuple):
     plain: Tensor
     codes: Tensor | None = None
     scales: Tensor | None = None
-
-    @classmethod
-    def stack(cls, parts: list[Rounded]) -> Rounded:
-        """Rows of several, one below the other."""
-        return cls(*(_stack([part[n] for part in parts]) for n in range(3))) if len(parts) > 1 else parts[0]
-
-
-def _stack(parts: list[Tensor | None]) -> Any:
-    there = [part for part in parts if part is not None]
-    return torch.cat([as_bytes(part) for part in there]).view(there[0].dtype) if there else None
 
 
 class Scheme(Protocol):

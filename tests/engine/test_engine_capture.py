@@ -19,7 +19,6 @@ def model(
     captured: bool = True,
     mp: int = 1,
     experts: tuple[tuple[str, bool], ...] = (("fp4", True),),
-    dspark: object = None,
 ) -> SimpleNamespace:
     """As far as it is asked. `experts`: of each layer, the format, and whether the fast kernels read them."""
     ops = type("Fused", (Operators,), {"name": "fused", "captured": captured})()
@@ -27,7 +26,7 @@ def model(
         SimpleNamespace(ffn=SimpleNamespace(experts=SimpleNamespace(format=fmt, arranged=arranged)))
         for fmt, arranged in experts
     ]
-    return SimpleNamespace(groups=SimpleNamespace(mp=mp), device=device, ops=ops, blocks=blocks, dspark=dspark)
+    return SimpleNamespace(groups=SimpleNamespace(mp=mp), device=device, ops=ops, blocks=blocks)
 
 
 @pytest.fixture
@@ -50,7 +49,6 @@ def test_experts_that_the_fast_kernels_do_not_read_are_told(card: Device) -> Non
 
 def test_eager_for_a_reason(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_steps(model(card, captured=False)) == "eager: fused operators wait for the device"
-    assert describe_steps(model(card, dspark=object())) == "eager: drafts of DSpark's stages are not captured"
     other = replace(card, dist_backend="mccl")
     assert describe_steps(model(other, mp=2)) == "eager: no graph is known to hold the collectives of mccl"
     monkeypatch.delattr(torch.cuda, "CUDAGraph")

@@ -39,7 +39,7 @@ def decoded(model: Model, *, plainly: bool) -> torch.Tensor:
     """Logits after every token and of every draft, [n, V], after prompts that are prefilled."""
     cache, drafts = model.new_cache(3, CONTEXT), model.new_draft_cache(3, CONTEXT)
     decoder = Decoder(model, cache, width=2)
-    drafter = Drafter(model, drafts, decoder.streams)
+    drafter = Drafter(model, drafts, decoder.features)
     model.extend(cache, [random_tokens(n, seed=n) for n in LENGTHS])
     rows = []
     for n, counts in enumerate(STEPS):

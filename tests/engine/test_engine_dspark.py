@@ -142,12 +142,14 @@ def test_planted_block_roped_one_position_early(whole: Whole, monkeypatch: pytes
     assert whole.worst(whole.model, whole.features, 70) > 10 * LIMIT
 
 
-def test_planted_drafts_that_see_a_rejected_row(whole: Whole) -> None:
-    # two rows behind the newest token were verified and rejected, and yet read: they lie where old keys are visible
+def test_planted_drafts_that_see_a_rejected_row(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    # two rows behind the newest token were verified and rejected, and yet read
     drafting = open_drafting(whole.model, 1, CONTEXT)
     drafting.read(slice(0, 1), whole.features[None, :139], [TOKENS[1:140]])
     drafting.read(slice(0, 1), whole.features[None, 7:9], [TOKENS[8:10]])
     drafting.cache.lengths[0] = 139
+    exact = DsparkStages._visible
+    monkeypatch.setattr(DsparkStages, "_visible", lambda self, starts, ring: exact(self, starts + 1, ring))
     assert whole.apart(drafting.draft(whole.features[None, 139:140], [TOKENS[140:141]], greedy), 141) > 10 * LIMIT
 
 
@@ -172,13 +174,12 @@ def test_planted_features_of_another_layer_and_in_another_order(whole: Whole) ->
 
 @pytest.mark.parametrize(("what", "length"), [("old keys", 150), ("later keys", 70)])
 def test_planted_clipping_for_each_query(whole: Whole, monkeypatch: pytest.MonkeyPatch, what: str, length: int) -> None:
-    def clipped(self: DsparkStages, starts: Tensor) -> Tensor:
-        visible = see_all(self, starts).clone()
+    def clipped(self: DsparkStages, starts: Tensor, ring: int) -> Tensor:
+        visible = see_all(self, starts, ring).clone()
         for query in range(self.size):
-            for slot in range(self.window if what == "old keys" else 0):
-                age = (int(starts[0]) - 1 - slot) % self.window  # 0: the newest key
-                if age + query + 1 >= self.window:
-                    visible[:, query, slot] = -1
+            for key in range(self.window if what == "old keys" else 0):  # the oldest first
+                if self.window - key + query >= self.window:
+                    visible[:, query, key] = -1
             if what == "later keys":
                 visible[:, query, self.window + query + 1 :] = -1
         return visible
@@ -243,9 +244,9 @@ def test_what_does_not_go_with_the_stages_is_refused(dspark: tuple[Checkpoint, P
     wrong = small_config(**STAGES | {"dspark_target_layer_ids": [1, 2, 9]})
     with pytest.raises(UsageError, match=r"dspark_target_layer_ids \[1, 2, 9\]"):
         engine.load(Checkpoint(wrong).write_hf(tmp_path / "ids", "bf16"), "bf16", mtp=True)
-    # A block that is too long and a noise token that is none ended the first step, behind loading, with a traceback.
-    wrong = small_config(**STAGES | {"dspark_block_size": 8})
-    with pytest.raises(UsageError, match="dspark_block_size is 8: 1 to 7 drafts"):
+    # An empty block and a noise token that is none ended the first step, behind loading, with a traceback.
+    wrong = small_config(**STAGES | {"dspark_block_size": 0})
+    with pytest.raises(UsageError, match="dspark_block_size is 0: a block has at least its first token"):
         engine.load(Checkpoint(wrong).write_hf(tmp_path / "size", "bf16"), "bf16", mtp=True)
     wrong = small_config(**STAGES | {"dspark_noise_token_id": 99999})
     with pytest.raises(UsageError, match="dspark_noise_token_id is 99999: the vocabulary has"):

@@ -28,7 +28,7 @@ from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.drafting import open_drafting
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
-from flagrelease.engine.v4.rewind import Rewind
+from flagrelease.engine.v4.network import Network
 from flagrelease.errors import UsageError
 
 CONTEXT = 300
@@ -145,13 +145,15 @@ def test_a_rejection_at_each_place_changes_no_token(
     assert scheduler.totals.accepted == accepted
 
 
-def test_planted_rollback_by_the_count_alone_is_seen(
+def forget(cache: Cache, row: int, count: int) -> None:
+    cache.lengths[row] -= count
+
+
+def test_planted_compressors_without_spare_slots_are_seen(
     model: Model, tokenizer: Tokenizer, spoken: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def count_only(self: Rewind, row: int, count: int) -> None:
-        self.cache.lengths[row] -= count
-
-    monkeypatch.setattr(Rewind, "take_back", count_only)
+    monkeypatch.setattr(Network, "most_drafts", 0)
+    monkeypatch.setattr(Cache, "take_back", forget)
     assert worst_trace(model) > 0.1
     assert tokens_of(forced(model, tokenizer, spoken, 0), SAMPLINGS[1]) != spoken
 
@@ -164,10 +166,9 @@ def worst_trace(model: Model) -> float:
         model.prefill(cache, 1, tokens[:first])
     for right in (0, 0, 0, 1, 0, 2, 3, 0, 1, 1, 4, 5, 2, 0):  # of 5 drafts
         true = tokens[first : first + 1 + right]
-        rewind = Rewind.before(tried, BLOCK + 1)
         model.advance(tried, [[], [*true, *range(300, 300 + BLOCK - right)]])
         if right < BLOCK:
-            rewind.take_back(1, BLOCK - right)
+            tried.take_back(1, BLOCK - right)
         model.advance(plain, [[], true])
         assert tried.lengths == plain.lengths
         pairs = zip(live(tried, 1, model), live(plain, 1, model), strict=True)
@@ -252,9 +253,8 @@ def test_a_step_too_short_for_a_block_is_refused(model: Model) -> None:
         Runner(replace(model, chunk=5), 1, 100, speculate=True)
 
 
-def test_only_what_a_step_appended_can_be_taken_back(model: Model) -> None:
-    cache: Cache = model.new_cache(1, 20)
-    rewind = Rewind.before(cache, 3)
-    model.advance(cache, [[1, 2, 3]])
-    with pytest.raises(AssertionError, match="only what the step appended"):
-        rewind.take_back(0, 4)
+def test_only_drafts_can_be_taken_back(model: Model) -> None:
+    cache = model.new_cache(1, 20)
+    model.advance(cache, [[1, 2, 3, 4, 5, 6, 7]])
+    with pytest.raises(AssertionError, match="only drafts"):
+        cache.take_back(0, BLOCK + 1)

@@ -22,18 +22,28 @@ def positions(*at: int) -> Tensor:
     return torch.tensor(at)
 
 
-def latents(dtype: torch.dtype, s: int, at: Tensor, quantise: bool) -> tuple:  # type: ignore[type-arg]
+def several(width: int, *firsts: int, fewer: int = 0) -> Tensor:
+    """Positions of `width` tokens for each row from its first one on; the first row has `fewer` of them."""
+    at = torch.tensor(firsts)[None] + torch.arange(width)[:, None]
+    at[width - fewer :, 0] = -1
+    return at.flatten()
+
+
+def latents(dtype: torch.dtype, s: int, at: Tensor, quantise: bool, width: int = 1) -> tuple:  # type: ignore[type-arg]
     qr, hd = 256, 128
-    parts, kv = randn(s, len(at), qr + hd), randn(len(at), 29, hd, dtype=dtype)
+    parts, kv = randn(s, len(at), qr + hd), randn(len(at) // width, 29, hd, dtype=dtype)
     return parts, randn(qr), randn(hd), 1e-6, *tables(64), at, kv, 5, quantise, quantise
 
 
-def compress(dtype: torch.dtype, ratio: int, d: int, at: Tensor, rounding: str) -> tuple:  # type: ignore[type-arg]
-    slots, c = (8, 2 * d) if ratio == 4 else (ratio, d)
+def compress(  # type: ignore[type-arg]
+    dtype: torch.dtype, ratio: int, d: int, at: Tensor, rounding: str, width: int = 1
+) -> tuple:
+    slots, c = (8 + width - 1, 2 * d) if ratio == 4 else (ratio + width - 1, d)
+    rows = len(at) // width
     both = randn(2, len(at), 2 * c + 5)  # columns of a wider product, as in the model
-    pending = randn(len(at), slots + 2, c), randn(len(at), slots + 2, c)
+    pending = randn(rows, slots + 2, c), randn(rows, slots + 2, c)
     pending[0][:, slots], pending[1][:, slots] = 0, -torch.inf
-    entries = randn(len(at), CONTEXT + 1, d, dtype=dtype)
+    entries = randn(rows, CONTEXT + 1, d, dtype=dtype)
     return (
         both[..., 5 : 5 + c], both[..., 5 + c :], randn(ratio, c), randn(d), 1e-6, *tables(min(64, d)), at, *pending,
         entries, rounding,
@@ -42,13 +52,16 @@ def compress(dtype: torch.dtype, ratio: int, d: int, at: Tensor, rounding: str) 
 
 def attention(  # type: ignore[type-arg]
     dtype: torch.dtype, h: int, d: int, at: Tensor, ratio: int, chosen: int | None, scaled: bool = False,
-    stepwise: bool = False,
+    stepwise: bool = False, width: int = 1, ahead: int = 0,
 ) -> tuple:  # fmt: skip
     first = 40
-    q, kv = randn(len(at), h * d + 8, dtype=dtype)[:, : h * d].view(len(at), h, d), randn(len(at), 90, d, dtype=dtype)
+    q = randn(len(at), h * d + 8, dtype=dtype)[:, : h * d].view(len(at), h, d)
+    kv = randn(len(at) // width, 90, d, dtype=dtype)
     listed = None if chosen is None else torch.randint(-1, first, (len(at), chosen), dtype=torch.int32)
     reached = min(first, 20) if ratio else 0
-    return q, kv, randn(h), listed, at, *tables(16), first, 33, ratio, reached, 1e-6, scaled, stepwise
+    newest = torch.where(at < 0, -1, at.view(width, -1).amax(0).repeat(width)) if ahead else None
+    window = 33 + ahead
+    return q, kv, randn(h), listed, at, *tables(16), first, window, ratio, reached, 1e-6, scaled, stepwise, newest
 
 
 def outputs(t: int, k: int, fmt: str, dtype: torch.dtype, quantise: bool, h: int = 256) -> tuple:  # type: ignore[type-arg]
@@ -74,13 +87,19 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("hc_post_parts", "slots", lambda: (_turned(5, 7, 70, dtype), randn(5, 4, 70, dtype=dtype), *_post(5))),
         of("linear_parts", "odd", lambda: (randn(5, 1300, dtype=dtype), randn(131, 1300, dtype=dtype))),
         of("latents", "parts", lambda: latents(dtype, 3, positions(0, 61, -1, 24), codes)),
+        of("latents", "several", lambda: latents(dtype, 3, several(6, 20, 3, fewer=2), codes, 6)),
         of("latents", "unrounded", lambda: latents(dtype, 1, positions(7), False)),
         of("compress_token", "ratio 4", lambda: compress(dtype, 4, 128, positions(3, 30, 31, -1, 0), "fp8")),
+        of("compress_token", "several", lambda: compress(dtype, 4, 64, several(6, 0, 2, 5, 25, fewer=2), "fp8", 6)),
+        of("compress_token", "several, 128", lambda: compress(dtype, 128, 64, several(6, 123, 250, 380), "none", 6)),
+        of("compress_token", "several, index", lambda: compress(dtype, 4, 32, several(2, 2, 7, 30), "hadamard_fp4", 2)),
         of("compress_token", "ratio 4 plain", lambda: compress(dtype, 4, 32, positions(7, 2), "none")),
         of("compress_token", "ratio 128", lambda: compress(dtype, 128, 64, positions(127, 255, 100), "none")),
         of("compress_token", "index", lambda: compress(dtype, 4, 128, positions(3, 43), "hadamard_fp4")),
         of("compress_token", "index unrounded", lambda: compress(dtype, 4, 64, positions(7), "hadamard")),
         of("decode_attention", "window", lambda: attention(dtype, 5, 64, positions(7, 60, -1), 0, None)),
+        of("decode_attention", "6 each", lambda: attention(dtype, 5, 64, several(6, 30, 77, fewer=3), 4, 20, width=6)),
+        of("decode_attention", "block", lambda: attention(dtype, 5, 64, several(5, 2, 61), 0, None, width=5, ahead=5)),
         of("decode_attention", "prefix", lambda: attention(dtype, 20, 32, positions(2, 79), 4, None)),
         of("decode_attention", "chosen", lambda: attention(dtype, 16, 64, positions(0, 100, 45), 4, 70)),
         of("decode_attention", "many rows", lambda: attention(dtype, 5, 32, torch.arange(-1, 32) * 3, 4, 70)),
@@ -90,6 +109,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("index_queries", "rounded", lambda: _index(dtype, 20, 128, True)),
         of("index_queries", "unrounded", lambda: _index(dtype, 3, 32, False)),
         of("choose_entries", "one level", lambda: _entries(dtype, 5, 40, 150, [150, 0, 7, 131], 12)),
+        of("choose_entries", "several", lambda: _entries(dtype, 5, 40, 150, [150, 0, 7, 131, 9, 90], 12, 3)),
         of("choose_entries", "two levels", lambda: _entries(dtype, 20, 16, 2501, [2501, 2000, 3], 12)),
         of("choose_entries", "three levels", lambda: _entries(dtype, 3, 16, 8501, [8490, 8], 9)),
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
@@ -131,12 +151,12 @@ def _index(dtype: torch.dtype, h: int, d: int, quantise: bool) -> tuple:  # type
     return randn(3, h, d, dtype=dtype), *tables(16), positions(9, -1, 40), quantise
 
 
-def _entries(dtype: torch.dtype, h: int, d: int, n: int, visible: list[int], k: int) -> tuple:  # type: ignore[type-arg]
+def _entries(dtype: torch.dtype, h: int, d: int, n: int, visible: list[int], k: int, width: int = 1) -> tuple:  # type: ignore[type-arg]
     """Small integers, so that scores are exact in any order and many are equal."""
-    b = len(visible)
-    q = torch.randint(-1, 2, (b, h, d + 3)).to(dtype)[..., :d]
-    keys = torch.randint(-1, 2, (b, n + 1, d)).to(dtype)[:, :n]
-    weights = torch.randint(-2, 3, (b, 2 * h)).float()[:, h:]
+    t = len(visible)
+    q = torch.randint(-1, 2, (t, h, d + 3)).to(dtype)[..., :d]
+    keys = torch.randint(-1, 2, (t // width, n + 1, d)).to(dtype)[:, :n]
+    weights = torch.randint(-2, 3, (t, 2 * h)).float()[:, h:]
     return q, keys, weights, torch.tensor(visible, dtype=torch.int32), k
 
 

@@ -167,6 +167,7 @@ PLANTED: list[tuple[str, str, Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = [
     ("compress_token", "ratio 4 bfloat16", lambda a: (*a[:7], a[7] - (a[7] > 0).long(), *a[8:])),
     ("compress_token", "index bfloat16", lambda a: (*a[:11], "hadamard")),
     ("decode_attention", "window bfloat16", lambda a: (*a[:8], a[8] - 1, *a[9:])),
+    ("decode_attention", "block bfloat16", lambda a: (*a[:14], None)),
     ("decode_attention", "prefix bfloat16", lambda a: (*a[:9], a[9] * 2, *a[10:])),
     ("hc_weights", "4 streams bfloat16", lambda a: (*a[:5], a[5] - 19, *a[6:])),
     ("hc_pre_norm", "4 streams bfloat16", lambda a: (a[0], a[1][1:], *a[2:])),

@@ -23,15 +23,15 @@ class Decoder:
     def __init__(self, model: Model, cache: Cache, width: int = 1) -> None:
         """For the rows of `cache`, whose counts it keeps up to date; `width`: the most tokens of a row in a step.
 
-        With a width of 2 or more, `streams` [W, B, M, H] are those of the last step.
+        With a width of 2 or more, `features` [W, B, ..] are what the model's draft stages read of the last step.
         """
         self._model, self._cache, self._width = model, cache, width
         rows, place, config = len(cache.lengths), model.head.device, model.config
         self._feed = Feed(model, cache, width)
         self.tokens, self.positions = self._feed.tokens, self._feed.positions
         self._logits = torch.zeros(width, rows, config.vocab_size, dtype=torch.float32, device=place)
-        kept = (width if width > 1 else 0, rows, config.hc_mult, config.hidden_size)
-        self.streams = torch.zeros(kept, dtype=model.numerics.dtype, device=place)
+        kept = (width if width > 1 else 0, rows, *model.features)
+        self.features = torch.zeros(kept, dtype=model.numerics.dtype, device=place)
 
     def decode(self, token_ids: Sequence[int | None]) -> Tensor:
         """Append one token to every row (None: to this row nothing); float32 logits after it, [B, V].
@@ -70,7 +70,11 @@ class Decoder:
         layers = [layer.view(slice(0, rows)) for layer in self._cache.layers]
         model = self._model
         streams = model.embed_tokens(step.tokens)[:, None].repeat(1, model.config.hc_mult, 1)
-        streams = run_layers(model, model.blocks, streams, step, layers)
-        if self._width > 1:
-            self.streams[: step.width, :rows] = streams.view(step.width, rows, *streams.shape[1:])
+        features = self.features[: step.width, :rows]
+
+        def keep(layer: int, streams: Tensor) -> None:
+            if self._width > 1:
+                model.keep_features(layer, streams.view(step.width, rows, *streams.shape[1:]), features)
+
+        streams = run_layers(model, model.blocks, streams, step, layers, keep)
         self._logits[: step.width, :rows] = model.read_out(streams).view(step.width, rows, -1)

@@ -15,6 +15,7 @@ from flagrelease.engine.decode.layers import run_layers
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import Cache
+from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
 
 
@@ -46,6 +47,12 @@ class Drafter:
         self._last.copy_(send(last, self._last.device))
         self._feed.advance(following, self._run)
         return self._logits
+
+    def guess(self, following: Sequence[Sequence[int]], choose: Choose | None) -> Drafts:
+        """As `BlockDrafter.guess`. Ranks that do not lead are told of a draft with the step that holds it."""
+        logits = self.draft(following)
+        tokens = choose(0, logits) if choose is not None and self._model.groups.is_leader else logits.argmax(-1)
+        return Drafts(tokens[:, None], logits[:, None], None)
 
     def forget(self) -> None:
         """Let go of the captured steps."""

@@ -1,8 +1,5 @@
 """The numbers of a step in tensors that stay where they are, and steps captured once for each size and replayed.
 
-A captured step of several ranks holds their collectives, so all ranks must record and replay the same sizes in the same
-order. They do: a size follows from the tokens that are given and the rows' lengths, the same on every rank.
-
 Legend: B rows, W tokens a row.
 """
 
@@ -14,15 +11,14 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.decode.branches import Branches
+from flagrelease.engine.decode.recordings import Recordings, at_least
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
-from flagrelease.engine.v4.rope import RopeTable
 
 SHORTEST_REACH = 4096  # positions that the smallest captured step can see; the others double
 
-Size = tuple[int, int, int]  # tokens a row, rows, reach
 Run = Callable[[DecodeStep], None]
 
 
@@ -30,21 +26,21 @@ class Feed:
     """`tokens` and `positions` are int64 [W * B] with room for `width` tokens a row: first each row's first token."""
 
     def __init__(self, model: Model, cache: Cache, width: int) -> None:
-        """For the rows of `cache`."""
+        """For the rows of `cache`, which has room for so many tokens at once, and can take back all but the first."""
+        assert width <= cache.chunk, "a key that a row's first token sees would be overwritten by its last"
+        assert width <= cache.drafts + 1, "kernels take all tokens of a row at once: a compressor needs spare slots"
         self._model, self._cache, self._width = model, cache, width
         self._rows = len(cache.lengths)
         place = model.head.device
         self.tokens = torch.zeros(width * self._rows, dtype=torch.int64, device=place)
         self.positions = torch.full((width * self._rows,), -1, dtype=torch.int64, device=place)
         self._branches = Branches(model.ops, model.device)
-        self._captured: dict[Size, Callable[[], None]] = {}
-        self._tables: list[RopeTable] = []  # read by captured steps: the model drops its own for longer ones
+        self._recordings = Recordings(model)
 
     def advance(self, token_ids: Sequence[Sequence[int]], run: Run) -> int:
         """Run the step that appends `token_ids[b]` to row b of the cache, at most `width` each.
 
-        `run` queues the step's work and is captured. It is not kept: graphs are to end with those who hold the feed,
-        not when garbage is collected. Returns the most tokens that a row got.
+        `run` queues the step's work and is captured. Returns the most tokens that a row got.
 
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
@@ -84,35 +80,17 @@ class Feed:
 
     def step(self, width: int, rows: int, last: int, run: Run) -> None:
         """Run what the tensors say: `width` tokens for each of the first `rows`; `last` is the largest position."""
-        rows = min(_at_least(rows, 1), self._rows)
-        reach = min(_at_least(last + 1, SHORTEST_REACH), self._cache.context)
-        size = width, rows, reach
-        if not self._model.ops.captured:
-            run(self._at(*size))
-            return
-        if size not in self._captured:
-            self._captured[size] = self._capture(size, run)
-        self._captured[size]()
+        width = min(at_least(width, 1), self._width)
+        rows = min(at_least(rows, 1), self._rows)
+        reach = min(at_least(last + 1, SHORTEST_REACH), self._cache.context)
+        self._recordings.run((width, rows, reach), lambda: run(self._at(width, rows, reach)))
 
     def _fill(self, there: Tensor, values: Sequence[int]) -> None:
         there.copy_(send(torch.tensor(values, dtype=torch.int64), there.device))
 
     def forget(self) -> None:
         """Let go of the captured steps; a later step is captured anew."""
-        self._captured.clear()
-        self._tables.clear()
-
-    def _capture(self, size: Size, run: Run) -> Callable[[], None]:
-        """Recorded, and run for that, while no row has a token: a step with two of a row must not run twice.
-
-        Of a compressor's slots the second token may take the one that the first still reads.
-        """
-        positions = self.positions.clone()
-        self.positions.fill_(-1)
-        captured = self._model.device.capture(lambda: run(self._at(*size)))
-        self.positions.copy_(positions)
-        self._tables += self._model.ropes
-        return captured
+        self._recordings.forget()
 
     def _at(self, width: int, rows: int, reach: int) -> DecodeStep:
         # Side by side, as kernels address them: reshaped, two tokens of one row would be a view with gaps.
@@ -125,10 +103,3 @@ class Feed:
 
 def _nth(tokens: Sequence[int], n: int) -> int | None:
     return tokens[n] if n < len(tokens) else None
-
-
-def _at_least(n: int, smallest: int) -> int:
-    """The first of smallest, 2 smallest, 4 smallest, .. that is not below n."""
-    while smallest < n:
-        smallest *= 2
-    return smallest

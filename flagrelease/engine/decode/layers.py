@@ -28,13 +28,15 @@ class _Mixed(NamedTuple):
 
 
 def run_layers(
-    model: Model, blocks: Sequence[Block], streams: Tensor, step: DecodeStep, caches: Sequence[LayerCache]
-) -> Tensor:
-    """Streams [W * B, M, H] -> [W * B, M, H], the same on every rank."""
+    model: Model, blocks: Sequence[Block], streams: Tensor, step: DecodeStep, caches: Sequence[LayerCache],
+    watch: Callable[[int, Tensor], None] = lambda layer, streams: None,
+) -> Tensor:  # fmt: skip
+    """Streams [W * B, M, H] -> [W * B, M, H], the same on every rank. `watch` is shown those behind each layer."""
     mixed = _Mixed(streams, model.ops.hc_mixes(streams, blocks[0].attn_hc.fn))
     next_fn = [*(block.attn_hc.fn for block in blocks[1:]), None]
-    for block, cache, fn in zip(blocks, caches, next_fn, strict=True):
+    for layer, (block, cache, fn) in enumerate(zip(blocks, caches, next_fn, strict=True)):
         mixed = _run_layer(model, block, mixed, step, cache, fn)
+        watch(layer, mixed.streams)
     return mixed.streams
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class DecodeStep:
         reach: no position is as large as this.
         width: W.
         branches: for what does not need each other.
+        newest: int64 [W * B], the last position that each token sees; None: its own.
+        ahead: positions that each token sees beside a window of them.
     """
 
     tokens: Tensor
@@ -32,6 +34,8 @@ class DecodeStep:
     reach: int
     width: int
     branches: Branches
+    newest: Tensor | None = None
+    ahead: int = 0
 
     @classmethod
     def at(
@@ -41,23 +45,14 @@ class DecodeStep:
         visible = torch.div(positions + 1, OVERLAP_RATIO, rounding_mode="floor").int()
         return cls(tokens, positions, visible, context, reach, width, branches)
 
-    def apart(self) -> Apart:
-        """Steps of one token a row, to be taken in this order: a cache has a row of its own for each sequence only."""
-        rows = len(self.tokens) // self.width
-        parts = [slice(n * rows, (n + 1) * rows) for n in range(self.width)]
-        return [
-            (
-                part,
-                replace(
-                    self, tokens=self.tokens[part], positions=self.positions[part], visible=self.visible[part], width=1
-                ),
-            )
-            for part in parts
-        ]
+    def by_row(self, x: Tensor) -> Tensor:
+        """x [W * B, ..] as [B, W, ..]."""
+        return x.view(self.width, -1, *x.shape[1:]).transpose(0, 1)
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """x [B, W, ..] as [W * B, ..]."""
+        return x.transpose(0, 1).flatten(0, 1)
 
     def entries(self, ratio: int) -> int:
         """Compressed entries that the caches of a layer have room for; its ring begins there."""
         return self.context // ratio if ratio else 0
-
-
-Apart = list[tuple[slice, DecodeStep]]  # rows among all tokens, and their step

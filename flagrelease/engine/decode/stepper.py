@@ -11,13 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flagrelease.engine.decode.block_drafter import BlockDrafter
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.drafting import Drafting
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
-from flagrelease.engine.v4.rewind import Rewind
 
 # Of torch.distributed: those whose collectives were recorded in a graph, replayed and compared.
 CAPTURED_BACKENDS = ("nccl",)
@@ -38,7 +38,7 @@ class Stepper(Protocol):
     def keep(self, row: int, features: Tensor) -> None:
         """What the draft stages read of the last position of a prompt, from which the first draft is made."""
 
-    def draft(self, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+    def draft(self, following: Sequence[Sequence[int]], choose: Choose | None) -> Drafts:
         """Guess what comes after the tokens that followed each row's last ones, as `Drafting.draft`."""
 
     def forget(self) -> None:
@@ -51,7 +51,6 @@ class PlainStepper:
     def __init__(self, model: Model, cache: Cache, drafting: Drafting | None) -> None:
         """`drafting`: if there is to be any draft."""
         self._model, self._cache, self._drafting = model, cache, drafting
-        self._rewind: Rewind | None = None
         if drafting is not None:
             shape = len(cache.lengths), drafting.most + 1, *drafting.width
             self._features = torch.zeros(shape, dtype=model.numerics.dtype, device=model.head.device)
@@ -59,7 +58,6 @@ class PlainStepper:
     def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """See `Stepper`."""
         width = max(map(len, token_ids))
-        self._rewind = Rewind.before(self._cache, width) if self._drafting is not None and width > 1 else None
         streams, features = self._model.advance_watched(self._cache, token_ids)
         if self._drafting is not None:
             self._features[:, :width] = features
@@ -67,8 +65,7 @@ class PlainStepper:
 
     def take_back(self, row: int, count: int) -> None:
         """See `Stepper`."""
-        assert self._rewind is not None, "the last step appended one token a row"
-        self._rewind.take_back(row, count)
+        self._cache.take_back(row, count)
 
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Stepper`. The plain pass plans a step with the host's numbers, and so waits for `latest`."""
@@ -79,7 +76,7 @@ class PlainStepper:
         """See `Stepper`."""
         self._features[row, 0] = features
 
-    def draft(self, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+    def draft(self, following: Sequence[Sequence[int]], choose: Choose | None) -> Drafts:
         """See `Stepper`."""
         assert self._drafting is not None
         return self._drafting.draft(self._features, following, choose)
@@ -89,13 +86,13 @@ class PlainStepper:
 
 
 class CapturedStepper:
-    """By steps with static tensors, on any number of ranks. Of drafts only those of the preview's MTP stage."""
+    """By steps with static tensors, on any number of ranks."""
 
     def __init__(self, model: Model, cache: Cache, drafting: Drafting | None) -> None:
         """`drafting`: if there is to be any draft; its cache is filled by captured steps too."""
-        self._model, self._cache = model, cache
-        self._decoder = Decoder(model, cache, width=1 if drafting is None else 2)
-        self._drafter = None if drafting is None else Drafter(model, drafting.cache, self._decoder.streams)
+        self._cache = cache
+        self._decoder = Decoder(model, cache, width=1 if drafting is None else drafting.most + 1)
+        self._drafter = None if drafting is None else open_drafter(model, drafting, self._decoder.features)
 
     def advance(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """See `Stepper`."""
@@ -103,8 +100,7 @@ class CapturedStepper:
 
     def take_back(self, row: int, count: int) -> None:
         """See `Stepper`."""
-        assert count == 1, "a captured step holds one draft"
-        self._cache.take_back(row)
+        self._cache.take_back(row, count)
 
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Stepper`."""
@@ -112,15 +108,12 @@ class CapturedStepper:
 
     def keep(self, row: int, features: Tensor) -> None:
         """See `Stepper`."""
-        self._decoder.streams[0, row] = features
+        self._decoder.features[0, row] = features
 
-    def draft(self, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
-        """See `Stepper`. Ranks that do not lead are told of no draft here, but with the step that holds it."""
+    def draft(self, following: Sequence[Sequence[int]], choose: Choose | None) -> Drafts:
+        """See `Stepper`."""
         assert self._drafter is not None
-        logits = self._drafter.draft(following)
-        unknown = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        tokens = choose(0, logits) if self._model.groups.is_leader else unknown
-        return Drafts(tokens[:, None], logits[:, None], None)
+        return self._drafter.guess(following, choose)
 
     def forget(self) -> None:
         """See `Stepper`."""
@@ -129,9 +122,16 @@ class CapturedStepper:
             self._drafter.forget()
 
 
+def open_drafter(model: Model, drafting: Drafting, features: Tensor) -> Drafter | BlockDrafter:
+    """What makes the drafts of `drafting` with static tensors, from the `features` that a `Decoder` keeps."""
+    if model.dspark is None:
+        return Drafter(model, drafting.cache, features)
+    return BlockDrafter(model, model.dspark, drafting.cache, features, drafting.most)
+
+
 def choose_stepper(model: Model, cache: Cache, drafting: Drafting | None) -> Stepper:
-    """Captured on accelerators; plain on a CPU, with DSpark's stages, and over ranks of unknown collectives."""
-    if model.device.type == "cpu" or model.dspark is not None or _collectives_are_apart(model):
+    """Captured on accelerators; plain on a CPU, and over ranks of unknown collectives."""
+    if model.device.type == "cpu" or _collectives_are_apart(model):
         return PlainStepper(model, cache, drafting)
     return CapturedStepper(model, cache, drafting)
 
@@ -142,8 +142,6 @@ def describe_steps(model: Model) -> str:
         return f"eager: {model.device.why_eager}"
     if _collectives_are_apart(model):
         return f"eager: no graph is known to hold the collectives of {model.device.dist_backend}"
-    if model.dspark is not None:
-        return "eager: drafts of DSpark's stages are not captured"
     if not model.ops.captured:
         return f"eager: {model.ops.name} operators wait for the device"
     slow = sum(block.ffn.experts.format == "fp4" and not block.ffn.experts.arranged for block in model.blocks)

@@ -57,6 +57,16 @@ def check_positions(positions: Tensor, rows: int) -> None:
     check_given(positions, rows, "positions")
 
 
+def check_tokens(tokens: int, cache: Tensor) -> None:
+    """Refuse tokens that are not as many for each row of `cache` [B, ..]: token t is of row t mod B.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if tokens % len(cache):
+        raise ValueError(f"{tokens} tokens for {len(cache)} rows of a cache: all rows have as many")
+
+
 def check_given(numbers: Tensor, rows: int, name: str) -> None:
     """As `check_positions`, for whatever else is given to a step.
 

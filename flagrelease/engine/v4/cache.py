@@ -24,10 +24,11 @@ __all__ = ["OVERLAP_RATIO", "Cache", "LayerCache", "Pending", "SavedRow", "pendi
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A compressor's memory, FP32: token at position p in slot p mod P.
+    """A compressor's memory, FP32: token at position p in slot p mod N.
 
-    `kv` and `score` are [B, P + 2, channels]. Slot P is never written: kv 0 and score -inf, the window before the
-    first. Slot P + 1 is the bin. Scores have `ape` added.
+    N is P and a slot for each token that may be taken back, so that those leave in place what is needed after that.
+    `kv` and `score` are [B, N + 2, channels]. Slot N is never written: kv 0 and score -inf, the window before the
+    first. Slot N + 1 is the bin. Scores have `ape` added.
     """
 
     kv: Tensor
@@ -44,7 +45,7 @@ class Pending:
 
     @property
     def size(self) -> int:
-        """P: tokens that it holds."""
+        """N: tokens that it holds."""
         return self.kv.shape[1] - 2
 
     def view(self, rows: slice) -> Pending:
@@ -86,12 +87,21 @@ class SavedRow:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The caches of all layers for a fixed number of rows. `lengths` counts the tokens each row has seen."""
+    """The caches of all layers for a fixed number of rows.
+
+    Attributes:
+        layers: in their order.
+        lengths: tokens that each row has seen.
+        context: the most that it can.
+        chunk: tokens that a step appends to a row at most.
+        drafts: those of them that may be taken back.
+    """
 
     layers: tuple[LayerCache, ...]
     lengths: list[int]
     context: int
     chunk: int
+    drafts: int = 0
 
     @classmethod
     def allocate(
@@ -103,12 +113,13 @@ class Cache:
         chunk: int,
         dtype: torch.dtype,
         device: torch.device,
+        drafts: int = 0,
     ) -> Cache:
-        """Empty caches for layers with these compression ratios. `chunk` is the most tokens one step may append."""
+        """Empty caches for layers with these compression ratios."""
         if not 0 < context <= config.max_position_embeddings:
             raise UsageError(f"a context of {context} tokens: the model allows 1 to {config.max_position_embeddings}")
-        layers = tuple(_layer(config, ratio, rows, context, chunk, dtype, device) for ratio in ratios)
-        return cls(layers, [0] * rows, context, chunk)
+        layers = tuple(_layer(config, ratio, rows, context, chunk, drafts, dtype, device) for ratio in ratios)
+        return cls(layers, [0] * rows, context, chunk, drafts)
 
     @property
     def nbytes(self) -> int:
@@ -119,7 +130,8 @@ class Cache:
         """One row, or some that lie side by side: the same memory, their own counts of tokens."""
         if isinstance(rows, int):
             rows = slice(rows, rows + 1)
-        return Cache(tuple(layer.view(rows) for layer in self.layers), self.lengths[rows], self.context, self.chunk)
+        layers = tuple(layer.view(rows) for layer in self.layers)
+        return Cache(layers, self.lengths[rows], self.context, self.chunk, self.drafts)
 
     def check_room(self, row: int, tokens: int) -> None:
         """Refuse to append `tokens` to `row` beyond the context.
@@ -131,32 +143,33 @@ class Cache:
         if wanted > self.context:
             raise UsageError(f"sequence {row} would have {wanted} tokens; its cache has a context of {self.context}")
 
-    def take_back(self, row: int) -> None:
-        """Forget the last token of a row: a draft that was not accepted. `Rewind` takes back several.
+    def take_back(self, row: int, count: int = 1) -> None:
+        """Forget the last `count` tokens of a row, which one step appended: drafts that were not accepted.
 
-        The count is enough, for one token. Its key sits in a ring slot that no visible key needs, the entry of a window
-        that it completed is visible to no earlier position, and of the compressors' slots it took the one of a token
-        whose windows were complete before it. What it wrote is written again by the token that takes its place.
+        The count is enough, since rings have spare slots. The keys of rejected tokens lie where no visible key does,
+        for the ring is a chunk longer than the window; what compressors remember of them lies where nothing does that a
+        window of earlier tokens needs (see `Pending`); the entry of a window that they completed is not visible before
+        it is complete again. What they wrote is written anew by the tokens that take their places.
         """
-        assert self.lengths[row] > 0, "a row without tokens has none to take back"
-        self.lengths[row] -= 1
+        assert 0 <= count <= min(self.drafts, self.lengths[row]), "only drafts can be taken back"
+        self.lengths[row] -= count
 
     def save(self, row: int) -> SavedRow:
         """A copy of all that a row remembers. Where things lie depends on positions only, on no row."""
         length = self.lengths[row]
-        parts = (part for layer in self.layers for part in _remembered(layer, row, length, self.context))
+        parts = (part for layer in self.layers for part in _remembered(self, layer, row, length))
         return SavedRow(length, tuple(part.clone() for part in parts))
 
     def load(self, row: int, saved: SavedRow) -> None:
         """Let a row remember what `save` has copied, here or in a cache of the same form."""
-        parts = (part for layer in self.layers for part in _remembered(layer, row, saved.length, self.context))
+        parts = (part for layer in self.layers for part in _remembered(self, layer, row, saved.length))
         for part, copy in zip(parts, saved.parts, strict=True):
             part.copy_(copy)
         self.lengths[row] = saved.length
 
     def saved_bytes(self, length: int) -> int:
         """Bytes of a copy of a row of `length` tokens."""
-        parts = (part for layer in self.layers for part in _remembered(layer, 0, length, self.context))
+        parts = (part for layer in self.layers for part in _remembered(self, layer, 0, length))
         return sum(part.numel() * part.element_size() for part in parts)
 
     def free(self, row: int) -> None:
@@ -165,9 +178,10 @@ class Cache:
 
 
 def _layer(
-    config: ModelConfig, ratio: int, rows: int, context: int, chunk: int, dtype: torch.dtype, device: torch.device
-) -> LayerCache:
-    size = layer_slots(config, ratio, context, chunk)
+    config: ModelConfig, ratio: int, rows: int, context: int, chunk: int, drafts: int, dtype: torch.dtype,
+    device: torch.device,
+) -> LayerCache:  # fmt: skip
+    size = layer_slots(config, ratio, context, chunk, drafts)
     # zeros, not garbage: a product of 0 and a NaN that lay in memory would still be NaN
     kv = torch.zeros((rows, size.keys, config.head_dim), dtype=dtype, device=device)
     index_k = None
@@ -179,12 +193,12 @@ def _layer(
     return LayerCache(kv, pending, index_k, index_pending)
 
 
-def _remembered(layer: LayerCache, row: int, length: int, context: int) -> Iterator[Tensor]:
+def _remembered(cache: Cache, layer: LayerCache, row: int, length: int) -> Iterator[Tensor]:
     """What of a layer's buffers matters to a row of `length` tokens: views."""
     entries = 0
     if layer.pending is not None:
-        ratio = layer.pending.size if layer.index_k is None else OVERLAP_RATIO
-        entries = context // ratio
+        ratio = layer.pending.size - cache.drafts if layer.index_k is None else OVERLAP_RATIO
+        entries = cache.context // ratio
         yield layer.kv[row, : length // ratio]
         if layer.index_k is not None:
             yield layer.index_k[row, : length // ratio]

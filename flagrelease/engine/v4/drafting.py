@@ -40,13 +40,13 @@ class Drafting(Protocol):
             following: for each row the token that followed each position; fewer than S: the features' end is not read.
         """
 
-    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose | None) -> Drafts:
         """Read the next positions of every row, and guess what comes after the last token that followed.
 
         Args:
             features: [B, S, ..], as `read` takes them, of all rows.
             following: as `read` takes it; a row with none: its drafts mean nothing.
-            choose: called on the leader, once for each draft.
+            choose: called on the leader, once for each draft; None: the likeliest tokens.
 
         Raises:
             UsageError: a row would pass the cache's context, an id is not in the vocabulary, or no row gets a token.
@@ -70,7 +70,7 @@ class PreviewDrafting:
     def __init__(self, model: Model, rows: int, context: int) -> None:
         """Allocate its cache."""
         self.most, self._model, self.cache = 1, model, model.new_draft_cache(rows, context)
-        self.width: tuple[int, ...] = (model.config.hc_mult, model.config.hidden_size)
+        self.width: tuple[int, ...] = model.features
 
     def read(self, rows: slice, features: Tensor, following: Sequence[Sequence[int]]) -> None:
         """See `Drafting`."""
@@ -78,11 +78,12 @@ class PreviewDrafting:
         self._model.draft(part, features, following)
         self.cache.lengths[rows] = part.lengths
 
-    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose | None) -> Drafts:
         """See `Drafting`."""
         logits, groups = self._model.draft(self.cache, features, following), self._model.groups
-        unknown = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        tokens = choose(0, logits) if groups.is_leader else unknown
+        tokens = logits.argmax(-1)
+        if choose is not None and groups.is_leader:
+            tokens = choose(0, logits)
         groups.share(tokens)
         return Drafts(tokens[:, None], logits[:, None], None)
 
@@ -91,12 +92,12 @@ class DsparkDrafting:
     """By DSpark's stages: a block of tokens."""
 
     def __init__(self, model: Model, stages: DsparkStages, rows: int, context: int) -> None:
-        """Allocate the stages' rings: of exactly the window, for the keys of a block are not stored."""
+        """Allocate the stages' rings, a block longer than the window."""
         self.most, self._model, self._stages = stages.size, model, stages
-        self.width: tuple[int, ...] = (len(stages.targets) * model.config.hidden_size,)
+        self.width: tuple[int, ...] = model.features
         model.cover(context + stages.size)
         ratios, dtype = (0,) * len(stages.blocks), model.numerics.dtype
-        self.cache = Cache.allocate(model.config, ratios, rows, context, 1, dtype, model.head.device)
+        self.cache = Cache.allocate(model.config, ratios, rows, context, stages.size + 1, dtype, model.head.device)
 
     def read(self, rows: slice, features: Tensor, following: Sequence[Sequence[int]]) -> None:
         """See `Drafting`."""
@@ -104,7 +105,7 @@ class DsparkDrafting:
         self._read(part, features, following)
         self.cache.lengths[rows] = part.lengths
 
-    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose) -> Drafts:
+    def draft(self, features: Tensor, following: Sequence[Sequence[int]], choose: Choose | None) -> Drafts:
         """See `Drafting`."""
         self._read(self.cache, features, following)
         model, stages = self._model, self._stages

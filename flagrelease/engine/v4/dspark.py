@@ -4,7 +4,8 @@ The stages read the target model at some of its layers: the mean of the streams 
 makes of these means what the keys of all stages are made of, so that reading a position costs a key for each stage and
 no block. A draft is one pass of all stages over a block of g tokens: the newest token, which the target has not seen,
 then g - 1 times a noise token. The tokens of a block see the keys of the last `sliding_window` positions and one
-another, later ones too; their own keys are used in this pass only.
+another, later ones too; their own keys are used in this pass only. A captured pass puts them into the rings, which are
+a block longer than the window, behind all that is visible: what is read later overwrites them.
 
 From DeepSeek's inference/model.py of 0731. Legend: B rows, S tokens, M streams, H hidden, HD head_dim, g block size,
 W sliding_window, R markov rank, V vocabulary.
@@ -22,7 +23,7 @@ from flagrelease.engine.linear import Linear, project
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.v4.block import Block
-from flagrelease.engine.v4.cache import OVERLAP_RATIO, LayerCache, pending_slots
+from flagrelease.engine.v4.cache import LayerCache
 from flagrelease.engine.v4.dspark_head import DsparkHead
 from flagrelease.engine.v4.rope import RopeTable
 from flagrelease.engine.weights import Weights
@@ -66,15 +67,14 @@ class DsparkStages:
         """The stages under `weights`, with this rank's part of what is cut.
 
         Raises:
-            UsageError: the release has no such stages; they compress their keys; a step that verifies so long a block
-                could not be taken back (see `Rewind`); the noise token or a target layer is not the model's.
+            UsageError: the release has no such stages; they compress their keys; a block is empty; the noise token or a
+                target layer is not the model's.
         """
         size, noise, targets = config.dspark_block_size, config.dspark_noise_token_id, config.dspark_target_layer_ids
         if size is None or noise is None or targets is None:
             raise UsageError("this release has no DSpark stages")
-        most = pending_slots(OVERLAP_RATIO) - 1
-        if not 0 < size <= most:
-            raise UsageError(f"dspark_block_size is {size}: 1 to {most} drafts at once can be taken back")
+        if size < 1:
+            raise UsageError(f"dspark_block_size is {size}: a block has at least its first token")
         if not 0 <= noise < config.vocab_size:
             raise UsageError(f"dspark_noise_token_id is {noise}: the vocabulary has {config.vocab_size} tokens")
         ratios = config.compress_ratios[config.num_hidden_layers :]
@@ -110,7 +110,7 @@ class DsparkStages:
         self, ops: Operators, features: Tensor, starts: Tensor, counts: Tensor, rings: tuple[LayerCache, ...],
         rope: RopeTable,
     ) -> None:  # fmt: skip
-        """Write the keys of the next positions to every stage's ring; position t in slot t mod W.
+        """Write the keys of the next positions to every stage's ring, each in the slot of its position.
 
         Args:
             ops: operators.
@@ -122,16 +122,17 @@ class DsparkStages:
         """
         place = torch.arange(features.shape[1], device=features.device)[None]
         real = place < counts[:, None]
-        kept = real & (place >= counts[:, None] - self.window)  # no slot is written twice
+        slots = rings[0].kv.shape[1] - 1
+        kept = real & (place >= counts[:, None] - slots)  # no slot is written twice
         positions = (starts[:, None] + place) * real
-        slots = torch.where(kept, positions % self.window, -1)
+        slot = torch.where(kept, positions % slots, -1)
         row = torch.arange(len(features), device=features.device)[:, None]
         (x,) = project(ops, features, self.main_proj)
         x = ops.rms_norm(x, self.main_norm, self.eps)
         cos, sin = rope.rows(positions)
         for block, ring in zip(self.blocks, rings, strict=True):
             (kv,) = project(ops, x, block.attn.wkv)
-            ring.kv[row, slots] = block.attn.keys(ops, kv, cos, sin)
+            ring.kv[row, slot] = block.attn.keys(ops, kv, cos, sin)
 
     def run(
         self, ops: Operators, streams: Tensor, tokens: Tensor, starts: Tensor, rings: tuple[LayerCache, ...],
@@ -149,11 +150,11 @@ class DsparkStages:
             groups: the ranks.
         """
         cos, sin = rope.rows(starts[:, None] + torch.arange(self.size, device=starts.device))
-        visible = self._visible(starts)
+        visible = self._visible(starts, rings[0].kv.shape[1] - 1)
         for block, ring in zip(self.blocks, rings, strict=True):
 
             def attend(x: Tensor, block: Block = block, ring: LayerCache = ring) -> Tensor:
-                return block.attn.forward_block(ops, x, ring.kv[:, : self.window], visible, (cos, sin), groups)
+                return block.attn.forward_block(ops, x, ring.kv[:, :-1], visible, (cos, sin), groups)
 
             def feed(x: Tensor, block: Block = block) -> Tensor:
                 return block.ffn.forward(ops, x, tokens, None, groups)
@@ -162,8 +163,9 @@ class DsparkStages:
             streams = block.ffn_hc.around(ops, streams, feed)
         return streams
 
-    def _visible(self, starts: Tensor) -> Tensor:
-        """Keys that each token of a block sees, int32 [B, g, W + g]: the ring's slots, then the block; -1 = none."""
-        key = torch.arange(self.window + self.size, device=starts.device)
-        seen = (key < starts[:, None]) | (key >= self.window)
-        return torch.where(seen, key, -1).int()[:, None].expand(-1, self.size, -1)
+    def _visible(self, starts: Tensor, ring: int) -> Tensor:
+        """Keys that each token of a block sees, int32 [B, g, W + g]: slots of the ring, then the block; -1 = none."""
+        back = starts[:, None] + torch.arange(-self.window, 0, device=starts.device)
+        block = torch.arange(ring, ring + self.size, device=starts.device).expand(len(starts), -1)
+        keys = torch.cat((torch.where(back < 0, -1, back % ring), block), 1)
+        return keys.int()[:, None].expand(-1, self.size, -1)

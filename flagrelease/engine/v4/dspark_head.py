@@ -64,34 +64,49 @@ class DsparkHead:
         )
 
     def draft(
-        self, ops: Operators, streams: Tensor, head: Tensor, anchors: Tensor, choose: Choose, groups: Groups
+        self, ops: Operators, streams: Tensor, head: Tensor, anchors: Tensor, choose: Choose | None, groups: Groups
     ) -> Drafts:
         """Choose the tokens of a block from left to right.
-
-        The logits of draft i are those of the block's i-th position and a bias that depends on the token before it,
-        which is the one just chosen: z_i = head norm(x_i) + markov_w2 markov_w1[y_i], in FP32. Its confidence is
-        sigmoid(w . (x_i, markov_w1[y_i])), of x_i without the norm.
 
         Args:
             ops: operators.
             streams: [B, g, M, H] of the last stage.
             head: the model's output head, [v, H].
             anchors: int64 [B], the first token of each block.
-            choose: called on the leader; the other ranks get its tokens.
+            choose: called on the leader; the other ranks get its tokens. None: the likeliest tokens.
             groups: the ranks.
         """
         x = self.final.sum(ops, streams)
         base = ops.linear(self.final.normed(ops, x), head, torch.float32)
         tokens, logits, embeddings = [anchors], list[Tensor](), list[Tensor]()
-        first = groups.rank * len(self.markov_w1)
         for place in range(x.shape[1]):
-            before = groups.all_sum(ops.embedding(tokens[-1], self.markov_w1, first))
-            own = base[:, place] + ops.linear(before, self.markov_w2, torch.float32)
-            logits.append(groups.gather_vocab(own))
+            before, likely = self.biased(ops, base[:, place], tokens[-1], groups)
+            logits.append(likely)
             embeddings.append(before)
-            chosen = choose(place, logits[-1]) if groups.is_leader else torch.empty_like(anchors)
+            if choose is None:
+                chosen = likely.argmax(-1)
+            else:
+                chosen = choose(place, likely) if groups.is_leader else torch.empty_like(anchors)
             groups.share(chosen)
             tokens.append(chosen)
-        both = torch.cat((x, torch.stack(embeddings, 1)), -1)
-        confidence = ops.linear(both, self.confidence, torch.float32)[..., 0].sigmoid()
+        confidence = self.rated(ops, torch.cat((x, torch.stack(embeddings, 1)), -1))
         return Drafts(torch.stack(tokens[1:], 1), torch.stack(logits, 1), confidence)
+
+    def biased(self, ops: Operators, base: Tensor, tokens: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """The logits of drafts that follow `tokens`: z_i = head norm(x_i) + markov_w2 markov_w1[y_i], in FP32.
+
+        Args:
+            ops: operators.
+            base: float32 [B, v], head norm(x_i) of this rank.
+            tokens: int64 [B], y_i.
+            groups: the ranks.
+
+        Returns:
+            markov_w1[y_i] [B, R], and the logits float32 [B, V].
+        """
+        before = groups.all_sum(ops.embedding(tokens, self.markov_w1, groups.rank * len(self.markov_w1)))
+        return before, groups.gather_vocab(base + ops.linear(before, self.markov_w2, torch.float32))
+
+    def rated(self, ops: Operators, seen: Tensor) -> Tensor:
+        """Confidences float32 [..]: sigmoid(w . (x_i, markov_w1[y_i])) of `seen` [.., H + R], x_i without the norm."""
+        return ops.linear(seen, self.confidence, torch.float32)[..., 0].sigmoid()

@@ -127,7 +127,8 @@ class Model(Network):
 
     def _allocate(self, rows: int, context: int, chunk: int, place: torch.device) -> Cache:
         ratios = tuple(self.config.compress_ratios[: self.config.num_hidden_layers])
-        return Cache.allocate(self.config, ratios, rows, context, min(chunk, context), self.numerics.dtype, place)
+        chunk, dtype = min(chunk, context), self.numerics.dtype
+        return Cache.allocate(self.config, ratios, rows, context, chunk, dtype, place, self.most_drafts)
 
     def prefill(self, cache: Cache, row: int, token_ids: TokenIds) -> Tensor:
         """Append a prompt, or more of one, to one row; return the logits after its last token, float32 [V]."""
@@ -216,7 +217,8 @@ class Model(Network):
         """
         self.require_mtp()
         ratios, dtype = tuple(self.config.compress_ratios[-1:]), self.numerics.dtype
-        return Cache.allocate(self.config, ratios, rows, context, min(self.chunk, context), dtype, self._place)
+        chunk = min(self.chunk, context)
+        return Cache.allocate(self.config, ratios, rows, context, chunk, dtype, self._place, self.most_drafts)
 
     def draft(
         self, cache: Cache, streams: Tensor, following: Sequence[Sequence[int]], *, every: bool = False
@@ -280,7 +282,7 @@ class Model(Network):
             yield logits, ended
 
     def _plan(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> Step:
-        return plan_step(self.config, token_ids, cache.lengths, cache.context, cache.chunk, self._place)
+        return plan_step(self.config, token_ids, cache.lengths, cache.context, cache.chunk, self._place, cache.drafts)
 
     def check_rows(self, cache: Cache, token_ids: Sequence[Sequence[int]]) -> None:
         """Refuse tokens that the model or a row has no place for.

@@ -84,7 +84,31 @@ class Network:
     @property
     def drafts(self) -> bool:
         """Whether it was loaded with draft stages, of either kind."""
-        return self.mtp is not None or self.dspark is not None
+        return self.most_drafts > 0
+
+    @property
+    def most_drafts(self) -> int:
+        """Tokens that the draft stages guess at once."""
+        if self.dspark is not None:
+            return self.dspark.size
+        return 0 if self.mtp is None else 1
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The shape of what draft stages read of a position: its streams, or the pooled streams of DSpark's targets."""
+        if self.dspark is None:
+            return self.config.hc_mult, self.config.hidden_size
+        return (len(self.dspark.targets) * self.config.hidden_size,)
+
+    def keep_features(self, layer: int, streams: Tensor, out: Tensor) -> None:
+        """Write what draft stages read of a layer's streams [.., M, H] to its part of `out` [.., *features]."""
+        if self.dspark is None:
+            if layer == len(self.blocks) - 1:
+                out.copy_(streams)
+        elif layer in self.dspark.targets:
+            width = streams.shape[-1]
+            first = self.dspark.targets.index(layer) * width
+            out[..., first : first + width].copy_(pool(streams))
 
     def require_mtp(self) -> MtpStage:
         """The preview's draft stage.

@@ -130,7 +130,9 @@ class Reader:
         tokens = self._numbers[: B * S].view(B, S)
         start, end, rows = self._numbers[B * S : B * S + 3 * B].view(3, B)
         extent = Extent.covering(model.config, S, reach, cache.context)
-        step = lay_out(model.config, tokens, start, end, rows, extent, cache.context, cache.chunk, ragged=True)
+        step = lay_out(
+            model.config, tokens, start, end, rows, extent, cache.context, cache.chunk, cache.drafts, ragged=True
+        )
         streams, features = model.watched(step, cache.layers)
         self._streams[: B * S] = streams.flatten(0, 1)
         if model.dspark is not None:

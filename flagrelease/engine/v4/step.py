@@ -5,7 +5,7 @@ once a step and shared by all layers; the layers only gather and scatter by it. 
 what has such a size is made on the device: of 8,192 tokens it is tens of MB, and nothing waits for it.
 
 Legend: B rows, S tokens of the longest row, W window, R ring slots, C compressed entries a row can hold, n windows that
-the step completes in any row, P pending slots.
+the step completes in any row, N pending slots.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def plan_step(
     context: int,
     chunk: int,
     device: torch.device,
+    drafts: int = 0,
 ) -> Step:
     """The step that appends `tokens[b]` to row b, which has seen `starts[b]` tokens. At least one row appends some."""
     counts = [len(row) for row in tokens]
@@ -134,12 +135,12 @@ def plan_step(
     padded = [[*row, *[0] * (max(counts) - len(row))] for row in tokens]
     ids, start, end = (send(torch.tensor(each, dtype=torch.int64), device) for each in (padded, starts, ends))
     extent, ragged = Extent.of(config, starts, ends, context), min(counts) < max(counts)
-    return lay_out(config, ids, start, end, None, extent, context, chunk, ragged=ragged)
+    return lay_out(config, ids, start, end, None, extent, context, chunk, drafts, ragged=ragged)
 
 
 def lay_out(
     config: ModelConfig, tokens: Tensor, start: Tensor, end: Tensor, rows: Tensor | None, extent: Extent,
-    context: int, chunk: int, *, ragged: bool,
+    context: int, chunk: int, drafts: int = 0, *, ragged: bool,
 ) -> Step:  # fmt: skip
     """The step that lets rows grow from `start` to `end` tokens, both [B], by the first of `tokens` [B, S].
 
@@ -154,6 +155,7 @@ def lay_out(
         extent: at least what the rows need.
         context: tokens that a row of the caches has room for.
         chunk: tokens that a step appends to a row at most.
+        drafts: those of them that may be taken back.
         ragged: whether there may be padding.
     """
     (B, S), device = tokens.shape, tokens.device
@@ -169,7 +171,7 @@ def lay_out(
         listed = torch.where(window < 0, -1, window + C)
         if ratio:
             windows[ratio] = _plan_windows(
-                ratio, extent.completed[ratio], extent.entries[ratio], start, end, positions, real
+                ratio, extent.completed[ratio], extent.entries[ratio], drafts, start, end, positions, real
             )
         if ratio and ratio != OVERLAP_RATIO:
             listed = torch.cat((_prefix(windows[ratio], positions, real, ratio), listed), -1)
@@ -201,23 +203,23 @@ def _prefix(windows: Windows, positions: Tensor, real: Tensor, ratio: int) -> Te
 
 
 def _plan_windows(
-    ratio: int, completed: int, entries: int, start: Tensor, end: Tensor, positions: Tensor, real: Tensor
+    ratio: int, completed: int, entries: int, drafts: int, start: Tensor, end: Tensor, positions: Tensor, real: Tensor
 ) -> Windows:
-    """`completed`: windows that a row completes at most; `entries`: see `Windows`."""
-    P, device = pending_slots(ratio), positions.device
+    """`completed`: windows that a row completes at most; `entries`: see `Windows`; `drafts`: see `Cache`."""
+    N, device = pending_slots(ratio) + drafts, positions.device
     window = start // ratio + torch.arange(completed, device=device)  # [B, n]
     complete = window < end // ratio
     slots = torch.arange(-ratio if ratio == OVERLAP_RATIO else 0, ratio, device=device)
     token = (window * ratio)[..., None] + slots  # [B, n, slots], positions
-    source = torch.where(token >= start[..., None], P + 2 + token - start[..., None], token % P)
-    source = torch.where(token < 0, P, source)
-    remembered = real & (positions >= end - P)
+    source = torch.where(token >= start[..., None], N + 2 + token - start[..., None], token % N)
+    source = torch.where(token < 0, N, source)
+    remembered = real & (positions >= end - N)
     return Windows(
         visible=torch.where(real, (positions + 1) // ratio, 0),
         entries=entries,
         phase=positions % ratio,
-        pending_slot=torch.where(remembered, positions % P, _BIN),
-        source=torch.where(complete[..., None], source, P),
+        pending_slot=torch.where(remembered, positions % N, _BIN),
+        source=torch.where(complete[..., None], source, N),
         entry_slot=torch.where(complete, window, _BIN),
         entry_position=torch.where(complete, window, 0) * ratio,
     )

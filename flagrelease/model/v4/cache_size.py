@@ -60,16 +60,19 @@ def ring_slots(window: int, chunk: int) -> int:
     return window - 1 + chunk
 
 
-def layer_slots(config: ModelConfig, ratio: int, context: int, chunk: int) -> LayerSlots:
-    """Of a layer that compresses by `ratio` (0: not at all), for `context` tokens appended by `chunk` at most."""
+def layer_slots(config: ModelConfig, ratio: int, context: int, chunk: int, drafts: int = 0) -> LayerSlots:
+    """Of a layer that compresses by `ratio` (0: not at all), for `context` tokens appended by `chunk` at most.
+
+    `drafts` of these may be taken back: compressors have spare slots for them.
+    """
     entries = context // ratio if ratio else 0
     indexed = ratio == OVERLAP_RATIO
     return LayerSlots(
         entries,
         entries + ring_slots(config.sliding_window, chunk) + 1,
         entries + 1 if indexed else 0,
-        _pending(ratio, config.head_dim) if ratio else None,
-        _pending(ratio, config.index_head_dim) if indexed else None,
+        _pending(ratio, config.head_dim, drafts) if ratio else None,
+        _pending(ratio, config.index_head_dim, drafts) if indexed else None,
     )
 
 
@@ -101,6 +104,6 @@ def longest_context(config: ModelConfig, memory: int) -> int:
     return low
 
 
-def _pending(ratio: int, width: int) -> PendingShape:
-    """Two slots more than tokens: one that stays empty, and a bin. Overlapping windows have two sets of channels."""
-    return PendingShape(pending_slots(ratio) + 2, 2 * width if ratio == OVERLAP_RATIO else width)
+def _pending(ratio: int, width: int, drafts: int) -> PendingShape:
+    """Beside tokens and drafts a slot that stays empty, and a bin. Overlapping windows have two sets of channels."""
+    return PendingShape(pending_slots(ratio) + drafts + 2, 2 * width if ratio == OVERLAP_RATIO else width)

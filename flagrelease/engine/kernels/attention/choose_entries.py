@@ -1,7 +1,7 @@
-"""The indexer's choice for one query a row in Triton: scores of all entries, and with them the levels above.
+"""The indexer's choice for each query in Triton: scores of all entries of its row, and with them the levels above.
 
 Programs walk over a row's tiles with several loads in flight.
-Legend: B rows, H index heads, N entries, D index dimension.
+Legend: B rows, T queries, H index heads, N entries, D index dimension.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -23,7 +23,7 @@ def _store_maxima(
     scores: tl.tensor,
     tile: tl.tensor,
     y_ptr: tl.tensor,
-    b: tl.tensor,
+    t: tl.tensor,
     N: tl.tensor,
     visible: tl.tensor,
     SPAN: tl.constexpr,
@@ -33,7 +33,7 @@ def _store_maxima(
     if y_ptr is not None:
         best = tl.max(tl.reshape(scores, (BLOCK_N // SPAN, SPAN)), axis=1)
         g = tile * (BLOCK_N // SPAN) + tl.arange(0, BLOCK_N // SPAN)
-        tl.store(y_ptr + b * ((N + SPAN - 1) // SPAN) + g, best, mask=g * SPAN < visible)
+        tl.store(y_ptr + t * ((N + SPAN - 1) // SPAN) + g, best, mask=g * SPAN < visible)
 
 
 @early_kernel
@@ -49,11 +49,12 @@ def _entry_scores_kernel(
     H: tl.tensor,
     N: tl.tensor,
     D: tl.tensor,
-    q_b: tl.tensor,
+    B: tl.tensor,
+    q_t: tl.tensor,
     q_h: tl.tensor,
     k_b: tl.tensor,
     k_n: tl.tensor,
-    w_b: tl.tensor,
+    w_t: tl.tensor,
     GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -61,47 +62,47 @@ def _entry_scores_kernel(
     NEXT: tl.constexpr,
 ) -> None:
     """Scores of the visible entries, and the levels above that are asked for."""
-    b = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(0).to(tl.int64)
     h, d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
-    visible = tl.minimum(tl.load(visible_ptr + b).to(tl.int32), N)  # given to the step, nobody's result
+    visible = tl.minimum(tl.load(visible_ptr + t).to(tl.int32), N)  # given to the step, nobody's result
     wait_for_results(NEXT)
     inside = (h < H)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + b * q_b + h[:, None] * q_h + d[None, :], mask=inside, other=0.0)
-    weight = tl.load(weights_ptr + b * w_b + h, mask=h < H, other=0.0).to(tl.float32)
+    q = tl.load(q_ptr + t * q_t + h[:, None] * q_h + d[None, :], mask=inside, other=0.0)
+    weight = tl.load(weights_ptr + t * w_t + h, mask=h < H, other=0.0).to(tl.float32)
     for tile in range(tl.program_id(1), (visible + BLOCK_N - 1) // BLOCK_N, tl.num_programs(1)):
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        keys = k_ptr + b * k_b + n.to(tl.int64)[:, None] * k_n + d[None, :]
+        keys = k_ptr + t % B * k_b + n.to(tl.int64)[:, None] * k_n + d[None, :]
         k = tl.load(keys, mask=(n < visible)[:, None] & (d < D)[None, :], other=0.0)
         scores = entry_scores(k, q, weight, BLOCK_N, BLOCK_H)
-        tl.store(y_ptr + b * N + n, scores, mask=n < visible)
+        tl.store(y_ptr + t * N + n, scores, mask=n < visible)
         scores = tl.where(n < visible, scores, float("-inf"))
-        _store_maxima(scores, tile, first_ptr, b, N, visible, GROUP, BLOCK_N)
-        _store_maxima(scores, tile, second_ptr, b, N, visible, GROUP * GROUP, BLOCK_N)
-        _store_maxima(scores, tile, third_ptr, b, N, visible, GROUP * GROUP * GROUP, BLOCK_N)
+        _store_maxima(scores, tile, first_ptr, t, N, visible, GROUP, BLOCK_N)
+        _store_maxima(scores, tile, second_ptr, t, N, visible, GROUP * GROUP, BLOCK_N)
+        _store_maxima(scores, tile, third_ptr, t, N, visible, GROUP * GROUP * GROUP, BLOCK_N)
 
 
 def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k: int) -> Tensor:
     """See `reference.choose_entries`."""
-    B, H, D = q.shape
-    N = keys.shape[1]
-    if keys.dtype != q.dtype or keys.shape != (B, N, D) or weights.shape != (B, H):
+    T, H, D = q.shape
+    B, N, _ = keys.shape
+    if keys.dtype != q.dtype or keys.shape[2] != D or weights.shape != (T, H) or T % B:
         raise ValueError(
             f"entries chosen by q {q.dtype} {tuple(q.shape)}, keys {keys.dtype} {tuple(keys.shape)}, "
             f"weights {tuple(weights.shape)}"
         )
-    check_given(visible, B, "visible")
+    check_given(visible, T, "visible")
     K = min(k, N)
     if K == 0:
-        return torch.empty(B, K, dtype=torch.int32, device=q.device)
+        return torch.empty(T, K, dtype=torch.int32, device=q.device)
     q, keys, weights = unit_columns(q), unit_columns(keys), unit_columns(weights)
-    levels = [Level(torch.empty(B, ceil_div(N, span), dtype=torch.float32, device=q.device), span) for span in spans(N)]
+    levels = [Level(torch.empty(T, ceil_div(N, span), dtype=torch.float32, device=q.device), span) for span in spans(N)]
     above = [level.values for level in levels[1:]] + [None] * 3
     block_n, warps, stages, most = _tile(single=q.element_size() == 4)
-    programs = min(ceil_div(N, block_n), max(1, most // B))
-    _entry_scores_kernel[(B, programs)](
-        q, keys, weights, visible, levels[0].values, *above[:3], H, N, D, *q.stride()[:2], *keys.stride()[:2],
+    programs = min(ceil_div(N, block_n), max(1, most // T))
+    _entry_scores_kernel[(T, programs)](
+        q, keys, weights, visible, levels[0].values, *above[:3], H, N, D, B, *q.stride()[:2], *keys.stride()[:2],
         weights.stride(0), GROUP=GROUP, BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n,
-        BLOCK_D=max(16, next_power_of_2(D)), NEXT=B * programs < FILLED, num_warps=warps, num_stages=stages,
+        BLOCK_D=max(16, next_power_of_2(D)), NEXT=T * programs < FILLED, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return best_of_levels(levels, visible, K)
 

@@ -1,7 +1,9 @@
-"""A compressor's step for one token a row, in Triton.
+"""A compressor's step for the tokens of each row, in Triton.
 
-Legend: B rows, S parts, D width of an entry, c channels of a token (2D if windows overlap), P pending slots, R rotated
-columns. Program b remembers row b's token and, if that completes a window, pools it into an entry.
+Legend: B rows, T tokens, S parts, D width of an entry, c channels of a token (2D if windows overlap), P tokens that an
+entry pools, N pending slots, R rotated columns. Program t remembers token t and, if that completes a window, pools it
+into an entry. What it pools of the same step it takes from the parts: nobody waits for another program, and no slot
+that one reads is written by another, since there are enough of them.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -51,26 +53,51 @@ def _remember(
 def _pool(
     kv: tl.tensor,
     score: tl.tensor,
+    pending_kv: tl.tensor,
+    pending_score: tl.tensor,
     kv_ptr: tl.tensor,
     score_ptr: tl.tensor,
+    ape_ptr: tl.tensor,
+    kv_part: tl.tensor,
+    kv_token: tl.tensor,
+    score_part: tl.tensor,
+    score_token: tl.tensor,
     position: tl.tensor,
+    first: tl.tensor,
     channels: tl.tensor,
+    S: tl.constexpr,
+    SEVERAL: tl.constexpr,
     D: tl.constexpr,
     RATIO: tl.constexpr,
     P: tl.constexpr,
+    N: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tl.tensor:
-    """`reference.compress_pool` over the last P tokens, of which the newest, kv and score, is at hand."""
+    """`reference.compress_pool` over the last P tokens, of which the newest, kv and score, is at hand.
+
+    Those from position `first` on are in the step's parts, `kv_token` and `score_token` apart; `kv_ptr` and `score_ptr`
+    are those of `first`. Tokens before are in the pending slots.
+    """
     d = tl.arange(0, D)
     most, total, acc = score, tl.full((D,), 1.0, tl.float32), kv
     for start in range(0, P, BLOCK):
         j = start + tl.arange(0, BLOCK)
         token = position + 1 - P + j
-        there = ((token >= 0) & (token < position))[:, None]
+        there = ((token >= 0) & (token < first))[:, None]
         half = tl.where(j < P - RATIO, 0, (P - RATIO) // RATIO * D)  # overlapping: own tokens' second channels
-        at = (token % P * channels + half)[:, None] + d[None, :]
-        other_score = tl.load(score_ptr + at, mask=there, other=float("-inf"))
-        other_kv = tl.load(kv_ptr + at, mask=there, other=0.0)
+        at = (token % N * channels + half)[:, None] + d[None, :]
+        other_score = tl.load(pending_score + at, mask=there, other=float("-inf"))
+        other_kv = tl.load(pending_kv + at, mask=there, other=0.0)
+        if SEVERAL:  # noqa: SIM102 - known to the compiler, so that the rest is left out
+            if position + 1 - P + start + BLOCK > first:
+                new = ((token >= first) & (token < position))[:, None]
+                at = half[:, None] + d[None, :]
+                step = tl.maximum(token - first, 0).to(tl.int64)[:, None]
+                ape = tl.load(ape_ptr + (token % RATIO * channels)[:, None] + at, mask=new, other=0.0)
+                new_kv = sum_parts(kv_ptr, step * kv_token + at, new, kv_part, S, S)
+                new_score = sum_parts(score_ptr, step * score_token + at, new, score_part, S, S) + ape
+                other_kv = tl.where(new, new_kv, other_kv)
+                other_score = tl.where(new, new_score, other_score)
         above = tl.maximum(most, tl.max(other_score, axis=0))
         shrink = tl.exp(most - above)
         p = tl.exp(other_score - above[None, :])
@@ -93,40 +120,50 @@ def _compress_token_kernel(
     pending_score_ptr: tl.tensor,
     entries_ptr: tl.tensor,
     kv_part: tl.tensor,
-    kv_row: tl.tensor,
+    kv_token: tl.tensor,
     score_part: tl.tensor,
-    score_row: tl.tensor,
+    score_token: tl.tensor,
+    B: tl.tensor,
     S: tl.constexpr,
     pending_row: tl.tensor,
     entries_row: tl.tensor,
     eps: tl.tensor,
+    SEVERAL: tl.constexpr,
     ROUNDING: tl.constexpr,
     D: tl.constexpr,
     R: tl.constexpr,
     RATIO: tl.constexpr,
     P: tl.constexpr,
+    N: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    b = tl.program_id(0).to(tl.int64)
+    """`SEVERAL`: there may be several tokens of a row; the token after t of its row is t + B."""
+    t = tl.program_id(0).to(tl.int64)
+    b = t % B
     dtype = entries_ptr.dtype.element_ty
     channels: tl.constexpr = D * (P // RATIO)
-    position = tl.load(positions_ptr + b).to(tl.int32)  # given to the step, nobody's result
+    position = tl.load(positions_ptr + t).to(tl.int32)  # given to the step, nobody's result
     wait_for_results()
     if position >= 0:
         d = tl.arange(0, D)
-        kv_row_ptr, score_row_ptr = kv_ptr + b * kv_row, score_ptr + b * score_row
+        kv_token_ptr, score_token_ptr = kv_ptr + t * kv_token, score_ptr + t * score_token
         pending_kv, pending_score = pending_kv_ptr + b * pending_row, pending_score_ptr + b * pending_row
-        slot = position % P * channels
+        slot = position % N * channels
         ape = ape_ptr + position % RATIO * channels
         kv, score = _remember(
-            kv_row_ptr, score_row_ptr, ape, pending_kv + slot, pending_score + slot, d, kv_part, score_part, S
+            kv_token_ptr, score_token_ptr, ape, pending_kv + slot, pending_score + slot, d, kv_part, score_part, S
         )
         if P > RATIO:
             kv, score = _remember(
-                kv_row_ptr, score_row_ptr, ape, pending_kv + slot, pending_score + slot, D + d, kv_part, score_part, S
-            )
+                kv_token_ptr, score_token_ptr, ape, pending_kv + slot, pending_score + slot, D + d,
+                kv_part, score_part, S,
+            )  # fmt: skip
         if (position + 1) % RATIO == 0:
-            x = _pool(kv, score, pending_kv, pending_score, position, channels, D, RATIO, P, BLOCK)
+            x = _pool(
+                kv, score, pending_kv, pending_score, kv_ptr + b * kv_token, score_ptr + b * score_token, ape_ptr,
+                kv_part, B * kv_token, score_part, B * score_token, position, position - (t // B).to(tl.int32),
+                channels, S, SEVERAL, D, RATIO, P, N, BLOCK,
+            )  # fmt: skip
             x = rounded(normed(rounded(x, dtype), tl.load(norm_ptr + d).to(tl.float32), D, eps), dtype)
             cos, sin = turns(cos_ptr, sin_ptr, position + 1 - RATIO, D, R)
             x = rounded(turned(x, cos, sin, D), dtype)
@@ -144,14 +181,18 @@ def compress_token(
     pending_kv: Tensor, pending_score: Tensor, entries: Tensor, rounding: Rounding,
 ) -> None:  # fmt: skip
     """See `reference.compress_token`. Entries have a power of two columns; their slots are contiguous."""
-    S, B, channels = kv.shape
+    S, T, channels = kv.shape
     D, ratio, slots = power_of_two_columns(entries), len(ape), pending_kv.shape[1] - 2
-    check_positions(positions, B)
-    if channels != D * (slots // ratio) or score.stride(-1) != 1 or kv.stride(-1) != 1:
-        raise ValueError(f"{channels} channels of a token for entries of {D} and {slots} slots of ratio {ratio}")
-    _compress_token_kernel[(B,)](
+    rows, pooled = len(entries), ratio * (channels // D)
+    check_positions(positions, T)
+    if channels % D or score.stride(-1) != 1 or kv.stride(-1) != 1:
+        raise ValueError(f"{channels} channels of a token for entries of {D}")
+    if T % rows or slots < pooled + T // rows - 1:
+        raise ValueError(f"{T} tokens of {rows} rows at once, which pool {pooled} of {slots} slots")
+    _compress_token_kernel[(T,)](
         kv, score, ape, norm, cos, sin, positions, pending_kv, pending_score, entries,
-        kv.stride(0), kv.stride(1), score.stride(0), score.stride(1), S, pending_kv.stride(0), entries.stride(0), eps,
-        ROUNDING=rounding, D=D, R=2 * cos.shape[1], RATIO=ratio, P=slots, BLOCK=SLOTS,
+        kv.stride(0), kv.stride(1), score.stride(0), score.stride(1), rows, S,
+        pending_kv.stride(0), entries.stride(0), eps, SEVERAL=rows < T,
+        ROUNDING=rounding, D=D, R=2 * cos.shape[1], RATIO=ratio, P=pooled, N=slots, BLOCK=SLOTS,
         num_warps=8 if D > 256 or "hadamard" in rounding else 4,
     )  # fmt: skip

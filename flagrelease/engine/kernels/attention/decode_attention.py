@@ -1,7 +1,8 @@
-"""Attention of one query a row in Triton, its keys divided over programs and the parts joined (flash decoding).
+"""Attention of each query in Triton, its keys divided over programs and the parts joined (flash decoding).
 
-Legend: B rows, H heads, N slots, D head dimension, R rotated columns, K chosen entries, W window, T = K + W listed
-positions, P parts of them. The list is never stored: a program computes its slots from the position.
+Legend: B rows of the cache, T queries, H heads, N slots, D head dimension, R rotated columns, K chosen entries,
+W window. K + W positions are listed, in P parts. The list is never stored: a program computes its slots from the newest
+position that its query sees.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -14,13 +15,19 @@ from torch import Tensor
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
-from flagrelease.engine.kernels.layout import ceil_div, check_positions, next_power_of_2, power_of_two_columns
+from flagrelease.engine.kernels.layout import (
+    ceil_div,
+    check_positions,
+    check_tokens,
+    next_power_of_2,
+    power_of_two_columns,
+)
 from flagrelease.engine.kernels.row_vectors import rounded, stepwise_factor, store_scaled, turned, turns, turns_of
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 MOST_PARTS = 64  # that are joined at once
-MANY_ROWS = 32  # that fill it with few programs a row
-MANY_LISTED = 4096  # positions of all rows that are worth larger tiles
+MANY_QUERIES = 32  # that fill it with few programs each
+MANY_LISTED = 4096  # positions of all queries that are worth larger tiles
 
 
 @jit
@@ -52,7 +59,7 @@ def _queries(
 def _slots(
     j: tl.tensor,
     chosen_ptr: tl.tensor,
-    position: tl.tensor,
+    newest: tl.tensor,
     first: tl.tensor,
     ring: tl.tensor,
     K: tl.tensor,
@@ -60,13 +67,13 @@ def _slots(
     ratio: tl.tensor,
 ) -> tl.tensor:
     """The cache slots of listed positions j, -1 where there is none."""
-    back = position - (W - 1) + (j - K)
+    back = newest - (W - 1) + (j - K)
     slot = tl.where((j >= K) & (j < K + W) & (back >= 0), first + back % ring, -1)
     if chosen_ptr is not None:
         slot = tl.where(j < K, tl.load(chosen_ptr + j, mask=j < K, other=-1), slot)
     else:
-        slot = tl.where((j < K) & ((j + 1) * ratio <= position + 1), j, slot)
-    return tl.where(position >= 0, slot, -1)
+        slot = tl.where((j < K) & ((j + 1) * ratio <= newest + 1), j, slot)
+    return tl.where(newest >= 0, slot, -1)
 
 
 @jit
@@ -85,6 +92,7 @@ def _part_kernel(
     kv_ptr: tl.tensor,
     chosen_ptr: tl.tensor,
     positions_ptr: tl.tensor,
+    newest_ptr: tl.tensor,
     cos_ptr: tl.tensor,
     sin_ptr: tl.tensor,
     acc_ptr: tl.tensor,
@@ -92,7 +100,8 @@ def _part_kernel(
     total_ptr: tl.tensor,
     scale: tl.tensor,
     eps: tl.tensor,
-    q_row: tl.tensor,
+    q_token: tl.tensor,
+    B: tl.tensor,
     kv_row: tl.tensor,
     H: tl.tensor,
     first: tl.tensor,
@@ -108,26 +117,30 @@ def _part_kernel(
     D: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
-    """Part p of row b for some heads: the sum over its positions, the maximum and the denominator there.
+    """Part p of query t for some heads: the sum over its positions, the maximum and the denominator there.
 
     KEYS is the axis of scores on which positions lie. 1: heads are the rows of the matrix unit, which has room for 16.
     0: positions are, which it then takes from where they were copied to, while many heads stay in its columns.
     """
-    b, p = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    t, p = tl.program_id(0).to(tl.int64), tl.program_id(2)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, D)
     dtype = q_ptr.dtype.element_ty
-    position = tl.load(positions_ptr + b).to(tl.int32)  # given to the step, nobody's result
+    position = tl.load(positions_ptr + t).to(tl.int32)  # given to the step, nobody's result
+    newest = position
+    if newest_ptr is not None:
+        newest = tl.load(newest_ptr + t).to(tl.int32)
+    kv_ptr += t % B * kv_row
     cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), D, R)
     at = p * per_part + tl.arange(0, BLOCK_T)
     if chosen_ptr is None:
-        _ask_for(kv_ptr + b * kv_row, _slots(at, chosen_ptr, position, first, ring, K, W, ratio), D, BLOCK_T)
+        _ask_for(kv_ptr, _slots(at, chosen_ptr, newest, first, ring, K, W, ratio), D, BLOCK_T)
     wait_for_results()
     chosen = chosen_ptr
     if chosen_ptr is not None:
-        chosen = chosen_ptr + b * K
-        _ask_for(kv_ptr + b * kv_row, _slots(at, chosen, position, first, ring, K, W, ratio), D, BLOCK_T)
-    q = _queries(q_ptr + b * q_row + h * D, h < H, cos, sin, eps, dtype, STEPWISE, BLOCK_H, D)
+        chosen = chosen_ptr + t * K
+        _ask_for(kv_ptr, _slots(at, chosen, newest, first, ring, K, W, ratio), D, BLOCK_T)
+    q = _queries(q_ptr + t * q_token + h * D, h < H, cos, sin, eps, dtype, STEPWISE, BLOCK_H, D)
     most = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     if KEYS == 0:
@@ -137,8 +150,8 @@ def _part_kernel(
         acc = tl.zeros((BLOCK_H, D), tl.float32)
     for start in range(p * per_part, tl.minimum((p + 1) * per_part, K + W), BLOCK_T):
         j = start + tl.arange(0, BLOCK_T)
-        slot = _slots(j, chosen, position, first, ring, K, W, ratio)
-        keys = kv_ptr + b * kv_row + slot[:, None] * D + d[None, :]
+        slot = _slots(j, chosen, newest, first, ring, K, W, ratio)
+        keys = kv_ptr + slot[:, None] * D + d[None, :]
         kv = tl.load(keys, mask=(slot >= 0)[:, None], other=0.0)
         if KEYS == 0:
             z = dot(kv, q, tl.zeros((BLOCK_T, BLOCK_H), tl.float32)) * scale
@@ -156,7 +169,7 @@ def _part_kernel(
         most = above
     if KEYS == 0:
         acc = tl.trans(acc)
-    row = (b * tl.num_programs(2) + p) * H + h
+    row = (t * tl.num_programs(2) + p) * H + h
     tl.store(acc_ptr + row[:, None] * D + d[None, :], acc, mask=(h < H)[:, None])
     tl.store(most_ptr + row, most, mask=h < H)
     tl.store(total_ptr + row, total, mask=h < H)
@@ -180,15 +193,15 @@ def _join_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """Some columns of one head of one row: the parts joined, the sink added, the result rotated back."""
-    b, h, first = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * BLOCK_D
+    """Some columns of one head of one query: the parts joined, the sink added, the result rotated back."""
+    t, h, first = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * BLOCK_D
     pair = first // 2 + tl.arange(0, BLOCK_D // 2)
-    cos, sin = turns_of(cos_ptr, sin_ptr, tl.maximum(tl.load(positions_ptr + b), 0), pair, D, R)
+    cos, sin = turns_of(cos_ptr, sin_ptr, tl.maximum(tl.load(positions_ptr + t), 0), pair, D, R)
     sink = tl.load(sink_ptr + h)
     wait_for_results()
     p, d = tl.arange(0, BLOCK_P), first + tl.arange(0, BLOCK_D)
     dtype: tl.constexpr = o_ptr.dtype.element_ty if scales_ptr is None else tl.bfloat16
-    row = (b * P + p) * H + h
+    row = (t * P + p) * H + h
     most = tl.load(most_ptr + row, mask=p < P, other=float("-inf"))
     safe = tl.max(most, axis=0)
     safe = tl.where(safe == float("-inf"), 0.0, safe)
@@ -199,7 +212,7 @@ def _join_kernel(
     parts = tl.load(acc_ptr + row.to(tl.int64)[:, None] * D + d[None, :], mask=inside, other=0.0)
     o = tl.sum(parts * share[:, None], axis=0)
     o = rounded(turned(rounded(o / total, dtype), cos, -sin, BLOCK_D), dtype)
-    at = (b * H + h) * D + first
+    at = (t * H + h) * D + first
     if scales_ptr is not None:
         store_scaled(o, o_ptr + at, scales_ptr + at // 128, BLOCK_D)
     else:
@@ -209,33 +222,37 @@ def _join_kernel(
 def decode_attention(
     q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
     window: int, ratio: int, entries: int, eps: float, scaled: bool, stepwise: bool,
+    newest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `reference.decode_attention`. Heads have a power of two columns, 16 or more, and are contiguous."""
-    B, H, D = q.shape
-    check_positions(positions, B)
+    T, H, D = q.shape
+    check_tokens(T, kv)
+    check_positions(positions, T)
+    if newest is not None:
+        check_positions(newest, T)
     if power_of_two_columns(kv) != D or kv.dtype != q.dtype or q.stride(2) != 1 or q.stride(1) != D:
         raise ValueError(f"attention of q {q.dtype} {tuple(q.shape)} over kv {kv.dtype} {tuple(kv.shape)}")
     if scaled and (q.dtype != torch.bfloat16 or D % FP8_BLOCK):
         raise ValueError(f"FP16 and scales for {D} columns of {q.dtype}: BF16 in groups of {FP8_BLOCK}")
     K = entries if chosen is None else chosen.shape[1]
-    tile = _tile(B, K + window, single=q.element_size() == 4)
+    tile = _tile(T, K + window, single=q.element_size() == 4)
     step, programs = tile["BLOCK_T"], MULTIPROCESSORS * 8 // tile["num_warps"]
     steps, blocks = ceil_div(K + window, step), ceil_div(H, tile["BLOCK_H"])
-    parts = max(1, min(steps, MOST_PARTS, programs // (B * blocks)))
+    parts = max(1, min(steps, MOST_PARTS, programs // (T * blocks)))
     per_part = ceil_div(steps, parts) * step
     parts = ceil_div(K + window, per_part)
-    acc = torch.empty(B, parts, H, D, dtype=torch.float32, device=q.device)
-    most = torch.empty(B, parts, H, dtype=torch.float32, device=q.device)
-    total = torch.empty(B, parts, H, dtype=torch.float32, device=q.device)
-    _part_kernel[(B, blocks, parts)](
-        q, kv, None if chosen is None else chosen.contiguous(), positions, cos, sin, acc, most, total, D**-0.5, eps,
-        q.stride(0), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
+    acc = torch.empty(T, parts, H, D, dtype=torch.float32, device=q.device)
+    most = torch.empty(T, parts, H, dtype=torch.float32, device=q.device)
+    total = torch.empty(T, parts, H, dtype=torch.float32, device=q.device)
+    _part_kernel[(T, blocks, parts)](
+        q, kv, None if chosen is None else chosen.contiguous(), positions, newest, cos, sin, acc, most, total,
+        D**-0.5, eps, q.stride(0), len(kv), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
         STEPWISE=stepwise, D=D, R=2 * cos.shape[1], num_stages=2, **tile,
     )  # fmt: skip
-    o = torch.empty(B, H, D, dtype=torch.float16 if scaled else q.dtype, device=q.device)
-    scales = torch.empty(B, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None
+    o = torch.empty(T, H, D, dtype=torch.float16 if scaled else q.dtype, device=q.device)
+    scales = torch.empty(T, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None
     columns, warps = _join_tile(D, parts)
-    _join_kernel[(B, H, D // columns)](
+    _join_kernel[(T, H, D // columns)](
         acc, most, total, sink, positions, cos, sin, o, scales, H, parts,
         D=D, R=2 * cos.shape[1], BLOCK_P=next_power_of_2(parts), BLOCK_D=columns, num_warps=warps,
     )  # fmt: skip
@@ -247,15 +264,15 @@ def _join_tile(columns: int, parts: int) -> tuple[int, int]:
     return (columns, 4 if parts > 4 else 2) if parts <= 32 else (min(columns, 128), 4)
 
 
-def _tile(rows: int, listed: int, *, single: bool) -> dict[str, int]:
+def _tile(queries: int, listed: int, *, single: bool) -> dict[str, int]:
     """Tile sizes; only speed depends on them. `single`: FP32, which takes twice the shared memory."""
     if single:
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 16, "num_warps": 4}
-    if rows < MANY_ROWS and rows * listed >= MANY_LISTED and _takes_all_heads():
+    if queries < MANY_QUERIES and queries * listed >= MANY_LISTED and _takes_all_heads():
         return {"KEYS": 0, "BLOCK_H": 32, "BLOCK_T": 64, "num_warps": 8}
-    if rows < MANY_ROWS or not _takes_all_heads():  # as few heads as the matrix unit takes
-        # A single row has fewer programs than the chip has multiprocessors: each may have twice the threads.
-        return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 8 if rows == 1 else 4}
+    if queries < MANY_QUERIES or not _takes_all_heads():  # as few heads as the matrix unit takes
+        # A single one has fewer programs than the chip has multiprocessors: each may have twice the threads.
+        return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 8 if queries == 1 else 4}
     return {"KEYS": 0, "BLOCK_H": 64, "BLOCK_T": 64, "num_warps": 8}
 
 

@@ -1,7 +1,7 @@
 """What decoding makes of x wq_a and x wkv, in Triton: the query latent, and the key in its cache.
 
-Legend: B rows, S parts, QR latent columns, HD head dimension, R rotated columns. Program (b, 0) does the latent of row
-b, program (b, 1) its key.
+Legend: B rows, T tokens, S parts, QR latent columns, HD head dimension, R rotated columns. Program (t, 0) does the
+latent of token t, program (t, 1) its key.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import check_positions, next_power_of_2, power_of_two_columns
+from flagrelease.engine.kernels.layout import check_positions, check_tokens, next_power_of_2, power_of_two_columns
 from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rounded, store_fp8, sum_parts, turned, turns
 
 
@@ -28,7 +28,7 @@ def _query_latent(
     eps: tl.tensor,
     BLOCK_Q: tl.constexpr,
 ) -> None:
-    """Normed columns 0 to QR of one row, and their codes where pointers for them are given."""
+    """Normed columns 0 to QR of one token, and their codes where pointers for them are given."""
     d = tl.arange(0, BLOCK_Q)
     norm = tl.load(norm_ptr + d, mask=d < QR, other=0.0).to(tl.float32)
     wait_for_results()
@@ -86,6 +86,7 @@ def _latents_kernel(
     part_stride: tl.tensor,
     S: tl.constexpr,
     QR: tl.tensor,
+    B: tl.tensor,
     kv_row: tl.tensor,
     first: tl.tensor,
     ring: tl.tensor,
@@ -95,18 +96,18 @@ def _latents_kernel(
     HD: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
-    b = tl.program_id(0).to(tl.int64)
-    parts = parts_ptr + b * (QR + HD)
+    t = tl.program_id(0).to(tl.int64)
+    parts = parts_ptr + t * (QR + HD)
     # Either loads what is no kernel's result before it waits: weights, and what the step is given.
     if tl.program_id(1) == 0:
         if codes_ptr is not None:
-            codes_ptr += b * QR
-            scales_ptr += b * (QR // 128)
-        _query_latent(parts, q_norm_ptr, qr_ptr + b * QR, codes_ptr, scales_ptr, part_stride, S, QR, eps, BLOCK_Q)
+            codes_ptr += t * QR
+            scales_ptr += t * (QR // 128)
+        _query_latent(parts, q_norm_ptr, qr_ptr + t * QR, codes_ptr, scales_ptr, part_stride, S, QR, eps, BLOCK_Q)
     else:
-        position = tl.load(positions_ptr + b)
+        position = tl.load(positions_ptr + t)
         _key(
-            parts + QR, kv_norm_ptr, cos_ptr, sin_ptr, position, kv_ptr + b * kv_row,
+            parts + QR, kv_norm_ptr, cos_ptr, sin_ptr, position, kv_ptr + t % B * kv_row,
             part_stride, S, first, ring, eps, QUANTISE_KV, HD, R,
         )  # fmt: skip
 
@@ -116,17 +117,18 @@ def latents(
     first: int, quantise: bool, quantise_kv: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """See `reference.latents`. The head dimension is a power of two; kv's slots are contiguous."""
-    S, B, _ = parts.shape
-    QR, HD = len(q_norm), power_of_two_columns(kv)
-    check_positions(positions, B)
+    S, T, _ = parts.shape
+    QR, HD, ring = len(q_norm), power_of_two_columns(kv), kv.shape[1] - 1 - first
+    check_positions(positions, T)
+    check_tokens(T, kv)
     if quantise and QR % 128:
         raise ValueError(f"groups of 128 columns do not divide {QR}")
-    qr = torch.empty(B, QR, dtype=kv.dtype, device=kv.device)
-    codes = torch.empty(B, QR, dtype=torch.float8_e4m3fn, device=kv.device) if quantise else None
-    scales = torch.empty(B, QR // 128, dtype=torch.float32, device=kv.device) if quantise else None
-    _latents_kernel[(B, 2)](
-        parts.contiguous(), q_norm, kv_norm, cos, sin, positions, kv, qr, codes, scales, B * (QR + HD), S, QR,
-        kv.stride(0), first, kv.shape[1] - 1 - first, eps,
+    qr = torch.empty(T, QR, dtype=kv.dtype, device=kv.device)
+    codes = torch.empty(T, QR, dtype=torch.float8_e4m3fn, device=kv.device) if quantise else None
+    scales = torch.empty(T, QR // 128, dtype=torch.float32, device=kv.device) if quantise else None
+    _latents_kernel[(T, 2)](
+        parts.contiguous(), q_norm, kv_norm, cos, sin, positions, kv, qr, codes, scales, T * (QR + HD), S, QR,
+        len(kv), kv.stride(0), first, ring, eps,
         QUANTISE_KV=quantise_kv, BLOCK_Q=max(128, next_power_of_2(QR)), HD=HD, R=2 * cos.shape[1], num_warps=16,
     )  # fmt: skip
     return qr, codes, scales

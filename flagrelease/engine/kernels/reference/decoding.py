@@ -1,8 +1,8 @@
-"""The fused operators of decoding, one token a row: each is a composition of the other definitions.
+"""The fused operators of decoding, a few tokens a row: each is a composition of the other definitions.
 
-`positions` [B] says where each row's token goes; -1 marks a row that gets none: nothing of it is written to a cache,
-and its results mean nothing. So shapes depend on the batch alone, and a captured step can be replayed. Products come in
-parts, see `parts`.
+T tokens are those of all B rows of the caches, first each row's first one: token t is of row t mod B. `positions` [T]
+says where each goes; -1 marks one that there is not: nothing of it is written to a cache, and its results mean nothing.
+So shapes depend on the batch alone, and a captured step can be replayed. Products come in parts, see `parts`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def latents(
     """The query latent, normed and (`quantise`) rounded; the key normed, rotated, rounded and written to the ring.
 
     Args:
-        parts: FP32 [S, B, QR + HD], x through wq_a and wkv.
+        parts: FP32 [S, T, QR + HD], x through wq_a and wkv.
         q_norm: [QR].
         kv_norm: [HD].
         eps: of both norms.
         cos: FP32 [positions, r/2], whole table.
         sin: like cos.
-        positions: int64 [B].
+        positions: int64 [T].
         kv: [B, slots, HD], written to: the ring runs from slot `first` to the last but one.
         first: compressed entries before the ring.
         quantise: also return `act_quant` of the latent.
@@ -53,7 +53,7 @@ def latents(
     if quantise_kv:
         key[:, :-rotary] = act_quant_roundtrip(key[:, :-rotary], KEY_GROUP)
     ring = kv.shape[1] - 1 - first
-    rows = torch.arange(len(positions), device=kv.device)
+    rows = torch.arange(len(positions), device=kv.device) % len(kv)
     slot = torch.where(positions < 0, kv.shape[1] - 1, first + positions % ring)
     kv[rows, slot] = key.where((positions >= 0)[:, None], kv[rows, slot])
     return quantised(rms_norm(both[:, : len(q_norm)], q_norm, eps), quantise)
@@ -63,99 +63,106 @@ def compress_token(
     kv: Tensor, score: Tensor, ape: Tensor, norm: Tensor, eps: float, cos: Tensor, sin: Tensor, positions: Tensor,
     pending_kv: Tensor, pending_score: Tensor, entries: Tensor, rounding: Rounding,
 ) -> None:  # fmt: skip
-    """Remember a token in a compressor; where it completes a window, pool that into an entry and write it.
+    """Remember tokens in a compressor; where one completes a window, pool that into an entry and write it.
 
     Args:
-        kv: FP32 parts [S, B, c]; c is twice the entries' width where windows overlap.
+        kv: FP32 parts [S, T, c]; c is twice the entries' width where windows overlap.
         score: like kv, without ape.
         ape: FP32 [ratio, c].
         norm: [d].
         eps: of the norm.
         cos: FP32 [positions, r/2], whole table.
         sin: like cos.
-        positions: int64 [B].
-        pending_kv: FP32 [B, P + 2, c], written to at position mod P; slot P is empty for ever.
-        pending_score: like pending_kv; slot P is -inf.
+        positions: int64 [T].
+        pending_kv: FP32 [B, N + 2, c], written to at position mod N; slot N is empty for ever. An entry pools c / d
+            windows, and for each token of a row after the first there must be a slot more than they have tokens.
+        pending_score: like pending_kv; slot N is -inf.
         entries: [B, .., d], entry w at index w, written to in its dtype.
         rounding: of an entry: FP8 in all but the rotated columns, or Hadamard and (the indexer's) FP4.
     """
     ratio, d = len(ape), entries.shape[-1]
     slots = pending_kv.shape[1] - 2
     now_kv, now_score = kv.sum(0), score.sum(0) + ape[positions % ratio]
-    for row, position in enumerate(positions.tolist()):
+    pooled = ratio * (kv.shape[-1] // d)
+    for t, position in enumerate(positions.tolist()):
+        row = t % len(entries)
         if position < 0:
             continue
-        pending_kv[row, position % slots], pending_score[row, position % slots] = now_kv[row], now_score[row]
+        pending_kv[row, position % slots], pending_score[row, position % slots] = now_kv[t], now_score[t]
         if (position + 1) % ratio:
             continue
-        tokens = torch.arange(position + 1 - slots, position + 1, device=kv.device)
+        tokens = torch.arange(position + 1 - pooled, position + 1, device=kv.device)
         source = torch.where(tokens < 0, slots, tokens % slots)
         window_kv, window_score = pending_kv[row, source], pending_score[row, source]
-        if slots > ratio:  # the previous window's first channels, the current one's second
+        if pooled > ratio:  # the previous window's first channels, the current one's second
             window_kv = torch.cat((window_kv[:ratio, :d], window_kv[ratio:, d:]))
             window_score = torch.cat((window_score[:ratio, :d], window_score[ratio:, d:]))
         entry = rms_norm(compress_pool(window_kv, window_score)[None].to(entries.dtype), norm, eps)
-        entry = _rotated(entry, cos, sin, positions[row : row + 1] + 1 - ratio)
+        entry = _rotated(entry, cos, sin, positions[t : t + 1] + 1 - ratio)
         entries[row, position // ratio] = _rounded(entry, 2 * cos.shape[-1], rounding)[0]
 
 
 def index_queries(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quantise: bool) -> Tensor:
-    """The indexer's queries [B, IH, ID] rotated and through `hadamard` (and FP4)."""
+    """The indexer's queries [T, IH, ID] rotated and through `hadamard` (and FP4)."""
     return _rounded(_rotated(q, cos, sin, positions), 0, "hadamard_fp4" if quantise else "hadamard")
 
 
 def best_visible(scores: Tensor, visible: Tensor, k: int) -> Tensor:
-    """`topk_visible` of scores [B, n] and visible [B], in an order of the implementation's choice; -1 last."""
+    """`topk_visible` of scores [T, n] and visible [T], in an order of the implementation's choice; -1 last."""
     return topk_visible(scores, visible, k)
 
 
 def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k: int) -> Tensor:
-    """`best_visible` of the indexer's scores: the entries that one query a row attends to.
+    """`best_visible` of the indexer's scores: the entries that each query attends to.
 
     Args:
-        q: [B, IH, ID], of `index_queries`.
+        q: [T, IH, ID], of `index_queries`.
         keys: [B, n, ID].
-        weights: FP32 [B, IH], of the heads.
-        visible: integers [B], entries that are complete.
+        weights: FP32 [T, IH], of the heads.
+        visible: integers [T], entries that are complete.
         k: entries wanted.
     """
-    return best_visible(indexer_scores(q[:, None], keys, weights[:, None])[:, 0], visible, k)
+    scores = indexer_scores(_by_row(q, keys), keys, _by_row(weights, keys))
+    return best_visible(_by_token(scores), visible, k)
 
 
 def decode_attention(
     q: Tensor, kv: Tensor, sink: Tensor, chosen: Tensor | None, positions: Tensor, cos: Tensor, sin: Tensor, first: int,
     window: int, ratio: int, entries: int, eps: float, scaled: bool, stepwise: bool,
+    newest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Attention of one query a row: norm and rotate q, attend, rotate back: [B, NH, HD], and scales if asked for.
+    """Attention of each query: norm and rotate q, attend, rotate back: [T, NH, HD], and scales if asked for.
 
     A query sees the `window` last positions in the ring, and compressed entries: those `chosen`, or all complete ones.
 
     Args:
-        q: [B, NH, HD], as wq_b gives it.
+        q: [T, NH, HD], as wq_b gives it.
         kv: [B, slots, HD], see `latents`.
         sink: FP32 [NH].
-        chosen: int32 [B, k] entries, -1 = none; None: every entry that is complete.
-        positions: int64 [B].
+        chosen: int32 [T, k] entries, -1 = none; None: every entry that is complete.
+        positions: int64 [T].
         cos: FP32 [positions, r/2], whole table.
         sin: like cos.
         first: compressed entries before the ring.
-        window: tokens, this one included.
+        window: tokens, the newest one included.
         ratio: tokens of an entry; 0: there are none.
         entries: no row has more complete ones than this.
         eps: of the heads' norm.
         scaled: return `scaled_fp16` of the result.
         stepwise: round each step of the heads' norm, see `rms_norm`.
+        newest: int64 [T], the last position that each query sees; None: its own.
     """
+    newest = positions if newest is None else newest
     q = _rotated(rms_norm(q, None, eps, stepwise=stepwise), cos, sin, positions)
-    back = positions[:, None] - torch.arange(window - 1, -1, -1, device=q.device)
+    back = newest[:, None] - torch.arange(window - 1, -1, -1, device=q.device)
     listed = torch.where(back < 0, -1, first + back % (kv.shape[1] - 1 - first))
     if chosen is not None:
         listed = torch.cat((chosen, listed), 1)
     elif ratio:
         entry = torch.arange(entries, device=q.device)
-        listed = torch.cat((torch.where(entry < ((positions + 1) // ratio)[:, None], entry, -1), listed), 1)
+        listed = torch.cat((torch.where(entry < ((newest + 1) // ratio)[:, None], entry, -1), listed), 1)
     listed = listed.where((positions >= 0)[:, None], -1)
-    o = sparse_attention(q[:, None], kv, sink, listed[:, None].int(), q.shape[-1] ** -0.5)[:, 0]
+    o = _by_token(sparse_attention(_by_row(q, kv), kv, sink, _by_row(listed, kv).int(), q.shape[-1] ** -0.5))
     o = _rotated(o, cos, sin, positions, inverse=True)
     return scaled_fp16(o) if scaled else (o, None)
 
@@ -197,6 +204,16 @@ def expert_outputs(
         one = slice(slot, slot + 1)
         out[:, slot] = moe_experts(x, ids[:, one], weights[:, one], experts, swiglu_limit, quantise)
     return out
+
+
+def _by_row(x: Tensor, cache: Tensor) -> Tensor:
+    """x [T, ..] as [B, S, ..] for the B rows of `cache`, each of which has S tokens."""
+    return x.view(-1, len(cache), *x.shape[1:]).transpose(0, 1)
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """x [B, S, ..] as [T, ..]."""
+    return x.transpose(0, 1).flatten(0, 1)
 
 
 def _gate(parts: Tensor) -> Tensor:
