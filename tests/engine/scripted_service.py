@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx2
+import torch
 from fastapi import FastAPI
 
 from flagrelease.engine.batch.runner import Runner
@@ -65,7 +66,8 @@ class ScriptedService:
     """
 
     def __init__(self, tokenizer: Tokenizer, pieces: Sequence[str] = ("Hello", " world")) -> None:
-        model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
+        head = SimpleNamespace(device=torch.device("cpu"))
+        model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY), head=head)
         runner = cast(Runner, SimpleNamespace(context=CONTEXT, model=model, chunk=64, rows=3))
         self._scheduler, self.tokenizer = Scheduler(runner, tokenizer), tokenizer
         self.pieces, self.alive, self.context, self.vocabulary = pieces, True, CONTEXT, VOCABULARY
