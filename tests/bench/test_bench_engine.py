@@ -70,6 +70,25 @@ def test_rows_are_consistent(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert len(list(bars)) == 2 * 3
 
 
+@pytest.mark.parametrize(("stages", "drafts"), [("mtp", 1), ("dspark", 5)])
+def test_what_drafts_cost(stages: str, drafts: int, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*ENGINE, "--layers", "3", "--batch", "1,2", "--prompt", "", "--drafts", stages]
+    report = document(capsys, arguments)
+    assert [(row["size"], row["context"], row["drafts"]) for row in report["drafts"]] == [
+        (1, 64, drafts),
+        (2, 64, drafts),
+    ]
+    for row in report["drafts"]:
+        # a verification gives a token and the drafts that are right, in the time of `ratio` plain steps
+        assert (row["break_even"] + 1) * row["step"] == pytest.approx(row["verify"] + row["draft"])
+        assert row["ratio"] == pytest.approx(row["break_even"] + 1)
+
+
+def test_stages_that_read_more_layers_than_there_are_are_refused() -> None:
+    with pytest.raises(UsageError, match="2 layers: DSpark's stages read 3"):
+        dimensions("tiny", 2, dspark=True)
+
+
 @pytest.mark.parametrize("numerics", ["native", "fp8", "bf16"])
 def test_every_numerics_can_be_measured(numerics: str, capsys: pytest.CaptureFixture[str]) -> None:
     # fp8 was refused: the random experts were FP4, whatever the numerics.

@@ -124,6 +124,25 @@ def test_positions_with_gaps_are_refused(operator: str, device: torch.device) ->
         getattr(TritonOperators, operator)(*arguments)
 
 
+def test_rows_that_have_not_as_many_tokens_are_refused(device: torch.device) -> None:
+    for operator, label, cache in (("latents", "several", 7), ("decode_attention", "6 each", 1)):
+        case = next(c for c in DECODING_CASES if (c.operator, c.label) == (operator, f"{label} bfloat16"))
+        arguments = list(case.arguments(device))
+        arguments[cache] = torch.cat([arguments[cache]] * 3)[:5]
+        with pytest.raises(ValueError, match="rows of a cache: all rows have as many"):
+            getattr(TritonOperators, operator)(*arguments)
+
+
+def test_a_compressor_without_spare_slots_for_a_step_is_refused(device: torch.device) -> None:
+    """A program would overwrite what another one of the same step pools."""
+    case = next(c for c in DECODING_CASES if (c.operator, c.label) == ("compress_token", "several bfloat16"))
+    arguments = list(case.arguments(device))
+    for pending in (8, 9):
+        arguments[pending] = arguments[pending][:, 1:].contiguous()
+    with pytest.raises(ValueError, match="24 tokens of 4 rows at once, which pool 8 of 12 slots"):
+        TritonOperators.compress_token(*arguments)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", DECODING_CASES, ids=_ids)
 def test_a_captured_kernel_gives_the_same(case: Case, gpu: torch.device) -> None:
