@@ -65,8 +65,10 @@ def same(got: Tensor, expected: Any) -> float:
 
 
 def ring_of(cache: Cache, stage: int) -> Tensor:
-    """Keys of positions 21 to 148, in order."""
-    return cache.layers[stage].kv[0, [t % WINDOW for t in range(149 - WINDOW, 149)]]
+    """Keys of positions 21 to 148, in order. The ring is a block of 5 longer than the window."""
+    kv = cache.layers[stage].kv[0]
+    assert len(kv) == WINDOW + 5 + 1
+    return kv[[t % (WINDOW + 5) for t in range(149 - WINDOW, 149)]]
 
 
 @pytest.mark.parametrize("stage", range(3))
