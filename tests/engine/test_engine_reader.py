@@ -128,7 +128,7 @@ def test_the_numbers_are_the_plain_ones(model: Model, start: int, count: int) ->
             assert listed(fixed.visible_slots[ratio][0, n]) == expected
     for ratio, windows in plain.windows.items():
         got = fixed.windows[ratio]
-        for name in ("visible", "phase", "pending_slot"):
+        for name in ("visible", "pending_slot"):
             assert torch.equal(getattr(got, name)[:, :count], getattr(windows, name)), name
         assert set(got.visible[0, count:].tolist()) <= {0}
         assert set(got.pending_slot[0, count:].tolist()) <= {-1}

@@ -10,7 +10,7 @@ from flagrelease.engine.kernels.reference.quantisation import scaled_fp16
 
 CONTEXT = 64  # positions of the tables
 # operator -> the arguments that it writes to
-WRITTEN = {"latents": (7,), "compress_token": (8, 9, 10), "expert_outputs": (8,)}
+WRITTEN = {"latents": (7,), "compress_token": (8, 9, 10), "compress_windows": (3, 4), "expert_outputs": (8,)}
 
 
 def tables(r: int) -> tuple[Tensor, Tensor]:
@@ -48,6 +48,31 @@ def compress(  # type: ignore[type-arg]
         both[..., 5 : 5 + c], both[..., 5 + c :], randn(ratio, c), randn(d), 1e-6, *tables(min(64, d)), at, *pending,
         entries, rounding,
     )  # fmt: skip
+
+
+def windows(  # type: ignore[type-arg]
+    dtype: torch.dtype, ratio: int, d: int, starts: list[int], count: int, rows: Tensor | None, drafts: int = 0
+) -> tuple:
+    """Rows that have seen `starts` tokens get `count` more and a padding; all complete as many windows."""
+    slots, c = (8, 2 * d) if ratio == 4 else (ratio, d)
+    both, size = randn(len(starts), count + 1, 2 * c + 5), slots + drafts
+    pending = randn(4, size + 2, c), randn(4, size + 2, c)
+    pending[0][:, size], pending[1][:, size] = 0, -torch.inf
+
+    def source(start: int, token: int) -> int:
+        """Where a window's token is found: among the new ones, or in its slot; before the first one there is none."""
+        return size if token < 0 else size + 2 + token - start if token >= start else token % size
+
+    pooled = [
+        [source(start, token) for token in range(ratio * w + ratio - slots, ratio * w + ratio)]
+        for start in starts
+        for w in range(start // ratio, (start + count) // ratio)
+    ]
+    kept = [[(start + n) % size if n >= count - size else -1 for n in range(count)] + [-1] for start in starts]
+    at = torch.tensor([[start + n for n in range(count)] + [0] for start in starts])
+    sources = torch.tensor(pooled, dtype=torch.int64).view(len(starts), -1, slots)
+    kv, score = both[..., 5 : 5 + c], both[..., 5 + c :]
+    return kv, score, randn(ratio, c), *pending, rows, sources, torch.tensor(kept), at, dtype
 
 
 def attention(  # type: ignore[type-arg]
@@ -97,6 +122,11 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("compress_token", "ratio 128", lambda: compress(dtype, 128, 64, positions(127, 255, 100), "none")),
         of("compress_token", "index", lambda: compress(dtype, 4, 128, positions(3, 43), "hadamard_fp4")),
         of("compress_token", "index unrounded", lambda: compress(dtype, 4, 64, positions(7), "hadamard")),
+        of("compress_windows", "ratio 4", lambda: windows(dtype, 4, 24, [0, 4, 8, 12], 9, None)),
+        of("compress_windows", "open windows", lambda: windows(dtype, 4, 50, [5, 1], 6, torch.tensor([3, 1]), 5)),
+        of("compress_windows", "a few tokens", lambda: windows(dtype, 4, 16, [6], 2, torch.tensor([2]))),
+        of("compress_windows", "no window", lambda: windows(dtype, 4, 16, [4, 8], 3, torch.tensor([2, 0]))),
+        of("compress_windows", "ratio 128", lambda: windows(dtype, 128, 70, [100, 227], 130, torch.tensor([0, 3]))),
         of("decode_attention", "window", lambda: attention(dtype, 5, 64, positions(7, 60, -1), 0, None)),
         of("decode_attention", "6 each", lambda: attention(dtype, 5, 64, several(6, 30, 77, fewer=3), 4, 20, width=6)),
         of("decode_attention", "block", lambda: attention(dtype, 5, 64, several(5, 2, 61), 0, None, width=5, ahead=5)),

@@ -243,9 +243,6 @@ CASES = [
     of("race", "not allowed", lambda: _not_allowed(3, 5000, [1.0, 3e38, 0.0])),
     of("race", "ties", lambda: (torch.ones(2, 5000), torch.zeros(2), _keys(2), torch.full((2,), -torch.inf))),
     of("race", "broken", lambda: (torch.full((2, 4100), torch.nan), torch.ones(2), _keys(2), torch.zeros(2))),
-    of("compress_pool", "ratio 4", lambda: (randn(3, 8, 50), randn(3, 8, 50))),
-    of("compress_pool", "ratio 128", lambda: (randn(2, 128, 70), randn(2, 128, 70))),
-    of("compress_pool", "first window", lambda: _first_window(3, 8, 50)),
     of("hc_split_sinkhorn", "4 streams", lambda: (randn(5, 24), torch.rand(3), randn(24), 4, 20, 1e-6)),
     of("hc_split_sinkhorn", "3 streams", lambda: (randn(2, 3, 15), torch.rand(3), randn(15), 3, 1, 1e-6)),
     of("route", "biased", lambda: (torch.rand(7, 9), randn(9), 3, 1.5)),
@@ -275,12 +272,6 @@ def _keys(n: int) -> Tensor:
 def _not_allowed(n: int, v: int, temperature: list[float]) -> Any:
     logits, *rest = runners(FP32, n, v, temperature)
     return logits.masked_fill(torch.rand(n, v) < 0.999, -torch.inf), *rest
-
-
-def _first_window(w: int, slots: int, d: int) -> tuple[Tensor, Tensor]:
-    kv, score = randn(w, slots, d), randn(w, slots, d)
-    kv[0, : slots // 2], score[0, : slots // 2] = 0, -torch.inf
-    return kv, score
 
 
 def _hash_table(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -319,7 +310,6 @@ def flash_cases() -> list[Case]:
             of("hc_pre", "4", lambda t=t: (*streams(t, 4, 4096, BF16, 24), 20, 1e-6, 1e-6)),
             of("hc_head", "4", lambda t=t: (*streams(t, 4, 4096, BF16, 4), 1e-6, 1e-6)),
             of("hc_post", "4", lambda t=t: (randn(t, 4096, dtype=BF16), randn(t, 4, 4096, dtype=BF16), *_post(t))),
-            of("compress_pool", "128", lambda t=t: (randn(t, 128, 512), randn(t, 128, 512))),
             of("moe_experts", "fp4", lambda t=t: moe(t, 6, "fp4", BF16, True, (16, 2048, 4096, 8))),
             of("moe_experts", "fp8", lambda t=t: moe(t, 6, "fp8", BF16, True, (8, 2048, 4096, 4))),
             of("moe_experts", "plain", lambda t=t: moe(t, 6, "plain", BF16, False, (8, 2048, 4096, 4))),

@@ -115,7 +115,6 @@ DEFECTS: list[tuple[str, str, str, Callable[..., Any]]] = [
     ("temperature forgotten", "race", "parts", lambda x, t, keys, m: reference.race(x, t.sign(), keys, m)),
     ("nothing cut off", "race", "cut off", lambda x, t, keys, m: reference.race(x, t, keys, m - torch.inf)),
     ("keys of another row", "race", "one part", lambda x, t, keys, m: reference.race(x, t, keys.roll(1, 0), m)),
-    ("softmax over channels", "compress_pool", "ratio 4", lambda kv, score: (kv * score.softmax(-1)).sum(-2)),
     ("softplus without root", "gate_scores", "odd float32",
      lambda x, w: torch.nn.functional.softplus(x @ w.mT)),
     ("gate and up swapped", "moe_experts", "fp4 quantised bfloat16",

@@ -13,6 +13,7 @@ from kernel_comparison import assert_same
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.reference.attention import compress_pool
 from flagrelease.engine.kernels.reference.quantisation import dequantise
 
 F64 = torch.float64
@@ -257,7 +258,39 @@ def test_compress_pool() -> None:
         p = [math.exp(float(score[w, s, d])) for s in range(8)]
         return sum(p[s] * float(kv[w, s, d]) for s in range(8)) / sum(p)
 
-    assert_same(reference.compress_pool(kv, score), from_formula((3, 5), formula))
+    assert_same(compress_pool(kv, score), from_formula((3, 5), formula))
+    # planted: a softmax over the channels
+    assert not torch.allclose((kv * score.softmax(-1)).nansum(-2), compress_pool(kv, score))
+
+
+@pytest.mark.parametrize(("ratio", "slots"), [(4, 8), (8, 8)])
+def test_compress_windows_one_token_after_the_other(ratio: int, slots: int) -> None:
+    """Tokens that come one by one leave the same memory and entries as those that come together."""
+    count, c = 22, 6
+    kv, score, ape = randn(1, count, c), randn(1, count, c), randn(ratio, c)
+    empty = kv.new_zeros(1, slots + 2, c), kv.new_full((1, slots + 2, c), -math.inf)
+
+    def found(token: int, begin: int) -> int:
+        return slots if token < 0 else slots + 2 + token - begin if token >= begin else token % slots
+
+    def step(memory: list[torch.Tensor], begin: int, end: int) -> torch.Tensor:
+        """Append tokens begin .. end - 1 of all."""
+        ends = [past for past in range(ratio, end + 1, ratio) if past > begin]
+        source = [[found(token, begin) for token in range(past - slots, past)] for past in ends]
+        kept = [t % slots if t >= end - slots else -1 for t in range(begin, end)]
+        return reference.compress_windows(
+            kv[:, begin:end], score[:, begin:end], ape, *memory, None,
+            torch.tensor(source, dtype=torch.int64).view(1, -1, slots), torch.tensor([kept]),
+            torch.arange(begin, end)[None], kv.dtype,
+        )  # fmt: skip
+
+    one, many = [t.clone() for t in empty], [t.clone() for t in empty]
+    expected = torch.cat([step(one, t, t + 1) for t in range(count)], 1)
+    got = torch.cat([step(many, 0, 5), step(many, 5, count)], 1)
+    assert expected.shape[1] == count // ratio
+    assert torch.allclose(got, expected)
+    for a, b in zip(one, many, strict=True):
+        assert torch.equal(a, b)
 
 
 def sinkhorn_literally(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flagrelease.engine.kernels.attention.best_visible import best_visible
 from flagrelease.engine.kernels.attention.choose_entries import choose_entries
-from flagrelease.engine.kernels.attention.compress_pool import compress_pool
 from flagrelease.engine.kernels.attention.compress_token import compress_token
+from flagrelease.engine.kernels.attention.compress_windows import compress_windows
 from flagrelease.engine.kernels.attention.decode_attention import decode_attention
 from flagrelease.engine.kernels.attention.hadamard import hadamard
 from flagrelease.engine.kernels.attention.index_queries import index_queries
@@ -65,8 +65,8 @@ class TritonOperators(Operators):
     apply_rope = staticmethod(apply_rope)
     best_visible = staticmethod(best_visible)
     choose_entries = staticmethod(choose_entries)
-    compress_pool = staticmethod(compress_pool)
     compress_token = staticmethod(compress_token)
+    compress_windows = staticmethod(compress_windows)
     decode_attention = staticmethod(decode_attention)
     embedding = staticmethod(embedding)
     expert_outputs = staticmethod(expert_outputs)

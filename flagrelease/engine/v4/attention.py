@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.linear import Linear, join, project
+from flagrelease.engine.linear import Linear, join, project, project_rounded
 from flagrelease.engine.numerics import KV_GROUP, Numerics
 from flagrelease.engine.parallel import Groups
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.cache import OVERLAP_RATIO, LayerCache
 from flagrelease.engine.v4.compressor import Compressor
 from flagrelease.engine.v4.indexer import Indexer
@@ -100,14 +101,14 @@ class Attention:
     ) -> Tensor:
         """x [B, S, H] -> [B, S, H]; extends the cache by the step's tokens."""
         cos, sin = rope.rows(step.positions)
-        qr, kv = project(ops, x, self.wq_a, self.wkv)
-        qr = ops.rms_norm(qr, self.q_norm, self.eps)
+        qr, kv = self._latents(ops, x)
         q = self._queries(ops, qr, cos, sin)
         cache.kv[step.cache_row, step.kv_slot[self.ratio]] = self.keys(ops, kv, cos, sin)
-        self._compress(ops, x, step, cache, rope)
         visible = step.visible_slots[self.ratio]
-        if self.indexer is not None:
-            visible = torch.cat((self.indexer.choose(ops, x, qr, step, cache, rope, groups), visible), -1)
+        if self.side is not None:
+            side = self._compress(ops, ops.linear(x, self.side, torch.float32), step, cache, rope, x.dtype)
+            if self.indexer is not None:
+                visible = torch.cat((self.indexer.choose(ops, side, qr, step, cache, rope, groups), visible), -1)
         return self._attend(ops, q, cache.kv, visible, (cos, sin), groups, step.rows)
 
     def forward_block(
@@ -126,8 +127,8 @@ class Attention:
         Returns:
             [B, S, H].
         """
-        qr, kv = project(ops, x, self.wq_a, self.wkv)
-        q = self._queries(ops, ops.rms_norm(qr, self.q_norm, self.eps), *rope)
+        qr, kv = self._latents(ops, x)
+        q = self._queries(ops, qr, *rope)
         keys = torch.cat((ring, self.keys(ops, kv, *rope)), 1)
         return self._attend(ops, q, keys, visible, rope, groups, None)
 
@@ -137,9 +138,15 @@ class Attention:
         self._rotate(ops, kv, cos, sin)
         return self._as_cached(ops, kv)
 
-    def _queries(self, ops: Operators, qr: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _latents(self, ops: Operators, x: Tensor) -> tuple[Rounded, Tensor]:
+        """x [.., H] -> the query latent [.., QR], normed and rounded for wq_b, and what wkv makes, [.., HD]."""
+        (both,) = project(ops, x, self.latents)
+        qr, kv = both.tensor_split([len(self.wq_a.weight)], -1)
+        return self.wq_b.round(ops, ops.rms_norm(qr, self.q_norm, self.eps)), kv
+
+    def _queries(self, ops: Operators, qr: Rounded, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, S, QR] -> [B, S, NH, HD]."""
-        (q,) = project(ops, qr, self.wq_b)
+        (q,) = project_rounded(ops, qr, self.wq_b)
         q = q.view(*q.shape[:-1], -1, self.head_dim)
         q = ops.rms_norm(q, None, self.eps, stepwise=self.stepwise_q_norm)
         self._rotate(ops, q, cos[:, :, None], sin[:, :, None])
@@ -166,19 +173,24 @@ class Attention:
             ops.act_quant_roundtrip(unrotated, KV_GROUP, out=unrotated)
         return kv
 
-    def _compress(self, ops: Operators, x: Tensor, step: Step, cache: LayerCache, rope: RopeTable) -> None:
-        if self.compressor is None or cache.pending is None:
-            return
-        entries = self.compressor.entries(ops, x, step, cache.pending, rope)
+    def _compress(
+        self, ops: Operators, side: Tensor, step: Step, cache: LayerCache, rope: RopeTable, dtype: torch.dtype
+    ) -> Tensor:
+        """Feed the compressor its columns of `side`, FP32 [B, S, ..]; returns the others."""
+        assert self.compressor is not None
+        assert cache.pending is not None
+        inner = 2 * self.compressor.channels
+        entries = self.compressor.entries(ops, side[..., :inner], step, cache.pending, rope, dtype)
         if entries is not None:
             cache.kv[step.cache_row, step.windows[self.ratio].entry_slot] = self._as_cached(ops, entries)
+        return side[..., inner:]
 
     def _project_out(self, ops: Operators, o: Tensor, groups: Groups) -> Tensor:
         """o [B, S, NH, HD] -> [B, S, H]. The sum over ranks is FP32."""
         o = groups.gather_heads(o)
         partial = torch.float32 if groups.o_mode == "split" else o.dtype
         y = groups.sum_o_lora(self.project_groups(ops, o, partial)).to(o.dtype).flatten(-2)
-        (out,) = project(ops, y, self.wo_b, out_dtype=torch.float32)
+        (out,) = project(ops, y, self.wo_b, out_dtype=o.dtype if groups.mp == 1 else torch.float32)
         return groups.sum_output(out).to(o.dtype)
 
     def project_groups(self, ops: Operators, o: Tensor, out_dtype: torch.dtype) -> Tensor:

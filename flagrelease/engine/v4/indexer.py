@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.linear import Linear, project
+from flagrelease.engine.linear import Linear, project_rounded
 from flagrelease.engine.parallel import Groups
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.cache import OVERLAP_RATIO, LayerCache
 from flagrelease.engine.v4.compressor import Compressor
 from flagrelease.engine.v4.rope import RopeTable
@@ -40,30 +41,28 @@ class Indexer:
         return cls(weights.linear("wq_b"), proj, compressor, config.index_head_dim, config.index_topk, quantise)
 
     def choose(
-        self, ops: Operators, x: Tensor, qr: Tensor, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
+        self, ops: Operators, side: Tensor, qr: Rounded, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
     ) -> Tensor:
         """The entries that each query attends to: int32 [B, S, at most topk], -1 = none.
 
         Args:
             ops: operators.
-            x: [B, S, H], the layer's input.
-            qr: [B, S, QR], the query latent.
+            side: FP32 [B, S, 2c + IH], the layer's input through the compressor's weights and weights_proj.
+            qr: [B, S, QR], the query latent, rounded for wq_b.
             step: which positions these are.
             cache: index keys, extended by the windows that the step completes.
             rope: of compressed layers.
             groups: every rank scores with its own heads.
         """
-        self._extend(ops, x, step, cache, rope)
-        windows = step.windows[OVERLAP_RATIO]
-        (q,) = project(ops, qr, self.wq_b)
-        q = q.view(*q.shape[:-1], -1, self.head_dim)
-        cos, sin = rope.rows(step.positions[..., None])
-        rotated = q[..., -2 * cos.shape[-1] :]
-        ops.apply_rope(rotated, cos, sin, out=rotated)
+        inner = 2 * self.compressor.channels
+        self._extend(ops, side[..., :inner], step, cache, rope, qr.plain.dtype)
+        windows, (B, S) = step.windows[OVERLAP_RATIO], step.positions.shape
+        (q,) = project_rounded(ops, qr, self.wq_b)
+        q = q.view(B * S, -1, self.head_dim)
+        q = ops.index_queries(q, rope.cos, rope.sin, step.positions.flatten(), self.quantise).view(B, S, *q.shape[1:])
         # The formula scales the weights by (head_dim * heads)^(-1/2): one positive factor for all changes no order.
-        head_weights = ops.linear(x, self.weights_proj, torch.float32)
         keys = self._keys(cache)[:, : windows.entries]
-        scores = groups.all_sum(ops.indexer_scores(self._spread(ops, q), keys, head_weights, step.rows))
+        scores = groups.all_sum(ops.indexer_scores(q, keys, side[..., inner:], step.rows))
         return ops.topk_visible(scores, windows.visible, self.topk)
 
     def _keys(self, cache: LayerCache) -> Tensor:
@@ -71,10 +70,12 @@ class Indexer:
             raise ValueError("this layer's cache has no index keys")
         return cache.index_k
 
-    def _extend(self, ops: Operators, x: Tensor, step: Step, cache: LayerCache, rope: RopeTable) -> None:
+    def _extend(
+        self, ops: Operators, side: Tensor, step: Step, cache: LayerCache, rope: RopeTable, dtype: torch.dtype
+    ) -> None:
         if cache.index_pending is None:
             raise ValueError("this layer's cache has no index compressor state")
-        entries = self.compressor.entries(ops, x, step, cache.index_pending, rope)
+        entries = self.compressor.entries(ops, side, step, cache.index_pending, rope, dtype)
         if entries is not None:
             self._keys(cache)[step.cache_row, step.windows[OVERLAP_RATIO].entry_slot] = self._spread(ops, entries)
 

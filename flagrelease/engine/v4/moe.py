@@ -48,7 +48,7 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class MoE:
-    """The shared expert is on every rank, the routed ones on their owners. Its w1 and w3 are views of `w13`.
+    """The shared expert is on every rank, the routed ones on their owners. `w13`: its w1 and w3 as one.
 
     `scheme`: of the routed experts.
     """
@@ -57,20 +57,18 @@ class MoE:
     experts: ExpertWeights
     scheme: Scheme
     w13: Linear
-    w1: Linear
     w2: Linear
-    w3: Linear
     swiglu_limit: float
 
     @classmethod
     def load(cls, weights: Weights, config: ModelConfig, hashed: bool, experts: range) -> MoE:
         """`experts`: the global ids that this rank owns."""
         shared = weights.at("shared_experts")
-        w13, w1, w3 = join(shared.linear("w1"), shared.linear("w3"))
+        w13, _, _ = join(shared.linear("w1"), shared.linear("w3"))
         router = Router.load(weights.at("gate"), config, hashed)
         routed = weights.experts(experts)
         scheme = scheme_of(routed.format, weights.numerics)
-        return cls(router, routed, scheme, w13, w1, shared.linear("w2"), w3, config.swiglu_limit)
+        return cls(router, routed, scheme, w13, shared.linear("w2"), config.swiglu_limit)
 
     def arranged(self, ops: Operators) -> MoE:
         """With the experts as the operators' kernels read them."""
@@ -89,7 +87,7 @@ class MoE:
         return ops.add(groups.all_sum(routed), self._shared(ops, flat), x.dtype).view_as(x)
 
     def _shared(self, ops: Operators, x: Tensor) -> Tensor:
-        gate, up = project(ops, x, self.w1, self.w3)
+        gate, up = project(ops, x, self.w13)[0].tensor_split(2, -1)
         if self.w2.scheme.fused:
             hidden = Rounded(gate, *ops.swiglu_quant(gate, up, self.swiglu_limit))
             return project_rounded(ops, hidden, self.w2)[0]

@@ -30,7 +30,6 @@ class Windows:
     Attributes:
         visible: [B, S], complete windows that each query may attend to.
         entries: the largest of them: entries of the cache that matter.
-        phase: [B, S], position mod ratio, the row of `ape`.
         pending_slot: [B, S], where each token is remembered.
         source: [B, n, slots], tokens of each completed window in the sequence (pending slots, then the step's tokens).
         entry_slot: [B, n], where the window's entry goes in the cache.
@@ -39,7 +38,6 @@ class Windows:
 
     visible: Tensor
     entries: int
-    phase: Tensor
     pending_slot: Tensor
     source: Tensor
     entry_slot: Tensor
@@ -217,7 +215,6 @@ def _plan_windows(
     return Windows(
         visible=torch.where(real, (positions + 1) // ratio, 0),
         entries=entries,
-        phase=positions % ratio,
         pending_slot=torch.where(remembered, positions % N, _BIN),
         source=torch.where(complete[..., None], source, N),
         entry_slot=torch.where(complete, window, _BIN),

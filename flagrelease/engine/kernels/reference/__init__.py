@@ -4,7 +4,12 @@ Contract of all: leading dimensions are free unless said; nothing is written but
 unless said; float64 in gives float64 out, for oracles.
 """
 
-from flagrelease.engine.kernels.reference.attention import compress_pool, indexer_scores, sparse_attention, topk_visible
+from flagrelease.engine.kernels.reference.attention import (
+    compress_windows,
+    indexer_scores,
+    sparse_attention,
+    topk_visible,
+)
 from flagrelease.engine.kernels.reference.decoding import (
     best_visible,
     choose_entries,
@@ -62,8 +67,8 @@ __all__ = [
     "apply_rope",
     "best_visible",
     "choose_entries",
-    "compress_pool",
     "compress_token",
+    "compress_windows",
     "decode_attention",
     "embedding",
     "expert_outputs",

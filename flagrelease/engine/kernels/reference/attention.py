@@ -106,3 +106,44 @@ def compress_pool(kv: Tensor, score: Tensor) -> Tensor:
         [.., d] in FP32 (float64 for float64).
     """
     return (wide(kv) * wide(score).softmax(-2)).sum(-2)
+
+
+def compress_windows(
+    kv: Tensor, score: Tensor, ape: Tensor, pending_kv: Tensor, pending_score: Tensor, rows: Tensor | None,
+    source: Tensor, pending_slot: Tensor, positions: Tensor, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """A compressor's step for many tokens of a row: pool the windows that they complete, then remember them.
+
+    Args:
+        kv: FP32 [b, s, c]; c is twice the entries' width d where windows overlap.
+        score: like kv, without ape.
+        ape: FP32 [ratio, c].
+        pending_kv: FP32 [.., N + 2, c], the tokens before; written to.
+        pending_score: like pending_kv.
+        rows: integers [b], which of pending_kv each row has; None: they are in order.
+        source: int64 [b, n, slots], the tokens of each window, in the sequence of N + 2 pending slots and s new tokens.
+            A window with none but slot N, which is empty, has a result without meaning.
+        pending_slot: int64 [b, s], where a token is remembered, -1: nowhere.
+        positions: int64 [b, s], of the tokens.
+        dtype: of the result.
+
+    Returns:
+        [b, n, d], see `compress_pool`.
+    """
+    row = torch.arange(len(kv), device=kv.device) if rows is None else rows
+    ratio, slots, width = len(ape), source.shape[2], pending_kv.shape[1]
+    phase = torch.arange(slots, device=kv.device) % ratio
+    at = torch.arange(len(kv), device=kv.device)[:, None, None], source
+    window_kv = torch.cat((pending_kv[row], kv), 1)[at]  # [b, n, slots, c]
+    window_score = torch.cat((pending_score[row], score), 1)[at]
+    window_score = window_score + torch.where((source >= width)[..., None], ape[phase], 0)
+    if slots > ratio:  # the previous window's first channels, the current one's second
+        window_kv, window_score = (
+            torch.cat((x[..., :ratio, : x.shape[-1] // 2], x[..., ratio:, x.shape[-1] // 2 :]), -2)
+            for x in (window_kv, window_score)
+        )
+    b, s = torch.where(pending_slot >= 0)
+    slot = pending_slot[b, s]
+    pending_kv[row[b], slot] = kv[b, s]
+    pending_score[row[b], slot] = score[b, s] + ape[positions[b, s] % ratio]
+    return compress_pool(window_kv, window_score).to(dtype)
