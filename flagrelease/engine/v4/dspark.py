@@ -150,11 +150,12 @@ class DsparkStages:
             groups: the ranks.
         """
         cos, sin = rope.rows(starts[:, None] + torch.arange(self.size, device=starts.device))
-        visible = self._visible(starts, rings[0].kv.shape[1] - 1)
         for block, ring in zip(self.blocks, rings, strict=True):
+            keys = ring.kv[:, :-1]
+            visible = self._visible(starts, keys.shape[1])
 
-            def attend(x: Tensor, block: Block = block, ring: LayerCache = ring) -> Tensor:
-                return block.attn.forward_block(ops, x, ring.kv[:, :-1], visible, (cos, sin), groups)
+            def attend(x: Tensor, block: Block = block, keys: Tensor = keys, visible: Tensor = visible) -> Tensor:
+                return block.attn.forward_block(ops, x, keys, visible, (cos, sin), groups)
 
             def feed(x: Tensor, block: Block = block) -> Tensor:
                 return block.ffn.forward(ops, x, tokens, None, groups)
