@@ -100,7 +100,7 @@ def token_operations(model: Model, context: int) -> float:
         keys = config.sliding_window
         if attn.indexer is not None:
             keys += min(config.index_topk, context // 8)
-            dense += config.index_n_heads * config.index_head_dim * (context // 8) / ranks
+            dense += config.index_n_heads * config.index_head_dim * (context // 8)  # every rank has all index heads
         elif attn.ratio:
             keys += context // 2 // attn.ratio
         dense += 2 * keys * config.num_attention_heads * config.head_dim / ranks

@@ -89,7 +89,8 @@ def weight_bytes(config: ModelConfig, numerics: Numerics, groups: Groups, *, mtp
     for name, piece in local_pieces(config, groups.mp, groups.rank, groups.o_mode).items():
         if mtp or not name.startswith("mtp."):
             each = coded.get(piece.spec.storage) if numerics.keep_codes else None
-            total += math.prod(piece.shape) * (each or plain.get(piece.spec.storage, numerics.dtype.itemsize))
+            held = piece.spec.shape if ".indexer." in name else piece.shape  # ranks give each other the index heads
+            total += math.prod(held) * (each or plain.get(piece.spec.storage, numerics.dtype.itemsize))
     return int(total)
 
 

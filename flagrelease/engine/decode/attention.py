@@ -37,7 +37,7 @@ def attend(
     (queries,) = project_rounded(ops, attn.queries.take(ops, *latents), attn.queries)
     q, index_q = queries.tensor_split([len(attn.wq_b.weight)], 1)
     q = q.view(len(q), -1, attn.head_dim)
-    chosen = _choose(ops, attn, index_q, side, step, cache, rope, groups)
+    chosen = _choose(ops, attn, index_q, side, step, cache, rope)
     reached = min(entries, step.reach // attn.ratio) if attn.ratio else 0
     # As the product with stored codes takes it fastest, where ranks have whole o-groups and exchange no heads.
     scaled = attn.wo_a_scale is not None and groups.o_mode is None and q.dtype == torch.bfloat16
@@ -99,7 +99,7 @@ def _feed(
 
 def _choose(
     ops: Operators, attn: Attention, q: Tensor, side: Callable[[], Tensor | None] | None, step: DecodeStep,
-    cache: LayerCache, rope: RopeTable, groups: Groups,
+    cache: LayerCache, rope: RopeTable,
 ) -> Tensor | None:  # fmt: skip
     """The entries that the index queries q [W * B, IH * ID] choose, int32 [W * B, k], if there is an indexer.
 
@@ -116,8 +116,4 @@ def _choose(
     assert weights is not None
     assert keys is not None
     keys = keys[:, : min(keys.shape[1] - 1, step.reach // OVERLAP_RATIO)]
-    if groups.mp == 1:
-        return ops.choose_entries(q, keys, weights, step.visible, attn.indexer.topk)
-    # Every rank scores with its own heads.
-    scores = ops.indexer_scores(step.by_row(q), keys, step.by_row(weights))
-    return ops.best_visible(step.by_token(groups.all_sum(scores)), step.visible, attn.indexer.topk)
+    return ops.choose_entries(q, keys, weights, step.visible, attn.indexer.topk)

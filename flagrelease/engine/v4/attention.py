@@ -63,11 +63,13 @@ class Attention:
     stepwise_q_norm: bool
 
     @classmethod
-    def load(cls, weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics) -> Attention:
+    def load(
+        cls, weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics, groups: Groups
+    ) -> Attention:  # fmt: skip
         """The layer under `weights`, whose compression ratio is 0, 4 or 128."""
         latents, wq_a, wkv = join(weights.linear("wq_a"), weights.linear("wkv"))
         wo_a, wo_a_scale = weights.grouped("wo_a", config.o_lora_rank)
-        side, compressor, indexer = _load_side(weights, config, ratio, numerics)
+        side, compressor, indexer = _load_side(weights, config, ratio, numerics, groups)
         queries = wq_b = weights.linear("wq_b")
         if indexer is not None:
             queries, wq_b, index_wq_b = join(wq_b, indexer.wq_b)
@@ -108,7 +110,7 @@ class Attention:
         if self.side is not None:
             side = self._compress(ops, ops.linear(x, self.side, torch.float32), step, cache, rope, x.dtype)
             if self.indexer is not None:
-                visible = torch.cat((self.indexer.choose(ops, side, qr, step, cache, rope, groups), visible), -1)
+                visible = torch.cat((self.indexer.choose(ops, side, qr, step, cache, rope), visible), -1)
         return self._attend(ops, q, cache.kv, visible, (cos, sin), groups, step.rows)
 
     def forward_block(
@@ -202,7 +204,7 @@ class Attention:
 
 
 def _load_side(
-    weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics
+    weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics, groups: Groups
 ) -> tuple[Tensor | None, Compressor | None, Indexer | None]:
     """The compressor and the indexer of a layer, if it has them, their plain weights joined."""
     if not ratio:
@@ -210,7 +212,7 @@ def _load_side(
     compressor, indexer = Compressor.load(weights.at("compressor"), config, ratio), None
     parts = [compressor.wkv, compressor.wgate]
     if ratio == OVERLAP_RATIO:
-        indexer = Indexer.load(weights.at("indexer"), config, numerics.quantise_index)
+        indexer = Indexer.load(weights.at("indexer"), config, numerics.quantise_index, groups)
         parts += [indexer.compressor.wkv, indexer.compressor.wgate, indexer.weights_proj]
     side = torch.cat(parts)
     views = iter(torch.split(side, [len(part) for part in parts]))

@@ -37,7 +37,7 @@ class Block:
         owned = range(groups.rank * count, (groups.rank + 1) * count)
         return cls(
             HyperConnection.load(weights, config, "attn"),
-            Attention.load(weights.at("attn"), config, ratio, numerics),
+            Attention.load(weights.at("attn"), config, ratio, numerics, groups),
             HyperConnection.load(weights, config, "ffn"),
             MoE.load(weights.at("ffn"), config, hashed, owned),
         )

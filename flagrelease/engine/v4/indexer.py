@@ -1,11 +1,11 @@
 """The indexer of ratio-4 layers: cheap scores over the compressed entries, of which attention reads the best.
 
-Legend: B rows, S tokens, IH local indexer heads, ID indexer head_dim, QR q_lora_rank, n compressed entries.
+Legend: B rows, S tokens, IH indexer heads, ID indexer head_dim, QR q_lora_rank, n compressed entries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from flagrelease.model.v4.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class Indexer:
-    """`weights_proj` [IH, H]; heads are cut over ranks, the compressor is not."""
+    """`weights_proj` [IH, H]. Every rank has all heads, though a release is cut by them."""
 
     wq_b: Linear
     weights_proj: Tensor
@@ -34,15 +34,23 @@ class Indexer:
     quantise: bool
 
     @classmethod
-    def load(cls, weights: Weights, config: ModelConfig, quantise: bool) -> Indexer:
-        """`quantise`: round queries and keys to FP4."""
+    def load(cls, weights: Weights, config: ModelConfig, quantise: bool, groups: Groups) -> Indexer:
+        """`quantise`: round queries and keys to FP4.
+
+        The ranks give each other the heads that they have read, 4 MB a layer of Flash on each of two. With all heads a
+        rank chooses by itself, and by one rank's scores. With its own heads only, it would wait in every step for the
+        sum of the scores of all entries, which takes longer than to read those 4 MB.
+        """
         compressor = Compressor.load(weights.at("compressor"), config, OVERLAP_RATIO)
-        proj = weights.plain("weights_proj.weight")
-        return cls(weights.linear("wq_b"), proj, compressor, config.index_head_dim, config.index_topk, quantise)
+        proj = groups.gather_rows(weights.plain("weights_proj.weight"))
+        cut = weights.linear("wq_b")
+        scale = None if cut.scale is None else groups.gather_rows(cut.scale)
+        wq_b = replace(cut, weight=groups.gather_rows(cut.weight), scale=scale)
+        return cls(wq_b, proj, compressor, config.index_head_dim, config.index_topk, quantise)
 
     def choose(
-        self, ops: Operators, side: Tensor, qr: Rounded, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
-    ) -> Tensor:
+        self, ops: Operators, side: Tensor, qr: Rounded, step: Step, cache: LayerCache, rope: RopeTable
+    ) -> Tensor:  # fmt: skip
         """The entries that each query attends to: int32 [B, S, at most topk], -1 = none.
 
         Args:
@@ -52,7 +60,6 @@ class Indexer:
             step: which positions these are.
             cache: index keys, extended by the windows that the step completes.
             rope: of compressed layers.
-            groups: every rank scores with its own heads.
         """
         inner = 2 * self.compressor.channels
         self._extend(ops, side[..., :inner], step, cache, rope, qr.plain.dtype)
@@ -62,7 +69,7 @@ class Indexer:
         q = ops.index_queries(q, rope.cos, rope.sin, step.positions.flatten(), self.quantise).view(B, S, *q.shape[1:])
         # The formula scales the weights by (head_dim * heads)^(-1/2): one positive factor for all changes no order.
         keys = self._keys(cache)[:, : windows.entries]
-        scores = groups.all_sum(ops.indexer_scores(q, keys, side[..., inner:], step.rows))
+        scores = ops.indexer_scores(q, keys, side[..., inner:], step.rows)
         return ops.topk_visible(scores, windows.visible, self.topk)
 
     def _keys(self, cache: LayerCache) -> Tensor:
