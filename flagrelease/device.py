@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -145,6 +145,11 @@ class Device:
             return host
 
         return wait
+
+    def reaches(self, others: Sequence[int]) -> bool:
+        """Whether a kernel on it can read and write the memory of the devices of these indices, all of its type."""
+        can = None if self.type == "cpu" else getattr(_api(self.type), "can_device_access_peer", None)
+        return can is not None and all(other < _count(self.type) and can(self.index, other) for other in others)
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""

@@ -24,7 +24,8 @@ class _NotedGroups(Groups):
 
     @classmethod
     def of(cls, groups: Groups) -> _NotedGroups:
-        return cls(**{each.name: getattr(groups, each.name) for each in fields(groups)})
+        of_groups = {each.name: getattr(groups, each.name) for each in fields(groups)}
+        return cls(**of_groups | {"exchange": None})  # a kernel that exchanges besides other work cannot be noted
 
     def all_sum(self, x: Tensor) -> Tensor:
         return self._noted(Groups.all_sum, x)
@@ -49,7 +50,7 @@ class _NotedGroups(Groups):
 def collective_seconds(model: Model, work: Callable[[Model], object]) -> float:
     """Of the collectives that `work` does with the model it is given, one after the other and captured; 0 on one rank.
 
-    On every rank, with the same work.
+    On every rank, with the same work. A sum that a kernel does besides other work counts as a launch of its own.
     """
     if model.groups.mp == 1:
         return 0.0

@@ -1,16 +1,20 @@
-"""Process groups of tensor parallelism: which ranks add up what, and which share an o-group.
+"""Process groups of tensor parallelism: which ranks add up what, by which means, and which share an o-group.
 
 A rank is one process with one device; all ranks run the same program on the same tokens. With mp > o_groups, npg =
 mp / o_groups consecutive ranks share one o-group (the pair group). They either hold the same piece of it (`shared`:
 heads are gathered inside the pair, and the sum runs over one rank of each pair) or each a part of it (`split`: the sum
 runs inside the pair, then over all ranks).
+
+Every sum gives all of its ranks the same bits: either one rank adds each number and tells the others (NCCL, gloo), or
+all add them in the order of ranks (`kernels/exchange.py`). So what follows, sampling included, is the same on all.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,10 +22,14 @@ from torch import Tensor
 
 from flagrelease.device import Device
 from flagrelease.engine.control import broadcast_bytes, open_control, raise_if_lost
+from flagrelease.engine.peers import open_exchange
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.ranks.job import ranks
 from flagrelease.records.manifest import OGroups
+
+if TYPE_CHECKING:
+    from flagrelease.engine.kernels.exchange import Exchange
 
 T = TypeVar("T", None, bool, int, str)
 
@@ -39,6 +47,7 @@ class Groups:
         pair: the npg ranks of this rank's o-group.
         projection: one rank of each pair group, this rank's place in it.
         control: all ranks, on the CPU, for what they tell each other.
+        exchange: the way of small sums over all ranks; None: they go the way of large ones.
     """
 
     mp: int
@@ -49,6 +58,7 @@ class Groups:
     pair: dist.ProcessGroup | None = None
     projection: dist.ProcessGroup | None = None
     control: dist.ProcessGroup | None = None
+    exchange: Exchange | None = None
 
     @property
     def is_leader(self) -> bool:
@@ -56,8 +66,17 @@ class Groups:
         return self.rank == 0
 
     def all_sum(self, x: Tensor) -> Tensor:
-        """Sum over all ranks, in x's dtype."""
-        return _sum(x, self.world)
+        """Sum over all ranks, [.., N] in x's dtype."""
+        if not self.exchanges(x):
+            return _sum(x, self.world)
+        from flagrelease.engine.kernels.exchange import sum_over_ranks
+
+        assert self.exchange is not None
+        return sum_over_ranks(x.reshape(1, -1, x.shape[-1]), self.exchange, x.dtype).view(x.shape)
+
+    def exchanges(self, x: Tensor) -> bool:
+        """Whether a sum of x goes the way of small ones. That follows from its size, the same on every rank."""
+        return self.exchange is not None and 0 < x.numel() <= self.exchange.capacity
 
     def share(self, x: Tensor) -> None:
         """Overwrite `x` with the leader's, on every rank, behind what is queued on the device."""
@@ -67,6 +86,15 @@ class Groups:
     def gather_vocab(self, x: Tensor) -> Tensor:
         """Concatenate [.., V / mp] of all ranks to [.., V]."""
         return x if self.world is None else _gather(x, self.world, self.mp)
+
+    def gather_rows(self, x: Tensor) -> Tensor:
+        """Concatenate [N / mp, ..] of all ranks to [N, ..], any dtype; for weights, when they are loaded."""
+        if self.world is None:
+            return x
+        own = x.contiguous().view(torch.uint8)
+        parts = [torch.empty_like(own) for _ in range(self.mp)]
+        _checked(lambda: dist.all_gather(parts, own, group=self.world))
+        return torch.cat(parts).view(x.dtype)
 
     def gather_heads(self, o: Tensor) -> Tensor:
         """`shared`: attention outputs [.., heads, HD] of the pair concatenated to the whole o-group's heads."""
@@ -83,7 +111,7 @@ class Groups:
 
     def sum_output(self, x: Tensor) -> Tensor:
         """Partial sums of the output projection added over the ranks that hold different columns of wo_b."""
-        return _sum(x, self.projection if self.o_mode == "shared" else self.world)
+        return _sum(x, self.projection) if self.o_mode == "shared" else self.all_sum(x)
 
     def tell(self, message: bytes) -> None:
         """On the leader: send `message` to the other ranks, each of which must call `hear`."""
@@ -108,13 +136,16 @@ def alone() -> Groups:
     return Groups(mp=1, rank=0)
 
 
-def join_groups(config: ModelConfig, o_mode: OGroups, control: dist.ProcessGroup | None = None) -> Groups:
+def join_groups(
+    config: ModelConfig, o_mode: OGroups, control: dist.ProcessGroup | None = None, device: Device | None = None
+) -> Groups:
     """The groups of this process in an initialised torch.distributed job whose ranks all serve one model.
 
     Args:
         config: of the model.
         o_mode: used if the job has more ranks than the model has o-groups.
         control: the group of all ranks on the CPU, if there is one already.
+        device: this rank's, if its memory may take part in small sums.
 
     Raises:
         UsageError: the model cannot be cut over that many ranks.
@@ -122,13 +153,14 @@ def join_groups(config: ModelConfig, o_mode: OGroups, control: dist.ProcessGroup
     mp, rank = dist.get_world_size(), dist.get_rank()
     check_ranks(config, mp)
     control = control or open_control()
+    exchange = None if device is None or control is None else open_exchange(control, device)
     if mp <= config.o_groups:
-        return Groups(mp, rank, world=dist.group.WORLD, control=control)
+        return Groups(mp, rank, world=dist.group.WORLD, control=control, exchange=exchange)
     npg = mp // config.o_groups
     pairs = [list(range(k * npg, (k + 1) * npg)) for k in range(config.o_groups)]
     pair = _own_group(pairs, rank)
     projection = _own_group([list(ranks) for ranks in zip(*pairs, strict=True)], rank)
-    return Groups(mp, rank, npg, o_mode, dist.group.WORLD, pair, projection, control)
+    return Groups(mp, rank, npg, o_mode, dist.group.WORLD, pair, projection, control, exchange)
 
 
 def check_ranks(config: ModelConfig, mp: int) -> None:
@@ -159,22 +191,22 @@ def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
 def _sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         x = x.contiguous()
-        try:
-            dist.all_reduce(x, group=group)
-        except RuntimeError as error:
-            raise_if_lost(error)
-            raise
+        _checked(lambda: dist.all_reduce(x, group=group))
     return x
 
 
 def _gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
+    _checked(lambda: dist.all_gather(parts, x.contiguous(), group=group))
+    return torch.cat(parts, dim=-1)
+
+
+def _checked(collective: Callable[[], object]) -> None:
     try:
-        dist.all_gather(parts, x.contiguous(), group=group)
+        collective()
     except RuntimeError as error:
         raise_if_lost(error)
         raise
-    return torch.cat(parts, dim=-1)
 
 
 def start_job(device: Device) -> None:

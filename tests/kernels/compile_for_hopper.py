@@ -62,6 +62,8 @@ from decoding_cases import DECODING_CASES
 from kernel_cases import CASES, Case
 from test_kernels_decoding import arranged
 
+from flagrelease.engine.kernels.exchange import Exchange, sum_over_ranks
+from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes_over_ranks
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 
 
@@ -83,6 +85,16 @@ def _launch(case: Case) -> None:
     getattr(TritonOperators, case.operator)(*arranged(case, case.arguments(torch.device("cpu"))))
 
 
+def _exchanges(ranks: int, rows: int) -> None:
+    """The kernels that sum over ranks: no operators, for they have no definition on one rank."""
+    parts = torch.zeros(3, rows, 256)
+    memory, address = torch.zeros(2, ranks, 1 << 15, dtype=torch.int64), torch.zeros(ranks, dtype=torch.int64)
+    exchange = Exchange(memory, address, torch.zeros(1, dtype=torch.int64), ranks - 1, [memory])
+    sum_over_ranks(parts, exchange, torch.bfloat16)
+    x, post, comb = torch.zeros(rows, 4, 256).bfloat16(), torch.zeros(rows, 4), torch.zeros(rows, 4, 4)
+    hc_post_mixes_over_ranks(parts, x, post, comb, torch.zeros(24, 4 * 256), exchange)
+
+
 def _error(work: Callable[..., None], *args: Any) -> str | None:
     try:
         work(*args)
@@ -94,6 +106,11 @@ def _error(work: Callable[..., None], *args: Any) -> str | None:
 def main(operators: list[str]) -> dict[str, object]:
     cases = [case for case in (*CASES, *DECODING_CASES) if not operators or case.operator in operators]
     errors = {"planted": _error(_planted), **{f"{c.operator}: {c.label}": _error(_launch, c) for c in cases}}
+    if not operators:
+        sizes = [(ranks, rows) for ranks in (2, 4, 8) for rows in (1, 64)]
+        errors |= {
+            f"exchange of {rows} rows on {ranks} ranks": _error(_exchanges, ranks, rows) for ranks, rows in sizes
+        }
     return {"launches": launches, "failures": {name: error for name, error in errors.items() if error is not None}}
 
 

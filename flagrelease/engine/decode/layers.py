@@ -13,11 +13,14 @@ from flagrelease.engine.decode.feed_forward import feed_forward
 from flagrelease.engine.decode.step import DecodeStep
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.linear import Linear
+from flagrelease.engine.parallel import Groups, alone
 from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.block import Block
 from flagrelease.engine.v4.cache import LayerCache
 from flagrelease.engine.v4.hyper_connection import HyperConnection
 from flagrelease.engine.v4.model import Model
+
+_ALONE = alone()
 
 
 class _Mixed(NamedTuple):
@@ -46,14 +49,16 @@ def _run_layer(
     ops, groups = model.ops, model.groups
     x, weights = _open(ops, block.attn_hc, mixed, block.attn.latents, step)
     parts = attend(ops, block.attn, x, step, cache, model.rope(block.attn.ratio), groups)
-    if groups.mp > 1:
+    if groups.o_mode == "shared":  # the sum is not over all ranks
         parts = groups.sum_output(_added(ops, parts))
-    mixed = _close(ops, parts, mixed, *weights(), block.ffn_hc.fn)
+        mixed = _close(ops, _ALONE, parts, mixed, *weights(), block.ffn_hc.fn)
+    else:
+        mixed = _close(ops, groups, parts, mixed, *weights(), block.ffn_hc.fn)
     x, weights = _open(ops, block.ffn_hc, mixed, block.ffn.w13, step)
     parts = feed_forward(ops, block.ffn, x, step)
-    if groups.mp > 1:  # the last part is the shared expert's, which every rank has whole: it counts once
-        parts = groups.all_sum(_added(ops, parts if groups.is_leader else parts[:-1]))
-    return _close(ops, parts, mixed, *weights(), next_fn)
+    if not groups.is_leader:  # the last part is the shared expert's, which every rank has whole: it counts once
+        parts = parts[:-1]
+    return _close(ops, groups, parts, mixed, *weights(), next_fn)
 
 
 def _open(
@@ -70,9 +75,15 @@ def _open(
 
 
 def _close(
-    ops: Operators, parts: Tensor, mixed: _Mixed, post: Tensor, comb: Tensor, next_fn: Tensor | None
-) -> _Mixed:  # fmt: skip
-    """The output's parts back in the streams, and the mixes by the next sub-layer's fn."""
+    ops: Operators, groups: Groups, parts: Tensor, mixed: _Mixed, post: Tensor, comb: Tensor, next_fn: Tensor | None
+) -> _Mixed:
+    """All ranks' parts of the output back in the streams, and the mixes by the next sub-layer's fn."""
+    if next_fn is not None and ops.hc_post_mixes_over_ranks is not None and groups.exchanges(parts[0]):
+        assert groups.exchange is not None
+        streams, *mixes = ops.hc_post_mixes_over_ranks(parts, mixed.streams, post, comb, next_fn, groups.exchange)
+        return _Mixed(streams, (mixes[0], mixes[1]))
+    if groups.mp > 1:
+        parts = groups.all_sum(_added(ops, parts))
     if next_fn is None:
         return _Mixed(ops.hc_post_parts(parts, mixed.streams, post, comb), None)
     streams, *mixes = ops.hc_post_mixes(parts, mixed.streams, post, comb, next_fn)

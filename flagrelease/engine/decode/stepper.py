@@ -146,7 +146,8 @@ def describe_steps(model: Model) -> str:
         return f"eager: {model.ops.name} operators wait for the device"
     slow = sum(block.ffn.experts.format == "fp4" and not block.ffn.experts.arranged for block in model.blocks)
     remark = f"; FP4 experts of {slow} layers by slower kernels (docs/engine.md)" if slow else ""
-    return f"captured: {model.device.graph_class}{remark}"
+    sums = "" if model.groups.exchange is None else "; ranks add up small sums inside kernels"
+    return f"captured: {model.device.graph_class}{sums}{remark}"
 
 
 def passes_are_captured(model: Model) -> bool:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
 from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.reference.experts import arrange_experts
+
+if TYPE_CHECKING:
+    from flagrelease.engine.kernels.exchange import Exchange
+
+    OverRanks = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Exchange], tuple[Tensor, Tensor, Tensor]]
 
 
 class Operators:
@@ -13,6 +23,9 @@ class Operators:
     captured = False  # whether a step of these operators can be: the definitions wait for the device here and there
 
     arrange_experts = staticmethod(arrange_experts)  # not an operator: what is done to weights once
+
+    # `hc_post_mixes` of all ranks' parts. None: the ranks add them up before, so it is no operator with a definition.
+    hc_post_mixes_over_ranks: OverRanks | None = None
 
     @staticmethod
     def start_after_all() -> None:

@@ -35,7 +35,7 @@ from flagrelease.engine.kernels.linear.linear import (
 from flagrelease.engine.kernels.linear.row_linear import mx_linear, row_linear
 from flagrelease.engine.kernels.norms.hc_mixes import hc_mixes
 from flagrelease.engine.kernels.norms.hc_post import hc_post, hc_post_parts
-from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes
+from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes, hc_post_mixes_over_ranks
 from flagrelease.engine.kernels.norms.hc_pre import hc_head, hc_pre
 from flagrelease.engine.kernels.norms.hc_pre_norm import hc_pre_norm, hc_weights
 from flagrelease.engine.kernels.norms.hc_split_sinkhorn import hc_split_sinkhorn
@@ -57,6 +57,7 @@ class TritonOperators(Operators):
     captured = True
 
     arrange_experts = staticmethod(arrange_experts)
+    hc_post_mixes_over_ranks = staticmethod(hc_post_mixes_over_ranks)
     start_after_all = staticmethod(start_after_all)
 
     act_quant = staticmethod(act_quant)

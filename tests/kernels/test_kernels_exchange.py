@@ -1,0 +1,90 @@
+"""Sums over ranks inside kernels: processes that write into each other's memory, which here is a mapped file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.exchange import FIRST_TICKET, Exchange, sum_over_ranks
+from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes_over_ranks
+
+H, M, N = 70, 4, 24
+CAPACITY = 40 * H
+# Rows of one exchange after another: larger ones after smaller, odd counts, and more tokens than a program has.
+ROWS = (1, 3, 2, 21, 1, 5)
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="processes need devices of their own"
+)
+
+
+def parts_of(rank: int, n: int, rows: int) -> Tensor:
+    """Of exchange `n`; ranks have different numbers of parts."""
+    generator = torch.Generator().manual_seed(100 * n + rank)
+    return torch.randn(2 + rank, rows, H, generator=generator) * 10.0 ** (3 * rank)
+
+
+def streams_of(n: int, rows: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(7000 + n)
+    x = torch.randn(rows, M, H, generator=generator)
+    return x, *(torch.randn(shape, generator=generator) for shape in ((rows, M), (rows, M, M), (2 * M + M * M, M * H)))
+
+
+def mapped(folder: Path, ranks: int, rank: int) -> Exchange:
+    """This rank's view of every rank's memory, each of which is a file."""
+    shape = 2, ranks, CAPACITY
+    size = 2 * ranks * CAPACITY
+    every = [torch.from_file(str(folder / str(r)), shared=True, size=size, dtype=torch.int64) for r in range(ranks)]
+    addresses = torch.tensor([each.data_ptr() for each in every])
+    return Exchange(every[rank].view(shape), addresses, torch.tensor([FIRST_TICKET]), rank, every)
+
+
+def work(rank: int, ranks: int, folder: Path) -> None:
+    exchange = mapped(folder, ranks, rank)
+    results: list[Tensor] = []
+    for n, rows in enumerate(ROWS):
+        results.append(sum_over_ranks(parts_of(rank, n, rows), exchange, torch.float32))
+        results += hc_post_mixes_over_ranks(parts_of(rank, n + 50, rows), *streams_of(n, rows), exchange)
+    torch.save((results, exchange.ticket), folder / f"result{rank}")
+
+
+def on_processes(ranks: int, folder: Path) -> list[tuple[list[Tensor], Tensor]]:
+    mp.spawn(work, (ranks, folder), nprocs=ranks, join=True)
+    return [torch.load(folder / f"result{rank}") for rank in range(ranks)]
+
+
+def in_order(ranks: int, n: int, rows: int) -> Tensor:
+    """In FP32, each rank's parts first, then the ranks one after the other: what every bit of a sum follows from."""
+    sums = []
+    for rank in range(ranks):
+        first, *others = parts_of(rank, n, rows)
+        for part in others:
+            first = first + part
+        sums.append(first)
+    total, *others = sums
+    for each in others:
+        total = total + each
+    return total
+
+
+@interpreted
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_sum_in_the_order_of_ranks(ranks: int, tmp_path: Path) -> None:
+    every = on_processes(ranks, tmp_path)
+    for results, ticket in every:
+        assert int(ticket) == (1 + 2 * len(ROWS)) * FIRST_TICKET
+        for got, first in zip(results, every[0][0], strict=True):
+            assert torch.equal(got, first), "all ranks have the same bits"
+    results = iter(every[0][0])
+    for n, rows in enumerate(ROWS):
+        assert torch.equal(next(results), in_order(ranks, n, rows)), n
+        expected = reference.hc_post_mixes(in_order(ranks, n + 50, rows)[None], *streams_of(n, rows))
+        got = next(results), next(results).sum(0), next(results).sum(0)
+        for one, other in zip(got, (expected[0], expected[1][0], expected[2][0]), strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max())), n
