@@ -45,14 +45,6 @@ class DecodeStep:
         visible = torch.div(positions + 1, OVERLAP_RATIO, rounding_mode="floor").int()
         return cls(tokens, positions, visible, context, reach, width, branches)
 
-    def by_row(self, x: Tensor) -> Tensor:
-        """x [W * B, ..] as [B, W, ..]."""
-        return x.view(self.width, -1, *x.shape[1:]).transpose(0, 1)
-
-    def by_token(self, x: Tensor) -> Tensor:
-        """x [B, W, ..] as [W * B, ..]."""
-        return x.transpose(0, 1).flatten(0, 1)
-
     def entries(self, ratio: int) -> int:
         """Compressed entries that the caches of a layer have room for; its ring begins there."""
         return self.context // ratio if ratio else 0
