@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +55,10 @@ class RandomTensors:
         else:
             return None
         return torch.full(shape, byte, dtype=torch.uint8, device=self._device).view(torch.float8_e8m0fnu)
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Both, one after the other."""
+        return ((self.read(name), self.read_scale(name)) for name in names)
 
     def _whole(self, spec: TensorSpec) -> Tensor:
         if spec.storage is Storage.EXPERT and self._fp4:

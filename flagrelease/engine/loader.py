@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from flagrelease import __version__
 from flagrelease.device import open_device
 from flagrelease.engine.agreement import require_same_options, require_same_release
 from flagrelease.engine.control import open_control
+from flagrelease.engine.intake import Intake
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.numerics import NumericsName, choose_numerics, own_numerics
 from flagrelease.engine.parallel import alone, join_groups, start_job
@@ -21,7 +22,6 @@ from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
 from flagrelease.engine.weights import Weights
 from flagrelease.errors import UsageError
 from flagrelease.ranks.job import local_rank
-from flagrelease.shard.reader import TensorReader
 
 
 def load(
@@ -70,8 +70,8 @@ def load(
     place = torch.device(opened.torch_device)
     mp, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     provider = load_provider(operators, place)
-    with TensorReader() as reader:
-        release = Release(path, rank, mp, place, reader)
+    with Intake(place) as intake:
+        release = Release(path, rank, mp, intake)
         groups = join_groups(release.config, release.o_mode or "split", control, opened) if mp > 1 else alone()
         parts = release.config.o_groups if groups.o_mode == "shared" else mp
         name = numerics or own_numerics(path, release.config, release.formats)
@@ -93,9 +93,18 @@ class _Watched:
     def read(self, name: str) -> Tensor:
         """The release's tensor."""
         tensor = self._release.read(name)
+        self._note(name)
+        return tensor
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The release's tensors and scales."""
+        for name, both in zip(names, self._release.read_each(names), strict=True):
+            self._note(name)
+            yield both
+
+    def _note(self, name: str) -> None:
         self._read.add(name)
         self._progress(len(self._read), self._release.weights)
-        return tensor
 
     def read_scale(self, name: str) -> Tensor | None:
         """The release's scale."""

@@ -8,12 +8,13 @@ read.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from flagrelease.engine.intake import Intake
 from flagrelease.engine.modelslim import index_name, take_copies
 from flagrelease.engine.placement import RankSlice, local_pieces
 from flagrelease.engine.stored import StoredTensors
@@ -23,7 +24,6 @@ from flagrelease.model.v4.stored import StoredWeight, understand
 from flagrelease.records.manifest import MANIFEST_NAME, OGroups, read_manifest
 from flagrelease.shard.header import TensorMeta, read_header
 from flagrelease.shard.index import open_checkpoint
-from flagrelease.shard.reader import TensorReader
 
 _RANK_FILE = re.compile(r"model(\d+)-mp(\d+)(?:-part(\d+))?\.safetensors")
 
@@ -96,8 +96,8 @@ class Release:
         o_mode: how o-groups are shared by the ranks this was opened for (None: every rank has whole ones).
     """
 
-    def __init__(self, folder: Path, rank: int, mp: int, device: torch.device, reader: TensorReader) -> None:
-        """Read headers and check them; data will come through `reader`.
+    def __init__(self, folder: Path, rank: int, mp: int, intake: Intake) -> None:
+        """Read headers and check them; data will come through `intake`, to its device.
 
         Raises:
             CheckpointError: a tensor is missing, is not known, or is stored in no declared form; a copy differs.
@@ -116,7 +116,7 @@ class Release:
         metas = dict(open_checkpoint(folder, index_name(folder)).tensors) if whole else _rank_tensors(folder, rank)
         copies = take_copies(folder, self.config, metas)
         weights = _understand(folder, self.config, pieces, metas, whole=whole)
-        self._stored = StoredTensors(weights, pieces, device, reader, whole=whole)
+        self._stored = StoredTensors(weights, pieces, intake, whole=whole)
         for copy, name in copies:
             self._stored.require_same(copy, name)
 
@@ -138,6 +138,14 @@ class Release:
                 multiply with.
         """
         return self._stored.read(name)
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`read` and `read_scale` of each, in this order, but several at once.
+
+        Raises:
+            CheckpointError: as they do.
+        """
+        return self._stored.read_each(names)
 
     def read_scale(self, name: str) -> Tensor | None:
         """This rank's part of its scale, if `read` gives codes, in the form that `ExpertWeights` shows.

@@ -13,9 +13,12 @@ A code or a scale that is no number, or that its format does not have, is refuse
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
+from flagrelease.engine.intake import Intake
 from flagrelease.engine.kernels.reference.quantisation import decode_fp8
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 from flagrelease.engine.placement import Range, RankSlice
@@ -23,7 +26,6 @@ from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, SCALE_RULE, Format
 from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.shard.header import TensorMeta
-from flagrelease.shard.reader import TensorReader
 
 _TORCH = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64,
@@ -32,6 +34,7 @@ _TORCH = {
 _E8M0_NAN = 255
 _E4M3_NAN = 0x7F  # with either sign
 _COMPARED = 1 << 26  # bytes at a time
+Fetch = Callable[[TensorMeta, int, int], Tensor]  # bytes of a tensor, on the device
 
 
 class StoredTensors:
@@ -41,14 +44,13 @@ class StoredTensors:
         self,
         weights: dict[str, StoredWeight],
         pieces: dict[str, RankSlice],
-        device: torch.device,
-        reader: TensorReader,
+        intake: Intake,
         *,
         whole: bool,
     ) -> None:
         """`weights` and `pieces` by name; `whole`: the files hold whole tensors, of which the rank reads its ranges."""
         self._weights, self._pieces = weights, pieces
-        self._device, self._reader, self._whole = device, reader, whole
+        self._intake, self._whole = intake, whole
         # Layers that share an input are joined and experts are stacked, so among the linears and among the experts FP8
         # scales have one dtype.
         self._wide_scales = {
@@ -69,11 +71,18 @@ class StoredTensors:
 
     def read(self, name: str) -> Tensor:
         """This rank's part of a weight: codes, or BF16 where no kernel takes such codes."""
+        return self._read(name, self._intake.fetch_large)
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`read` and `read_scale` of each, in this order, but several at once."""
+        return self._intake.each(lambda name: (self._read(name, self._intake.fetch), self.read_scale(name)), names)
+
+    def _read(self, name: str, fetch: Fetch) -> Tensor:
         weight, ranges = self._weights[name], list(self._pieces[name].ranges)
         if weight.format is not None:
             width = weight.format.elements_per_byte
             ranges[-1] = ranges[-1][0] // width, ranges[-1][1] // width
-        part = self._load(weight.weight, ranges).to(self._device)
+        part = self._cut(weight.weight, ranges, fetch)
         if weight.format is None or weight.format is FP4:
             return part
         _check_codes(weight, part)
@@ -102,10 +111,8 @@ class StoredTensors:
         begin, end = (row * at for at in self._pieces[name].ranges[0])
         while same and begin < end:
             size = min(end - begin, _COMPARED)
-            parts = torch.empty(2, size, dtype=torch.uint8)
-            self._reader.read(copy, begin, parts[0].numpy())
-            self._reader.read(original, begin, parts[1].numpy())
-            same, begin = torch.equal(parts[0], parts[1]), begin + size
+            parts = (self._intake.read(meta, begin, size) for meta in (copy, original))
+            same, begin = torch.equal(*parts), begin + size
         if not same:
             raise CheckpointError(
                 f"{copy.file}: tensor {copy.name!r} differs from {name!r}, of which it is to be a copy for the draft "
@@ -114,17 +121,18 @@ class StoredTensors:
 
     def _scale(self, weight: StoredWeight) -> Tensor:
         assert weight.scale is not None, "a weight in codes has a scale"
-        stored = self._load(weight.scale, self._scale_ranges(weight))
+        stored = self._cut(weight.scale, self._scale_ranges(weight), self._intake.read)
         _check_scale(weight.scale, stored)
+        stored = stored.to(self._intake.device, non_blocking=True)
         if weight.format is MXFP8:
-            return stored.view(torch.uint8).to(self._device)
+            return stored.view(torch.uint8)
         if weight.format is not None and weight.format.by_row:
-            return stored.squeeze(-1).float().to(self._device)
+            return stored.squeeze(-1).float()
         wide = weight.format is FP8 and weight.spec.storage in self._wide_scales
-        return (stored.float() if wide else stored).to(self._device)
+        return stored.float() if wide else stored
 
     def _check_offset(self, weight: StoredWeight, offset: TensorMeta) -> None:
-        if bool((self._load(offset, self._scale_ranges(weight)) != 0).any()):
+        if bool((self._cut(offset, self._scale_ranges(weight), self._intake.read) != 0).any()):
             raise CheckpointError(
                 f"{offset.file}: tensor {offset.name!r} holds a zero point that is not 0; weights are stored "
                 f"symmetrically, without zero points"
@@ -136,16 +144,15 @@ class StoredTensors:
             for (begin, end), size in zip(self._pieces[weight.spec.name].ranges, weight.block, strict=True)
         ]
 
-    def _load(self, meta: TensorMeta, ranges: list[Range]) -> Tensor:
-        """This rank's slice. mp files are already cut, so there it is the whole stored tensor."""
+    def _cut(self, meta: TensorMeta, ranges: list[Range], fetch: Fetch) -> Tensor:
+        """This rank's slice, where `fetch` puts it. mp files are already cut: there it is the whole stored tensor."""
         shape = (*meta.shape[:-1], meta.shape[-1] // 2) if meta.dtype == "F4" else meta.shape
         if not self._whole:
             ranges = [(0, size) for size in shape]
         row = meta.nbytes // shape[0]
         first, last = ranges[0]
-        raw = torch.empty((last - first) * row, dtype=torch.uint8)
-        self._reader.read(meta, first * row, raw.numpy())
-        part = raw.view(_TORCH[meta.dtype]).view(last - first, *shape[1:])
+        part = fetch(meta, first * row, (last - first) * row)
+        part = part.view(_TORCH[meta.dtype]).view(last - first, *shape[1:])
         return part[(slice(None), *(slice(*each) for each in ranges[1:]))].contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -23,6 +24,9 @@ class TensorSource(Protocol):
 
     def read_scale(self, name: str) -> Tensor | None:
         """The scale of the weight `name`, or None if the weight is stored plain."""
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`read` and `read_scale` of each, in this order; the source may work ahead."""
 
 
 class Weights:
@@ -57,7 +61,7 @@ class Weights:
             UsageError: it is stored in a format that the numerics do not use.
         """
         full = f"{self._prefix}{name}.weight"
-        weight, scale = self._held(full)
+        weight, scale = self._held(full, self._source.read(full), self._source.read_scale(full))
         return Linear(weight, scale, scheme_of(weight_format(weight, scale), self.numerics), full)
 
     def grouped(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
@@ -87,22 +91,21 @@ class Weights:
         """Weights and scales of every name, [E, ..] each; those of one expert lie side by side."""
         weights: Tensor | None = None
         scales: Tensor | None = None
-        for place, expert in enumerate(ids):
-            for column, name in enumerate(names):
-                weight, scale = self._held(f"{self._prefix}experts.{expert}.{name}.weight")
-                if weights is None:
-                    weights = _room(weight, len(ids), len(names))
-                    scales = None if scale is None else _room(scale, len(ids), len(names))
-                weights[place, column] = weight
-                if scale is not None and scales is not None:
-                    as_bytes(scales)[place, column] = as_bytes(scale)
+        full = [f"{self._prefix}experts.{expert}.{name}.weight" for expert in ids for name in names]
+        for n, (one, both) in enumerate(zip(full, self._source.read_each(full), strict=True)):
+            weight, scale = self._held(one, *both)
+            if weights is None:
+                weights = _room(weight, len(ids), len(names))
+                scales = None if scale is None else _room(scale, len(ids), len(names))
+            weights[divmod(n, len(names))] = weight
+            if scale is not None and scales is not None:
+                as_bytes(scales)[divmod(n, len(names))] = as_bytes(scale)
         if weights is None:
             raise UsageError("a rank without experts: fewer experts than ranks")
         return weights.unbind(1), (None,) * len(names) if scales is None else scales.unbind(1)
 
-    def _held(self, full: str) -> tuple[Tensor, Tensor | None]:
+    def _held(self, full: str, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A weight as the model holds it: in codes with scales where the numerics keep them, else decoded."""
-        weight, scale = self._source.read(full), self._source.read_scale(full)
         if scale is None or not self.numerics.keep_codes:
             return decode(weight, scale, self.dtype), None
         fmt = weight_format(weight, scale)

@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.engine.intake import Intake
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.release import Release, find_layout
 from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
 from flagrelease.model.v4.config import parse_config
-from flagrelease.shard.reader import TensorReader
+
+CPU = torch.device("cpu")
 
 Edit = Callable[[dict[str, Tensor]], None]
 
@@ -230,8 +232,8 @@ def test_experts_of_another_rank(checkpoint: Checkpoint, tmp_path: Path) -> None
     # A rank file that was copied to another rank's name: its experts are the wrong ones, by name.
     folder = write_mp(checkpoint, tmp_path, "bf16", 2)
     (folder / "model1-mp2.safetensors").write_bytes((folder / "model0-mp2.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"experts\.0\.w1\.weight' is not part of this"), TensorReader() as reader:
-        Release(folder, 1, 2, torch.device("cpu"), reader)
+    with pytest.raises(CheckpointError, match=r"experts\.0\.w1\.weight' is not part of this"), Intake(CPU) as intake:
+        Release(folder, 1, 2, intake)
 
 
 def test_dspark_stages_are_checked_when_nothing_drafts_with_them(tmp_path: Path) -> None:
@@ -282,8 +284,8 @@ def real_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("rank", "mp"), [(0, 1), (5, 8), (15, 16)])
 def test_a_real_checkpoint_is_what_is_expected(real_headers: Path, rank: int, mp: int) -> None:
-    with TensorReader() as reader:
-        release = Release(real_headers, rank, mp, torch.device("cpu"), reader)
+    with Intake(CPU) as intake:
+        release = Release(real_headers, rank, mp, intake)
         assert release.o_mode == ("split" if mp > 8 else None)
         wq_b = release.read("layers.7.attn.wq_b.weight")
         assert (wq_b.dtype, wq_b.shape) == (torch.float8_e4m3fn, (32768 // mp, 1024))
