@@ -7,13 +7,16 @@ runs inside the pair, then over all ranks).
 
 Every sum gives all of its ranks the same bits: either one rank adds each number and tells the others (NCCL, gloo), or
 all add them in the order of ranks (`kernels/exchange.py`). So what follows, sampling included, is the same on all.
+
+Of a step of many tokens each rank keeps the streams of its share (`spread`): mHC, norms and the shared expert, which
+would be the same work on every rank, are divided, and a sum goes only where it is used.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
     from flagrelease.engine.kernels.exchange import Exchange
 
 T = TypeVar("T", None, bool, int, str)
+SPREAD = 512  # tokens of a step from which on they are shared out
+
+# Torch 2.13 has renamed them, and warns of the older names.
+_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class Groups:
         projection: one rank of each pair group, this rank's place in it.
         control: all ranks, on the CPU, for what they tell each other.
         exchange: the way of small sums over all ranks; None: they go the way of large ones.
+        is_spread: whether the tokens of a step are shared out: what sums of tokens give is this rank's share.
     """
 
     mp: int
@@ -59,11 +68,38 @@ class Groups:
     projection: dist.ProcessGroup | None = None
     control: dist.ProcessGroup | None = None
     exchange: Exchange | None = None
+    is_spread: bool = False
 
     @property
     def is_leader(self) -> bool:
         """Whether this rank talks to the user: reads requests, samples, writes files."""
         return self.rank == 0
+
+    def spread(self, tokens: int) -> Groups:
+        """These groups for a step of so many tokens, which are shared out if they are many and can be divided."""
+        spread = self.world is not None and self.o_mode is None and tokens >= SPREAD and tokens % self.mp == 0
+        return replace(self, is_spread=True) if spread else self
+
+    def own(self, x: Tensor) -> Tensor:
+        """This rank's share of x [T, ..], consecutive rows; all of x if the step is not spread."""
+        return x.chunk(self.mp)[self.rank] if self.is_spread else x
+
+    def together(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """All ranks' shares of tokens, [T / mp, ..] each, as `shape`; x itself if the step is not spread."""
+        if not self.is_spread:
+            return x
+        whole = x.new_empty(len(x) * self.mp, *x.shape[1:])
+        _checked(lambda: _gather_single(_bytes(whole), _bytes(x.contiguous()), group=self.world))
+        return whole.view(*shape)
+
+    def sum_tokens(self, x: Tensor) -> Tensor:
+        """Sum over all ranks of x [.., N]; of a spread step this rank's share, [T / mp, N]."""
+        if not self.is_spread:
+            return self.all_sum(x)
+        x = x.flatten(0, -2).contiguous()
+        own = torch.empty_like(self.own(x), memory_format=torch.contiguous_format)
+        _checked(lambda: _reduce_scatter_single(own, x, group=self.world))
+        return own
 
     def all_sum(self, x: Tensor) -> Tensor:
         """Sum over all ranks, [.., N] in x's dtype."""
@@ -91,7 +127,7 @@ class Groups:
         """Concatenate [N / mp, ..] of all ranks to [N, ..], any dtype; for weights, when they are loaded."""
         if self.world is None:
             return x
-        own = x.contiguous().view(torch.uint8)
+        own = _bytes(x.contiguous())
         parts = [torch.empty_like(own) for _ in range(self.mp)]
         _checked(lambda: dist.all_gather(parts, own, group=self.world))
         return torch.cat(parts).view(x.dtype)
@@ -110,8 +146,11 @@ class Groups:
         return _sum(y, self.pair).narrow(-1, self.rank % self.npg * width, width)
 
     def sum_output(self, x: Tensor) -> Tensor:
-        """Partial sums of the output projection added over the ranks that hold different columns of wo_b."""
-        return _sum(x, self.projection) if self.o_mode == "shared" else self.all_sum(x)
+        """Partial sums of the output projection added over the ranks that hold different columns of wo_b.
+
+        Of a spread step this rank's share, as `sum_tokens`.
+        """
+        return _sum(x, self.projection) if self.o_mode == "shared" else self.sum_tokens(x)
 
     def tell(self, message: bytes) -> None:
         """On the leader: send `message` to the other ranks, each of which must call `hear`."""
@@ -199,6 +238,11 @@ def _gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
     _checked(lambda: dist.all_gather(parts, x.contiguous(), group=group))
     return torch.cat(parts, dim=-1)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """For a backend that does not know every dtype."""
+    return x.view(torch.uint8)
 
 
 def _checked(collective: Callable[[], object]) -> None:

@@ -49,6 +49,13 @@ class Block:
     def forward(
         self, ops: Operators, streams: Tensor, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
     ) -> Tensor:
-        """Streams [B, S, M, H] -> [B, S, M, H]."""
-        streams = self.attn_hc.around(ops, streams, lambda x: self.attn.forward(ops, x, step, cache, rope, groups))
-        return self.ffn_hc.around(ops, streams, lambda x: self.ffn.forward(ops, x, step.tokens, step.real, groups))
+        """Streams [B, S, M, H] -> [B, S, M, H]; of a spread step this rank's, [T / mp, M, H] -> [T / mp, M, H]."""
+        shape = *step.tokens.shape, streams.shape[-1]
+
+        def attend(x: Tensor) -> Tensor:
+            return self.attn.forward(ops, groups.together(x, shape), step, cache, rope, groups)
+
+        def feed_forward(x: Tensor) -> Tensor:
+            return self.ffn.forward(ops, groups.together(x, shape), step.tokens, step.real, groups)
+
+        return self.ffn_hc.around(ops, self.attn_hc.around(ops, streams, attend), feed_forward)

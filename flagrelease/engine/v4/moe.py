@@ -77,6 +77,8 @@ class MoE:
     def forward(self, ops: Operators, x: Tensor, tokens: Tensor, real: Tensor | None, groups: Groups) -> Tensor:
         """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32.
 
+        Of a spread step the result is this rank's share, [T / mp, H].
+
         `real`: bool [B, S], which of the tokens are more than padding; no expert reads the others. None: all are.
         """
         flat = x.flatten(0, -2)
@@ -84,7 +86,8 @@ class MoE:
         if real is not None:
             ids = ids.where(real.flatten()[:, None], _NO_EXPERT)
         routed = ops.moe_experts(flat, ids, weights, self.experts, self.swiglu_limit, self.scheme.rounds)
-        return ops.add(groups.all_sum(routed), self._shared(ops, flat), x.dtype).view_as(x)
+        out = ops.add(groups.sum_tokens(routed), self._shared(ops, groups.own(flat)), x.dtype)
+        return out if groups.is_spread else out.view_as(x)
 
     def _shared(self, ops: Operators, x: Tensor) -> Tensor:
         gate, up = project(ops, x, self.w13)[0].tensor_split(2, -1)

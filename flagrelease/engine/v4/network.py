@@ -59,14 +59,22 @@ class Network:
 
     def watched(self, step: Step, layers: Sequence[LayerCache]) -> tuple[Tensor, Tensor]:
         """As `_streams`, and what draft stages read: the same, or the pooled streams of DSpark's targets."""
-        streams = self.embed_tokens(step.tokens)[:, :, None].repeat(1, 1, self.config.hc_mult, 1)
+        groups, shape = self.groups.spread(step.tokens.numel()), step.tokens.shape
+        embedded = self.embed_tokens(step.tokens)
+        if groups.is_spread:
+            embedded = groups.own(embedded.flatten(0, 1))
+        streams = torch.stack([embedded] * self.config.hc_mult, -2)
         targets = () if self.dspark is None else self.dspark.targets
         pooled = list[Tensor]()
         for layer, (block, cache) in enumerate(zip(self.blocks, layers, strict=True)):
-            streams = block.forward(self.ops, streams, step, cache, self.rope(block.attn.ratio), self.groups)
+            streams = block.forward(self.ops, streams, step, cache, self.rope(block.attn.ratio), groups)
             if layer in targets:
                 pooled.append(pool(streams))
-        return streams, torch.cat(pooled, -1) if pooled else streams
+        streams = groups.together(streams, (*shape, *streams.shape[-2:]))
+        if not pooled:
+            return streams, streams
+        features = torch.cat(pooled, -1)
+        return streams, groups.together(features, (*shape, features.shape[-1]))
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens [..] -> [.., H]."""
