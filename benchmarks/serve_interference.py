@@ -29,8 +29,9 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 from flagrelease.engine.batch.admission import admit
-from flagrelease.engine.batch.scheduler import Scheduler, Totals
+from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.batch.sequence import Event
+from flagrelease.engine.batch.totals import Totals
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.stops import StopWatch

@@ -29,6 +29,8 @@ from flagrelease.engine.options import (
     SpeculateOption,
 )
 from flagrelease.engine.preflight import check_origins, choose_context, leads, require_writable, serving_key
+from flagrelease.engine.speculation import AUTO as AUTO_DRAFTS
+from flagrelease.engine.speculation import OFF, choose_speculation
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
 from flagrelease.model.v4.config import read_config
@@ -91,7 +93,7 @@ def generate(
     operators: OperatorsOption = "auto",
     context: ContextOption = None,
     batch: RowsOption = 4,
-    speculate: SpeculateOption = False,
+    speculate: SpeculateOption = OFF,
     ranks: RanksOption = AUTO,
 ) -> None:
     """Continue a prompt, a file of prompts, or (with neither) chat at the terminal."""
@@ -113,7 +115,7 @@ def generate(
     from flagrelease.engine.text import Tokenizer
 
     sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
-    context = choose_context(release, context)
+    context, speculation = choose_context(release, context), choose_speculation(speculate, release)
     efforts = read_efforts(release)
     effort = None if mode is ModeChoice.RAW else efforts.of(mode.value)
     requests, digests, tokens, opening = [], [], list[int](), None
@@ -147,7 +149,8 @@ def generate(
     from flagrelease.engine.generate.terminal import Terminal
     from flagrelease.engine.session import Session
 
-    with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
+    how = _named(numerics), dtype.value, device, operators
+    with Session.open(release, *how, speculation=speculation) as session:
         work = Terminal(session, effort, sampling, opening)
         if prompts is not None:
             work.answer_file(requests, digests, out, context, batch)
@@ -194,7 +197,7 @@ def serve(
         ),
     ] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Print a line for every request on stderr.")] = False,
-    speculate: SpeculateOption = False,
+    speculate: SpeculateOption = AUTO_DRAFTS,
     ranks: RanksOption = AUTO,
     as_json: Annotated[
         bool, typer.Option("--json", help="When requests are accepted, print a JSON line with the address.")
@@ -210,6 +213,7 @@ def serve(
     from flagrelease.engine.text import Tokenizer
 
     context, origins = choose_context(release, context), allow_origin or []
+    speculation = choose_speculation(speculate, release)
     key = serving_key(host, api_key_env) if leads() else None
     if leads():
         check_origins(origins, key)
@@ -224,7 +228,8 @@ def serve(
     serving = Serving(
         public, mode.value, host, port, sockets, context, batch, queue, budget, grace, access_log, origins, key
     )
-    with Session.open(release, _named(numerics), dtype.value, device, operators, speculate=speculate) as session:
+    how = _named(numerics), dtype.value, device, operators
+    with Session.open(release, *how, speculation=speculation) as session:
         serve_session(session, serving, as_json=as_json)
 
 

@@ -74,6 +74,12 @@ ContextOption = Annotated[
     ),
 ]
 SpeculateOption = Annotated[
-    bool, typer.Option("--speculate", help="Draft tokens ahead with the draft stages: the same text, faster.")
+    str,
+    typer.Option(
+        "--speculate",
+        metavar="auto|off|N",
+        help="Let the release's draft stages guess tokens ahead: the same text, sooner. N: at most so many in a step. "
+        "auto: as many as they make, while it pays.",
+    ),
 ]
 RowsOption = Annotated[int, typer.Option("--batch", min=1, help="Sequences at once.")]

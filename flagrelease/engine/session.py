@@ -9,12 +9,15 @@ from types import TracebackType
 
 from flagrelease.console import Display
 from flagrelease.engine.batch.runner import Runner
+from flagrelease.engine.batch.scheduler import Scheduler
+from flagrelease.engine.batch.worth import Worth
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import leave_job
 from flagrelease.engine.preflight import DEFAULT_CONTEXT
+from flagrelease.engine.speculation import NO_SPECULATION, Speculation
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.model import Model
 from flagrelease.model.v4.efforts import Efforts
@@ -27,11 +30,12 @@ class Session:
 
     release: Path
     model: Model
+    speculation: Speculation = NO_SPECULATION
 
     @classmethod
     def open(
         cls, release: Path, numerics: NumericsName | None, dtype: str, device: str, operators: str, *,
-        speculate: bool = False,
+        speculation: Speculation = NO_SPECULATION,
     ) -> Session:  # fmt: skip
         """Load, and say on stderr what was loaded.
 
@@ -41,17 +45,18 @@ class Session:
             dtype: name of torch's.
             device: see `load`.
             operators: see `load`.
-            speculate: also load the draft stages, for runners that draft with them.
+            speculation: whether the draft stages are loaded too, and how many tokens they may guess.
         """
         with Display(quiet=not is_leader(), lasting=False) as display:
             model = load(
-                release, numerics, dtype, device, operators=operators, mtp=speculate,
+                release, numerics, dtype, device, operators=operators, mtp=speculation.most > 0,
                 progress=lambda done, total: display("loading", done, total, "weights"),
             )  # fmt: skip
         if model.groups.is_leader:
             said = f"{model.numerics.name} numerics in {dtype}, {model.ops.name} operators, {model.device.torch_device}"
             print(f"{release}: {said}, {model.groups.mp} rank(s), {describe_steps(model)}", file=sys.stderr)
-        return cls(release, model)
+            print(f"{release}: {speculation.said}", file=sys.stderr)
+        return cls(release, model, speculation)
 
     def __enter__(self) -> Session:
         """Nothing is left to do."""
@@ -77,7 +82,12 @@ class Session:
         """
         if context is None:
             context = self.default_context
-        return Runner(self.model, rows, context, speculate=self.model.drafts)
+        most = self.speculation.most
+        return Runner(self.model, rows, context, speculate=most > 0, most=most or None)
+
+    def scheduler(self, runner: Runner, tokenizer: Tokenizer, budget: int | None = None) -> Scheduler:
+        """Many sequences on `runner`; on the leader. `budget`: tokens of prompts that a step reads; None: a chunk."""
+        return Scheduler(runner, tokenizer, budget, Worth() if self.speculation.adaptive else None)
 
     def tokenizer(self) -> Tokenizer:
         """The release's."""

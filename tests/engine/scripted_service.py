@@ -11,8 +11,9 @@ import torch
 from fastapi import FastAPI
 
 from flagrelease.engine.batch.runner import Runner
-from flagrelease.engine.batch.scheduler import Request, Scheduler, Totals
+from flagrelease.engine.batch.scheduler import Request, Scheduler
 from flagrelease.engine.batch.sequence import Event, Finish
+from flagrelease.engine.batch.totals import Totals
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.serve.server import Served, make_app

@@ -172,7 +172,7 @@ def test_a_sequence_follows_the_formula_with_and_without_drafts(
             for event in scheduler.step():
                 if event.key != beside:
                     tokens += [score.token for score in event.scores]
-                    drafted = event.drafted
+                    drafted = event.acceptance.drafts
         assert tokens == expected
         assert (drafted > 0) == speculate
 

@@ -89,11 +89,16 @@ def test_one_prompt_as_a_document(app: typer.Typer, release: Path) -> None:
     assert plain == {
         "text": expected_text(release, "Hi", 9), "finish_reason": "length", "prompt_tokens": 2, "generated_tokens": 9,
     }  # fmt: skip
-    result = CliRunner().invoke(app, ["generate", str(release), *map(str, words), "--json", "--speculate"])
+    result = CliRunner().invoke(app, ["generate", str(release), *map(str, words), "--json", "--speculate", "1"])
     drafted = json.loads(result.stdout)
     assert drafted.items() >= plain.items()
     share = drafted["accepted_tokens"] / drafted["drafted_tokens"]
     assert f"{share:.1%} of {drafted['drafted_tokens']} drafts right" in result.stderr
+    drafts = drafted["drafts"]  # every draft but those of the last tokens is verified
+    assert drafts["verified_by_place"] == [drafted["drafted_tokens"]] == [drafts["verifications"]]
+    assert drafts["accepted_by_place"] == [drafted["accepted_tokens"]]
+    assert drafts["tokens_per_verification"] == 1 + share
+    assert "drafts: 1 a step, by one MTP stage" in result.stderr
 
 
 def test_equal_prompts_of_a_file_have_their_own_seeds(app: typer.Typer, release: Path, tmp_path: Path) -> None:
@@ -291,7 +296,7 @@ def test_serve_until_interrupted(release: Path) -> None:
 @pytest.mark.slow
 def test_a_terminated_server_finishes_its_answers(release: Path) -> None:
     port = _free_port()
-    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "200", "--speculate",
+    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "200", "--speculate", "1",
              "--grace", "600", *REFERENCE]  # fmt: skip
     body = {"model": "small", "prompt": "x", "max_tokens": 150, "temperature": 0, "stream": True}
     with subprocess.Popen([sys.executable, "-c", MAIN, *words], stderr=subprocess.PIPE, text=True) as server:

@@ -52,7 +52,7 @@ def answer(scheduler: Scheduler, prompt: list[int], how: Sampling = HOW) -> list
 
 
 def told(events: list[Event]) -> list[Any]:
-    return [(event.text, event.scores, event.generated, event.finish, event.accepted) for event in events]
+    return [(event.text, event.scores, event.generated, event.finish, event.acceptance) for event in events]
 
 
 @pytest.mark.parametrize("speculate", [False, True])

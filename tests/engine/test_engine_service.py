@@ -245,3 +245,7 @@ def test_usage_and_metrics_count_drafts(server: tuple[str, Service]) -> None:
         values = dict(line.split() for line in metrics.text.splitlines() if not line.startswith("#"))
         assert int(values["flagrelease_drafted_tokens_total"]) == service.load.totals.drafted
         assert values["flagrelease_sequences_running"] == "0"
+        seen = service.load.totals.acceptance
+        assert int(values["flagrelease_verifications_total"]) == seen.verifications > 0
+        assert int(values['flagrelease_verified_drafts_total{position="1"}']) == seen.verified[0]
+        assert int(values['flagrelease_accepted_drafts_total{position="1"}']) == seen.accepted[0]

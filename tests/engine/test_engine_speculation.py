@@ -18,13 +18,14 @@ from small_tokenizer import write_tokenizer
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.engine.batch import guessing
+from flagrelease.engine.batch.guessing import Token
 from flagrelease.engine.batch.orders import Draft, Prefill
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
-from flagrelease.engine.batch.sequence import Event, Running
+from flagrelease.engine.batch.sequence import Running
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
@@ -273,9 +274,9 @@ def test_planted_acceptance_of_every_draft_is_seen(
 ) -> None:
     (plain,) = generate_all(schedule(model, tokenizer, speculate=False), [PROMPTS[3]], SAMPLINGS[1])
 
-    def judge(scheduler: Scheduler, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
-        return scheduler._advance(each, [*((draft, None) for draft in each.drafts), tokens[-1]])
+    def judge(each: Running, tokens: list[Token]) -> tuple[list[Token], None]:
+        return [*((draft, None) for draft in each.drafts), tokens[-1]], None
 
-    monkeypatch.setattr(Scheduler, "_judge", judge)
+    monkeypatch.setattr(guessing, "_judge", judge)
     (result,) = generate_all(schedule(model, tokenizer), [PROMPTS[3]], SAMPLINGS[1])
     assert result.text != plain.text

@@ -69,9 +69,11 @@ class Draft:
 
     Attributes:
         following: for each row none, or what followed the tokens of its last order, rejected drafts not counted.
+        likeliest: take the likeliest tokens, so that nobody has to choose.
     """
 
     following: tuple[tuple[int, ...], ...]
+    likeliest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

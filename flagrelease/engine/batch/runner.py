@@ -36,18 +36,28 @@ _FOR_PASSES = 1 << 30  # bytes that are not given to what is kept
 class Runner:
     """A model with `rows` sequences of at most `context` tokens."""
 
-    def __init__(self, model: Model, rows: int, context: int, *, speculate: bool = False) -> None:
-        """Allocate the caches, on every rank. `speculate`: also the draft stages'.
+    def __init__(
+        self, model: Model, rows: int, context: int, *, speculate: bool = False, most: int | None = None
+    ) -> None:
+        """Allocate the caches, on every rank.
+
+        Args:
+            model: on this rank.
+            rows: sequences at once.
+            context: tokens that each may have.
+            speculate: let the model's draft stages guess tokens; allocates their caches too.
+            most: guesses for a row in a step; None: as many as the stages make.
 
         Raises:
             UsageError: the ranks were started with different options; a step appends fewer tokens than one and its
-                drafts; the model was loaded without draft stages.
+                drafts; the model was loaded without draft stages, or its stages make fewer drafts than `most`.
             ResourceError: the device has no room.
         """
-        require_same_options(model.groups.control, {"--batch": rows, "--context": context, "--speculate": speculate})
+        options = {"--batch": rows, "--context": context, "--speculate": (speculate, most)}
+        require_same_options(model.groups.control, options)
         self.model, self.rows, self.context, self.speculate = model, rows, context, speculate
         self._cache = model.new_cache(rows, context)
-        self._drafting = open_drafting(model, rows, context) if speculate else None
+        self._drafting = open_drafting(model, rows, context, most) if speculate else None
         if self._drafting is not None and self._cache.chunk <= self._drafting.most:
             most = self._drafting.most + 1
             raise UsageError(f"speculation appends {most} tokens in a step: chunk and context must be at least {most}")
@@ -75,9 +85,12 @@ class Runner:
         return self._do(order)
 
     def draft(self, order: Draft, choose: Choose) -> Drafts:
-        """On the leader: let the stages guess on all ranks. `choose` takes each token from logits [rows, V]."""
+        """On the leader: let the stages guess on all ranks. `choose` takes each token from logits [rows, V].
+
+        It is not called where the order is for the likeliest ones.
+        """
         self._tell(order)
-        return self._stepper.draft(order.following, choose)
+        return self._stepper.draft(order.following, None if order.likeliest else choose)
 
     def saved_bytes(self, length: int) -> int:
         """Bytes that `Save` takes for a row of `length` tokens."""
@@ -104,7 +117,7 @@ class Runner:
             if isinstance(order, Save | Load):
                 self._remember(order)
             elif isinstance(order, Draft):
-                self._stepper.draft(order.following, _leave)
+                self._stepper.draft(order.following, None if order.likeliest else _leave)
             else:
                 self._do(order)
         self._forget()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,11 +20,14 @@ from torch import Tensor
 from flagrelease.engine.batch.adjusted import Adjuster, adjusted
 from flagrelease.engine.batch.admission import admit
 from flagrelease.engine.batch.chosen import Chosen
-from flagrelease.engine.batch.orders import Decode, Draft, Next
+from flagrelease.engine.batch.guessing import Guessing
+from flagrelease.engine.batch.orders import Next
 from flagrelease.engine.batch.prefixes import Prefixes
 from flagrelease.engine.batch.reading import Piece, allowance, order_of, passes
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.sequence import Event, Generated, Running
+from flagrelease.engine.batch.totals import Totals
+from flagrelease.engine.batch.worth import Worth
 from flagrelease.engine.sampling import Draws, Sampler, Sampling, choose_tokens
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.stops import StopWatch
@@ -33,26 +35,24 @@ from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.transfer import send
 
 
-@dataclass(slots=True)
-class Totals:
-    """Tokens since the scheduler was made: prompts read, generated, and how many of those were drafted right.
-
-    `cached` ones of prompts were not read: what a row remembers of them was kept.
-    """
-
-    prompt: int = 0
-    cached: int = 0
-    generated: int = 0
-    drafted: int = 0
-    accepted: int = 0
-
-
 class Scheduler:
     """Runs on the leader; not thread-safe but for `check`. Call `step` while `busy`."""
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, budget: int | None = None) -> None:
-        """`budget`: tokens of prompts that a step reads (see `allowance`); a chunk of the runner's if None."""
+    def __init__(
+        self, runner: Runner, tokenizer: Tokenizer, budget: int | None = None, worth: Worth | None = None
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            runner: the model; if it has draft stages, they draft.
+            tokenizer: the model's.
+            budget: tokens of prompts that a step reads (see `allowance`); a chunk of the runner's if None.
+            worth: says before each step whether drafting pays; None: it is done in every step.
+        """
         self.runner, self.tokenizer = runner, tokenizer
+        self._worth = worth if runner.speculate else None
+        self._drafting = runner.speculate and worth is None
+        self._guessing = Guessing(runner, self._choose)
         self.budget = runner.chunk if budget is None else budget
         self.totals = Totals()
         self._waiting = deque[Running]()
@@ -113,8 +113,20 @@ class Scheduler:
         If prompts wait, a step first takes in what is under way, so that nobody waits for it while the next step reads
         a budget of them. With drafts, of which the host decides how many are right, a step takes in its own tokens.
         """
-        if self.runner.speculate:
-            return self._step_with_drafts()
+        if self._worth is None:
+            return self._step_with_drafts() if self._drafting else self._step_ahead()
+        rows, read = sum(each.ready for each in self._active.values()), self.totals.prompt
+        wanted = self._worth.wants(rows)
+        if changed := wanted != self._drafting:
+            events = self._begin_drafts() if wanted else self._pause_drafts()
+        else:
+            events = self._step_with_drafts() if wanted else self._step_ahead()
+        calm = not changed and self._reading is None and self.totals.prompt == read
+        self._worth.note(rows, self.totals.acceptance, drafting=wanted, calm=calm)
+        return events
+
+    def _step_ahead(self) -> list[Event]:
+        """A step without drafts; the device is one ahead of the host."""
         if self._under_way and self._next_to_read() is not None:
             return self._take_in()
         events = self._read_prompts()
@@ -155,39 +167,48 @@ class Scheduler:
 
     def _step_with_drafts(self) -> list[Event]:
         """A token and its right drafts for every sequence that is ready, a budget of prompts read, the next drafts."""
-        events = self._decode()
+        events = self._verify()
         events += self._read_prompts()
         events += self._take_in()
         self._draft()
         return events
 
-    def _decode(self) -> list[Event]:
-        ready = [each for each in self._active.values() if each.ready]
-        if not ready:
-            return []
-        rejected = tuple(each.row for each in ready for _ in range(each.rejected))
-        feeds = tuple(self._active[row].feed if row in self._active else () for row in range(self.runner.rows))
-        places = [(each, n) for each in ready for n in range(len(each.feed))]
-        draws = Draws.of([each.sampler.at(each.generated + n) for each, n in places], self._device)
-        index = send(torch.tensor([[each.row, n] for each, n in places], dtype=torch.int64), self._device).unbind(-1)
-        logits = self.runner.run(Decode(feeds, rejected))[index]
-        tops = [each.sampling.logprobs for each, _ in places]
-        chosen = Chosen(self.runner.model.device, logits, self._choose(logits, draws, places), tops).wait()
-        tokens: dict[int, list[tuple[int, TokenScore | None]]] = {each.row: [] for each in ready}
-        for (each, _), token in zip(places, chosen, strict=True):
-            tokens[each.row].append(token)
-        return [self._judge(each, tokens[each.row]) for each in ready]
+    def _begin_drafts(self) -> list[Event]:
+        """From steps without drafts to those with them: take in what is under way, and guess what comes next."""
+        self._drafting = True
+        events = self._take_in()
+        self._draft()
+        return events
 
-    def _judge(self, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
-        """The first token is right. Each other one is if the drafts up to it, after which it was chosen, were."""
-        wrong = [n for n, draft in enumerate(each.drafts) if tokens[n][0] != draft]
-        right = min(wrong, default=len(each.drafts))
-        each.rejected = len(each.drafts) - right
-        each.drafted += len(each.drafts)
-        self.totals.drafted += len(each.drafts)
-        each.accepted += right
-        self.totals.accepted += right
-        return self._advance(each, tokens[: right + 1])
+    def _pause_drafts(self) -> list[Event]:
+        """From steps with drafts to those without: a token for every sequence, from which the next step goes on.
+
+        Its drafts are forgotten. The stages have read all that came before the token.
+        """
+        self._drafting = False
+        for each in self._active.values():
+            each.drafts, each.guessed = (), False
+        events = self._verify()
+        going = [each for each in self._active.values() if each.ready]
+        if going:
+            latest = torch.tensor([each.last for each in going], dtype=torch.int64)
+            self.runner.keep(self._where(going), send(latest, self._device))
+        for each in going:
+            each.sent = each.generated
+        return events
+
+    def _verify(self) -> list[Event]:
+        """A step of every sequence that is ready: its newest token, and drafts of the next ones if it has any."""
+        events = list[Event]()
+        for each, tokens, seen in self._guessing.verify(self._active):
+            if seen is not None:
+                each.acceptance += seen
+                self.totals.acceptance += seen
+            events.append(self._advance(each, tokens))
+        return events
+
+    def _draft(self) -> None:
+        self._guessing.draft(self._active, self._where)
 
     def _read_prompts(self) -> list[Event]:
         """Read a budget of prompts and queue the first tokens of those that are read to the end.
@@ -243,29 +264,6 @@ class Scheduler:
         if event.finish is not None:
             self._free(each)
         return event
-
-    def _draft(self) -> None:
-        """Guess the next tokens of every sequence that has gone on and may get more than one."""
-        going = [each for each in self._active.values() if each.followed and each.limit - each.generated > 1]
-        if not going:
-            return
-        following = {each.row: each.followed for each in going}
-        for each in going:
-            each.followed = ()
-
-        def choose(place: int, logits: Tensor) -> Tensor:
-            """Of drafts chosen with the keys of their places: the model's own choices there, if it agrees."""
-            draws = Draws.of([each.sampler.at(each.generated + place) for each in going], self._device)
-            tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-            tokens[where] = self._choose(logits[where], draws, [(each, place) for each in going])
-            for each, token in zip(going, tokens[where].tolist(), strict=True):
-                each.drafts += (token,)
-            return tokens
-
-        where = self._where(going)
-        self.runner.draft(Draft(tuple(following.get(row, ()) for row in range(self.runner.rows))), choose)
-        for each in going:  # what it may not get is not verified: the cache may have no room for it
-            each.drafts = each.drafts[: each.limit - each.generated - 1]
 
     def _choose(self, logits: Tensor, draws: Draws, places: Sequence[tuple[Running, int]]) -> Tensor:
         """A token for each row of logits [N, V]. `places`: its sequence, and how many tokens after the next it is."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from flagrelease.engine.batch.acceptance import NO_DRAFTS, Acceptance
 from flagrelease.engine.batch.adjusted import Adjuster
 from flagrelease.engine.sampling import Sampler, Sampling
 from flagrelease.engine.scores import TokenScore
@@ -27,8 +28,7 @@ class Event:
             logprobs were asked for. A token of which a stop string left nothing is never told of.
         generated: tokens so far, a final EOS included.
         finish: why it ended, at its last event: EOS or a stop string, or a length limit.
-        drafted: tokens guessed by the draft stages so far.
-        accepted: those of them that were the model's own choice.
+        acceptance: what became of drafts so far.
         tokens: the tokens of this step, a final EOS included.
         stopped_by: the stop string that ended it, if one did.
         prompt_scores: of the prompt's tokens that were read in this step, if they were asked for.
@@ -40,8 +40,7 @@ class Event:
     scores: tuple[TokenScore, ...]
     generated: int
     finish: Finish | None
-    drafted: int = 0
-    accepted: int = 0
+    acceptance: Acceptance = NO_DRAFTS
     tokens: tuple[int, ...] = ()
     stopped_by: str | None = None
     prompt_scores: tuple[TokenScore, ...] = ()
@@ -59,15 +58,24 @@ class Generated:
     scores: list[TokenScore] = field(default_factory=list)
     generated: int = 0
     finish: Finish = "length"
-    drafted: int = 0
-    accepted: int = 0
+    acceptance: Acceptance = NO_DRAFTS
 
     def add(self, event: Event) -> None:
         """Append what a step brought."""
         self.text += event.text
         self.scores += (*event.prompt_scores, *event.scores)
-        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
+        self.generated, self.acceptance = event.generated, event.acceptance
         self.finish = event.finish or self.finish
+
+    @property
+    def drafted(self) -> int:
+        """Drafts that were verified."""
+        return self.acceptance.drafts
+
+    @property
+    def accepted(self) -> int:
+        """Those that were right."""
+        return self.acceptance.right
 
 
 @dataclass(slots=True)
@@ -81,7 +89,8 @@ class Running:
         keep_at: the border at which what the row remembers is kept; 0: at none.
         last: the newest token, which it has not.
         sent: tokens chosen for it on the device; the host has taken in `generated` of them.
-        drafts: guesses of the next ones.
+        drafts: guesses of the next ones that are to be verified.
+        guessed: whether the draft stages were asked for guesses since the last step.
         followed: the tokens of the last step, which the draft stages have not seen.
         rejected: drafts that the cache holds and that were wrong.
         said: characters of the text that events have told.
@@ -105,10 +114,10 @@ class Running:
     sent: int = 0
     generated: int = 0
     drafts: tuple[int, ...] = ()
+    guessed: bool = False
     followed: tuple[int, ...] = ()
     rejected: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    acceptance: Acceptance = NO_DRAFTS
     said: int = 0
     unsaid: deque[TokenScore] = field(default_factory=deque)
 
@@ -138,7 +147,7 @@ class Running:
         scores = self._scores(places, [score for _, score in tokens[:count] if score is not None])
         stopped_by = self.watch.stopped_by if finish == "stop" else None
         return Event(
-            self.key, text, scores, self.generated, finish, self.drafted, self.accepted, self.followed, stopped_by,
+            self.key, text, scores, self.generated, finish, self.acceptance, self.followed, stopped_by,
             cached=self.cached,
         )  # fmt: skip
 

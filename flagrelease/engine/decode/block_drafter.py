@@ -83,6 +83,12 @@ class BlockDrafter:
             self._recordings.run((rows, "end"), partial(self._rate, rows))
         return Drafts(self._tokens[1:].T, self._logits.transpose(0, 1), self._confidence.T)
 
+    def follow(self, latest: Tensor, rows: Sequence[int]) -> None:
+        """As `Drafter.follow`. What stages keep of a position does not depend on the token that followed it."""
+        going = set(rows)
+        count = self._send([[0] if row in going else [] for row in range(len(latest))])
+        self._recordings.run((count, "read"), partial(self._read, count, 1))
+
     def forget(self) -> None:
         """Let go of what was captured."""
         self._recordings.forget()
@@ -138,12 +144,12 @@ class BlockDrafter:
         self._seen[:, :rows, : x.shape[-1]] = x.view(self._most, rows, -1)
         self._base[:, :rows] = base.view(self._most, rows, -1)
 
-    def _read(self, rows: int) -> None:
-        """The keys of the accepted positions in every stage's ring."""
+    def _read(self, rows: int, width: int | None = None) -> None:
+        """The keys of the accepted positions, at most `width` a row (None: W), in every stage's ring."""
         model, stages, (starts, counts, _) = self._model, self._stages, self._numbers[:, :rows]
-        place = torch.arange(len(self._features), device=starts.device)[:, None]
+        place = torch.arange(width or len(self._features), device=starts.device)[:, None]
         positions = torch.where(place < counts, starts + place, -1).flatten()
-        (x,) = project(model.ops, self._features[:, :rows].flatten(0, 1), stages.main_proj)
+        (x,) = project(model.ops, self._features[:width, :rows].flatten(0, 1), stages.main_proj)
         x = model.ops.rms_norm(x, stages.main_norm, stages.eps)
         rope = model.rope(0)
         for block, ring in zip(stages.blocks, self._cache.layers, strict=True):

@@ -30,7 +30,7 @@ class Drafter:
         """
         self._model, self._mtp, self._cache, self._streams = model, model.require_mtp(), cache, streams
         width, rows = streams.shape[:2]
-        self._feed = Feed(model, cache, width)
+        self._feed, self._reading = Feed(model, cache, width), Feed(model, cache, 1)
         self._last = torch.zeros(rows, dtype=torch.int64, device=streams.device)
         self._logits = torch.zeros(rows, model.config.vocab_size, dtype=torch.float32, device=streams.device)
 
@@ -54,15 +54,35 @@ class Drafter:
         tokens = choose(0, logits) if choose is not None and self._model.groups.is_leader else logits.argmax(-1)
         return Drafts(tokens[:, None], logits[:, None], None)
 
+    def follow(self, latest: Tensor, rows: Sequence[int]) -> None:
+        """Read the first position of each of `rows`, which its token in `latest` followed. Nothing is drafted.
+
+        Args:
+            latest: int64 [B] on the device, where its tokens may still be on their way.
+            rows: those that go on.
+
+        Raises:
+            UsageError: a row would pass the cache's context.
+        """
+        self._reading.follow(latest, rows, self._read)
+
     def forget(self) -> None:
         """Let go of the captured steps."""
         self._feed.forget()
+        self._reading.forget()
 
-    def _run(self, step: DecodeStep) -> None:
+    def _read(self, step: DecodeStep) -> None:
+        self._through_block(step)
+
+    def _through_block(self, step: DecodeStep) -> Tensor:
+        """The block's streams behind a step, [W * B, M, H]. Its keys are in the cache then."""
         rows = len(step.tokens) // step.width
         streams = self._streams[: step.width, :rows].flatten(0, 1)
         model = self._model
         mixed = self._mtp.mix(model.ops, streams, model.embed_tokens(step.tokens))
-        out = run_layers(model, [self._mtp.block], mixed, step, [self._cache.layers[0].view(slice(0, rows))])
+        return run_layers(model, [self._mtp.block], mixed, step, [self._cache.layers[0].view(slice(0, rows))])
+
+    def _run(self, step: DecodeStep) -> None:
+        rows, out, model = len(step.tokens) // step.width, self._through_block(step), self._model
         kept = out.view(step.width, rows, *out.shape[1:])[self._last[:rows], torch.arange(rows, device=out.device)]
         self._logits[:rows] = model.to_logits(self._mtp.final.collapse(model.ops, kept))

@@ -33,7 +33,11 @@ class Stepper(Protocol):
         """Forget the last `count` tokens that the last `advance` appended to a row: drafts that were wrong."""
 
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
-        """Append to each of `rows` its token in `latest`, int64 [B] on the device; logits as `advance`'s, [B, 1, V]."""
+        """Append to each of `rows` its token in `latest`, int64 [B] on the device; logits as `advance`'s, [B, 1, V].
+
+        Nothing is drafted, but draft stages read the position before, whose following token this is: so they can go on
+        to draft after any such step. No step with drafts may be left of which tokens are to be taken back.
+        """
 
     def keep(self, row: int, features: Tensor) -> None:
         """What the draft stages read of the last position of a prompt, from which the first draft is made."""
@@ -70,7 +74,10 @@ class PlainStepper:
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Stepper`. The plain pass plans a step with the host's numbers, and so waits for `latest`."""
         tokens, going = latest.tolist(), set(rows)
-        return self.advance([[token] if row in going else [] for row, token in enumerate(tokens)])
+        following = [[token] if row in going else [] for row, token in enumerate(tokens)]
+        if self._drafting is not None:
+            self._drafting.read(slice(0, len(tokens)), self._features, following)
+        return self.advance(following)
 
     def keep(self, row: int, features: Tensor) -> None:
         """See `Stepper`."""
@@ -104,6 +111,8 @@ class CapturedStepper:
 
     def follow(self, latest: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Stepper`."""
+        if self._drafter is not None:
+            self._drafter.follow(latest, rows)
         return self._decoder.follow(latest, rows)
 
     def keep(self, row: int, features: Tensor) -> None:

@@ -63,9 +63,10 @@ def answer_document(prompt: Sequence[int], generated: Generated) -> dict[str, An
         "prompt_tokens": len(prompt),
         "generated_tokens": generated.generated,
     }
-    if not generated.drafted:
+    if not generated.acceptance.verifications:
         return document
-    return {**document, "drafted_tokens": generated.drafted, "accepted_tokens": generated.accepted}
+    counts = {"drafted_tokens": generated.drafted, "accepted_tokens": generated.accepted}
+    return {**document, **counts, "drafts": generated.acceptance.document()}
 
 
 _START = b'{"index": '

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from flagrelease.console import Display
-from flagrelease.engine.batch.scheduler import Totals
+from flagrelease.engine.batch.totals import Totals
 
 
 class Pace:
@@ -34,6 +34,7 @@ class Pace:
         seconds = self._clock() - self._begun
         rate = self._totals.generated / seconds if seconds else 0.0
         words = [f"{self._totals.generated:,} tokens", f"{rate:.1f} tok/s"]
-        if self._totals.drafted:
-            words.append(f"{self._totals.accepted / self._totals.drafted:.1%} of {self._totals.drafted:,} drafts right")
+        drafts = self._totals.acceptance
+        if drafts.drafts:
+            words += [f"{drafts.right / drafts.drafts:.1%} of {drafts.drafts:,} drafts right", str(drafts)]
         return ", ".join(words)

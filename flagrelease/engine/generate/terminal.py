@@ -113,7 +113,7 @@ class Terminal:
         """On the leader; the other ranks work here until it is done, and get None."""
         runner = self.session.runner(rows, context)
         if self.session.model.groups.is_leader:
-            return Scheduler(runner, self.session.tokenizer())
+            return self.session.scheduler(runner, self.session.tokenizer())
         runner.follow()
         return None
 

@@ -16,8 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from flagrelease.engine.batch.scheduler import Request, Scheduler, Totals
+from flagrelease.engine.batch.scheduler import Request, Scheduler
 from flagrelease.engine.batch.sequence import Event
+from flagrelease.engine.batch.totals import Totals
 from flagrelease.engine.sampling import Sampling
 from flagrelease.errors import ResourceError, UsageError
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from flagrelease.console import say
 from flagrelease.engine.batch.runner import Runner
-from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.serve.bind import listen_on
 from flagrelease.engine.session import Session
 from flagrelease.errors import ResourceError
@@ -90,7 +89,7 @@ def serve(session: Session, serving: Serving, *, as_json: bool = False) -> None:
         raise ResourceError(f"serving needs {error.name}, which is not installed: {remedy('serve')}") from error
     tokenizer, efforts = session.tokenizer(), session.efforts()
     say(f"{session.release}: {efforts.said}")
-    service = Service(Scheduler(runner, tokenizer, serving.budget), serving.queue)
+    service = Service(session.scheduler(runner, tokenizer, serving.budget), serving.queue)
     large = LargeBodies()
     app = application(serving, Served(service, tokenizer, serving.name, serving.mode, efforts), large)
     settle(tokenizer)

@@ -16,6 +16,7 @@ from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.dspark import DsparkStages
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
 from flagrelease.engine.v4.model import Model
+from flagrelease.errors import UsageError
 
 
 class Drafting(Protocol):
@@ -53,14 +54,23 @@ class Drafting(Protocol):
         """
 
 
-def open_drafting(model: Model, rows: int, context: int) -> Drafting:
+def open_drafting(model: Model, rows: int, context: int, most: int | None = None) -> Drafting:
     """The drafts that the model's stages make, for `rows` sequences of at most `context` tokens.
 
+    Args:
+        model: loaded with its draft stages.
+        rows: sequences.
+        context: tokens that each may have.
+        most: drafts at once; None: as many as the stages make.
+
     Raises:
-        UsageError: the model was loaded without its draft stages.
+        UsageError: the model was loaded without its draft stages, or they make fewer drafts than `most`.
     """
+    made = model.config.most_drafts
+    if most is not None and not 0 < most <= made:
+        raise UsageError(f"--speculate {most}: the draft stages of this release guess at most {made} token(s) at once")
     if model.dspark is not None:
-        return DsparkDrafting(model, model.dspark, rows, context)
+        return DsparkDrafting(model, model.dspark, rows, context, most or made)
     return PreviewDrafting(model, rows, context)
 
 
@@ -91,9 +101,12 @@ class PreviewDrafting:
 class DsparkDrafting:
     """By DSpark's stages: a block of tokens."""
 
-    def __init__(self, model: Model, stages: DsparkStages, rows: int, context: int) -> None:
-        """Allocate the stages' rings, a block longer than the window."""
-        self.most, self._model, self._stages = stages.size, model, stages
+    def __init__(self, model: Model, stages: DsparkStages, rows: int, context: int, most: int) -> None:
+        """Allocate the stages' rings, a block longer than the window.
+
+        `most`: tokens of a block that are chosen. The stages were trained on whole blocks and always see one.
+        """
+        self.most, self._model, self._stages = most, model, stages
         self.width: tuple[int, ...] = model.features
         model.cover(context + stages.size)
         ratios, dtype = (0,) * len(stages.blocks), model.numerics.dtype
@@ -115,7 +128,7 @@ class DsparkDrafting:
         starts = self._integers(self.cache.lengths)
         streams = model.embed_tokens(tokens)[:, :, None].repeat(1, 1, model.config.hc_mult, 1)
         out = stages.run(model.ops, streams, tokens, starts, self.cache.layers, model.rope(0), model.groups)
-        return stages.head.draft(model.ops, out, model.head, anchors, choose, model.groups)
+        return stages.head.draft(model.ops, out[:, : self.most], model.head, anchors, choose, model.groups)
 
     def _read(self, cache: Cache, features: Tensor, following: Sequence[Sequence[int]]) -> None:
         model = self._model

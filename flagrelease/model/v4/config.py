@@ -147,6 +147,16 @@ class ModelConfig(BaseModel):
         return self.dspark_block_size is not None
 
     @property
+    def most_drafts(self) -> int:
+        """Tokens that the draft stages guess at once, as far as the engine runs them: 0 if it does not.
+
+        DSpark's stages guess a block. Of the preview's MTP stages the engine runs a single one, which guesses a token.
+        """
+        if self.dspark_block_size is not None:
+            return self.dspark_block_size
+        return 1 if self.num_nextn_predict_layers == 1 else 0
+
+    @property
     def n_mtp_layers(self) -> int:
         """MTP stages stored. DSpark configs say `num_nextn_predict_layers: 1` but store one stage a target layer."""
         if self.dspark_target_layer_ids is not None:

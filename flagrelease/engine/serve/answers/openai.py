@@ -210,7 +210,7 @@ def usage(answers: Sequence[Counted], each: int = 1) -> dict[str, Any]:
         each: how many a prompt has. Its tokens count once.
     """
     prompt, completion = sum(len(a.prompt) for a in answers[::each]), sum(a.generated for a in answers)
-    drafted, accepted = sum(a.drafted for a in answers), sum(a.accepted for a in answers)
+    drafted, accepted = sum(a.acceptance.drafts for a in answers), sum(a.acceptance.right for a in answers)
     cached = sum(a.cached for a in answers[::each])
     counts: dict[str, Any] = {
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flagrelease.engine.batch.acceptance import NO_DRAFTS
 from flagrelease.engine.batch.sequence import Event, Finish
 from flagrelease.model.v4.completion import CompletionStream, Said
 from flagrelease.model.v4.dsml import Piece
@@ -9,19 +10,18 @@ from flagrelease.model.v4.encoded import Opening
 
 
 class Counted:
-    """Tokens of a sequence. `drafted` were guessed by the draft stages, `accepted` of them were right.
+    """Tokens of a sequence, and what became of its drafts.
 
     `cached` ones of the prompt were read for another sequence before.
     """
 
     def __init__(self, prompt: list[int]) -> None:
         """Nothing has come yet."""
-        self.prompt, self.generated, self.drafted, self.accepted, self.cached = prompt, 0, 0, 0, 0
+        self.prompt, self.generated, self.acceptance, self.cached = prompt, 0, NO_DRAFTS, 0
 
     def count(self, event: Event) -> None:
         """Take the numbers of an event, each of which stands for the whole sequence so far."""
-        self.generated, self.drafted, self.accepted = event.generated, event.drafted, event.accepted
-        self.cached = event.cached
+        self.generated, self.acceptance, self.cached = event.generated, event.acceptance, event.cached
 
 
 class Spoken(Counted):
