@@ -26,6 +26,11 @@ class Rounded(NamedTuple):
     codes: Tensor | None = None
     scales: Tensor | None = None
 
+    def at(self, tokens: slice) -> Rounded:
+        """Some of the tokens of [B, S, K]."""
+        codes, scales = (None if each is None else each[:, tokens] for each in (self.codes, self.scales))
+        return Rounded(self.plain[:, tokens], codes, scales)
+
 
 class Scheme(Protocol):
     """Of a weight [N, K] and its scales.

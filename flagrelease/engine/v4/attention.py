@@ -110,7 +110,7 @@ class Attention:
         if self.side is not None:
             side = self._compress(ops, ops.linear(x, self.side, torch.float32), step, cache, rope, x.dtype)
             if self.indexer is not None:
-                visible = torch.cat((self.indexer.choose(ops, side, qr, step, cache, rope), visible), -1)
+                visible = torch.cat((self.indexer.choose(ops, side, qr, step, cache, rope, groups), visible), -1)
         return self._attend(ops, q, cache.kv, visible, (cos, sin), groups, step.rows)
 
     def forward_block(

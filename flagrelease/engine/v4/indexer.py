@@ -49,8 +49,8 @@ class Indexer:
         return cls(wq_b, proj, compressor, config.index_head_dim, config.index_topk, quantise)
 
     def choose(
-        self, ops: Operators, side: Tensor, qr: Rounded, step: Step, cache: LayerCache, rope: RopeTable
-    ) -> Tensor:  # fmt: skip
+        self, ops: Operators, side: Tensor, qr: Rounded, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
+    ) -> Tensor:
         """The entries that each query attends to: int32 [B, S, at most topk], -1 = none.
 
         Args:
@@ -60,17 +60,21 @@ class Indexer:
             step: which positions these are.
             cache: index keys, extended by the windows that the step completes.
             rope: of compressed layers.
+            groups: of a spread step each rank chooses for its share of one row's queries, and the ranks exchange that.
         """
         inner = 2 * self.compressor.channels
         self._extend(ops, side[..., :inner], step, cache, rope, qr.plain.dtype)
         windows, (B, S) = step.windows[OVERLAP_RATIO], step.positions.shape
-        (q,) = project_rounded(ops, qr, self.wq_b)
-        q = q.view(B * S, -1, self.head_dim)
-        q = ops.index_queries(q, rope.cos, rope.sin, step.positions.flatten(), self.quantise).view(B, S, *q.shape[1:])
+        shared_out = groups.is_spread and B == 1
+        own = slice(groups.rank * S // groups.mp, (groups.rank + 1) * S // groups.mp) if shared_out else slice(S)
+        (q,) = project_rounded(ops, qr.at(own), self.wq_b)
+        positions, heads = step.positions[:, own].flatten(), (-1, self.head_dim)
+        q = ops.index_queries(q.view(len(positions), *heads), rope.cos, rope.sin, positions, self.quantise)
         # The formula scales the weights by (head_dim * heads)^(-1/2): one positive factor for all changes no order.
         keys = self._keys(cache)[:, : windows.entries]
-        scores = ops.indexer_scores(q, keys, side[..., inner:], step.rows)
-        return ops.topk_visible(scores, windows.visible, self.topk)
+        scores = ops.indexer_scores(q.view(B, -1, *q.shape[1:]), keys, side[:, own, inner:], step.rows)
+        chosen = ops.topk_visible(scores, windows.visible[:, own], self.topk)
+        return groups.together(chosen[0], (1, S, chosen.shape[-1])) if shared_out else chosen
 
     def _keys(self, cache: LayerCache) -> Tensor:
         if cache.index_k is None:
