@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 
@@ -30,6 +30,14 @@ class _NotedGroups(Groups):
     def all_sum(self, x: Tensor) -> Tensor:
         return self._noted(Groups.all_sum, x)
 
+    def together(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        return self._noted(lambda groups, x: Groups.together(_spread(groups), x, shape), x) if self.is_spread else x
+
+    def sum_tokens(self, x: Tensor) -> Tensor:
+        if not self.is_spread:
+            return self.all_sum(x)
+        return self._noted(lambda groups, x: Groups.sum_tokens(_spread(groups), x), x)
+
     def gather_vocab(self, x: Tensor) -> Tensor:
         return self._noted(Groups.gather_vocab, x)
 
@@ -40,11 +48,15 @@ class _NotedGroups(Groups):
         return self._noted(Groups.sum_o_lora, y)
 
     def sum_output(self, x: Tensor) -> Tensor:
-        return self._noted(Groups.sum_output, x)
+        return self.sum_tokens(x) if self.is_spread else self._noted(Groups.sum_output, x)
 
     def _noted(self, collective: Callable[[Groups, Tensor], Tensor], x: Tensor) -> Tensor:
         self.calls.append((collective, x.shape, x.dtype))
         return collective(self, x)
+
+
+def _spread(groups: Groups) -> Groups:
+    return replace(groups, is_spread=True)
 
 
 def collective_seconds(model: Model, work: Callable[[Model], object]) -> float:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations, product
 
 import pytest
@@ -22,6 +23,7 @@ from flagrelease.bench.roof import distinct_experts, layer_bytes, token_operatio
 from flagrelease.bench.rooms import caches
 from flagrelease.bench.synthetic import RandomTensors, random_model
 from flagrelease.device import Device, open_device
+from flagrelease.engine import parallel
 from flagrelease.engine.control import open_control
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.parallel import Groups, alone, join_groups
@@ -159,6 +161,36 @@ def test_the_collectives_of_a_step_are_replayed() -> None:
     layer = [((1, 3, 256), torch.float32)] * 2  # after the output projection and after the experts
     step = [((3, 256), torch.bfloat16), *layer * CONFIG.num_hidden_layers, ((3, 256), torch.float32)]
     assert given == step * 2  # by the step, and alone
+
+
+def spread_prompt() -> list[str]:
+    """The collectives of a prompt of 64 tokens, which the ranks share out."""
+    groups = join_groups(CONFIG, "split", open_control())
+    model = random_model(CONFIG, "native", "torch", open_device("cpu"), 64, groups=groups)
+    called: list[str] = []
+
+    def watched(name: str) -> Callable[..., torch.Tensor]:
+        collective: Callable[..., torch.Tensor] = getattr(parallel, name)
+        return lambda *args, **kwargs: called.append(name) or collective(*args, **kwargs)  # type: ignore[func-returns-value]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "SPREAD", 64)
+        patch.setattr(collectives, "seconds", lambda device, replay, inner: called.append("alone") or replay() or 0.0)
+        for name in ("_gather_single", "_reduce_scatter_single"):
+            patch.setattr(parallel, name, watched(name))
+        tokens = list(range(64))
+        collective_seconds(model, lambda model: model.extend(model.new_cache(1, 64), [tokens]))
+    return called
+
+
+def test_the_collectives_of_a_spread_prompt_are_replayed() -> None:
+    # They were no part of the time, for they were noted under no name.
+    called = on_ranks(2, spread_prompt)
+    layers = CONFIG.num_hidden_layers
+    indexed = CONFIG.compress_ratios[:layers].count(4)
+    alone = called.index("alone")
+    assert Counter(called[:alone]) == Counter(called[alone + 1 :])
+    assert Counter(called[:alone]) == {"_gather_single": 2 * layers + indexed + 1, "_reduce_scatter_single": 2 * layers}
 
 
 def test_torchrun_prints_one_report() -> None:
