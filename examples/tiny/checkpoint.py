@@ -12,13 +12,12 @@ import torch
 from model import Config, Linear, Numerics, TinyV4
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 F32_PARTS = ("hc_", "ape", "attn_sink", "gate.bias")
-EXPERT_STACKS = ("w1", "w2", "w3")
 
 
-def stored_formats(model: TinyV4) -> dict[str, str]:
+def stored_formats(model: nn.Module) -> dict[str, str]:
     """Name in the state dict -> "fp4", "fp8", "bf16", "f32" or "i64"."""
     fp8 = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear) and module.fp8}
     formats = {}
@@ -34,7 +33,7 @@ def stored_formats(model: TinyV4) -> dict[str, str]:
     return formats
 
 
-def native_tensors(model: TinyV4) -> dict[str, Tensor]:
+def native_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, by its name, as stored."""
     tensors = {}
     state = model.state_dict()
@@ -65,15 +64,18 @@ def shard_of(name: str, layers: int) -> int:
 def save(model: TinyV4, folder: Path) -> None:
     """Write the shards and model.safetensors.index.json."""
     layers = model.config.num_hidden_layers
-    shards: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in native_tensors(model).items():
-        shards.setdefault(shard_of(name, layers), {})[name] = tensor
+    tensors = native_tensors(model)
     weight_map = {}
-    for number, tensors in sorted(shards.items()):
+    for number in sorted({shard_of(name, layers) for name in tensors}):
+        part = {name: tensor for name, tensor in tensors.items() if shard_of(name, layers) == number}
         file = f"model-{number:05d}-of-{layers + 3:05d}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-    total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors.values())
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    write_index(folder, weight_map, sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def write_index(folder: Path, weight_map: dict[str, str], total: int) -> None:
+    """Write model.safetensors.index.json: the file of every tensor, and the bytes of all."""
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     text = json.dumps(index, indent=2) + "\n"
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
@@ -107,17 +109,23 @@ def dequantize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def model_of(tensors: dict[str, Tensor], config: Config, numerics: Numerics) -> TinyV4:
-    """A model with the stored tensors; missing and left-over names are refused by torch."""
+def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a model the stored tensors; missing and left-over names are refused by torch. It learns no more."""
     weights = dequantize(tensors)
-    model = TinyV4(config, numerics).eval()
-    blocks = [*(f"layers.{i}" for i in range(config.num_hidden_layers)), "mtp.0"]
-    for stem in (f"{block}.ffn.experts" for block in blocks):
-        for leaf in EXPERT_STACKS:
-            names = [f"{stem}.{expert}.{leaf}.weight" for expert in range(config.n_routed_experts)]
-            weights[f"{stem}.{leaf}"] = torch.stack([weights.pop(name) for name in names])
+    for name, stacked in model.state_dict().items():
+        stem, _, leaf = name.rpartition(".")
+        if stem.endswith("ffn.experts"):
+            names = [f"{stem}.{expert}.{leaf}.weight" for expert in range(len(stacked))]
+            weights[name] = torch.stack([weights.pop(name) for name in names])
     model.load_state_dict(weights)
-    return model.requires_grad_(False)
+    model.eval().requires_grad_(False)
+
+
+def model_of(tensors: dict[str, Tensor], config: Config, numerics: Numerics) -> TinyV4:
+    """A model with the stored tensors."""
+    model = TinyV4(config, numerics)
+    fill(model, tensors)
+    return model
 
 
 def load(folder: Path, numerics: Numerics) -> TinyV4:

@@ -594,8 +594,8 @@ class Output(NamedTuple):
 class TinyV4(nn.Module):
     """The whole model."""
 
-    def __init__(self, config: Config, numerics: Numerics) -> None:
-        """Random weights; `checkpoint.load` fills them."""
+    def __init__(self, config: Config, numerics: Numerics, *, mtp: bool = True) -> None:
+        """Random weights; `checkpoint.load` fills them. `mtp`: with the preview's stage, which `forward` needs."""
         super().__init__()
         self.config, self.numerics = config, numerics
         self.hc_head_fn, self.hc_head_base, self.hc_head_scale = head_parameters(config)
@@ -603,9 +603,28 @@ class TinyV4(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer, numerics) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Linear(config.hidden_size, config.vocab_size, numerics, fp8=False)
-        self.mtp = nn.ModuleList([MultiTokenPredictor(config, numerics)])
+        self.mtp = nn.ModuleList([MultiTokenPredictor(config, numerics)] if mtp else [])
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def decode(self, ids_bs: Tensor, rotations: Rotations, see_all: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The streams [B, S, N, D] that each decoder layer leaves, and the indexers' mean loss.
+
+        S has to be a multiple of the sliding window.
+        """
+        embedding = self.embed.weight.to(self.numerics.dtype)
+        streams = embedding[ids_bs].unsqueeze(-2).expand(-1, -1, self.config.hc_mult, -1)
+        left, losses = [], []
+        for layer in self.layers:
+            streams, loss = layer(streams, ids_bs, rotations, see_all)
+            left.append(streams)
+            losses.append(loss)
+        return left, torch.stack(losses).sum()
+
+    def next_logits(self, streams: Tensor) -> Tensor:
+        """Logits [B, S, V] for the next token from the streams that the last layer leaves."""
+        hidden = reduce_streams(streams, self.hc_head_fn, self.hc_head_base, self.hc_head_scale, self.config)
+        return self.logits(self.norm(hidden))
+
+    def logits(self, hidden: Tensor) -> Tensor:
         """FP32 hidden states times the FP32 head."""
         return functional.linear(hidden.float(), self.head.weight)
 
@@ -616,15 +635,10 @@ class TinyV4(nn.Module):
             ids_bs, (0, -positions % self.config.sliding_window)
         )  # attention is causal: padding is unseen
         rotations = Rotations.of(self.config, ids_bs.shape[1], ids_bs.device)
-        embedding = self.embed.weight.to(self.numerics.dtype)
         see_all = torch.tensor(see_all_windows, device=ids_bs.device)
-        streams = embedding[ids_bs].unsqueeze(-2).expand(-1, -1, self.config.hc_mult, -1)
-        losses = []
-        for layer in self.layers:
-            streams, loss = layer(streams, ids_bs, rotations, see_all)
-            losses.append(loss)
+        left, loss = self.decode(ids_bs, rotations, see_all)
         next_ids = ids_bs.roll(-1, 1)
-        predicted = self.mtp[0].predict(streams, embedding[next_ids], next_ids, rotations, see_all)
-        hidden = reduce_streams(streams, self.hc_head_fn, self.hc_head_base, self.hc_head_scale, self.config)
-        logits, mtp_logits = self._logits(self.norm(hidden)), self._logits(predicted)
-        return Output(logits[:, :positions], mtp_logits[:, :positions], torch.stack(losses).sum())
+        embedded = self.embed.weight.to(self.numerics.dtype)[next_ids]
+        predicted = self.mtp[0].predict(left[-1], embedded, next_ids, rotations, see_all)
+        logits, mtp_logits = self.next_logits(left[-1]), self.logits(predicted)
+        return Output(logits[:, :positions], mtp_logits[:, :positions], loss)

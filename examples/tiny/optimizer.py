@@ -6,6 +6,8 @@ from torch import Tensor, nn
 NEWTON_SCHULZ = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037))
 NEWTON_SCHULZ += ((2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012))
 
+OTHER_MATRICES = (".hc_", ".ape", "gate.weight", ".markov_head.", ".confidence_head.")
+
 
 def orthogonalize(gradients: Tensor) -> Tensor:
     """Nearest semi-orthogonal matrices of [n, o, i], approximately, by five Newton-Schulz steps in BF16."""
@@ -50,9 +52,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Linear weights inside blocks; not the gates, hyper-connections or position biases."""
+    """Linear weights inside blocks; not the gates, hyper-connections, position biases or the heads of drafts."""
     inside = name.startswith(("layers.", "mtp."))
-    return inside and parameter.dim() >= 2 and not any(part in name for part in (".hc_", ".ape", "gate.weight"))
+    return inside and parameter.dim() >= 2 and not any(part in name for part in OTHER_MATRICES)
 
 
 def make_optimizers(
