@@ -37,7 +37,7 @@ from flagrelease.records.report import parse_report
 
 GOLDEN = Path(__file__).parent / "golden"
 # Cards of the releases with DSpark differ from those of the previews in names and sizes, but for draft stages.
-_ALIKE = {"deepseek-v4-flash-0731": ["mthreads"], "deepseek-v4-pro-0813": ["ascend"]}
+_ALIKE = {"deepseek-v4-flash-0731": ["mthreads"], "deepseek-v4-pro-0813": ["ascend"], "tiny-dspark": ["ascend"]}
 CASES = [(path.stem, chip) for path in sorted(RECIPES.glob("*.yaml")) for chip in read_recipe(path).releases]
 
 

@@ -26,8 +26,9 @@ FULL_SIZE = [
 
 
 def config_of(recipe: Path) -> dict[str, Any]:
-    if recipe.stem == "tiny":
-        tiny: dict[str, Any] = json.loads((ROOT / "examples/tiny/flagrelease-tiny-v4/config.json").read_text())
+    if recipe.stem.startswith("tiny"):
+        folder = recipe.stem.replace("tiny", "flagrelease-tiny-v4")
+        tiny: dict[str, Any] = json.loads((ROOT / "examples" / "tiny" / folder / "config.json").read_text())
         return tiny
     flash: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "configs" / "flash.json").read_text())
     pro = {
@@ -65,7 +66,8 @@ def test_every_shipped_recipe_fits_its_chips_and_hubs_at_full_size(path: Path, t
 def test_the_shipped_recipes_are_those_promised() -> None:
     models = {read_recipe(path).model for path in SHIPPED}
     assert models == {
-        "DeepSeek-V4-Flash", "DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro", "DeepSeek-V4-Pro-0813", "flagrelease-tiny-v4"
+        "DeepSeek-V4-Flash", "DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro", "DeepSeek-V4-Pro-0813",
+        "flagrelease-tiny-v4", "flagrelease-tiny-v4-dspark",
     }  # fmt: skip
     for flash in ("deepseek-v4-flash", "deepseek-v4-flash-0731"):
         assert set(read_recipe(ROOT / "recipes" / f"{flash}.yaml").releases) == set(load_chips())
@@ -224,10 +226,7 @@ def test_other_yaml_is_refused_without_a_traceback(tmp_path: Path, text: bytes) 
 def test_a_chip_of_a_bare_checkpoint_gets_what_the_shipped_recipe_says(path: Path, tmp_path: Path) -> None:
     """`plan DeepSeek-V4-Flash/ --chip ascend` planned bf16:mp8, which fits no card beside a context."""
     recipe = read_recipe(path)
-    config = config_of(path)
-    if path.stem == "tiny":
-        config = json.loads((ROOT / "examples" / "tiny" / "flagrelease-tiny-v4" / "config.json").read_text())
-    write_checkpoint(tmp_path / "checkpoint", config, holes=True)
+    write_checkpoint(tmp_path / "checkpoint", config_of(path), holes=True)
     bare = make_request(tmp_path / "checkpoint", None, [], list(recipe.releases), None)
     asked = make_request(path, tmp_path / "checkpoint", [], [], None)
     assert bare.chips == asked.chips

@@ -12,6 +12,7 @@ _SHAPES = {
     (61, 7168, 384, 3072, False): ("DeepSeek-V4-Pro", "DeepSeek-V4-Pro-Base"),
     (61, 7168, 384, 3072, True): ("DeepSeek-V4-Pro-0813", "DeepSeek-V4-Pro-DSpark"),
     (5, 128, 16, 128, False): ("flagrelease-tiny-v4",),
+    (5, 128, 16, 128, True): ("flagrelease-tiny-v4-dspark",),
 }
 
 
