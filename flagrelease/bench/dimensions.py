@@ -9,7 +9,8 @@ from flagrelease.model.v4.config import ModelConfig, parse_config
 
 DimensionsName = Literal["flash", "pro", "tiny"]
 
-_FLASH: dict[str, Any] = {
+# The config of V4-Flash, preview revision.
+FLASH: dict[str, Any] = {
     "model_type": "deepseek_v4", "vocab_size": 129280, "hidden_size": 4096, "num_hidden_layers": 43,
     "num_hash_layers": 3, "num_nextn_predict_layers": 1, "num_attention_heads": 64, "head_dim": 512,
     "qk_rope_head_dim": 64, "q_lora_rank": 1024, "o_lora_rank": 1024, "o_groups": 8, "moe_intermediate_size": 2048,
@@ -25,15 +26,15 @@ _FLASH: dict[str, Any] = {
     "quantization_config": {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
 }  # fmt: skip
 
-# The configs of DeepSeek-V4-Flash and -Pro, preview revisions, and what a test can afford.
+# That, the config of V4-Pro, and what a test can afford.
 _DIMENSIONS: dict[DimensionsName, dict[str, Any]] = {
-    "flash": _FLASH,
-    "pro": _FLASH | {
+    "flash": FLASH,
+    "pro": FLASH | {
         "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "o_groups": 16,
         "moe_intermediate_size": 3072, "n_routed_experts": 384, "routed_scaling_factor": 2.5, "index_topk": 1024,
         "compress_ratios": [128, 128, *[4, 128] * 29, 4, 0],
     },
-    "tiny": _FLASH | {
+    "tiny": FLASH | {
         "vocab_size": 512, "hidden_size": 256, "num_hidden_layers": 4, "num_hash_layers": 1, "num_attention_heads": 4,
         "head_dim": 128, "q_lora_rank": 128, "o_lora_rank": 128, "o_groups": 2, "moe_intermediate_size": 128,
         "n_routed_experts": 8, "num_experts_per_tok": 2, "index_n_heads": 16, "index_topk": 16, "sliding_window": 32,
