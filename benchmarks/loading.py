@@ -6,7 +6,8 @@
 
 Loading must read the files and copy what it read to the device. So its floors are what threads read of the same files
 at best, cold (dropped from the page cache before) and warm, and a copy from pinned memory. Until the first tensor has
-been read the headers are, and are checked. A first load, which also compiles, does not count. Prints Markdown; copy it to benchmarks/loading_<machine>_<date>.md.
+been read the headers are, and are checked. A first load, which also compiles, does not count. Prints
+Markdown; copy it to benchmarks/loading_<machine>_<date>.md.
 """
 
 from __future__ import annotations
