@@ -14,10 +14,10 @@ from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.exchange import FIRST_TICKET, Exchange, sum_over_ranks
 from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes_over_ranks
 
-H, M, N = 70, 4, 24
+H, M = 70, 4
 CAPACITY = 40 * H
 # Rows of one exchange after another: larger ones after smaller, odd counts, and more tokens than a program has.
-ROWS = (1, 3, 2, 21, 1, 5)
+ROWS = (1, 3, 21, 1)
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="processes need devices of their own"
@@ -59,7 +59,7 @@ def on_processes(ranks: int, folder: Path) -> list[tuple[list[Tensor], Tensor]]:
     return [torch.load(folder / f"result{rank}") for rank in range(ranks)]
 
 
-def in_order(ranks: int, n: int, rows: int) -> Tensor:
+def in_order(ranks: int, n: int, rows: int, *, backwards: bool = False) -> Tensor:
     """In FP32, each rank's parts first, then the ranks one after the other: what every bit of a sum follows from."""
     sums = []
     for rank in range(ranks):
@@ -67,14 +67,14 @@ def in_order(ranks: int, n: int, rows: int) -> Tensor:
         for part in others:
             first = first + part
         sums.append(first)
-    total, *others = sums
+    total, *others = reversed(sums) if backwards else sums
     for each in others:
         total = total + each
     return total
 
 
 @interpreted
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ranks_sum_in_the_order_of_ranks(ranks: int, tmp_path: Path) -> None:
     every = on_processes(ranks, tmp_path)
     for results, ticket in every:
@@ -88,3 +88,9 @@ def test_ranks_sum_in_the_order_of_ranks(ranks: int, tmp_path: Path) -> None:
         got = next(results), next(results).sum(0), next(results).sum(0)
         for one, other in zip(got, (expected[0], expected[1][0], expected[2][0]), strict=True):
             assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max())), n
+
+
+def test_another_order_would_be_seen() -> None:
+    assert not any(
+        torch.equal(in_order(3, n, rows), in_order(3, n, rows, backwards=True)) for n, rows in enumerate(ROWS)
+    )
