@@ -6,13 +6,19 @@ Tests marked `gpu` are left out where there is no GPU, but not when they are wha
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; flagrelease/cli.py says why
 
 import pytest
 import torch
+
+from flagrelease.model.v4.synthetic import write_checkpoint
+from flagrelease.source.source import Source, read_source
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -30,6 +36,20 @@ def _no_listing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flagrelease.convert.claims.listed_claims", lambda *_: ({}, "tests ask no hub"))
         yield
+
+
+@pytest.fixture(scope="session")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
+    """`flash` and `pro` with DeepSeek's configs, their data holes in sparse files; reading one takes seconds."""
+
+    @cache
+    def source(model: str) -> Source:
+        folder = tmp_path_factory.mktemp("full-size") / model
+        config = Path(__file__).parent / "golden" / "configs" / f"{model}.json"
+        write_checkpoint(folder, json.loads(config.read_text(encoding="utf-8")), holes=True)
+        return read_source(folder)
+
+    return source
 
 
 @pytest.hookimpl(trylast=True)  # after `-m` has chosen

@@ -10,12 +10,13 @@ from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.running.conversion import convert
 from flagrelease.records.manifest import Manifest
 from flagrelease.records.recipe import ConvertSpec
-from flagrelease.source.source import read_source
+from flagrelease.source.source import Source, read_source
 
 
-def plan_of(checkpoint: Path, *targets: str, o_groups: str = "shared", **options: object) -> Plan:
+def plan_of(checkpoint: Path | Source, *targets: str, o_groups: str = "shared", **options: object) -> Plan:
+    source = checkpoint if isinstance(checkpoint, Source) else read_source(checkpoint)
     wanted = [parse_target(target, o_groups) for target in targets]  # type: ignore[arg-type]
-    return make_plan(read_source(checkpoint), wanted, ConvertSpec(**options))  # type: ignore[arg-type]
+    return make_plan(source, wanted, ConvertSpec(**options))  # type: ignore[arg-type]
 
 
 def run_plan(plan: Plan, out: Path, workers: int = 2) -> dict[str, Manifest]:

@@ -30,6 +30,13 @@ def bf16_release(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def quick_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, of ratio 4 and 128, and an MTP stage: for tests of what is around a model, at half a step's time."""
+    config = small_config(num_hidden_layers=2, compress_ratios=[4, 128, 0])
+    return Checkpoint(config, seed=1).write_hf(tmp_path_factory.mktemp("quick-hf"), "bf16")
+
+
+@pytest.fixture(scope="session")
 def native_release(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint.write_hf(tmp_path_factory.mktemp("native-hf"), "native")
 

@@ -26,12 +26,12 @@ from flagrelease.model.v4.efforts import efforts_of
 
 
 @pytest.fixture(scope="module")
-def server(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Service]]:
+def server(quick_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Service]]:
     """Two rows and one place to wait; answers end by length only."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
     tokenizer = Tokenizer(folder)
-    model = engine.load(bf16_release, "bf16", torch.float32)
+    model = engine.load(quick_release, "bf16", torch.float32)
     model.config = model.config.model_copy(update={"eos_token_id": -1})
     service = Service(Scheduler(Runner(model, rows=2, context=2000), tokenizer), queue_limit=1)
     with socket.socket() as listener:

@@ -74,8 +74,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model(bf16_release: Path) -> Model:
-    return engine.load(bf16_release, "bf16", torch.float32, mtp=True)
+def model(quick_release: Path) -> Model:
+    return engine.load(quick_release, "bf16", torch.float32, mtp=True)
 
 
 @pytest.fixture(scope="module")

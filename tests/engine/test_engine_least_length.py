@@ -28,9 +28,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model(bf16_release: Path) -> Model:
+def model(quick_release: Path) -> Model:
     """Its end token is the one that it likes best after the prompt."""
-    model = engine.load(bf16_release, "bf16", torch.float32, mtp=True)
+    model = engine.load(quick_release, "bf16", torch.float32, mtp=True)
     first = int(model.logits(PROMPT)[-1].argmax())
     model.config = model.config.model_copy(update={"eos_token_id": first})
     return model

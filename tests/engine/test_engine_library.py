@@ -62,14 +62,14 @@ def test_what_is_no_sequence_of_token_ids_is_refused(float32_model: Model, wrong
 
 
 @pytest.mark.parametrize("dtype", ["float32", "torch.float32", torch.float32])
-def test_the_dtype_may_be_a_name(bf16_release: Path, dtype: Any) -> None:
-    assert engine.load(bf16_release, "bf16", dtype).numerics.dtype == torch.float32
+def test_the_dtype_may_be_a_name(quick_release: Path, dtype: Any) -> None:
+    assert engine.load(quick_release, "bf16", dtype).numerics.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", ["float23", "load", "float64", torch.float16])
-def test_another_dtype_is_refused(bf16_release: Path, dtype: Any) -> None:
+def test_another_dtype_is_refused(quick_release: Path, dtype: Any) -> None:
     with pytest.raises(UsageError, match="float"):
-        engine.load(bf16_release, "bf16", dtype)
+        engine.load(quick_release, "bf16", dtype)
 
 
 @pytest.mark.parametrize("numerics", ["native", "bf16"])
@@ -104,12 +104,12 @@ def test_every_step_of_a_runner_works_with_another_default_dtype(native_release:
 
 
 def test_numerics_are_the_releases_own_unless_given(
-    checkpoint: Checkpoint, native_release: Path, bf16_release: Path, tmp_path: Path
+    checkpoint: Checkpoint, native_release: Path, quick_release: Path, tmp_path: Path
 ) -> None:
     # The default was native, whatever the release: a bf16 release ran with activations rounded to FP8.
     assert engine.load(native_release).numerics.name == "native"
-    assert engine.load(bf16_release).numerics.name == "bf16"
-    assert engine.load(bf16_release, "native").numerics.name == "native"
+    assert engine.load(quick_release).numerics.name == "bf16"
+    assert engine.load(quick_release, "native").numerics.name == "native"
 
 
 def test_a_converted_release_says_its_numerics_in_its_manifest(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bf16_release: Path) -> Model:
-    return engine.load(bf16_release, "bf16", torch.float32)
+def model(quick_release: Path) -> Model:
+    return engine.load(quick_release, "bf16", torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -115,10 +115,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(quick_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
-    tokenizer, model = Tokenizer(folder), engine.load(bf16_release, "bf16", torch.float32)
+    tokenizer, model = Tokenizer(folder), engine.load(quick_release, "bf16", torch.float32)
     service = Service(Scheduler(Runner(model, rows=3, context=CONTEXT), tokenizer, budget=9), queue_limit=200)
     server = Server(Served(service, tokenizer, "small", "chat", efforts_of("preview")), Oracle(folder, model))
     service.start()

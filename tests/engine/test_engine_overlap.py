@@ -45,8 +45,8 @@ class Waiting(Scheduler):
 
 
 @pytest.fixture(scope="module")
-def model(bf16_release: Path) -> Model:
-    return engine.load(bf16_release, "bf16", torch.float32, mtp=True)
+def model(quick_release: Path) -> Model:
+    return engine.load(quick_release, "bf16", torch.float32, mtp=True)
 
 
 @pytest.fixture(scope="module")
@@ -220,28 +220,28 @@ def texts_on_ranks(release: Path, folder: Path) -> Any:
 
 @pytest.mark.slow
 def test_two_ranks_follow_tokens_that_only_the_device_knows(
-    bf16_release: Path, tokenizer: Tokenizer, tmp_path: Path
+    quick_release: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     write_tokenizer(tmp_path)
-    assert on_ranks(2, texts_on_ranks, bf16_release, tmp_path) == texts_on_ranks(bf16_release, tmp_path)
+    assert on_ranks(2, texts_on_ranks, quick_release, tmp_path) == texts_on_ranks(quick_release, tmp_path)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(4))
 def test_events_on_the_device_are_those_of_a_scheduler_that_waits(
-    bf16_release: Path, tokenizer: Tokenizer, seed: int
+    quick_release: Path, tokenizer: Tokenizer, seed: int
 ) -> None:
     story = draw_story(seed)
-    model = engine.load(bf16_release, "bf16", torch.float32, "auto", mtp=True)
+    model = engine.load(quick_release, "bf16", torch.float32, "auto", mtp=True)
     waiting, ahead = (told(story, scheduler) for scheduler in schedulers(story, model, tokenizer))
     for key, events in waiting.items():
         assert_same(events, ahead[key])
 
 
 @pytest.mark.gpu
-def test_a_thread_serves_what_the_main_thread_does(bf16_release: Path, tokenizer: Tokenizer) -> None:
+def test_a_thread_serves_what_the_main_thread_does(quick_release: Path, tokenizer: Tokenizer) -> None:
     story = draw_story(2)
-    model = engine.load(bf16_release, "bf16", torch.float32, "auto", mtp=True)
+    model = engine.load(quick_release, "bf16", torch.float32, "auto", mtp=True)
     _, scheduler = schedulers(story, model, tokenizer)
     _, other = schedulers(story, model, tokenizer)
     expected = told(story, scheduler)

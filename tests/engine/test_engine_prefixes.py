@@ -28,8 +28,8 @@ HOW = Sampling(temperature=1.0, seed=3, max_tokens=12, logprobs=2)
 
 
 @pytest.fixture(scope="module")
-def model(bf16_release: Path) -> Model:
-    return engine.load(bf16_release, "bf16", torch.float32, mtp=True, chunk=CHUNK)
+def model(quick_release: Path) -> Model:
+    return engine.load(quick_release, "bf16", torch.float32, mtp=True, chunk=CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_what_is_kept_gives_the_same_to_the_bit(model: Model, tokenizer: Tokeniz
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("speculate", [False, True])
-def test_the_same_to_the_bit_on_the_device(bf16_release: Path, tokenizer: Tokenizer, *, speculate: bool) -> None:
-    model = engine.load(bf16_release, "bf16", torch.float32, "auto", mtp=True, chunk=CHUNK)
+def test_the_same_to_the_bit_on_the_device(quick_release: Path, tokenizer: Tokenizer, *, speculate: bool) -> None:
+    model = engine.load(quick_release, "bf16", torch.float32, "auto", mtp=True, chunk=CHUNK)
     test_what_is_kept_gives_the_same_to_the_bit(model, tokenizer, speculate=speculate)
 
 
@@ -170,8 +170,8 @@ def texts_on_ranks(release: Path, folder: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_two_ranks_keep_what_one_keeps(bf16_release: Path, tmp_path: Path) -> None:
+def test_two_ranks_keep_what_one_keeps(quick_release: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    found = on_ranks(2, texts_on_ranks, bf16_release, tmp_path)
-    assert found == texts_on_ranks(bf16_release, tmp_path)
+    found = on_ranks(2, texts_on_ranks, quick_release, tmp_path)
+    assert found == texts_on_ranks(quick_release, tmp_path)
     assert [cached for _, cached in found] == [0, 0, 120]

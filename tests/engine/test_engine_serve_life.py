@@ -141,8 +141,8 @@ def test_origins_that_are_refused() -> None:
             check_origins([origin], KEY)
 
 
-def test_origins_are_refused_before_loading(bf16_release: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["serve", str(bf16_release), "--allow-origin", "*"]) == 2
+def test_origins_are_refused_before_loading(quick_release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", str(quick_release), "--allow-origin", "*"]) == 2
     assert "needs a key" in capsys.readouterr().err
 
 
@@ -173,8 +173,8 @@ def collect(service: Service, begun: Callable[[], None]) -> str:
     return asyncio.run(work())
 
 
-def test_streams_are_told_why_they_end_without_the_thread(bf16_release: Path, tmp_path: Path) -> None:
-    service = make_service(bf16_release, tmp_path)
+def test_streams_are_told_why_they_end_without_the_thread(quick_release: Path, tmp_path: Path) -> None:
+    service = make_service(quick_release, tmp_path)
     service.start()
     assert collect(service, lambda: service.abandon("the server has been stopped")) == "the server has been stopped"
     assert not service.alive
@@ -188,10 +188,10 @@ async def _open(service: Service) -> None:
 
 
 def test_a_model_that_fails_ends_the_service_and_whoever_stops_it_learns_why(
-    bf16_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the thread printed its traceback and died, and the server went on for ever, with 503 to everybody
-    service = make_service(bf16_release, tmp_path)
+    service = make_service(quick_release, tmp_path)
     service.start()
 
     def broken(order: object) -> None:
@@ -203,9 +203,9 @@ def test_a_model_that_fails_ends_the_service_and_whoever_stops_it_learns_why(
         service.stop()
 
 
-def test_loading_says_how_far_it_is(bf16_release: Path) -> None:
+def test_loading_says_how_far_it_is(quick_release: Path) -> None:
     told: list[tuple[int, int]] = []
-    engine.load(bf16_release, "bf16", torch.float32, mtp=True, progress=lambda done, total: told.append((done, total)))
+    engine.load(quick_release, "bf16", torch.float32, mtp=True, progress=lambda done, total: told.append((done, total)))
     counts = [done for done, _ in told]
     assert counts == sorted(counts)
     assert {total for _, total in told} == {counts[-1]}, "in the end everything is loaded"

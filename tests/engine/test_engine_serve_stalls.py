@@ -251,11 +251,11 @@ def test_tokenising_lets_other_threads_run(tokenizer: Tokenizer) -> None:
 
 
 def test_a_stream_that_is_not_read_is_given_up_and_its_row_is_free(
-    bf16_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "_MOST_BEHIND", 20)
     write_tokenizer(tmp_path)
-    runner = Runner(engine.load(bf16_release, "bf16", torch.float32), rows=1, context=2000)
+    runner = Runner(engine.load(quick_release, "bf16", torch.float32), rows=1, context=2000)
     service = Service(Scheduler(runner, Tokenizer(tmp_path)), queue_limit=2)
     service.start()
     sampling = Sampling(temperature=1, seed=0, max_tokens=1500, ignore_eos=True)

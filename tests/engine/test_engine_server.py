@@ -42,11 +42,11 @@ TOOLS: list[Any] = [{"type": "function", "function": {"name": "get_weather", "pa
 
 
 @pytest.fixture(scope="module")
-def served(bf16_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
+def served(quick_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
     tokenizer = Tokenizer(folder)
-    runner = Runner(engine.load(bf16_release, "bf16", torch.float32), rows=3, context=CONTEXT)
+    runner = Runner(engine.load(quick_release, "bf16", torch.float32), rows=3, context=CONTEXT)
     return Served(Service(Scheduler(runner, tokenizer), queue_limit=8), tokenizer, NAME, "chat", efforts_of("preview"))
 
 
@@ -320,9 +320,9 @@ def test_a_caller_who_leaves_frees_the_row(client: openai.OpenAI, served: Served
 
 
 def test_a_stopped_engine_tells_its_callers(
-    bf16_release: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+    quick_release: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = Runner(engine.load(bf16_release, "bf16", torch.float32), rows=1, context=50)
+    runner = Runner(engine.load(quick_release, "bf16", torch.float32), rows=1, context=50)
     service = Service(Scheduler(runner, served.tokenizer), queue_limit=8)
     app = make_app(Served(service, served.tokenizer, NAME, "chat", efforts_of("preview")))
     body = {"model": NAME, "prompt": "x", "max_tokens": 2}

@@ -41,8 +41,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def runner(bf16_release: Path) -> Runner:
-    model = engine.load(bf16_release, "bf16", torch.float32, mtp=True)
+def runner(quick_release: Path) -> Runner:
+    model = engine.load(quick_release, "bf16", torch.float32, mtp=True)
     model.config = model.config.model_copy(update={"eos_token_id": -1})  # answers end by length only
     return Runner(model, ROWS, CONTEXT, speculate=True)
 

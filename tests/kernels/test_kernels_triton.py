@@ -1,4 +1,7 @@
-"""Every Triton kernel against its torch definition: odd shapes in the interpreter and on a GPU, V4-Flash's on a GPU."""
+"""Every Triton kernel against its torch definition: odd shapes in the interpreter and on a GPU, V4-Flash's on a GPU.
+
+The provider `triton` leaves nothing to torch but memory and shapes, which the same calls show.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from decoding_cases import DECODING_CASES
 from kernel_cases import CASES, Case, flash_cases
 from kernel_comparison import assert_same, poisoned
+from torch_operations import MEMORY_AND_SHAPE, Recorder
 
 from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.operators import OPERATORS
@@ -49,9 +53,16 @@ def test_kernel_gives_what_the_definition_gives_at_flash_shapes(
 def _compare(case: Case, device: torch.device, record_property: Callable[[str, object], None]) -> None:
     arguments = case.arguments(device)
     expected = getattr(reference, case.operator)(*arguments)
-    with poisoned():
+    with poisoned(), Recorder() as recorder:
         actual = getattr(TritonOperators, case.operator)(*arguments)
+    assert recorder.seen <= MEMORY_AND_SHAPE, "all arithmetic is the kernels' own"
     record_property("relative_error", assert_same(actual, expected, case.tolerance))
+
+
+def test_arithmetic_of_torch_is_seen() -> None:
+    with Recorder() as recorder:
+        reference.rms_norm(torch.randn(2, 8), None, 1e-6)
+    assert {"mean", "rsqrt", "mul"} <= recorder.seen
 
 
 @pytest.mark.gpu

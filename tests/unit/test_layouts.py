@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from flagrelease.convert.planning.target import Action, Target, parse_target
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
 from flagrelease.model.v4.inventory import Split, Storage, TensorSpec, inventory
-from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config
 from flagrelease.records.recipe import ConvertSpec
-from flagrelease.source.source import Source, read_source
+from flagrelease.source.source import Source
 
 CONFIGS = Path(__file__).parents[1] / "golden" / "configs"
 MODELS = ("flash", "pro")
@@ -43,11 +43,8 @@ def config_of(model: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
-    root = tmp_path_factory.mktemp("full-size")
-    for model in MODELS:
-        write_checkpoint(root / model, config_of(model), holes=True)
-    return {model: read_source(root / model) for model in MODELS}
+def sources(full_size: Callable[[str], Source]) -> dict[str, Source]:
+    return {model: full_size(model) for model in MODELS}
 
 
 def parse(model: str) -> ModelConfig:
