@@ -27,9 +27,7 @@ FullSize = Callable[[str], Source]
 @pytest.mark.parametrize(
     ("model", "tensors", "total"), [("flash", 69_187, 159_609_485_896), ("pro", 145_116, 864_704_792_696)]
 )
-def test_full_size_headers_have_the_published_totals(
-    full_size: FullSize, model: str, tensors: int, total: int
-) -> None:
+def test_full_size_headers_have_the_published_totals(full_size: FullSize, model: str, tensors: int, total: int) -> None:
     source = full_size(model)
     assert (len(source.index.tensors), source.index.total_size) == (tensors, total)
 

@@ -30,10 +30,14 @@ def bf16_release(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def quick_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick_checkpoint() -> Checkpoint:
     """Two layers, of ratio 4 and 128, and an MTP stage: for tests of what is around a model, at half a step's time."""
-    config = small_config(num_hidden_layers=2, compress_ratios=[4, 128, 0])
-    return Checkpoint(config, seed=1).write_hf(tmp_path_factory.mktemp("quick-hf"), "bf16")
+    return Checkpoint(small_config(num_hidden_layers=2, compress_ratios=[4, 128, 0]), seed=1)
+
+
+@pytest.fixture(scope="session")
+def quick_release(quick_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quick_checkpoint.write_hf(tmp_path_factory.mktemp("quick-hf"), "bf16")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from ranks import on_ranks
 
@@ -190,6 +191,7 @@ def test_bytes_of_any_length_are_gathered() -> None:
     assert on_ranks(3, _messages) == [b"", *(bytes(i % 256 for i in range(rank * 300)) for rank in (1, 2))]
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_an_error_on_a_node_with_other_weights(tmp_path: Path) -> None:
     """Under torchrun, as the report was: each rank its own folder, one norm changed."""
     for rank in range(2):

@@ -41,8 +41,8 @@ def app() -> typer.Typer:
 
 
 @pytest.fixture(scope="module")
-def release(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = checkpoint.write_hf(tmp_path_factory.mktemp("release"), "bf16")
+def release(quick_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = quick_checkpoint.write_hf(tmp_path_factory.mktemp("release"), "bf16")
     write_tokenizer(folder)
     return folder
 
@@ -253,8 +253,9 @@ def test_bad_token_files(app: typer.Typer, release: Path, tmp_path: Path, text: 
 MAIN = "import typer; from flagrelease.engine.commands import register; app = typer.Typer(); register(app); app()"
 
 
-def test_torchrun_generates_the_same_text(checkpoint: Checkpoint, release: Path, tmp_path: Path) -> None:
-    cut = write_mp(checkpoint, tmp_path / "mp2", "bf16", 2)
+@pytest.mark.slow  # tests/ranks has ranks of the command line for every run
+def test_torchrun_generates_the_same_text(quick_checkpoint: Checkpoint, release: Path, tmp_path: Path) -> None:
+    cut = write_mp(quick_checkpoint, tmp_path / "mp2", "bf16", 2)
     write_tokenizer(cut)
     script = tmp_path / "main.py"
     script.write_text(MAIN)

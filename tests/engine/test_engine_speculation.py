@@ -55,8 +55,8 @@ def terse(release: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def model(quick_release: Path) -> Model:
-    return terse(quick_release)
+def model(bf16_release: Path) -> Model:
+    return terse(bf16_release)
 
 
 @pytest.fixture(scope="module")
@@ -244,16 +244,16 @@ def texts_on_ranks(release: Path, folder: Path) -> Any:
     return [(result.text, result.drafted, result.accepted) for result in results]
 
 
-def test_two_ranks_draft_as_one(quick_release: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_two_ranks_draft_as_one(bf16_release: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    assert on_ranks(2, texts_on_ranks, quick_release, tmp_path) == texts_on_ranks(quick_release, tmp_path)
+    assert on_ranks(2, texts_on_ranks, bf16_release, tmp_path) == texts_on_ranks(bf16_release, tmp_path)
 
 
-def test_what_cannot_speculate_is_refused(quick_release: Path) -> None:
-    model = engine.load(quick_release, "bf16", torch.float32)
+def test_what_cannot_speculate_is_refused(bf16_release: Path) -> None:
+    model = engine.load(bf16_release, "bf16", torch.float32)
     with pytest.raises(UsageError, match="without its MTP stage"):
         Runner(model, 1, 100, speculate=True)
-    both = engine.load(quick_release, "bf16", torch.float32, mtp=True, chunk=1)
+    both = engine.load(bf16_release, "bf16", torch.float32, mtp=True, chunk=1)
     with pytest.raises(UsageError, match="must be at least 2"):
         Runner(both, 1, 100, speculate=True)
 

@@ -4,18 +4,19 @@ The interpreter accepts what the compiler refuses: a name of two shapes in two b
 compiled for the types of its arguments, which are tensors of the CPU. To be run by itself, since Triton decides at
 import whether it interprets:
 
-    python tests/kernels/compile_for_hopper.py [operator ..]
+    python tests/kernels/compile_for_hopper.py [--dtype float32|other] [operator ..]
 
-prints {"launches": count, "failures": {case: the last line of the error}} as JSON. The case "planted" must fail.
+prints {"cases": count, "launches": count, "failures": {case: the last line of the error}} as JSON. The case "planted"
+must fail.
 """
 
 # ruff: noqa: E402  (modules look at what is set here when they are imported)
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -103,16 +104,23 @@ def _error(work: Callable[..., None], *args: Any) -> str | None:
     return None
 
 
-def main(operators: list[str]) -> dict[str, object]:
+def main(operators: list[str], dtype: str | None) -> dict[str, object]:
     cases = [case for case in (*CASES, *DECODING_CASES) if not operators or case.operator in operators]
+    if dtype is not None:
+        cases = [case for case in cases if ("float32" in case.label) == (dtype == "float32")]
     errors = {"planted": _error(_planted), **{f"{c.operator}: {c.label}": _error(_launch, c) for c in cases}}
-    if not operators:
+    if not operators and dtype != "float32":
         sizes = [(ranks, rows) for ranks in (2, 4, 8) for rows in (1, 64)]
         errors |= {
             f"exchange of {rows} rows on {ranks} ranks": _error(_exchanges, ranks, rows) for ranks, rows in sizes
         }
-    return {"launches": launches, "failures": {name: error for name, error in errors.items() if error is not None}}
+    failures = {name: error for name, error in errors.items() if error is not None}
+    return {"cases": len(cases), "launches": launches, "failures": failures}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("operators", nargs="*")
+    parser.add_argument("--dtype", choices=["float32", "other"], help="of the activations; both if not given")
+    asked = parser.parse_args()
+    print(json.dumps(main(asked.operators, asked.dtype)))

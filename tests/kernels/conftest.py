@@ -12,7 +12,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def _language_patched_once() -> Iterator[None]:
-    """Triton's interpreter looks at each member of its language whenever a kernel calls a function: a third of the time.
+    """Triton's interpreter looks at all of its language whenever a kernel calls a function: more than half of the time.
 
     What it would change has been changed already when the kernel began, but for a module that the kernel itself does
     not use (`tl.max` and its like use `tl.core`).

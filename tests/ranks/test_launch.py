@@ -191,7 +191,10 @@ def test_a_signal_reaches_the_leader_once_and_ends_all(release: Path) -> None:
         assert not any(map(alive, started))
 
 
-@pytest.mark.parametrize("command", [FLAGRELEASE, TORCHRUN], ids=["flagrelease", "torchrun"])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(FLAGRELEASE, id="flagrelease"), pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow)],
+)
 def test_no_rank_outlives_a_launcher_that_is_killed(release: Path, command: list[str]) -> None:
     """torchrun's ranks went on, as did the server, and the next one found its port taken."""
     with serving(command, release) as (server, started):
