@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -22,13 +21,15 @@ from small_tokenizer import write_tokenizer
 from torch import Tensor
 
 from flagrelease.device import Device
+from flagrelease.engine.batch import guessing
+from flagrelease.engine.batch.acceptance import Acceptance
+from flagrelease.engine.batch.guessing import Token
 from flagrelease.engine.batch.orders import Decode, Draft, Next, Prefill, Together
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
-from flagrelease.engine.batch.sequence import Event, Running
+from flagrelease.engine.batch.sequence import Running
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.sampling import Choice, Sampler, Sampling
-from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
 
@@ -123,12 +124,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 Texts = list[tuple[int, ...]]
-Make = Callable[[Runner, Tokenizer], Scheduler]
 
 
-def spoken(tokenizer: Tokenizer, how: Sampling, *, speculate: bool, make: Make = Scheduler) -> tuple[Texts, Scheduler]:
+def spoken(tokenizer: Tokenizer, how: Sampling, *, speculate: bool) -> tuple[Texts, Scheduler]:
     """A text for each seed."""
-    scheduler = make(cast("Runner", Chains(speculate=speculate)), tokenizer)
+    scheduler = Scheduler(cast("Runner", Chains(speculate=speculate)), tokenizer)
     texts: dict[int, list[int]] = {
         scheduler.submit(PROMPT, replace(how, seed=seed, max_tokens=LENGTH)): [] for seed in range(SEEDS)
     }
@@ -168,54 +168,50 @@ def test_texts_are_equal_seed_by_seed_and_follow_the_models_distribution(tokeniz
     assert smallest_p(drafted, how) > SURE
 
 
-def accepts_all(self: Scheduler, each: Running, tokens: Sequence[tuple[int, TokenScore | None]]) -> Event:
-    return self._advance(each, [*((draft, None) for draft in each.drafts), tokens[-1]])
+def accepts_all(each: Running, tokens: list[Token]) -> tuple[list[Token], Acceptance | None]:
+    return [*((draft, None) for draft in each.drafts), tokens[-1]], None
 
 
 def test_planted_acceptance_of_every_draft_is_seen(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scheduler, "_judge", accepts_all)
+    monkeypatch.setattr(guessing, "_judge", accepts_all)
     texts, _ = spoken(tokenizer, SAMPLINGS["plain"], speculate=True)
     assert p_value(texts, SAMPLINGS["plain"], 1) > SURE  # nothing is drafted of the first
     assert smallest_p(texts, SAMPLINGS["plain"]) < ALARM
 
 
-class Rejecting(Scheduler):
+class Rejecting:
     """Accepts a draft with min(1, P / Q), and draws from max(P - Q, 0), made a distribution, where it does not.
 
     Another lossless way, with draws of its own (so that texts differ seed by seed): what the check has to let pass.
     """
 
-    residual = True  # False: draws from P after a rejection, as if nothing had been tried
+    def __init__(self, how: Sampling, *, residual: bool) -> None:
+        """Without `residual` it draws from P after a rejection, as if nothing had been tried."""
+        self._rng, self._residual = np.random.default_rng(3), residual
+        self._p, self._q = (kept(table, how) for table in tables())
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._rng = np.random.default_rng(3)
-        self._p, self._q = (kept(table, SAMPLINGS["plain"]) for table in tables())
-
-    def _judge(self, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
-        before, taken = each.last - FIRST, list[tuple[int, TokenScore | None]]()
-        drafts = each.drafts
-        for place, draft in enumerate(drafts):
+    def __call__(self, each: Running, tokens: list[Token]) -> tuple[list[Token], Acceptance | None]:
+        before, taken = each.last - FIRST, list[Token]()
+        for place, draft in enumerate(each.drafts):
             p, q = self._p[before], self._q[before]
             if self._rng.random() >= p[draft - FIRST] / q[draft - FIRST]:
-                left = np.maximum(p - q, 0) if self.residual else p
-                taken.append((FIRST + int(self._rng.choice(SAID, p=left / left.sum())), None))
-                each.rejected = len(drafts) - place
-                return self._advance(each, taken)
+                left = np.maximum(p - q, 0) if self._residual else p
+                each.rejected = len(each.drafts) - place
+                return [*taken, (FIRST + int(self._rng.choice(SAID, p=left / left.sum())), None)], None
             taken.append((draft, None))
             before = draft - FIRST
         each.rejected = 0
-        return self._advance(each, [*taken, tokens[-1]])
+        return [*taken, tokens[-1]], None
 
 
-def test_rejection_sampling_passes_and_is_seen_without_its_residual(tokenizer: Tokenizer) -> None:
+def test_rejection_sampling_passes_and_is_seen_without_its_residual(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     how = SAMPLINGS["plain"]
-
-    class Wrong(Rejecting):
-        residual = False
-
-    assert smallest_p(spoken(tokenizer, how, speculate=True, make=Rejecting)[0], how) > SURE
-    assert smallest_p(spoken(tokenizer, how, speculate=True, make=Wrong)[0], how) < ALARM
+    monkeypatch.setattr(guessing, "_judge", Rejecting(how, residual=True))
+    assert smallest_p(spoken(tokenizer, how, speculate=True)[0], how) > SURE
+    monkeypatch.setattr(guessing, "_judge", Rejecting(how, residual=False))
+    assert smallest_p(spoken(tokenizer, how, speculate=True)[0], how) < ALARM
 
 
 def test_planted_draws_of_one_place_for_all_are_seen_in_the_joint_distribution_only(
