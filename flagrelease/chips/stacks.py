@@ -50,15 +50,30 @@ class Claim(_Strict):
         return self
 
 
+DraftKind = Literal["mtp", "dspark"]
+
+
+class Drafting(_Strict):
+    """How the stack is told to draft with the stages of a release, in words or flags."""
+
+    how: str
+    mark: Mark
+    sources: Sources
+
+
 class Launch(_Strict):
-    """How the stack is started for DeepSeek-V4 of any form; `draft`: what a draft model or a special setting needs."""
+    """How the stack is started for DeepSeek-V4 of any form.
+
+    `settings`: what else must be set. `drafts`: by the kind of draft stages; of an absent kind nothing is known.
+    """
 
     mark: Mark
     sources: Sources
     command: str
     flags: tuple[LaunchFlag, ...]
     environment: tuple[Variable, ...] = ()
-    draft: str | None = None
+    settings: str | None = None
+    drafts: dict[DraftKind, Drafting] = {}
 
 
 class Silent(_Strict):
@@ -93,7 +108,9 @@ class ServingStack(_Strict):
     @property
     def sources(self) -> set[str]:
         """All that its facts rest on."""
-        facts: list[Claim | Silent | Launch] = [*self.claims, *self.silent, *([self.launch] if self.launch else [])]
+        facts: list[Claim | Silent | Launch | Drafting] = [*self.claims, *self.silent]
+        if self.launch is not None:
+            facts += [self.launch, *self.launch.drafts.values()]
         return {source for fact in facts for source in fact.sources}
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from flagrelease.console import human_bytes
 from flagrelease.formats.formats import Format
 from flagrelease.formats.releases import RELEASE_FORMATS, Description, Kept
+from flagrelease.publish.drafts import drafting, drafts_row
 from flagrelease.publish.front_matter import check_card, front_matter, render
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.names import COMPOSE_FILE, CONTAINER_FILE, NODE_SCRIPT, STATEMENT_NAME
@@ -31,14 +32,15 @@ def make_card(records: Records, hub: Hub, repo: str) -> bytes:
 
     Raises:
         VerificationError: its metadata break a rule of the hub, which is a fault of the records, or config.json of an
-            hf release cannot be read.
+            hf release, or of one with DSpark's stages, cannot be read.
         CheckpointError: config.json of an hf release is not one of DeepSeek-V4.
     """
     stacks = judge_stacks(records)
     engines = (lambda r: serving(r, stacks), _run)
     sections = (
         _what_it_is, _provenance, _proof, _evaluation, lambda r: _download(r, hub, repo),
-        *(engines if not records.wanted.spec.for_flagos else engines[::-1]), _limits, _licences,
+        *(engines if not records.wanted.spec.for_flagos else engines[::-1]), lambda r: drafting(r, stacks), _limits,
+        _licences,
     )  # fmt: skip
     text = render(front_matter(records, hub))
     for section in sections:
@@ -68,8 +70,7 @@ def _what_it_is(records: Records) -> Iterator[str]:
     yield f"| layout | {records.layout}: {held} |"
     if records.target.o_groups is not None:
         yield f"| o-groups | {records.target.o_groups} between ranks |"
-    if records.target.drafts == "drop":
-        yield "| draft stages | left out: answers are the same, without speculation |"
+    yield drafts_row(records)
     cards = f"{_count(records.cards, 'card')} x {product.memory_gib} GiB"
     nodes = "one node" if records.nodes == 1 else f"{records.nodes} nodes of {product.cards_per_node}"
     yield f"| needs | {cards}, {nodes} |"

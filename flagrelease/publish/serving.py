@@ -55,13 +55,18 @@ def judge_stacks(records: Records) -> tuple[Served, ...]:
         return ()
     tensors = {name: (one.dtype, one.shape) for name, one in records.manifest.tensors.items()}
     files = frozenset(file.path for file in records.manifest.files)
-    described = _document(records, MODELSLIM_DESCRIPTION) if MODELSLIM_DESCRIPTION in files else None
-    release = Release(_document(records, "config.json"), described, tensors, files)
+    described = read_document(records, MODELSLIM_DESCRIPTION) if MODELSLIM_DESCRIPTION in files else None
+    release = Release(read_document(records, "config.json"), described, tensors, files)
     stacks = [stack for stack in stacks_of(records.chip.id) if "hf" in stack.layouts]
     return tuple(Served(stack, judge(stack, release)) for stack in stacks)
 
 
-def _document(records: Records, name: str) -> dict[str, Any]:
+def read_document(records: Records, name: str) -> dict[str, Any]:
+    """A JSON object of the release, by the name of its file.
+
+    Raises:
+        VerificationError: it cannot be read, or is no such document.
+    """
     path = records.release / name
     try:
         document = json.loads(path.read_bytes())
@@ -121,9 +126,9 @@ def _loads(records: Records, one: Served) -> Iterator[str]:
         yield "```bash"
         yield from command(records, one)
         yield "```"
-        if stack.launch.draft is not None:
+        if stack.launch.settings is not None:
             yield ""
-            yield f"Drafts and settings: {stack.launch.draft}."
+            yield f"Settings: {stack.launch.settings}."
     notes = [*judgement.why, *(silent.what for silent in stack.silent)]
     if notes:
         yield ""

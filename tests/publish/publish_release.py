@@ -21,6 +21,10 @@ from flagrelease.records.manifest import (
 )
 from flagrelease.records.recipe import read_recipe
 
+_DSPARK = ("mtp.0.main_proj.weight", "mtp.1.attn_norm.weight", "mtp.2.markov_head.markov_w1.weight")
+_DRAFTS = dict.fromkeys(("deepseek-v4-flash-0731", "deepseek-v4-pro-0813", "tiny-dspark"), _DSPARK) | dict.fromkeys(
+    ("deepseek-v4-flash", "deepseek-v4-pro", "tiny"), ("mtp.0.e_proj.weight",)
+)
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -69,7 +73,10 @@ def manifest_of(
         elements=ElementCounts(copied=1000, exact=2000),
         inexact={},
         files=files,
-        tensors={"embed.weight": TensorRecord(dtype="BF16", shape=(8, 4), blake3="6" * 64)},
+        tensors={
+            name: TensorRecord(dtype="BF16", shape=(8, 4), blake3="6" * 64)
+            for name in ("embed.weight", *(_DRAFTS[recipe_name] if spec.drafts == "keep" else ()))
+        },
     )
 
 

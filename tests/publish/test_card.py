@@ -52,8 +52,8 @@ def records_of(recipe_name: str, chip: str, validated: bool = True) -> Records:
         raw = json.dumps(report_for(content, chip)).encode()
         report = parse_report(raw, "report.json")
     return Records(
-        Path("release"), manifest, content, recipe, get_chip(chip), find_licence(manifest.source.license), report,
-        b"{}" if validated else None,
+        Path(__file__).parent / "dspark_release", manifest, content, recipe, get_chip(chip),
+        find_licence(manifest.source.license), report, b"{}" if validated else None,
     )  # fmt: skip
 
 

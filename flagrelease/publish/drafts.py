@@ -1,0 +1,95 @@
+"""What a card says of draft stages: which of them the release holds, and who drafts with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from flagrelease.chips.stacks import DraftKind
+from flagrelease.errors import VerificationError
+from flagrelease.publish.records import Records
+from flagrelease.publish.serving import Served, read_document
+
+_STAGE = re.compile(r"mtp\.(\d+)\.")
+_OF_DSPARK = "mtp.0.main_proj.weight"
+_KNOWN = {"verified": "read in its source", "stated": "by its makers' word", "inferred": "concluded from its source"}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldDrafts:
+    """The draft stages of a release.
+
+    Attributes:
+        kind: `mtp`, the preview's, or `dspark`.
+        stages: how many.
+        tokens: that they guess at once, as they were trained.
+    """
+
+    kind: DraftKind
+    stages: int
+    tokens: int
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.kind == "dspark":
+            return f"DSpark: {self.stages} stages, which draft blocks of {self.tokens} tokens"
+        if self.stages == 1:
+            return "MTP of the preview: 1 stage, which drafts one token"
+        return f"MTP: {self.stages} stages, each of which drafts one token"
+
+
+def held_drafts(records: Records) -> HeldDrafts | None:
+    """By the names of the tensors in the manifest; None if there are no draft stages.
+
+    Raises:
+        VerificationError: the release holds DSpark's stages, and config.json cannot be read or gives no size of blocks.
+    """
+    tensors = records.manifest.tensors
+    stages = len({match[1] for name in tensors if (match := _STAGE.match(name))})
+    if not stages:
+        return None
+    if not any(name.startswith(_OF_DSPARK) for name in tensors):
+        return HeldDrafts("mtp", stages, stages)
+    size = read_document(records, "config.json").get("dspark_block_size")
+    if type(size) is not int or size < 1:
+        raise VerificationError(f"{records.release / 'config.json'}: dspark_block_size {size!r}: a number is expected")
+    return HeldDrafts("dspark", stages, size)
+
+
+def drafts_row(records: Records) -> str:
+    """The row of the card's first table."""
+    held = held_drafts(records)
+    if held is not None:
+        return f"| draft stages | {held} |"
+    if records.target.drafts == "drop":
+        return "| draft stages | left out: answers are the same, without speculation |"
+    return "| draft stages | none: the source has none |"
+
+
+def drafting(records: Records, stacks: Iterable[Served]) -> Iterator[str]:
+    """Lines of the section; none where there are no draft stages."""
+    held = held_drafts(records)
+    if held is None:
+        return
+    yield "## Drafts"
+    yield ""
+    yield f"{held}."
+    yield "The model checks every token that is drafted: answers come sooner and stay the same. A server that does not"
+    yield "use the stages serves the release all the same."
+    yield ""
+    if held.kind == "mtp" and held.stages > 1:
+        yield "- flagrelease: not used; its engine runs a single MTP stage, or DSpark's"
+    else:
+        yield "- flagrelease: `serve` drafts while that pays (`--speculate`), `generate` with `--speculate auto`"
+    for one in stacks:
+        if one.loads:
+            yield f"- {one.name}: {_how(one, held.kind)}"
+
+
+def _how(one: Served, kind: DraftKind) -> str:
+    launch = one.stack.launch
+    known = None if launch is None else launch.drafts.get(kind)
+    if known is None:
+        return "not known"
+    return f"{known.how} ({_KNOWN[known.mark]})"
