@@ -60,11 +60,13 @@ def _compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> A
 JITFunction.run = _compile
 
 from decoding_cases import DECODING_CASES
-from kernel_cases import CASES, Case
+from kernel_cases import CASES, Case, moe
 from test_kernels_decoding import arranged
 
 from flagrelease.engine.kernels.exchange import Exchange, sum_over_ranks
+from flagrelease.engine.kernels.experts.widened_experts import widened_expert_outputs
 from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes_over_ranks
+from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 
 
@@ -96,6 +98,12 @@ def _exchanges(ranks: int, rows: int) -> None:
     hc_post_mixes_over_ranks(parts, x, post, comb, torch.zeros(24, 4 * 256), exchange)
 
 
+def _launch_widened() -> None:
+    """The experts' kernels for so many tokens that no case has them."""
+    x, ids, weights, experts, limit, _ = moe(128, 2, "fp4", torch.bfloat16, True, (2, 512, 512, 0))
+    widened_expert_outputs(x, ids, weights, arrange_experts(experts), limit)
+
+
 def _error(work: Callable[..., None], *args: Any) -> str | None:
     try:
         work(*args)
@@ -111,6 +119,7 @@ def main(operators: list[str], dtype: str | None) -> dict[str, object]:
     errors = {"planted": _error(_planted), **{f"{c.operator}: {c.label}": _error(_launch, c) for c in cases}}
     if not operators and dtype != "float32":
         sizes = [(ranks, rows) for ranks in (2, 4, 8) for rows in (1, 64)]
+        errors["widened"] = _error(_launch_widened)
         errors |= {
             f"exchange of {rows} rows on {ranks} ranks": _error(_exchanges, ranks, rows) for ranks, rows in sizes
         }

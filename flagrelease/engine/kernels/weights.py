@@ -67,6 +67,7 @@ class ExpertWeights:
     | plain | BF16 or wider | [E, MI, H] | [E, H, MI] | None | None |
 
     `arranged`: the codes are in the order of a provider's kernels (`Operators.arrange_experts`), which alone read them.
+    `even`: of arranged ones, scales of 128 x 128 (64 rows of w1 and of w3) span at most 2^14: FP8 holds their codes.
     """
 
     w1: Tensor
@@ -77,6 +78,7 @@ class ExpertWeights:
     s2: Tensor | None
     first: int
     arranged: bool = False
+    even: bool = False
 
     def __post_init__(self) -> None:
         """Refuse tensors that do not fit the table above."""

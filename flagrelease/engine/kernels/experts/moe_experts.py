@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.experts import fp4_experts
+from flagrelease.engine.kernels.experts import fp4_experts, widened_experts
 from flagrelease.engine.kernels.experts.expert_plan import plan_pairs
 from flagrelease.engine.kernels.experts.swiglu import clamped_swiglu
 from flagrelease.engine.kernels.interpreter import cast
@@ -181,7 +181,9 @@ def moe_experts(
     """See `reference.moe_experts`. BF16 or FP32 activations."""
     ids, weights, x = _checked(x, ids, weights, experts)
     (T, H), E, slots = x.shape, len(experts.w1), ids.shape[1]
-    if experts.arranged:
+    if widened_experts.are_worth_it(experts, ids.numel(), quantise_activations):
+        y = widened_experts.widened_expert_outputs(x, ids, weights, experts, swiglu_limit)
+    elif experts.arranged:
         y = x.new_empty(T, slots, H)
         fp4_experts.fp4_expert_outputs(
             x, None, None, ids, weights, experts, swiglu_limit, quantise_activations, y, zeros=False

@@ -231,7 +231,7 @@ def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
         return experts
     for weights in (experts.w1, experts.w3, experts.w2):
         arrange(weights)
-    return replace(experts, arranged=True)
+    return replace(experts, arranged=True, even=_are_even(experts))
 
 
 def _plain_powers(experts: ExpertWeights) -> bool:
@@ -243,3 +243,21 @@ def _plain_powers(experts: ExpertWeights) -> bool:
         if least == 0 or most > 192:
             return False
     return True
+
+
+def _are_even(experts: ExpertWeights) -> bool:
+    """See `ExpertWeights.even`. The largest scale of a block less 2^6 has to be an E8M0 byte too."""
+    (least1, most1), (least3, most3), (least2, most2) = (
+        _extremes(scale, rows) for scale, rows in ((experts.s1, 64), (experts.s3, 64), (experts.s2, 128))
+    )
+    least, most = torch.minimum(least1, least3), torch.maximum(most1, most3)
+    widest = max(int((most - least).max()), int((most2 - least2).max()))
+    return widest <= 14 and min(int(most.min()), int(most2.min())) > 6
+
+
+def _extremes(scale: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+    """The least and the largest byte of scales [E, N, K/32] in each block of `rows` x 128: int32 [E, N/rows, K/128]."""
+    assert scale is not None, "FP4 weights have scales"
+    E, N, groups = scale.shape
+    blocks = scale.view(torch.uint8).reshape(E, N // rows, rows, groups // 4, 4)
+    return blocks.amin((2, 4)).int(), blocks.amax((2, 4)).int()
