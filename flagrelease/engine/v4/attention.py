@@ -99,28 +99,28 @@ class Attention:
         )
 
     def forward(
-        self, ops: Operators, x: Tensor, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
+        self, ops: Operators, x: Rounded, step: Step, cache: LayerCache, rope: RopeTable, groups: Groups
     ) -> Tensor:
-        """x [B, S, H] -> [B, S, H]; extends the cache by the step's tokens."""
+        """x [B, S, H], rounded for `latents`, -> [B, S, H]; extends the cache by the step's tokens."""
         cos, sin = rope.rows(step.positions)
         qr, kv = self._latents(ops, x)
         q = self._queries(ops, qr, cos, sin)
         cache.kv[step.cache_row, step.kv_slot[self.ratio]] = self.keys(ops, kv, cos, sin)
         visible = step.visible_slots[self.ratio]
         if self.side is not None:
-            side = self._compress(ops, ops.linear(x, self.side, torch.float32), step, cache, rope, x.dtype)
+            side = self._compress(ops, ops.linear(x.plain, self.side, torch.float32), step, cache, rope, x.plain.dtype)
             if self.indexer is not None:
                 visible = torch.cat((self.indexer.choose(ops, side, qr, step, cache, rope, groups), visible), -1)
         return self._attend(ops, q, cache.kv, visible, (cos, sin), groups, step.rows)
 
     def forward_block(
-        self, ops: Operators, x: Tensor, ring: Tensor, visible: Tensor, rope: tuple[Tensor, Tensor], groups: Groups
+        self, ops: Operators, x: Rounded, ring: Tensor, visible: Tensor, rope: tuple[Tensor, Tensor], groups: Groups
     ) -> Tensor:
         """Like `forward` for the block of a DSpark draft, whose keys are seen by the block alone and are not stored.
 
         Args:
             ops: operators.
-            x: [B, S, H], of a layer without compression.
+            x: [B, S, H], of a layer without compression, rounded for `latents`.
             ring: [B, R, HD], the keys of positions before.
             visible: int32 [B, S, ..] into the ring's keys and, behind them, the block's; -1 = none.
             rope: cos and sin of the positions, [B, S, rope_dim / 2].
@@ -140,9 +140,9 @@ class Attention:
         self._rotate(ops, kv, cos, sin)
         return self._as_cached(ops, kv)
 
-    def _latents(self, ops: Operators, x: Tensor) -> tuple[Rounded, Tensor]:
+    def _latents(self, ops: Operators, x: Rounded) -> tuple[Rounded, Tensor]:
         """x [.., H] -> the query latent [.., QR], normed and rounded for wq_b, and what wkv makes, [.., HD]."""
-        (both,) = project(ops, x, self.latents)
+        (both,) = project_rounded(ops, x, self.latents)
         qr, kv = both.tensor_split([len(self.wq_a.weight)], -1)
         return self.wq_b.round(ops, ops.rms_norm(qr, self.q_norm, self.eps)), kv
 

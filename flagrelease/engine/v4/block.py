@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.linear import Linear
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.attention import Attention
 from flagrelease.engine.v4.cache import LayerCache
 from flagrelease.engine.v4.hyper_connection import HyperConnection
@@ -52,10 +54,18 @@ class Block:
         """Streams [B, S, M, H] -> [B, S, M, H]; of a spread step this rank's, [T / mp, M, H] -> [T / mp, M, H]."""
         shape = *step.tokens.shape, streams.shape[-1]
 
-        def attend(x: Tensor) -> Tensor:
-            return self.attn.forward(ops, groups.together(x, shape), step, cache, rope, groups)
+        def attend(x: Rounded) -> Tensor:
+            x = _together(ops, x, self.attn.latents, groups, shape)
+            return self.attn.forward(ops, x, step, cache, rope, groups)
 
-        def feed_forward(x: Tensor) -> Tensor:
-            return self.ffn.forward(ops, groups.together(x, shape), step.tokens, step.real, groups)
+        def feed_forward(x: Rounded) -> Tensor:
+            x = _together(ops, x, self.ffn.w13, groups, shape)
+            return self.ffn.forward(ops, x, step.tokens, step.real, groups)
 
-        return self.ffn_hc.around(ops, self.attn_hc.around(ops, streams, attend), feed_forward)
+        streams = self.attn_hc.around(ops, streams, self.attn.latents, attend)
+        return self.ffn_hc.around(ops, streams, self.ffn.w13, feed_forward)
+
+
+def _together(ops: Operators, x: Rounded, into: Linear, groups: Groups, shape: tuple[int, ...]) -> Rounded:
+    """Of a spread step all ranks' tokens, rounded for the linear that they go `into`; else x, which is."""
+    return into.round(ops, groups.together(x.plain, shape)) if groups.is_spread else x

@@ -22,6 +22,7 @@ from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.linear import Linear, project
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.parallel import Groups
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.v4.block import Block
 from flagrelease.engine.v4.cache import LayerCache
 from flagrelease.engine.v4.dspark_head import DsparkHead
@@ -154,14 +155,14 @@ class DsparkStages:
             keys = ring.kv[:, :-1]
             visible = self._visible(starts, keys.shape[1])
 
-            def attend(x: Tensor, block: Block = block, keys: Tensor = keys, visible: Tensor = visible) -> Tensor:
+            def attend(x: Rounded, block: Block = block, keys: Tensor = keys, visible: Tensor = visible) -> Tensor:
                 return block.attn.forward_block(ops, x, keys, visible, (cos, sin), groups)
 
-            def feed(x: Tensor, block: Block = block) -> Tensor:
+            def feed(x: Rounded, block: Block = block) -> Tensor:
                 return block.ffn.forward(ops, x, tokens, None, groups)
 
-            streams = block.attn_hc.around(ops, streams, attend)
-            streams = block.ffn_hc.around(ops, streams, feed)
+            streams = block.attn_hc.around(ops, streams, block.attn.latents, attend)
+            streams = block.ffn_hc.around(ops, streams, block.ffn.w13, feed)
         return streams
 
     def _visible(self, starts: Tensor, ring: int) -> Tensor:

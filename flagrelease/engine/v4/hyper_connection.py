@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.linear import Linear
+from flagrelease.engine.schemes import Rounded
 from flagrelease.engine.weights import Weights
 from flagrelease.model.v4.config import ModelConfig
 
@@ -31,11 +33,20 @@ class HyperConnection:
         norm = weights.plain(f"{sub_layer}_norm.weight")
         return cls(fn, base, scale, norm, config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps)
 
-    def around(self, ops: Operators, streams: Tensor, sub_layer: Callable[[Tensor], Tensor]) -> Tensor:
-        """[B, S, M, H] -> [B, S, M, H]: collapse, norm, sub-layer, expand and mix."""
-        x, post, comb = ops.hc_pre(streams, self.fn, self.scale, self.base, self.iters, self.eps, self.norm_eps)
-        out = sub_layer(ops.rms_norm(x, self.norm, self.norm_eps))
-        return ops.hc_post(out, streams, post, comb)
+    def around(self, ops: Operators, streams: Tensor, into: Linear, sub_layer: Callable[[Rounded], Tensor]) -> Tensor:
+        """[.., M, H] -> [.., M, H]: collapse, norm, sub-layer, expand and mix.
+
+        The sub-layer gets its input [.., H] also as the linear that it goes `into` takes it.
+        """
+        flat, lead = streams.flatten(0, -3), streams.shape[:-2]
+        mixes, squares = ops.hc_mixes(flat, self.fn)
+        mixed = flat, mixes, squares, self.scale, self.base
+        post, comb = ops.hc_weights(*mixed, self.iters, self.eps, self.norm_eps)
+        made = ops.hc_pre_norm(*mixed, self.eps, self.norm_eps, self.norm, into.scheme.fused)
+        plain, codes, scales = (None if part is None else part.view(*lead, -1) for part in made)
+        assert plain is not None
+        out = sub_layer(into.take(ops, plain, codes, scales))
+        return ops.hc_post(out, streams, post.view(*lead, -1), comb.view(*lead, *comb.shape[1:]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,23 +74,23 @@ class MoE:
         """With the experts as the operators' kernels read them."""
         return replace(self, experts=ops.arrange_experts(self.experts))
 
-    def forward(self, ops: Operators, x: Tensor, tokens: Tensor, real: Tensor | None, groups: Groups) -> Tensor:
-        """x [B, S, H], tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32.
+    def forward(self, ops: Operators, x: Rounded, tokens: Tensor, real: Tensor | None, groups: Groups) -> Tensor:
+        """x [B, S, H], rounded for `w13`, tokens [B, S] -> [B, S, H]. The routed experts are summed over ranks in FP32.
 
         Of a spread step the result is this rank's share, [T / mp, H].
 
         `real`: bool [B, S], which of the tokens are more than padding; no expert reads the others. None: all are.
         """
-        flat = x.flatten(0, -2)
+        flat = x.plain.flatten(0, -2)
         ids, weights = self.router.route(ops, flat, tokens.flatten())
         if real is not None:
             ids = ids.where(real.flatten()[:, None], _NO_EXPERT)
         routed = ops.moe_experts(flat, ids, weights, self.experts, self.swiglu_limit, self.scheme.rounds)
-        out = ops.add(groups.sum_tokens(routed), self._shared(ops, groups.own(flat)), x.dtype)
-        return out if groups.is_spread else out.view_as(x)
+        own = self.w13.round(ops, groups.own(flat)) if groups.is_spread else x
+        return ops.add(groups.sum_tokens(routed).view_as(own.plain), self._shared(ops, own), x.plain.dtype)
 
-    def _shared(self, ops: Operators, x: Tensor) -> Tensor:
-        gate, up = project(ops, x, self.w13)[0].tensor_split(2, -1)
+    def _shared(self, ops: Operators, x: Rounded) -> Tensor:
+        gate, up = project_rounded(ops, x, self.w13)[0].tensor_split(2, -1)
         if self.w2.scheme.fused:
             hidden = Rounded(gate, *ops.swiglu_quant(gate, up, self.swiglu_limit))
             return project_rounded(ops, hidden, self.w2)[0]

@@ -1,4 +1,4 @@
-"""mHC before a sub-layer of decoding, in Triton: from the mixes to the sub-layer's input, and to the streams' weights.
+"""mHC before a sub-layer, in Triton: from the mixes to the sub-layer's input, and to the streams' weights.
 
 Two kernels, for only the first is waited for before the sub-layer; a program does one token.
 Legend: T tokens, M streams (BLOCK_M padded), H hidden size, N mixes a token, S parts of the mixes.
@@ -14,6 +14,8 @@ from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import next_power_of_2, rows
 from flagrelease.engine.kernels.norms.hc_split_sinkhorn import gains, store_post_and_comb, stream_rho
 from flagrelease.engine.kernels.row_vectors import normed, rounded, store_fp8
+
+FEW = 64  # tokens, whose programs do not fill a chip
 
 
 @early_kernel
@@ -123,7 +125,7 @@ def hc_weights(
     comb = torch.empty(T, M, M, dtype=torch.float32, device=x.device)
     _weights_kernel[(T,)](
         mixes, squares, scale.contiguous(), base.contiguous(), post, comb, T, M * H, S, iters, eps, norm_eps,
-        N=M * (M + 2), M=M, BLOCK_M=next_power_of_2(M), BLOCK_S=next_power_of_2(S),
+        N=M * (M + 2), M=M, BLOCK_M=next_power_of_2(M), BLOCK_S=next_power_of_2(S), num_warps=1 if T > FEW else 4,
     )  # fmt: skip
     return post, comb
 
