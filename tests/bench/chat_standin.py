@@ -20,12 +20,16 @@ class Handler(BaseHTTPRequestHandler):
     behaviours: list[Behaviour]
     requests: list[tuple[dict[str, Any], str | None]]
     models: list[str]
+    metrics: list[str]
     lock: threading.Lock
 
     def log_message(self, *words: Any) -> None:
         pass
 
     def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self.answer(200 if self.metrics else 404, self.metrics.pop(0) if self.metrics else "")
+            return
         self.answer(200, json.dumps({"data": [{"id": name} for name in self.models]}))
 
     def do_POST(self) -> None:
@@ -121,11 +125,14 @@ def silence(handler: Handler, body: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def chat_server(*behaviours: Behaviour, models: tuple[str, ...] = ("one",)) -> Iterator[tuple[str, type[Handler]]]:
+def chat_server(
+    *behaviours: Behaviour, models: tuple[str, ...] = ("one",), metrics: tuple[str, ...] = ()
+) -> Iterator[tuple[str, type[Handler]]]:
     class Told(Handler):
         pass
 
     Told.behaviours, Told.requests, Told.models, Told.lock = list(behaviours), [], list(models), threading.Lock()
+    Told.metrics = list(metrics)
     with ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -22,6 +22,7 @@ from flagrelease.bench.serve.figures import Percentiles, ServeFigures
 from flagrelease.bench.serve.run import run_row
 from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.bench.serve.scenario import ScenarioRow, Sizes, plan_rows, write_prompt
+from flagrelease.engine.batch.acceptance import Acceptance
 from flagrelease.errors import NetworkError, UsageError
 
 
@@ -166,16 +167,17 @@ def test_rows_of_scenarios() -> None:
 
 def test_so_many_at_once_and_no_more() -> None:
     # 4 callers, 3 rounds, every answer takes 0.1 s: 3 times that, not 12, and one request to warm up
-    async def work(url: str) -> tuple[list[RequestSample], float]:
+    async def work(url: str) -> tuple[list[RequestSample], float, Acceptance | None]:
         async with ServedModel(url, None, 5) as endpoint:
             return await run_row(endpoint, "one", ScenarioRow("chat", 10, 8, 4), 3, 10, itertools.count())
 
     with chat_server(well(pieces=2, pause=0.05)) as (url, handler):
-        samples, seconds = asyncio.run(work(url))
+        samples, seconds, drafts = asyncio.run(work(url))
         assert len(handler.requests) == 13
         assert len({body["messages"][0]["content"] for body, _ in handler.requests}) == 13
     assert len(samples) == 12
     assert seconds >= 0.3
+    assert drafts is None
 
 
 def run(*words: Any, expect: type[Exception] | None = None) -> Any:

@@ -31,9 +31,9 @@ def server(quick_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
     tokenizer = Tokenizer(folder)
-    model = engine.load(quick_release, "bf16", torch.float32)
+    model = engine.load(quick_release, "bf16", torch.float32, mtp=True)
     model.config = model.config.model_copy(update={"eos_token_id": -1})
-    service = Service(Scheduler(Runner(model, rows=2, context=2000), tokenizer), queue_limit=1)
+    service = Service(Scheduler(Runner(model, rows=2, context=2000, speculate=True), tokenizer), queue_limit=1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # a caller may come before the server does
@@ -68,3 +68,11 @@ def test_rows_and_refusals(server: tuple[str, Service]) -> None:
     assert six["failures"]["429"] == service.load.refused >= 3
     assert (fits["answered"], too_long["answered"], too_long["failures"]) == (2, 0, {"400": 2})
     assert "the context is 2000" in result.stderr
+    # an answer of 8 tokens: the first is the prompt's, the last is not drafted for
+    drafts = two["drafts"]
+    assert drafts["verifications"] + drafts["accepted_by_place"][0] >= 4 * 6
+    assert drafts["verified_by_place"] == [drafts["verifications"]]
+    assert drafts["tokens_per_verification"] == 1 + drafts["accepted_by_place"][0] / drafts["verifications"]
+    assert "random words" in drafts["of"]
+    assert "chat, 300 tokens, 2 at once: 1." in result.stderr
+    assert "how many drafts were right was counted by the server" in result.stderr

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx2
 
+from flagrelease.bench.serve.drafts import read_acceptance
 from flagrelease.bench.serve.event_lines import EventLines
 from flagrelease.bench.serve.sample import RequestSample
+from flagrelease.engine.batch.acceptance import Acceptance
 from flagrelease.errors import NetworkError, UsageError
 
 Clock = Callable[[], float]
@@ -38,7 +40,7 @@ class ServedModel:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         try:
-            address = httpx2.URL(f"{base}/v1")
+            address, self._metrics = httpx2.URL(f"{base}/v1"), httpx2.URL(f"{base}/metrics")
         except httpx2.InvalidURL as error:
             raise UsageError(f"{url}: {error}") from error
         self._client = httpx2.AsyncClient(base_url=address, headers=headers, timeout=timeout, limits=limits)
@@ -63,6 +65,14 @@ class ServedModel:
             return [str(model["id"]) for model in answer.json()["data"]]
         except (httpx2.HTTPError, ValueError, TypeError, KeyError) as error:
             raise NetworkError(f"{self._client.base_url}models: {error or type(error).__name__}") from error
+
+    async def acceptance(self) -> Acceptance | None:
+        """What became of the server's drafts so far; None if it does not tell."""
+        try:
+            answer = await self._client.get(self._metrics)
+        except httpx2.HTTPError:
+            return None
+        return read_acceptance(answer.text) if answer.status_code == httpx2.codes.OK else None
 
     async def ask(self, model: str, text: str, max_tokens: int) -> RequestSample:
         """One user message, answered with at most `max_tokens` at temperature 1."""

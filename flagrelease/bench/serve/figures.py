@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flagrelease.bench.serve.drafts import DATA
 from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.bench.serve.scenario import ScenarioRow
+from flagrelease.engine.batch.acceptance import Acceptance
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class ServeFigures:
         per_token: mean time of an answer's later tokens.
         gap: an answer's longest time without new text.
         whole: time to the end of an answer.
+        drafts: what became of the server's drafts meanwhile; None if it does not tell, or made none.
     """
 
     row: ScenarioRow
@@ -65,6 +68,7 @@ class ServeFigures:
     per_token: Percentiles | None
     gap: Percentiles | None
     whole: Percentiles | None
+    drafts: Acceptance | None = None
 
     @property
     def throughput(self) -> float:
@@ -72,8 +76,10 @@ class ServeFigures:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @classmethod
-    def of(cls, row: ScenarioRow, samples: Sequence[RequestSample], seconds: float) -> ServeFigures:
-        """What `samples`, taken in `seconds`, come to."""
+    def of(
+        cls, row: ScenarioRow, samples: Sequence[RequestSample], seconds: float, drafts: Acceptance | None = None
+    ) -> ServeFigures:
+        """What `samples`, taken in `seconds`, come to; `drafts`: what the server counted meanwhile."""
         good = [sample for sample in samples if sample.failure is None]
         bad = [sample for sample in samples if sample.failure is not None]
         prompts = [sample.prompt_tokens for sample in good if sample.prompt_tokens is not None]
@@ -90,8 +96,10 @@ class ServeFigures:
             per_token=Percentiles.of([s.per_token for s in good if s.per_token is not None]),
             gap=Percentiles.of([s.longest_gap for s in good if s.longest_gap is not None]),
             whole=Percentiles.of([s.ended for s in good]),
+            drafts=drafts if drafts is not None and drafts.verifications > 0 else None,
         )
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "throughput": self.throughput}
+        drafts = None if self.drafts is None else {**self.drafts.document(), "of": DATA}
+        return {**asdict(self), "throughput": self.throughput, "drafts": drafts}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from flagrelease import __version__, console
 from flagrelease.bench.plot import Chart, PlotSeries, draw
+from flagrelease.bench.serve.drafts import DATA
 from flagrelease.bench.serve.figures import Percentiles, ServeFigures
 
 _WIDTH = 140  # columns of the table where there is no terminal to fit
@@ -53,9 +54,14 @@ def remarks(results: Sequence[ServeFigures]) -> list[str]:
     if any(each.answered and not each.counted for each in results):
         said.append("the server does not count tokens: pieces of text are counted instead")
     for each in results:
+        row = each.row
+        of = f"{row.scenario}, {row.prompt_tokens} tokens, {row.concurrency} at once"
         if each.failures:
-            row = each.row
-            said.append(f"{row.scenario}, {row.prompt_tokens} tokens, {row.concurrency} at once: {each.example}")
+            said.append(f"{of}: {each.example}")
+        if each.drafts is not None:
+            said.append(f"{of}: {each.drafts}")
+    if any(each.drafts is not None for each in results):
+        said.append(f"how many drafts were right was {DATA}")
     return said
 
 

@@ -12,6 +12,7 @@ from flagrelease.bench.serve.figures import ServeFigures
 from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.bench.serve.scenario import ScenarioRow, Sizes, write_prompt
 from flagrelease.concurrently import run_together
+from flagrelease.engine.batch.acceptance import Acceptance
 from flagrelease.errors import NetworkError
 
 _PROBES = 20, 120  # words of the prompts by which the server's tokens are measured
@@ -51,8 +52,11 @@ async def measure_sizes(endpoint: ServedModel, model: str) -> Sizes:
 
 async def run_row(
     endpoint: ServedModel, model: str, row: ScenarioRow, rounds: int, words: int, seeds: Iterator[int]
-) -> tuple[list[RequestSample], float]:
-    """One request to warm up, then `rounds` for each caller. Returns their samples and the seconds they took."""
+) -> tuple[list[RequestSample], float, Acceptance | None]:
+    """One request to warm up, then `rounds` for each caller.
+
+    Returns their samples, the seconds they took, and what became of drafts meanwhile, if the server tells.
+    """
 
     async def ask() -> RequestSample:
         return await endpoint.ask(model, write_prompt(words, next(seeds)), row.answer_tokens)
@@ -65,9 +69,11 @@ async def run_row(
         return samples
 
     await ask()
-    begun = time.perf_counter()
+    before, begun = await endpoint.acceptance(), time.perf_counter()
     samples = await run_together(caller() for _ in range(row.concurrency))
-    return list(itertools.chain.from_iterable(samples)), time.perf_counter() - begun
+    seconds, after = time.perf_counter() - begun, await endpoint.acceptance()
+    seen = None if before is None or after is None else after - before
+    return list(itertools.chain.from_iterable(samples)), seconds, seen
 
 
 async def run_rows(
@@ -86,7 +92,7 @@ async def run_rows(
     sizes, seeds, results = await measure_sizes(endpoint, model), itertools.count(seed), []
     for row in rows:
         words = sizes.words(row.prompt_tokens)
-        samples, seconds = await run_row(endpoint, model, row, rounds, words, seeds)
-        results.append(ServeFigures.of(row, samples, seconds))
+        samples, seconds, drafts = await run_row(endpoint, model, row, rounds, words, seeds)
+        results.append(ServeFigures.of(row, samples, seconds, drafts))
         done(results[-1])
     return results
