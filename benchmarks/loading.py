@@ -37,7 +37,7 @@ from flagrelease.shard.index import open_checkpoint
 
 BLOCK = 16 << 20
 FINITE = 0x77  # a byte of which every dtype makes a finite number, and no FP8 code that is NaN
-THREADS = (1, 4, 16)
+WRITERS = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_release(folder: Path, layers: int, experts: int) -> None:
             for at in range(tensor.begin, tensor.end, BLOCK):
                 os.pwrite(file.fileno(), (random if coded else finite)[: tensor.end - at], at)
 
-    with ThreadPoolExecutor(max(THREADS)) as pool:
+    with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(fill, open_checkpoint(folder).tensors.values()))
 
 
@@ -114,14 +114,14 @@ def load(folder: Path, device: Device) -> Loaded:
     return Loaded(seconds, first[0] - begun)
 
 
-def measure(folder: Path, device: Device, repeat: int) -> None:
+def measure(folder: Path, device: Device, readers: list[int], repeat: int) -> None:
     """Print the floors and the loads."""
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files)
     print(f"- {machine()}; {device.name}; torch {torch.__version__}; {datetime.date.today()}")
     print(f"- {size / 1e9:.1f} GB in {len(files)} files: {len(open_checkpoint(folder).tensors)} tensors\n")
     cold, warm = {}, {}
-    for threads in THREADS:
+    for threads in readers:
         drop_from_cache(folder)
         cold[threads] = read_rate(files, threads)
         warm[threads] = read_rate(files, threads)
@@ -131,7 +131,7 @@ def measure(folder: Path, device: Device, repeat: int) -> None:
         )
     copied = copy_rate(device) if device.type != "cpu" else float("inf")
     print(f"copy to the device: {copied / 1e9:.1f} GB/s\n")
-    load(folder, device)
+    print(f"first load: {load(folder, device).seconds:.2f} s\n", flush=True)
     print("| files | load | until the first tensor | rate | floor | share |\n|---|---|---|---|---|---|")
     for name, rates in (("cold", cold), ("warm", warm)):
         floor = min(max(rates.values()), copied)
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=96)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--readers", default="1,4,16", help="numbers of threads that read for the floor")
     parser.add_argument("--repeat", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -164,7 +165,8 @@ def main() -> None:
             write_release(folder, options.layers, options.experts)
             drop_from_cache(folder)
             print(f"- written and synchronised in {time.perf_counter() - begun:.1f} s")
-        measure(folder, open_device(options.device), options.repeat)
+        readers = [int(threads) for threads in options.readers.split(",")]
+        measure(folder, open_device(options.device), readers, options.repeat)
 
 
 if __name__ == "__main__":
