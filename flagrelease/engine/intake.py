@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from flagrelease.device import Device
 from flagrelease.shard.header import TensorMeta
 from flagrelease.shard.reader import TensorReader
 
@@ -30,13 +31,13 @@ _MOST_THREADS = 16  # enough for a disk, and for a memory, wherever it was tried
 class Intake:
     """Open files and threads that read them. Use as a context, and from one thread."""
 
-    def __init__(self, device: torch.device, threads: int | None = None) -> None:
+    def __init__(self, device: Device, threads: int | None = None) -> None:
         """No file is open yet. `threads`: None: one for each processor that this process may use, up to 16."""
-        self.device = device
+        self.device = torch.device(device.torch_device)
         self._reader = TensorReader()
         threads = threads or max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
         self._ahead = 2 * threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="intake")
+        self._pool = ThreadPoolExecutor(threads, "intake", initializer=device.set_current)
 
     def read(self, meta: TensorMeta, begin: int, size: int) -> Tensor:
         """Bytes of a tensor on the host, uint8 [size], pinned if there is a device to copy them to.

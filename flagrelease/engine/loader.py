@@ -70,9 +70,9 @@ def load(
     place = torch.device(opened.torch_device)
     mp, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     provider = load_provider(operators, place)
-    with Intake(place) as intake:
+    with Intake(opened) as intake:
         release = Release(path, rank, mp, intake)
-        groups = join_groups(release.config, release.o_mode or "split", control, opened) if mp > 1 else alone()
+        groups = join_groups(release.config, release.o_mode or "split", control) if mp > 1 else alone()
         parts = release.config.o_groups if groups.o_mode == "shared" else mp
         name = numerics or own_numerics(path, release.config, release.formats)
         policy = choose_numerics(name, dtype, release.config, parts)

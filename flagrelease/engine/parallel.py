@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from flagrelease.engine.kernels.exchange import Exchange
 
 T = TypeVar("T", None, bool, int, str)
-SPREAD = 512  # tokens of a step from which on they are shared out
+SPREAD = 2048  # tokens of a step from which on they are shared out: more than captured passes have
 
 # Torch 2.13 has renamed them, and warns of the older names.
 _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -184,7 +184,7 @@ def join_groups(
         config: of the model.
         o_mode: used if the job has more ranks than the model has o-groups.
         control: the group of all ranks on the CPU, if there is one already.
-        device: this rank's, if its memory may take part in small sums.
+        device: this rank's, if its memory is to take part in small sums; no two GPUs have been seen to do that yet.
 
     Raises:
         UsageError: the model cannot be cut over that many ranks.

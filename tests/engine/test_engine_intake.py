@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from flagrelease.device import Device, open_device
 from flagrelease.engine import intake as intake_module
 from flagrelease.engine.intake import Intake
 from flagrelease.errors import CheckpointError
 from flagrelease.shard.header import TensorMeta
 
-CPU = torch.device("cpu")
+CPU = open_device("cpu")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_large_tensor_is_read_in_pieces(
 ) -> None:
     meta, content = stored
     monkeypatch.setattr(intake_module, "_PIECE", 100)
-    with Intake(torch.device(device), threads=3) as intake:
+    with Intake(open_device(device), threads=3) as intake:
         assert np.array_equal(intake.fetch_large(meta, 7, size).cpu().numpy(), content[7 : 7 + size])
         assert np.array_equal(intake.fetch(meta, 7, size).cpu().numpy(), content[7 : 7 + size])
 
@@ -46,6 +46,15 @@ def test_works_run_beside_each_other_and_come_in_order() -> None:
 
     with Intake(CPU, threads=3) as intake:
         assert list(intake.each(work, range(9))) == list(range(9))
+
+
+def test_threads_work_on_the_device_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Memory is pinned for the current device of a thread: all ranks' threads would have used the first one.
+    current: set[int] = set()
+    monkeypatch.setattr(Device, "set_current", lambda device: current.add(threading.get_ident()))
+    with Intake(CPU, threads=2) as intake:
+        worked = set(intake.each(lambda n: threading.get_ident(), range(20)))
+    assert worked == current
 
 
 def test_few_works_are_begun_ahead() -> None:

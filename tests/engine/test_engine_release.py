@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.device import open_device
 from flagrelease.engine.intake import Intake
 from flagrelease.engine.parallel import Groups
 from flagrelease.engine.release import Release, find_layout
 from flagrelease.errors import CheckpointError, FlagReleaseError, UsageError
 from flagrelease.model.v4.config import parse_config
 
-CPU = torch.device("cpu")
+CPU = open_device("cpu")
 
 Edit = Callable[[dict[str, Tensor]], None]
 

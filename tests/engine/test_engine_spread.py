@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,30 @@ def test_spread_steps_of_two_ranks(tmp_path: Path) -> None:
 def test_which_steps_are_spread() -> None:
     world = object()
     two, shared = Groups(2, 0, world=world), Groups(16, 0, npg=2, o_mode="shared", world=world)  # type: ignore[arg-type]
-    assert [two.spread(n).is_spread for n in (511, 512, 513, 8192)] == [False, True, False, True]
+    assert [two.spread(n).is_spread for n in (2046, 2048, 2049, 8192)] == [False, True, False, True]
     assert not shared.spread(8192).is_spread
     assert not Groups(1, 0).spread(8192).is_spread
+
+
+def by_nccl(release: Path) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Logits of one device, alone and as the only rank of a job that shares tokens out; the second ones twice."""
+    alone = engine.load(release, "bf16", torch.float32, "cuda")
+    spread = replace(alone, groups=Groups(1, 0, world=torch.distributed.group.WORLD))
+    spread.chunk = alone.chunk = 32
+    tokens = random_tokens(90, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "SPREAD", 8)
+        x, out = torch.randn(64, 128, device="cuda"), torch.empty(64, 128, device="cuda")
+        groups = spread.groups.spread(64)
+        replay = alone.device.capture(lambda: out.copy_(groups.together(groups.sum_tokens(x), (64, 128))) and None)
+        replay()
+        return alone.logits(tokens), spread.logits(tokens), groups.is_spread and torch.equal(out, x)
+
+
+@pytest.mark.gpu
+def test_nccl_takes_the_collectives_of_spread_steps(tmp_path: Path) -> None:
+    """With one rank, as a device takes only one: that they are called as NCCL wants it, also when they are recorded."""
+    release = Checkpoint(small_config(num_attention_heads=8, o_lora_rank=256), seed=5).write_hf(tmp_path, "bf16")
+    alone, spread, recorded = on_ranks(1, by_nccl, release, backend="nccl")
+    assert recorded
+    assert (alone - spread).abs().max() <= LIMIT

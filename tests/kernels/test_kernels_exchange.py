@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.early_launch import start_after_all
 from flagrelease.engine.kernels.exchange import FIRST_TICKET, Exchange, sum_over_ranks
 from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes_over_ranks
 
@@ -94,3 +95,68 @@ def test_another_order_would_be_seen() -> None:
     assert not any(
         torch.equal(in_order(3, n, rows), in_order(3, n, rows, backwards=True)) for n, rows in enumerate(ROWS)
     )
+
+
+def let_through(exchange: Exchange) -> None:
+    """Make the next exchange wait for nobody: every word that it expects is there, as 0."""
+    number = int(exchange.ticket) // FIRST_TICKET
+    exchange.memory.fill_((number % 0x7FFFFFFF + 1) << 32)
+
+
+@pytest.mark.gpu
+def test_two_ranks_on_one_device(gpu: torch.device) -> None:
+    """Their kernels run at once, on two streams, wait for each other's words, and are recorded as such."""
+    memories = [torch.zeros(2, 2, CAPACITY, dtype=torch.int64, device=gpu) for _ in range(2)]
+    addresses = torch.tensor([memory.data_ptr() for memory in memories], device=gpu)
+    exchanges = [
+        Exchange(memory, addresses, torch.tensor([FIRST_TICKET], device=gpu), rank, memories)
+        for rank, memory in enumerate(memories)
+    ]
+    given = [[parts_of(rank, n, rows).to(gpu) for n, rows in enumerate(ROWS)] for rank in range(2)]
+    streams = [tuple(each.to(gpu) for each in streams_of(n, rows)) for n, rows in enumerate(ROWS)]
+    lanes = [torch.cuda.Stream(gpu) for _ in range(2)]
+
+    def works(rank: int, n: int) -> list[Tensor]:
+        parts, exchange = given[rank][n], exchanges[rank]
+        return [sum_over_ranks(parts, exchange, torch.float32), *hc_post_mixes_over_ranks(parts, *streams[n], exchange)]
+
+    for rank in range(2):  # a kernel that is loaded while another one waits would wait for that one
+        for n in range(len(ROWS)):
+            let_through(exchanges[rank])
+            sum_over_ranks(given[rank][n], exchanges[rank], torch.float32)
+            let_through(exchanges[rank])
+            hc_post_mixes_over_ranks(given[rank][n], *streams[n], exchanges[rank])
+    torch.cuda.synchronize(gpu)
+
+    def all_works() -> list[list[list[Tensor]]]:
+        results: list[list[list[Tensor]]] = [[], []]
+        here = torch.cuda.current_stream(gpu)
+        for n in range(len(ROWS)):
+            for rank, lane in enumerate(lanes):
+                lane.wait_stream(here)
+                with torch.cuda.stream(lane):
+                    start_after_all()
+                    results[rank].append(works(rank, n))
+            for lane in lanes:
+                here.wait_stream(lane)
+        return results
+
+    for memory in memories:
+        memory.zero_()
+    torch.cuda.synchronize(gpu)
+    graph = torch.cuda.CUDAGraph()
+    eager = all_works()
+    torch.cuda.synchronize(gpu)
+    with torch.cuda.graph(graph):
+        captured = all_works()
+    for results in (eager, captured):
+        for n, rows in enumerate(ROWS):
+            for _ in range(30 if results is captured else 1):
+                if results is captured:
+                    graph.replay()
+                torch.cuda.synchronize(gpu)
+                for one, other in zip(results[0][n], results[1][n], strict=True):
+                    assert torch.equal(one, other), "both ranks have the same bits"
+                assert torch.equal(results[0][n][0].cpu(), in_order(2, n, rows))
+                expected = reference.hc_post_mixes(in_order(2, n, rows)[None], *streams_of(n, rows))
+                assert torch.allclose(results[0][n][1].cpu(), expected[0], rtol=1e-4, atol=1e-3)
