@@ -54,7 +54,8 @@ def test_threads_work_on_the_device_of_the_rank(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Device, "set_current", lambda device: current.add(threading.get_ident()))
     with Intake(CPU, threads=2) as intake:
         worked = set(intake.each(lambda n: threading.get_ident(), range(20)))
-    assert worked == current
+    assert worked
+    assert worked <= current
 
 
 def test_few_works_are_begun_ahead() -> None:

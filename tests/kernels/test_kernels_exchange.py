@@ -104,8 +104,18 @@ def let_through(exchange: Exchange) -> None:
 
 
 @pytest.mark.gpu
-def test_two_ranks_on_one_device(gpu: torch.device) -> None:
+def test_two_ranks_on_one_device() -> None:
     """Their kernels run at once, on two streams, wait for each other's words, and are recorded as such."""
+    process = mp.get_context("spawn").Process(target=two_ranks_on_one_device)
+    process.start()
+    process.join(90)
+    process.kill()  # a kernel that waits for ever ends with its process
+    process.join()
+    assert process.exitcode == 0
+
+
+def two_ranks_on_one_device() -> None:
+    gpu = torch.device("cuda", 0)
     memories = [torch.zeros(2, 2, CAPACITY, dtype=torch.int64, device=gpu) for _ in range(2)]
     addresses = torch.tensor([memory.data_ptr() for memory in memories], device=gpu)
     exchanges = [
