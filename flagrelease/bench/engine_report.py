@@ -32,6 +32,10 @@ def show_engine(report: EngineReport) -> None:
     out().print(rows)
     if report.drafts:
         out().print(_drafts(report))
+        out().print(
+            "The weights are random, so how many drafts are right means nothing: `bench serve` and `generate` tell it "
+            "of a trained model."
+        )
     said = f"copy {rates.copy_bandwidth / 1e12:.3g} TB/s, BF16 product {rates.matrix_rate / 1e12:.3g} Tops/s"
     if several:
         said += " by the slowest device; bytes and operations are of the rank that has most"

@@ -14,9 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from scripted_exam import choice_exam, choice_rules, nothing
 
+from flagrelease import engine
+from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
+from flagrelease.engine.batch.worth import Worth
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.model.v4.chat import BOS, encode_messages
 from flagrelease.model.v4.efforts import efforts_of
@@ -42,6 +46,28 @@ def test_answers_are_those_of_their_seeds(scheduler: Scheduler, tmp_path: Path) 
     last = [Ask(item.id, 3, item.prompt, 0) for item in alone.items]
     assert len({reply.whole_sha256 for _, reply in answerer.answer(last, alone.rules)}) == 3
     assert run_side(alone, answerer, "s", tmp_path / "j2", 4, nothing) == side
+
+
+def test_an_exam_is_killed_and_resumed_with_other_drafts(
+    scheduler: Scheduler, small_release: Path, tmp_path: Path
+) -> None:
+    """Answers of a server that drafts, of one that pauses, and of one that does not are one side of an exam."""
+    exam = choice_exam(tmp_path, count=3, **HOW)
+    whole = run_side(exam, EngineAnswerer(scheduler, "cpu", EFFORTS), "s", tmp_path / "whole", 4, nothing)
+    model = engine.load(small_release, "bf16", torch.float32, mtp=True)
+
+    def interrupt(done: int, total: int) -> None:
+        if done in (5, 9):
+            raise KeyboardInterrupt
+
+    drafted = list[int]()
+    for worth in (None, Worth()):
+        drafting = Scheduler(Runner(model, 4, 400, speculate=True), scheduler.tokenizer, worth=worth)
+        with pytest.raises(KeyboardInterrupt):
+            run_side(exam, EngineAnswerer(drafting, "cpu", EFFORTS), "s", tmp_path / "cut", 4, interrupt)
+        drafted.append(drafting.totals.drafted)
+    assert drafted[0] > 0
+    assert run_side(exam, EngineAnswerer(scheduler, "cpu", EFFORTS), "s", tmp_path / "cut", 4, nothing) == whole
 
 
 def test_a_cut_off_thinker_has_answered_nothing(scheduler: Scheduler, tmp_path: Path) -> None:
