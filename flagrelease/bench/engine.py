@@ -196,14 +196,14 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
             _say(groups, f"left out: {error}")
 
     for context, batch in product(request.contexts, request.batches):
-        decode = partial(_decode, model, request.steps, batch, context, report.rates)
+        decode = partial(measure_decode, model, request.steps, batch, context, report.rates)
         measure(f"decoding {batch} row(s) after {context} tokens, {request.steps} steps at a time", decode, rows)
     if request.drafts is not None:
         for context, batch in product(request.contexts, request.batches):
             cost = partial(measure_drafts, model, request.steps, batch, context, BEHIND)
             measure(f"drafting for {batch} row(s) after {context} tokens, and verifying that", cost, drafts)
     for prompt in request.prompts:
-        measure(f"reading a prompt of {prompt} tokens", partial(_prefill, model, prompt, report.rates), rows)
+        measure(f"reading a prompt of {prompt} tokens", partial(measure_prefill, model, prompt, report.rates), rows)
     leave_job()
     if not groups.is_leader:
         return None
@@ -248,7 +248,7 @@ def _plan(request: EngineRequest, device: Device) -> str:
     return text
 
 
-def _decode(model: Model, steps: int, batch: int, context: int, rates: Rates) -> EngineRow:
+def measure_decode(model: Model, steps: int, batch: int, context: int, rates: Rates) -> EngineRow:
     """Rows that have `context` tokens behind them; what those were makes no difference to the time."""
     chunk, model.chunk = model.chunk, 1  # no prompt is prefilled, so that the ring is as short as in serving
     try:
@@ -272,7 +272,8 @@ def _decode(model: Model, steps: int, batch: int, context: int, rates: Rates) ->
     return EngineRow("decode", batch, context, step, collectives, batch / step, needed, roof)
 
 
-def _prefill(model: Model, tokens: int, rates: Rates) -> EngineRow:
+def measure_prefill(model: Model, tokens: int, rates: Rates) -> EngineRow:
+    """A prompt of so many tokens, read into an empty cache; on every rank alike."""
     cache = caches(model, 1, tokens)
     prompt = _tokens(model, tokens)
 
