@@ -67,7 +67,7 @@ class ExpertWeights:
     | plain | BF16 or wider | [E, MI, H] | [E, H, MI] | None | None |
 
     `arranged`: the codes are in the order of a provider's kernels (`Operators.arrange_experts`), which alone read them.
-    `even`: of arranged ones, scales of 128 x 128 (64 rows of w1 and of w3) span at most 2^14: FP8 holds their codes.
+    `even`: of arranged ones, scales of 128 x 128 (64 rows of w1 and of w3) span at most 2^11: FP8 holds their codes.
     """
 
     w1: Tensor

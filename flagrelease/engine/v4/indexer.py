@@ -68,11 +68,13 @@ class Indexer:
         shared_out = groups.is_spread and B == 1
         own = slice(groups.rank * S // groups.mp, (groups.rank + 1) * S // groups.mp) if shared_out else slice(S)
         (q,) = project_rounded(ops, qr.at(own), self.wq_b)
-        positions, heads = step.positions[:, own].flatten(), (-1, self.head_dim)
-        q = ops.index_queries(q.view(len(positions), *heads), rope.cos, rope.sin, positions, self.quantise)
+        q = q.view(B, -1, q.shape[-1] // self.head_dim, self.head_dim)
+        cos, sin = rope.rows(step.positions[:, own, None])
+        rotated = q[..., -2 * cos.shape[-1] :]
+        ops.apply_rope(rotated, cos, sin, out=rotated)
         # The formula scales the weights by (head_dim * heads)^(-1/2): one positive factor for all changes no order.
         keys = self._keys(cache)[:, : windows.entries]
-        scores = ops.indexer_scores(q.view(B, -1, *q.shape[1:]), keys, side[:, own, inner:], step.rows)
+        scores = ops.indexer_scores(self._spread(ops, q), keys, side[:, own, inner:], step.rows)
         chosen = ops.topk_visible(scores, windows.visible[:, own], self.topk)
         return groups.together(chosen[0], (1, S, chosen.shape[-1])) if shared_out else chosen
 

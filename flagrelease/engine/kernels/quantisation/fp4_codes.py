@@ -36,26 +36,27 @@ def compiles_ptx() -> bool:
     return not INTERPRETED.value and bool(triton.runtime.driver.active.get_current_target().backend == "cuda")
 
 
-def _program(steps: str, *operands: dict[str, str]) -> Any:
+def program(steps: str, *operands: dict[str, str]) -> Any:
     """PTX that does `steps` for each of `operands`."""
-    return tl.constexpr("{ .reg .b32 a, b, t;" + "".join(steps.format(**each) for each in operands) + "}")
+    return tl.constexpr("{ .reg .b32 a, b, n, t;" + "".join(steps.format(**each) for each in operands) + "}")
 
 
 # Word w -> codes of X and of Y, each four E4M3 numbers.
-_PTX_E4M3 = _program(
-    """
+E4M3_STEPS = """
     and.b32 {x}, {w}, 0x9C9C9C9C;
     shl.b32 a, {w}, 2;
     and.b32 a, a, 0x8C8C8C8C;
     shr.b32 b, {w}, 2;
     and.b32 b, b, 0x10101010;
     or.b32 {y}, a, b;
-    """,
+    """
+_PTX_E4M3 = program(
+    E4M3_STEPS,
     *({"w": f"${8 + i}", "x": f"${2 * i}", "y": f"${2 * i + 1}"} for i in range(4)),
 )
 
 # Two bytes of word w, which `pair` puts into upper halves -> their codes of X and of Y, each two BF16 numbers.
-_PTX_BF16 = _program(
+_PTX_BF16 = program(
     """
     prmt.b32 t, {w}, 0, {pair};
     shr.b32 a, t, 4;
@@ -252,7 +253,7 @@ def _are_even(experts: ExpertWeights) -> bool:
     )
     least, most = torch.minimum(least1, least3), torch.maximum(most1, most3)
     widest = max(int((most - least).max()), int((most2 - least2).max()))
-    return widest <= 14 and min(int(most.min()), int(most2.min())) > 6
+    return widest <= 11 and min(int(most.min()), int(most2.min())) > 6
 
 
 def _extremes(scale: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
