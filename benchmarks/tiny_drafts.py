@@ -95,7 +95,8 @@ def main() -> None:
         right = runs[True].accepted / max(runs[True].drafted, 1)
         print(
             f"batch {batch}: {plain:,.1f} tok/s without drafts, {drafted:,.1f} with ({drafted / plain:.2f} times), "
-            f"{right:.1%} of drafts right, texts {'equal' if texts[False] == texts[True] else 'DIFFER'}"
+            f"{right:.1%} of drafts right, texts {'equal' if texts[False] == texts[True] else 'DIFFER'}",
+            flush=True,
         )
 
 

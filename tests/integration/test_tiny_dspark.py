@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +15,16 @@ from pathlib import Path
 import pytest
 import test_tiny_model as without
 import torch
+from scipy import stats
+from test_engine_sampled_distributions import kept
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.engine.batch import guessing
+from flagrelease.engine.batch.acceptance import Acceptance
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_all
-from flagrelease.engine.batch.sequence import Event, Running
 from flagrelease.engine.sampling import Sampling
-from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.text import Tokenizer
 from flagrelease.engine.v4.drafting import open_drafting
 from flagrelease.engine.v4.model import Model
@@ -33,6 +37,7 @@ import dspark_evaluate  # noqa: E402
 import evaluate  # noqa: E402
 import model as plain  # noqa: E402
 import tasks  # noqa: E402
+import tokenizer  # noqa: E402
 from dspark import DraftStages, read_target  # noqa: E402
 
 SOURCE = TINY / "flagrelease-tiny-v4-dspark"
@@ -149,34 +154,19 @@ def test_the_engine_drafts_as_plain_torch_does(
         assert (got.confidence[0] - confidences).abs().max() <= LIMIT
 
 
-class Counting(Scheduler):
-    """Counts accepted drafts by their place in a block, up to a reply's end token."""
-
-    def __init__(self, *arguments: object, **options: object) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[arg-type]
-        self.blocks, self.accepted = 0, [0] * BLOCK
-
-    def _judge(self, each: Running, tokens: list[tuple[int, TokenScore | None]]) -> Event:
-        self.blocks += bool(each.drafts)
-        for place, draft in enumerate(each.drafts):
-            if tokens[place][0] != draft:
-                break
-            self.accepted[place] += 1
-            if draft == CONFIG["eos_token_id"]:
-                break
-        return super()._judge(each, tokens)
-
-
-def replies(model: Model, items: list[evaluate.Item], rows: int = 8, *, speculate: bool) -> tuple[list[str], Counting]:
-    scheduler = Counting(Runner(model, rows, 320, speculate=speculate), Tokenizer(SOURCE))
+def replies(
+    model: Model, items: list[evaluate.Item], rows: int = 12, *, speculate: bool
+) -> tuple[list[str], Acceptance]:
+    scheduler = Scheduler(Runner(model, rows, 320, speculate=speculate), Tokenizer(SOURCE))
     prompts = [item.ids[: item.start] for item in items]
     results = generate_all(scheduler, prompts, Sampling(temperature=0, max_tokens=60))
-    return [result.text for result in results], scheduler
+    return [result.text for result in results], scheduler.totals.acceptance
 
 
-# By the engine in native numerics on a CPU, of the 12 items and of all: verified blocks, and accepted drafts by place.
-COUNTED = (32, [32, 30, 20, 17, 14])
-COUNTED_OF_ALL = (789, [789, 629, 425, 350, 296])
+# By the engine in native numerics on a CPU, of the 12 items and of the 60 whose answer is an integer. Less confident
+# drafts are not verified, and some behind a reply's end are.
+COUNTED = Acceptance(33, (33, 32, 24, 20, 19), (33, 32, 22, 15, 13))
+COUNTED_OF_INTEGERS = Acceptance(159, (159, 155, 113, 92, 84), (159, 155, 100, 68, 63))
 
 
 @pytest.fixture(scope="module")
@@ -192,26 +182,36 @@ def references(items: list[evaluate.Item]) -> list[str]:
 
 
 def test_acceptance_is_what_was_counted_and_every_reply_is_right(native: Model, items: list[evaluate.Item]) -> None:
-    drafted, scheduler = replies(native, items, speculate=True)
+    drafted, counted = replies(native, items, speculate=True)
     assert drafted == references(items)
-    assert (scheduler.blocks, scheduler.accepted) == COUNTED
+    assert counted == COUNTED
 
 
 @pytest.mark.slow
-def test_drafts_change_no_token_of_any_held_out_reply(native: Model) -> None:
-    every = [item for file in evaluate.FILES for item in evaluate.read_items(tasks.FOLDER / file, SOURCE)]
-    drafted, scheduler = replies(native, every, speculate=True)
-    assert drafted == replies(native, every, speculate=False)[0] == references(every)
-    assert (scheduler.blocks, scheduler.accepted) == COUNTED_OF_ALL
+def test_drafts_change_no_token_of_sixty_replies(native: Model) -> None:
+    files = (tasks.INTEGERS_1, tasks.INTEGERS_2)
+    asked = [item for file in files for item in evaluate.read_items(tasks.FOLDER / file, SOURCE)]
+    drafted, counted = replies(native, asked, rows=30, speculate=True)
+    assert drafted == replies(native, asked, rows=30, speculate=False)[0] == references(asked)
+    assert counted == COUNTED_OF_INTEGERS
 
 
 def test_acceptance_is_that_of_plain_torch(
-    float_model: Model, exact: tuple[plain.TinyV4, DraftStages], items: list[evaluate.Item]
-) -> None:
+    float_model: Model, exact: tuple[plain.TinyV4, DraftStages], items: list[evaluate.Item],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     # One forward pass over the whole reply decides there which drafts stand; it has no cache and no steps.
-    counts = dspark_evaluate.evaluate_drafts(*exact, items[::2], batch_size=6)
-    _, scheduler = replies(float_model, items[::2], speculate=True)
-    assert (scheduler.blocks, scheduler.accepted) == (counts.blocks, counts.accepted)
+    monkeypatch.setattr(guessing, "SURVIVAL", 0.0)
+    some = items[::2]
+    counts = dspark_evaluate.evaluate_drafts(*exact, some, batch_size=6)
+    scheduler = Scheduler(Runner(float_model, len(some), 320, speculate=True), Tokenizer(SOURCE))
+    # The limit leaves room for drafts up to the end token, behind which plain torch has none.
+    for item in some:
+        scheduler.submit(item.ids[: item.start], Sampling(temperature=0, max_tokens=len(item.ids) - item.start + 1))
+    while scheduler.busy:
+        scheduler.step()
+    counted = scheduler.totals.acceptance
+    assert (counted.verifications, list(counted.accepted)) == (counts.blocks, counts.accepted)
 
 
 def broken(model: Model, part: str) -> Model:
@@ -231,9 +231,9 @@ def broken(model: Model, part: str) -> Model:
 def test_a_broken_stage_costs_acceptance_and_no_answer(
     native: Model, items: list[evaluate.Item], part: str, most: float
 ) -> None:
-    drafted, scheduler = replies(broken(native, part), items, speculate=True)
+    drafted, counted = replies(broken(native, part), items, speculate=True)
     assert drafted == references(items)
-    assert sum(scheduler.accepted) / scheduler.blocks < most * sum(COUNTED[1]) / COUNTED[0]
+    assert counted.right / counted.verifications < most * COUNTED.right / COUNTED.verifications
 
 
 def test_confidence_tells_right_drafts_from_wrong_ones(
@@ -242,3 +242,55 @@ def test_confidence_tells_right_drafts_from_wrong_ones(
     counts = dspark_evaluate.evaluate_drafts(*exact, items, batch_size=12).summary()
     assert counts["right"] == pytest.approx(counts["confidence"], abs=0.2)  # the third place has 20 drafts or so
     assert min(counts["right"]) < 0.8 < max(counts["right"])
+
+
+HOW = Sampling(temperature=7.0, top_k=5, top_p=0.97, min_p=0.02, max_tokens=6)
+SEEDS, JOINT = 200, 3  # the first three tokens together
+
+
+def chances(target: plain.TinyV4, prompt: list[int]) -> dict[tuple[int, ...], float]:
+    """Of every text of three tokens, by plain torch on whole sequences and the filters' definitions."""
+    texts: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(JOINT):
+        with torch.no_grad():
+            ids = torch.nn.functional.pad(torch.tensor([[*prompt, *text] for text in texts]), (0, 64))[:, :64]
+            rotations = plain.Rotations.of(target.config, 64, ids.device)
+            left, _ = target.decode(ids, rotations, torch.tensor(False))
+            logits = target.next_logits(left[-1])[:, len(prompt) + len(next(iter(texts))) - 1]
+        rows = zip(texts.items(), kept(logits.double().numpy(), HOW), strict=True)
+        texts = {(*text, int(t)): p * row[t] for (text, p), row in rows for t in row.nonzero()[0]}
+    return texts
+
+
+@pytest.mark.slow
+def test_sampled_texts_are_equal_seed_by_seed_and_follow_plain_torchs_distribution(
+    float_model: Model, exact: tuple[plain.TinyV4, DraftStages]
+) -> None:
+    ledger = tasks.Ledger.draw(random.Random(5), 4)
+    question = f"{ledger.text()}\n{tasks.walk(ledger, next(iter(ledger.rows)))[0]}"
+    prompt = tokenizer.encode(tokenizer.load(SOURCE), tokenizer.user_turn(question))
+    texts = {}
+    for speculate in (False, True):
+        scheduler = Scheduler(Runner(float_model, 100, 64, speculate=speculate), Tokenizer(SOURCE))
+        said: dict[int, list[int]] = {
+            scheduler.submit(prompt, replace(HOW, seed=seed, ignore_eos=True)): [] for seed in range(SEEDS)
+        }
+        while scheduler.busy:
+            for event in scheduler.step():
+                said[event.key] += event.tokens
+        texts[speculate] = [tuple(text) for text in said.values()]
+    assert texts[True] == texts[False]
+    assert 0.05 < scheduler.totals.accepted / scheduler.totals.drafted < 0.95
+    wanted = chances(exact[0], prompt)
+    assert {text[:JOINT] for text in texts[True]} <= wanted.keys()
+    for length in range(1, JOINT + 1):
+        seen, means = Counter(text[:length] for text in texts[True]), Counter[tuple[int, ...]]()
+        for text, chance in wanted.items():
+            means[text[:length]] += chance * SEEDS  # type: ignore[assignment]
+        cells = {text if mean >= 6 else (): 0.0 for text, mean in means.items()}  # (): the rare ones together
+        counted = dict.fromkeys(cells, 0)
+        for text, mean in means.items():
+            cells[text if mean >= 6 else ()] += mean
+            counted[text if mean >= 6 else ()] += seen[text]
+        assert len(cells) > 4
+        assert stats.chisquare(list(counted.values()), list(cells.values())).pvalue > 1e-4
