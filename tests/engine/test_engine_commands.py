@@ -292,6 +292,7 @@ def test_serve_until_interrupted(release: Path) -> None:
         server.send_signal(signal.SIGINT)
         _, said = server.communicate(timeout=60)
     assert "bf16 numerics in float32, torch operators, cpu, 1 rank(s), eager: a CPU has no graphs" in said
+    assert "drafts: up to 1 a step while they pay, by one MTP stage" in said
 
 
 @pytest.mark.slow

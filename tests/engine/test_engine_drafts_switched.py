@@ -17,6 +17,8 @@ from dspark_small import CONTEXT as FEATURES_CONTEXT
 from engine_checkpoint import Checkpoint, random_tokens
 from ranks import on_ranks
 from small_tokenizer import write_tokenizer
+from test_engine_overlap import CONTEXT as STORY_CONTEXT
+from test_engine_overlap import Story, draw_story
 from torch import Tensor
 
 from flagrelease import engine
@@ -204,6 +206,33 @@ def test_limits_hold(model: Model, tokenizer: Tokenizer, limit: int) -> None:
     scheduler = Scheduler(Runner(model, 1, 60, speculate=True), tokenizer, None, Switched(PATTERNS["at random"]))
     (result,) = generate_all(scheduler, [PROMPTS[1]], how)
     assert (result.text, result.generated) == (expected.text, limit)
+
+
+def ends(scheduler: Scheduler, story: Story) -> dict[int, tuple[str, str | None, int]]:
+    """Text, reason and length of every answer that nobody gave up; the others are given up after their first event."""
+    said, ended, step = dict[int, str](), dict[int, tuple[str, str | None, int]](), 0
+    arrivals = dict(story.arrivals)
+    while arrivals or scheduler.busy:
+        for request in arrivals.pop(step, []):
+            said[scheduler.submit(*request)] = ""
+        for event in scheduler.step():
+            said[event.key] += event.text
+            if event.key in story.cancelled:
+                scheduler.cancel(event.key)
+            elif event.finish:
+                ended[event.key] = said[event.key], event.finish, event.generated
+        step += 1
+    return ended
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+def test_random_stories(model: Model, tokenizer: Tokenizer, seed: int) -> None:
+    """Requests come, wait, end by stop strings and are cancelled, in the middle of steps of both kinds."""
+    story = draw_story(seed)
+    plain = Scheduler(Runner(model, story.rows, STORY_CONTEXT), tokenizer, story.budget)
+    runner = Runner(model, story.rows, STORY_CONTEXT, speculate=True)
+    switched = Scheduler(runner, tokenizer, story.budget, Switched(at_random(seed)))
+    assert ends(switched, story) == ends(plain, story)
 
 
 def texts_on_ranks(release: Path, folder: Path) -> list[str] | None:
