@@ -90,13 +90,8 @@ class Network:
         return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
 
     @property
-    def drafts(self) -> bool:
-        """Whether it was loaded with draft stages, of either kind."""
-        return self.most_drafts > 0
-
-    @property
     def most_drafts(self) -> int:
-        """Tokens that the draft stages guess at once."""
+        """Tokens that the draft stages guess at once; 0: the model was loaded without."""
         if self.dspark is not None:
             return self.dspark.size
         return 0 if self.mtp is None else 1
