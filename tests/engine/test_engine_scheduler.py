@@ -170,6 +170,16 @@ def test_a_budget_grows_by_those_who_wait_for_one_who_runs() -> None:
     ]  # fmt: skip
 
 
+def test_a_piece_is_shorter_where_many_answers_run() -> None:
+    # by hand: of 512, 8 for each that waits over those who run; 64 at least
+    cases = {
+        (1, 8): 512, (1, 9): 256, (1, 16): 256, (1, 17): 128, (1, 32): 128, (1, 64): 64, (1, 500): 64, (2, 64): 128,
+        (8, 64): 512, (64, 64): 512, (128, 64): 1024,
+    }  # fmt: skip
+    assert {case: allowance(512, *case) for case in cases} == cases
+    assert allowance(10, 1, 64) == 10  # a budget is never exceeded for that
+
+
 def test_first_come_first_served(model: Model, tokenizer: Tokenizer) -> None:
     scheduler = Scheduler(Runner(model, rows=2, context=CONTEXT), tokenizer, budget=10)
     lengths = [100, 1, 1, 50, 1]

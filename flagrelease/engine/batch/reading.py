@@ -12,6 +12,8 @@ from flagrelease.engine.batch.sequence import Event, Running
 from flagrelease.engine.scores import TokenScore, score
 
 _MOST_BUDGETS = 16  # that one step reads, however many prompts wait
+_MANY = 8  # answers for each prompt that waits, from which pieces are shorter
+_SHORTEST = 64  # tokens of such a piece: with fewer a pass still reads most experts, and takes about as long
 _PASS = 4  # chunks that one pass reads of several rows, their padding included
 _TOLD = 64  # scores of a prompt in an event: who writes them has other answers to write in between
 
@@ -19,9 +21,17 @@ _TOLD = 64  # scores of a prompt in an event: who writes them has other answers 
 def allowance(budget: int, wait: int, run: int) -> int:
     """Tokens of prompts that a step reads.
 
-    A budget; and more of them where more prompts have a row and `wait` than answers `run`, which that delays.
+    A budget; and more of them where more prompts have a row and `wait` than answers `run`, which that delays. Where
+    answers are many times as many as prompts, less: a power of two, for passes have such sizes.
     """
+    if run > _MANY * wait:
+        return min(budget, max(_SHORTEST, _power_below(budget * _MANY * max(wait, 1) // run)))
     return budget * min(max(wait // max(run, 1), 1), _MOST_BUDGETS)
+
+
+def _power_below(n: int) -> int:
+    """The largest power of two up to n; 0 for 0."""
+    return 1 << (n.bit_length() - 1) if n else 0
 
 
 @dataclass(frozen=True, slots=True)
