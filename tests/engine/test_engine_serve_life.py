@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.preflight import check_origins
 from flagrelease.engine.sampling import Sampling
+from flagrelease.engine.serve import large
 from flagrelease.engine.serve.access import AccessLog
 from flagrelease.engine.serve.bind import bind, close, listen_on
 from flagrelease.engine.serve.guard import Guard, for_pages
@@ -209,3 +212,20 @@ def test_loading_says_how_far_it_is(quick_release: Path) -> None:
     counts = [done for done, _ in told]
     assert counts == sorted(counts)
     assert {total for _, total in told} == {counts[-1]}, "in the end everything is loaded"
+
+
+def test_a_signal_for_the_group_meets_no_process_for_large_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one of a server said KeyboardInterrupt: Python's tracker starts with it, and unblocks the signals."""
+    tracker = resource_tracker.ResourceTracker()
+    for name in ("getfd", "ensure_running"):
+        monkeypatch.setattr(resource_tracker, name, getattr(tracker, name))
+    process, line = large._start()
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        blocked = int(re.findall(r"SigBlk:\s*(\w+)", status)[0], 16)
+        assert [number for number in (signal.SIGINT, signal.SIGTERM) if not blocked >> (number - 1) & 1] == []
+    finally:
+        process.kill()
+        process.join()
+        line.close()
+        tracker._stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import yaml
 
 from flagrelease.chips.table import load_chips
+from flagrelease.convert import request as request_module
 from flagrelease.convert.planning.fit import card_fit, hub_problems
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.request import make_request
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.recipe import Recipe, parse_bytes, read_recipe
+from flagrelease.source.source import Source, read_source
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -46,10 +49,34 @@ def config_of(recipe: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
+def checkpoint_for(
+    full_size: Callable[[str], Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[Path], Path]:
+    """The folder of a checkpoint that a recipe is for, read once however often the test asks; Flash's once for all."""
+
+    def made(recipe: Path) -> Path:
+        if recipe.stem == "deepseek-v4-flash":
+            source = full_size("flash")
+        else:
+            write_checkpoint(tmp_path / "checkpoint", config_of(recipe), holes=True)
+            source = read_source(tmp_path / "checkpoint")
+
+        def read(folder: Path, told: object) -> Source:
+            assert folder == source.folder
+            return source
+
+        monkeypatch.setattr(request_module, "read_source", read)
+        return source.folder
+
+    return made
+
+
 @pytest.mark.parametrize("path", FULL_SIZE)
-def test_every_shipped_recipe_fits_its_chips_and_hubs_at_full_size(path: Path, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "checkpoint", config_of(path), holes=True)
-    request = make_request(path, tmp_path / "checkpoint", [], [], None)
+def test_every_shipped_recipe_fits_its_chips_and_hubs_at_full_size(
+    path: Path, checkpoint_for: Callable[[Path], Path]
+) -> None:
+    request = make_request(path, checkpoint_for(path), [], [], None)
     plan = make_plan(request.source, request.targets, request.options, request.provenance)
     chips = load_chips()
     assert {one.chip.id for one in request.chips} == set(read_recipe(path).releases)
@@ -223,12 +250,13 @@ def test_other_yaml_is_refused_without_a_traceback(tmp_path: Path, text: bytes) 
 
 
 @pytest.mark.parametrize("path", FULL_SIZE)
-def test_a_chip_of_a_bare_checkpoint_gets_what_the_shipped_recipe_says(path: Path, tmp_path: Path) -> None:
+def test_a_chip_of_a_bare_checkpoint_gets_what_the_shipped_recipe_says(
+    path: Path, checkpoint_for: Callable[[Path], Path]
+) -> None:
     """`plan DeepSeek-V4-Flash/ --chip ascend` planned bf16:mp8, which fits no card beside a context."""
-    recipe = read_recipe(path)
-    write_checkpoint(tmp_path / "checkpoint", config_of(path), holes=True)
-    bare = make_request(tmp_path / "checkpoint", None, [], list(recipe.releases), None)
-    asked = make_request(path, tmp_path / "checkpoint", [], [], None)
+    recipe, checkpoint = read_recipe(path), checkpoint_for(path)
+    bare = make_request(checkpoint, None, [], list(recipe.releases), None)
+    asked = make_request(path, checkpoint, [], [], None)
     assert bare.chips == asked.chips
     assert all(f"as in the recipe shipped for {recipe.model}" in note for note in bare.notes)
 
@@ -240,11 +268,11 @@ def test_a_model_without_a_recipe_gets_the_fewest_cards(tmp_path: Path) -> None:
     assert "no shipped recipe" in request.notes[0]
 
 
-def test_cards_choose_the_ranks(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "checkpoint", config_of(Path("deepseek-v4-flash.yaml")), holes=True)
+def test_cards_choose_the_ranks(checkpoint_for: Callable[[Path], Path]) -> None:
+    checkpoint = checkpoint_for(Path("deepseek-v4-flash.yaml"))
 
     def ask(*chips: str, cards: int) -> set[str]:
-        request = make_request(tmp_path / "checkpoint", None, [], chips, None, cards)
+        request = make_request(checkpoint, None, [], chips, None, cards)
         return {str(target) for target in request.targets}
 
     assert ask("ascend", cards=32) == {"w8a8-ascend:hf", "bf16:mp32"}  # whole tensors are for any number of cards
@@ -256,6 +284,6 @@ def test_cards_choose_the_ranks(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not divisible by 12"):
         ask("ascend", cards=12)
     with pytest.raises(UsageError, match="--cards needs --chip"):
-        make_request(tmp_path / "checkpoint", None, ["bf16:hf"], [], None, 8)
+        make_request(checkpoint, None, ["bf16:hf"], [], None, 8)
     with pytest.raises(UsageError, match="--cards is for a checkpoint folder"):
-        make_request(SHIPPED[0], tmp_path / "checkpoint", [], [], None, 8)
+        make_request(SHIPPED[0], checkpoint, [], [], None, 8)

@@ -12,6 +12,7 @@ import queue
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import SimpleNamespace
@@ -106,6 +107,7 @@ def _start() -> tuple[SpawnProcess, Connection]:
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=_work, args=(there, os.getpid()), daemon=True)
+    resource_tracker.ensure_running()  # else the first `start` does it, and unblocks both signals (Python 3.11)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # the process inherits it
     try:
         process.start()

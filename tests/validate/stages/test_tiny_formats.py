@@ -1,7 +1,7 @@
 """Every release format of the small trained model, the whole way: converted, proved, run, judged and published.
 
-One format goes into a hub's stand-in in every run of the tests, all of them into a folder in the slow ones. Planted
-defects show what the logits stage sees when manifest and bytes agree.
+One format goes into a hub's stand-in, all of them into a folder. Planted defects show what the logits stage sees when
+manifest and bytes agree. All of it is slow; test_validate.py sends a smaller model through the stages in every run.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ CHECKPOINT = TINY / "flagrelease-tiny-v4"
 sys.path.insert(0, str(TINY))
 
 import documents  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 CHIP = "nvidia"
 STAGES = ("integrity", "weights", "logits")
@@ -133,7 +135,6 @@ def judge_and_publish(formats: Formats, name: str, out: Path) -> None:
     assert cli.main(["verify", str(out / "published"), "--source", str(CHECKPOINT)]) == 0
 
 
-@pytest.mark.slow
 def test_int8_goes_the_whole_way(quick: Formats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prove_and_run(quick, "int8")
     out = tmp_path / "out"
@@ -170,10 +171,7 @@ def defective(formats: Formats, name: str, defect: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "defect"),
-    [
-        ("int8", "w2 of experts transposed"),
-        pytest.param("fp8-channel", "wo_b read with the neighbouring row's scale", marks=pytest.mark.slow),
-    ],
+    [("int8", "w2 of experts transposed"), ("fp8-channel", "wo_b read with the neighbouring row's scale")],
 )
 def test_a_planted_defect_fails_with_the_source_in_weights_and_without_it_in_logits(
     quick: Formats, name: str, defect: str, tmp_path: Path
@@ -186,14 +184,12 @@ def test_a_planted_defect_fails_with_the_source_in_weights_and_without_it_in_log
     assert (found["weights"], found["logits"]) == ("pass", "fail")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASE_FORMATS)
 def test_every_format_goes_the_whole_way(whole: Formats, name: str, tmp_path: Path) -> None:
     prove_and_run(whole, name)
     judge_and_publish(whole, name, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "defect"), [(name, defect) for name in DEFECTS for defect in DEFECTS[name]])
 def test_no_planted_defect_passes_with_its_source(whole: Formats, name: str, defect: str, tmp_path: Path) -> None:
     """Without the source the logits are all there is; what they say is printed for docs/validation-defects.md."""
