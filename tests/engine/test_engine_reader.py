@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from engine_checkpoint import random_tokens
+from ranks import on_ranks
 from small_tokenizer import write_tokenizer
 from torch import Tensor
 
@@ -203,3 +205,19 @@ def test_texts_are_those_of_plain_passes(
         assert [score.token for score in one.scores] == [score.token for score in other.scores]
         both = zip(one.scores, other.scores, strict=True)
         assert all(abs((a.logprob or 0) - (b.logprob or 0)) <= 1e-3 for a, b in both)
+
+
+def logits_after_pieces(release: Path, *, fixed: bool) -> Tensor:
+    """After each piece's tokens, one piece below the other."""
+    model = engine.load(release, "bf16", torch.float32, chunk=CHUNK)
+    reader, found = Reader(model, model.new_cache(ROWS, CONTEXT), fixed=fixed), []
+    for first, tokens in pieces():
+        streams, _ = reader.read(first, tokens)
+        found += [model.read_out(streams[row, : len(each)]) for row, each in enumerate(tokens)]
+    return torch.cat(found)
+
+
+def test_two_ranks_read_what_one_does(bf16_release: Path) -> None:
+    expected = logits_after_pieces(bf16_release, fixed=False)
+    got: Tensor = on_ranks(2, partial(logits_after_pieces, fixed=True), bf16_release)
+    assert (got - expected).abs().max() <= 1e-3
