@@ -62,16 +62,16 @@ def layer_bytes(model: Model) -> tuple[int, int]:
 
 def cache_bytes(model: Model, context: int) -> int:
     """Bytes of caches that one row's token at `context` reads: listed keys, index keys, a compressor's memory."""
-    config, element = model.config, 2
+    config = model.config
     total = 0
     for block in model.blocks:
-        keys = config.sliding_window
+        keys, forms = config.sliding_window, model.numerics.key_forms(config, block.attn.ratio, context)
         if block.attn.indexer is not None:
             keys += min(config.index_topk, context // 4)
-            total += context // 4 * config.index_head_dim * element
+            total += context // 4 * forms.index_key_bytes
         elif block.attn.ratio:
             keys += context // block.attn.ratio
-        total += keys * config.head_dim * element
+        total += keys * forms.key_bytes
     return total
 
 

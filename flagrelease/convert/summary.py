@@ -15,6 +15,7 @@ from flagrelease.convert.request import ConversionRequest
 from flagrelease.convert.stacks import StackSummary, judge_stacks, stack_notes, stack_problems
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.cache_size import longest_context, sequence_bytes, sequence_lengths
+from flagrelease.model.v4.rounding import OF_RELEASE
 from flagrelease.publish.hubs.registry import file_limits
 from flagrelease.records.manifest import Drafts, OGroups
 
@@ -162,8 +163,10 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
 
 def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> ReleaseSummary:
     config = plan.source.config
+    numerics = OF_RELEASE[release.target.dtype]
     sequences = [
-        SequenceSummary(context=length, bytes=sequence_bytes(config, length)) for length in sequence_lengths(config)
+        SequenceSummary(context=length, bytes=sequence_bytes(config, numerics, length))
+        for length in sequence_lengths(config)
     ]
     files = [FileSummary(path=file.name, bytes=file.size) for file in release.files]
     return ReleaseSummary(
@@ -213,7 +216,7 @@ def _cards(
                 nodes=-(-release.layout.mp // chip.cards_per_node),
                 cards=release.layout.mp,
                 left_bytes=left,
-                context=longest_context(plan.source.config, left),
+                context=longest_context(plan.source.config, OF_RELEASE[release.target.dtype], left),
                 fit=[left // each.bytes for each in sequences],
             )
         )

@@ -26,27 +26,16 @@ import torch
 
 from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8
-from flagrelease.formats.releases import ReleaseFormatName
+from flagrelease.model.v4.cache_size import KEY_GROUP, KeyForms, key_forms
 from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.rounding import FP4_INDEX_KEYS, FP8_KEYS
+from flagrelease.model.v4.rounding import OF_RELEASE as OF_RELEASE
+from flagrelease.model.v4.rounding import NumericsName as NumericsName
 from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 
-NumericsName = Literal["native", "fp8", "bf16", "int8", "fp8-channel", "mxfp8"]
-# What is rounded in a run of each release format.
-OF_RELEASE: dict[ReleaseFormatName, NumericsName] = {
-    "native": "native",
-    "bf16": "bf16",
-    "fp8": "fp8",
-    "fp8-e8m0": "fp8",
-    "fp8-bf16-wo-a": "fp8",
-    "int8": "int8",
-    "int8-experts": "int8",
-    "fp8-channel": "fp8-channel",
-    "w8a8-ascend": "int8",
-    "mxfp8": "mxfp8",
-}
 # The policy of a release without a manifest that stores weights so.
 _OF_STORED: dict[str, NumericsName] = {INT8.name: "int8", FP8_CHANNEL.name: "fp8-channel", MXFP8.name: "mxfp8"}
-KV_GROUP = 64  # columns of a cached key that share one FP8 scale
+KV_GROUP = KEY_GROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +48,6 @@ class Numerics:
         keeps: formats whose codes are multiplied as they are stored; none: all weights are decoded.
         rounds: whose inputs are rounded: of every linear that DeepSeek stores in codes, of those that the release does,
             or of none.
-        quantise_kv: cached keys are rounded to FP8.
-        quantise_index: the indexer's queries and keys are rounded to FP4.
         stepwise_q_norm: each step of the query heads' norm is rounded.
     """
 
@@ -68,9 +55,21 @@ class Numerics:
     dtype: torch.dtype
     keeps: tuple[str, ...] = ()
     rounds: Literal["every", "stored", "none"] = "none"
-    quantise_kv: bool = False
-    quantise_index: bool = False
     stepwise_q_norm: bool = False
+
+    @property
+    def quantise_kv(self) -> bool:
+        """Whether cached keys are rounded to FP8."""
+        return self.name in FP8_KEYS
+
+    @property
+    def quantise_index(self) -> bool:
+        """Whether the indexer's queries and keys are rounded to FP4."""
+        return self.name in FP4_INDEX_KEYS
+
+    def key_forms(self, config: ModelConfig, ratio: int, context: int) -> KeyForms:
+        """How the caches of a layer store keys."""
+        return key_forms(config, self.name, ratio, context, self.dtype.itemsize)
 
     @property
     def keep_codes(self) -> bool:
@@ -116,11 +115,9 @@ _POLICIES = {
             torch.bfloat16,
             keeps=(FP4.name, FP8.name),
             rounds="every",
-            quantise_kv=True,
-            quantise_index=True,
             stepwise_q_norm=True,
         ),
-        Numerics("fp8", torch.bfloat16, keeps=(FP8.name,), rounds="every", quantise_kv=True),
+        Numerics("fp8", torch.bfloat16, keeps=(FP8.name,), rounds="every"),
         Numerics("int8", torch.bfloat16, keeps=(INT8.name,), rounds="stored"),
         Numerics("fp8-channel", torch.bfloat16, keeps=(FP8_CHANNEL.name,), rounds="stored"),
         Numerics("mxfp8", torch.bfloat16, keeps=(MXFP8.name,), rounds="stored"),

@@ -271,6 +271,10 @@ def test_bytes_of_the_caches() -> None:
     # layers of ratio 0, 4, 128, 4; a window of 32 keys of 128 BF16 numbers, 16 chosen entries, index keys of 128
     keys = 32 + (32 + 16) + (32 + 512 // 128) + (32 + 16)
     assert cache_bytes(tiny(), 512) == 2 * (128 * keys + 2 * 128 * (512 // 4))
+    # Of a long context layers of ratio 4 have codes: keys of 64 bytes, 64 BF16 numbers and a scale, index keys of 64
+    # bytes and 4 scales, in rows of 16 bytes.
+    keys = 32 + (32 + 65536 // 128)
+    assert cache_bytes(tiny(), 65536) == 2 * 128 * keys + 2 * 208 * (32 + 16) + 2 * 80 * (65536 // 4)
 
 
 def test_distinct_experts_by_counting_all_cases() -> None:

@@ -169,7 +169,7 @@ def test_planted_markov_bias_of_the_wrong_token(model: Model, features: Tensor) 
 def test_planted_ring_of_128_is_seen_and_refused(model: Model, features: Tensor) -> None:
     drafter, drafting = open_drafter(model, 1)
     ratios = (0,) * len(drafting.cache.layers)
-    short = Cache.allocate(model.config, ratios, 1, CONTEXT, 1, torch.float32, model.head.device)
+    short = Cache.allocate(model.config, ratios, 1, CONTEXT, 1, model.numerics, model.head.device)
     assert short.layers[0].kv.shape[1] - 1 == 128
     assert model.dspark is not None
     with pytest.raises(AssertionError, match="overwrite those that it sees"):

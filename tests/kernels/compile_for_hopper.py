@@ -59,6 +59,7 @@ def _compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> A
 
 JITFunction.run = _compile
 
+from coded_cases import CODED_CASES
 from decoding_cases import DECODING_CASES
 from kernel_cases import CASES, Case, moe
 from test_kernels_decoding import arranged
@@ -113,7 +114,8 @@ def _error(work: Callable[..., None], *args: Any) -> str | None:
 
 
 def main(operators: list[str], dtype: str | None) -> dict[str, object]:
-    cases = [case for case in (*CASES, *DECODING_CASES) if not operators or case.operator in operators]
+    every = (*CASES, *DECODING_CASES, *CODED_CASES)
+    cases = [case for case in every if not operators or case.operator in operators]
     if dtype is not None:
         cases = [case for case in cases if ("float32" in case.label) == (dtype == "float32")]
     errors = {"planted": _error(_planted), **{f"{c.operator}: {c.label}": _error(_launch, c) for c in cases}}

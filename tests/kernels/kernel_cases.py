@@ -157,11 +157,11 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("apply_rope", "heads", lambda: (wide[..., 32:], randn(5, 1, 32), randn(5, 1, 32))),
         of("apply_rope", "inverse", lambda: (wide[..., 90:], randn(3, 5, 1, 3), randn(3, 5, 1, 3), True)),
         of("apply_rope", "kv", lambda: (wide[:, :, 0, 32:], randn(5, 32), randn(5, 32))),
-        of("act_quant", "128", lambda: (_spread(5, 384, dtype=dtype),)),
-        of("act_quant", "64", lambda: (_spread(3, 5, 192, dtype=dtype), 64)),
-        of("act_quant_roundtrip", "64", lambda: (_spread(3, 5, 256, dtype=dtype)[..., :192], 64)),
-        of("fp4_act_quant", "32", lambda: (_spread(5, 96, dtype=dtype),)),
-        of("fp4_act_quant_roundtrip", "32", lambda: (_spread(3, 5, 128, dtype=dtype),)),
+        of("act_quant", "128", lambda: (spread(5, 384, dtype=dtype),)),
+        of("act_quant", "64", lambda: (spread(3, 5, 192, dtype=dtype), 64)),
+        of("act_quant_roundtrip", "64", lambda: (spread(3, 5, 256, dtype=dtype)[..., :192], 64)),
+        of("fp4_act_quant", "32", lambda: (spread(5, 96, dtype=dtype),)),
+        of("fp4_act_quant_roundtrip", "32", lambda: (spread(3, 5, 128, dtype=dtype),)),
         of("hadamard", "128", lambda: (randn(3, 7, 128, dtype=dtype),)),
         of("hadamard", "16", lambda: (randn(5, 16, dtype=dtype),)),
         of("swiglu", "weighted", lambda: (*_gate_up(5, 100, dtype=dtype), 10.0, randn(5))),
@@ -194,13 +194,13 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         kind = str(codes).removeprefix("torch.")
         row = lambda m, k, n, codes=codes: (*tokens(randn(*m, k), codes), *row_weight(n, k, codes), dtype)  # noqa: E731
         cases += [
-            of("token_quant", f"{kind} odd", lambda codes=codes: (_spread(3, 5, 224, dtype=dtype)[..., :187], codes)),
-            of("token_quant", f"{kind} long", lambda codes=codes: (_spread(3, 8320, dtype=dtype)[:, :8300], codes)),
+            of("token_quant", f"{kind} odd", lambda codes=codes: (spread(3, 5, 224, dtype=dtype)[..., :187], codes)),
+            of("token_quant", f"{kind} long", lambda codes=codes: (spread(3, 8320, dtype=dtype)[:, :8300], codes)),
             of("row_linear", f"{kind} odd", lambda row=row: row((2, 3), 200, 131)),
             of("row_linear", f"{kind} many", lambda row=row: row((67,), 40, 9)),
         ]
     cases += [
-        of("mx_act_quant_roundtrip", "odd", lambda: (_spread(3, 5, 192, dtype=dtype)[..., :160],)),
+        of("mx_act_quant_roundtrip", "odd", lambda: (spread(3, 5, 192, dtype=dtype)[..., :160],)),
         of("mx_linear", "odd", lambda: (randn(2, 3, 224, dtype=dtype), *mx_weight(131, 224), dtype)),
         of("mx_linear", "many", lambda: (randn(67, 64, dtype=dtype), *mx_weight(9, 64), FP32)),
     ]
@@ -216,7 +216,7 @@ def _gate_up(*shape: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return randn(*shape, dtype=dtype) * 9, randn(*shape, dtype=dtype) * 9
 
 
-def _spread(*shape: int, dtype: torch.dtype) -> Tensor:
+def spread(*shape: int, dtype: torch.dtype) -> Tensor:
     """Every 32 columns of another magnitude, 2^-12 to 2^11: else a scale of the wrong group would hardly show."""
     magnitude = torch.exp2(torch.randint(-12, 12, (*shape[:-1], shape[-1] // 32)).float())
     return (torch.randn(shape) * magnitude.repeat_interleave(32, -1)).to(dtype)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from coded_cases import CODED_CASES
 from decoding_cases import DECODING_CASES, WRITTEN
 from kernel_cases import Case, streams
 from kernel_comparison import assert_same, poisoned
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
+from flagrelease.engine.kernels.reference.key_rows import unpack_index_keys, unpack_keys
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 from flagrelease.engine.kernels.weights import ExpertWeights
 
@@ -65,8 +67,18 @@ def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, .
         results = (results[0].sort(-1).values, there == there.sort(-1, descending=True).values)
     if case.operator in ("hc_mixes", "hc_post_mixes"):
         results = (*results[:-2], results[-2].sum(0), results[-1].sum(0))
-    written = tuple(copies[i] for i in WRITTEN.get(case.operator, ()))
+    written = tuple(numbers(case.operator, copies, i) for i in WRITTEN.get(case.operator, ()))
     return *(r for r in results if isinstance(r, Tensor)), *written
+
+
+def numbers(operator: str, arguments: tuple[Any, ...], place: int) -> Tensor:
+    """An argument that was written to; keys of codes as what they stand for: a sum beside a tie moves a whole scale."""
+    x: Tensor = arguments[place]
+    if x.dtype != torch.uint8:
+        return x
+    if operator == "latents":
+        return unpack_keys(x, len(arguments[2]))
+    return (unpack_keys if arguments[-1] == "fp8" else unpack_index_keys)(x, len(arguments[3]))
 
 
 def arranged(case: Case, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -109,7 +121,7 @@ def _ids(case: Case) -> str:
     return f"{case.operator}: {case.label}"
 
 
-@pytest.mark.parametrize("case", DECODING_CASES, ids=_ids)
+@pytest.mark.parametrize("case", [*DECODING_CASES, *CODED_CASES], ids=_ids)
 def test_kernel_gives_what_the_definition_gives(case: Case, device: torch.device) -> None:
     arguments = case.arguments(device)
     expected = call(reference, case, arguments)
@@ -148,7 +160,7 @@ def test_a_compressor_without_spare_slots_for_a_step_is_refused(device: torch.de
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", DECODING_CASES, ids=_ids)
+@pytest.mark.parametrize("case", [*DECODING_CASES, *CODED_CASES], ids=_ids)
 def test_a_captured_kernel_gives_the_same(case: Case, gpu: torch.device) -> None:
     arguments = arranged(case, case.arguments(gpu))
     expected = call(TritonOperators, case, arguments)
@@ -193,6 +205,11 @@ PLANTED: list[tuple[str, str, Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = [
     ("compress_windows", "open windows bfloat16", lambda a: (*a[:5], a[5].flip(0), *a[6:])),
     ("compress_windows", "ratio 4 bfloat16", lambda a: (*a[:6], a[6].clamp(min=1), *a[7:])),
     ("compress_windows", "no window bfloat16", lambda a: (*a[:7], a[7].clamp(max=3), *a[8:])),
+    ("latents", "codes", lambda a: (*a[:6], a[6] + 1, *a[7:])),
+    ("compress_token", "codes", lambda a: (*a[:7], a[7] - (a[7] > 0).long(), *a[8:])),
+    ("compress_token", "index codes", lambda a: (*a[:7], a[7] - 4, *a[8:])),
+    ("decode_attention", "codes", lambda a: (a[0], a[1] ^ 1, *a[2:])),
+    ("choose_entries", "codes", lambda a: (a[0], a[1] ^ 8, *a[2:])),
     ("decode_attention", "window bfloat16", lambda a: (*a[:8], a[8] - 1, *a[9:])),
     ("decode_attention", "block bfloat16", lambda a: (*a[:14], None)),
     ("decode_attention", "prefix bfloat16", lambda a: (*a[:9], a[9] * 2, *a[10:])),
@@ -212,7 +229,7 @@ PLANTED: list[tuple[str, str, Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = [
 def test_planted_defects_are_caught(
     operator: str, label: str, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]
 ) -> None:
-    case = next(c for c in DECODING_CASES if (c.operator, c.label) == (operator, label))
+    case = next(c for c in [*DECODING_CASES, *CODED_CASES] if (c.operator, c.label) == (operator, label))
     arguments = case.arguments(torch.device("cpu"))
     with pytest.raises(AssertionError):
         compare(case, arguments, call(reference, case, change(arguments)), call(reference, case, arguments))

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from coded_cases import CODED_CASES
 from decoding_cases import DECODING_CASES
 from kernel_cases import CASES, Case, flash_cases
 from kernel_comparison import assert_same, poisoned
@@ -30,7 +31,7 @@ def _ids(case: Case) -> str:
 
 
 def test_every_operator_has_a_case_and_a_kernel() -> None:
-    assert {case.operator for case in [*CASES, *DECODING_CASES]} == set(OPERATORS)
+    assert {case.operator for case in [*CASES, *DECODING_CASES, *CODED_CASES]} == set(OPERATORS)
     implementations = TritonOperators().describe()
     assert not [name for name in OPERATORS if implementations[name].startswith("flagrelease.engine.kernels.reference")]
 

@@ -78,10 +78,11 @@ def wait_for_results(NEXT: tl.constexpr = True) -> None:
 
 
 @jit
-def prefetch_rows(rows: tl.tensor, ROWS: tl.constexpr, LINES: tl.constexpr) -> None:
-    """Start LINES cache lines of 128 bytes at each of the byte pointers `rows` [ROWS] on their way to the cache."""
+def prefetch_rows(rows: tl.tensor, ROWS: tl.constexpr, SIZE: tl.constexpr) -> None:
+    """Start SIZE bytes, 1024 at most, at each of the byte pointers `rows` [ROWS] on their way to the cache."""
     if EARLY:
-        lines = rows[:, None] + (tl.arange(0, LINES) * 128)[None, :]
+        LINES: tl.constexpr = 8 if SIZE > 512 else (4 if SIZE > 256 else (2 if SIZE > 128 else 1))
+        lines = rows[:, None] + tl.minimum(tl.arange(0, LINES) * 128, SIZE - 1)[None, :]
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
             "=r,l",

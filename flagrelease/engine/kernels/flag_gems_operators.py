@@ -50,7 +50,7 @@ def sparse_attention(
     """See `reference.sparse_attention`."""
     heads, dim = q.shape[2:]
     powers_of_two = heads & (heads - 1) == dim & (dim - 1) == 0
-    if not 16 <= heads <= 64 or not powers_of_two or q.dtype != torch.bfloat16:
+    if not 16 <= heads <= 64 or not powers_of_two or not q.dtype == kv.dtype == torch.bfloat16:
         return triton_sparse_attention.sparse_attention(q, kv, sink, idx, scale, rows)
     valid_first = idx.sort(dim=-1, descending=True).values
     o: Tensor = gems_sparse_attention(q, kv if rows is None else kv[rows], sink, valid_first, scale)

@@ -75,6 +75,8 @@ class Operators:
     mx_act_quant_roundtrip = staticmethod(reference.mx_act_quant_roundtrip)
     mx_linear = staticmethod(reference.mx_linear)
     race = staticmethod(reference.race)
+    pack_index_keys = staticmethod(reference.pack_index_keys)
+    pack_keys = staticmethod(reference.pack_keys)
     rms_norm = staticmethod(reference.rms_norm)
     round_parts = staticmethod(reference.round_parts)
     route = staticmethod(reference.route)

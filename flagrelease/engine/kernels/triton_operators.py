@@ -11,6 +11,7 @@ from flagrelease.engine.kernels.attention.hadamard import hadamard
 from flagrelease.engine.kernels.attention.index_queries import index_queries
 from flagrelease.engine.kernels.attention.indexer_scores import indexer_scores
 from flagrelease.engine.kernels.attention.latents import latents
+from flagrelease.engine.kernels.attention.pack_keys import pack_index_keys, pack_keys
 from flagrelease.engine.kernels.attention.rope import apply_rope
 from flagrelease.engine.kernels.attention.sparse_attention import sparse_attention
 from flagrelease.engine.kernels.attention.topk_visible import topk_visible
@@ -101,6 +102,8 @@ class TritonOperators(Operators):
     mx_act_quant_roundtrip = staticmethod(mx_act_quant_roundtrip)
     mx_linear = staticmethod(mx_linear)
     race = staticmethod(race)
+    pack_index_keys = staticmethod(pack_index_keys)
+    pack_keys = staticmethod(pack_keys)
     rms_norm = staticmethod(rms_norm)
     round_parts = staticmethod(round_parts)
     route = staticmethod(route)

@@ -105,7 +105,7 @@ class Attention:
         cos, sin = rope.rows(step.positions)
         qr, kv = self._latents(ops, x)
         q = self._queries(ops, qr, cos, sin)
-        cache.kv[step.cache_row, step.kv_slot[self.ratio]] = self.keys(ops, kv, cos, sin)
+        cache.kv[step.cache_row, step.kv_slot[self.ratio]] = self.keys(ops, kv, cos, sin, like=cache.kv)
         visible = step.visible_slots[self.ratio]
         if self.side is not None:
             side = self._compress(ops, ops.linear(x.plain, self.side, torch.float32), step, cache, rope, x.plain.dtype)
@@ -121,7 +121,7 @@ class Attention:
         Args:
             ops: operators.
             x: [B, S, H], of a layer without compression, rounded for `latents`.
-            ring: [B, R, HD], the keys of positions before.
+            ring: [B, R, ..], the keys of positions before, as a cache holds them.
             visible: int32 [B, S, ..] into the ring's keys and, behind them, the block's; -1 = none.
             rope: cos and sin of the positions, [B, S, rope_dim / 2].
             groups: the ranks.
@@ -131,14 +131,14 @@ class Attention:
         """
         qr, kv = self._latents(ops, x)
         q = self._queries(ops, qr, *rope)
-        keys = torch.cat((ring, self.keys(ops, kv, *rope)), 1)
+        keys = torch.cat((ring, self.keys(ops, kv, *rope, like=ring)), 1)
         return self._attend(ops, q, keys, visible, rope, groups, None)
 
-    def keys(self, ops: Operators, kv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The keys [.., HD] that a cache holds, of what wkv made [.., HD]."""
+    def keys(self, ops: Operators, kv: Tensor, cos: Tensor, sin: Tensor, *, like: Tensor) -> Tensor:
+        """The keys as a cache holds them, [.., HD] or rows of `pack_keys`, of what wkv made [.., HD]."""
         kv = ops.rms_norm(kv, self.kv_norm, self.eps)
         self._rotate(ops, kv, cos, sin)
-        return self._as_cached(ops, kv)
+        return self._as_cached(ops, kv, like)
 
     def _latents(self, ops: Operators, x: Rounded) -> tuple[Rounded, Tensor]:
         """x [.., H] -> the query latent [.., QR], normed and rounded for wq_b, and what wkv makes, [.., HD]."""
@@ -168,8 +168,10 @@ class Attention:
         rotated = x[..., -self.rope_dim :]
         ops.apply_rope(rotated, cos, sin, inverse=inverse, out=rotated)
 
-    def _as_cached(self, ops: Operators, kv: Tensor) -> Tensor:
-        """Rounded, under native numerics, to FP8 in all but the rotated dimensions."""
+    def _as_cached(self, ops: Operators, kv: Tensor, like: Tensor) -> Tensor:
+        """Rounded, under native numerics, to FP8 in all but the rotated dimensions; as rows of codes if `like` is."""
+        if like.dtype == torch.uint8:
+            return ops.pack_keys(kv)
         if self.quantise_kv:
             unrotated = kv[..., : -self.rope_dim]
             ops.act_quant_roundtrip(unrotated, KV_GROUP, out=unrotated)
@@ -184,7 +186,7 @@ class Attention:
         inner = 2 * self.compressor.channels
         entries = self.compressor.entries(ops, side[..., :inner], step, cache.pending, rope, dtype)
         if entries is not None:
-            cache.kv[step.cache_row, step.windows[self.ratio].entry_slot] = self._as_cached(ops, entries)
+            cache.kv[step.cache_row, step.windows[self.ratio].entry_slot] = self._as_cached(ops, entries, cache.kv)
         return side[..., inner:]
 
     def _project_out(self, ops: Operators, o: Tensor, groups: Groups) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flagrelease.engine.numerics import Numerics
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.cache_size import OVERLAP_RATIO, PendingShape, layer_slots, pending_slots, ring_slots
 from flagrelease.model.v4.config import ModelConfig
@@ -60,6 +61,10 @@ class LayerCache:
     `kv` is [B, C + R + 1, HD]: compressed entries first (entry w in slot w), then the ring (position p in slot
     C + p mod R), then the bin. The ring is the window and a chunk long, so that a chunk of new tokens can be written
     before it is attended to and no key still visible is overwritten. `index_k` is [B, C + 1, ID].
+
+    Where the numerics round keys to codes anyway and a long context is short of memory (`key_forms`), the last
+    dimension is that of uint8 rows that hold these codes, as `pack_keys` and `pack_index_keys` make them: the same
+    values in half and a third of the bytes.
     """
 
     kv: Tensor
@@ -111,14 +116,14 @@ class Cache:
         rows: int,
         context: int,
         chunk: int,
-        dtype: torch.dtype,
+        numerics: Numerics,
         device: torch.device,
         drafts: int = 0,
     ) -> Cache:
         """Empty caches for layers with these compression ratios."""
         if not 0 < context <= config.max_position_embeddings:
             raise UsageError(f"a context of {context} tokens: the model allows 1 to {config.max_position_embeddings}")
-        layers = tuple(_layer(config, ratio, rows, context, chunk, drafts, dtype, device) for ratio in ratios)
+        layers = tuple(_layer(config, ratio, rows, context, chunk, drafts, numerics, device) for ratio in ratios)
         return cls(layers, [0] * rows, context, chunk, drafts)
 
     @property
@@ -178,19 +183,24 @@ class Cache:
 
 
 def _layer(
-    config: ModelConfig, ratio: int, rows: int, context: int, chunk: int, drafts: int, dtype: torch.dtype,
+    config: ModelConfig, ratio: int, rows: int, context: int, chunk: int, drafts: int, numerics: Numerics,
     device: torch.device,
 ) -> LayerCache:  # fmt: skip
-    size = layer_slots(config, ratio, context, chunk, drafts)
-    # zeros, not garbage: a product of 0 and a NaN that lay in memory would still be NaN
-    kv = torch.zeros((rows, size.keys, config.head_dim), dtype=dtype, device=device)
+    size, forms = layer_slots(config, ratio, context, chunk, drafts), numerics.key_forms(config, ratio, context)
+    kv = _keys(rows, size.keys, forms.key_bytes, torch.uint8 if forms.codes else numerics.dtype, device)
     index_k = None
     if size.index_keys:
-        index_k = torch.zeros((rows, size.index_keys, config.index_head_dim), dtype=dtype, device=device)
+        dtype = torch.uint8 if forms.index_codes else numerics.dtype
+        index_k = _keys(rows, size.index_keys, forms.index_key_bytes, dtype, device)
     pending, index_pending = (
         None if shape is None else Pending.empty(rows, shape, device) for shape in (size.pending, size.index_pending)
     )
     return LayerCache(kv, pending, index_k, index_pending)
+
+
+def _keys(rows: int, slots: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Keys of `size` bytes. Zeros, not garbage: a product of 0 and a NaN that lay in memory would still be NaN."""
+    return torch.zeros((rows, slots, size // dtype.itemsize), dtype=dtype, device=device)
 
 
 def _remembered(cache: Cache, layer: LayerCache, row: int, length: int) -> Iterator[Tensor]:

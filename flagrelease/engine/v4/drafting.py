@@ -109,8 +109,8 @@ class DsparkDrafting:
         self.most, self._model, self._stages = most, model, stages
         self.width: tuple[int, ...] = model.features
         model.cover(context + stages.size)
-        ratios, dtype = (0,) * len(stages.blocks), model.numerics.dtype
-        self.cache = Cache.allocate(model.config, ratios, rows, context, stages.size + 1, dtype, model.head.device)
+        ratios, numerics = (0,) * len(stages.blocks), model.numerics
+        self.cache = Cache.allocate(model.config, ratios, rows, context, stages.size + 1, numerics, model.head.device)
 
     def read(self, rows: slice, features: Tensor, following: Sequence[Sequence[int]]) -> None:
         """See `Drafting`."""

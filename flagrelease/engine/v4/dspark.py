@@ -133,7 +133,7 @@ class DsparkStages:
         cos, sin = rope.rows(positions)
         for block, ring in zip(self.blocks, rings, strict=True):
             (kv,) = project(ops, x, block.attn.wkv)
-            ring.kv[row, slot] = block.attn.keys(ops, kv, cos, sin)
+            ring.kv[row, slot] = block.attn.keys(ops, kv, cos, sin, like=ring.kv)
 
     def run(
         self, ops: Operators, streams: Tensor, tokens: Tensor, starts: Tensor, rings: tuple[LayerCache, ...],

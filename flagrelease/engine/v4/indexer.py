@@ -90,7 +90,10 @@ class Indexer:
             raise ValueError("this layer's cache has no index compressor state")
         entries = self.compressor.entries(ops, side, step, cache.index_pending, rope, dtype)
         if entries is not None:
-            self._keys(cache)[step.cache_row, step.windows[OVERLAP_RATIO].entry_slot] = self._spread(ops, entries)
+            keys = self._keys(cache)
+            coded = keys.dtype == torch.uint8
+            entries = ops.pack_index_keys(ops.hadamard(entries)) if coded else self._spread(ops, entries)
+            keys[step.cache_row, step.windows[OVERLAP_RATIO].entry_slot] = entries
 
     def _spread(self, ops: Operators, x: Tensor) -> Tensor:
         """Hadamard spreads outliers over all dimensions (and changes no product), so that FP4 keeps more."""

@@ -127,8 +127,8 @@ class Model(Network):
 
     def _allocate(self, rows: int, context: int, chunk: int, place: torch.device) -> Cache:
         ratios = tuple(self.config.compress_ratios[: self.config.num_hidden_layers])
-        chunk, dtype = min(chunk, context), self.numerics.dtype
-        return Cache.allocate(self.config, ratios, rows, context, chunk, dtype, place, self.most_drafts)
+        chunk, drafts = min(chunk, context), self.most_drafts
+        return Cache.allocate(self.config, ratios, rows, context, chunk, self.numerics, place, drafts)
 
     def prefill(self, cache: Cache, row: int, token_ids: TokenIds) -> Tensor:
         """Append a prompt, or more of one, to one row; return the logits after its last token, float32 [V]."""
@@ -216,9 +216,8 @@ class Model(Network):
             UsageError: the model was loaded without the stage.
         """
         self.require_mtp()
-        ratios, dtype = tuple(self.config.compress_ratios[-1:]), self.numerics.dtype
-        chunk = min(self.chunk, context)
-        return Cache.allocate(self.config, ratios, rows, context, chunk, dtype, self._place, self.most_drafts)
+        ratios, chunk, drafts = tuple(self.config.compress_ratios[-1:]), min(self.chunk, context), self.most_drafts
+        return Cache.allocate(self.config, ratios, rows, context, chunk, self.numerics, self._place, drafts)
 
     def draft(
         self, cache: Cache, streams: Tensor, following: Sequence[Sequence[int]], *, every: bool = False

@@ -11,11 +11,63 @@ from collections import Counter
 from dataclasses import dataclass
 
 from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.v4.rounding import FP4_INDEX_KEYS, FP8_KEYS, NumericsName
 
 CHUNK = 512  # tokens that the engine appends to a sequence in one step, by default
 LENGTHS = (4096, 131_072, 1_048_576)  # tokens of the sequences whose size is said
 OVERLAP_RATIO = 4  # the compression ratio whose windows reach back over the previous window's tokens, for an indexer
+CODED_FROM = 32_768  # tokens of a context whose keys are kept as codes
+ROTATED = KEY_GROUP = 64  # columns of a key that stay BF16; columns of FP8 codes that share a scale
+INDEX_GROUP = 32  # columns of FP4 codes that share a scale
+_ALIGNMENT = 16  # bytes that kernels load at a time
 _BF16, _FP32 = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class KeyForms:
+    """How caches store keys: as the codes that the numerics round them to, or as plain numbers.
+
+    Attributes:
+        codes: keys are rows of FP8 codes, their scales and the rotated columns in BF16.
+        index_codes: index keys are rows of FP4 codes and their scales.
+        key_bytes: of a key.
+        index_key_bytes: of an index key.
+    """
+
+    codes: bool
+    index_codes: bool
+    key_bytes: int
+    index_key_bytes: int
+
+
+def key_row_bytes(width: int) -> int:
+    """Bytes of a key of `width` columns as codes."""
+    return _aligned(width + ROTATED + width // KEY_GROUP - 1)
+
+
+def index_key_row_bytes(width: int) -> int:
+    """Bytes of an index key of `width` columns as codes."""
+    return _aligned(width // 2 + width // INDEX_GROUP)
+
+
+def key_forms(config: ModelConfig, numerics: NumericsName, ratio: int, context: int, element: int = _BF16) -> KeyForms:
+    """How the caches of a layer store keys under these numerics, whose plain numbers have `element` bytes.
+
+    Codes take the place of BF16 numbers where they are the same values, the widths are as V4 has them (64 rotated
+    columns, and groups that divide the others), and memory is short: in the layers that have an index, whose keys are
+    97 % of a long context's, for contexts of `CODED_FROM` tokens and more. Decoding takes up to a fifth longer over
+    codes where it reads few keys, as docs/engine.md says.
+    """
+    HD, ID = config.head_dim, config.index_head_dim
+    short = element == _BF16 and ratio == OVERLAP_RATIO and context >= CODED_FROM
+    codes = short and numerics in FP8_KEYS and config.qk_rope_head_dim == ROTATED and HD % KEY_GROUP == 0
+    index_codes = short and numerics in FP4_INDEX_KEYS and ID % INDEX_GROUP == 0
+    return KeyForms(
+        codes,
+        index_codes,
+        key_row_bytes(HD) if codes else HD * element,
+        index_key_row_bytes(ID) if index_codes else ID * element,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +128,15 @@ def layer_slots(config: ModelConfig, ratio: int, context: int, chunk: int, draft
     )
 
 
-def sequence_bytes(config: ModelConfig, context: int, chunk: int = CHUNK) -> int:
-    """Bytes of the caches of one sequence of at most `context` tokens, draft stages left out. Keys are BF16."""
+def sequence_bytes(config: ModelConfig, numerics: NumericsName, context: int, chunk: int = CHUNK) -> int:
+    """Bytes of the caches of one sequence of at most `context` tokens, draft stages left out."""
     total = 0
     for ratio, layers in Counter(config.compress_ratios[: config.num_hidden_layers]).items():
-        layer = layer_slots(config, ratio, context, min(chunk, context))
-        keys = layer.keys * config.head_dim * _BF16 + layer.index_keys * config.index_head_dim * _BF16
+        layer, forms = (
+            layer_slots(config, ratio, context, min(chunk, context)),
+            key_forms(config, numerics, ratio, context),
+        )
+        keys = layer.keys * forms.key_bytes + layer.index_keys * forms.index_key_bytes
         pending = sum(each.nbytes for each in (layer.pending, layer.index_pending) if each is not None)
         total += layers * (keys + pending)
     return total
@@ -92,16 +147,23 @@ def sequence_lengths(config: ModelConfig) -> tuple[int, ...]:
     return tuple(length for length in LENGTHS if length <= config.max_position_embeddings)
 
 
-def longest_context(config: ModelConfig, memory: int) -> int:
+def longest_context(config: ModelConfig, numerics: NumericsName, memory: int) -> int:
     """Tokens of the longest sequence whose caches fit `memory` bytes, at most what the model allows; 0 if none does."""
     low, high = 0, config.max_position_embeddings
+    if high >= CODED_FROM:  # from there on a token more takes more again
+        fits = sequence_bytes(config, numerics, CODED_FROM) <= memory
+        low, high = (CODED_FROM, high) if fits else (0, CODED_FROM - 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if sequence_bytes(config, middle) <= memory:
+        if sequence_bytes(config, numerics, middle) <= memory:
             low = middle
         else:
             high = middle - 1
     return low
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _pending(ratio: int, width: int, drafts: int) -> PendingShape:

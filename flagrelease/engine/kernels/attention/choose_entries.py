@@ -12,10 +12,18 @@ from torch import Tensor
 from flagrelease.engine.kernels.attention.best_visible import best_of_levels
 from flagrelease.engine.kernels.attention.candidates import GROUP, Level, spans
 from flagrelease.engine.kernels.attention.indexer_scores import entry_scores
+from flagrelease.engine.kernels.attention.key_rows import (
+    decodes_by_ptx,
+    index_row_bytes,
+    load_index_keys,
+    load_index_query,
+)
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hopper import FILLED, MULTIPROCESSORS
-from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.interpreter import dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, check_given, next_power_of_2, unit_columns
+
+MANY_SCORES = 1 << 17  # for which a chip's programs walk over several tiles each
 
 
 @jit
@@ -34,6 +42,17 @@ def _store_maxima(
         best = tl.max(tl.reshape(scores, (BLOCK_N // SPAN, SPAN)), axis=1)
         g = tile * (BLOCK_N // SPAN) + tl.arange(0, BLOCK_N // SPAN)
         tl.store(y_ptr + t * ((N + SPAN - 1) // SPAN) + g, best, mask=g * SPAN < visible)
+
+
+@jit
+def _coded_scores(
+    even: tl.tensor, odd: tl.tensor, q_even: tl.tensor, q_odd: tl.tensor, weight: tl.tensor, BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """As `entry_scores`, of keys that come in even and odd columns: putting these together would take longer."""
+    scores = dot(even, tl.trans(q_even), tl.zeros((BLOCK_N, BLOCK_H), tl.float32))
+    scores = tl.maximum(dot(odd, tl.trans(q_odd), scores), 0.0)
+    return tl.sum(scores * weight[None, :], axis=1)
 
 
 @early_kernel
@@ -55,6 +74,8 @@ def _entry_scores_kernel(
     k_b: tl.tensor,
     k_n: tl.tensor,
     w_t: tl.tensor,
+    ROW: tl.constexpr,
+    PTX: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -66,14 +87,22 @@ def _entry_scores_kernel(
     h, d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     visible = tl.minimum(tl.load(visible_ptr + t).to(tl.int32), N)  # given to the step, nobody's result
     wait_for_results(NEXT)
-    inside = (h < H)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + t * q_t + h[:, None] * q_h + d[None, :], mask=inside, other=0.0)
+    if ROW == 0:
+        inside = (h < H)[:, None] & (d < D)[None, :]
+        q = tl.load(q_ptr + t * q_t + h[:, None] * q_h + d[None, :], mask=inside, other=0.0)
+    else:
+        q_even, q_odd = load_index_query(q_ptr + t * q_t, q_h, h, H, BLOCK_H, BLOCK_D)
     weight = tl.load(weights_ptr + t * w_t + h, mask=h < H, other=0.0).to(tl.float32)
     for tile in range(tl.program_id(1), (visible + BLOCK_N - 1) // BLOCK_N, tl.num_programs(1)):
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        keys = k_ptr + t % B * k_b + n.to(tl.int64)[:, None] * k_n + d[None, :]
-        k = tl.load(keys, mask=(n < visible)[:, None] & (d < D)[None, :], other=0.0)
-        scores = entry_scores(k, q, weight, BLOCK_N, BLOCK_H)
+        keys = k_ptr + t % B * k_b
+        if ROW == 0:
+            at = keys + n.to(tl.int64)[:, None] * k_n + d[None, :]
+            k = tl.load(at, mask=(n < visible)[:, None] & (d < D)[None, :], other=0.0)
+            scores = entry_scores(k, q, weight, BLOCK_N, BLOCK_H)
+        else:
+            even, odd = load_index_keys(keys, n, n < visible, q_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, ROW, PTX)
+            scores = _coded_scores(even, odd, q_even, q_odd, weight, BLOCK_N, BLOCK_H)
         tl.store(y_ptr + t * N + n, scores, mask=n < visible)
         scores = tl.where(n < visible, scores, float("-inf"))
         _store_maxima(scores, tile, first_ptr, t, N, visible, GROUP, BLOCK_N)
@@ -85,7 +114,8 @@ def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k:
     """See `reference.choose_entries`."""
     T, H, D = q.shape
     B, N, _ = keys.shape
-    if keys.dtype != q.dtype or keys.shape[2] != D or weights.shape != (T, H) or T % B:
+    row = index_row_bytes(keys, q.dtype, D)
+    if weights.shape != (T, H) or T % B:
         raise ValueError(
             f"entries chosen by q {q.dtype} {tuple(q.shape)}, keys {keys.dtype} {tuple(keys.shape)}, "
             f"weights {tuple(weights.shape)}"
@@ -97,18 +127,24 @@ def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k:
     q, keys, weights = unit_columns(q), unit_columns(keys), unit_columns(weights)
     levels = [Level(torch.empty(T, ceil_div(N, span), dtype=torch.float32, device=q.device), span) for span in spans(N)]
     above = [level.values for level in levels[1:]] + [None] * 3
-    block_n, warps, stages, most = _tile(single=q.element_size() == 4)
+    block_n, warps, stages, most = _tile(T * N, coded=row > 0, single=q.element_size() == 4)
     programs = min(ceil_div(N, block_n), max(1, most // T))
     _entry_scores_kernel[(T, programs)](
         q, keys, weights, visible, levels[0].values, *above[:3], H, N, D, B, *q.stride()[:2], *keys.stride()[:2],
-        weights.stride(0), GROUP=GROUP, BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n,
+        weights.stride(0), ROW=row, PTX=row > 0 and decodes_by_ptx(), GROUP=GROUP,
+        BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n,
         BLOCK_D=max(16, next_power_of_2(D)), NEXT=T * programs < FILLED, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return best_of_levels(levels, visible, K)
 
 
-def _tile(*, single: bool) -> tuple[int, int, int, int]:
-    """Entries of a tile (at least GROUP^3), warps, loads in flight, programs; `single`: of FP32."""
+def _tile(scores: int, *, coded: bool, single: bool) -> tuple[int, int, int, int]:
+    """Entries of a tile (at least GROUP^3), warps, loads in flight, programs; only speed depends on them.
+
+    `coded`: of rows of codes, whose decoding takes as long as their way from memory; `single`: of FP32.
+    """
     if single:
         return 64, 4, 1, MULTIPROCESSORS
+    if coded and scores >= MANY_SCORES:
+        return (128, 4, 3, MULTIPROCESSORS * 2) if scores >= 8 * MANY_SCORES else (64, 4, 3, MULTIPROCESSORS * 4)
     return 64, 4, 3, MULTIPROCESSORS * 2

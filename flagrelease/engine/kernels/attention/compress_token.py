@@ -7,12 +7,14 @@ that one reads is written by another, since there are enough of them.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
+import torch
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.attention.key_rows import index_row_bytes, row_bytes, store_index_key, store_key
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import check_positions, power_of_two_columns
+from flagrelease.engine.kernels.layout import check_positions
 from flagrelease.engine.kernels.reference.decoding import Rounding
 from flagrelease.engine.kernels.row_vectors import (
     fp4_rounded,
@@ -130,6 +132,7 @@ def _compress_token_kernel(
     eps: tl.tensor,
     SEVERAL: tl.constexpr,
     ROUNDING: tl.constexpr,
+    ROW: tl.constexpr,
     D: tl.constexpr,
     R: tl.constexpr,
     RATIO: tl.constexpr,
@@ -140,7 +143,7 @@ def _compress_token_kernel(
     """`SEVERAL`: there may be several tokens of a row; the token after t of its row is t + B."""
     t = tl.program_id(0).to(tl.int64)
     b = t % B
-    dtype = entries_ptr.dtype.element_ty
+    dtype: tl.constexpr = tl.bfloat16 if ROW > 0 else entries_ptr.dtype.element_ty
     channels: tl.constexpr = D * (P // RATIO)
     position = tl.load(positions_ptr + t).to(tl.int32)  # given to the step, nobody's result
     wait_for_results()
@@ -167,13 +170,19 @@ def _compress_token_kernel(
             x = rounded(normed(rounded(x, dtype), tl.load(norm_ptr + d).to(tl.float32), D, eps), dtype)
             cos, sin = turns(cos_ptr, sin_ptr, position + 1 - RATIO, D, R)
             x = rounded(turned(x, cos, sin, D), dtype)
-            if ROUNDING == "fp8":
+            entry = entries_ptr + b * entries_row + position // RATIO * (ROW if ROW > 0 else D)
+            if ROUNDING == "fp8" and ROW > 0:
+                store_key(x, entry, D)
+            elif ROUNDING == "fp8":
                 x = fp8_rounded(x, D, R, 64)
             elif ROUNDING != "none":
                 x = rounded(tl.sum(x[:, None] * hadamard_signs(D), axis=0) * tl.rsqrt(D + 0.0), dtype)
-                if ROUNDING == "hadamard_fp4":
+                if ROW > 0:
+                    store_index_key(x, entry, D)
+                elif ROUNDING == "hadamard_fp4":
                     x = fp4_rounded(x, D)
-            tl.store(entries_ptr + b * entries_row + position // RATIO * D + d, cast(x, dtype))
+            if ROW == 0:
+                tl.store(entry + d, cast(x, dtype))
 
 
 def compress_token(
@@ -182,7 +191,8 @@ def compress_token(
 ) -> None:  # fmt: skip
     """See `reference.compress_token`. Entries have a power of two columns; their slots are contiguous."""
     S, T, channels = kv.shape
-    D, ratio, slots = power_of_two_columns(entries), len(ape), pending_kv.shape[1] - 2
+    D, ratio, slots = len(norm), len(ape), pending_kv.shape[1] - 2
+    row = _row(entries, D, rounding)
     rows, pooled = len(entries), ratio * (channels // D)
     check_positions(positions, T)
     if channels % D or score.stride(-1) != 1 or kv.stride(-1) != 1:
@@ -193,6 +203,15 @@ def compress_token(
         kv, score, ape, norm, cos, sin, positions, pending_kv, pending_score, entries,
         kv.stride(0), kv.stride(1), score.stride(0), score.stride(1), rows, S,
         pending_kv.stride(0), entries.stride(0), eps, SEVERAL=rows < T,
-        ROUNDING=rounding, D=D, R=2 * cos.shape[1], RATIO=ratio, P=pooled, N=slots, BLOCK=SLOTS,
+        ROUNDING=rounding, ROW=row, D=D, R=2 * cos.shape[1], RATIO=ratio, P=pooled, N=slots, BLOCK=SLOTS,
         num_warps=8 if D > 256 or "hadamard" in rounding else 4,
     )  # fmt: skip
+
+
+def _row(entries: Tensor, width: int, rounding: Rounding) -> int:
+    """The bytes of a row of entries that are codes, 0 of plain ones. Rows of each kind hold what is rounded so."""
+    if entries.dtype != torch.uint8:
+        return row_bytes(entries, entries.dtype, width)
+    if rounding not in ("fp8", "hadamard_fp4"):
+        raise ValueError(f"entries as codes are rounded, not {rounding!r}")
+    return (row_bytes if rounding == "fp8" else index_row_bytes)(entries, torch.bfloat16, width)

@@ -12,6 +12,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.attention.key_rows import decoded_keys, decodes_by_ptx, fetch_keys, row_bytes
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
@@ -20,7 +21,6 @@ from flagrelease.engine.kernels.layout import (
     check_positions,
     check_tokens,
     next_power_of_2,
-    power_of_two_columns,
 )
 from flagrelease.engine.kernels.row_vectors import rounded, stepwise_factor, store_scaled, turned, turns, turns_of
 from flagrelease.engine.kernels.weights import FP8_BLOCK
@@ -77,13 +77,11 @@ def _slots(
 
 
 @jit
-def _ask_for(kv: tl.tensor, slot: tl.tensor, D: tl.constexpr, BLOCK_T: tl.constexpr) -> None:
+def _ask_for(kv: tl.tensor, slot: tl.tensor, D: tl.constexpr, BLOCK_T: tl.constexpr, ROW: tl.constexpr) -> None:
     """Start the keys of slots [BLOCK_T] on their way to the cache; which of them exist does not matter."""
-    width: tl.constexpr = kv.dtype.element_ty.primitive_bitwidth // 8
-    lines: tl.constexpr = D * width // 128
-    if lines > 0:
-        rows = kv.to(tl.pointer_type(tl.uint8)) + tl.maximum(slot, 0) * (D * width)
-        prefetch_rows(rows, BLOCK_T, lines)
+    size: tl.constexpr = ROW if ROW > 0 else D * (kv.dtype.element_ty.primitive_bitwidth // 8)
+    rows = kv.to(tl.pointer_type(tl.uint8)) + tl.maximum(slot, 0) * size
+    prefetch_rows(rows, BLOCK_T, size)
 
 
 @early_kernel
@@ -116,6 +114,9 @@ def _part_kernel(
     BLOCK_T: tl.constexpr,
     D: tl.constexpr,
     R: tl.constexpr,
+    ROW: tl.constexpr,
+    PTX: tl.constexpr,
+    SINGLE: tl.constexpr,
 ) -> None:
     """Part p of query t for some heads: the sum over its positions, the maximum and the denominator there.
 
@@ -134,12 +135,12 @@ def _part_kernel(
     cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), D, R)
     at = p * per_part + tl.arange(0, BLOCK_T)
     if chosen_ptr is None:
-        _ask_for(kv_ptr, _slots(at, chosen_ptr, newest, first, ring, K, W, ratio), D, BLOCK_T)
+        _ask_for(kv_ptr, _slots(at, chosen_ptr, newest, first, ring, K, W, ratio), D, BLOCK_T, ROW)
     wait_for_results()
     chosen = chosen_ptr
     if chosen_ptr is not None:
         chosen = chosen_ptr + t * K
-        _ask_for(kv_ptr, _slots(at, chosen, newest, first, ring, K, W, ratio), D, BLOCK_T)
+        _ask_for(kv_ptr, _slots(at, chosen, newest, first, ring, K, W, ratio), D, BLOCK_T, ROW)
     q = _queries(q_ptr + t * q_token + h * D, h < H, cos, sin, eps, dtype, STEPWISE, BLOCK_H, D)
     most = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
@@ -148,11 +149,21 @@ def _part_kernel(
         acc = tl.zeros((D, BLOCK_H), tl.float32)
     else:
         acc = tl.zeros((BLOCK_H, D), tl.float32)
-    for start in range(p * per_part, tl.minimum((p + 1) * per_part, K + W), BLOCK_T):
-        j = start + tl.arange(0, BLOCK_T)
-        slot = _slots(j, chosen, newest, first, ring, K, W, ratio)
-        keys = kv_ptr + slot[:, None] * D + d[None, :]
-        kv = tl.load(keys, mask=(slot >= 0)[:, None], other=0.0)
+    end = tl.minimum((p + 1) * per_part, K + W)
+    if ROW > 0:
+        # Keys go from one turn of the loop to the next, so that a tile is fetched while the one before is multiplied;
+        # and Triton leaves what enters a turn in shared memory, where registers would not hold it as an operand.
+        slot = _slots(at, chosen, newest, first, ring, K, W, ratio)
+        low, high, exponent = fetch_keys(kv_ptr, slot, D, ROW)
+        kv = decoded_keys(low, high, exponent, dtype, BLOCK_T, D, PTX)
+    for start in range(p * per_part, end, BLOCK_T):
+        if ROW == 0:
+            slot = _slots(start + tl.arange(0, BLOCK_T), chosen, newest, first, ring, K, W, ratio)
+            kv = tl.load(kv_ptr + slot[:, None] * D + d[None, :], mask=(slot >= 0)[:, None], other=0.0)
+        elif not SINGLE:
+            later = _slots(start + BLOCK_T + tl.arange(0, BLOCK_T), chosen, newest, first, ring, K, W, ratio)
+            later = tl.where(start + BLOCK_T < end, later, -1)
+            low, high, exponent = fetch_keys(kv_ptr, later, D, ROW)
         if KEYS == 0:
             z = dot(kv, q, tl.zeros((BLOCK_T, BLOCK_H), tl.float32)) * scale
         else:
@@ -167,6 +178,9 @@ def _part_kernel(
         acc = acc * tl.expand_dims(shrink, KEYS)
         acc = dot(tl.trans(kv), cast(prob, dtype), acc) if KEYS == 0 else dot(cast(prob, dtype), kv, acc)
         most = above
+        if ROW > 0 and not SINGLE:
+            slot = later
+            kv = decoded_keys(low, high, exponent, dtype, BLOCK_T, D, PTX)
     if KEYS == 0:
         acc = tl.trans(acc)
     row = (t * tl.num_programs(2) + p) * H + h
@@ -230,12 +244,13 @@ def decode_attention(
     check_positions(positions, T)
     if newest is not None:
         check_positions(newest, T)
-    if power_of_two_columns(kv) != D or kv.dtype != q.dtype or q.stride(2) != 1 or q.stride(1) != D:
+    row = row_bytes(kv, q.dtype, D)
+    if q.stride(2) != 1 or q.stride(1) != D:
         raise ValueError(f"attention of q {q.dtype} {tuple(q.shape)} over kv {kv.dtype} {tuple(kv.shape)}")
     if scaled and (q.dtype != torch.bfloat16 or D % FP8_BLOCK):
         raise ValueError(f"FP16 and scales for {D} columns of {q.dtype}: BF16 in groups of {FP8_BLOCK}")
     K = entries if chosen is None else chosen.shape[1]
-    tile = _tile(T, K + window, single=q.element_size() == 4)
+    tile = _tile(T, K + window, coded=row > 0, single=q.element_size() == 4)
     step, programs = tile["BLOCK_T"], MULTIPROCESSORS * 8 // tile["num_warps"]
     steps, blocks = ceil_div(K + window, step), ceil_div(H, tile["BLOCK_H"])
     parts = max(1, min(steps, MOST_PARTS, programs // (T * blocks)))
@@ -247,7 +262,8 @@ def decode_attention(
     _part_kernel[(T, blocks, parts)](
         q, kv, None if chosen is None else chosen.contiguous(), positions, newest, cos, sin, acc, most, total,
         D**-0.5, eps, q.stride(0), len(kv), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
-        STEPWISE=stepwise, D=D, R=2 * cos.shape[1], num_stages=2, **tile,
+        STEPWISE=stepwise, D=D, R=2 * cos.shape[1], ROW=row, PTX=row > 0 and decodes_by_ptx(), SINGLE=per_part == step,
+        num_stages=2, **tile,
     )  # fmt: skip
     o = torch.empty(T, H, D, dtype=torch.float16 if scaled else q.dtype, device=q.device)
     scales = torch.empty(T, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None
@@ -264,8 +280,8 @@ def _join_tile(columns: int, parts: int) -> tuple[int, int]:
     return (columns, 4 if parts > 4 else 2) if parts <= 32 else (min(columns, 128), 4)
 
 
-def _tile(queries: int, listed: int, *, single: bool) -> dict[str, int]:
-    """Tile sizes; only speed depends on them. `single`: FP32, which takes twice the shared memory."""
+def _tile(queries: int, listed: int, *, coded: bool, single: bool) -> dict[str, int]:
+    """Tile sizes; only speed depends on them. `coded`: rows of codes; `single`: FP32, which takes twice the memory."""
     if single:
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 16, "num_warps": 4}
     if queries < MANY_QUERIES and queries * listed >= MANY_LISTED and _takes_all_heads():
@@ -273,7 +289,7 @@ def _tile(queries: int, listed: int, *, single: bool) -> dict[str, int]:
     if queries < MANY_QUERIES or not _takes_all_heads():  # as few heads as the matrix unit takes
         # A single one has fewer programs than the chip has multiprocessors: each may have twice the threads.
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 8 if queries == 1 else 4}
-    return {"KEYS": 0, "BLOCK_H": 64, "BLOCK_T": 64, "num_warps": 8}
+    return {"KEYS": 0, "BLOCK_H": 64, "BLOCK_T": 32 if coded else 64, "num_warps": 8}
 
 
 @cache

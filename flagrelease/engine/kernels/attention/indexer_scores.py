@@ -9,6 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.attention.key_rows import decodes_by_ptx, index_row_bytes, load_index_keys
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hopper import FILLED
 from flagrelease.engine.kernels.interpreter import dot, jit
@@ -45,6 +46,8 @@ def _indexer_scores_kernel(
     w_b: tl.tensor,
     w_s: tl.tensor,
     per_program: tl.tensor,
+    ROW: tl.constexpr,
+    PTX: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -57,7 +60,12 @@ def _indexer_scores_kernel(
         row = tl.load(rows_ptr + b).to(tl.int64)
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     h, d = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
-    k = tl.load(k_ptr + row * k_b + n[:, None] * k_n + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
+    keys = k_ptr + row * k_b
+    if ROW == 0:
+        k = tl.load(keys + n[:, None] * k_n + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
+    else:
+        even, odd = load_index_keys(keys, n, n < N, q_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, ROW, PTX)
+        k = tl.reshape(tl.join(even, odd), (BLOCK_N, BLOCK_D))
     q_inside = (h < H)[:, None] & (d < D)[None, :]
     first = tl.program_id(1).to(tl.int64) * per_program
     for s in range(first, tl.minimum(first + per_program, S)):
@@ -69,8 +77,8 @@ def _indexer_scores_kernel(
 def indexer_scores(q: Tensor, k: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
     """See `reference.indexer_scores`."""
     B, S, H, D = q.shape
-    fits = k.dtype == q.dtype and k.shape[2] == D and weights.shape == (B, S, H)
-    if not fits or (len(k) != B if rows is None else rows.shape != (B,)):
+    row = index_row_bytes(k, q.dtype, D)
+    if weights.shape != (B, S, H) or (len(k) != B if rows is None else rows.shape != (B,)):
         raise ValueError(
             f"index scores of q {q.dtype} {tuple(q.shape)}, k {k.dtype} {tuple(k.shape)}, "
             f"weights {tuple(weights.shape)}"
@@ -84,6 +92,7 @@ def indexer_scores(q: Tensor, k: Tensor, weights: Tensor, rows: Tensor | None = 
     programs = ceil_div(S, per_program)
     _indexer_scores_kernel[(tiles, programs, B)](
         q, k, weights, rows, y, S, H, N, D, *q.stride()[:3], *k.stride()[:2], *weights.stride()[:2], per_program,
+        ROW=row, PTX=row > 0 and decodes_by_ptx(),
         BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n, BLOCK_D=max(16, next_power_of_2(D)),
         NEXT=tiles * programs * B < FILLED, num_warps=warps, num_stages=stages,
     )  # fmt: skip

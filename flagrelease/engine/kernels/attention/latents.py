@@ -9,9 +9,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.attention.key_rows import row_bytes, store_key
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, jit
-from flagrelease.engine.kernels.layout import check_positions, check_tokens, next_power_of_2, power_of_two_columns
+from flagrelease.engine.kernels.layout import check_positions, check_tokens, next_power_of_2
 from flagrelease.engine.kernels.row_vectors import fp8_rounded, normed, rounded, store_fp8, sum_parts, turned, turns
 
 
@@ -53,7 +54,9 @@ def _key(
     first: tl.tensor,
     ring: tl.tensor,
     eps: tl.tensor,
+    dtype: tl.constexpr,
     QUANTISE: tl.constexpr,
+    ROW: tl.constexpr,
     HD: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
@@ -63,12 +66,14 @@ def _key(
     cos, sin = turns(cos_ptr, sin_ptr, tl.maximum(position, 0), HD, R)
     wait_for_results()
     if position >= 0:
-        dtype = kv.dtype.element_ty
         x = rounded(sum_parts(parts, d, d < HD, part_stride, S, S), dtype)
         x = rounded(turned(rounded(normed(x, norm, HD, eps), dtype), cos, sin, HD), dtype)
-        if QUANTISE:
-            x = fp8_rounded(x, HD, R, 64)
-        tl.store(kv + (first + position % ring) * HD + d, cast(x, dtype))
+        if ROW > 0:
+            store_key(x, kv + (first + position % ring) * ROW, HD)
+        else:
+            if QUANTISE:
+                x = fp8_rounded(x, HD, R, 64)
+            tl.store(kv + (first + position % ring) * HD + d, cast(x, dtype))
 
 
 @early_kernel
@@ -92,6 +97,7 @@ def _latents_kernel(
     ring: tl.tensor,
     eps: tl.tensor,
     QUANTISE_KV: tl.constexpr,
+    ROW: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     HD: tl.constexpr,
     R: tl.constexpr,
@@ -108,7 +114,7 @@ def _latents_kernel(
         position = tl.load(positions_ptr + t)
         _key(
             parts + QR, kv_norm_ptr, cos_ptr, sin_ptr, position, kv_ptr + t % B * kv_row,
-            part_stride, S, first, ring, eps, QUANTISE_KV, HD, R,
+            part_stride, S, first, ring, eps, qr_ptr.dtype.element_ty, QUANTISE_KV, ROW, HD, R,
         )  # fmt: skip
 
 
@@ -118,17 +124,20 @@ def latents(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """See `reference.latents`. The head dimension is a power of two; kv's slots are contiguous."""
     S, T, _ = parts.shape
-    QR, HD, ring = len(q_norm), power_of_two_columns(kv), kv.shape[1] - 1 - first
+    QR, HD, ring = len(q_norm), len(kv_norm), kv.shape[1] - 1 - first
+    dtype = torch.bfloat16 if kv.dtype == torch.uint8 else kv.dtype
+    row = row_bytes(kv, dtype, HD)
     check_positions(positions, T)
     check_tokens(T, kv)
     if quantise and QR % 128:
         raise ValueError(f"groups of 128 columns do not divide {QR}")
-    qr = torch.empty(T, QR, dtype=kv.dtype, device=kv.device)
+    qr = torch.empty(T, QR, dtype=dtype, device=kv.device)
     codes = torch.empty(T, QR, dtype=torch.float8_e4m3fn, device=kv.device) if quantise else None
     scales = torch.empty(T, QR // 128, dtype=torch.float32, device=kv.device) if quantise else None
     _latents_kernel[(T, 2)](
         parts.contiguous(), q_norm, kv_norm, cos, sin, positions, kv, qr, codes, scales, T * (QR + HD), S, QR,
         len(kv), kv.stride(0), first, ring, eps,
-        QUANTISE_KV=quantise_kv, BLOCK_Q=max(128, next_power_of_2(QR)), HD=HD, R=2 * cos.shape[1], num_warps=16,
+        QUANTISE_KV=quantise_kv, ROW=row, BLOCK_Q=max(128, next_power_of_2(QR)), HD=HD, R=2 * cos.shape[1],
+        num_warps=16,
     )  # fmt: skip
     return qr, codes, scales

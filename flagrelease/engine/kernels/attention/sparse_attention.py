@@ -5,15 +5,19 @@ dimension, T listed positions a query. A program computes BLOCK_H heads of one q
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.engine.kernels.attention.key_rows import decoded_keys, decodes_by_ptx, fetch_keys, row_bytes
+from flagrelease.engine.kernels.attention.pack_keys import unpacked_keys
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hopper import FILLED
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
 
+OFTEN = 8  # readings of a coded key on average, from which on it pays to read them all once before
 MANY_QUERIES = 256  # from here on programs fill a chip without splitting the heads
 
 # Positions a step, heads a program, loads in flight. Triton before 3.2 fails on more at d = 512: its pipeliner on keys
@@ -53,6 +57,8 @@ def _sparse_attention_kernel(
     BLOCK_T: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    ROW: tl.constexpr,
+    PTX: tl.constexpr,
     NEXT: tl.constexpr,
 ) -> None:
     wait_for_results(NEXT)
@@ -74,8 +80,13 @@ def _sparse_attention_kernel(
         t = start + tl.arange(0, BLOCK_T)
         position = tl.load(idx_ptr + b * idx_b + s * idx_s + t, mask=t < T, other=-1).to(tl.int64)
         valid = position >= 0
-        keys = kv_ptr + row * kv_b + position[:, None] * kv_n + d[None, :]
-        kv = tl.load(keys, mask=_in_rows(valid, d, D, BLOCK_D), other=0.0)
+        keys = kv_ptr + row * kv_b
+        if ROW == 0:
+            at = keys + position[:, None] * kv_n + d[None, :]
+            kv = tl.load(at, mask=_in_rows(valid, d, D, BLOCK_D), other=0.0)
+        else:
+            low, high, exponent = fetch_keys(keys, position, D, ROW)
+            kv = decoded_keys(low, high, exponent, q_ptr.dtype.element_ty, BLOCK_T, D, PTX)
         z = dot(q, tl.trans(kv), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)) * scale
         z = tl.where(valid[None, :], z, float("-inf"))
         m_new = tl.maximum(m, tl.max(z, axis=1))
@@ -99,12 +110,16 @@ def sparse_attention(
     """See `reference.sparse_attention`. Here exp(z - m) is rounded against the running maximum, as upstream does."""
     B, S, H, D = q.shape
     T = idx.shape[-1]
-    fits = kv.dtype == q.dtype and kv.shape[2] == D and idx.shape[:2] == (B, S) and sink.shape == (H,)
+    coded = kv.dtype == torch.uint8
+    row = row_bytes(kv, q.dtype, D) if coded else 0
+    fits = (coded or (kv.dtype == q.dtype and kv.shape[2] == D)) and idx.shape[:2] == (B, S) and sink.shape == (H,)
     if not fits or (len(kv) != B if rows is None else rows.shape != (B,)):
         raise ValueError(
             f"attention of q {q.dtype} {tuple(q.shape)}, kv {kv.dtype} {tuple(kv.shape)}, sink {tuple(sink.shape)}, "
             f"idx {tuple(idx.shape)}"
         )
+    if coded and idx.numel() >= OFTEN * B * kv.shape[1]:
+        kv, rows, row = unpacked_keys(kv, D, rows), None, 0
     q, kv, idx = unit_columns(q), unit_columns(kv), unit_columns(idx)
     o = q.new_empty(B, S, H, D)
     block_t, most_heads, stages = TILE if q.element_size() == 2 else (16, 64, 1)
@@ -113,7 +128,8 @@ def sparse_attention(
     _sparse_attention_kernel[(B * S, ceil_div(H, block_h))](
         q, kv, sink.float().contiguous(), idx, rows, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
         *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, D=D, BLOCK_D=max(16, next_power_of_2(D)),
-        NEXT=programs < FILLED, num_warps=8 if block_h == 64 else 4, num_stages=stages,
+        ROW=row, PTX=row > 0 and decodes_by_ptx(), NEXT=programs < FILLED, num_warps=8 if block_h == 64 else 4,
+        num_stages=stages,
     )  # fmt: skip
     return o
 

@@ -33,6 +33,7 @@ from flagrelease.engine.kernels.reference.hyper_connections import (
     hc_split_sinkhorn,
     hc_weights,
 )
+from flagrelease.engine.kernels.reference.key_rows import pack_index_keys, pack_keys
 from flagrelease.engine.kernels.reference.linear import fp4_linear, fp8_linear, grouped_linear, linear
 from flagrelease.engine.kernels.reference.parts import (
     fp8_grouped_linear,
@@ -101,6 +102,8 @@ __all__ = [
     "moe_experts",
     "mx_act_quant_roundtrip",
     "mx_linear",
+    "pack_index_keys",
+    "pack_keys",
     "race",
     "rms_norm",
     "round_parts",

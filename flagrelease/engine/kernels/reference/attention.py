@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.reference.key_rows import plain_index_keys, plain_keys
 from flagrelease.engine.kernels.reference.precision import wide
 
 # Elements of gathered keys held at once: 64 MiB of FP32.
@@ -23,7 +24,8 @@ def sparse_attention(
 
     Args:
         q: [b, s, h, d], any h.
-        kv: [b, n, d], key and value in one; with `rows` any number of them, [.., n, d].
+        kv: [b, n, d], key and value in one, or rows of `pack_keys` [b, n, ..] of them; with `rows` any number of
+            sequences.
         sink: FP32 [h].
         idx: integers [b, s, t] into n, -1 = none. A query without any valid position gets zeros.
         scale: d^(-1/2) in V4.
@@ -45,7 +47,7 @@ def sparse_attention(
 def _sparse_attention(q: Tensor, kv: Tensor, sink: Tensor, idx: Tensor, scale: float) -> Tensor:
     valid = (idx >= 0)[:, :, None]  # [b, s, 1, t]
     batch = torch.arange(len(kv), device=kv.device)[:, None, None]
-    keys = wide(kv)[batch, idx.clamp(min=0)]  # [b, s, t, d]
+    keys = wide(plain_keys(kv[batch, idx.clamp(min=0)], q.shape[-1]))  # [b, s, t, d]
     z = (wide(q) @ keys.mT * scale).masked_fill(~valid, -torch.inf)  # [b, s, h, t]
     m = z.amax(-1, keepdim=True)
     m = m.masked_fill(m == -torch.inf, 0)  # no valid position: every exp(z - m) is 0, and so is the result
@@ -59,14 +61,15 @@ def indexer_scores(q: Tensor, k: Tensor, weights: Tensor, rows: Tensor | None = 
 
     Args:
         q: [b, s, h, d].
-        k: [b, n, d], compressed index keys; with `rows` any number of them, [.., n, d].
+        k: [b, n, d], compressed index keys, or rows of `pack_index_keys` [b, n, ..] of them; with `rows` any number of
+            sequences.
         weights: [b, s, h].
         rows: integers [b], which of k each sequence has; None: they are in order.
 
     Returns:
         [b, s, n].
     """
-    k = k if rows is None else k[rows]
+    k = plain_index_keys(k if rows is None else k[rows], q.shape[-1])
     scores = wide(q).new_zeros(*q.shape[:2], k.shape[1])
     for head in range(q.shape[2]):  # the [b, s, h, n] intermediate would not fit at long context
         scores += (wide(q[:, :, head]) @ wide(k).mT).relu() * wide(weights[:, :, head, None])

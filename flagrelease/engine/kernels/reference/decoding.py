@@ -19,6 +19,7 @@ from flagrelease.engine.kernels.reference.attention import (
     topk_visible,
 )
 from flagrelease.engine.kernels.reference.experts import moe_experts, route, route_hashed
+from flagrelease.engine.kernels.reference.key_rows import pack_index_keys, pack_keys
 from flagrelease.engine.kernels.reference.parts import Quantised, quantised, whole
 from flagrelease.engine.kernels.reference.quantisation import act_quant_roundtrip, fp4_act_quant_roundtrip, scaled_fp16
 from flagrelease.engine.kernels.reference.rows import apply_rope, hadamard, rms_norm
@@ -42,15 +43,17 @@ def latents(
         cos: FP32 [positions, r/2], whole table.
         sin: like cos.
         positions: int64 [T].
-        kv: [B, slots, HD], written to: the ring runs from slot `first` to the last but one.
+        kv: [B, slots, HD] or rows of `pack_keys`, written to: the ring runs from slot `first` to the last but one.
         first: compressed entries before the ring.
         quantise: also return `act_quant` of the latent.
         quantise_kv: round the key to FP8 in all but the rotated columns.
     """
-    both = whole(parts, kv.dtype)
+    both = whole(parts, _computed(kv))
     key = _rotated(rms_norm(both[:, len(q_norm) :], kv_norm, eps), cos, sin, positions)
     rotary = 2 * cos.shape[-1]
-    if quantise_kv:
+    if kv.dtype == torch.uint8:
+        key = pack_keys(key)
+    elif quantise_kv:
         key[:, :-rotary] = act_quant_roundtrip(key[:, :-rotary], KEY_GROUP)
     ring = kv.shape[1] - 1 - first
     rows = torch.arange(len(positions), device=kv.device) % len(kv)
@@ -77,10 +80,11 @@ def compress_token(
         pending_kv: FP32 [B, N + 2, c], written to at position mod N; slot N is empty for ever. An entry pools c / d
             windows, and for each token of a row after the first there must be a slot more than they have tokens.
         pending_score: like pending_kv; slot N is -inf.
-        entries: [B, .., d], entry w at index w, written to in its dtype.
+        entries: [B, .., d], entry w at index w, written to in its dtype; or rows of `pack_keys` (rounding fp8) or of
+            `pack_index_keys` (hadamard_fp4).
         rounding: of an entry: FP8 in all but the rotated columns, or Hadamard and (the indexer's) FP4.
     """
-    ratio, d = len(ape), entries.shape[-1]
+    ratio, d, dtype = len(ape), len(norm), _computed(entries)
     slots = pending_kv.shape[1] - 2
     now_kv, now_score = kv.sum(0), score.sum(0) + ape[positions % ratio]
     pooled = ratio * (kv.shape[-1] // d)
@@ -97,9 +101,13 @@ def compress_token(
         if pooled > ratio:  # the previous window's first channels, the current one's second
             window_kv = torch.cat((window_kv[:ratio, :d], window_kv[ratio:, d:]))
             window_score = torch.cat((window_score[:ratio, :d], window_score[ratio:, d:]))
-        entry = rms_norm(compress_pool(window_kv, window_score)[None].to(entries.dtype), norm, eps)
+        entry = rms_norm(compress_pool(window_kv, window_score)[None].to(dtype), norm, eps)
         entry = _rotated(entry, cos, sin, positions[t : t + 1] + 1 - ratio)
-        entries[row, position // ratio] = _rounded(entry, 2 * cos.shape[-1], rounding)[0]
+        if entries.dtype == torch.uint8:
+            entry = pack_keys(entry) if rounding == "fp8" else pack_index_keys(hadamard(entry))
+        else:
+            entry = _rounded(entry, 2 * cos.shape[-1], rounding)
+        entries[row, position // ratio] = entry[0]
 
 
 def index_queries(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, quantise: bool) -> Tensor:
@@ -117,7 +125,7 @@ def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k:
 
     Args:
         q: [T, IH, ID], of `index_queries`.
-        keys: [B, n, ID].
+        keys: [B, n, ID], or rows of `pack_index_keys`.
         weights: FP32 [T, IH], of the heads.
         visible: integers [T], entries that are complete.
         k: entries wanted.
@@ -214,6 +222,11 @@ def _by_row(x: Tensor, cache: Tensor) -> Tensor:
 def _by_token(x: Tensor) -> Tensor:
     """x [B, S, ..] as [T, ..]."""
     return x.transpose(0, 1).flatten(0, 1)
+
+
+def _computed(keys: Tensor) -> torch.dtype:
+    """The dtype of the numbers that `keys` are or hold."""
+    return torch.bfloat16 if keys.dtype == torch.uint8 else keys.dtype
 
 
 def _gate(parts: Tensor) -> Tensor:
