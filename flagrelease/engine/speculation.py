@@ -48,8 +48,9 @@ def choose_speculation(wanted: str, release: Path) -> Speculation:
             return Speculation(said=f"drafts: none, as the release holds {stages}")
         return Speculation(made, adaptive=True, said=f"drafts: up to {made} a step while they pay, by {stages}")
     if int(wanted) > made:
-        raise UsageError(f"--speculate {wanted}: the release holds {stages}, which gives at most {made} drafts a step")
-    return Speculation(int(wanted), said=f"drafts: {wanted} a step, by {stages}")
+        limit = f"{made} a step is the most" if made else "no drafts can be made"
+        raise UsageError(f"--speculate {wanted}: {limit}, for the release holds {stages}")
+    return Speculation(int(wanted), said=f"drafts: at most {wanted} a step, by {stages}")
 
 
 def describe_stages(config: ModelConfig) -> str:

@@ -98,7 +98,7 @@ def test_one_prompt_as_a_document(app: typer.Typer, release: Path) -> None:
     assert drafts["verified_by_place"] == [drafted["drafted_tokens"]] == [drafts["verifications"]]
     assert drafts["accepted_by_place"] == [drafted["accepted_tokens"]]
     assert drafts["tokens_per_verification"] == 1 + share
-    assert "drafts: 1 a step, by one MTP stage" in result.stderr
+    assert "drafts: at most 1 a step, by one MTP stage" in result.stderr
 
 
 def test_equal_prompts_of_a_file_have_their_own_seeds(app: typer.Typer, release: Path, tmp_path: Path) -> None:

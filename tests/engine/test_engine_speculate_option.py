@@ -50,11 +50,11 @@ def test_how_much_is_drafted_is_checked_before_anything_is_read(
         run(app, "generate", release, *asked, "--speculate", "yes")
     with pytest.raises(UsageError, match="--speculate 0: auto, off or a number"):
         run(app, "serve", release, "--speculate", 0, *REFERENCE)
-    with pytest.raises(UsageError, match="--speculate 2: the release holds one MTP stage, which gives at most 1 draft"):
+    with pytest.raises(UsageError, match="--speculate 2: 1 a step is the most, for the release holds one MTP stage"):
         run(app, "generate", release, *asked, "--speculate", 2)
     bare = tmp_path / "bare"
     write_checkpoint(bare, tiny_config(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128]))
-    with pytest.raises(UsageError, match="--speculate 1: the release holds no draft stages"):
+    with pytest.raises(UsageError, match="--speculate 1: no drafts can be made, for the release holds no draft stages"):
         run(app, "serve", bare, "--speculate", 1, *REFERENCE)
     assert choose_speculation("auto", bare) == Speculation(
         0, False, "drafts: none, as the release holds no draft stages"
