@@ -23,7 +23,7 @@ class Worth:
     kind in use is compared with an old time of the other, so that one is timed again after TERM steps, too.
 
     Only times of steps that read no prompt count: reading takes the same time with drafts and without. So where prompts
-    are always being read, nothing becomes known and nothing is drafted.
+    are always being read, nothing becomes known and nothing is drafted. What is known of one answer holds for the next.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
