@@ -18,8 +18,7 @@ TOKENS, STEP = 16, 128  # tokens and columns of a program's tile
 MANY = 1024  # tokens, of which a program takes more, since it reads all of fn for them
 MANY_TOKENS, MANY_STEP = 64, 64
 MOST_SPLITS = 32
-PROGRAMS = 256  # enough to fill a chip
-MANY_PROGRAMS = 1024  # of the smaller tile, each step of which waits for the one before
+PROGRAMS = 1024  # enough to fill a chip: a step of one waits for its step before
 
 
 @jit
@@ -92,8 +91,7 @@ def mixes_of(x_rows: Tensor, fn: Tensor) -> tuple[Tensor, Tensor]:
     tokens, step = (MANY_TOKENS, MANY_STEP) if T >= MANY else (TOKENS, STEP)
     blocks = ceil_div(T, tokens)
     most = MOST_SPLITS if T > TOKENS else 4 * MOST_SPLITS  # parts as short as can be, where nothing else hides latency
-    programs = PROGRAMS if T >= MANY else MANY_PROGRAMS
-    splits = max(1, min(most, programs // max(blocks, 1), ceil_div(K, step)))
+    splits = max(1, min(most, PROGRAMS // max(blocks, 1), ceil_div(K, step)))
     per_split = ceil_div(ceil_div(K, splits), step) * step
     mixes = torch.empty(splits, T, N, dtype=torch.float32, device=x_rows.device)
     squares = torch.empty(splits, T, dtype=torch.float32, device=x_rows.device)
