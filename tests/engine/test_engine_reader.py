@@ -14,6 +14,9 @@ from small_tokenizer import write_tokenizer
 from torch import Tensor
 
 from flagrelease import engine
+from flagrelease.bench.dimensions import dimensions
+from flagrelease.bench.synthetic import random_model
+from flagrelease.device import open_device
 from flagrelease.engine.batch import runner as runner_module
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_each
@@ -26,6 +29,7 @@ from flagrelease.engine.v4.model import Model
 from flagrelease.engine.v4.reader import Reader
 from flagrelease.engine.v4.step import Extent, Step, Windows, lay_out, plan_step
 from flagrelease.errors import UsageError
+from flagrelease.model.v4 import cache_size
 
 ROWS, CONTEXT, CHUNK = 4, 400, 130
 # The first row, and tokens of each: windows of 4 and of 128 open and closed, beginnings and ends at odd places.
@@ -205,6 +209,23 @@ def test_texts_are_those_of_plain_passes(
         assert [score.token for score in one.scores] == [score.token for score in other.scores]
         both = zip(one.scores, other.scores, strict=True)
         assert all(abs((a.logprob or 0) - (b.logprob or 0)) <= 1e-3 for a, b in both)
+
+
+@torch.inference_mode()
+def test_caches_of_codes_give_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(dimensions("tiny", 4), "native", "torch", open_device("cpu"), 64)
+
+    def streams() -> list[Tensor]:
+        cache = model.new_cache(2, 200)
+        reader = Reader(model, cache, fixed=True)
+        read = [reader.read(1, [random_tokens(n, seed=n)])[0].clone() for n in (60, 7, 64)]
+        return [*read, *(torch.tensor([layer.kv.dtype == torch.uint8]) for layer in cache.layers)]
+
+    *plain, _, first, _, _ = streams()
+    monkeypatch.setattr(cache_size, "CODED_FROM", 1)
+    *coded, _, second, _, _ = streams()
+    assert (bool(first), bool(second)) == (False, True)
+    assert all(torch.equal(a, b) for a, b in zip(coded, plain, strict=True))
 
 
 def logits_after_pieces(release: Path, *, fixed: bool) -> Tensor:
