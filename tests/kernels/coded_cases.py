@@ -69,6 +69,8 @@ CODED = [
     CodedCase("choose_entries", "codes, two levels", 1, lambda: _entries(BF16, 9, 64, 2501, [2501, 3], 12), True),
     CodedCase("sparse_attention", "codes", 1, lambda: sparse(2, 3, 5, 128, 50, 150, BF16)),
     CodedCase("sparse_attention", "rows of codes", 1, lambda: (*sparse(4, 3, 5, 256, 50, 150, BF16), ROWS)),
+    CodedCase("sparse_attention", "codes, read once", 1, lambda: sparse(2, 3, 5, 128, 50, 20, BF16)),
+    CodedCase("indexer_scores", "codes, many queries", 1, lambda: (*index(4, 64, 3, 32, 70, BF16), ROWS), True),
     CodedCase("indexer_scores", "codes", 1, lambda: index(2, 3, 5, 64, 150, BF16), True),
     CodedCase("indexer_scores", "rows of codes", 1, lambda: (*index(4, 3, 5, 32, 150, BF16), ROWS), True),
 ]

@@ -10,12 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.attention.key_rows import decodes_by_ptx, index_row_bytes, load_index_keys
+from flagrelease.engine.kernels.attention.pack_keys import unpacked_index_keys
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.hopper import FILLED
 from flagrelease.engine.kernels.interpreter import dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
 
-QUERIES = 64  # that a program walks over, where enough programs remain
+QUERIES = 64  # that a program walks over, where enough programs remain; as many pay for reading coded keys before
 
 
 @jit
@@ -83,6 +84,8 @@ def indexer_scores(q: Tensor, k: Tensor, weights: Tensor, rows: Tensor | None = 
             f"index scores of q {q.dtype} {tuple(q.shape)}, k {k.dtype} {tuple(k.shape)}, "
             f"weights {tuple(weights.shape)}"
         )
+    if row and S >= QUERIES:
+        k, rows, row = unpacked_index_keys(k, D, rows), None, 0
     q, k, weights = unit_columns(q), unit_columns(k), unit_columns(weights)
     N = k.shape[1]
     y = torch.empty(B, S, N, dtype=torch.float32, device=q.device)

@@ -9,6 +9,8 @@ from flagrelease.engine.kernels.attention.key_rows import (
     decoded_keys,
     decodes_by_ptx,
     fetch_keys,
+    index_row_bytes,
+    load_index_keys,
     row_bytes,
     store_index_key,
     store_key,
@@ -17,7 +19,7 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.layout import ceil_div, rows
 from flagrelease.model.v4.cache_size import INDEX_GROUP, KEY_GROUP, ROTATED, index_key_row_bytes, key_row_bytes
 
-SLOTS = 16  # that a program unpacks
+SLOTS = 16  # of keys that a program unpacks; four times as many of index keys
 
 
 @early_kernel
@@ -77,6 +79,7 @@ def _unpack_kernel(
     ROW: tl.constexpr,
     D: tl.constexpr,
     T: tl.constexpr,
+    INDEX: tl.constexpr,
     PTX: tl.constexpr,
 ) -> None:
     wait_for_results()
@@ -85,17 +88,31 @@ def _unpack_kernel(
     if rows_ptr is not None:
         row = tl.load(rows_ptr + b).to(tl.int64)
     n = (tl.program_id(0) * T + tl.arange(0, T)).to(tl.int64)
-    low, high, exponent = fetch_keys(keys_ptr + row * row_stride, tl.where(n < N, n, -1), D, ROW)
-    x = decoded_keys(low, high, exponent, y_ptr.dtype.element_ty, T, D, PTX)
+    keys = keys_ptr + row * row_stride
+    if INDEX:
+        even, odd = load_index_keys(keys, n, n < N, y_ptr.dtype.element_ty, T, D, ROW, PTX)
+        x = tl.reshape(tl.join(even, odd), (T, D))
+    else:
+        low, high, exponent = fetch_keys(keys, tl.where(n < N, n, -1), D, ROW)
+        x = decoded_keys(low, high, exponent, y_ptr.dtype.element_ty, T, D, PTX)
     tl.store(y_ptr + (b * N + n[:, None]) * D + tl.arange(0, D)[None, :], x, mask=(n < N)[:, None])
 
 
 def unpacked_keys(keys: Tensor, width: int, which: Tensor | None) -> Tensor:
     """`reference.unpack_keys` of codes [.., N, ..], of the sequences `which` [B] if given: BF16 [B, N, width]."""
-    size, (count, N, _) = row_bytes(keys, torch.bfloat16, width), keys.shape
-    count = count if which is None else len(which)
+    return _unpack(keys, width, which, SLOTS, row_bytes(keys, torch.bfloat16, width), index=False)
+
+
+def unpacked_index_keys(keys: Tensor, width: int, which: Tensor | None) -> Tensor:
+    """`reference.unpack_index_keys`, as `unpacked_keys` does."""
+    return _unpack(keys, width, which, 4 * SLOTS, index_row_bytes(keys, torch.bfloat16, width), index=True)
+
+
+def _unpack(keys: Tensor, width: int, which: Tensor | None, slots: int, size: int, *, index: bool) -> Tensor:
+    count, N = len(keys) if which is None else len(which), keys.shape[1]
     y = torch.empty(count, N, width, dtype=torch.bfloat16, device=keys.device)
-    _unpack_kernel[(ceil_div(N, SLOTS), count)](
-        keys, which, y, N, keys.stride(0), ROW=size, D=width, T=SLOTS, PTX=decodes_by_ptx()
-    )
+    if y.numel():
+        _unpack_kernel[(ceil_div(N, slots), count)](
+            keys, which, y, N, keys.stride(0), ROW=size, D=width, T=slots, INDEX=index, PTX=decodes_by_ptx()
+        )
     return y
