@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flagrelease.device import Device
 from flagrelease.engine.control import broadcast_bytes, open_control, raise_if_lost
-from flagrelease.engine.peers import open_exchange
+from flagrelease.engine.peers import Opened, open_exchange
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.ranks.job import ranks
@@ -56,6 +56,7 @@ class Groups:
         projection: one rank of each pair group, this rank's place in it.
         control: all ranks, on the CPU, for what they tell each other.
         exchange: the way of small sums over all ranks; None: they go the way of large ones.
+        no_exchange: why there is none.
         is_spread: whether the tokens of a step are shared out: what sums of tokens give is this rank's share.
     """
 
@@ -68,6 +69,7 @@ class Groups:
     projection: dist.ProcessGroup | None = None
     control: dist.ProcessGroup | None = None
     exchange: Exchange | None = None
+    no_exchange: str = ""
     is_spread: bool = False
 
     @property
@@ -184,7 +186,7 @@ def join_groups(
         config: of the model.
         o_mode: used if the job has more ranks than the model has o-groups.
         control: the group of all ranks on the CPU, if there is one already.
-        device: this rank's, if its memory is to take part in small sums; no two GPUs have been seen to do that yet.
+        device: this rank's, if its memory may take part in small sums.
 
     Raises:
         UsageError: the model cannot be cut over that many ranks.
@@ -192,14 +194,16 @@ def join_groups(
     mp, rank = dist.get_world_size(), dist.get_rank()
     check_ranks(config, mp)
     control = control or open_control()
-    exchange = None if device is None or control is None else open_exchange(control, device)
+    exchange, why = (
+        Opened(None, "not asked for") if device is None or control is None else open_exchange(control, device)
+    )
     if mp <= config.o_groups:
-        return Groups(mp, rank, world=dist.group.WORLD, control=control, exchange=exchange)
+        return Groups(mp, rank, world=dist.group.WORLD, control=control, exchange=exchange, no_exchange=why)
     npg = mp // config.o_groups
     pairs = [list(range(k * npg, (k + 1) * npg)) for k in range(config.o_groups)]
     pair = _own_group(pairs, rank)
     projection = _own_group([list(ranks) for ranks in zip(*pairs, strict=True)], rank)
-    return Groups(mp, rank, npg, o_mode, dist.group.WORLD, pair, projection, control, exchange)
+    return Groups(mp, rank, npg, o_mode, dist.group.WORLD, pair, projection, control, exchange, why)
 
 
 def check_ranks(config: ModelConfig, mp: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,8 +61,8 @@ def test_an_exchange_refuses_more_than_there_is_room_for() -> None:
         exchange_module.require_room(torch.zeros(3, 1, CAPACITY + 1), exchange)
 
 
-def opened(lacking: str) -> list[bool]:
-    """Whether each rank opens an exchange where the second one lacks something. Devices and kernels are stand-ins."""
+def opened(lacking: str) -> list[str]:
+    """What each rank opens, and why not, where the second one lacks something. Devices and kernels are stand-ins."""
     control = open_control()
     assert control is not None
     rank = torch.distributed.get_rank()
@@ -72,22 +73,56 @@ def opened(lacking: str) -> list[bool]:
         patch.setattr(peers, "_has_kernels", lambda: not (lacking == "kernels" and second))
         patch.setattr(Device, "reaches", lambda device, others: not (lacking == "the other's memory" and second))
         patch.setattr(peers, "_host", lambda: "other" if lacking == "the host" and second else "one")
-        patch.setattr(peers, "_open", lambda *arguments: "opened")
-        own = peers.open_exchange(control, device) == "opened"  # type: ignore[comparison-overlap]
-    return [each == b"yes" for each in peers.gather_bytes(control, b"yes" if own else b"no")]
+        patch.setattr(peers, "_share", lambda *_: None if lacking == "shared memory" and second else "shared")
+        patch.setattr(peers, "sums_are_right", lambda *_: not (lacking == "right sums" and second))
+        exchange, why = peers.open_exchange(control, device)
+    assert (exchange is None) == bool(why), "whoever does without is told why"
+    return [each.decode() for each in peers.gather_bytes(control, f"{exchange} {why}".encode())]
 
 
-def every_lack() -> dict[str, list[bool]]:
-    lacks = "nothing", "the backend", "kernels", "the other's memory", "the host", "a device of its own"
-    return {lack: opened(lack) for lack in lacks}
+REASONS = {
+    "nothing": "shared ",
+    "the backend": "None an exchange goes with NCCL",
+    "kernels": "None its kernels are for NVIDIA's devices from Hopper on",
+    "the other's memory": "None the devices do not reach each other's memory",
+    "the host": "None the ranks are not on one host, or share a device",
+    "a device of its own": "None the ranks are not on one host, or share a device",
+    "shared memory": "None the driver does not share memory between processes",
+    "right sums": "None a sum inside a kernel came out wrong",
+}
 
 
 def test_what_one_rank_lacks_no_rank_uses() -> None:
-    got = on_ranks(2, every_lack)
-    assert got.pop("nothing") == [True, True]
-    assert len(got) == 5
-    for lack, opens in got.items():
-        assert opens == [False, False], lack
+    assert on_ranks(2, every_lack) == {lack: [said, said] for lack, said in REASONS.items()}
+
+
+def every_lack() -> dict[str, list[str]]:
+    return {lack: opened(lack) for lack in REASONS}
+
+
+def tried(folder: Path) -> list[bool]:
+    """Trials of an exchange over mapped files: as it is, and with defects that would keep a step waiting for ever."""
+    control = open_control()
+    assert control is not None
+    rank, results = torch.distributed.get_rank(), []
+    for defect in ("none", "the second rank writes elsewhere", "the second rank takes another number"):
+        size = 2 * 2 * peers._COLUMNS * 3
+        paths = [str(folder / f"{defect} {r}") for r in range(2)]
+        every = [torch.from_file(path, shared=True, size=size, dtype=torch.int64) for path in paths]
+        addresses = torch.tensor([each.data_ptr() for each in every])
+        ticket = torch.tensor([exchange_module.FIRST_TICKET])
+        if rank == 1 and defect == "the second rank writes elsewhere":
+            addresses = addresses[[1, 1]]
+        if rank == 1 and defect == "the second rank takes another number":
+            ticket += exchange_module.FIRST_TICKET
+        exchange = Exchange(every[rank].view(2, 2, -1), addresses, ticket, rank, every)
+        right = peers.sums_are_right(control, exchange, 10_000 if defect == "none" else 3)
+        results.append(all(each == b"y" for each in peers.gather_bytes(control, b"y" if right else b"n")))
+    return results
+
+
+def test_a_trial_sees_what_would_wait_for_ever(tmp_path: Path) -> None:
+    assert on_ranks(2, tried, tmp_path) == [True, False, False]
 
 
 def test_a_cpu_reaches_nobody() -> None:
@@ -100,8 +135,8 @@ def sums_on_devices() -> tuple[int, bool]:
     device = open_device("cuda", torch.distributed.get_rank())
     control = open_control()
     assert control is not None
-    exchange = peers.open_exchange(control, device)
-    assert exchange is not None, "two devices of a host exchange"
+    exchange, why = peers.open_exchange(control, device)
+    assert exchange is not None, why
     wrong = 0
     for n in range(100):
         shape = 3, (1, 7, 64)[n % 3], (4096, 100, 7000)[n % 3]

@@ -155,7 +155,10 @@ def describe_steps(model: Model) -> str:
         return f"eager: {model.ops.name} operators wait for the device"
     slow = sum(block.ffn.experts.format == "fp4" and not block.ffn.experts.arranged for block in model.blocks)
     remark = f"; FP4 experts of {slow} layers by slower kernels (docs/engine.md)" if slow else ""
-    sums = "" if model.groups.exchange is None else "; ranks add up small sums inside kernels"
+    sums = ""
+    if model.groups.mp > 1:
+        why = model.groups.no_exchange
+        sums = f"; sums by {model.device.dist_backend}: {why}" if why else "; small sums over ranks inside kernels"
     return f"captured: {model.device.graph_class}{sums}{remark}"
 
 

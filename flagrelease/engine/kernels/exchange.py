@@ -121,11 +121,20 @@ def send(
 
 
 @jit
+def _missing(word: tl.tensor, mark: tl.tensor, inside: tl.tensor) -> tl.tensor:
+    """How many words [.., ..] do not bear the mark in their upper half; outside there is nothing to wait for."""
+    return tl.sum(tl.sum((inside & ((word >> 32) != (mark >> 32))).to(tl.int32), axis=1), axis=0)
+
+
+@jit
 def receive(
     own: tl.tensor, at: tl.tensor, inside: tl.tensor, number: tl.tensor, memory_ptr: tl.tensor, capacity: tl.tensor,
-    RANK: tl.constexpr, RANKS: tl.constexpr,
+    RANK: tl.constexpr, RANKS: tl.constexpr, looks: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """All ranks' numbers for the places `at` added up in the order of ranks, when they have come."""
+    """All ranks' numbers for the places `at` added up in the order of ranks, when they have come.
+
+    `looks`: how often to look for them before whatever is there is taken; 0: for ever.
+    """
     total = tl.zeros_like(own)
     mark = _mark(number)
     for rank in tl.static_range(RANKS):
@@ -133,9 +142,10 @@ def receive(
         if rank != RANK:
             place = memory_ptr + ((number % 2) * RANKS + rank) * capacity + at
             word = tl.load(place, mask=inside, other=0, volatile=True)
-            # The upper halves of the mark and of a word are compared; outside there is nothing to wait for.
-            while tl.sum(tl.sum((inside & ((word >> 32) != (mark >> 32))).to(tl.int32), axis=1), axis=0) > 0:
+            looked = number * 0 + 1  # 64 bits: it does not come to 0 again
+            while (_missing(word, mark, inside) > 0) & (looked != looks):
                 word = tl.load(place, mask=inside, other=0, volatile=True)
+                looked += 1
             part = word.to(tl.int32).to(tl.float32, bitcast=True)
         if rank == 0:
             total = part
@@ -156,6 +166,7 @@ def _sum_kernel(
     capacity: tl.tensor,
     N: tl.tensor,
     programs: tl.tensor,
+    looks: tl.tensor,
     S: tl.constexpr,
     RANK: tl.constexpr,
     RANKS: tl.constexpr,
@@ -169,14 +180,15 @@ def _sum_kernel(
     own = sum_parts(parts_ptr + b * row_stride, n, n < N, part_stride, S, S)
     send(own, b * N + n, n < N, number, address, addresses_ptr, capacity, RANK, RANKS)
     count_program(ticket_ptr, programs)
-    total = receive(own, b * N + n, n < N, number, memory_ptr, capacity, RANK, RANKS)
+    total = receive(own, b * N + n, n < N, number, memory_ptr, capacity, RANK, RANKS, looks)
     tl.store(y_ptr + b * N + n, cast(total, y_ptr.dtype.element_ty), mask=n < N)
 
 
-def sum_over_ranks(parts: Tensor, exchange: Exchange, dtype: torch.dtype) -> Tensor:
+def sum_over_ranks(parts: Tensor, exchange: Exchange, dtype: torch.dtype, looks: int = 0) -> Tensor:
     """Every rank's parts [S, B, N], any float dtype, added up in FP32 and rounded to `dtype` once: [B, N].
 
-    S may differ between ranks; B * N is at most the exchange's capacity.
+    S may differ between ranks; B * N is at most the exchange's capacity. `looks`: how often a program looks for the
+    others' numbers before it goes on with what is there; 0: for ever.
     """
     S, B, N = parts.shape
     require_room(parts, exchange)
@@ -185,7 +197,7 @@ def sum_over_ranks(parts: Tensor, exchange: Exchange, dtype: torch.dtype) -> Ten
     grid = B, ceil_div(N, COLUMNS)
     _sum_kernel[grid](
         parts, y, exchange.memory, exchange.addresses, exchange.ticket, parts.stride(0), parts.stride(1),
-        exchange.capacity, N, grid[0] * grid[1], S=S, RANK=exchange.rank, RANKS=exchange.ranks, BLOCK_N=COLUMNS,
+        exchange.capacity, N, grid[0] * grid[1], looks, S=S, RANK=exchange.rank, RANKS=exchange.ranks, BLOCK_N=COLUMNS,
     )  # fmt: skip
     return y
 

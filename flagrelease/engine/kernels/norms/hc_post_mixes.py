@@ -96,7 +96,7 @@ def _post_mixes_kernel(
             send(o, at, inside, number, address, addresses_ptr, capacity, RANK, RANKS)
         count_program(ticket_ptr, programs)
         y = _mix(tl.zeros((BLOCK_T, BLOCK_H), tl.float32), x_at, comb_at, t < T, inside, H, M)
-        y += post * rounded(receive(o, at, inside, number, memory_ptr, capacity, RANK, RANKS), dtype)
+        y += post * rounded(receive(o, at, inside, number, memory_ptr, capacity, RANK, RANKS, 0), dtype)
     else:
         y = _mix(post * rounded(o, dtype), x_at, comb_at, t < T, inside, H, M)
     y = rounded(y, dtype)
