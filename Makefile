@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/mypy -n auto
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=25 -m 'not slow and not gpu'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
