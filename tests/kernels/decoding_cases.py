@@ -144,6 +144,7 @@ def by_dtype(dtype: torch.dtype) -> list[Case]:
         of("choose_entries", "three levels", lambda: _entries(dtype, 3, 16, 8501, [8490, 8], 9)),
         of("expert_outputs", "fp4", lambda: outputs(5, 3, "fp4", dtype, True)),
         of("expert_outputs", "fp4 unquantised", lambda: outputs(5, 3, "fp4", dtype, False)),
+        of("expert_outputs", "fp4 one", lambda: outputs(1, 3, "fp4", dtype, True)),
         of("expert_outputs", "fp4 few", lambda: outputs(3, 1, "fp4", dtype, True, 512)),
         of("expert_outputs", "fp4 planned", lambda: outputs(17, 2, "fp4", dtype, True, 512)),
         of("expert_outputs", "fp4 many", lambda: outputs(65, 3, "fp4", dtype, True, 512)),

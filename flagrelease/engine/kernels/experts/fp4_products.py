@@ -6,14 +6,15 @@ whose time is that of decoding, weights and activations are FP8, and each 32 col
 added up in FP32; for many, whose time is that of multiplying and adding, both are BF16.
 
 Legend: BLOCK_N rows of weights, BLOCK_M rows of x, K columns of both, a multiple of 256. Addresses are a pointer and
-offsets, which take half the registers of as many pointers.
+offsets, which take half the registers of as many pointers. All rows of weights are there: arranged widths are whole
+blocks of 256.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
 import triton.language as tl
 
 from flagrelease.engine.kernels.interpreter import dot, jit
-from flagrelease.engine.kernels.quantisation.fp4_codes import fp4_bf16_operands, fp4_operands
+from flagrelease.engine.kernels.quantisation.fp4_codes import fp4_bf16_operands, fp4_columns, fp4_operands
 
 
 @jit
@@ -22,7 +23,6 @@ def coded_product(
     w_at: tl.tensor,
     s_ptr: tl.tensor,
     s_at: tl.tensor,
-    n_inside: tl.tensor,
     x_ptr: tl.tensor,
     xs_ptr: tl.tensor,
     x_row: tl.tensor,
@@ -39,12 +39,12 @@ def coded_product(
     xs = xs_ptr + x_row * (K // 128)
     x = x_ptr + (x_row * K)[None, :] + group[:, None]
     # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead.
-    s0, s1 = _row_scales(s_ptr, s_at, n_inside, 0, K)
+    s0, s1 = _row_scales(s_ptr, s_at, 0, K)
     xs0, xs1 = _column_scales(xs, m_inside, 0, K)
     for start in range(0, K, 256):
-        next_s0, next_s1 = _row_scales(s_ptr, s_at, n_inside, start + 256, K)
+        next_s0, next_s1 = _row_scales(s_ptr, s_at, start + 256, K)
         next_xs0, next_xs1 = _column_scales(xs, m_inside, start + 256, K)
-        words = tl.load(w_ptr + (w_at[:, None] + (start // 8 + word)[None, :]), mask=n_inside[:, None], other=0)
+        words = tl.load(w_ptr + start // 8 + (w_at[:, None] + word[None, :]))
         inside = tl.broadcast_to(m_inside[None, :], (32, BLOCK_M))
         x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x + start, 32, inside)
         w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, BLOCK_N, PTX)
@@ -66,12 +66,11 @@ def coded_product(
 
 
 @jit
-def diagonal_product(
+def spread_product(
     w_ptr: tl.tensor,
     w_at: tl.tensor,
     s_ptr: tl.tensor,
     s_at: tl.tensor,
-    n_inside: tl.tensor,
     x_ptr: tl.tensor,
     xs_ptr: tl.tensor,
     x_row: tl.tensor,
@@ -79,58 +78,42 @@ def diagonal_product(
     K: tl.tensor,
     PTX: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ) -> tl.tensor:
-    """Like `coded_product` for two rows of x: the matrix unit's 16 columns hold the 8 groups of 256 columns apart.
+    """Like `coded_product` for a few rows of x: each takes eight of the matrix unit's columns, one for each group.
 
-    Column 8t + g has row t's group g and zeros, so that the products of all groups add up in one accumulator, and one
-    multiplication and addition takes all their scales.
+    A group is 32 columns of x. Column 8 t + g has row t's group g and zeros, so that the products of all groups add up
+    in one accumulator without mixing: they are started together and waited for once, and one multiplication and one
+    addition take their scales.
     """
-    acc = tl.zeros((BLOCK_N, 16), tl.float32)
-    place = tl.arange(0, 32)
-    group = tl.arange(0, 16) % 8
-    row, row_inside = _eight_times(x_row), _eight_times(m_inside.to(tl.int32)) > 0
-    x = x_ptr + (row * K)[None, :] + place[:, None]
+    COLUMNS: tl.constexpr = 8 * BLOCK_M
+    acc = tl.zeros((BLOCK_N, COLUMNS), tl.float32)
+    word, k = tl.arange(0, 32), tl.arange(0, 256)
+    group = tl.arange(0, COLUMNS) % 8
+    row, row_inside = _eight_times(x_row, BLOCK_M), _eight_times(m_inside.to(tl.int32), BLOCK_M) > 0
+    x = x_ptr + (row * K)[None, :] + k[:, None]
+    x_inside = row_inside[None, :] & (k[:, None] // 32 == group[None, :])
     xs = xs_ptr + row * (K // 128) + group // 4
-    s0, s1 = _row_scales(s_ptr, s_at, n_inside, 0, K)
+    at = w_at[:, None] + word[None, :]
+    # Scales go to registers, which Triton does not fill ahead of time, so that is done here: one step ahead.
+    s0, s1 = _row_scales(s_ptr, s_at, 0, K)
     x_scale = tl.load(xs, mask=row_inside, other=0.0)
     for start in range(0, K, 256):
-        next_s0, next_s1 = _row_scales(s_ptr, s_at, n_inside, start + 256, K)
+        next_s0, next_s1 = _row_scales(s_ptr, s_at, start + 256, K)
         next_x_scale = tl.load(xs + tl.minimum(start + 256, K - 256) // 128, mask=row_inside, other=0.0)
-        words = tl.load(w_ptr + (w_at[:, None] + (start // 8 + place)[None, :]), mask=n_inside[:, None], other=0)
-        x0 = _group(x + start, group, row_inside, 0)
-        x1 = _group(x + start, group, row_inside, 1)
-        x2 = _group(x + start, group, row_inside, 2)
-        x3 = _group(x + start, group, row_inside, 3)
-        x4 = _group(x + start, group, row_inside, 4)
-        x5 = _group(x + start, group, row_inside, 5)
-        x6 = _group(x + start, group, row_inside, 6)
-        x7 = _group(x + start, group, row_inside, 7)
-        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, BLOCK_N, PTX)
-        y = dot(w0, x0, tl.zeros((BLOCK_N, 16), tl.float32))
-        y = dot(w1, x1, y)
-        y = dot(w2, x2, y)
-        y = dot(w3, x3, y)
-        y = dot(w4, x4, y)
-        y = dot(w5, x5, y)
-        y = dot(w6, x6, y)
-        y = dot(w7, x7, y)
+        words = tl.load(w_ptr + start // 8 + at)
+        columns = tl.load(x + start, mask=x_inside, other=0.0)
+        y = dot(fp4_columns(words, BLOCK_N, PTX), columns, tl.zeros((BLOCK_N, COLUMNS), tl.float32))
         scales = tl.where((group < 4)[None, :], s0[:, None], s1[:, None]) >> (8 * (group % 4))[None, :]
         acc += y * (((scales & 255) << 23).to(tl.float32, bitcast=True) * x_scale[None, :])
         s0, s1, x_scale = next_s0, next_s1, next_x_scale
-    return tl.sum(tl.reshape(acc, (BLOCK_N, 2, 8)), axis=2) * 64.0  # see `fp4_operands`
+    return tl.sum(tl.reshape(acc, (BLOCK_N, BLOCK_M, 8)), axis=2) * 64.0  # see `fp4_operands`
 
 
 @jit
-def _eight_times(x: tl.tensor) -> tl.tensor:
-    """[2] -> [16], each number eight times."""
-    return tl.reshape(tl.broadcast_to(x[:, None], (2, 8)), (16,))
-
-
-@jit
-def _group(x: tl.tensor, group: tl.tensor, row_inside: tl.tensor, G: tl.constexpr) -> tl.tensor:
-    """32 columns of rows at pointers x [32, 16], where they are of group G."""
-    inside = tl.broadcast_to((row_inside & (group == G))[None, :], (32, 16))
-    return tl.load(x + 32 * G, mask=inside, other=0.0)
+def _eight_times(x: tl.tensor, M: tl.constexpr) -> tl.tensor:
+    """[M] -> [8 M], each number eight times."""
+    return tl.reshape(tl.broadcast_to(x[:, None], (M, 8)), (8 * M,))
 
 
 @jit
@@ -139,7 +122,6 @@ def plain_product(
     w_at: tl.tensor,
     s_ptr: tl.tensor,
     s_at: tl.tensor,
-    n_inside: tl.tensor,
     x_ptr: tl.tensor,
     x_row: tl.tensor,
     m_inside: tl.tensor,
@@ -153,10 +135,10 @@ def plain_product(
     place = tl.arange(0, 32)
     eighth = tl.multiple_of(K // 8, 32)  # else loads are four bytes wide
     x = x_ptr + (x_row * K)[None, :] + place[:, None]
-    s = _scale_pairs(s_ptr, s_at, n_inside, 0, K)
+    s = _scale_pairs(s_ptr, s_at, 0, K)
     for start in range(0, eighth, 32):
-        next_s = _scale_pairs(s_ptr, s_at, n_inside, (start + 32) * 8, K)
-        words = tl.load(w_ptr + (w_at[:, None] + (start + place)[None, :]), mask=n_inside[:, None], other=0)
+        next_s = _scale_pairs(s_ptr, s_at, (start + 32) * 8, K)
+        words = tl.load(w_ptr + start + (w_at[:, None] + place[None, :]))
         inside = tl.broadcast_to(m_inside[None, :], (32, BLOCK_M))
         x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x + start, eighth, inside)
         f0, f1 = _factor(s, 0, BLOCK_N), _factor(s, 1, BLOCK_N)
@@ -190,10 +172,10 @@ def _eight(x: tl.tensor, apart: tl.tensor, inside: tl.tensor) -> tl.tensor:
 
 
 @jit
-def _row_scales(s_ptr: tl.tensor, s_at: tl.tensor, n_inside: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
+def _row_scales(s_ptr: tl.tensor, s_at: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
     """Each row's scales of 256 columns, four bytes in an int32, twice."""
     at = s_ptr + (s_at + tl.minimum(start, K - 256) // 128)  # beyond the end any will do
-    return tl.load(at, mask=n_inside, other=0), tl.load(at + 1, mask=n_inside, other=0)
+    return tl.load(at), tl.load(at + 1)
 
 
 @jit
@@ -211,10 +193,10 @@ def _power(scales: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
 
 
 @jit
-def _scale_pairs(s_ptr: tl.tensor, s_at: tl.tensor, n_inside: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
+def _scale_pairs(s_ptr: tl.tensor, s_at: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
     """`_row_scales` as one tensor [BLOCK_N, 2]."""
     at = s_at[:, None] + (tl.minimum(start, K - 256) // 128 + tl.arange(0, 2))[None, :]
-    return tl.load(s_ptr + at, mask=n_inside[:, None], other=0)
+    return tl.load(s_ptr + at)
 
 
 @jit
