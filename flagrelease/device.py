@@ -146,6 +146,13 @@ class Device:
 
         return wait
 
+    def finish_queued(self) -> None:
+        """Wait for what the current stream holds by now, and for nothing that is queued later."""
+        if self.type != "cpu":
+            done = _api(self.type).Event()
+            done.record()
+            done.synchronize()
+
     def reaches(self, others: Sequence[int]) -> bool:
         """Whether a kernel on it can read and write the memory of the devices of these indices, all of its type."""
         can = None if self.type == "cpu" else getattr(_api(self.type), "can_device_access_peer", None)

@@ -1,8 +1,8 @@
 """`Intake`: bytes of stored tensors on their way to the device, several at once.
 
 One thread reads a file at a fraction of what a disk gives, and copies to a device at less than half of the link's rate
-from memory that is not pinned. So threads read, each into pinned memory, from where the device fetches by itself while
-they read on. Pinned memory is taken from torch's pool, which gives none out again before its copy is done.
+from memory that is not pinned. So threads read, each into pinned memory of torch's pool, from where the device fetches
+by itself while the others read on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Intake:
 
     def __init__(self, device: Device, threads: int | None = None) -> None:
         """No file is open yet. `threads`: None: one for each processor that this process may use, up to 16."""
-        self.device = torch.device(device.torch_device)
+        self.device, self._device = torch.device(device.torch_device), device
         self._reader = TensorReader()
         threads = threads or max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
         self._ahead = 2 * threads
@@ -50,12 +50,14 @@ class Intake:
         return host
 
     def fetch(self, meta: TensorMeta, begin: int, size: int) -> Tensor:
-        """Bytes of a tensor on the device, uint8 [size], behind what is queued there; read by this thread.
+        """Bytes of a tensor on the device, uint8 [size], read by this thread.
 
         Raises:
             CheckpointError: the file cannot be read.
         """
-        return self.read(meta, begin, size).to(self.device, non_blocking=True)
+        there = self.read(meta, begin, size).to(self.device, non_blocking=True)
+        self._device.finish_queued()  # else threads would pin memory without end while a device is busy
+        return there
 
     def fetch_large(self, meta: TensorMeta, begin: int, size: int) -> Tensor:
         """Like `fetch`, in pieces that the threads read beside each other. Not to be called by a work of `each`.
@@ -72,7 +74,7 @@ class Intake:
             if self.device.type == "cpu":
                 self._reader.read(meta, begin + at, part.numpy())
             else:
-                part.copy_(self.read(meta, begin + at, len(part)), non_blocking=True)
+                part.copy_(self.fetch(meta, begin + at, len(part)))
 
         for _ in self.each(fill, range(0, size, _PIECE)):
             pass
