@@ -152,7 +152,7 @@ def test_documents_say_when_with_what_and_on_what(capsys: pytest.CaptureFixture[
     assert report["decoding"] == "eager: a CPU has no graphs"
     assert report["request"] == {
         "name": "tiny", "layers": 1, "experts": None, "numerics": "native", "operators": "auto", "batches": [1],
-        "prompts": [], "contexts": [64], "chunk": 8192, "steps": 1,
+        "prompts": [], "contexts": [64], "chunk": 8192, "steps": 1, "drafts": None,
     }  # fmt: skip
 
 

@@ -89,6 +89,9 @@ def test_a_caller_that_fails_stops_the_others() -> None:
                 raise LookupError("planted")
             return RequestSample(None, "", (1.0,), 2.0, 1, 1, True)
 
+        async def acceptance(self) -> None:
+            """It counts no drafts."""
+
     async def work() -> int:
         row = ScenarioRow("chat", 8, 8, 3)
         with pytest.raises(LookupError, match="planted"):
