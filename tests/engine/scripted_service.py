@@ -69,7 +69,7 @@ class ScriptedService:
     def __init__(self, tokenizer: Tokenizer, pieces: Sequence[str] = ("Hello", " world")) -> None:
         head = SimpleNamespace(device=torch.device("cpu"))
         model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY), head=head)
-        runner = cast(Runner, SimpleNamespace(context=CONTEXT, model=model, chunk=64, rows=3))
+        runner = cast(Runner, SimpleNamespace(context=CONTEXT, model=model, chunk=64, rows=3, speculate=False))
         self._scheduler, self.tokenizer = Scheduler(runner, tokenizer), tokenizer
         self.pieces, self.alive, self.context, self.vocabulary = pieces, True, CONTEXT, VOCABULARY
         self.finish: Finish | None = "stop"
