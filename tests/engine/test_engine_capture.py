@@ -18,6 +18,7 @@ def model(
     *,
     captured: bool = True,
     mp: int = 1,
+    no_exchange: str = "",
     experts: tuple[tuple[str, bool], ...] = (("fp4", True),),
 ) -> SimpleNamespace:
     """As far as it is asked. `experts`: of each layer, the format, and whether the fast kernels read them."""
@@ -26,7 +27,9 @@ def model(
         SimpleNamespace(ffn=SimpleNamespace(experts=SimpleNamespace(format=fmt, arranged=arranged)))
         for fmt, arranged in experts
     ]
-    return SimpleNamespace(groups=SimpleNamespace(mp=mp), device=device, ops=ops, blocks=blocks)
+    return SimpleNamespace(
+        groups=SimpleNamespace(mp=mp, no_exchange=no_exchange), device=device, ops=ops, blocks=blocks
+    )
 
 
 @pytest.fixture
@@ -37,7 +40,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 def test_captured(card: Device) -> None:
     assert describe_steps(model(card)) == "captured: CUDAGraph"
-    assert describe_steps(model(card, mp=2)) == "captured: CUDAGraph"
+    assert describe_steps(model(card, mp=2)) == "captured: CUDAGraph; small sums over ranks inside kernels"
+    apart = "captured: CUDAGraph; sums by nccl: ranks on several hosts"
+    assert describe_steps(model(card, mp=2, no_exchange="ranks on several hosts")) == apart
     assert describe_steps(model(replace(card, dist_backend="mccl"))) == "captured: CUDAGraph"
 
 

@@ -21,7 +21,7 @@ from flagrelease.engine.v4.compressor import Compressor
 MEMORY = {
     "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "cat", "clone", "copy_", "detach", "empty",
     "empty_like", "expand", "index", "index_put_", "new_empty", "permute", "repeat", "select", "slice", "split",
-    "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "zeros",
+    "squeeze", "stack", "t", "transpose", "unbind", "unsqueeze", "view", "zeros",
 }  # fmt: skip
 
 
