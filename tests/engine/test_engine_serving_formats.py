@@ -15,11 +15,11 @@ from test_engine_decode import columns, replay
 from transformers_oracle import Oracle
 
 from flagrelease import engine
+from flagrelease.engine.intake import Intake
 from flagrelease.engine.numerics import OF_RELEASE, NumericsName
 from flagrelease.engine.release import Release
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import UsageError
-from flagrelease.shard.reader import TensorReader
 
 SEQUENCES = [random_tokens(20, seed=seed) for seed in range(5)]
 # In float32. A number next to a tie can be rounded to either side, and all after it moves; more than half of the
@@ -151,8 +151,8 @@ def test_two_ranks_cut_whole_tensors(checkpoint: Checkpoint, tmp_path: Path) -> 
 def test_a_rank_has_its_rows_of_codes_and_scales(checkpoint: Checkpoint, tmp_path: Path) -> None:
     release = ServingRelease(checkpoint, "w8a8-ascend")
     folder = release.write(tmp_path)
-    with TensorReader() as reader:
-        second = Release(folder, 1, 2, torch.device("cpu"), reader)
+    with Intake(torch.device("cpu")) as intake:
+        second = Release(folder, 1, 2, intake)
         for at, rows, columns_ in (("wq_b", slice(256, 512), slice(None)), ("wo_b", slice(None), slice(128, 256))):
             name = f"layers.1.attn.{at}"
             scale = second.read_scale(f"{name}.weight")
