@@ -15,6 +15,7 @@ from test_engine_decode import columns, replay
 from transformers_oracle import Oracle
 
 from flagrelease import engine
+from flagrelease.device import Device
 from flagrelease.engine.intake import Intake
 from flagrelease.engine.numerics import OF_RELEASE, NumericsName
 from flagrelease.engine.release import Release
@@ -151,7 +152,7 @@ def test_two_ranks_cut_whole_tensors(checkpoint: Checkpoint, tmp_path: Path) -> 
 def test_a_rank_has_its_rows_of_codes_and_scales(checkpoint: Checkpoint, tmp_path: Path) -> None:
     release = ServingRelease(checkpoint, "w8a8-ascend")
     folder = release.write(tmp_path)
-    with Intake(torch.device("cpu")) as intake:
+    with Intake(Device("cpu", 0, "gloo")) as intake:
         second = Release(folder, 1, 2, intake)
         for at, rows, columns_ in (("wq_b", slice(256, 512), slice(None)), ("wo_b", slice(None), slice(128, 256))):
             name = f"layers.1.attn.{at}"
