@@ -173,7 +173,7 @@ def bench_engine(request: EngineRequest, device: Device) -> EngineReport | None:
     _require_lengths(request, config)
     control = open_control()
     require_same_options(control, asdict(request))
-    groups = join_groups(config, "split", control, device) if dist.is_initialized() else alone()
+    groups = join_groups(config, "split", control) if dist.is_initialized() else alone()
     _say(groups, _plan(request, device))
     own = Rates(copy_bandwidth(device, 2 << 30 if large else 16 << 20), matrix_rate(device, 8192 if large else 256))
     every = _of_all(control, own)

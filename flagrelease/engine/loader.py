@@ -72,7 +72,7 @@ def load(
     provider = load_provider(operators, place)
     with Intake(opened) as intake:
         release = Release(path, rank, mp, intake)
-        groups = join_groups(release.config, release.o_mode or "split", control, opened) if mp > 1 else alone()
+        groups = join_groups(release.config, release.o_mode or "split", control) if mp > 1 else alone()
         parts = release.config.o_groups if groups.o_mode == "shared" else mp
         name = numerics or own_numerics(path, release.config, release.formats)
         policy = choose_numerics(name, dtype, release.config, parts)

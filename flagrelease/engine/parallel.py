@@ -194,9 +194,7 @@ def join_groups(
     mp, rank = dist.get_world_size(), dist.get_rank()
     check_ranks(config, mp)
     control = control or open_control()
-    exchange, why = (
-        Opened(None, "not asked for") if device is None or control is None else open_exchange(control, device)
-    )
+    exchange, why = Opened(None, "") if device is None or control is None else open_exchange(control, device)
     if mp <= config.o_groups:
         return Groups(mp, rank, world=dist.group.WORLD, control=control, exchange=exchange, no_exchange=why)
     npg = mp // config.o_groups
