@@ -145,7 +145,7 @@ class Graphs(SimpleNamespace):
         return nullcontext()
 
     @contextmanager
-    def graph(self, graph: object) -> Iterator[None]:
+    def graph(self, graph: object, pool: object) -> Iterator[None]:
         self.recording = True
         yield
         self.recording = False
