@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flagrelease.chips.table import get_chip
-from flagrelease.device import Device, open_device
+from flagrelease.device import Device, _recorder, open_device
 from flagrelease.errors import ResourceError, UsageError
 
 
@@ -130,13 +130,21 @@ def test_a_broken_module_is_not_an_absent_one(monkeypatch: pytest.MonkeyPatch, t
         open_device(name)
 
 
+@pytest.fixture
+def own_streams() -> Iterator[None]:
+    """A device's streams are made once in a process: those of a stand-in are not to stay."""
+    _recorder.cache_clear()
+    yield
+    _recorder.cache_clear()
+
+
 class Graphs(SimpleNamespace):
     """A torch module with graphs of this name, as far as recording goes; says when it records."""
 
     def __init__(self, name: str) -> None:
         super().__init__(recording=False, replays=0)
         setattr(self, name, lambda: SimpleNamespace(replay=self.replay))
-        self.Stream = self.current_stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.Stream = self.current_stream = lambda *index: SimpleNamespace(wait_stream=lambda other: None)
 
     def replay(self) -> None:
         self.replays += 1
@@ -151,6 +159,7 @@ class Graphs(SimpleNamespace):
         self.recording = False
 
 
+@pytest.mark.usefixtures("own_streams")
 @pytest.mark.parametrize(
     ("kind", "module", "name"),
     [("cuda", None, "CUDAGraph"), ("npu", "torch_npu", "NPUGraph"), ("musa", "torch_musa", "MUSAGraph")],
@@ -184,6 +193,7 @@ def test_what_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatch, musa:
     assert old.why_eager == "no graphs of torch.musa are known: unknown: new"
 
 
+@pytest.mark.usefixtures("own_streams")
 def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier graph that dies then breaks the recording: seen on an H200, where each document had a graph."""
     graphs = Graphs("CUDAGraph")
