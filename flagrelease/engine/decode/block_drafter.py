@@ -15,8 +15,9 @@ from torch import Tensor
 
 from flagrelease.engine.decode.branches import Branches
 from flagrelease.engine.decode.layers import run_layers
-from flagrelease.engine.decode.recordings import Recordings, at_least
+from flagrelease.engine.decode.recordings import Recordings
 from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.kernels.layout import doubled
 from flagrelease.engine.linear import project, project_parts
 from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import Cache
@@ -105,7 +106,7 @@ class BlockDrafter:
         for row, count in enumerate(counts):
             lengths[row] += count
         used = max(row for row, count in enumerate(counts) if count) + 1
-        return min(at_least(used, 1), self._rows)
+        return min(doubled(1, used), self._rows)
 
     def _take(self, place: int, choose: Choose) -> None:
         """The tokens of a place, chosen on the leader."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.decode.branches import Branches
-from flagrelease.engine.decode.recordings import Recordings, at_least
+from flagrelease.engine.decode.recordings import Recordings
 from flagrelease.engine.decode.step import DecodeStep
+from flagrelease.engine.kernels.layout import doubled
 from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
@@ -80,9 +81,9 @@ class Feed:
 
     def step(self, width: int, rows: int, last: int, run: Run) -> None:
         """Run what the tensors say: `width` tokens for each of the first `rows`; `last` is the largest position."""
-        width = min(at_least(width, 1), self._width)
-        rows = min(at_least(rows, 1), self._rows)
-        reach = min(at_least(last + 1, SHORTEST_REACH), self._cache.context)
+        width = min(doubled(1, width), self._width)
+        rows = min(doubled(1, rows), self._rows)
+        reach = min(doubled(SHORTEST_REACH, last + 1), self._cache.context)
         self._recordings.run((width, rows, reach), lambda: run(self._at(width, rows, reach)))
 
     def _fill(self, there: Tensor, values: Sequence[int]) -> None:

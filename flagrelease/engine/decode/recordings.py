@@ -38,10 +38,3 @@ class Recordings:
         """Let go of what was captured; later work is captured anew."""
         self._captured.clear()
         self._tables.clear()
-
-
-def at_least(n: int, smallest: int) -> int:
-    """The first of smallest, 2 smallest, 4 smallest, .. that is not below n."""
-    while smallest < n:
-        smallest *= 2
-    return smallest

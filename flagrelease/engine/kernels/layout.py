@@ -15,6 +15,11 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length() if n > 0 else 1
 
 
+def doubled(smallest: int, n: int) -> int:
+    """The first of smallest, 2 smallest, 4 smallest, .. that is not below `n`."""
+    return smallest * next_power_of_2(ceil_div(n, smallest))
+
+
 def rows(x: Tensor) -> Tensor:
     """x [.., d] as [R, d] with unit column stride: a view where its strides allow one, else a copy. For reading."""
     return unit_columns(x.reshape(-1, x.shape[-1]))

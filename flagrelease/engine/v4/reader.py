@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.layout import doubled
 from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.model import Model
@@ -44,7 +45,7 @@ class Reader:
     def __init__(self, model: Model, cache: Cache, *, fixed: bool) -> None:
         """`fixed`: let passes of at most `LARGEST` tokens have fixed sizes; captured where the device can be."""
         self._model, self._cache, self._fixed = model, cache, fixed
-        self._largest = min(LARGEST, _at_least(cache.chunk, SHORTEST) * len(cache.lengths))
+        self._largest = min(LARGEST, doubled(SHORTEST, cache.chunk) * len(cache.lengths))
         self._passes = OrderedDict[_Size, Callable[[], None]]()
         self._tables: list[RopeTable] = []  # read by captured passes: the model drops its own for longer ones
         self._pool = model.device.memory_pool()
@@ -88,10 +89,10 @@ class Reader:
     def _size(self, lengths: Sequence[int], token_ids: Sequence[Sequence[int]]) -> _Size | None:
         """Of the pass that has room for them; None: there is none, or it would be mostly padding."""
         longest = max(map(len, token_ids))
-        rows, tokens = _at_least(len(token_ids), 1), _at_least(longest, SHORTEST)
+        rows, tokens = doubled(1, len(token_ids)), doubled(SHORTEST, longest)
         if not self._fixed or longest > self._cache.chunk or rows * tokens > self._largest:
             return None
-        return _Size(rows, tokens, min(_at_least(max(lengths) + longest, SHORTEST_REACH), self._cache.context))
+        return _Size(rows, tokens, min(doubled(SHORTEST_REACH, max(lengths) + longest), self._cache.context))
 
     def _replay(
         self, size: _Size, first: int, part: Cache, token_ids: Sequence[Sequence[int]]
@@ -141,10 +142,3 @@ class Reader:
 
 def _filled(values: Sequence[int], count: int) -> list[int]:
     return [*values, *[0] * (count - len(values))]
-
-
-def _at_least(n: int, smallest: int) -> int:
-    """The first of smallest, 2 smallest, 4 smallest, .. that is not below n."""
-    while smallest < n:
-        smallest *= 2
-    return smallest
