@@ -278,7 +278,8 @@ def test_torchrun_generates_the_same_text(quick_checkpoint: Checkpoint, release:
 def test_serve_until_interrupted(release: Path) -> None:
     """With --json the first line of stdout says where, and is written when requests are accepted."""
     port = _free_port()
-    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "100", "--json", *REFERENCE]
+    words = ["serve", str(release), "--name", "small", "--port", str(port), "--context", "100", "--json", *REFERENCE,
+             "--speculate", "auto"]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-c", MAIN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:

@@ -121,6 +121,7 @@ def tried(folder: Path) -> list[bool]:
     return results
 
 
+@pytest.mark.slow
 def test_a_trial_sees_what_would_wait_for_ever(tmp_path: Path) -> None:
     assert on_ranks(2, tried, tmp_path) == [True, False, False]
 

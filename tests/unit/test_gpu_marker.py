@@ -1,7 +1,8 @@
-"""`make test-gpu` must not pass by skipping: the tests of this folder as pytest runs them without a GPU."""
+"""`make test-gpu` must not pass by skipping, and marks must hold: tests of this folder as pytest runs them."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -28,3 +29,16 @@ def test_another_choice_leaves_them_out_names_them_and_runs_the_others() -> None
     assert done.returncode == 0, done.stdout
     assert "needs a CUDA device" in done.stdout
     assert "passed" in done.stdout
+
+
+def marked_twice(source: str) -> bool:
+    """Whether a module sets `pytestmark` twice: pytest sees only the last one."""
+    names = [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign)
+             for target in node.targets if isinstance(target, ast.Name)]  # fmt: skip
+    return names.count("pytestmark") > 1
+
+
+def test_no_module_loses_its_marks() -> None:
+    """The dearest file of all ran in CI for weeks: a second line had taken its `slow` away."""
+    assert marked_twice("pytestmark = 1\nx = 2\npytestmark = 3")
+    assert not [path for path in (ROOT / "tests").rglob("test_*.py") if marked_twice(path.read_text())]

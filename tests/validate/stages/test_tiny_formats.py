@@ -34,8 +34,6 @@ sys.path.insert(0, str(TINY))
 
 import documents  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 CHIP = "nvidia"
 STAGES = ("integrity", "weights", "logits")
 LOSSY = {"int8", "w8a8-ascend", "fp8-channel"}  # dense FP8 weights, of which few rows are exact
@@ -184,12 +182,14 @@ def test_a_planted_defect_fails_with_the_source_in_weights_and_without_it_in_log
     assert (found["weights"], found["logits"]) == ("pass", "fail")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASE_FORMATS)
 def test_every_format_goes_the_whole_way(whole: Formats, name: str, tmp_path: Path) -> None:
     prove_and_run(whole, name)
     judge_and_publish(whole, name, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "defect"), [(name, defect) for name in DEFECTS for defect in DEFECTS[name]])
 def test_no_planted_defect_passes_with_its_source(whole: Formats, name: str, defect: str, tmp_path: Path) -> None:
     """Without the source the logits are all there is; what they say is printed for docs/validation-defects.md."""
