@@ -56,7 +56,7 @@ class Groups:
         projection: one rank of each pair group, this rank's place in it.
         control: all ranks, on the CPU, for what they tell each other.
         exchange: the way of small sums over all ranks; None: they go the way of large ones.
-        no_exchange: why there is none.
+        no_exchange: why there is none; empty if none was asked for.
         is_spread: whether the tokens of a step are shared out: what sums of tokens give is this rank's share.
     """
 

@@ -18,6 +18,7 @@ def model(
     *,
     captured: bool = True,
     mp: int = 1,
+    exchange: object = None,
     no_exchange: str = "",
     experts: tuple[tuple[str, bool], ...] = (("fp4", True),),
 ) -> SimpleNamespace:
@@ -28,7 +29,7 @@ def model(
         for fmt, arranged in experts
     ]
     return SimpleNamespace(
-        groups=SimpleNamespace(mp=mp, no_exchange=no_exchange), device=device, ops=ops, blocks=blocks
+        groups=SimpleNamespace(mp=mp, exchange=exchange, no_exchange=no_exchange), device=device, ops=ops, blocks=blocks
     )
 
 
@@ -40,7 +41,10 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 def test_captured(card: Device) -> None:
     assert describe_steps(model(card)) == "captured: CUDAGraph"
-    assert describe_steps(model(card, mp=2)) == "captured: CUDAGraph; small sums over ranks inside kernels"
+    inside = "captured: CUDAGraph; small sums over ranks inside kernels"
+    assert describe_steps(model(card, mp=2, exchange=object())) == inside
+    # Nobody asked for an exchange: it was told as if there were one.
+    assert describe_steps(model(card, mp=2)) == "captured: CUDAGraph; sums by nccl"
     apart = "captured: CUDAGraph; sums by nccl: ranks on several hosts"
     assert describe_steps(model(card, mp=2, no_exchange="ranks on several hosts")) == apart
     assert describe_steps(model(replace(card, dist_backend="mccl"))) == "captured: CUDAGraph"

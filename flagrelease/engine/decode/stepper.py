@@ -157,8 +157,9 @@ def describe_steps(model: Model) -> str:
     remark = f"; FP4 experts of {slow} layers by slower kernels (docs/engine.md)" if slow else ""
     sums = ""
     if model.groups.mp > 1:
-        why = model.groups.no_exchange
-        sums = f"; sums by {model.device.dist_backend}: {why}" if why else "; small sums over ranks inside kernels"
+        why = f": {model.groups.no_exchange}" if model.groups.no_exchange else ""
+        by_kernels = model.groups.exchange is not None
+        sums = "; small sums over ranks inside kernels" if by_kernels else f"; sums by {model.device.dist_backend}{why}"
     return f"captured: {model.device.graph_class}{sums}{remark}"
 
 
