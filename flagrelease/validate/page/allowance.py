@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import LinearScale
-from flagrelease.validate.page.svg import Drawing
+from flagrelease.page.scale import LinearScale
+from flagrelease.page.svg import Drawing
 
 _RIGHT, _ROW, _TOP, _BOTTOM = 70, 24, 6, 42
 _LETTER = 6.9

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from flagrelease.page.panel import Panel, Table
 from flagrelease.records.report import Stage
 from flagrelease.validate.behaviour.stage import BehaviourFigures
 from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
-from flagrelease.validate.page.panel import Panel, Table
 
 
 def behaviour_panels(stage: Stage) -> list[Panel]:

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flagrelease.page.panel import Panel, Table
 from flagrelease.records.report import Benchmark, Verdict
 from flagrelease.validate.page.boxes import BoxPlot, box_plot
 from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
 from flagrelease.validate.page.outcomes import OutcomePoint, outcome_bars
-from flagrelease.validate.page.panel import Panel, Table
 from flagrelease.validate.page.strip import StripItem, in_order, item_strip
 
 _SIDES = (("native", "native"), ("chip", "this chip"))

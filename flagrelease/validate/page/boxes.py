@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import Log
-from flagrelease.validate.page.svg import Drawing
+from flagrelease.page.scale import Log
+from flagrelease.page.svg import Drawing
 
 _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 90, 20, 44, 10, 46
 

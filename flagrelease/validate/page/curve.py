@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import LinearScale, Log
-from flagrelease.validate.page.svg import Anchor, Drawing, Point
+from flagrelease.page.scale import LinearScale, Log
+from flagrelease.page.svg import Anchor, Drawing, Point
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 30, 46
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import LinearScale
-from flagrelease.validate.page.svg import Drawing
+from flagrelease.page.scale import LinearScale
+from flagrelease.page.svg import Drawing
 
 _RIGHT, _ROW, _TOP, _BOTTOM = 160, 46, 30, 44
 _LETTER = 7.8  # width of a strong one, at most on average

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.scale import LinearScale, Log, power_of_ten
-from flagrelease.validate.page.svg import Drawing, Point
+from flagrelease.page.scale import LinearScale, Log, power_of_ten
+from flagrelease.page.svg import Drawing, Point
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 40, 46
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flagrelease.page.panel import Panel, Table
 from flagrelease.validate.page.curve import Line, layer_curve
 from flagrelease.validate.page.logits_figures import REFERENCES, Layers, short
-from flagrelease.validate.page.panel import Panel, Table
 
 
 def layer_panels(layers: Layers) -> list[Panel]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from flagrelease.page.panel import Panel, Table
 from flagrelease.records.report import Stage
 from flagrelease.validate.page.allowance import Allowance, allowance_plot
 from flagrelease.validate.page.logits_figures import Figures, Measure, short
-from flagrelease.validate.page.panel import Panel, Table
 
 _BRIEF = {
     "mean_kl": "mean KL",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from flagrelease.page.panel import Panel, Table
 from flagrelease.records.report import Stage
 from flagrelease.validate.page.histogram import Mark, Series, histogram
 from flagrelease.validate.page.layer_panels import layer_panels
@@ -17,7 +18,6 @@ from flagrelease.validate.page.logits_figures import (
     Figures,
     short,
 )
-from flagrelease.validate.page.panel import Panel, Table
 
 _STYLES = {"prefill": "chip", "decode": "native"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.svg import Drawing
+from flagrelease.page.svg import Drawing
 
 _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 150, 16, 30, 6, 26
 

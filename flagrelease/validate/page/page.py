@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
+from flagrelease.page.panel import Panel, Table
+from flagrelease.page.template import Templates, style
 from flagrelease.records.manifest import Manifest
 from flagrelease.records.report import Benchmark, Report, Score, Stage
 from flagrelease.records.rules import StageName
@@ -17,7 +15,6 @@ from flagrelease.validate.page.benchmark_panels import benchmark_panels, forest_
 from flagrelease.validate.page.forest import signed
 from flagrelease.validate.page.key_figures import key_figure
 from flagrelease.validate.page.logits_panels import logits_panels
-from flagrelease.validate.page.panel import Panel, Table
 from flagrelease.validate.page.weights_panels import check_panels
 
 WORDS = {"pass": "Pass", "fail": "Fail", "cannot-tell": "Cannot tell", "not-run": "Not run"}
@@ -42,15 +39,13 @@ class ExamSection:
 
 def render_page(report: Report, manifest: Manifest) -> str:
     """Make the HTML document. It runs no script and requests nothing from a network."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.tests["mono"] = lambda value: len(value) >= 40 and " " not in value
-    template = environment.from_string(_text("report.html.jinja"))
     panels = {stage.name: _PANELS[stage.name](stage) for stage in report.stages}
     panels["benchmarks"] = forest_panel(report.benchmarks)
-    return template.render(
+    return Templates("flagrelease.validate.page").render(
+        "report.html.jinja",
         report=report,
         words=WORDS,
-        style=Markup(_text("report.css")),
+        style=style(),
         model=manifest.model or "A checkpoint",
         release=_release(manifest),
         source=_source(manifest),
@@ -62,10 +57,6 @@ def render_page(report: Report, manifest: Manifest) -> str:
         environment=_environment(report),
         rules=Table(("rule", "value"), _flat("", report.rules.model_dump(mode="json"))),
     )
-
-
-def _text(name: str) -> str:
-    return resources.files("flagrelease.validate.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _summary(report: Report) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from flagrelease.validate.page.svg import Drawing
+from flagrelease.page.svg import Drawing
 
 _LEFT, _CELL, _GAP = 70, 26, 4
 _LEVELS = 10  # shades; the style has a class for each

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.console import human_bytes
+from flagrelease.page.panel import Panel, Table
 from flagrelease.records.report import Stage
-from flagrelease.validate.page.panel import Panel, Table
 from flagrelease.verify.result import Check
 
 

@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 import made_up
 import pytest
 
+from flagrelease.page.scale import LinearScale, Log
 from flagrelease.records.report import Report
 from flagrelease.validate.page.curve import Line, layer_curve
 from flagrelease.validate.page.forest import ForestRow, forest_plot
 from flagrelease.validate.page.histogram import Mark, Series, histogram
 from flagrelease.validate.page.page import render_page
-from flagrelease.validate.page.scale import LinearScale, Log
 from flagrelease.validate.page.strip import StripItem, item_strip
 
 REPORTS = {
