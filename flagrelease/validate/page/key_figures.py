@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flagrelease.records.report import Benchmark, Stage
+from flagrelease.records.rules import StageName
 from flagrelease.validate.behaviour.stage import BehaviourFigures
 from flagrelease.validate.page.benchmark_panels import differences
 from flagrelease.validate.page.forest import signed
 from flagrelease.validate.page.limits_panel import nearest_limit
 from flagrelease.validate.page.weights_panels import CheckFigures
+
+# Stages of checks: the check whose count is shown, and what it counts.
+_COUNTED: dict[StageName, tuple[str, str]] = {"integrity": ("files", "files"), "weights": ("tensors", "tensors")}
 
 
 def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:
@@ -26,9 +30,10 @@ def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:
     if stage.name == "behaviour":
         worst = max(BehaviourFigures.model_validate(stage.figures).rates, key=lambda rate: rate.difference)
         return f"{worst.name}: {signed(worst.difference)} points"
+    if stage.name not in _COUNTED:
+        return ""
     checks = CheckFigures.model_validate(stage.figures).checks
     if failed := sum(check.failed for check in checks):
         return f"{failed:,} finding{'s' if failed > 1 else ''}"
-    counted = {"integrity": ("files", "files"), "weights": ("tensors", "tensors")}
-    name, unit = counted[stage.name]
+    name, unit = _COUNTED[stage.name]
     return "".join(f"{check.checked:,} {unit}" for check in checks if check.name == name)

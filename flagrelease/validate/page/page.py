@@ -22,7 +22,10 @@ WORDS = {"pass": "Pass", "fail": "Fail", "cannot-tell": "Cannot tell", "not-run"
 _PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
     "integrity": check_panels,
     "weights": check_panels,
+    "preflight": lambda stage: [],
     "logits": logits_panels,
+    "invariance": lambda stage: [],
+    "long-context": lambda stage: [],
     "benchmarks": lambda stage: [],  # drawn from the report's benchmarks
     "behaviour": behaviour_panels,
 }

@@ -1,4 +1,4 @@
-"""`validate`: runs the five stages in order, each at most once, and writes the report."""
+"""`validate`: runs the stages in order, each at most once, and writes the report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flagrelease.durable.files import write_whole
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.report import Report, Stage, verdict_of
+from flagrelease.records.rules import STAGES, StageName
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.stages.environment import describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
@@ -19,11 +20,11 @@ from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksS
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared, with_all_questions
 from flagrelease.validate.stages.request import ValidationRequest
-from flagrelease.validate.stages.stage import FILE_STAGES, Outcome, StageRunner, Watch
+from flagrelease.validate.stages.stage import Outcome, StageRunner, Watch
 from flagrelease.validate.stages.state import State
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
-BEFORE_BENCHMARKS = (*FILE_STAGES, "logits")
+BEFORE_BENCHMARKS = STAGES[: STAGES.index("benchmarks")]
 
 
 def validate(ready: Prepared, watch: Watch) -> Report | None:
@@ -96,7 +97,7 @@ def _run_stages(
     outcomes: list[Outcome] = []
     stopped: str | None = None
     for runner in runners:
-        reason = stopped or runner.missing()
+        reason = stopped or _not_asked_for(runner.name, request.until) or runner.missing()
         if reason is not None:
             stage = Stage(name=runner.name, verdict="not-run", detail=f"Not run: {reason}.")
             outcomes.append(Outcome(stage=stage, inputs={}))
@@ -105,9 +106,13 @@ def _run_stages(
             outcomes.append(outcome)
             if outcome.stage.verdict == "fail":
                 stopped = f"the stage {runner.name} failed"
-        if request.until == runner.name and stopped is None:
-            stopped = f"not asked for (--until {runner.name})"
     return outcomes
+
+
+def _not_asked_for(name: StageName, until: StageName | None) -> str | None:
+    if until is None or STAGES.index(name) <= STAGES.index(until):
+        return None
+    return f"not asked for (--until {until})"
 
 
 def _write_report(request: ValidationRequest, environment: dict[str, str], outcomes: Sequence[Outcome]) -> Report:

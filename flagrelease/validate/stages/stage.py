@@ -55,7 +55,7 @@ class Outcome(BaseModel):
 
 
 class StageRunner(Protocol):
-    """One of the five stages."""
+    """One of the stages."""
 
     @property
     def name(self) -> StageName:

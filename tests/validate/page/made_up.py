@@ -11,7 +11,7 @@ import numpy as np
 
 from flagrelease.records.manifest import ElementCounts, Manifest, SourceRecord, TargetRecord, ToolRecord
 from flagrelease.records.report import Benchmark, Report, Stage, verdict_of
-from flagrelease.records.rules import STAGES, BenchmarkRules, ValidationRules
+from flagrelease.records.rules import BenchmarkRules, ValidationRules
 from flagrelease.validate.behaviour.stage import BehaviourFigures, RateFigures
 from flagrelease.validate.exams.comparison import compare
 from flagrelease.validate.exams.side import Answer, AnsweredItem, Asked, Side
@@ -54,7 +54,7 @@ def failing() -> Report:
 
 def without_device() -> Report:
     reason = "no musa device on this machine; --baseline and a device are needed"
-    stages = (integrity(), weights(), *(not_run(name, reason) for name in STAGES[2:]))
+    stages = (integrity(), weights(), *(not_run(name, reason) for name in rules().stages[2:]))
     return report(rules(), stages, ())
 
 
@@ -67,7 +67,7 @@ def failing_weights() -> Report:
         name="weights", verdict="fail", detail="source: 1 finding", figures={"checks": [bad.model_dump(mode="json")]}
     )
     reason = "the stage weights failed"
-    return report(rules(), (integrity(), stage, *(not_run(name, reason) for name in STAGES[2:])), ())
+    return report(rules(), (integrity(), stage, *(not_run(name, reason) for name in rules().stages[2:])), ())
 
 
 def report(settings: ValidationRules, stages: tuple[Stage, ...], exams: tuple[Benchmark, ...]) -> Report:

@@ -156,3 +156,11 @@ def test_the_default_folder_is_where_publish_looks(workshop: Workshop, tmp_path:
     report = json.loads((tmp_path / "releases" / "validation" / "bf16-hf-ascend" / "report.json").read_bytes())
     assert report["chip"] == "ascend"
     assert report["stages"][1]["detail"] == "Not run: not asked for (--until integrity)."
+
+
+def test_it_stops_where_a_stage_would_be_that_this_program_does_not_run(workshop: Workshop, tmp_path: Path) -> None:
+    release = workshop.release("bf16")
+    assert cli.main(workshop.validation(release, tmp_path / "out", "--until", "preflight")) == 7
+    stages = {stage["name"]: stage["detail"] for stage in read_report(tmp_path / "out")["stages"]}
+    assert stages["logits"] == "Not run: not asked for (--until preflight)."
+    assert "second decoder" in stages["weights"]

@@ -1,0 +1,27 @@
+"""What a validation must show, fixed before it runs: in the recipe, under `validation`, and copied into the report.
+
+The limits start from published practice and measurements; docs/validation.md gives the source of each. There is a
+file for each stage.
+"""
+
+from flagrelease.records.rules.behaviour import BehaviourRules
+from flagrelease.records.rules.benchmarks import BENCHMARK_PRESETS, BenchmarkRules
+from flagrelease.records.rules.layers import LayerLimits
+from flagrelease.records.rules.logits import LogitsLimits, LogitsRules
+from flagrelease.records.rules.replay import ReplayRules
+from flagrelease.records.rules.strict import ChatMode
+from flagrelease.records.rules.validation import STAGES, StageName, ValidationRules
+
+__all__ = [
+    "BENCHMARK_PRESETS",
+    "STAGES",
+    "BehaviourRules",
+    "BenchmarkRules",
+    "ChatMode",
+    "LayerLimits",
+    "LogitsLimits",
+    "LogitsRules",
+    "ReplayRules",
+    "StageName",
+    "ValidationRules",
+]

@@ -1,0 +1,101 @@
+"""Rules of one benchmark, and the presets that fill them in."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from flagrelease.records.rules.strict import ChatMode, Strict
+
+
+class BenchmarkRules(Strict):
+    """One benchmark: what is asked, how, how often, and the test that decides. Rates and margin are in points of 100.
+
+    `preset` fills in what a recipe does not say; the report holds everything.
+
+    Attributes:
+        title: as people know it.
+        kind: form of the data and of an answer: GPQA's columns and a letter, or `problem`, `answer` and an integer.
+        dataset, files, revision: where the data is published; a user's own file is used in its place if one is given.
+        prompt: the user's turn; `{question}` and (multiple choice) `{options}` are replaced, no other brace means
+            anything. An option is a line "(A) text".
+        mode: how the model answers: "chat" at once, "thinking" after as much thought as it gives by default, the others
+            after thought of that effort, as its revision reads it (model/v4/efforts.yaml).
+        temperature: above 0, since the test measures how much repeats of an answer differ.
+        max_tokens: of an answer with its reasoning.
+        seed: from which each answer's own is derived.
+        margin: largest drop that still counts as aligned.
+        repeats: answers to each question at the first look; at the last, `extension` times that many (1: one look).
+        alpha: chance that a port exactly `margin` worse passes.
+        most_invalid, most_truncated: above this rate of answers without the asked form, or cut off at `max_tokens`, on
+            either side, there is no pass; neither if the sides' rates differ by more than `most_difference`.
+    """
+
+    preset: Literal["gpqa-diamond", "aime"] | None = None
+    title: str = Field(min_length=1)
+    kind: Literal["multiple-choice", "integer"]
+    dataset: str = Field(min_length=1)
+    files: tuple[str, ...] = Field(min_length=1)
+    revision: str = Field(min_length=1)
+    prompt: str
+    mode: ChatMode
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    margin: float = Field(gt=0, lt=100)
+    repeats: int = Field(ge=4)  # with fewer, the spread of an item's answers is too uncertain for the test's level
+    extension: int = Field(default=2, ge=1)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    most_invalid: float = Field(default=2.0, ge=0, le=100)
+    most_truncated: float = Field(default=2.0, ge=0, le=100)
+    most_difference: float = Field(default=1.0, ge=0, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        preset = given.get("preset") if isinstance(given, dict) else None
+        return BENCHMARK_PRESETS.get(preset, {}) | given if isinstance(preset, str) else given
+
+    @model_validator(mode="after")
+    def _prompt_asks(self) -> BenchmarkRules:
+        wanted = ("{question}", "{options}") if self.kind == "multiple-choice" else ("{question}",)
+        for place in wanted:
+            if self.prompt.count(place) != 1:
+                raise ValueError(f"prompt must have {place} once")
+        return self
+
+    @property
+    def most_repeats(self) -> int:
+        """Answers to each question at the last look."""
+        return self.repeats * self.extension
+
+
+BENCHMARK_PRESETS: dict[str, dict[str, Any]] = {
+    "gpqa-diamond": {
+        "title": "GPQA Diamond",
+        "kind": "multiple-choice",
+        "dataset": "Idavidrein/gpqa",
+        "files": ("gpqa_diamond.csv",),
+        "revision": "main",
+        "prompt": "Answer the following multiple choice question. Reason step by step, and put the letter of the right "
+        "option within \\boxed{}, as in \\boxed{C}.\n\n{question}\n\n{options}",
+        "mode": "thinking",
+        "max_tokens": 65536,
+        "margin": 2.0,
+        "repeats": 8,
+    },
+    "aime": {
+        "title": "AIME 2025",
+        "kind": "integer",
+        "dataset": "math-ai/aime25",
+        "files": ("test.jsonl",),
+        "revision": "main",
+        "prompt": "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        "mode": "thinking",
+        "max_tokens": 65536,
+        "margin": 3.33,
+        "repeats": 32,
+    },
+}
