@@ -21,6 +21,7 @@ from typer.main import get_command
 from flagrelease import __version__, console
 from flagrelease.bench import commands as bench
 from flagrelease.convert import commands as conversion
+from flagrelease.diff import commands as comparing
 from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError
 from flagrelease.extras import missing_extra
@@ -74,6 +75,7 @@ conversion.register(app)
 verification.register(app, publishing)
 engine.register(app)
 publishing.register(app)
+comparing.register(app)
 pipeline.register(app)
 bench.register(app)
 validation.register(app)

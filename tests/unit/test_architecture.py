@@ -118,6 +118,7 @@ ALLOWED: dict[str, set[str]] = {
         "strict_json",
         "verify",
     },
+    "diff": {"console", "errors", "records", "strict_json"},
     "publish": {
         "__init__",
         "chips",
@@ -152,6 +153,7 @@ ALLOWED: dict[str, set[str]] = {
         "bench",
         "console",
         "convert",
+        "diff",
         "engine",
         "errors",
         "extras",

@@ -1,0 +1,1 @@
+"""`flagrelease diff`: what changed between two releases, by their manifests."""
