@@ -9,7 +9,7 @@ from flagrelease.records.rules.benchmarks import BENCHMARK_PRESETS, BenchmarkRul
 from flagrelease.records.rules.layers import LayerLimits
 from flagrelease.records.rules.logits import LogitsLimits, LogitsRules
 from flagrelease.records.rules.replay import ReplayRules
-from flagrelease.records.rules.strict import ChatMode
+from flagrelease.records.rules.strict import ChatMode, ExamKind
 from flagrelease.records.rules.validation import STAGES, StageName, ValidationRules
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "BehaviourRules",
     "BenchmarkRules",
     "ChatMode",
+    "ExamKind",
     "LayerLimits",
     "LogitsLimits",
     "LogitsRules",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from flagrelease.records.rules.strict import ChatMode, Strict
+from flagrelease.records.rules.strict import ChatMode, ExamKind, Strict
 
 
 class BenchmarkRules(Strict):
@@ -34,7 +34,7 @@ class BenchmarkRules(Strict):
 
     preset: Literal["gpqa-diamond", "aime"] | None = None
     title: str = Field(min_length=1)
-    kind: Literal["multiple-choice", "integer"]
+    kind: ExamKind
     dataset: str = Field(min_length=1)
     files: tuple[str, ...] = Field(min_length=1)
     revision: str = Field(min_length=1)

@@ -7,10 +7,54 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from flagrelease.model.v4.efforts import Efforts
-from flagrelease.records.rules import BenchmarkRules
+from flagrelease.records.rules import ChatMode, ExamKind
 from flagrelease.validate.seeds import seed_of
 
 Finish = Literal["stop", "length"]
+
+
+class AskRules(Protocol):
+    """How questions are put and answered: what the rules of a benchmark and those of the long contexts both say."""
+
+    @property
+    def title(self) -> str:
+        """As people know the exam."""
+        ...
+
+    @property
+    def kind(self) -> ExamKind:
+        """The form of an answer."""
+        ...
+
+    @property
+    def prompt(self) -> str:
+        """The user's turn, with places for the parts of a question."""
+        ...
+
+    @property
+    def mode(self) -> ChatMode:
+        """How the model answers."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Of sampling; 0 is greedy."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """Of sampling."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Of an answer with its reasoning."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """From which each answer's own is derived."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +100,7 @@ class Answerer(Protocol):
         """What the model that answers makes of a mode."""
         ...
 
-    def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
+    def answer(self, asks: Sequence[Ask], rules: AskRules) -> Iterator[tuple[Ask, Reply]]:
         """Answer all of `asks`, as `rules` say how, each as soon as it is there: the order is the answerer's.
 
         Raises:
@@ -66,6 +110,6 @@ class Answerer(Protocol):
         ...
 
 
-def derive_seed(rules: BenchmarkRules, item: str, repeat: int) -> int:
+def derive_seed(rules: AskRules, item: str, repeat: int) -> int:
     """The seed of one answer under these rules."""
     return seed_of(rules.seed, rules.title, item, repeat)

@@ -22,10 +22,9 @@ from flagrelease.errors import NetworkError, ResourceError
 from flagrelease.extras import remedy
 from flagrelease.model.v4.chat import END_THINK
 from flagrelease.model.v4.efforts import Effort, Efforts
-from flagrelease.records.rules import BenchmarkRules
 from flagrelease.redaction import redact
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
-from flagrelease.validate.exams.answerer import Ask, Finish, Reply
+from flagrelease.validate.exams.answerer import Ask, AskRules, Finish, Reply
 from flagrelease.validate.exams.extraction import final_text
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class EndpointAnswerer:
     silence: float = 60.0
     patience: Patience = field(default_factory=Patience)
 
-    def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
+    def answer(self, asks: Sequence[Ask], rules: AskRules) -> Iterator[tuple[Ask, Reply]]:
         """As `Answerer` says. After an error, or when the caller stops listening, open requests are given up."""
         client = self._client()
         loop = asyncio.new_event_loop()
@@ -99,7 +98,7 @@ class EndpointAnswerer:
         key = os.environ.get(self.key_variable) or "none"
         return openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=self.timeout)
 
-    async def _ask(self, client: openai.AsyncOpenAI, opened: _Open, rules: BenchmarkRules) -> Reply:
+    async def _ask(self, client: openai.AsyncOpenAI, opened: _Open, rules: AskRules) -> Reply:
         for attempt in range(1, self.patience.attempts + 1):
             try:
                 return self._read(await self._post(client, opened.ask, rules), rules)
@@ -109,7 +108,7 @@ class EndpointAnswerer:
             await asyncio.sleep(seconds)
         raise AssertionError
 
-    async def _post(self, client: openai.AsyncOpenAI, ask: Ask, rules: BenchmarkRules) -> Any:
+    async def _post(self, client: openai.AsyncOpenAI, ask: Ask, rules: AskRules) -> Any:
         import openai
 
         try:
@@ -133,7 +132,7 @@ class EndpointAnswerer:
         except (openai.OpenAIError, ValueError) as error:
             raise NetworkError(f"{redact(self.url)}: the reply is not JSON ({type(error).__name__})") from None
 
-    def _read(self, reply: Any, rules: BenchmarkRules) -> Reply:
+    def _read(self, reply: Any, rules: AskRules) -> Reply:
         """The client does not check what it parsed; this does."""
         try:
             (choice,) = reply.choices

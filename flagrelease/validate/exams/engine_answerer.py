@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from flagrelease.errors import VerificationError
 from flagrelease.model.v4.chat import BOS
 from flagrelease.model.v4.efforts import Efforts
-from flagrelease.records.rules import BenchmarkRules
-from flagrelease.validate.exams.answerer import Ask, Reply
+from flagrelease.validate.exams.answerer import Ask, AskRules, Reply
 from flagrelease.validate.exams.exam import encode_item
 from flagrelease.validate.exams.extraction import final_text
 
@@ -27,7 +26,7 @@ class EngineAnswerer:
     stack: str
     efforts: Efforts
 
-    def answer(self, asks: Sequence[Ask], rules: BenchmarkRules) -> Iterator[tuple[Ask, Reply]]:
+    def answer(self, asks: Sequence[Ask], rules: AskRules) -> Iterator[tuple[Ask, Reply]]:
         """As `Answerer` says."""
         from flagrelease.engine.batch.scheduler import generate_each
         from flagrelease.engine.sampling import Sampling
@@ -48,7 +47,7 @@ class EngineAnswerer:
                 ),
             )
 
-    def encode(self, ask: Ask, rules: BenchmarkRules) -> list[int]:
+    def encode(self, ask: Ask, rules: AskRules) -> list[int]:
         """The prompt as the model reads it.
 
         Raises:

@@ -12,12 +12,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
+
+from typing_extensions import TypeVar
 
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.chat import encode_messages
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import BenchmarkRules
+from flagrelease.validate.exams.answerer import AskRules
 from flagrelease.validate.exams.extraction import read_integer
 from flagrelease.validate.exams.records import Record, read_records
 
@@ -42,16 +46,19 @@ class Item:
         return hashlib.sha256(self.prompt.encode()).hexdigest()
 
 
+R = TypeVar("R", bound=AskRules, covariant=True, default=BenchmarkRules)
+
+
 @dataclass(frozen=True, slots=True)
-class Exam:
-    """A benchmark's questions.
+class Exam(Generic[R]):
+    """The questions of a benchmark, or those about long contexts.
 
     Attributes:
         revision: the commit of the data, or `sha256:` and the digest of a user's own file.
         sha256: of ids, prompts and answers: two sides with the same one sat the same exam.
     """
 
-    rules: BenchmarkRules
+    rules: R
     revision: str
     items: tuple[Item, ...]
     sha256: str
@@ -89,7 +96,7 @@ def order_options(record_id: str, options: Sequence[str]) -> list[str]:
     return sorted(options, key=lambda option: hashlib.sha256(f"{record_id}\n{option}".encode()).digest())
 
 
-def encode_item(prompt: str, rules: BenchmarkRules, efforts: Efforts) -> EncodedChat:
+def encode_item(prompt: str, rules: AskRules, efforts: Efforts) -> EncodedChat:
     """The chat in which a question is asked."""
     return encode_messages([{"role": "user", "content": prompt}], efforts.of(rules.mode))
 

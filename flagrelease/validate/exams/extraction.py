@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Literal
 
 from flagrelease.model.v4.chat import END_THINK
+from flagrelease.records.rules import ExamKind
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathsf|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
@@ -43,8 +43,6 @@ _SAID_INTEGER = re.compile(
 _NESTED = 4
 _DECORATION = " \t*_$()[].\\"
 
-Kind = Literal["multiple-choice", "integer"]
-
 
 def final_text(text: str, *, reasons: bool) -> str:
     """What follows the reasoning. A model that reasons and never came to an end of it has answered nothing."""
@@ -65,13 +63,13 @@ def read_integer(text: str) -> str | None:
     return None if found is None else str(int(found[1] + found[2].replace(",", "")))
 
 
-_READERS: dict[Kind, tuple[Callable[[str], str | None], re.Pattern[str]]] = {
+_READERS: dict[ExamKind, tuple[Callable[[str], str | None], re.Pattern[str]]] = {
     "multiple-choice": (read_letter, _SAID_LETTER),
     "integer": (read_integer, _SAID_INTEGER),
 }
 
 
-def extract(text: str, kind: Kind) -> str | None:
+def extract(text: str, kind: ExamKind) -> str | None:
     """The answer in `text`, which has no reasoning in front of it any more; None if it has none."""
     read, said = _READERS[kind]
     boxes = [box for box in _boxes(text) if box.strip()]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from flagrelease.durable.files import write_whole
 from flagrelease.errors import UsageError, VerificationError, first_problem
 from flagrelease.model.v4.efforts import Efforts
-from flagrelease.records.rules import BenchmarkRules
+from flagrelease.validate.exams.answerer import AskRules
 from flagrelease.validate.exams.exam import Exam
 
 ENOUGH_ANSWERS = 16  # by chance a sound server does not go wrong in all of them
@@ -44,6 +44,9 @@ class AnsweredItem(_Strict):
     answers: tuple[Answer, ...] = Field(min_length=1)
 
 
+_OF_QUESTIONS = ("exam_sha256", "prompts_sha256")
+
+
 class Asked(_Strict):
     """What must be the same on two sides for their answers to be compared.
 
@@ -62,14 +65,17 @@ class Asked(_Strict):
     prompts_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @classmethod
-    def of(cls, exam: Exam, efforts: Efforts) -> Asked:
+    def of(cls, exam: Exam[AskRules], efforts: Efforts) -> Asked:
         """As `exam` and its rules have it, for a model with these efforts."""
-        shared = cls.model_fields.keys() - {"exam_sha256", "prompts_sha256"}
-        return cls(
-            exam_sha256=exam.sha256,
-            prompts_sha256=exam.prompts_sha256(efforts),
-            **exam.rules.model_dump(include=set(shared)),
+        shared = cls.of_rules(exam.rules)
+        return cls.model_validate(
+            {"exam_sha256": exam.sha256, "prompts_sha256": exam.prompts_sha256(efforts), **shared}
         )
+
+    @classmethod
+    def of_rules(cls, rules: AskRules) -> dict[str, str | float | int]:
+        """The fields that rules alone decide."""
+        return {name: getattr(rules, name) for name in cls.model_fields if name not in _OF_QUESTIONS}
 
 
 class Side(_Strict):
@@ -161,18 +167,18 @@ class Side(_Strict):
             raise VerificationError(f"{path}: {first_problem(error)}") from None
 
 
-def refuse_other_rules(side: Side, rules: BenchmarkRules, name: str) -> None:
+def refuse_other_rules(side: Side, rules: AskRules, name: str) -> None:
     """A side that was asked under other rules is not judged by these.
 
     Raises:
         VerificationError: names the rules that differ.
     """
-    now = rules.model_dump(include=set(Asked.model_fields))
-    if differs := [key for key in Asked.model_fields if key in now and now[key] != getattr(side.asked, key)]:
+    now = Asked.of_rules(rules)
+    if differs := [key for key, value in now.items() if value != getattr(side.asked, key)]:
         raise VerificationError(f"{rules.title}: the {name} side was asked under another {' and '.join(differs)}")
 
 
-def refuse_other_exam(native: Side, exam: Exam, efforts: Efforts) -> None:
+def refuse_other_exam(native: Side, exam: Exam[AskRules], efforts: Efforts) -> None:
     """Before anything is asked: would the answers be comparable with the native side's?
 
     Raises:
@@ -183,12 +189,12 @@ def refuse_other_exam(native: Side, exam: Exam, efforts: Efforts) -> None:
     _refuse_other_prompts(native.asked, asked, exam.rules)
     if native.asked != asked:
         raise VerificationError(
-            f"{exam.rules.title}: the native side sat another exam: its data, options or answers are not those of "
-            f"{exam.rules.dataset} as it is here ({exam.revision})"
+            f"{exam.rules.title}: the native side sat another exam: its questions, options or answers are not those "
+            f"that the rules give here ({exam.revision})"
         )
 
 
-def _refuse_other_prompts(native: Asked, chip: Asked, rules: BenchmarkRules) -> None:
+def _refuse_other_prompts(native: Asked, chip: Asked, rules: AskRules) -> None:
     """The same questions in the same mode can still be other prompts."""
     if native.exam_sha256 != chip.exam_sha256 or native.prompts_sha256 == chip.prompts_sha256:
         return
@@ -203,7 +209,7 @@ def _refuse_other_prompts(native: Asked, chip: Asked, rules: BenchmarkRules) -> 
     )
 
 
-def refuse_differences(native: Side, chip: Side, rules: BenchmarkRules) -> None:
+def refuse_differences(native: Side, chip: Side, rules: AskRules) -> None:
     """Two sides that were asked different things are not compared.
 
     Raises:

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flagrelease.errors import VerificationError
-from flagrelease.records.rules import BenchmarkRules
-from flagrelease.validate.exams.answerer import Ask, Reply
+from flagrelease.validate.exams.answerer import Ask, AskRules, Reply
 from flagrelease.validate.exams.side import ENOUGH_ANSWERS, LONG_ANSWER
 
 
 class Suspicion:
     """Looks at the answers of one run as they come."""
 
-    def __init__(self, rules: BenchmarkRules, prompt_tokens: Mapping[str, int], journal: Path) -> None:
+    def __init__(self, rules: AskRules, prompt_tokens: Mapping[str, int], journal: Path) -> None:
         """`prompt_tokens`: by item, as far as another side has them. `journal`: where the answers are, for messages."""
         self._rules, self._prompt_tokens = rules, prompt_tokens
         self._remedy = f"mend that and remove {journal}"

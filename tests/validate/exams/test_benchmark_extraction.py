@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagrelease.validate.exams.extraction import Kind, extract, final_text, read_integer, read_letter
+from flagrelease.records.rules import ExamKind
+from flagrelease.validate.exams.extraction import extract, final_text, read_integer, read_letter
 
 LETTERS = [
     (r"The answer is \boxed{B}.", "B"),  # trap: stock strict-match misses it
@@ -137,7 +138,7 @@ def test_integers(text: str, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["multiple-choice", "integer"])
-def test_only_what_follows_the_reasoning_counts(kind: Kind) -> None:
+def test_only_what_follows_the_reasoning_counts(kind: ExamKind) -> None:
     right, wrong = ("B", "C") if kind == "multiple-choice" else ("70", "80")
     text = f"Perhaps \\boxed{{{wrong}}}? The answer is {wrong}.</think>\\boxed{{{right}}}"
     assert extract(final_text(text, reasons=True), kind) == right
