@@ -25,8 +25,9 @@ from flagrelease.diff import commands as comparing
 from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError
 from flagrelease.extras import missing_extra
+from flagrelease.log_file import LogFile
 from flagrelease.publish import commands as publishing
-from flagrelease.ranks.job import is_leader
+from flagrelease.ranks.job import is_leader, rank, ranks
 from flagrelease.ranks.lifetime import LostRankError, die_with_torchrun, end_failed_rank, is_launched
 from flagrelease.ranks.status import BUG, Invocation
 from flagrelease.run import commands as pipeline
@@ -47,7 +48,7 @@ app = typer.Typer(
     help="DeepSeek-V4 for every chip: convert, prove and publish one release per platform.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -63,7 +64,15 @@ def _root(
             "--status", metavar="FILE", help="Write how the command ended (JSON). torchrun's own exit code is always 1."
         ),
     ] = None,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-file", metavar="FILE", help="Add what goes to stderr to this file too, with the time; also of ranks."
+        ),
+    ] = None,
 ) -> None:
+    if log_file is not None:
+        sys.stderr = LogFile(log_file, sys.stderr, rank() if ranks() > 1 else None)
     if status is not None and isinstance(context.obj, Invocation):
         context.obj.report_to(status)
     if version:
@@ -86,10 +95,16 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     invocation = Invocation(tuple(words))
     code = BUG  # unless something better is known: the traceback of an unexpected error is shown
+    unexpected: BaseException | None = None
     try:
         code = _run(words, invocation)
+    except BaseException as error:
+        unexpected = error
+        raise
     finally:
         invocation.ended(code)
+        if isinstance(sys.stderr, LogFile):
+            sys.stderr = sys.stderr.end(unexpected)
     return code
 
 

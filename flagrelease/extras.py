@@ -42,5 +42,18 @@ def missing_extra(error: ModuleNotFoundError) -> ResourceError | None:
 
 
 def remedy(extra: str) -> str:
-    """The command that installs an extra from a clone of this project, whose name no package index has."""
+    """The command that installs an extra from a clone of this project, whose name no package index has.
+
+    Where a torch is installed it may be a chip vendor's, which `engine` could replace; `chip` brings the rest of it.
+    """
+    if extra == "engine" and _has_torch():
+        return f"{_command('chip')}, which leaves torch and triton as they are"
+    return _command(extra)
+
+
+def _command(extra: str) -> str:
     return f"pip install '.[{extra}]' in a clone of flagrelease"
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None

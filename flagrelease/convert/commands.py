@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagrelease import console
+from flagrelease.records.named import complete_recipe, find_recipe
 
 if TYPE_CHECKING:
     from flagrelease.convert.planning.plan import Plan
@@ -42,7 +43,14 @@ class DeviceChoice(str, Enum):
 
 
 SourceArgument = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="A recipe (YAML) or a checkpoint folder.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A recipe (YAML, or the name of a shipped one: flash) or a checkpoint folder.",
+        parser=find_recipe,
+        autocompletion=complete_recipe,
+        show_default=False,
+    ),
 ]
 CheckpointOption = Annotated[
     Path | None,

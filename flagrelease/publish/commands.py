@@ -12,6 +12,7 @@ import typer
 from flagrelease.chips.table import get_chip
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.records import default_report
+from flagrelease.records.named import complete_recipe, find_recipe
 
 if TYPE_CHECKING:
     from flagrelease.publish.publication import Publication
@@ -57,8 +58,10 @@ def publish(
         Path | None,
         typer.Option(
             "--recipe",
-            metavar="FILE",
+            metavar="RECIPE",
             help="For a release converted without a recipe: the one that gives the same bytes.",
+            parser=find_recipe,
+            autocompletion=complete_recipe,
         ),
     ] = None,
     signing_key: Annotated[

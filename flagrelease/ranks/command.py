@@ -79,16 +79,16 @@ def start_ranks(context: typer.Context, ranks: int, *, interactive: bool = False
     invocation = context.find_root().obj
     if ranks == 1 or not isinstance(invocation, Invocation):
         return
-    status = launch(_without_status(invocation.words), ranks, interactive=interactive)
+    status = launch(_own_words(invocation.words), ranks, interactive=interactive)
     if status.rank != 0 and status.message is not None:
         raise status.as_error()
     invocation.failed(status)
     raise typer.Exit(status.exit_code)
 
 
-def _without_status(words: tuple[str, ...]) -> list[str]:
-    """The ranks report to their launcher, which writes the file that the user asked for."""
+def _own_words(words: tuple[str, ...]) -> list[str]:
+    """The words from the command's name on. Options before it are this process's: launch.py gives ranks their own."""
     rest = list(words)
-    while rest and rest[0].startswith("--status"):
-        del rest[: 1 if "=" in rest[0] else 2]
+    while rest and rest[0].startswith("-"):
+        del rest[: 2 if rest[0] in ("--status", "--log-file") else 1]
     return rest

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import IO
 
 from flagrelease.errors import FlagReleaseError, ResourceError
+from flagrelease.log_file import current_log
 from flagrelease.ranks.lifetime import RANK_LOST
 from flagrelease.ranks.status import Status, read_status
 
@@ -64,8 +65,10 @@ def launch(words: Sequence[str], ranks: int, *, interactive: bool = False, to_st
     with tempfile.TemporaryDirectory(prefix="flagrelease-ranks-") as folder, _no_member_left() as members:
         path = Path(folder) / "status.json"
         port = _free_port()
+        log = current_log()
+        options = ["--status", str(path), *(() if log is None else ("--log-file", str(log)))]
         for rank in range(ranks):
-            members.append(_start(["--status", str(path), *words], rank, ranks, port, interactive, to_stderr))
+            members.append(_start([*options, *words], rank, ranks, port, interactive, to_stderr))
         with _forwarding(members[0], interactive):
             first = _wait(members)
             if first is not None:

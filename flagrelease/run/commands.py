@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flagrelease.records.named import complete_recipe, find_recipe
 from flagrelease.run.request import STAGES, StageName
 
 if TYPE_CHECKING:
@@ -29,7 +30,16 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe (YAML), or the name of a shipped one: flash.",
+            parser=find_recipe,
+            autocompletion=complete_recipe,
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder for releases, validations and the baseline.")
     ],

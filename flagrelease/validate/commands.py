@@ -11,6 +11,7 @@ import typer
 from flagrelease.console import Display, say, show
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, start_ranks
+from flagrelease.records.named import complete_recipe, find_recipe
 from flagrelease.records.rules import StageName
 from flagrelease.validate.stages.choices import PARTS, Dialect, Part
 
@@ -21,7 +22,13 @@ CANNOT_TELL = 7  # exit code of a validation that neither passes nor fails
 
 RecipeOption = Annotated[
     Path | None,
-    typer.Option("--recipe", metavar="FILE", help="The recipe whose `validation` section says what a pass needs."),
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="The recipe (YAML, or the name of a shipped one) whose `validation` section says what a pass needs.",
+        parser=find_recipe,
+        autocompletion=complete_recipe,
+    ),
 ]
 DataOption = Annotated[
     list[str],

@@ -102,9 +102,11 @@ def rank_of(pid: int) -> str:
 
 
 def test_a_release_for_two_ranks_starts_them_and_one_is_heard(release: Path, tmp_path: Path) -> None:
-    done = run([*FLAGRELEASE, "--status", str(tmp_path / "status.json"), *asked(release)])
+    options = ["--log-file", str(tmp_path / "log"), "--status", str(tmp_path / "status.json")]
+    done = run([*FLAGRELEASE, *options, *asked(release)])
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("2 rank(s)") == 1
+    assert "Z rank 0: " in (tmp_path / "log").read_text(), "the ranks write to the log of who started them"
     assert len(done.stdout.splitlines()) == 1
     alone = run([*FLAGRELEASE, *asked(SOURCE)])
     assert done.stdout == alone.stdout
