@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from flagrelease.page.svg import text_width
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+Ticks = list[tuple[float, str]]
+
+
+def _with_room(ticks: Ticks, place: Callable[[float], float]) -> Ticks:
+    """Leave out labels that would touch the one before them."""
+    kept: Ticks = []
+    for value, label in ticks:
+        if not kept or abs(place(value) - place(kept[-1][0])) > (text_width(label) + text_width(kept[-1][1])) / 2 + 4:
+            kept.append((value, label))
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +37,7 @@ class LinearScale:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
-    def ticks(self, about: int = 5) -> list[tuple[float, str]]:
+    def ticks(self, about: int = 5) -> Ticks:
         """(value, label) at multiples of 1, 2 or 5 times a power of ten."""
         raw = (self.high - self.low) / about
         power = 10.0 ** math.floor(math.log10(raw))
@@ -30,6 +45,10 @@ class LinearScale:
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [(n * step, f"{n * step:.{digits}f}".replace("-", "−")) for n in range(first, last + 1)]
+
+    def roomy_ticks(self, about: int = 5) -> Ticks:
+        """`ticks` on a horizontal axis, without labels that would touch."""
+        return _with_room(self.ticks(about), self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +66,17 @@ class Log:
         share = math.log(inside / self.low) / math.log(self.high / self.low)
         return self.start + share * (self.end - self.start)
 
-    def ticks(self) -> list[tuple[float, str]]:
+    def ticks(self) -> Ticks:
         """(value, label) at powers of ten, and at 2 and 5 times them where there are few."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         powers = [(10.0**n, power_of_ten(n)) for n in range(first, last + 1)]
         if self.high / self.low < 200:
             powers = [(factor * power, f"{factor * power:,g}") for power, _ in powers for factor in (1, 2, 5)]
         return [(value, label) for value, label in powers if self.low * 0.999 <= value <= self.high * 1.001]
+
+    def roomy_ticks(self) -> Ticks:
+        """`ticks` on a horizontal axis, without labels that would touch."""
+        return _with_room(self.ticks(), self)
 
 
 def power_of_ten(exponent: int) -> str:

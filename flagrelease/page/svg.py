@@ -13,14 +13,39 @@ from markupsafe import Markup
 
 Anchor = Literal["start", "middle", "end"]
 Point = tuple[float, float]
+WIDE, NARROW = 760.0, 320.0  # of a drawing on a screen or paper, and on a telephone
+_THIN, _BROAD = frozenset("ijlftrI.,:;|!'()[]/ 1·"), frozenset("mwMW%@—→←≤≥")
+
+
+def is_narrow(width: float) -> bool:
+    """Whether a drawing of this width is for a telephone: names then stand above what they name, not beside it."""
+    return width < (WIDE + NARROW) / 2
+
+
+def text_width(text: str, size: float = 12) -> float:
+    """How wide a text may become, in user units: an estimate on the safe side, since the reader's font is not known."""
+    return size * sum(0.38 if c in _THIN else 0.98 if c in _BROAD else 0.68 if c.isupper() else 0.62 for c in text)
+
+
+def wrap(text: str, width: float, size: float = 12) -> list[str]:
+    """Break a text between words into lines of at most `width`; a word that is longer has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, size) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 class Drawing:
     """Draw, then take `markup`. Lengths are user units; text is 13 units high."""
 
     def __init__(self, ident: str, width: float, height: float, title: str, description: str) -> None:
-        """`ident` must be unique in the page: it ties title and description to the picture."""
+        """`ident` must be unique in the page, where a narrow drawing may stand beside a wide one of the same name."""
         self.width, self.height = width, height
+        ident += "-narrow" if is_narrow(width) else ""
         self._head = Markup(
             '<svg role="img" viewBox="0 0 {} {}" aria-labelledby="{}-t {}-d" xmlns="http://www.w3.org/2000/svg">'
             '<title id="{}-t">{}</title><desc id="{}-d">{}</desc>'

@@ -18,7 +18,8 @@ from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import StageName, ValidationRules
 
 Verdict = Literal["pass", "fail", "cannot-tell"]
-StageVerdict = Literal[Verdict, "not-run"]
+PartVerdict = Literal[Verdict, "not-informative"]  # of a part: a benchmark, a rate, a limit
+StageVerdict = Literal[PartVerdict, "not-run"]
 _PROVING: tuple[StageName, StageVerdict] = ("weights", "pass")
 
 
@@ -30,7 +31,9 @@ class Stage(_Strict):
     """One stage of the validation.
 
     Attributes:
-        verdict: `not-run` where an earlier stage failed, or what the stage needs was not given; `detail` says which.
+        verdict: `not-run` where an earlier stage failed, or what the stage needs was not given; `not-informative` where
+            the stage could not have failed a port that is broken, as where both sides fail everything or a margin is
+            too wide for so few answers. It is no pass. `detail` says why in both cases.
         detail: one sentence.
         proves, leaves_open: sentences for the reader: what this stage showed, and what it did not.
         figures: the stage's own numbers, as the page draws them.
@@ -84,7 +87,7 @@ class Benchmark(_Strict):
     native: Score | None
     native_stack: str | None
     rule: str = Field(min_length=1)
-    verdict: Verdict
+    verdict: PartVerdict
     figures: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
@@ -135,7 +138,11 @@ class Report(_Strict):
 
 
 def verdict_of(rules: ValidationRules, stages: Sequence[Stage], benchmarks: Sequence[Benchmark]) -> Verdict:
-    """fail if anything failed; pass if every stage that the rules ask for ran and everything that ran passed."""
+    """fail if anything failed; pass if every stage that the rules ask for passed and nothing is left undecided.
+
+    What is not informative counts as little as what was not run: a pass needs it decided only where the rules ask for
+    it.
+    """
     parts = [stage.verdict for stage in stages] + [benchmark.verdict for benchmark in benchmarks]
     if "fail" in parts:
         return "fail"

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from flagrelease.page.scale import LinearScale
-from flagrelease.page.svg import Drawing
+from flagrelease.page.svg import Drawing, is_narrow, text_width
 
-_RIGHT, _ROW, _TOP, _BOTTOM = 70, 24, 6, 42
-_LETTER = 6.9
+_RIGHT, _ROW, _NARROW_ROW, _TOP, _BOTTOM = 70, 24, 40, 6, 42
 _MOST = 1.5  # of a limit; more is drawn at the edge, and said in numbers
 
 
@@ -26,21 +25,39 @@ class Allowance:
     high: float
 
 
-def allowance_plot(ident: str, rows: Sequence[Allowance], description: str, width: float = 760) -> Markup:
-    """Draw a bar for each limit, its interval as a line, and the limit itself at 100%."""
-    height = _TOP + _ROW * len(rows) + _BOTTOM
+def allowance_plot(ident: str, rows: Sequence[Allowance], description: str, *, width: float) -> Markup:
+    """Draw a bar for each limit, its interval as a line, and the limit itself at 100%.
+
+    A limit of which nothing is used has no bar: a dot stands where it would begin.
+    """
+    narrow = is_narrow(width)
+    step = _NARROW_ROW if narrow else _ROW
+    height = _TOP + step * len(rows) + _BOTTOM
     drawing = Drawing(ident, width, height, "How much of each limit is used", description)
-    x = LinearScale(0, _MOST, 24 + _LETTER * max(len(row.name) for row in rows), width - _RIGHT)
+    left = 16.0 if narrow else 14 + max(text_width(row.name) for row in rows)
+    x = LinearScale(0, _MOST, left, width - _RIGHT)
     base = height - _BOTTOM
     for value in (0.0, 0.5, 1.0, 1.5):
-        drawing.line((x(value), _TOP), (x(value), base), "limit" if value == 1 else "grid")
         drawing.text((x(value), base + 18), f"{value:.0%}", "middle", "tick")
     drawing.text((x(1), height - 6), "the limit", "middle", "tick")
     for number, row in enumerate(rows):
-        y = _TOP + _ROW * number + _ROW / 2
-        drawing.text((x.start - 10, y + 4), row.name, "end", "tick")
-        drawing.rect((x.start, y - 6), max(x(row.used) - x.start, 1.5), 12, f"wash v-{row.verdict}")
-        drawing.line((x(row.low), y), (x(row.high), y), f"thin v-{row.verdict}")
-        drawing.text((x.end + 10, y + 4), f"{row.used:.0%}" if row.used < 10 else "over 10×", style="label strong")
-    drawing.line((x(1), _TOP), (x(1), base), "limit")
+        y = _TOP + step * (number + 1) - _ROW / 2
+        for value in (0.0, 0.5, 1.5):
+            drawing.line((x(value), y - _ROW / 2), (x(value), y + _ROW / 2), "grid")
+        _draw_row(drawing, x, y, row)
+        if narrow:
+            drawing.text((0, y - _ROW / 2 - 2), row.name, style="tick")
+        else:
+            drawing.text((x.start - 10, y + 4), row.name, "end", "tick")
+        drawing.line((x(1), y - _ROW / 2), (x(1), y + _ROW / 2), "limit")
     return drawing.markup()
+
+
+def _draw_row(drawing: Drawing, x: LinearScale, y: float, row: Allowance) -> None:
+    if x(row.used) - x.start >= 1:
+        drawing.rect((x.start, y - 6), x(row.used) - x.start, 12, f"wash v-{row.verdict}")
+    else:
+        drawing.circle((x.start, y), 3, f"fill v-{row.verdict}")
+    if row.high > row.low:
+        drawing.line((x(row.low), y), (x(row.high), y), f"thin v-{row.verdict}")
+    drawing.text((x.end + 10, y + 4), f"{row.used:.0%}" if row.used < 10 else "over 10×", style="label strong")

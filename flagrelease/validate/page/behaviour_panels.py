@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flagrelease.page.panel import Panel, Table
+from functools import partial
+
+from flagrelease.page.panel import Panel, Picture, Table
 from flagrelease.records.report import Stage
 from flagrelease.validate.behaviour.stage import BehaviourFigures
 from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
@@ -30,8 +32,8 @@ def behaviour_panels(stage: Stage) -> list[Panel]:
                 signed(rate.difference), f"{signed(rate.low)} to {signed(rate.high)}", rate.verdict,
             )
         )  # fmt: skip
-    axis = "points of 100: less often than native ←  → more often"
-    plot = forest_plot("behaviour", rows, words, worse="right", axis=axis)
+    axis = "points of 100: ← less often, more often →"
+    plot = Picture.of(partial(forest_plot, "behaviour", rows, words, worse="right", axis=axis))
     panels = [Panel("How often answers go wrong", words, picture=plot, table=table, folded=False)]
     if figures.token_mismatches:
         mismatches = Table(("prompt",), [(name,) for name in figures.token_mismatches])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flagrelease.page.panel import Panel, Table
-from flagrelease.records.report import Benchmark, Verdict
+from flagrelease.page.panel import Panel, Picture, Table
+from flagrelease.records.report import Benchmark, PartVerdict
 from flagrelease.validate.page.boxes import BoxPlot, box_plot
 from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
 from flagrelease.validate.page.outcomes import OutcomePoint, outcome_bars
@@ -118,13 +119,14 @@ def forest_panel(benchmarks: Sequence[Benchmark]) -> list[Panel]:
         between = f"{signed(row.low)} to {signed(row.high)}"
         table.rows.append((row.name, signed(row.value), between, f"−{row.margin:g}", row.verdict))
     words = "; ".join(_in_words(row) for row in rows) + "."
-    axis = "points of 100: worse than native ←  → better"
-    picture = forest_plot("forest", rows, words, worse="left", axis=axis)
+    axis = "points of 100: ← worse, better →"
+    picture = Picture.of(partial(forest_plot, "forest", rows, words, worse="left", axis=axis))
     return [Panel("Difference from the native model", words, picture, table)]
 
 
 def _in_words(row: ForestRow) -> str:
     said: dict[str, str] = {"pass": "inside", "fail": "beyond", "cannot-tell": "not decided against"}
+    said["not-informative"] = "not a test of"
     return (
         f"{row.name}: {signed(row.value)} points ({signed(row.low)} to {signed(row.high)}), "
         f"{said[row.verdict]} the margin of −{row.margin:g}"
@@ -147,7 +149,7 @@ def benchmark_panels(number: int, benchmark: Benchmark) -> list[Panel]:
     return panels
 
 
-def _test_panel(verdict: Verdict, figures: _Figures) -> Panel:
+def _test_panel(verdict: PartVerdict, figures: _Figures) -> Panel:
     test, mcnemar, over = figures.test, figures.mcnemar, figures.over_items
     assert test is not None
     rows: list[tuple[str, ...]] = [
@@ -173,11 +175,13 @@ def _test_panel(verdict: Verdict, figures: _Figures) -> Panel:
     return Panel("The test", _say_test(verdict, test), table=Table(("what", ">value"), rows), folded=False)
 
 
-def _say_test(verdict: Verdict, test: _Test) -> str:
+def _say_test(verdict: PartVerdict, test: _Test) -> str:
     if verdict == "cannot-tell" and test.further_needed is not None:
         return f"As things are, {test.further_needed} more answers to each question would decide it."
     if verdict == "cannot-tell":
         return "The answers do not decide it."
+    if verdict == "not-informative":
+        return "Whatever the chip had answered, this test could not have told."
     if verdict == "fail":
         return f"The chip is worse by more than {test.margin:g} points."
     if test.equivalent:
@@ -204,8 +208,9 @@ def _items_panel(number: int, benchmark: Benchmark, figures: _Figures) -> Panel:
     if not strip:
         return Panel("Questions", f"{len(figures.items)} questions, without a native side.", table=table)
     words = _say_items(strip)
+    picture = Picture.of(partial(item_strip, f"items-{number}", strip, words))
     legend = (("chip", "the darker, the more often right"), ("up", "better on this chip"), ("down", "worse"))
-    return Panel("Question by question", words, item_strip(f"items-{number}", strip, words), table, legend=legend)
+    return Panel("Question by question", words, picture, table, legend=legend)
 
 
 def _say_items(items: list[StripItem]) -> str:
@@ -240,7 +245,8 @@ def _lengths_panel(number: int, figures: _Figures) -> Panel:
     )
     words += ". A shift in length is an early sign of a fault."
     title = "Lengths of answers"
-    picture = box_plot(f"lengths-{number}", boxes, title, words, "tokens of an answer, reasoning included")
+    axis = "tokens of an answer, reasoning included"
+    picture = Picture.of(partial(box_plot, f"lengths-{number}", boxes, title, words, axis))
     return Panel(title, words, picture, table)
 
 
@@ -256,4 +262,5 @@ def _power_panel(number: int, figures: _Figures) -> Panel:
         + " From left to right in each bar: pass, cannot tell, fail."
     )
     legend = (("pass", "pass"), ("cannot-tell", "cannot tell"), ("fail", "fail"))
-    return Panel("What this test can tell", words, outcome_bars(f"power-{number}", rows, words), table, legend=legend)
+    picture = Picture.of(partial(outcome_bars, f"power-{number}", rows, words))
+    return Panel("What this test can tell", words, picture, table, legend=legend)

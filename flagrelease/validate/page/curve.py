@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from flagrelease.page.scale import LinearScale, Log
-from flagrelease.page.svg import Anchor, Drawing, Point
+from flagrelease.page.svg import Anchor, Drawing
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 18, 30, 46
+_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 280, 60, 18, 30, 46
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +31,18 @@ def layer_curve(
     axis: str,
     limit: float | None = None,
     steps: Sequence[int] = (),
-    size: Point = (760, 280),
+    width: float,
 ) -> Markup:
     """Draw lines over the layers on a logarithmic axis with 0 at its bottom. `steps` are marked, None leaves a gap.
 
     Args:
         lines: all of one length, with at least one layer.
     """
-    width, height = size
-    drawing = Drawing(ident, width, height, title, description)
+    drawing = Drawing(ident, width, _HEIGHT, title, description)
     drawn = [value for line in lines for value in line.values] + ([] if limit is None else [limit])
     values = [value for value in drawn if value is not None and value > 0] or [1.0]
     x = LinearScale(0, max(len(lines[0].values) - 1, 1), _LEFT, width - _RIGHT)
-    y = Log(min(values) / 1.6, max(values) * 1.6, height - _BOTTOM, _TOP)
+    y = Log(min(values) / 1.6, max(values) * 1.6, _HEIGHT - _BOTTOM, _TOP)
     _axes(drawing, x, y, axis)
     for layer in steps:
         drawing.rect((x(layer) - 9, _TOP), 18, y.start - _TOP, "flagged")
@@ -80,7 +79,7 @@ def _axes(drawing: Drawing, x: LinearScale, y: Log, axis: str) -> None:
     for value, label in y.ticks():
         drawing.line((x.start, y(value)), (x.end, y(value)), "grid")
         drawing.text((x.start - 8, y(value) + 4), label, "end", "tick")
-    for value, label in x.ticks(10):
+    for value, label in x.roomy_ticks(10):
         if value == int(value):
             drawing.line((x(value), base), (x(value), base + 5), "axis")
             drawing.text((x(value), base + 19), label.partition(".")[0], "middle", "tick")

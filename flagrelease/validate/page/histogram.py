@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from flagrelease.page.scale import LinearScale, Log, power_of_ten
-from flagrelease.page.svg import Drawing, Point
+from flagrelease.page.svg import Drawing, Point, text_width
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 40, 46
+_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM, _LINE = 290, 52, 24, 4, 46, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def histogram(
     axis: str,
     marks: Sequence[Mark] = (),
     open_below: bool = False,
-    size: Point = (760, 280),
+    width: float,
 ) -> Markup:
     """Draw the share in each bin as steps; the axis is logarithmic, so values are above 0.
 
@@ -50,24 +50,24 @@ def histogram(
         edges: of the bins, increasing, one more than there are counts.
         open_below: the first bin also holds all lower values, and its label says so.
     """
-    width, height = size
-    drawing = Drawing(ident, width, height, title, description)
+    drawing = Drawing(ident, width, _HEIGHT, title, description)
     reach = [*edges, *(mark.value for mark in marks)]
     x = Log(min(reach), max(reach), _LEFT, width - _RIGHT)
     shares = [[count / max(sum(each.counts), 1) for count in each.counts] for each in series]
-    y = LinearScale(0, max(max(each) for each in shares) * 1.08 or 1, height - _BOTTOM, _TOP)
+    top = _TOP + _LINE * len(marks)
+    y = LinearScale(0, max(max(each) for each in shares) * 1.08 or 1, _HEIGHT - _BOTTOM, top)
     _axes(drawing, x, y, axis, f"≤ {power_of_ten(round(math.log10(edges[0])))}" if open_below else None)
     for each, share in zip(series, shares, strict=True):
         outline = _steps(edges, share, x, y)
         drawing.polygon([*outline, (outline[-1][0], y(0)), (outline[0][0], y(0))], f"area {each.style}")
         drawing.polyline(outline, f"curve {each.style}")
     for number, mark in enumerate(sorted(marks, key=lambda mark: mark.value)):
-        # The first says its name to the left, out of the way; what stands at an edge says it towards the middle.
-        on_right = x(mark.value) < width * (0.25 if number == 0 else 0.8)
-        level = _TOP - 20 + 15 * (number % 2)
+        # Each name has a line of its own above the bins, and stands to the right of its mark where there is room.
+        on_right = x(mark.value) + 6 + text_width(mark.name) < width
+        level = _TOP + _LINE * number
         drawing.line((x(mark.value), level), (x(mark.value), y(0)), mark.style)
-        at = (x(mark.value) + (6 if on_right else -6), level + 8)
-        drawing.text(at, mark.name, "start" if on_right else "end", "tick")
+        at = (x(mark.value) + (6 if on_right else -6), level + 11)
+        drawing.text(at, mark.name, "start" if on_right else "end", "tick halo")
     return drawing.markup()
 
 
@@ -83,7 +83,7 @@ def _axes(drawing: Drawing, x: Log, y: LinearScale, axis: str, lowest: str | Non
     for value, _ in y.ticks(4):
         drawing.line((x.start, y(value)), (x.end, y(value)), "grid")
         drawing.text((x.start - 8, y(value) + 4), f"{value:.0%}", "end", "tick")
-    for place, (value, label) in enumerate(x.ticks()):
+    for place, (value, label) in enumerate(x.roomy_ticks()):
         drawing.line((x(value), base), (x(value), base + 5), "axis")
         drawing.text((x(value), base + 19), lowest if place == 0 and lowest is not None else label, "middle", "tick")
     drawing.line((x.start, base), (x.end, base), "axis")

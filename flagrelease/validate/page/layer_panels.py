@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flagrelease.page.panel import Panel, Table
+from functools import partial
+
+from flagrelease.page.panel import Panel, Picture, Table
 from flagrelease.validate.page.curve import Line, layer_curve
 from flagrelease.validate.page.logits_figures import REFERENCES, Layers, short
 
@@ -21,9 +23,8 @@ def layer_panels(layers: Layers) -> list[Panel]:
         ]
         steps = [layers.step.layer] if layers.step is not None else []
         words = _say_layers(layers, lines[0].values) + "".join(_say_gaps(line) for line in lines)
-        picture = layer_curve(
-            f"layers-{kind}", lines, title=name, description=words, axis="layer", limit=limit, steps=steps
-        )
+        curve = partial(layer_curve, f"layers-{kind}", lines, title=name, description=words, axis="layer")
+        picture = Picture.of(partial(curve, limit=limit, steps=steps))
         table = Table(("layer", ">this chip", ">noise floor"))
         for layer, (ours, floor) in enumerate(zip(lines[0].values, lines[1].values, strict=True)):
             table.rows.append((str(layer), short(ours), short(floor)))

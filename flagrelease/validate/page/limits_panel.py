@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
-from flagrelease.page.panel import Panel, Table
+from flagrelease.page.panel import Panel, Picture, Table
 from flagrelease.records.report import Stage
 from flagrelease.validate.page.allowance import Allowance, allowance_plot
 from flagrelease.validate.page.logits_figures import Figures, Measure, short
@@ -50,7 +51,7 @@ def limits_panel(figures: Figures) -> Panel:
     if used:
         nearest = sorted(used, key=lambda row: -row.used)[:3]
         words += f" Nearest to their limits: {', '.join(f'{row.name} ({row.used:.0%})' for row in nearest)}."
-    picture = allowance_plot("limits", used, words) if used else None
+    picture = Picture.of(partial(allowance_plot, "limits", used, words)) if used else None
     return Panel("Limits, and how much of each is used", words, picture, table)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
-from flagrelease.page.panel import Panel, Table
+from flagrelease.page.panel import Panel, Picture, Table
 from flagrelease.records.report import Stage
 from flagrelease.validate.page.histogram import Mark, Series, histogram
 from flagrelease.validate.page.layer_panels import layer_panels
@@ -64,10 +65,11 @@ def _distribution_panel(reference: str, comparisons: list[Comparison]) -> Panel:
             few = ", ".join(f"{row[8]} in {row[0]}" for row in table.rows)
             words += f" Tokens {least} are in the lowest bin: {few}."
         series = [Series(c.replay, _STYLES[c.replay], part) for c, part in zip(comparisons, counts, strict=True)]
-        picture = histogram(
-            f"kl-{reference}", edges, series, title=f"KL to {REFERENCES[reference]}, by token", description=words,
-            axis="KL of a token, nats", marks=marks, open_below=lowest,
+        draw = partial(
+            histogram, f"kl-{reference}", edges, series, title=f"KL to {REFERENCES[reference]}, by token",
+            description=words, axis="KL of a token, nats", marks=marks, open_below=lowest,
         )  # fmt: skip
+        picture = Picture.of(draw)
     else:
         picture = None
         words += f" Every token is {least}: there is nothing to draw." if lowest else " No token's KL is a number."

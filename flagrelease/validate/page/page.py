@@ -17,7 +17,13 @@ from flagrelease.validate.page.key_figures import key_figure
 from flagrelease.validate.page.logits_panels import logits_panels
 from flagrelease.validate.page.weights_panels import check_panels
 
-WORDS = {"pass": "Pass", "fail": "Fail", "cannot-tell": "Cannot tell", "not-run": "Not run"}
+WORDS = {
+    "pass": "Pass",
+    "fail": "Fail",
+    "cannot-tell": "Cannot tell",
+    "not-informative": "Not informative",
+    "not-run": "Not run",
+}
 
 _PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
     "integrity": check_panels,

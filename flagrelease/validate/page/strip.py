@@ -22,17 +22,17 @@ class StripItem:
     port: float
 
 
-def item_strip(ident: str, items: Sequence[StripItem], description: str, width: float = 760) -> Markup:
+def item_strip(ident: str, items: Sequence[StripItem], description: str, *, width: float) -> Markup:
     """Draw the columns, from the question that native answers best to the one it answers worst."""
     ordered = in_order(items)
     column = (width - _LEFT - 4) / len(ordered)
     drawing = Drawing(ident, width, 3 * _CELL + 2 * _GAP + 34, "Share of right answers to each question", description)
-    for row, name in enumerate(("native", "this chip", "change")):
+    for row, name in enumerate(("native", "release", "change")):
         drawing.text((_LEFT - 10, row * (_CELL + _GAP) + _CELL / 2 + 4), name, "end", "tick")
     inset = 0.5 if column > 5 else 0
     for number, item in enumerate(ordered):
         left = _LEFT + number * column
-        tip = f"{item.name}: native {item.native:.0%}, this chip {item.port:.0%}"
+        tip = f"{item.name}: native {item.native:.0%}, release {item.port:.0%}"
         for row, share in enumerate((item.native, item.port)):
             corner = (left + inset, row * (_CELL + _GAP))
             drawing.rect(corner, column - 2 * inset, _CELL, f"share s{round(share * _LEVELS)}", tip)

@@ -13,7 +13,9 @@ from flagrelease.page.scale import LinearScale, Log
 from flagrelease.records.report import Report
 from flagrelease.validate.page.curve import Line, layer_curve
 from flagrelease.validate.page.forest import ForestRow, forest_plot
+from flagrelease.validate.page.heat_map import HeatCell, HeatRow, heat_map
 from flagrelease.validate.page.histogram import Mark, Series, histogram
+from flagrelease.validate.page.matrix import Cell, MatrixRow, verdict_matrix
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.page.strip import StripItem, item_strip
 
@@ -83,7 +85,8 @@ def test_every_picture_has_words_and_ids_are_unique(make: object) -> None:
     ids = [attributes["id"] for _, attributes in walk.elements if "id" in attributes]
     assert [name for name, count in Counter(ids).items() if count > 1] == []
     pictures = [attributes for tag, attributes in walk.elements if tag == "svg" and attributes.get("role") == "img"]
-    assert len(pictures) == page.count('class="plot"')
+    assert len(pictures) == page.count('class="plot ')  # wide ones and narrow ones
+    assert page.count('class="plot wide"') == page.count('class="plot narrow"')
     for attributes in pictures:
         for ident in (attributes["aria-labelledby"] or "").split():
             inside = re.search(rf'<(title|desc) id="{ident}">([^<]+)</\1>', page)
@@ -160,19 +163,21 @@ def test_names_cannot_become_markup() -> None:
 
 def test_the_margin_stands_where_the_axis_says() -> None:
     row = ForestRow("exam", "pass", 0.5, -1.5, 2.5, margin=2.0)
-    plot = str(forest_plot("f", [row], "words", worse="left", axis="points"))
+    plot = str(forest_plot("f", [row], "words", worse="left", axis="points", width=760))
     limit = float(re.search(r'<line class="limit" x1="([0-9.]+)"', plot)[1])  # type: ignore[index]
     ticks = {text: float(x) for x, text in re.findall(r'<text class="tick" x="([0-9.]+)"[^>]*>([−0-9]+)</text>', plot)}
     assert limit == pytest.approx(ticks["−2"], abs=0.01)
     ends = [float(x) for x in re.findall(r'<line class="bar v-pass" x1="([0-9.]+)"', plot)]
     assert ends[0] == pytest.approx(ticks["0"] + (ticks["2"] - ticks["0"]) / 2 * -1.5, abs=0.02)
-    turned = str(forest_plot("f", [row], "words", worse="right", axis="points"))
+    turned = str(forest_plot("f", [row], "words", worse="right", axis="points", width=760))
     right = float(re.search(r'<line class="limit" x1="([0-9.]+)"', turned)[1])  # type: ignore[index]
     assert right == pytest.approx(ticks["2"], abs=0.01)
 
 
 def test_a_histogram_is_as_high_as_its_shares() -> None:
-    drawn = histogram("h", [0.1, 1, 10, 100], [Series("a", "chip", (1, 3, 0))], title="t", description="d", axis="x")
+    drawn = histogram(
+        "h", [0.1, 1, 10, 100], [Series("a", "chip", (1, 3, 0))], title="t", description="d", axis="x", width=760
+    )
     outline = re.search(r'<polyline class="curve chip" points="([^"]+)"', str(drawn))[1]  # type: ignore[index]
     points = [tuple(map(float, pair.split(","))) for pair in outline.split()]
     base = points[-1][1]
@@ -185,7 +190,7 @@ def test_a_histogram_is_as_high_as_its_shares() -> None:
 
 def test_a_step_is_marked_and_an_error_of_zero_is_at_the_bottom() -> None:
     line = Line("port", "chip", (0.0, 0.001, 0.1, 0.1))
-    drawn = str(layer_curve("c", [line], title="t", description="d", axis="layer", limit=0.02, steps=[2]))
+    drawn = str(layer_curve("c", [line], title="t", description="d", axis="layer", limit=0.02, steps=[2], width=760))
     places = [
         tuple(map(float, at)) for at in re.findall(r'<circle class="fill chip" cx="([0-9.]+)" cy="([0-9.]+)"', drawn)
     ]
@@ -195,12 +200,12 @@ def test_a_step_is_marked_and_an_error_of_zero_is_at_the_bottom() -> None:
     assert "step at layer 2" in drawn
     mark = float(re.search(r'<rect class="flagged" x="([0-9.]+)"', drawn)[1])  # type: ignore[index]
     assert mark < places[2][0] < mark + 18
-    assert layer_curve("c", [Line("p", "chip", (0.0, 0.0))], title="t", description="d", axis="layer")
+    assert layer_curve("c", [Line("p", "chip", (0.0, 0.0))], title="t", description="d", axis="layer", width=760)
 
 
 def test_a_layer_without_a_number_is_a_gap_and_said() -> None:
     line = Line("port", "chip", (0.001, None, 0.001, 0.002, None))
-    drawn = str(layer_curve("c", [line], title="t", description="d", axis="layer"))
+    drawn = str(layer_curve("c", [line], title="t", description="d", axis="layer", width=760))
     curves = [points.split() for points in re.findall(r'<polyline class="curve chip" points="([^"]+)"', drawn)]
     assert [len(points) for points in curves] == [1, 2]
     assert drawn.count("<circle") == 3
@@ -230,9 +235,13 @@ def test_tokens_without_a_difference_count_in_the_lowest_bin() -> None:
 def test_a_mark_at_the_edge_says_its_name_towards_the_middle() -> None:
     marks = [Mark(1.0, "left", "mean"), Mark(10.0, "middle", "limit"), Mark(100.0, "right", "limit")]
     series = [Series("p", "chip", (1, 1))]
-    drawn = str(histogram("h", [1.0, 10.0, 100.0], series, title="t", description="d", axis="x", marks=marks))
+    drawn = str(
+        histogram("h", [1.0, 10.0, 100.0], series, title="t", description="d", axis="x", marks=marks, width=760)
+    )
     anchors = {name: anchor for anchor, name in re.findall(r'text-anchor="(\w+)">(left|middle|right)<', drawn)}
     assert anchors == {"left": "start", "middle": "start", "right": "end"}
+    levels = [float(y) for y in re.findall(r'y="([0-9.]+)" text-anchor="\w+">(?:left|middle|right)<', drawn)]
+    assert len(set(levels)) == 3, "each on a line of its own"
 
 
 @pytest.mark.parametrize(
@@ -248,12 +257,35 @@ def test_a_distribution_without_a_picture_is_said(below: int, said: str) -> None
 
 def test_the_strip_shades_by_share_and_marks_the_worse() -> None:
     items = [StripItem("hard", 0.0, 0.0), StripItem("lost", 1.0, 0.25), StripItem("won", 0.5, 0.75)]
-    drawn = str(item_strip("s", items, "words"))
+    drawn = str(item_strip("s", items, "words", width=760))
     styles = re.findall(r'<rect class="([^"]+)"', drawn)
     assert styles == [
         "share s10", "share s2", "change down c4", "share s5", "share s8", "change up c2", "share s0", "share s0",
         "change c0",
     ]  # fmt: skip
+
+
+def test_a_matrix_has_a_cell_for_each_comparison_and_says_verdicts_by_signs() -> None:
+    row = MatrixRow("greedy text", (Cell("pass", "0 of 8"), Cell("fail", "3 of 8"), Cell("not-run")))
+    columns = ("alone", "in a batch", "graphs off")
+    for width, where in ((760, 10), (320, 20)):
+        drawn = str(verdict_matrix("m", columns, [row], title="t", description="d", width=width))
+        cells = re.findall(r'<rect class="wash v-([a-z-]+)"', drawn)
+        assert cells == ["pass", "fail", "not-run"], where
+        assert re.findall(r">([✓✗?∅–])</text>", drawn) == ["✓", "✗", "–"]
+        assert [name for name in columns if f">{name}</text>" not in drawn] == []
+    with pytest.raises(ValueError, match="another number of cells"):
+        verdict_matrix("m", columns[:2], [row], title="t", description="d", width=760)
+
+
+def test_a_heat_map_says_its_shares_in_figures_and_full_colour_is_for_all() -> None:
+    cells = (HeatCell(1.0), HeatCell(0.999), HeatCell(0.0, "fail"), HeatCell(None))
+    lengths = ("4k", "32k", "128k", "1M")
+    drawn = str(
+        heat_map("h", lengths, [HeatRow("50%", cells)], title="t", description="d", across="l", down="d", width=760)
+    )
+    assert re.findall(r'<rect class="([a-z0-9 ]+)"', drawn) == ["heat h10", "heat h9", "heat h0 failed", "unasked"]
+    assert re.findall(r'class="(?:on heat|tick)[^>]*>([0-9]+%|–)</text>', drawn) == ["50%", "100%", "99%", "0%", "–"]
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,12 @@ CONTRAST = r"""
   const found = []; let seen = 0;
   for (const e of document.querySelectorAll('body *')) {
     const own = [...e.childNodes].filter(n => n.nodeType === 3 && n.data.trim()).map(n => n.data.trim()).join(' ');
-    if (!own || ['TITLE', 'title', 'desc', 'STYLE'].includes(e.tagName)) continue;
+    if (!own || ['TITLE', 'title', 'desc', 'STYLE'].includes(e.tagName) || !e.checkVisibility()) continue;
     const svg = e instanceof SVGElement, style = getComputedStyle(e);
     const ink = parse(svg ? style.fill : style.color);
-    const wash = svg && e.classList.contains('on') ? parse(getComputedStyle(e.previousElementSibling).fill) : behind(e);
+    let under = e.previousElementSibling;
+    while (under && under.tagName === 'text') under = under.previousElementSibling;
+    const wash = svg && e.classList.contains('on') ? parse(getComputedStyle(under).fill) : behind(e);
     const [a, b] = [lum(ink), lum(wash)].sort((x, y) => y - x); seen++;
     const ratio = (a + 0.05) / (b + 0.05);
     if (ratio < 4.5) found.push([ratio.toFixed(2), own.slice(0, 40)]);
@@ -37,6 +39,40 @@ CONTRAST = r"""
   return {seen, found};
 })()
 """
+
+SHOWN = "[...document.querySelectorAll('.plot svg')].filter(e => e.checkVisibility())"
+# Of all text that is shown: what another text lies over, what sticks out of its picture, and boxes one must scroll.
+LAYOUT = r"""
+(() => {
+  const boxes = [], cut = [], over = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode, parent = node.parentElement;
+    if (!node.data.trim() || !parent.checkVisibility({contentVisibilityAuto: true})) continue;
+    if (['STYLE', 'TITLE', 'title', 'desc'].includes(parent.tagName)) continue;
+    const range = document.createRange(); range.selectNodeContents(node);
+    const svg = parent.closest('svg'), frame = svg && svg.getBoundingClientRect();
+    for (const r of range.getClientRects()) {
+      if (r.width < 1) continue;
+      const box = {l: r.left, r: r.right, t: r.top + 2, b: r.bottom - 2, text: node.data.trim().slice(0, 30), node};
+      boxes.push(box);
+      if (frame && (r.left < frame.left - 1 || r.right > frame.right + 1 || r.bottom > frame.bottom + 3))
+        cut.push(box.text);
+      if (r.left < -0.5 || r.right > innerWidth + 0.5) cut.push(box.text);
+    }
+  }
+  boxes.sort((x, y) => x.t - y.t);
+  for (let i = 0; i < boxes.length; i++)
+    for (let j = i + 1; j < boxes.length && boxes[j].t < boxes[i].b; j++)
+      if (boxes[i].node !== boxes[j].node && boxes[i].l < boxes[j].r - 1 && boxes[j].l < boxes[i].r - 1)
+        over.push(boxes[i].text + ' | ' + boxes[j].text);
+  const shown = [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && !(e instanceof SVGElement));
+  const scrolled = shown.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+    .map(e => e.tagName + '.' + e.className);
+  return {seen: boxes.length, cut, over, scrolled};
+})()
+"""
+OPEN_ALL = "document.querySelectorAll('details').forEach(each => { each.open = true; })"
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +100,7 @@ def test_it_is_quiet_and_fits(browser: Browser, page: Path, width: int, scheme: 
     top = browser.ask("document.querySelector('.verdict .word').getBoundingClientRect().top")
     assert 0 < top < 400, "the verdict is what one sees first"
     blank = [
-        each for each in browser.ask("[...document.querySelectorAll('.plot svg')].map(e => e.getBBox().height)")
-        if not each > 30
+        each for each in browser.ask(f"{SHOWN}.map(e => e.getBBox().height)") if not each > 30
     ]  # fmt: skip
     assert blank == []
 
@@ -125,6 +160,6 @@ def test_pictures_are_named_for_those_who_do_not_see_them(browser: Browser, page
     browser.show(page)
     tree = browser.do("Accessibility.getFullAXTree")["nodes"]
     images = [node for node in tree if node.get("role", {}).get("value") in ("image", "img") and not node["ignored"]]
-    drawn = browser.ask("document.querySelectorAll('.plot svg').length")
+    drawn = browser.ask(f"{SHOWN}.length")
     assert len(images) == drawn
     assert all(len(node["name"]["value"]) > 30 for node in images)
