@@ -17,7 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "constraints": ("llguidance",),
     "bench": ("httpx2",),
     "publish": ("cryptography", "huggingface_hub", "modelscope_hub"),
-    "eval": ("lm_eval", "datasets", "openai"),
+    "eval": ("lm_eval", "datasets", "httpx2"),
 }
 
 

@@ -13,10 +13,12 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, start_ranks
 from flagrelease.records.named import complete_recipe, find_recipe
 from flagrelease.records.rules import StageName
-from flagrelease.validate.stages.choices import PARTS, Dialect, Part
+from flagrelease.validate.endpoint.address import Dialect
+from flagrelease.validate.stages.choices import PARTS, Part
 
 if TYPE_CHECKING:
-    from flagrelease.validate.stages.request import Data, Endpoint
+    from flagrelease.validate.endpoint.address import Endpoint
+    from flagrelease.validate.stages.request import Data
 
 CANNOT_TELL = 7  # exit code of a validation that neither passes nor fails
 
@@ -44,6 +46,14 @@ ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help
 DialectOption = Annotated[
     Dialect,
     typer.Option("--dialect", help="deepseek: `thinking`; template: chat_template_kwargs (vLLM, SGLang)."),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key-env",
+        metavar="NAME",
+        help="The environment variable that holds the endpoint's key. Without it no key is sent.",
+    ),
 ]
 ConcurrencyOption = Annotated[
     int | None, typer.Option("--concurrency", min=1, help="Requests at once at the endpoint. Default: 32.")
@@ -92,6 +102,7 @@ def validate(
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     dialect: DialectOption = "deepseek",
+    key_env: KeyOption = None,
     concurrency: ConcurrencyOption = None,
     timeout: TimeoutOption = None,
     out: Annotated[
@@ -126,6 +137,7 @@ def validate(
     from flagrelease.validate.stages.run import validate as run_validation
     from flagrelease.validate.stages.summary import show_report
 
+    server = _endpoint(endpoint, model, dialect, key_env, concurrency, timeout)
     known, on_disk = get_chip(chip), read_release(release)
     request = ValidationRequest(
         release=on_disk,
@@ -136,7 +148,7 @@ def validate(
         source=source,
         baseline=baseline,
         data=parse_data(data),
-        endpoint=_endpoint(endpoint, model, dialect, concurrency, timeout),
+        endpoint=server,
         until=until,
         layers=layers,
         device=device,
@@ -178,6 +190,7 @@ def record(
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     dialect: DialectOption = "deepseek",
+    key_env: KeyOption = None,
     concurrency: ConcurrencyOption = None,
     timeout: TimeoutOption = None,
     device: DeviceOption = "auto",
@@ -202,7 +215,7 @@ def record(
         rules=default_rules() if recipe is None else read_recipe(recipe).validation,
         data=parse_data(data),
         documents=documents,
-        endpoint=_endpoint(endpoint, model, dialect, concurrency, timeout),
+        endpoint=_endpoint(endpoint, model, dialect, key_env, concurrency, timeout),
         parts=PARTS if part is None else (part,),
         device=device,
         operators=operators,
@@ -234,18 +247,22 @@ def parse_data(words: list[str]) -> Data:
 
 
 def _endpoint(
-    url: str | None, model: str | None, dialect: Dialect, concurrency: int | None, timeout: float | None
+    url: str | None,
+    model: str | None,
+    dialect: Dialect,
+    key_variable: str | None,
+    concurrency: int | None,
+    timeout: float | None,
 ) -> Endpoint | None:
-    from flagrelease.validate.stages.request import Endpoint
+    from flagrelease.validate.endpoint.address import Endpoint
 
-    given = {"--model": model, "--concurrency": concurrency, "--timeout": timeout}
+    given = {"--model": model, "--key-env": key_variable, "--concurrency": concurrency, "--timeout": timeout}
     if url is None:
         if stray := [option for option, value in given.items() if value is not None]:
             raise UsageError(f"{stray[0]} belongs to --endpoint")
         return None
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--endpoint {url}: an http or https address is expected")
+    made = Endpoint(url, model or "", dialect, key_variable=key_variable)
     if model is None:
         raise UsageError("--endpoint needs --model: the name that the server knows the model by")
-    made = Endpoint(url, model, dialect)
+    made.key()  # a variable that is not set is refused before hours are spent
     return replace(made, concurrency=concurrency or made.concurrency, timeout=timeout or made.timeout)

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagrelease.bench.serve.endpoint import ServedModel
-from flagrelease.bench.serve.event_lines import EventLines
 from flagrelease.bench.serve.run import run_row
 from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.bench.serve.scenario import ScenarioRow
+from flagrelease.event_lines import EventLines
 
 # what `str.splitlines` cuts at besides CR and LF; JSON has to escape the control characters among them, the rest not
 CUT_BY_SPLITLINES = ["\u2028", "\u2029", "\u0085"]

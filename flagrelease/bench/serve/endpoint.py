@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 
 from flagrelease.bench.serve.drafts import read_acceptance
-from flagrelease.bench.serve.event_lines import EventLines
 from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.engine.batch.acceptance import Acceptance
 from flagrelease.errors import NetworkError, UsageError
+from flagrelease.event_lines import EventLines
 
 Clock = Callable[[], float]
 

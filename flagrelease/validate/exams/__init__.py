@@ -6,6 +6,6 @@
     benchmark = compare(rules, native, side)          # comparison.py; a validation_report.Benchmark
     benchmark, side = examine(exam, answerer, subject, journal, native, progress)  # run.py; no more looks than needed
 
-An answerer (answerer.py) is an `EngineAnswerer` around a scheduler, or an `EndpointAnswerer` in front of a server with
-OpenAI's interface. Nothing here writes a question anywhere: files and messages name items by id.
+An answerer (answerer.py) is an `EngineAnswerer` around a scheduler, or an `EndpointAnswerer` (validate/endpoint) in
+front of a server with OpenAI's interface. Nothing here writes a question anywhere: files and messages name items by id.
 """

@@ -10,13 +10,14 @@ from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import BehaviourRules, BenchmarkRules
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.behaviour.prompts import prompts_of
+from flagrelease.validate.endpoint.address import Endpoint
+from flagrelease.validate.endpoint.answerer import EndpointAnswerer
 from flagrelease.validate.exams.answerer import Answerer
-from flagrelease.validate.exams.endpoint import EndpointAnswerer
 from flagrelease.validate.exams.engine_answerer import EngineAnswerer
 from flagrelease.validate.exams.exam import Exam, encode_item, read_exam
 from flagrelease.validate.exams.hub import download
 from flagrelease.validate.stages.port import Port
-from flagrelease.validate.stages.request import Endpoint, Exams
+from flagrelease.validate.stages.request import Exams
 from flagrelease.validate.stages.stage import Watch
 
 
@@ -40,16 +41,7 @@ def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str, efforts: 
     `efforts` are those of the model that is asked.
     """
     if endpoint is not None:
-        stack = f"{endpoint.model} at {endpoint.shown}"
-        yield EndpointAnswerer(
-            endpoint.url,
-            endpoint.model,
-            stack,
-            efforts,
-            endpoint.dialect,
-            endpoint.concurrency,
-            timeout=endpoint.timeout,
-        )
+        yield EndpointAnswerer(endpoint, f"{endpoint.model} at {endpoint.shown}", efforts)
         return
     assert isinstance(port, Port)
     rules, tokenizer = exam.rules, port.session.tokenizer()

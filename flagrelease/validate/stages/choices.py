@@ -1,4 +1,4 @@
-"""Values of options: parts of a baseline, dialects of endpoints."""
+"""Values of options: parts of a baseline."""
 
 from __future__ import annotations
 
@@ -6,6 +6,3 @@ from typing import Literal, get_args
 
 Part = Literal["logits", "benchmarks", "behaviour"]  # of a baseline
 PARTS: tuple[Part, ...] = get_args(Part)
-
-# How an endpoint is told whether to think: DeepSeek's field `thinking`, or vLLM's and SGLang's chat_template_kwargs.
-Dialect = Literal["deepseek", "template"]

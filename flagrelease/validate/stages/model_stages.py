@@ -11,11 +11,12 @@ from flagrelease.records.report import Benchmark, Stage, Verdict
 from flagrelease.records.rules import BenchmarkRules, StageName
 from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256
 from flagrelease.validate.behaviour.stage import behaviour_stage
+from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.run import examine
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared
-from flagrelease.validate.stages.request import Endpoint, ValidationRequest
+from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, Watch
 from flagrelease.validate.stages.state import stage_work
 

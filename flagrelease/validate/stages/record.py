@@ -15,6 +15,7 @@ from flagrelease.records.rules import ValidationRules
 from flagrelease.records.source_identity import identify
 from flagrelease.validate.baseline import BaselineFolder, refuse_other_model, subject_of_source
 from flagrelease.validate.behaviour.answers import Behaviour
+from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.comparison import plan_of
 from flagrelease.validate.exams.run import run_side
 from flagrelease.validate.exams.side import Side, refuse_other_rules
@@ -22,7 +23,7 @@ from flagrelease.validate.stages.asking import answering, ask_behaviour, open_ex
 from flagrelease.validate.stages.choices import PARTS, Part
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import open_exams, read_exams
-from flagrelease.validate.stages.request import Data, Endpoint, Exams
+from flagrelease.validate.stages.request import Data, Exams
 from flagrelease.validate.stages.stage import Watch
 
 

@@ -7,40 +7,17 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from flagrelease.chips.table import Chip
 from flagrelease.errors import UsageError
 from flagrelease.records.recipe import Recipe, read_recipe
 from flagrelease.records.release import ReleaseOnDisk
 from flagrelease.records.rules import BenchmarkRules, StageName, ValidationRules
+from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.exam import Exam
-from flagrelease.validate.stages.choices import Dialect
 
 Data = dict[str, tuple[Path, ...]]
 Exams = Mapping[str, Exam]  # by the name of the benchmark in the rules
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A server that answers in place of the bundled engine.
-
-    Attributes:
-        concurrency: requests at once.
-        timeout: seconds that one answer may take.
-    """
-
-    url: str
-    model: str
-    dialect: Dialect = "deepseek"
-    concurrency: int = 32
-    timeout: float = 3600.0
-
-    @property
-    def shown(self) -> str:
-        """The address without user and password."""
-        parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +65,7 @@ class ValidationRequest:
         if self.endpoint is not None:
             words += ["--endpoint", self.endpoint.shown, "--model", self.endpoint.model]
             words += ["--dialect", self.endpoint.dialect] if self.endpoint.dialect != "deepseek" else []
+            words += [] if self.endpoint.key_variable is None else ["--key-env", self.endpoint.key_variable]
         words += [] if self.until is None else ["--until", self.until]
         words += ["--layers"] if self.layers else []
         words += [] if self.device == "auto" else ["--device", self.device]

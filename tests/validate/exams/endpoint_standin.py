@@ -37,12 +37,18 @@ def completion(content: str | None, finish: str = "stop", tokens: int = 7, **mes
 
 
 class Standin:
-    """`behave` gets the request's document; where it returns None the answer is right: \\boxed{A}."""
+    """`behave` gets the request's document; where it returns None the answer is right: \\boxed{A}.
 
-    def __init__(self, behave: Behaviour = lambda request: None) -> None:
+    Paths of `at` have an answer of their own, and so does everything that is got: 404 where there is none.
+    """
+
+    def __init__(self, behave: Behaviour = lambda request: None, at: dict[str, Answer] | None = None) -> None:
         self.behave = behave
+        self.at = at or {}
+        self.paths: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         outer = self
@@ -52,6 +58,9 @@ class Standin:
 
             def do_POST(self) -> None:
                 outer.serve(self)
+
+            def do_GET(self) -> None:
+                outer.give(self, outer.at.get(self.path, Answer(404, {})))
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -68,7 +77,16 @@ class Standin:
             self.keys.append(handler.headers["authorization"])
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-            answer = self.behave(request) or completion("\\boxed{A}")
+            answer = self.at.get(handler.path) or self.behave(request) or completion("\\boxed{A}")
+        try:
+            self.give(handler, answer)
+        finally:
+            with self.lock:
+                self.at_once -= 1
+
+    def give(self, handler: BaseHTTPRequestHandler, answer: Answer) -> None:
+        self.paths.append(handler.path)
+        self.headers.append(dict(handler.headers))
         try:
             if answer.wait is not None:
                 answer.wait.wait(20)
@@ -84,9 +102,6 @@ class Standin:
             handler.wfile.write(content)
         except OSError:
             pass  # the client gave up, as some tests want
-        finally:
-            with self.lock:
-                self.at_once -= 1
 
     def __enter__(self) -> Standin:
         self.thread.start()
@@ -96,3 +111,10 @@ class Standin:
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()
+
+
+def streamed(*chunks: Any, done: bool = True) -> Answer:
+    """A stream of these documents as server-sent events."""
+    events = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks]
+    whole = "".join([*events, *(["data: [DONE]\n\n"] if done else [])])
+    return Answer(content=whole.encode(), headers={"content-type": "text/event-stream"})

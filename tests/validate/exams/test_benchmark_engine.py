@@ -24,8 +24,9 @@ from flagrelease.engine.batch.worth import Worth
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.model.v4.chat import BOS, encode_messages
 from flagrelease.model.v4.efforts import efforts_of
+from flagrelease.validate.endpoint.address import Endpoint
+from flagrelease.validate.endpoint.answerer import EndpointAnswerer
 from flagrelease.validate.exams.answerer import Ask
-from flagrelease.validate.exams.endpoint import EndpointAnswerer
 from flagrelease.validate.exams.engine_answerer import EngineAnswerer
 from flagrelease.validate.exams.run import run_side
 
@@ -122,5 +123,5 @@ def test_served_it_gives_the_same_answers(scheduler: Scheduler, address: str, tm
     """Two ways to one model: the same prompts by their numbers of tokens, the same answers by their digests."""
     exam = choice_exam(tmp_path, count=3, **HOW)
     direct = run_side(exam, EngineAnswerer(scheduler, "cpu", EFFORTS), "s", tmp_path / "j", 4, nothing)
-    served = EndpointAnswerer(address, "small", "cpu", EFFORTS, concurrency=3)
+    served = EndpointAnswerer(Endpoint(address, "small", concurrency=3), "cpu", EFFORTS)
     assert run_side(exam, served, "s", tmp_path / "served", 4, nothing) == direct
