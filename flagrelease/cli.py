@@ -20,6 +20,7 @@ from typer.main import get_command
 
 from flagrelease import __version__, console
 from flagrelease.bench import commands as bench
+from flagrelease.chips.listing import commands as chips
 from flagrelease.convert import commands as conversion
 from flagrelease.diff import commands as comparing
 from flagrelease.engine import commands as engine
@@ -88,6 +89,7 @@ comparing.register(app)
 pipeline.register(app)
 bench.register(app)
 validation.register(app)
+chips.register(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,9 +24,23 @@ Example: flagrelease publish releases/fp8-mp8 --chip mthreads --to mirror/ --sig
 """
 
 
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="For a release converted without a recipe: the one that gives the same bytes.",
+        parser=find_recipe,
+        autocompletion=complete_recipe,
+    ),
+]
+_SCRIPTS_EXAMPLE = "Example: flagrelease scripts releases/fp8-hf --chip mthreads --stack vllm-musa --out run/"
+
+
 def register(app: typer.Typer) -> None:
-    """Add `publish` to `app`."""
+    """Add `publish` and `scripts` to `app`."""
     app.command(epilog=_PUBLISH_EXAMPLES)(publish)
+    app.command(epilog=_SCRIPTS_EXAMPLE)(scripts)
 
 
 def publish(
@@ -54,16 +68,7 @@ def publish(
             help="Publish though the validation did not compare the weights with the source; the card will say so.",
         ),
     ] = False,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            "--recipe",
-            metavar="RECIPE",
-            help="For a release converted without a recipe: the one that gives the same bytes.",
-            parser=find_recipe,
-            autocompletion=complete_recipe,
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
     signing_key: Annotated[
         Path | None, typer.Option("--signing-key", metavar="FILE", help="An EC private key (PEM) to sign with.")
     ] = None,
@@ -106,6 +111,31 @@ def publish(
         print("nothing was published; add --yes to publish", file=sys.stderr)
     else:
         print(f"published and checked: {outcome.publication.repo} at {outcome.revision}")
+
+
+def scripts(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)],
+    chip: Annotated[str, typer.Option("--chip", metavar="NAME", help="The chip to run it on.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files, outside the release.")],
+    stack: Annotated[
+        str | None,
+        typer.Option(
+            "--stack", metavar="NAME", help="Write a script for this serving stack too. Default: the recipe's."
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")] = False,
+) -> None:
+    """Write the files that run a release on its chip, without publishing it: scripts, Containerfile, compose file."""
+    from flagrelease.publish.scripts import write_scripts
+    from flagrelease.records.recipe import read_recipe
+
+    attached = None if recipe is None else read_recipe(recipe)
+    written = [str(path) for path in write_scripts(release, get_chip(chip), stack, out, attached)]
+    if as_json:
+        _print_json({"release": str(release), "chip": get_chip(chip).id, "files": written})
+    else:
+        print("\n".join(written))
 
 
 def _show_plan(publication: Publication, revision: str | None, as_json: bool) -> None:

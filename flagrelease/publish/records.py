@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagrelease.chips.launch import cards_for
 from flagrelease.chips.table import CardProduct, Chip
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.registry import find_licence
@@ -44,10 +45,8 @@ class Records:
 
     @property
     def product(self) -> CardProduct:
-        """The product that the release is for: the one that its stack is for, else the one that plans are made for."""
-        stack = self.wanted.stack
-        named = [one for one in self.chip.products if stack and stack.product and stack.product in one.name]
-        return (*named, self.chip.products[0])[0]
+        """The product that the release is for."""
+        return self.wanted.product
 
     @property
     def manifest_sha256(self) -> str:
@@ -81,12 +80,8 @@ class Records:
 
     @property
     def cards(self) -> int:
-        """Cards it is made for: one a rank; of the hf layout the fewest that hold a whole copy and can cut it.
-
-        What is cut (heads, experts, vocabulary) is a power of two times something in every DeepSeek-V4.
-        """
-        needed = -(-self.weight_bytes // (self.product.memory_gib * 2**30 * 9 // 10))
-        return self.target.mp or 1 << (needed - 1).bit_length()
+        """Cards it is made for: one a rank; of the hf layout the fewest that hold a whole copy and can cut it."""
+        return self.target.mp or cards_for(self.weight_bytes, self.product.memory_gib)
 
     @property
     def nodes(self) -> int:

@@ -7,6 +7,8 @@ have not built or started the containers, and the files say so.
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -26,15 +28,25 @@ _LISTS = {
 _VALUES = {"--network": "network_mode", "--ipc": "ipc", "--shm-size": "shm_size", "--runtime": "runtime"}
 
 
-def run_files(records: Records) -> dict[str, bytes]:
-    """All of them: path -> content."""
-    files = {NODE_SCRIPT: _node_script(records)}
+def run_files(records: Records, elsewhere: bool = False) -> dict[str, bytes]:
+    """All of them: path -> content.
+
+    Args:
+        records: of the release.
+        elsewhere: the files are for another folder than the release, whose path they then name.
+    """
+    files = {NODE_SCRIPT: _node_script(records, elsewhere)}
     if (script := one_node_script(records)) is not None:
-        files[script] = _one_node(records)
+        files[script] = _one_node(records, elsewhere)
     if records.chip.container.base_image is not None:
         files[CONTAINER_FILE] = _container_file(records)
-        files[COMPOSE_FILE] = _compose(records)
+        files[COMPOSE_FILE] = _compose(records, elsewhere)
     return {path: text.encode() for path, text in files.items()}
+
+
+def stack_script(records: Records, lines: Iterable[str], title: str) -> bytes:
+    """A script that starts a serving stack; `lines` are its command on the folder `"$release"`."""
+    return "\n".join([_head(f"{records.recipe.model} in {title}.") + _where(records, True), *lines, ""]).encode()
 
 
 def one_node_script(records: Records) -> str | None:
@@ -63,31 +75,39 @@ def _head(what: str) -> str:
     return f"#!/usr/bin/env bash\n# {what}\nset -euo pipefail\n"
 
 
-def _command(records: Records) -> str:
+def _where(records: Records, elsewhere: bool) -> str:
+    """Where the release is: beside the script, or at its own path unless RELEASE says another, as in a container."""
+    if elsewhere:
+        return f"release=${{RELEASE:-{shlex.quote(str(records.release.absolute()))}}}"
+    return 'release="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"'
+
+
+def _command(records: Records, elsewhere: bool) -> str:
     """The server is told the model's name, because the folder may have any name. The numerics are the release's own."""
     return f"""\
-release="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+{_where(records, elsewhere)}
 if [ "${{1:-serve}}" = serve ]; then
   set -- serve --name {records.recipe.model} "${{@:2}}"
 fi
 """
 
 
-def _one_node(records: Records) -> str:
+def _one_node(records: Records, elsewhere: bool) -> str:
     name = one_node_script(records)
     return (
         _head(f"{records.recipe.model} on one node of {records.chip.vendor} {records.product.name}.")
         + f"""\
 # bash {name}                          serve OpenAI's API on port 8000
 # bash {name} generate --prompt TEXT   answer one prompt
-{_command(records)}exec torchrun --nproc-per-node {records.cards} \\
+{_command(records, elsewhere)}exec torchrun --nproc-per-node {records.cards} \\
   -m flagrelease "$1" "$release" "${{@:2}}"
 """
     )
 
 
-def _node_script(records: Records) -> str:
+def _node_script(records: Records, elsewhere: bool) -> str:
     cards, check = min(records.cards, records.product.cards_per_node), _rank_check(records)
+    command = _command(records, elsewhere)
     return (
         _head(f"{records.recipe.model} on any number of nodes: run it on each, with the same MASTER_ADDR.")
         + f"""\
@@ -97,7 +117,7 @@ def _node_script(records: Records) -> str:
 : "${{NODE_RANK:?the number of this node, from 0}}"
 nodes="${{NODES:-{records.nodes}}}"
 cards="${{CARDS:-{cards}}}"
-{check}{_command(records)}exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \\
+{check}{command}exec torchrun --nnodes "$nodes" --node-rank "$NODE_RANK" --nproc-per-node "$cards" \\
   --master-addr "$MASTER_ADDR" --master-port "${{PORT:-29500}}" \\
   -m flagrelease "$1" "$release" "${{@:2}}"
 """
@@ -126,11 +146,15 @@ RUN pip install --no-cache-dir {requirements(records)}
 """
 
 
-def _compose(records: Records) -> str:
+def _compose(records: Records, elsewhere: bool) -> str:
     script = one_node_script(records) or NODE_SCRIPT
-    service: dict[str, Any] = {"image": image_name(records), "command": ["bash", f"/release/{script}"]}
+    scripts = "/scripts" if elsewhere else "/release"
+    service: dict[str, Any] = {"image": image_name(records), "command": ["bash", f"{scripts}/{script}"]}
     service |= compose_service(docker_flags(records))
-    service["volumes"] = [*service.get("volumes", []), ".:/release:ro"]
+    service["volumes"] = [*service.get("volumes", []), f".:{scripts}:ro"]
+    if elsewhere:
+        service["volumes"].append(f"{records.release.absolute()}:/release:ro")
+        service["environment"] = [*service.get("environment", []), "RELEASE=/release"]
     if script == NODE_SCRIPT:
         names = ("MASTER_ADDR", "NODE_RANK")
         service["environment"] = [*service.get("environment", []), *names]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flagrelease.chips.launch import launch_lines
 from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.verdict import Judgement, judge
 from flagrelease.chips.stacks import ServingStack, stacks_of
@@ -135,25 +135,14 @@ def _loads(records: Records, one: Served) -> Iterator[str]:
         yield from (f"- {note}" for note in notes)
 
 
-def command(records: Records, one: Served) -> Iterator[str]:
-    """The stack's launch with what this release needs beside it, one flag a line: on more cards if it is that large."""
+def command(records: Records, one: Served, folder: str = ".") -> list[str]:
+    """The stack's launch with what this release needs beside it; `folder` is where the release lies."""
     launch = one.stack.launch
     assert launch is not None
-    environment = {word.partition("=")[0]: word for word in (*launch.environment, *one.judgement.environment)}
-    flags = {word.partition("=")[0]: word for word in (*launch.flags, *one.judgement.flags)}
-    if launch.command.startswith("vllm"):
-        first, parallel = f"{launch.command} .", "--tensor-parallel-size"
-        if records.nodes > 1:
-            flags["--distributed-executor-backend"] = "--distributed-executor-backend=ray"
-    else:
-        first, parallel = f"{launch.command} --model-path .", "--tp"
-    usual = int(flags.get(parallel, "=1").partition("=")[2])
-    flags[parallel] = f"{parallel}={max(usual, records.cards)}"
-    name = shlex.quote(records.recipe.model)
-    yield " ".join([*environment.values(), first, f"--served-model-name {name}", "\\"])
-    lines = list(flags.values())
-    yield from (f"  {line} \\" for line in lines[:-1])
-    yield f"  {lines[-1]}"
+    needs = one.judgement
+    return launch_lines(
+        launch, folder, records.recipe.model, records.cards, records.nodes, needs.flags, needs.environment
+    )
 
 
 def _not_shown(one: Served) -> Iterator[str]:

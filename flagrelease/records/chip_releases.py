@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flagrelease.chips.stacks import ServingStack, get_stack, stacks_of
-from flagrelease.chips.table import Chip, get_chip
+from flagrelease.chips.table import CardProduct, Chip, get_chip
 from flagrelease.errors import UsageError
 from flagrelease.formats.releases import RELEASE_FORMATS, parse_format_and_layout
 from flagrelease.records.manifest import Drafts, Dtype, OGroups, TargetRecord
@@ -131,6 +131,13 @@ class ChipRelease:
     def stack(self) -> ServingStack | None:
         """The serving stack that it is made for, if the recipe names one."""
         return None if self.spec.stack is None else get_stack(self.spec.stack)
+
+    @property
+    def product(self) -> CardProduct:
+        """The product that the release is for: the one that its stack is for, else the one that plans are made for."""
+        stack = self.stack
+        named = [one for one in self.chip.products if stack and stack.product and stack.product in one.name]
+        return (*named, self.chip.products[0])[0]
 
 
 Releases = Mapping[str, tuple[ReleaseSpec, ...]]

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"errors", "formats", "shard", "strict_json"},
     "chips": {"errors", "publish/hubs"},
     "chips/loading": {"chips", "errors", "formats", "model", "shard", "strict_json"},
+    "chips/listing": {"chips", "console", "formats", "records"},
     "publish/hubs": {"errors"},
     "device": {"errors", "chips"},
     "ranks": {"device", "durable", "errors", "log_file"},
@@ -166,6 +167,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "__init__",
         "bench",
+        "chips/listing",
         "console",
         "convert",
         "diff",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flagrelease.chips.listing.sizes import ReleaseSize, planned_sizes
 from flagrelease.chips.table import load_chips
 from flagrelease.convert import request as request_module
 from flagrelease.convert.planning.fit import card_fit, hub_problems
@@ -80,6 +81,14 @@ def test_every_shipped_recipe_fits_its_chips_and_hubs_at_full_size(
     plan = make_plan(request.source, request.targets, request.options, request.provenance)
     chips = load_chips()
     assert {one.chip.id for one in request.chips} == set(read_recipe(path).releases)
+    if (sizes := planned_sizes().get(read_recipe(path).model)) is not None:
+        found = {
+            release.target.folder: ReleaseSize(
+                bytes=sum(file.size for file in release.files), rank_bytes=release.rank_size
+            )
+            for release in plan.releases
+        }
+        assert (sizes.source_bytes, sizes.releases) == (request.source.index.total_size, found), "sizes.yaml"
     for release in plan.releases:
         assert hub_problems(release, request.hubs) == []
     for one in request.chips:

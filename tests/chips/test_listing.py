@@ -1,0 +1,128 @@
+"""`flagrelease chips`: rows by hand-made arithmetic, commands that the real command line parses, and README's table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from flagrelease.chips.launch import cards_for
+from flagrelease.chips.listing.display import markdown_table
+from flagrelease.chips.listing.progress import progress, progress_of
+from flagrelease.chips.listing.rows import find_your_chip
+from flagrelease.chips.listing.sizes import planned_sizes
+from flagrelease.chips.stacks import load_stacks
+from flagrelease.chips.table import load_chips
+from flagrelease.cli import app, main
+from flagrelease.records.named import shipped_recipes
+from flagrelease.records.recipe import read_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_release_of_the_newest_recipes_has_a_row() -> None:
+    rows = {(row.chip, need.model, need.release) for row in find_your_chip() for need in row.needs}
+    for name in ("deepseek-v4-flash-0731", "deepseek-v4-pro-0813"):
+        recipe = read_recipe(shipped_recipes()[name])
+        wanted = {(one.chip.id, recipe.model, one.spec.name) for one in recipe.chosen()}
+        assert wanted == {row for row in rows if row[1] == recipe.model}
+    assert {row.chip for row in find_your_chip()} == set(load_chips())
+
+
+def test_sizes_are_there_for_every_shipped_release_and_near_the_published_totals() -> None:
+    for name, path in shipped_recipes().items():
+        if name.startswith("deepseek"):
+            recipe = read_recipe(path)
+            assert {one.spec.name for one in recipe.chosen()} == set(planned_sizes()[recipe.model].releases)
+    flash = planned_sizes()["DeepSeek-V4-Flash-0731"].releases
+    # Tensors alone, by the formulas of the fact sheets that give the published sizes; headers come on top.
+    for release, tensors in (("int8-hf", 307_732_157_432), ("int8-experts-hf", 312_483_415_032)):
+        assert tensors < flash[release].bytes < tensors * 1.0001
+    ranks = flash["fp8-mp8"]
+    assert ranks.rank_bytes is not None
+    assert 0 <= 8 * ranks.rank_bytes - ranks.bytes < 1e5, "ranks differ in the lengths of their headers only"
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "memory", "cards"),
+    [(306e9, 96, 4), (306e9, 80, 4), (308e9, 64, 8), (1.66e12, 64, 32), (1.66e12, 144, 16), (1, 64, 1), (62e9, 64, 2)],
+)
+def test_the_fewest_cards(weight_bytes: float, memory: int, cards: int) -> None:
+    assert cards_for(int(weight_bytes), memory) == cards
+
+
+def leaf(words: list[str]) -> tuple[Any, list[str]]:
+    command: Any = get_command(app)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def test_the_commands_are_commands() -> None:
+    """Each is parsed by the real command line, or is the launch of its stack."""
+    for row in find_your_chip():
+        for need in row.needs:
+            for part in (need.convert, need.start.partition(" && ")[0]):
+                words = shlex.split(part)
+                if words[0] == "flagrelease":
+                    command, rest = leaf(words[1:])
+                    command.make_context(command.name, rest)
+                else:
+                    launch = load_stacks()[row.stack].launch
+                    assert launch is None or part.startswith((launch.command, *launch.environment)) or "=" in words[0]
+
+
+def test_what_is_known_of_progress_names_what_there_is() -> None:
+    for entry in progress():
+        assert entry.chip in load_chips()
+        assert (ROOT / entry.record).is_file()
+        if entry.model is not None:
+            assert entry.release in planned_sizes()[entry.model].releases
+    assert progress_of("ascend", "DeepSeek-V4-Flash-0731", "bf16-mp16") is None
+    run = progress_of("nvidia", "DeepSeek-V4-Flash-0731", "fp8-hf")
+    assert run is not None
+    assert run.state == "planned", "random weights are no release of the model"
+
+
+def test_all_chips_as_a_table_and_as_a_document(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["chips"]) == 0
+    said = capsys.readouterr().out
+    assert all(chip in said for chip in load_chips())
+    assert all(stack in said for stack in load_stacks())
+    assert main(["chips", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["chips"]) == set(load_chips())
+    assert len(told["releases"]) == len(find_your_chip())
+    forms = {stack["id"]: stack["forms"] for stack in told["stacks"]}
+    assert forms["vllm"]["fp8-e8m0"] == "wrong"
+
+
+def test_one_chip_in_detail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chips", "moore"]) == 0, "an alias of mthreads"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mthreads:fp8-hf" in said
+    assert "flagrelease serve releases/fp8-mp8" in said
+    assert "FlagTree 0.6.0+mthreads3.6 miscompiles flash attention" in said
+    assert main(["chips", "mthreads", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["chip"]["torch_device"] == "musa"
+    assert {row["chip"] for row in told["releases"]} == {"mthreads"}
+    assert told["releases"][0]["flash"]["cards"] == 4
+    assert main(["chips", "abacus"]) == 2
+
+
+def test_the_table_of_the_readme_is_made_of_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chips", "--markdown"]) == 0
+    assert capsys.readouterr().out == markdown_table() + "\n"
+    assert len({line.count(" | ") for line in markdown_table().splitlines() if "---" not in line}) == 1
+    found = re.search(r"<!-- chips -->\n(.*?)\n<!-- end of chips -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    if found is not None:
+        assert found[1] == markdown_table(), "run `flagrelease chips --markdown`"
