@@ -8,6 +8,7 @@ from flagrelease.records.rules.behaviour import BehaviourRules
 from flagrelease.records.rules.benchmarks import BENCHMARK_PRESETS, BenchmarkRules
 from flagrelease.records.rules.layers import LayerLimits
 from flagrelease.records.rules.logits import LogitsLimits, LogitsRules
+from flagrelease.records.rules.long_context import LongContextRules
 from flagrelease.records.rules.replay import ReplayRules
 from flagrelease.records.rules.strict import ChatMode, ExamKind
 from flagrelease.records.rules.validation import STAGES, StageName, ValidationRules
@@ -22,6 +23,7 @@ __all__ = [
     "LayerLimits",
     "LogitsLimits",
     "LogitsRules",
+    "LongContextRules",
     "ReplayRules",
     "StageName",
     "ValidationRules",

@@ -9,6 +9,7 @@ from pydantic import Field
 from flagrelease.records.rules.behaviour import BehaviourRules
 from flagrelease.records.rules.benchmarks import BenchmarkRules
 from flagrelease.records.rules.logits import LogitsRules
+from flagrelease.records.rules.long_context import LongContextRules
 from flagrelease.records.rules.strict import Strict
 
 StageName = Literal[
@@ -25,11 +26,13 @@ class ValidationRules(Strict):
         stages: a pass needs these. Those that only an endpoint can answer are needed where a recipe says so.
         device: `chip`: logits, answers and behaviour count on the chip's own kind of device only; `any`: wherever they
             were computed, for a model that shows the tool and proves nothing of a chip.
+        long_context: None where nothing is retrieved from long contexts.
         benchmarks: by name.
     """
 
     stages: tuple[StageName, ...] = Field(default=_NEEDED, min_length=1)
     device: Literal["chip", "any"] = "chip"
     logits: LogitsRules = LogitsRules()
+    long_context: LongContextRules | None = None
     benchmarks: dict[str, BenchmarkRules] = Field(default={})
     behaviour: BehaviourRules = BehaviourRules()

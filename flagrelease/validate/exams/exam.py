@@ -65,7 +65,7 @@ class Exam(Generic[R]):
 
     def prompts_sha256(self, efforts: Efforts) -> str:
         """Of the whole prompts, as a model with these efforts reads them: the same mode is another text to another."""
-        return _digest([encode_item(item.prompt, self.rules, efforts).text for item in self.items])
+        return digest_of([encode_item(item.prompt, self.rules, efforts).text for item in self.items])
 
 
 def read_exam(rules: BenchmarkRules, paths: Sequence[Path], revision: str | None = None) -> Exam:
@@ -87,8 +87,8 @@ def read_exam(rules: BenchmarkRules, paths: Sequence[Path], revision: str | None
             raise UsageError(f"{', '.join(map(str, paths))}: the record {item.id!r} appears twice")
         seen.add(item.id)
     if revision is None:
-        revision = "sha256:" + _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
-    return Exam(rules, revision, tuple(items), _digest([[i.id, i.prompt_sha256, i.answer] for i in items]))
+        revision = "sha256:" + digest_of([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
+    return Exam(rules, revision, tuple(items), digest_of([[i.id, i.prompt_sha256, i.answer] for i in items]))
 
 
 def order_options(record_id: str, options: Sequence[str]) -> list[str]:
@@ -124,5 +124,6 @@ def _fill(prompt: str, **parts: str) -> str:
     return re.sub(r"\{(question|options)\}", lambda place: parts.get(place[1], place[0]), prompt)
 
 
-def _digest(value: object) -> str:
+def digest_of(value: object) -> str:
+    """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()

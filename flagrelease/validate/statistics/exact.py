@@ -1,8 +1,9 @@
-"""Exact tests of whether there is any difference. They are reported beside the rule and decide nothing."""
+"""Exact tests of whether there is any difference. Beside a benchmark's rule they are reported and decide nothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,27 @@ def mcnemar(only_native: int, only_chip: int) -> float:
     discordant = only_native + only_chip
     tail: int = sum(math.comb(discordant, i) for i in range(min(only_native, only_chip) + 1))
     return min(1.0, 2 * tail / (1 << discordant))
+
+
+def only_lost(lost: int, gained: int) -> float:
+    """The one-sided p of the sign test: of so many items that one side alone solved, as few or fewer fall to the chip.
+
+    Exact: where both sides are equally good, each such item falls to either with probability 1/2.
+    """
+    discordant = lost + gained
+    tail: int = sum(math.comb(discordant, i) for i in range(gained + 1))
+    return tail / (1 << discordant)
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which hypotheses fall, so that with probability `alpha` at most a true one is among them (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    falls = [False] * len(p_values)
+    for rank, i in enumerate(order):
+        if p_values[i] > alpha / (len(p_values) - rank):
+            break
+        falls[i] = True
+    return falls
 
 
 def permutation(native: Scores, chip: Scores) -> float:

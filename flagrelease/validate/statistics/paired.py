@@ -59,6 +59,30 @@ def pair(native: Scores, chip: Scores) -> Paired:
     )
 
 
+def pair_draws(native: Scores, chip: Scores) -> Paired:
+    """Compare two sides that answered each item once, both [n, 1], n >= 2, where the items are drawn by rule.
+
+    SE = sqrt(sum_i (d_i - D)^2 / (n - 1) / n) with d_i the difference on item i. It covers the choice of items and the
+    chance in the answers together, which one answer to an item cannot tell apart. `variance` is half of that of d_i, so
+    that `standard_error` gives the same SE; there are no repeats whose scores could scatter.
+    """
+    if native.shape != chip.shape or native.ndim != 2 or native.shape[1] != 1 or len(native) < 2:
+        raise ValueError(f"scores of shapes {native.shape} and {chip.shape}")
+    differences = (chip - native)[:, 0]
+    variance = float(differences.var(ddof=1)) / 2
+    return Paired(
+        n=len(native),
+        k=1,
+        native=float(native.mean()),
+        chip=float(chip.mean()),
+        difference=float(differences.mean()),
+        se=standard_error(variance, len(native), 1),
+        variance=variance,
+        native_run_sd=0.0,
+        chip_run_sd=0.0,
+    )
+
+
 def standard_error(variance: float, n: int, k: int) -> float:
     """The SE_w of D if v_w is `variance`: sqrt(2 v_w / (n k))."""
     return math.sqrt(2 * variance / (n * k))
