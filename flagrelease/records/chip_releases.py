@@ -23,7 +23,10 @@ class ReleaseSpec(BaseModel):
     """One release of a chip.
 
     Attributes:
-        format: a release format of `flagrelease.formats.releases`. Older recipes call the key `dtype`.
+        format, dtype: a release format, as docs/formats.md lists them; `dtype` is what older recipes call the key.
+        layout: `hf`, whole tensors with an index, or `mpN`, a file for each of N ranks.
+        o_groups: with more ranks than o-groups, `shared` gives the ranks of a group the same piece of wo_a and wo_b;
+            `split` cuts it between them.
         drafts: `drop` leaves out the draft stages of the model (`mtp.*`), which only make answers faster.
         stack: the serving stack of `chips/stacks.yaml` that it is made for; None: nobody in particular.
     """

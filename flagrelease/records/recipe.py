@@ -50,7 +50,14 @@ class _Strict(BaseModel):
 
 
 class SourceSpec(_Strict):
-    """Where the checkpoint is published, and where it lies on this machine (relative to the recipe)."""
+    """Where the checkpoint is published, and where it lies on this machine.
+
+    Attributes:
+        repo: OWNER/NAME on the hub.
+        revision: the commit that is released.
+        license: as the card names it, for example MIT.
+        path: the folder on this machine, relative to the recipe, where `--checkpoint` does not name one.
+    """
 
     repo: str
     revision: str
@@ -59,8 +66,12 @@ class SourceSpec(_Strict):
 
 
 class LossLimit(_Strict):
-    """The largest share of a weight's rows that may hold an inexact element. FP4 repacked in blocks has no such rows:
-    there a limit is taken like `refuse`."""
+    """How much of a weight may be inexact.
+
+    Attributes:
+        largest_share_of_inexact_rows: of a weight's rows, from 0 to 1. FP4 repacked in blocks has no such rows: there a
+            limit is taken like `refuse`.
+    """
 
     largest_share_of_inexact_rows: float = Field(ge=0, le=1)
 
@@ -99,9 +110,15 @@ class Recipe(_Strict):
     """One model and the chips it is released for.
 
     Attributes:
+        schema_version: of the form of recipes: 1.
+        model: the name that repositories and cards give it.
         languages: that it was made for (ISO 639), which cards claim.
-        releases: chip -> its releases. No two of a chip have the same format and layout: one release serves several
-            stacks.
+        source: the checkpoint.
+        convert: what changes a byte of all releases.
+        hubs: where the cards say that it is published.
+        releases: chip -> its releases, or one release without the list around it. No two of a chip have the same format
+            and layout: one release serves several stacks.
+        validation: how a release is judged.
     """
 
     schema_version: Literal[1]

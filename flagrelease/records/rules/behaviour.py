@@ -13,8 +13,9 @@ class BehaviourRules(Strict):
     Attributes:
         mode: how the model answers, as of a benchmark.
         prompts: of each kind (text, tool call, JSON), at most: the first ones.
-        temperature: at 0 an answer is always the same, so it can be asked for once only.
-        repeats: answers to each prompt, each with a seed of its own, derived from `seed`.
+        temperature, top_p: of the sampling. At temperature 0 an answer is always the same, so it can be asked for once.
+        repeats: answers to each prompt.
+        seed: from which each answer's own is derived.
         max_tokens: of an answer with its reasoning.
         margin: largest excess over the native model's rate that still counts as aligned, in points of 100: of answers
             that loop, are cut off, break the chat format, miss the asked tool call or the asked JSON.

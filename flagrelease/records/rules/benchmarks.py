@@ -15,6 +15,7 @@ class BenchmarkRules(Strict):
     `preset` fills in what a recipe does not say; the report holds everything.
 
     Attributes:
+        preset: fills in the keys that a recipe leaves out.
         title: as people know it.
         kind: form of the data and of an answer: GPQA's columns and a letter, or `problem`, `answer` and an integer.
         dataset, files, revision: where the data is published; a user's own file is used in its place if one is given.
@@ -22,14 +23,17 @@ class BenchmarkRules(Strict):
             anything. An option is a line "(A) text".
         mode: how the model answers: "chat" at once, "thinking" after as much thought as it gives by default, the others
             after thought of that effort, as its revision reads it (model/v4/efforts.yaml).
-        temperature: above 0, since the test measures how much repeats of an answer differ.
+        temperature, top_p: of the sampling; the temperature is above 0, since the test measures how much repeats of an
+            answer differ.
         max_tokens: of an answer with its reasoning.
         seed: from which each answer's own is derived.
         margin: largest drop that still counts as aligned.
-        repeats: answers to each question at the first look; at the last, `extension` times that many (1: one look).
+        repeats, extension: answers to each question at the first look; at the last, `extension` times that many (1: one
+            look).
         alpha: chance that a port exactly `margin` worse passes.
         most_invalid, most_truncated: above this rate of answers without the asked form, or cut off at `max_tokens`, on
-            either side, there is no pass; neither if the sides' rates differ by more than `most_difference`.
+            either side, there is no pass.
+        most_difference: nor is there one if the two sides' rates differ by more.
     """
 
     preset: Literal["gpqa-diamond", "aime"] | None = None

@@ -16,7 +16,8 @@ class LayerLimits(Strict):
         experts: mean share of a token's experts that both runs chose.
         floors: where the noise floor's difference, so many times, is more than a limit allows, it is the limit.
         step: a layer is where a fault sits if its error is this many times the error before it, the floor's, and
-            `rounding`: that of one rounding to BF16; `fp8_rounding`, relative RMS, where the port rounds to FP8.
+            `rounding`.
+        rounding, fp8_rounding: relative RMS error of one rounding to BF16; the latter where the port rounds to FP8.
     """
 
     last_error: float = Field(0.02, gt=0)

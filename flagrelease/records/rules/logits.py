@@ -15,11 +15,11 @@ class LogitsLimits(Strict):
     """Limits of one comparison, KL(reference || tested). What is None does not decide.
 
     Attributes:
-        mean_kl: the limit is this, or `floors` times the noise floor if that is more.
-        tail_kl: at most `tail_share` of the tokens are above it: 0.1 and 0.001 say that the 99.9th percentile is at
-            most 0.1.
-        top1: share of tokens where both have the same most likely token; `top1_clear` where the reference's first is
-            `margin` nats ahead of its second.
+        mean_kl, floors: the limit is `mean_kl`, or `floors` times the noise floor if that is more.
+        tail_kl, tail_share: at most `tail_share` of the tokens are above `tail_kl`: 0.1 and 0.001 say that the 99.9th
+            percentile is at most 0.1.
+        top1: share of tokens where both have the same most likely token.
+        top1_clear, margin: the same where the reference's first is `margin` nats ahead of its second.
         perplexity: relative difference, either way.
     """
 
@@ -63,6 +63,7 @@ class LogitsRules(Strict):
     """Limits of the logits stage. KL in nats, shares and relative differences as fractions.
 
     Attributes:
+        replay: what is run, and how much of it is kept.
         oracle: against the source decoded to BF16; decides for a port that rounds no activations.
         native: the same port against the source's native run.
         ratio: where KL(native || port) / KL(native || oracle) must be.
@@ -73,6 +74,7 @@ class LogitsRules(Strict):
         outlier_logp, outlier_margin: no token may differ by so many nats where the reference is so sure.
         min_documents, min_tokens, min_decode_tokens: with fewer scored a pass is not possible.
         confidence, resamples, seed: of the bootstrap by documents.
+        layers: limits of `--layers`.
     """
 
     replay: ReplayRules = ReplayRules()

@@ -12,11 +12,12 @@ class ReplayRules(Strict):
 
     Attributes:
         documents: of the set, at most (the first ones).
-        tokens: of a document, at most; `long_tokens` of one whose kind is `long`.
+        tokens, long_tokens: of a document, at most; the latter of one whose kind is `long`.
         decode_tokens: at a document's end that are also fed one by one, through the cache.
         top: most likely tokens kept at each position; a smaller vocabulary is kept whole.
-        chunk: tokens the engine takes in one step; the noise floor is another run with `floor_chunk`, and with
-            `floor_rows` equal sequences side by side where tokens are fed one by one.
+        chunk: tokens the engine takes in one step.
+        floor_chunk, floor_rows: the noise floor is another run with steps of `floor_chunk` tokens, and `floor_rows`
+            equal sequences side by side where tokens are fed one by one.
         layer_positions: of a document, evenly spread to its end, at which the states of all layers are kept.
     """
 

@@ -26,8 +26,10 @@ class ValidationRules(Strict):
         stages: a pass needs these. Those that only an endpoint can answer are needed where a recipe says so.
         device: `chip`: logits, answers and behaviour count on the chip's own kind of device only; `any`: wherever they
             were computed, for a model that shows the tool and proves nothing of a chip.
+        logits: of the stage logits.
         long_context: None where nothing is retrieved from long contexts.
         benchmarks: by name.
+        behaviour: of the stage behaviour.
     """
 
     stages: tuple[StageName, ...] = Field(default=_NEEDED, min_length=1)
