@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from flagrelease.chips.launch import cards_for
-from flagrelease.chips.listing.display import markdown_table
+from flagrelease.chips.listing.markdown import quickstart, readme_table
 from flagrelease.chips.listing.progress import progress, progress_of
 from flagrelease.chips.listing.rows import find_your_chip
 from flagrelease.chips.listing.sizes import planned_sizes
@@ -119,10 +119,32 @@ def test_one_chip_in_detail(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chips", "abacus"]) == 2
 
 
-def test_the_table_of_the_readme_is_made_of_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def between(path: str, name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", (ROOT / path).read_text(), re.DOTALL)
+    assert found is not None, path
+    return found[1]
+
+
+def test_readme_and_quickstart_are_made_of_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    hint = "python tests/chips/test_listing.py writes both again"
+    assert between("README.md", "chips") == readme_table(), hint
+    assert between("docs/quickstart.md", "chips") == quickstart().rstrip("\n"), hint
     assert main(["chips", "--markdown"]) == 0
-    assert capsys.readouterr().out == markdown_table() + "\n"
-    assert len({line.count(" | ") for line in markdown_table().splitlines() if "---" not in line}) == 1
-    found = re.search(r"<!-- chips -->\n(.*?)\n<!-- end of chips -->", (ROOT / "README.md").read_text(), re.DOTALL)
-    if found is not None:
-        assert found[1] == markdown_table(), "run `flagrelease chips --markdown`"
+    assert capsys.readouterr().out == readme_table() + "\n"
+    assert len({line.count(" | ") for line in readme_table().splitlines() if "---" not in line}) == 1
+
+
+def test_the_overview_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A product's name was broken into three lines, and `int8-experts` in two.
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["chips"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = lines[: lines.index("")]
+    assert len([line for line in rows if line.split() and line.split()[0] in load_chips()]) == len(find_your_chip())
+    assert len(rows) <= len(find_your_chip()) + 2
+
+
+if __name__ == "__main__":
+    for page, text in (("README.md", readme_table()), ("docs/quickstart.md", quickstart().rstrip("\n"))):
+        written = (ROOT / page).read_text().replace(between(page, "chips"), text)
+        (ROOT / page).write_text(written)

@@ -1,7 +1,8 @@
-"""The rows of `find_your_chip` as tables, as a document, and as the table of README.md."""
+"""The rows of `find_your_chip` as tables on a terminal, and as a document."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -42,36 +43,37 @@ def _stack(stack: ServingStack) -> dict[str, Any]:
 
 def show_all() -> None:
     """Two tables: the releases of all chips, and what the stacks load."""
-    rows = console.table("chip", "product", "release", "made for", ">Flash", ">cards", ">Pro", ">cards", "state")
+    rows = console.table("chip", "release", "made for", ">Flash", ">cards", ">Pro", ">cards")
     for row in find_your_chip():
-        rows.add_row(
-            row.chip, row.product, row.format, row.stack, *_size(row.flash), *_size(row.pro), _states(row.needs)
-        )
-    console.out().print(rows)
-    console.out().print(
-        "\n`flagrelease chips CHIP` has the commands. Cards are the fewest whose memory holds the weights."
+        rows.add_row(row.chip, row.format, row.stack, *_size(row.flash), *_size(row.pro))
+    states = Counter(state_words(need) for row in find_your_chip() for need in row.needs)
+    out = console.out()
+    out.print(rows)
+    out.print(f"\n{', '.join(f'{count} {state}' for state, count in states.items())}.", end=" ")
+    out.print(
+        "Cards (nodes) are the fewest whose memory holds the weights. `flagrelease chips CHIP` has the commands.\n"
     )
-    _show_stacks(load_stacks().values())
+    stacks = console.table("stack", "chips", "loads")
+    for stack in load_stacks().values():
+        chips = "all" if set(stack.chips) == set(load_chips()) else ", ".join(stack.chips)
+        stacks.add_row(stack.id, chips, _forms(stack, "loads"))
+    out.print(stacks)
 
 
 def _size(need: Need | None) -> tuple[str, str]:
     if need is None:
         return "-", "-"
-    nodes = "" if need.nodes == 1 else f" ({need.nodes} nodes)"
-    return console.human_bytes(need.bytes), f"{need.cards}{nodes}"
+    return console.human_bytes(need.bytes), f"{need.cards} ({need.nodes})"
 
 
-def _states(needs: Iterable[Need]) -> str:
-    return ", ".join(dict.fromkeys(state_words(need) for need in needs))
+def _forms(stack: ServingStack, verdict: str) -> str:
+    return ", ".join(form for form in OUR_FORMS if stack.by_form[form].verdict == verdict) or "-"
 
 
 def _show_stacks(stacks: Iterable[ServingStack]) -> None:
-    table = console.table("stack", "version", "chips", "loads", "not known", "answers nonsense with")
+    table = console.table("stack", "loads", "not known", "answers nonsense with")
     for stack in stacks:
-        forms = {verdict: [form for form in OUR_FORMS if stack.by_form[form].verdict == verdict]
-                 for verdict in ("loads", "unknown", "wrong")}  # fmt: skip
-        cells = (", ".join(forms[verdict]) or "-" for verdict in ("loads", "unknown", "wrong"))
-        table.add_row(stack.id, stack.version, ", ".join(stack.chips), *cells)
+        table.add_row(stack.id, *(_forms(stack, verdict) for verdict in ("loads", "unknown", "wrong")))
     console.out().print()
     console.out().print(table)
 
@@ -90,7 +92,7 @@ def show_chip(chip: Chip) -> None:
     )
     for row in rows_of(chip.id):
         out.print(f"\n[bold]{row.format}[/] for {row.stack_title} ({row.stack_version}), on {row.product}: {row.words}")
-        out.print(f"  the stack {_verdict(row)} it, {_KNOWN[row.mark]}", markup=False)
+        out.print(f"  the stack {verdict_words(row)} it, {known_words(row)}", markup=False)
         for need in row.needs:
             _show_need(need)
     _show_stacks(stacks_of(chip.id))
@@ -98,7 +100,13 @@ def show_chip(chip: Chip) -> None:
         out.print(f"- {note}", markup=False)
 
 
-def _verdict(row: ChipRow) -> str:
+def known_words(row: ChipRow) -> str:
+    """How well it is known whether the stack loads the release."""
+    return _KNOWN[row.mark]
+
+
+def verdict_words(row: ChipRow) -> str:
+    """What the stack does with the release, as a verb."""
     return {"loads": "loads", "unknown": "may load", "wrong": "misreads", "refused": "refuses"}[row.verdict]
 
 
@@ -114,32 +122,3 @@ def _show_need(need: Need) -> None:
         out.print(f"    {need.progress}", markup=False)
     out.print(f"    convert: {need.convert}", markup=False)
     out.print(f"    start:   {need.start}", markup=False)
-
-
-def markdown_table() -> str:
-    """The table of README.md: a row for each release of each chip, commands for V4-Flash."""
-    lines = [
-        "| chip | release | V4-Flash | V4-Pro | convert | start | serving stack | state |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in find_your_chip():
-        first = row.needs[0]
-        cells = [
-            f"{row.chip}: {row.vendor} {row.product}",
-            f"`{first.release}`",
-            _cell(row.flash),
-            _cell(row.pro),
-            f"`{first.convert}`",
-            f"`{first.start}`",
-            f"{row.stack_title}: {_verdict(row)} it, {_KNOWN[row.mark]}",
-            _states(row.needs),
-        ]
-        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(need: Need | None) -> str:
-    if need is None:
-        return "-"
-    nodes = f"{need.nodes} node{'s' if need.nodes > 1 else ''}"
-    return f"{console.human_bytes(need.bytes)}, {need.cards} cards, {nodes}"
