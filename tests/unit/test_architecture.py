@@ -151,6 +151,7 @@ ALLOWED: dict[str, set[str]] = {
         "records",
         "validate",
     },
+    "status": {"chips", "console", "errors", "publish", "publish/hubs", "records"},
     "bench": {
         "__init__",
         "chips",
@@ -178,6 +179,7 @@ ALLOWED: dict[str, set[str]] = {
         "publish",
         "ranks",
         "run",
+        "status",
         "validate",
         "verify",
     },

@@ -118,7 +118,8 @@ def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | No
         if (work := folder / WORK_FOLDER).is_dir():
             _tidy(folder, work, ours)
         return None
-    work_folder = WorkFolder(folder, WORK_FOLDER, "convert", _binding(plan, release))
+    facts = {"bytes": str(release.size)}  # so that `flagrelease status` can say how far it is
+    work_folder = WorkFolder(folder, WORK_FOLDER, "convert", _binding(plan, release), facts)
     try:
         return Journal(work_folder, ours)
     except BaseException:

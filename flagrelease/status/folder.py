@@ -1,0 +1,257 @@
+"""`look_at`: everything in an output folder, tied together by the digests of manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flagrelease.chips.table import get_chip, load_chips
+from flagrelease.errors import FlagReleaseError, UsageError
+from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.publish.records import default_report
+from flagrelease.records.chip_releases import ChipRelease, releases_of
+from flagrelease.records.manifest import MANIFEST_NAME, Manifest
+from flagrelease.records.night import NIGHTS, read_night
+from flagrelease.records.provenance import read_statement
+from flagrelease.records.recipe import Recipe
+from flagrelease.records.release import ReleaseOnDisk, read_release
+from flagrelease.records.report import Report, parse_report
+from flagrelease.status.unfinished import Progress, is_unfinished, progress
+
+_DEEPEST = 2  # folders below DIR in which publications are looked for
+Conversion = Literal["complete", "unfinished", "damaged", "missing"]
+Validation = Literal["pass", "fail", "cannot-tell", "unfinished", "of another manifest", "unreadable", "missing"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ReleaseState(_Record):
+    """One release folder. `problem` says what is damaged: files that are absent or of another size."""
+
+    name: str
+    conversion: Conversion
+    model: str | None = None
+    bytes: int | None = None
+    manifest_sha256: str | None = None
+    progress: Progress | None = None
+    problem: str | None = None
+
+
+class ChipState(_Record):
+    """One release for one chip.
+
+    Attributes:
+        stack: that it is made for.
+        validation: of its report; `stages` are the stages by verdict, finished ones only where there is no report.
+        weights_proved: whether the report says that the weights are those of the source.
+        published: where, as `folder (signed)` or `hf OWNER/NAME, by the record of a run`.
+        missing: what is left to do, as commands or words.
+    """
+
+    chip: str
+    release: str
+    stack: str | None
+    conversion: Conversion
+    validation: Validation
+    stages: dict[str, str]
+    weights_proved: bool
+    published: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class FolderStatus(_Record):
+    """The whole folder. `remarks` are things that belong to nothing: reports and publications of other manifests."""
+
+    folder: str
+    releases: tuple[ReleaseState, ...]
+    chips: tuple[ChipState, ...]
+    baseline: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def look_at(folder: Path) -> FolderStatus:
+    """Look at an output folder, or at the one that a release is in. Nothing is written and no lock is taken.
+
+    Raises:
+        UsageError: no such folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    if (folder / MANIFEST_NAME).is_file() or is_unfinished(folder):
+        folder = folder.absolute().parent
+    remarks: list[str] = []
+    states, finished = [], {}
+    for path in sorted(one for one in folder.iterdir() if one.is_dir()):
+        if (path / STATEMENT_NAME).is_file():
+            continue
+        if (path / MANIFEST_NAME).is_file():
+            state, release = _finished(path)
+            states.append(state)
+            if release is not None:
+                finished[path.name] = release
+        elif is_unfinished(path):
+            states.append(ReleaseState(name=path.name, conversion="unfinished", progress=progress(path)))
+    published = list(_publications(folder, finished, remarks))
+    chips = [_chip(folder, one, states, finished, published, remarks) for one in _wanted(finished, remarks)]
+    remarks += _stray_reports(folder, chips)
+    return FolderStatus(
+        folder=str(folder), releases=tuple(states), chips=tuple(chips), baseline=_baseline(folder / "baseline"),
+        remarks=tuple(dict.fromkeys(remarks)),
+    )  # fmt: skip
+
+
+def _finished(path: Path) -> tuple[ReleaseState, ReleaseOnDisk | None]:
+    try:
+        release = read_release(path)
+    except FlagReleaseError as error:
+        return ReleaseState(name=path.name, conversion="damaged", problem=str(error)), None
+    problem = _first_problem(path, release.manifest)
+    state = ReleaseState(
+        name=path.name,
+        conversion="complete" if problem is None else "damaged",
+        model=release.manifest.model,
+        bytes=sum(file.size for file in release.manifest.files),
+        manifest_sha256=release.manifest_sha256,
+        problem=problem,
+    )
+    return state, release
+
+
+def _first_problem(path: Path, manifest: Manifest) -> str | None:
+    for file in manifest.files:
+        try:
+            size = (path / file.path).stat().st_size
+        except OSError:
+            return f"{file.path} is in the manifest, but not there"
+        if size != file.size:
+            return f"{file.path} has {size:,} bytes; the manifest says {file.size:,}"
+    return None
+
+
+def _wanted(finished: dict[str, ReleaseOnDisk], remarks: list[str]) -> list[ChipRelease]:
+    """What the recipes in the manifests ask for, each release of each chip once: also what nobody has converted yet."""
+    wanted: dict[tuple[str, str], ChipRelease] = {}
+    for name, release in finished.items():
+        if release.manifest.recipe is None:
+            remarks.append(f"{name}: converted without a recipe, so it is for no chip in particular")
+            continue
+        recipe = Recipe.model_validate(release.manifest.recipe)
+        for chip in load_chips().values():
+            for one in releases_of(recipe.model, recipe.releases, chip):
+                wanted.setdefault((chip.id, one.spec.name), one)
+    return list(wanted.values())
+
+
+def _chip(
+    folder: Path,
+    one: ChipRelease,
+    states: list[ReleaseState],
+    finished: dict[str, ReleaseOnDisk],
+    published: list[tuple[str, str, str]],
+    remarks: list[str],
+) -> ChipState:
+    name, chip = one.spec.name, one.chip.id
+    state = next((state for state in states if state.name == name), None)
+    release = finished.get(name)
+    digest = "" if release is None else release.manifest_sha256
+    path = default_report(folder / name, chip)
+    validation, stages, report = _validation(path, digest)
+    if validation == "of another manifest":
+        remarks.append(f"{path.relative_to(folder)} is of another manifest than {name} has now")
+    where = tuple(text for of_chip, of_digest, text in published if (of_chip, of_digest) == (chip, digest))
+    conversion: Conversion = "missing" if state is None else state.conversion
+    return ChipState(
+        chip=chip,
+        release=name,
+        stack=one.spec.stack,
+        conversion=conversion,
+        validation=validation,
+        stages=stages,
+        weights_proved=report is not None and report.weights_proved,
+        published=where,
+        missing=tuple(_missing(conversion, validation, report, where)),
+    )
+
+
+def _missing(
+    conversion: Conversion, validation: Validation, report: Report | None, where: tuple[str, ...]
+) -> Iterator[str]:
+    if conversion != "complete":
+        yield "convert"
+    if validation != "pass":
+        yield "validate"
+    elif report is not None and not report.weights_proved:
+        yield "proof of the weights (validate with --source)"
+    if not where:
+        yield "publish"
+
+
+def _validation(path: Path, digest: str) -> tuple[Validation, dict[str, str], Report | None]:
+    try:
+        report = parse_report(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        done = {stage.stem: "finished" for stage in sorted((path.parent / "state").glob("*.json"))}
+        done.pop("begun", None)
+        return ("unfinished" if (path.parent / "state").is_dir() else "missing"), done, None
+    except FlagReleaseError:
+        return "unreadable", {}, None
+    stages = {stage.name: stage.verdict for stage in report.stages}
+    if report.manifest_sha256 != digest:
+        return "of another manifest", {name: str(verdict) for name, verdict in stages.items()}, None
+    return report.verdict, {name: str(verdict) for name, verdict in stages.items()}, report
+
+
+def _stray_reports(folder: Path, chips: Iterable[ChipState]) -> Iterator[str]:
+    """Validations of a release or chip that no recipe here asks for."""
+    known = {f"{one.release}-{one.chip}" for one in chips}
+    for path in sorted((folder / "validation").glob("*/report.json")):
+        if path.parent.name not in known:
+            yield f"{path.relative_to(folder)} is of no release of this folder's recipes"
+
+
+def _publications(
+    folder: Path, finished: dict[str, ReleaseOnDisk], remarks: list[str]
+) -> Iterator[tuple[str, str, str]]:
+    """(chip, digest of the manifest, where): of folders by their statements, of hubs by the records of runs."""
+    digests = {release.manifest_sha256 for release in finished.values()}
+    for depth in range(1, _DEEPEST + 1):
+        for statement in sorted(folder.glob("/".join(["*"] * depth) + f"/{STATEMENT_NAME}")):
+            where = statement.parent.relative_to(folder)
+            try:
+                release = read_release(statement.parent)
+                stated = read_statement(statement.read_bytes(), release.manifest, release.manifest_sha256)
+            except FlagReleaseError as error:
+                remarks.append(f"{where}: a publication that cannot be read: {error}")
+                continue
+            if release.manifest_sha256 not in digests:
+                remarks.append(f"{where} is a publication of another manifest than any release here has")
+            signed = " (signed)" if (statement.parent / SIGNATURE_NAME).is_file() else ""
+            yield stated.chip, release.manifest_sha256, f"{where}{signed}"
+    for path in sorted((folder / NIGHTS).glob("*.json")):
+        try:
+            night = read_night(path)
+        except FlagReleaseError as error:
+            remarks.append(f"{path.relative_to(folder)}: {error}")
+            continue
+        for one in night.chips:
+            step = one.steps.get("publish")
+            if (
+                step is not None
+                and step.status == "done"
+                and one.manifest_sha256
+                and night.target in ("hf", "modelscope")
+            ):
+                where = f"{night.target} {one.repository}, by the record of the run of {night.began}"
+                yield get_chip(one.chip).id, one.manifest_sha256, where
+
+
+def _baseline(folder: Path) -> tuple[str, ...]:
+    """Its finished parts, as `validate/baseline.py` lays them out."""
+    names = {"logits": folder / "logits" / "baseline.json", "behaviour": folder / "behaviour.json"}
+    answers = [f"benchmarks/{path.stem}" for path in sorted((folder / "benchmarks").glob("*.json"))]
+    return (*(name for name, path in names.items() if path.is_file()), *answers)
