@@ -146,5 +146,5 @@ def test_the_overview_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkey
 
 if __name__ == "__main__":
     for page, text in (("README.md", readme_table()), ("docs/quickstart.md", quickstart().rstrip("\n"))):
-        written = (ROOT / page).read_text().replace(between(page, "chips"), text)
-        (ROOT / page).write_text(written)
+        head, begin, rest = (ROOT / page).read_text().partition("<!-- chips -->\n")
+        (ROOT / page).write_text(head + begin + text + "\n" + rest[rest.index("<!-- end of chips -->") :])
