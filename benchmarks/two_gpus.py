@@ -4,7 +4,7 @@
     timeout 170 torchrun --nproc-per-node 2 benchmarks/two_gpus.py --whole     # V4-Flash with all experts as well
     python benchmarks/two_gpus.py --whole --experts 192                        # one GPU, to compare with
 
-No two GPUs have run exchanges yet (docs/engine.md). Nothing is timed before the values agree. A kernel that
+No two GPUs have run exchanges yet (docs/engine-internals.md). Nothing is timed before the values agree. A kernel that
 waits for ever is what a failure can look like, hence `timeout`. NVLink multicast stays off: NCCL_NVLS_ENABLE=0 and
 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 are for NCCL and torch; the exchange does not use it. Prints lines as it goes; make
 benchmarks/engine-two-gpus_<machine>_<date>.md of them.

@@ -53,7 +53,7 @@ def test_captured(card: Device) -> None:
 def test_experts_that_the_fast_kernels_do_not_read_are_told(card: Device) -> None:
     layers = (("fp4", True), ("fp4", False), ("plain", False), ("fp4", False))
     said = describe_steps(model(card, experts=layers))
-    assert said == "captured: CUDAGraph; FP4 experts of 2 layers by slower kernels (docs/engine.md)"
+    assert said == "captured: CUDAGraph; FP4 experts of 2 layers by slower kernels (docs/engine-internals.md)"
 
 
 def test_eager_for_a_reason(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:

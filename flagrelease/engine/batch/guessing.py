@@ -16,7 +16,7 @@ from flagrelease.engine.sampling import Draws
 from flagrelease.engine.scores import TokenScore
 from flagrelease.engine.transfer import send
 
-SURVIVAL = 0.3  # drafts that are less likely to be accepted are not verified; docs/engine.md, "Drafts"
+SURVIVAL = 0.3  # drafts that are less likely to be accepted are not verified; docs/engine-internals.md, "Drafts"
 
 Token = tuple[int, TokenScore | None]
 # The tokens that are chosen from rows of logits [N, V], given the place of each: int64 [N].

@@ -154,7 +154,7 @@ def describe_steps(model: Model) -> str:
     if not model.ops.captured:
         return f"eager: {model.ops.name} operators wait for the device"
     slow = sum(block.ffn.experts.format == "fp4" and not block.ffn.experts.arranged for block in model.blocks)
-    remark = f"; FP4 experts of {slow} layers by slower kernels (docs/engine.md)" if slow else ""
+    remark = f"; FP4 experts of {slow} layers by slower kernels (docs/engine-internals.md)" if slow else ""
     sums = ""
     if model.groups.mp > 1:
         why = f": {model.groups.no_exchange}" if model.groups.no_exchange else ""

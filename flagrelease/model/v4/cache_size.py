@@ -56,7 +56,7 @@ def key_forms(config: ModelConfig, numerics: NumericsName, ratio: int, context: 
     Codes take the place of BF16 numbers where they are the same values, the widths are as V4 has them (64 rotated
     columns, and groups that divide the others), and memory is short: in the layers that have an index, whose keys are
     97 % of a long context's, for contexts of `CODED_FROM` tokens and more. Decoding takes up to a fifth longer over
-    codes where it reads few keys, as docs/engine.md says.
+    codes where it reads few keys, as docs/engine-internals.md says.
     """
     HD, ID = config.head_dim, config.index_head_dim
     short = element == _BF16 and ratio == OVERLAP_RATIO and context >= CODED_FROM
