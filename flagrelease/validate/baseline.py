@@ -1,6 +1,7 @@
 """The folder of a baseline: what the native model gave, so that a chip's machine needs nothing else of it.
 
 logits/                  the runs of the source (validate/logits/baseline.py)
+long-context/TOKENS.json  its answers to the questions about registers of one length
 benchmarks/NAME.json     its answers to a benchmark, without questions
 behaviour.json           its answers to the behaviour prompts, without texts
 work/                    journals, needed only to resume, and the lock of the process that records here
@@ -34,17 +35,20 @@ class BaselineFolder:
             UsageError: no such folder, or nothing of a baseline in it.
         """
         opened = cls(folder)
-        if not (opened.logits_record.is_file() or opened.behaviour.is_file() or opened.benchmarks.is_dir()):
+        if not opened.parts():
             raise UsageError(
-                f"{folder}: no baseline (no logits/, benchmarks/ or behaviour.json of a finished recording)"
+                f"{folder}: no baseline (no logits/, long-context/, benchmarks/ or behaviour.json of a finished "
+                "recording)"
             )
         return opened
 
     def parts(self) -> list[str]:
-        """Its finished parts: `logits`, `benchmarks/NAME`, `behaviour`."""
+        """Its finished parts: `logits`, `long-context/TOKENS`, `benchmarks/NAME`, `behaviour`."""
         answers = sorted(path.stem for path in self.benchmarks.glob("*.json"))
+        lengths = sorted((path.stem for path in self.long_context.glob("*.json")), key=int)
         return [
             *(["logits"] if self.logits_record.is_file() else []),
+            *(f"long-context/{length}" for length in lengths),
             *(f"benchmarks/{name}" for name in answers),
             *(["behaviour"] if self.behaviour.is_file() else []),
         ]
@@ -58,6 +62,15 @@ class BaselineFolder:
     def logits_record(self) -> Path:
         """The file that says that part is whole."""
         return self.logits / "baseline.json"
+
+    @property
+    def long_context(self) -> Path:
+        """The folder of answers to questions about long registers."""
+        return self.folder / "long-context"
+
+    def context_answers(self, length: int) -> Path:
+        """To the questions in prompts of `length` tokens."""
+        return self.long_context / f"{length}.json"
 
     @property
     def benchmarks(self) -> Path:

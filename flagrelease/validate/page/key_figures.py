@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flagrelease.records.report import Benchmark, Stage
 from flagrelease.records.rules import StageName
 from flagrelease.validate.behaviour.stage import BehaviourFigures
+from flagrelease.validate.long_context.figures import LongContextFigures
 from flagrelease.validate.page.benchmark_panels import differences
 from flagrelease.validate.page.forest import signed
 from flagrelease.validate.page.limits_panel import nearest_limit
@@ -27,6 +28,9 @@ def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:
     if stage.name == "logits":
         nearest = nearest_limit(stage)
         return "" if nearest is None else f"nearest limit used to {nearest:.0%}"
+    if stage.name == "long-context":
+        found = LongContextFigures.model_validate(stage.figures, strict=False)
+        return f"{found.chip.score:.1f}%, native {found.native.score:.1f}%"
     if stage.name == "behaviour":
         worst = max(BehaviourFigures.model_validate(stage.figures).rates, key=lambda rate: rate.difference)
         return f"{worst.name}: {signed(worst.difference)} points"

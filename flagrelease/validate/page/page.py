@@ -15,6 +15,7 @@ from flagrelease.validate.page.benchmark_panels import benchmark_panels, forest_
 from flagrelease.validate.page.forest import signed
 from flagrelease.validate.page.key_figures import key_figure
 from flagrelease.validate.page.logits_panels import logits_panels
+from flagrelease.validate.page.long_context_panels import long_context_panels
 from flagrelease.validate.page.weights_panels import check_panels
 
 WORDS = {
@@ -31,7 +32,7 @@ _PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
     "preflight": lambda stage: [],
     "logits": logits_panels,
     "invariance": lambda stage: [],
-    "long-context": lambda stage: [],
+    "long-context": long_context_panels,
     "benchmarks": lambda stage: [],  # drawn from the report's benchmarks
     "behaviour": behaviour_panels,
 }

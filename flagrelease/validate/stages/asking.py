@@ -12,7 +12,7 @@ from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.behaviour.prompts import prompts_of
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.endpoint.answerer import EndpointAnswerer
-from flagrelease.validate.exams.answerer import Answerer
+from flagrelease.validate.exams.answerer import Answerer, AskRules
 from flagrelease.validate.exams.engine_answerer import EngineAnswerer
 from flagrelease.validate.exams.exam import Exam, encode_item, read_exam
 from flagrelease.validate.exams.hub import download
@@ -35,18 +35,23 @@ def open_exam(name: str, rules: BenchmarkRules, exams: Exams) -> Exam:
 
 
 @contextmanager
-def answering(exam: Exam, endpoint: Endpoint | None, port: Port | str, efforts: Efforts) -> Iterator[Answerer]:
+def answering(
+    exam: Exam[AskRules], endpoint: Endpoint | None, port: Port | str, efforts: Efforts, longest: int | None = None
+) -> Iterator[Answerer]:
     """Give the endpoint if there is one, else the port with room for the longest question and its answer.
 
-    `efforts` are those of the model that is asked.
+    Args:
+        efforts: those of the model that is asked.
+        longest: tokens of the longest prompt, where they are known.
     """
     if endpoint is not None:
         yield EndpointAnswerer(endpoint, f"{endpoint.model} at {endpoint.shown}", efforts)
         return
     assert isinstance(port, Port)
     rules, tokenizer = exam.rules, port.session.tokenizer()
-    prompts = (encode_item(item.prompt, rules, efforts) for item in exam.items)
-    longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
+    if longest is None:
+        prompts = (encode_item(item.prompt, rules, efforts) for item in exam.items)
+        longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
     with port.answering(longest, rules.max_tokens) as scheduler:
         yield EngineAnswerer(scheduler, port.stack, efforts)
 

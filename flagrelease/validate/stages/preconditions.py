@@ -13,15 +13,17 @@ from flagrelease.device import Device
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
+from flagrelease.model.v4.config import read_config
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import MANIFEST_NAME
-from flagrelease.records.rules import LogitsRules, ValidationRules
+from flagrelease.records.rules import LogitsRules, LongContextRules, ValidationRules
 from flagrelease.records.source_identity import SourceIdentity, identity_of_record
 from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, refuse_other_model
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.comparison import refuse_too_few
 from flagrelease.validate.exams.exam import Exam, read_exam
 from flagrelease.validate.exams.side import Side, refuse_other_exam, refuse_other_rules
+from flagrelease.validate.long_context.items import LengthRules, refuse_too_long
 from flagrelease.validate.stages.asking import open_exam
 from flagrelease.validate.stages.port import find_device
 from flagrelease.validate.stages.request import Data, Exams, ValidationRequest
@@ -30,8 +32,10 @@ from flagrelease.validate.stages.stage import FILE_STAGES
 
 @dataclass(frozen=True, slots=True)
 class NativeAnswers:
-    """What the native model answered, as far as the baseline has it: to benchmarks, and to the behaviour prompts."""
+    """What the native model answered, as far as the baseline has it: in long contexts by length, to benchmarks by name,
+    and to the behaviour prompts."""
 
+    long_context: Mapping[int, Side] = field(default_factory=dict)
     benchmarks: Mapping[str, Side] = field(default_factory=dict)
     behaviour: Behaviour | None = None
 
@@ -156,13 +160,31 @@ def read_native(
             refuse_too_few(benchmark, side)
             if name in exams:
                 refuse_other_exam(side, exams[name], read_efforts(model))
+    contexts = _read_contexts(baseline, rules.long_context, identity, model)
     behaviour = None
     if baseline.behaviour.is_file():
         behaviour = Behaviour.read(baseline.behaviour)
         refuse_other_model(baseline.behaviour, behaviour.subject, identity)
         if behaviour.rules != rules.behaviour:
             raise VerificationError(f"{baseline.behaviour}: was recorded under other rules of behaviour")
-    return NativeAnswers(sides, behaviour)
+    return NativeAnswers(contexts, sides, behaviour)
+
+
+def _read_contexts(
+    baseline: BaselineFolder, rules: LongContextRules | None, identity: str, model: Path
+) -> dict[int, Side]:
+    """The recorded answers in long contexts, by length."""
+    found: dict[int, Side] = {}
+    if rules is not None:
+        config, _ = read_config(model / "config.json")
+        refuse_too_long(rules, config.max_position_embeddings)
+        for length in rules.lengths:
+            path = baseline.context_answers(length)
+            if path.is_file():
+                side = found[length] = Side.read(path)
+                refuse_other_model(path, side.subject, identity)
+                refuse_other_rules(side, LengthRules(rules, length), "native")
+    return found
 
 
 def require_logits(baseline: BaselineFolder, rules: LogitsRules, model: SourceIdentity, folder: Path) -> None:

@@ -10,6 +10,7 @@ from flagrelease.device import open_device
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
+from flagrelease.model.v4.config import read_config
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.rules import ValidationRules
 from flagrelease.records.source_identity import identify
@@ -19,8 +20,10 @@ from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.comparison import plan_of
 from flagrelease.validate.exams.run import run_side
 from flagrelease.validate.exams.side import Side, refuse_other_rules
+from flagrelease.validate.long_context.items import LengthRules, refuse_too_long
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
 from flagrelease.validate.stages.choices import PARTS, Part
+from flagrelease.validate.stages.long_context import ContextAsks
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import open_exams, read_exams
 from flagrelease.validate.stages.request import Data, Exams
@@ -53,6 +56,8 @@ class Recording:
         """Refuse data of a benchmark that the rules do not have."""
         if unknown := sorted(self.data.keys() - self.rules.benchmarks.keys()):
             raise UsageError(f"--data {unknown[0]}: the rules have no such benchmark")
+        if self.parts == ("long-context",) and self.rules.long_context is None:
+            raise UsageError("--part long-context: the rules have no long_context")
 
 
 def record(recording: Recording, watch: Watch) -> BaselineFolder:
@@ -74,7 +79,8 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     missing = [name for name in recording.rules.benchmarks if not folder.answers(name).is_file()]
     names = missing if "benchmarks" in parts else []
     behaviour = "behaviour" in parts and not folder.behaviour.is_file()
-    on_engine = behaviour or (recording.endpoint is None and bool(names))
+    lengths = _missing_lengths(recording, folder)
+    on_engine = behaviour or (recording.endpoint is None and bool(names or lengths))
     if "logits" in parts or on_engine:
         require_extra("engine", "running the model")
     if names:
@@ -88,6 +94,7 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
         asks = _Asks(recording, folder, identity, exams, watch)
         if not on_engine:
             if is_leader():
+                asks.long_context(lengths, "the endpoint answers")
                 asks.benchmarks(names, "the endpoint answers")
             return folder
         device = open_device(recording.device)
@@ -95,10 +102,25 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
             if not is_leader():
                 port.follow(None)
                 return folder
+            asks.long_context(lengths, port)
             asks.benchmarks(names, port)
             if behaviour:
                 asks.behaviour(port)
     return folder
+
+
+def _missing_lengths(recording: Recording, folder: BaselineFolder) -> list[int]:
+    """Lengths of contexts that are to be recorded and are not there.
+
+    Raises:
+        UsageError: the model has no positions for them.
+    """
+    rules = recording.rules.long_context
+    if "long-context" not in recording.parts or rules is None:
+        return []
+    config, _ = read_config(recording.source / "config.json")
+    refuse_too_long(rules, config.max_position_embeddings)
+    return [length for length in rules.lengths if not folder.context_answers(length).is_file()]
 
 
 def _refuse_another(recording: Recording, folder: BaselineFolder, identity: str) -> None:
@@ -108,6 +130,13 @@ def _refuse_another(recording: Recording, folder: BaselineFolder, identity: str)
             side = Side.read(folder.answers(name))
             refuse_other_model(folder.answers(name), side.subject, identity)
             refuse_other_rules(side, rules, "recorded")
+    contexts = recording.rules.long_context
+    if "long-context" in recording.parts and contexts is not None:
+        for length in contexts.lengths:
+            if (path := folder.context_answers(length)).is_file():
+                side = Side.read(path)
+                refuse_other_model(path, side.subject, identity)
+                refuse_other_rules(side, LengthRules(contexts, length), "recorded")
     if "behaviour" in recording.parts and folder.behaviour.is_file():
         recorded = Behaviour.read(folder.behaviour)
         refuse_other_model(folder.behaviour, recorded.subject, identity)
@@ -138,6 +167,16 @@ class _Asks:
     identity: str
     exams: Exams
     watch: Watch
+
+    def long_context(self, lengths: list[int], port: Port | str) -> None:
+        """Record answers to the questions about registers, a file a length."""
+        rules, source = self.recording.rules.long_context, self.recording.source
+        for length in lengths:
+            assert rules is not None
+            asks = ContextAsks(rules, source, self.recording.endpoint, port, subject_of_source(self.identity))
+            side = asks.ask_length(length, self.folder.work(f"long-context-{length}"), None, self.watch)
+            self.folder.long_context.mkdir(parents=True, exist_ok=True)
+            side.save(self.folder.context_answers(length))
 
     def benchmarks(self, names: list[str], port: Port | str) -> None:
         """Record as many answers as the last look of each test needs: how many the chip will need is not known yet."""

@@ -16,6 +16,7 @@ from flagrelease.records.rules import STAGES, StageName
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.stages.environment import describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
+from flagrelease.validate.stages.long_context import LongContextStage
 from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, LogitsStage, StageInputs
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared, with_all_questions
@@ -81,7 +82,8 @@ def _open_port(request: ValidationRequest, device: Device) -> Port:
 
 
 def _runners(given: StageInputs) -> list[StageRunner]:
-    return [*file_runners(given.ready.request), LogitsStage(given), BenchmarksStage(given), BehaviourStage(given)]
+    stages = (LogitsStage, LongContextStage, BenchmarksStage, BehaviourStage)
+    return [*file_runners(given.ready.request), *(stage(given) for stage in stages)]
 
 
 def _asks_benchmarks(stage: BenchmarksStage, state: State, request: ValidationRequest) -> bool:

@@ -63,6 +63,7 @@ class Oracle:
     exam: ContextExam
     wrong: frozenset[str] = frozenset()
     interrupt_after: int | None = None
+    prompt_tokens: int = 80
     stack: str = "oracle"
     asked: list[Ask] = field(default_factory=list)
     efforts: Efforts = field(default_factory=lambda: read_efforts(TINY))
@@ -75,4 +76,4 @@ class Oracle:
             self.asked.append(ask)
             given = "-1" if ask.item in self.wrong else answers[ask.item]
             text = f"It is \\boxed{{{given}}}."
-            yield ask, Reply(text, False, 80, 5, "stop", hashlib.sha256(text.encode()).hexdigest())
+            yield ask, Reply(text, False, self.prompt_tokens, 5, "stop", hashlib.sha256(text.encode()).hexdigest())
