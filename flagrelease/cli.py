@@ -32,6 +32,7 @@ from flagrelease.ranks.job import is_leader, rank, ranks
 from flagrelease.ranks.lifetime import LostRankError, die_with_torchrun, end_failed_rank, is_launched
 from flagrelease.ranks.status import BUG, Invocation
 from flagrelease.run import commands as pipeline
+from flagrelease.site import commands as morning
 from flagrelease.status import commands as overview
 from flagrelease.validate import commands as validation
 from flagrelease.verify import commands as verification
@@ -87,6 +88,7 @@ verification.register(app, publishing)
 engine.register(app)
 publishing.register(app)
 comparing.register(app)
+morning.register(app)
 pipeline.register(app)
 bench.register(app)
 validation.register(app)

@@ -49,6 +49,11 @@ def human_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def printable(text: str) -> str:
+    r"""`text` with every letter that draws nothing, or turns the line around, written as its escape (`\u202e`)."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def table(*columns: str, title: str | None = None) -> Table:
     """An empty table; a column whose name starts with `>` holds numbers and is aligned right.
 

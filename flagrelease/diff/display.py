@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from flagrelease import console
+from flagrelease.console import printable
 from flagrelease.diff.difference import ReleaseDifference, ValueDifference
 from flagrelease.diff.kinds import tensor_kinds
 from flagrelease.diff.words import (
@@ -12,7 +13,6 @@ from flagrelease.diff.words import (
     drafts,
     file_change,
     loss_change,
-    printable,
     size_change,
     summary,
     value,

@@ -46,8 +46,8 @@ class Operand:
         return document, None
 
 
-def read_operand(path: Path) -> Operand:
-    """Read a release folder, or a manifest alone.
+def read_operand(path: Path, name: str | None = None) -> Operand:
+    """Read a release folder, or a manifest alone; `name` is what it is called, its path by default.
 
     Raises:
         UsageError: there is no such file or folder.
@@ -62,4 +62,4 @@ def read_operand(path: Path) -> Operand:
         folder = path.parent if path.name == MANIFEST_NAME else None
         content, where = path.read_bytes(), path
     manifest = parse_manifest(content, str(where))
-    return Operand(str(path), manifest, hashlib.sha256(content).hexdigest(), folder)
+    return Operand(name or str(path), manifest, hashlib.sha256(content).hexdigest(), folder)

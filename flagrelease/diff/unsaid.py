@@ -14,11 +14,11 @@ def unsaid(
     """Sentences for this comparison, the general ones first."""
     yield (
         "Manifests were compared, not files: whether the files on disk are still those of the manifests is what "
-        "`flagrelease verify` says."
+        "flagrelease verify says."
     )
     if any(one.what == ("bytes",) for one in tensors):
         yield (
-            "Another digest says that bytes differ, not by how much nor whether answers change: `flagrelease validate` "
+            "Another digest says that bytes differ, not by how much nor whether answers change: flagrelease validate "
             "measures that."
         )
     if any("dtype" in one.what for one in tensors):

@@ -7,15 +7,10 @@ from collections.abc import Iterator
 
 from pydantic import JsonValue
 
-from flagrelease.console import human_bytes
+from flagrelease.console import human_bytes, printable
 from flagrelease.diff.difference import DocumentDifference, FileDifference, LossDifference, ReleaseDifference
 
 _LONGEST = 160  # letters of a value; --json has the whole
-
-
-def printable(text: str) -> str:
-    r"""`text` with every letter that draws nothing, or turns the line around, written as its escape (`\u202e`)."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def value(one: JsonValue) -> str:
@@ -41,7 +36,8 @@ def summary(found: ReleaseDifference) -> str:
     if found.renamed:
         parts.append(f"{len(found.renamed):,} have another name")
     parts.append(f"{len(found.files):,} of {found.files_same + len(found.files):,} files differ")
-    return ", ".join(parts) + "."
+    only_records = not (found.tensors or found.renamed or found.files)
+    return ", ".join(parts) + ("; what the manifests say of how they were made does." if only_records else ".")
 
 
 def drafts(found: ReleaseDifference) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
@@ -15,12 +16,17 @@ class Templates:
     need `words`: a verdict's id -> how it is written.
     """
 
-    def __init__(self, package: str) -> None:
-        """`package` is where they are, such as `flagrelease.validate.page`."""
+    def __init__(self, package: str, finalize: Callable[[object], object] | None = None) -> None:
+        """`package` is where they are, such as `flagrelease.validate.page`; `finalize` changes every value shown."""
         self._package = package
         loader = PrefixLoader({"page": PackageLoader("flagrelease.page", ""), "own": PackageLoader(package, "")})
         self._environment = Environment(
-            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+            loader=loader,
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            keep_trailing_newline=True,
+            finalize=finalize,
         )
         self._environment.tests["mono"] = lambda value: len(value) >= 40 and " " not in value
 
