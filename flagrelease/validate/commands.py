@@ -39,7 +39,9 @@ DataOption = Annotated[
 EndpointOption = Annotated[
     str | None,
     typer.Option(
-        "--endpoint", metavar="URL", help="An OpenAI-compatible server that answers the benchmarks, with /v1."
+        "--endpoint",
+        metavar="URL",
+        help="An OpenAI-compatible server that is asked in place of the bundled engine, with /v1.",
     ),
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help="The model's name at the endpoint.")]

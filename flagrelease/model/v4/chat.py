@@ -103,6 +103,23 @@ def encode_messages(
     return EncodedChat.of(texts, Opening(part, effort.thinks, tools=keep_all))
 
 
+def with_format_in_text(messages: Sequence[Message]) -> list[Message]:
+    """The same chat without the key `response_format`, which is not OpenAI's: the content says it, as it is rendered.
+
+    Raises:
+        UsageError: a message has tools too, which the encoding puts between content and format.
+    """
+    spelled = []
+    for message in messages:
+        if (wanted := message.get("response_format")) is not None:
+            if message.get("tools"):
+                raise UsageError("response_format: cannot be said in the content of a message with tools")
+            plain = {key: value for key, value in message.items() if key != "response_format"}
+            message = plain | {"content": f"{_text(message)}\n\n{_RESPONSE_FORMAT % _json(wanted)}"}
+        spelled.append(message)
+    return spelled
+
+
 def _split_prefix(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:
     """The messages without the last one, and that one, if it is to be continued."""
     if not any(message.get("prefix") for message in messages):

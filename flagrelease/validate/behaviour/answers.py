@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,11 @@ from flagrelease.records.rules import BehaviourRules
 Wish = Literal["text", "tool", "json"]
 
 
+def digest_of(tokens: Sequence[int]) -> str:
+    """The SHA-256 of token ids, written in decimal with spaces."""
+    return hashlib.sha256(" ".join(map(str, tokens)).encode()).hexdigest()
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -23,22 +30,25 @@ class Reply(_Strict):
 
     Attributes:
         prompt: id of the prompt; `wish` is what it asks for.
-        prompt_sha256: of the prompt's token ids, written in decimal with spaces; `prompt_tokens` is how many they are.
+        prompt_sha256: of the prompt's token ids (`digest_of`); None where a server tells only how many they
+            are, which is `prompt_tokens`.
         finish: `length` where it was cut off.
         loops, broken: it ends in a loop; it breaks the chat format.
         granted: it has what was asked: text, a valid tool call, a JSON object.
+        by_server: a server gave it, which takes answers apart by itself.
     """
 
     prompt: str
     repeat: int = Field(ge=0)
     wish: Wish
-    prompt_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    prompt_sha256: str | None = Field(pattern="^[0-9a-f]{64}$")
     prompt_tokens: int = Field(ge=1)
     tokens: int = Field(ge=0)
     finish: Literal["stop", "length"]
     loops: bool
     broken: bool
     granted: bool
+    by_server: bool = False
 
 
 class BehaviourHead(_Strict):

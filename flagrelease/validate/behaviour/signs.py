@@ -19,6 +19,7 @@ from flagrelease.model.v4.completion import Completion, parse_completion
 from flagrelease.model.v4.dsml import ToolCall
 from flagrelease.model.v4.encoded import Opening
 from flagrelease.model.v4.json_text import is_json, read_object
+from flagrelease.validate.behaviour.prompts import Prompt
 
 LOOP_TAIL = 4096  # characters at the end in which a loop is looked for
 LOOP_TIMES = 5
@@ -64,6 +65,22 @@ def read_completion(text: str, opening: Opening) -> Completion | None:
         return None
     shown = completion.content + (completion.reasoning or "")
     return None if any(marker in shown for marker in _MARKERS) or "�" in shown else completion
+
+
+def is_clean(text: str, calls: Sequence[ToolCall]) -> bool:
+    """Whether an answer that a server took apart keeps the format, as far as that can be seen then.
+
+    No marker of the format in its text, no bytes that are no characters, and an object as arguments of every call.
+    """
+    marked = any(marker in text for marker in _MARKERS) or "�" in text
+    return not marked and all(read_object(call.arguments) is not None for call in calls)
+
+
+def grants(content: str, calls: Sequence[ToolCall], prompt: Prompt) -> bool:
+    """Whether an answer has what its prompt asks for: text, a valid tool call, a JSON object."""
+    if prompt.wish == "tool":
+        return calls_tool(calls, prompt.tools)
+    return is_json_object(content) if prompt.wish == "json" else bool(content.strip())
 
 
 def calls_tool(calls: Sequence[ToolCall], tools: Sequence[dict[str, Any]]) -> bool:

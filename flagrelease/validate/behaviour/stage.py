@@ -36,7 +36,13 @@ class RateFigures(_Strict):
 
 
 class BehaviourFigures(_Strict):
-    """`figures` of the stage. `token_mismatches` are ids of prompts that became other tokens than the native ones."""
+    """`figures` of the stage.
+
+    Attributes:
+        token_mismatches: ids of prompts that became other tokens than the native ones.
+        only_counted: ids of prompts whose tokens a server does not tell: only their numbers were compared.
+        served: the sides that a server answered.
+    """
 
     margin: float
     prompts: int
@@ -45,6 +51,8 @@ class BehaviourFigures(_Strict):
     golden_pairs: int
     golden_differing: tuple[str, ...]
     token_mismatches: tuple[str, ...]
+    only_counted: tuple[str, ...] = ()
+    served: tuple[str, ...] = ()
     rates: tuple[RateFigures, ...]
 
 
@@ -75,9 +83,10 @@ def behaviour_stage(release: Path, port: Behaviour, native: Behaviour) -> Stage:
         raise VerificationError("the baseline's behaviour was asked with other prompts or rules; record it again")
     if [(a.prompt, a.repeat) for a in port.answers] != [(a.prompt, a.repeat) for a in native.answers]:
         raise VerificationError("the baseline's behaviour does not hold an answer for each prompt; record it again")
-    golden = check_golden_pairs(release)
+    golden = GoldenPairs(0, ()) if _is_served(port) else check_golden_pairs(release)  # a server encodes chats by itself
     pairs = list(zip(port.answers, native.answers, strict=True))
-    mismatches = tuple(dict.fromkeys(a.prompt for a, b in pairs if a.prompt_sha256 != b.prompt_sha256))
+    mismatches = tuple(dict.fromkeys(a.prompt for a, b in pairs if _other_tokens(a, b)))
+    counted = tuple(dict.fromkeys(a.prompt for a, b in pairs if None in (a.prompt_sha256, b.prompt_sha256)))
     rates = tuple(_rate(sign, port, native, port.rules) for sign in _SIGNS)
     verdict = _verdict(golden, mismatches, rates)
     figures = BehaviourFigures(
@@ -88,6 +97,8 @@ def behaviour_stage(release: Path, port: Behaviour, native: Behaviour) -> Stage:
         golden_pairs=golden.pairs,
         golden_differing=golden.differing,
         token_mismatches=mismatches,
+        only_counted=counted,
+        served=tuple(side for side, of in (("this chip", port), ("native", native)) if _is_served(of)),
         rates=rates,
     )
     return Stage(
@@ -98,6 +109,15 @@ def behaviour_stage(release: Path, port: Behaviour, native: Behaviour) -> Stage:
         leaves_open=_leaves_open(figures),
         figures=figures.model_dump(mode="json"),
     )
+
+
+def _other_tokens(port: Reply, native: Reply) -> bool:
+    digests = {port.prompt_sha256, native.prompt_sha256} - {None}
+    return port.prompt_tokens != native.prompt_tokens or len(digests) == 2
+
+
+def _is_served(side: Behaviour) -> bool:
+    return any(answer.by_server for answer in side.answers)
 
 
 def _rate(sign: _Sign, port: Behaviour, native: Behaviour, rules: BehaviourRules) -> RateFigures:
@@ -146,7 +166,11 @@ def _detail(figures: BehaviourFigures, rules: BehaviourRules) -> str:
 
 
 def _proves(figures: BehaviourFigures) -> tuple[str, ...]:
-    lines = [f"All {figures.prompts} prompts become the same tokens as on the native side."]
+    exact = figures.prompts - len(figures.only_counted)
+    lines = [f"{_count(exact, figures.prompts)} become the same tokens as on the native side."] if exact else []
+    if figures.only_counted:
+        counted = _count(len(figures.only_counted), figures.prompts)
+        lines.append(f"{counted} have as many tokens as on the native side.")
     if figures.golden_pairs:
         lines.append(f"The chat encoding gives the release's own text for all {figures.golden_pairs} of its examples.")
     lines.append(
@@ -156,8 +180,23 @@ def _proves(figures: BehaviourFigures) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _count(some: int, prompts: int) -> str:
+    return f"All {prompts} prompts" if some == prompts else f"{some} of {prompts} prompts"
+
+
 def _leaves_open(figures: BehaviourFigures) -> tuple[str, ...]:
     lines = ["Whether what the answers say is right.", "Behaviour in chats longer than these prompts."]
-    if not figures.golden_pairs:
+    if "this chip" in figures.served:
+        lines.append("That the server ran this very release on the chip: nothing in its answers shows its weights.")
+        lines.append("The chat format beyond these prompts: the server writes it by itself.")
+    elif not figures.golden_pairs:
         lines.append("The chat format beyond these prompts: the release carries no examples of it.")
+    if figures.served:
+        sides = " and ".join(figures.served)
+        lines.append(
+            f"What the server's own parsers mended or dropped ({sides}): calls and thoughts are judged as it gave them."
+        )
+    if figures.only_counted:
+        counted = _count(len(figures.only_counted), figures.prompts)
+        lines.append(f"{counted} were compared by how many tokens they have: the server does not tell which.")
     return tuple(lines)

@@ -9,7 +9,9 @@ from pathlib import Path
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import BehaviourRules, BenchmarkRules
 from flagrelease.validate.behaviour.answers import Behaviour
+from flagrelease.validate.behaviour.journal import collect
 from flagrelease.validate.behaviour.prompts import prompts_of
+from flagrelease.validate.behaviour.served import EndpointAsker
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.endpoint.answerer import EndpointAnswerer
 from flagrelease.validate.exams.answerer import Answerer, AskRules
@@ -45,7 +47,7 @@ def answering(
         longest: tokens of the longest prompt, where they are known.
     """
     if endpoint is not None:
-        yield EndpointAnswerer(endpoint, f"{endpoint.model} at {endpoint.shown}", efforts)
+        yield EndpointAnswerer(endpoint, stack_of(endpoint), efforts)
         return
     assert isinstance(port, Port)
     rules, tokenizer = exam.rules, port.session.tokenizer()
@@ -56,16 +58,28 @@ def answering(
         yield EngineAnswerer(scheduler, port.stack, efforts)
 
 
-def ask_behaviour(port: Port, subject: str, rules: BehaviourRules, journal: Path, watch: Watch) -> Behaviour:
-    """Ask the port all behaviour prompts that `journal` has no answer to; it keeps the answers."""
-    from flagrelease.validate.behaviour.ask import answer_prompts
+def ask_behaviour(
+    who: Port | Endpoint, efforts: Efforts, subject: str, rules: BehaviourRules, journal: Path, watch: Watch
+) -> Behaviour:
+    """Ask the port or the endpoint all behaviour prompts that `journal` has no answer to; it keeps the answers.
 
-    tokenizer = port.session.tokenizer()
-    effort = port.session.efforts().of(rules.mode)
-    longest = max(len(tokenizer.encode(prompt.encode(effort))) for prompt in prompts_of(rules))
+    `efforts` are those of the model that is asked.
+    """
 
     def progress(done: int, total: int) -> None:
         watch("behaviour", done, total, "answers")
 
-    with port.answering(longest, rules.max_tokens) as scheduler:
-        return answer_prompts(scheduler, effort, subject, port.stack, rules, journal, progress)
+    effort = efforts.of(rules.mode)
+    if isinstance(who, Endpoint):
+        return collect(EndpointAsker(who, effort, rules), subject, stack_of(who), rules, journal, progress)
+    from flagrelease.validate.behaviour.ask import EngineAsker
+
+    tokenizer = who.session.tokenizer()
+    longest = max(len(tokenizer.encode(prompt.encode(effort))) for prompt in prompts_of(rules))
+    with who.answering(longest, rules.max_tokens) as scheduler:
+        return collect(EngineAsker(scheduler, effort, rules), subject, who.stack, rules, journal, progress)
+
+
+def stack_of(endpoint: Endpoint) -> str:
+    """How answers of an endpoint name who gave them. What the server says of itself is in the report's environment."""
+    return f"{endpoint.model} at {endpoint.shown}"

@@ -13,7 +13,7 @@ from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha2
 from flagrelease.validate.behaviour.stage import behaviour_stage
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.run import examine
-from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam
+from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam, stack_of
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared
 from flagrelease.validate.stages.request import ValidationRequest
@@ -50,6 +50,17 @@ class StageInputs:
     def subject(self) -> str:
         """How recorded answers name this release."""
         return f"manifest {self.request.release.manifest_sha256}"
+
+    @property
+    def answerer(self) -> str:
+        """Who answers: the endpoint if there is one, without anything secret, else the bundled engine."""
+        endpoint = self.request.endpoint
+        return f"engine, {self.request.operators}" if endpoint is None else stack_of(endpoint)
+
+    @property
+    def asked(self) -> Port | Endpoint | str:
+        """What is asked: the endpoint if there is one, else the port; or why neither is there."""
+        return self.request.endpoint or self.port
 
     @property
     def running(self) -> Port:
@@ -125,16 +136,12 @@ class BenchmarksStage:
         ]
         if names:
             return f"the baseline has no answers to {', '.join(names)}"
-        if self.given.request.endpoint is None and isinstance(self.given.port, str):
-            return self.given.port
-        return None
+        return self.given.asked if isinstance(self.given.asked, str) else None
 
     def inputs(self) -> dict[str, str]:
         """The native answers, the files of questions, and who answers."""
-        request, endpoint = self.given.request, self.given.request.endpoint
-        found = {
-            "answerer": f"engine, {request.operators}" if endpoint is None else f"{endpoint.model} at {endpoint.shown}"
-        }
+        request = self.given.request
+        found = {"answerer": self.given.answerer}
         for name in request.rules.benchmarks:
             found[f"baseline of {name}"] = file_sha256(self.given.recorded.answers(name))
             found[f"data of {name}"] = " ".join(map(file_sha256, request.data.get(name, ()))) or "hub"
@@ -165,23 +172,25 @@ class BenchmarksStage:
 
 @dataclass(frozen=True, slots=True)
 class BehaviourStage:
-    """Asks the port the behaviour prompts."""
+    """Asks the port or an endpoint the behaviour prompts."""
 
     given: StageInputs
     name: StageName = "behaviour"
 
     def missing(self) -> str | None:
-        """The baseline, its behaviour, or a device."""
+        """The baseline, its behaviour, or who answers on this side."""
         if self.given.baseline is None:
             return NO_BASELINE
         if not self.given.baseline.behaviour.is_file():
             return "the baseline has no behaviour"
-        return self.given.port if isinstance(self.given.port, str) else None
+        return self.given.asked if isinstance(self.given.asked, str) else None
 
     def inputs(self) -> dict[str, str]:
-        """The native answers, and the provider of the operators."""
+        """The native answers, and who answers: the provider of the operators, or the endpoint."""
         found = {"baseline": file_sha256(self.given.recorded.behaviour)}
-        return found | {"operators": self.given.request.operators}
+        if self.given.request.endpoint is None:
+            return found | {"operators": self.given.request.operators}
+        return found | {"answerer": self.given.answerer}
 
     def run(self, watch: Watch) -> Outcome:
         """Ask all prompts."""
@@ -189,8 +198,10 @@ class BehaviourStage:
         assert native is not None, "the stage is missing nothing"
         work = stage_work(self.given.request.out, self.name)
         work.mkdir(parents=True, exist_ok=True)
-        port = ask_behaviour(self.given.running, self.given.subject, rules, work / "answers.jsonl", watch)
-        stage = behaviour_stage(self.given.request.release.folder, port, native)
+        asked, release = self.given.asked, self.given.request.release.folder
+        assert not isinstance(asked, str), "the stage is missing nothing"
+        answers = ask_behaviour(asked, read_efforts(release), self.given.subject, rules, work / "answers.jsonl", watch)
+        stage = behaviour_stage(release, answers, native)
         return Outcome(stage=stage, inputs=self.inputs(), seeds={"behaviour": rules.seed})
 
 

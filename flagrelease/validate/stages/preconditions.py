@@ -84,6 +84,8 @@ def prepare(request: ValidationRequest) -> Prepared:
     exams = read_exams(request.data, request.rules)
     if not isinstance(device, str):
         require_packages(request.rules)
+    if request.endpoint is not None and request.rules.benchmarks:
+        require_extra("eval", "asking the benchmarks")
     ready = Prepared(request, baseline, device, exams, NativeAnswers())
     if baseline is None or not is_leader() or (isinstance(device, str) and request.endpoint is None):
         return ready

@@ -36,8 +36,8 @@ class Recording:
 
     Attributes:
         documents: a user's own set for the logits; None for the bundled one.
-        endpoint: a server that answers the benchmarks in place of the bundled engine. That it serves the source is the
-            word of whoever records.
+        endpoint: a server that answers benchmarks and behaviour in place of the bundled engine. That it serves the
+            source is the word of whoever records.
         parts: what to record now; the others can follow later, also on another machine into the same folder.
     """
 
@@ -80,7 +80,7 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     names = missing if "benchmarks" in parts else []
     behaviour = "behaviour" in parts and not folder.behaviour.is_file()
     lengths = _missing_lengths(recording, folder)
-    on_engine = behaviour or (recording.endpoint is None and bool(names or lengths))
+    on_engine = recording.endpoint is None and (behaviour or bool(names or lengths))
     if "logits" in parts or on_engine:
         require_extra("engine", "running the model")
     if names:
@@ -96,6 +96,8 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
             if is_leader():
                 asks.long_context(lengths, "the endpoint answers")
                 asks.benchmarks(names, "the endpoint answers")
+                if behaviour:
+                    asks.behaviour("the endpoint answers")
             return folder
         device = open_device(recording.device)
         with Port(recording.source, "native", device, recording.operators, recording.rows) as port:
@@ -193,7 +195,10 @@ class _Asks:
                 side = run_side(exam, answerer, subject, self.folder.work(name), repeats, progress)
             side.save(self.folder.answers(name))
 
-    def behaviour(self, port: Port) -> None:
+    def behaviour(self, port: Port | str) -> None:
         """Record answers to the behaviour prompts."""
         subject, rules = subject_of_source(self.identity), self.recording.rules.behaviour
-        ask_behaviour(port, subject, rules, self.folder.work("behaviour"), self.watch).save(self.folder.behaviour)
+        asked, journal = self.recording.endpoint or port, self.folder.work("behaviour")
+        assert not isinstance(asked, str), "the engine answers where there is no endpoint"
+        efforts = read_efforts(self.recording.source)
+        ask_behaviour(asked, efforts, subject, rules, journal, self.watch).save(self.folder.behaviour)

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,32 +87,9 @@ def test_more_tokens_than_the_context_holds(scheduler: Scheduler) -> None:
         list(EngineAnswerer(scheduler, "cpu", EFFORTS).answer([Ask("i", 0, "Which?", 1)], choice_rules(max_tokens=400)))
 
 
-@pytest.fixture
-def address(small_release: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    how = ["--numerics", "bf16", "--dtype", "float32", "--context", "400", "--batch", "4", "--name", "small"]
-    command = [sys.executable, "-m", "flagrelease", "serve", str(small_release), "--port", str(port), *how]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-        url = f"http://127.0.0.1:{port}/v1"
-        wait_for(f"{url}/models", server)
-        yield url
-        server.terminate()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    while server.poll() is None:
-        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url) as reply:
-            assert json.load(reply)["data"][0]["id"] == "small"
-            return
-        time.sleep(0.1)
-    raise AssertionError("the server ended")
-
-
-def test_served_it_gives_the_same_answers(scheduler: Scheduler, address: str, tmp_path: Path) -> None:
+def test_served_it_gives_the_same_answers(scheduler: Scheduler, served_small: str, tmp_path: Path) -> None:
     """Two ways to one model: the same prompts by their numbers of tokens, the same answers by their digests."""
     exam = choice_exam(tmp_path, count=3, **HOW)
     direct = run_side(exam, EngineAnswerer(scheduler, "cpu", EFFORTS), "s", tmp_path / "j", 4, nothing)
-    served = EndpointAnswerer(Endpoint(address, "small", concurrency=3), "cpu", EFFORTS)
+    served = EndpointAnswerer(Endpoint(served_small, "small", concurrency=3), "cpu", EFFORTS)
     assert run_side(exam, served, "s", tmp_path / "served", 4, nothing) == direct
