@@ -40,7 +40,7 @@ from flagrelease.verify import commands as verification
 EXIT_CODES = """\
 Exit codes: 0 done; 1 a bug in flagrelease; 2 bad usage or recipe; 3 bad checkpoint; 4 something is missing (space, a
 device, a package, a free port) or a folder belongs to something else; 5 verification failed; 6 network; 7 a validation
-without a verdict; 130 interrupted (run the same command again to resume).
+without a verdict; 8 the time limit came first; 130 interrupted (after 8 and 130, run the same command again to resume).
 """
 
 INTERRUPTED = 130

@@ -51,6 +51,13 @@ class NetworkError(FlagReleaseError):
     kind = "network"
 
 
+class LimitError(FlagReleaseError):
+    """A limit that the user set, such as a time, was reached; the same command resumes."""
+
+    exit_code = 8
+    kind = "limit"
+
+
 def first_problem(error: ValidationError, whole: str = "document") -> str:
     """The first thing that a data contract refuses, as "key.of.the.field: what is wrong".
 

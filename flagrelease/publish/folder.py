@@ -20,11 +20,13 @@ from flagrelease.records.provenance import read_statement
 _CHUNK = 8 << 20
 
 
-def publish_folder(publication: Publication, folder: Path, progress: Tracker) -> None:
+def publish_folder(publication: Publication, folder: Path, progress: Tracker, *, replace: bool = False) -> None:
     """Write the publication to `folder`, through a folder beside it that gets the name when all is there and checked.
 
     Files of the release are hard links where the file system allows, so they take no space and are not written to;
-    every byte is read once and compared with its digest. A folder that holds the same already is left as it is.
+    every byte is read once and compared with its digest. A folder that holds the same already is left as it is. With
+    `replace`, one that holds an earlier publication of the same model for the same chip is removed when this one is
+    whole beside it.
 
     Raises:
         ResourceError: the folder exists and holds something else, cannot be written, or has no space for the files.
@@ -34,19 +36,45 @@ def publish_folder(publication: Publication, folder: Path, progress: Tracker) ->
         if not folder.is_dir():
             raise ResourceError(f"{folder}: exists and is no folder; name another one")
         difference = compare(publication.by_path, list_folder(folder, progress))
-        if difference:
+        if not difference:
+            return
+        if not replace:
             raise ResourceError(f"{folder}: exists and holds something else ({difference}); name another folder")
-        return
+        _refuse_another(publication, folder)
     whole = folder.absolute()
+    former = whole.with_name(f".{whole.name}.replaced")
     unfinished = whole.with_name(f".{whole.name}.{publication.digest[:12]}.unfinished")
     try:
         _write(publication, folder, unfinished, progress)
+        shutil.rmtree(former, ignore_errors=True)  # of a run that was killed between the two names
+        if whole.exists():
+            whole.rename(former)
         unfinished.rename(whole)
         _sync(whole.parent)
+        shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         where = "" if error.filename is None else f" at {error.filename}"
         raise ResourceError(f"{folder}: cannot be written ({error.strerror or error}{where})") from error
+
+
+def _refuse_another(publication: Publication, folder: Path) -> None:
+    """What is replaced must be an earlier publication of this model for this chip, by the records that lie there.
+
+    Raises:
+        ResourceError: it is something else.
+    """
+    records = publication.records
+    try:
+        manifest = read_manifest(folder)
+        sha256 = hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
+        there = read_statement((folder / STATEMENT_NAME).read_bytes(), manifest, sha256)
+    except (OSError, VerificationError) as error:
+        raise ResourceError(
+            f"{folder}: holds nothing that flagrelease published ({error}); name another folder"
+        ) from None
+    if (there.recipe.model, there.chip) != (records.recipe.model, records.chip.id):
+        raise ResourceError(f"{folder}: holds {there.recipe.model} for {there.chip}; name another folder")
 
 
 def _write(publication: Publication, folder: Path, unfinished: Path, progress: Tracker) -> None:

@@ -21,6 +21,7 @@ def plan_publication(
     hub: Hub | None,
     place: str,
     *,
+    named: str | None = None,
     private: bool = False,
     signing_key: Path | None = None,
     signature: Path | None = None,
@@ -30,6 +31,7 @@ def plan_publication(
     Args:
         hub: None for a folder, which gets what Hugging Face would get: it is a mirror, or a look at it.
         place: the repository, or the folder.
+        named: how the card of a folder calls the repository; None: as the manifest's recipe says.
         signing_key: PEM file of an EC private key.
         signature: a bundle over exactly these files that was made elsewhere.
 
@@ -38,7 +40,7 @@ def plan_publication(
         VerificationError: a card that breaks a rule of the hub.
     """
     own = records.wanted.repo
-    named = place if hub is not None else own
+    named = place if hub is not None else named or own
     facts = hub or HUGGING_FACE
     documents = {CARD_NAME: make_card(records, facts, named), **run_files(records), **facts.documents}
     siblings = _siblings(records) if named == own else ()

@@ -41,6 +41,7 @@ def publish(
     to: str,
     *,
     repo: str | None = None,
+    named: str | None = None,
     private: bool = False,
     dry_run: bool = False,
     yes: bool = False,
@@ -51,6 +52,7 @@ def publish(
     signing_key: Path | None = None,
     signature: Path | None = None,
     endpoint: str | None = None,
+    replace: bool = False,
 ) -> PublishOutcome:
     """Plan the publication of a release for a chip, and carry it out if `yes` is given and `dry_run` is not.
 
@@ -58,6 +60,7 @@ def publish(
         release: folder with a manifest.
         to: `hf`, `modelscope`, or a folder.
         repo: `owner/name`; by default the one that chip table and recipe give.
+        named: how the card in a folder calls the repository; by default likewise.
         report: the validation's report for this manifest and chip.
         allow_unvalidated: there need be no report.
         allow_unproved_weights: the report need not have compared the weights with their source.
@@ -65,6 +68,7 @@ def publish(
         signing_key: PEM file of an EC private key; the publication then holds a signature of every file.
         signature: a bundle over exactly these files that was made elsewhere, for example by sigstore without a key.
         endpoint: another hub than the client's own settings say.
+        replace: a folder that holds an earlier publication of the same model for the same chip gets this one instead.
 
     Raises:
         FlagReleaseError: everything that keeps the target from holding exactly what was proved.
@@ -77,18 +81,20 @@ def publish(
     attached = None if recipe is None else read_recipe(recipe)
     records = read_records(release, get_chip(chip), report, allow_unvalidated, allow_unproved_weights, attached)
     place = to if hub is None else repo or records.wanted.repo
-    publication = plan_publication(records, hub, place, private=private, signing_key=signing_key, signature=signature)
+    publication = plan_publication(
+        records, hub, place, named=named, private=private, signing_key=signing_key, signature=signature
+    )
     if problems := limit_problems(publication):
         raise OverLimitError(publication, problems)
     if dry_run or not yes:
         return PublishOutcome(publication, None)
     with progress("publish", publication.bytes) as tracker:
-        return PublishOutcome(publication, _carry_out(publication, endpoint, tracker))
+        return PublishOutcome(publication, _carry_out(publication, endpoint, tracker, replace))
 
 
-def _carry_out(publication: Publication, endpoint: str | None, tracker: Tracker) -> str:
+def _carry_out(publication: Publication, endpoint: str | None, tracker: Tracker, replace: bool) -> str:
     """Returns the commit, the tag or the folder."""
     if publication.hub is not None:
         return open_hub(publication.hub, endpoint).publish(publication, tracker)
-    publish_folder(publication, Path(publication.repo), tracker)
+    publish_folder(publication, Path(publication.repo), tracker, replace=replace)
     return publication.repo

@@ -40,7 +40,7 @@ class Records:
     @property
     def wanted(self) -> ChipRelease:
         """What the recipe says of this release of the chip."""
-        of_chip = releases_of(self.recipe.model, self.recipe.releases, self.chip)
+        of_chip = releases_of(self.recipe.model, self.recipe.releases, self.chip, self.recipe.owner)
         return next(one for one in of_chip if one.spec.is_of(self.target))
 
     @property

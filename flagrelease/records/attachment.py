@@ -72,14 +72,14 @@ def disagreements(recipe: Recipe, manifest: Manifest, chip: str) -> Iterator[str
     recorded = ConvertSpec().model_dump(mode="json") | manifest.options  # an older release lacks newer options
     for key in sorted(options.keys() | recorded.keys()):
         asked, used = options.get(key), recorded.get(key)
-        if asked != used and not _without_effect(manifest, key, asked, used):
+        if asked != used and not without_effect(manifest, key, asked, used):
             yield f"the recipe has convert.{key} {asked}; this release was converted with {used}"
     for key, stated in (("repo", recipe.source.repo), ("revision", recipe.source.revision)):
         if getattr(manifest.source, key) not in (None, stated):
             yield f"the recipe's source.{key} is {stated}; this release has {getattr(manifest.source, key)}"
 
 
-def _without_effect(manifest: Manifest, key: str, asked: object, used: object) -> bool:
+def without_effect(manifest: Manifest, key: str, asked: object, used: object) -> bool:
     """Whether an option of `convert` changes no byte of this release, so that a recipe may have another value of it."""
     mp = manifest.target.mp
     if key == "lossy_repack":

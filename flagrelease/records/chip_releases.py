@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from flagrelease.chips.stacks import ServingStack, get_stack, stacks_of
 from flagrelease.chips.table import CardProduct, Chip, get_chip
@@ -17,6 +17,7 @@ from flagrelease.records.manifest import Drafts, Dtype, OGroups, TargetRecord
 OWNER = "FlagRelease"
 FLAGOS = "flagos"  # the stack of DeepSeek's and FlagOS' own engines, which read mp layouts
 LONGEST_NAME = 96  # of a repository without its owner, on Hugging Face; ModelScope states no smaller limit
+OWNER_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class ReleaseSpec(BaseModel):
@@ -29,6 +30,7 @@ class ReleaseSpec(BaseModel):
             `split` cuts it between them.
         drafts: `drop` leaves out the draft stages of the model (`mtp.*`), which only make answers faster.
         stack: the serving stack of `chips/stacks.yaml` that it is made for; None: nobody in particular.
+        repo: `OWNER/NAME` that it is published in; None: `repository` makes the name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +40,13 @@ class ReleaseSpec(BaseModel):
     o_groups: OGroups = "shared"
     drafts: Drafts = "keep"
     stack: str | None = None
+    repo: str | None = Field(default=None, pattern=rf"^{OWNER_PATTERN}/{OWNER_PATTERN}$")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Manifests hold the recipe: a key that came later must not change those of recipes without it."""
+        document: dict[str, Any] = dump(self)
+        return document if self.repo is not None else {key: document[key] for key in document if key != "repo"}
 
     @model_validator(mode="before")
     @classmethod
@@ -105,13 +114,18 @@ def _accepted(stack: ServingStack, kind: str) -> str:
     return ", ".join(loads) or "no format that is known"
 
 
-def repository(model: str, chip: Chip, spec: ReleaseSpec, of_chip: tuple[ReleaseSpec, ...]) -> str:
-    """The repository of a release, among all that the recipe has for the chip.
+def repository(
+    model: str, chip: Chip, spec: ReleaseSpec, of_chip: tuple[ReleaseSpec, ...], owner: str | None = None
+) -> str:
+    """The repository of a release, among all that the recipe has for the chip; the one that the release itself names.
 
     `FlagRelease/MODEL-CHIP-FlagOS` is the first release that is for FlagOS' engine; further ones of that kind have
     format and layout before the chip. A release for another stack is `FlagRelease/MODEL-FORMAT-CHIP-STACK`, where the
-    stack goes without the chip's own name: DeepSeek-V4-Flash-W8A8-ASCEND-ascend-vllm for vllm-ascend.
+    stack goes without the chip's own name: DeepSeek-V4-Flash-W8A8-ASCEND-ascend-vllm for vllm-ascend. `owner` takes
+    the place of `FlagRelease`.
     """
+    if spec.repo is not None:
+        return spec.repo
     if spec.for_flagos:
         first = next(one for one in of_chip if one.for_flagos)
         words = [model, *([] if spec == first else [spec.format.upper(), spec.layout]), chip.id, "FlagOS"]
@@ -119,7 +133,7 @@ def repository(model: str, chip: Chip, spec: ReleaseSpec, of_chip: tuple[Release
         assert spec.stack is not None
         own = [word for word in spec.stack.split("-") if word != chip.id] or ["serving"]
         words = [model, spec.format.upper(), chip.id, *own]
-    return f"{OWNER}/{'-'.join(words)}"
+    return f"{owner or OWNER}/{'-'.join(words)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +160,10 @@ class ChipRelease:
 Releases = Mapping[str, tuple[ReleaseSpec, ...]]
 
 
-def releases_of(model: str, releases: Releases, chip: Chip) -> tuple[ChipRelease, ...]:
+def releases_of(model: str, releases: Releases, chip: Chip, owner: str | None) -> tuple[ChipRelease, ...]:
     """The releases of a chip, in the order of the recipe; none if the recipe does not have the chip."""
     specs = releases.get(chip.id, ())
-    return tuple(ChipRelease(chip, spec, repository(model, chip, spec, specs)) for spec in specs)
+    return tuple(ChipRelease(chip, spec, repository(model, chip, spec, specs, owner)) for spec in specs)
 
 
 def split_choice(text: str) -> tuple[Chip, str | None]:
@@ -162,13 +176,14 @@ def split_choice(text: str) -> tuple[Chip, str | None]:
     return get_chip(name), release if colon else None
 
 
-def choose(model: str, releases: Releases, choices: Iterable[str]) -> tuple[ChipRelease, ...]:
+def choose(model: str, releases: Releases, choices: Iterable[str], owner: str | None = None) -> tuple[ChipRelease, ...]:
     """The releases that `--chip` names, each once: all of a chip, or the one of this format and layout.
 
     Args:
         model: of the recipe.
         releases: of the recipe.
         choices: as typed; none means everything in the recipe.
+        owner: of repositories; None: `OWNER`.
 
     Raises:
         UsageError: no such chip or release; the message has those there are.
@@ -178,7 +193,7 @@ def choose(model: str, releases: Releases, choices: Iterable[str]) -> tuple[Chip
         chip, wanted = split_choice(text)
         if chip.id not in releases:
             raise UsageError(f"chip {chip.id!r} is not in this recipe; it has {', '.join(releases)}")
-        found = releases_of(model, releases, chip)
+        found = releases_of(model, releases, chip, owner)
         if wanted is not None and wanted not in {one.spec.name for one in found}:
             names = ", ".join(f"{chip.id}:{one.spec.name}" for one in found)
             raise UsageError(f"--chip {text}: this recipe has {names}")

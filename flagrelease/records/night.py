@@ -31,6 +31,7 @@ class NightStep(_Strict):
         kept: it was found finished and nothing was done.
         why: why it was done, or done again; empty if it was kept.
         detail: how it ended, in a sentence.
+        exit_code: 5 of a verdict against the release, 0 unless the later stages could not be run.
         seconds: of what was done; chips that share a conversion or a verification all have its whole time.
         bytes_per_second: where bytes are what a stage works on (convert, verify), and it did something.
     """
@@ -39,6 +40,7 @@ class NightStep(_Strict):
     kept: bool
     why: str
     detail: str
+    exit_code: int = 0
     seconds: float = Field(ge=0)
     bytes_per_second: float | None = None
 

@@ -19,15 +19,24 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from flagrelease.chips.table import get_chip
 from flagrelease.errors import UsageError, first_problem
 from flagrelease.publish.hubs.registry import known_hub
-from flagrelease.records.chip_releases import LONGEST_NAME, ChipRelease, ReleaseSpec, choose, require_served
+from flagrelease.records.chip_releases import (
+    LONGEST_NAME,
+    OWNER_PATTERN,
+    ChipRelease,
+    ReleaseSpec,
+    choose,
+    require_served,
+)
 from flagrelease.records.rules import ValidationRules
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -112,6 +121,7 @@ class Recipe(_Strict):
     Attributes:
         schema_version: of the form of recipes: 1.
         model: the name that repositories and cards give it.
+        owner: of the repositories, in place of FlagRelease.
         languages: that it was made for (ISO 639), which cards claim.
         source: the checkpoint.
         convert: what changes a byte of all releases.
@@ -123,12 +133,19 @@ class Recipe(_Strict):
 
     schema_version: Literal[1]
     model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    owner: str | None = Field(default=None, pattern=f"^{OWNER_PATTERN}$")
     languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = ()
     source: SourceSpec
     convert: ConvertSpec = ConvertSpec()
     hubs: tuple[Annotated[str, AfterValidator(known_hub)], ...] = ()
     releases: dict[str, ReleaseSpecs] = Field(min_length=1)
     validation: ValidationRules = ValidationRules()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Manifests hold the recipe: a key that came later must not change those of recipes without it."""
+        document: dict[str, Any] = dump(self)
+        return document if self.owner is not None else {key: document[key] for key in document if key != "owner"}
 
     def document(self) -> dict[str, Any]:
         """The recipe as manifests and statements hold it.
@@ -158,7 +175,11 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _repositories_can_be_made(self) -> Recipe:
+        taken: dict[str, str] = {}
         for one in self.chosen():
+            named = f"{one.chip.id}:{one.spec.name}"
+            if (other := taken.setdefault(one.repo, named)) != named:
+                raise ValueError(f"{other} and {named} would both be published in {one.repo}")
             name = one.repo.partition("/")[2]
             if len(name) > LONGEST_NAME or "--" in name or ".." in name:
                 raise ValueError(
@@ -173,7 +194,7 @@ class Recipe(_Strict):
         Raises:
             UsageError: no such chip or release.
         """
-        return choose(self.model, self.releases, choices)
+        return choose(self.model, self.releases, choices, self.owner)
 
 
 def read_recipe(path: Path) -> Recipe:

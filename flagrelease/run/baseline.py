@@ -1,17 +1,30 @@
-"""What the native model gives, which the validations of all chips are compared with: recorded once, if at all."""
+"""What the native model gives, which the validations of all chips are compared with: recorded once, if at all.
+
+A part of it is recorded again when what it was recorded for has changed: the checkpoint, the rules of how the model is
+asked, the questions, the texts. The former part goes into the history.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flagrelease.console import Display
-from flagrelease.records.rules import ValidationRules
+from flagrelease.durable.files import refused
+from flagrelease.records.changes import changes, in_a_sentence
+from flagrelease.records.rules import BenchmarkRules, ValidationRules
+from flagrelease.run.history import put_away_part
 from flagrelease.run.on_ranks import run_on_ranks, shared_options
+from flagrelease.run.records import RecordedFor, read_record, write_record
 from flagrelease.run.request import RunRequest
 from flagrelease.run.steps import ChipRun
+from flagrelease.validate.baseline import BaselineFolder, file_sha256
 from flagrelease.validate.stages.record import Recording, record
 from flagrelease.validate.stages.stage import FILE_STAGES
+
+_RECORD = "baseline"
+_JUDGED_ONLY = frozenset({"title", "margin", "alpha", "most_invalid", "most_truncated", "most_difference"})
 
 
 def needs_model(rules: ValidationRules) -> bool:
@@ -24,7 +37,20 @@ def baseline_folder(request: RunRequest) -> Path:
     return request.baseline or request.out / "baseline"
 
 
-def record_baseline(request: RunRequest, runs: Sequence[ChipRun], source: Path) -> None:
+def outdated_parts(request: RunRequest, identity: str) -> dict[str, str]:
+    """Parts of `OUT/baseline` that were recorded for something else than is asked now, each with why."""
+    if request.baseline is not None:
+        return {}
+    before = read_record(RecordedFor, request.out, _RECORD)
+    found = {}
+    for name, now in _asked_for(request, identity).items():
+        was = None if before is None else before.parts.get(name)
+        if was is not None and (differs := changes(was, now)):
+            found[name] = in_a_sentence(differs)
+    return found
+
+
+def record_baseline(request: RunRequest, runs: Sequence[ChipRun], source: Path, identity: str) -> None:
     """Record what the native model gives, unless that was made elsewhere, on as many ranks as the first chip's release.
 
     Raises:
@@ -32,6 +58,9 @@ def record_baseline(request: RunRequest, runs: Sequence[ChipRun], source: Path) 
     """
     if request.baseline is not None or not needs_model(request.recipe.validation):
         return
+    for name in outdated_parts(request, identity):
+        _put_away(request, name)
+    write_record(RecordedFor(parts=_asked_for(request, identity)), request.out, _RECORD)
     folder, ranks = baseline_folder(request), runs[0].release.ranks
     if ranks > 1:
         words = ["baseline", "record", str(source), "--out", str(folder), *shared_options(request)]
@@ -49,3 +78,38 @@ def record_baseline(request: RunRequest, runs: Sequence[ChipRun], source: Path) 
     )
     with Display() as display:
         record(recording, display)
+
+
+def _asked_for(request: RunRequest, identity: str) -> dict[str, dict[str, Any]]:
+    """What each part rests on: the model, the rules of how it is asked, and what it is asked."""
+    rules = request.recipe.validation
+    texts = "bundled" if request.documents is None else file_sha256(request.documents)
+    parts: dict[str, dict[str, Any]] = {
+        "logits": {"source": identity, "replay": rules.logits.replay.model_dump(mode="json"), "documents": texts},
+        "behaviour": {"source": identity, "behaviour": rules.behaviour.model_dump(mode="json")},
+    }
+    for name, benchmark in rules.benchmarks.items():
+        parts[f"benchmarks/{name}"] = {
+            "source": identity,
+            name: _how_asked(benchmark),
+            "data": [file_sha256(path) for path in request.data.get(name, ())] or "hub",
+        }
+    return parts
+
+
+def _how_asked(benchmark: BenchmarkRules) -> dict[str, Any]:
+    """Without what only judges the answers."""
+    return benchmark.model_dump(mode="json", exclude=set(_JUDGED_ONLY))
+
+
+def _put_away(request: RunRequest, part: str) -> None:
+    """Into the history with what is whole; what was begun is removed."""
+    folder = BaselineFolder(baseline_folder(request))
+    kind, _, name = part.partition("/")
+    places = {"logits": folder.logits, "behaviour": folder.behaviour}
+    whole = places.get(part) or folder.answers(name)
+    if whole.exists():
+        put_away_part(request.out, whole)
+    journal = folder.work(name or kind)
+    with refused(journal):
+        journal.unlink(missing_ok=True)

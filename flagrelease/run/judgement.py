@@ -1,24 +1,28 @@
-"""What the report of a validation says about a chip, as the step of a run."""
+"""What the report of a validation says about a chip, as the step of a run; and whether it answers what is asked now."""
 
 from __future__ import annotations
 
 from flagrelease.errors import ResourceError
 from flagrelease.records.report import Report, parse_report
 from flagrelease.run.steps import CANNOT_TELL, RunStep, failed
+from flagrelease.validate.stages.former import Inputs, model_inputs, read_former
 from flagrelease.validate.stages.request import ValidationRequest
-from flagrelease.validate.stages.run import PAGE_NAME, REPORT_NAME, open_state
+from flagrelease.validate.stages.run import PAGE_NAME, REPORT_NAME
 
 
-def earlier_judgement(asked: ValidationRequest) -> RunStep | None:
+def earlier_judgement(asked: ValidationRequest, inputs: Inputs) -> RunStep | None:
     """What a report that is there already says, if it decides: a pass or a failure is not tried again.
 
+    Args:
+        asked: what would be validated.
+        inputs: what the verdicts on files rest on.
+
     Raises:
-        ResourceError: the report is of another release, chip or set of rules, or another process works in its folder.
-        VerificationError: it is no report.
+        VerificationError: the folder of the validation is damaged.
     """
-    if not (asked.out / REPORT_NAME).is_file():
+    former = read_former(asked.out)
+    if former is None or former.report is None or former.reasons(asked, inputs | model_inputs(asked)):
         return None
-    open_state(asked, {}).close()  # refuses the folder of something else
     step = judge(asked)
     return None if step.status == "cannot-tell" else step
 

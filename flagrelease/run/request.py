@@ -23,7 +23,10 @@ class RunRequest:
         checkpoint: the source, in place of the folder that the recipe names.
         chips: releases of the recipe, as `CHIP` or `CHIP:FORMAT-LAYOUT`; all by default.
         out: releases are `out/FORMAT-LAYOUT`, validations `out/validation/RELEASE-CHIP`, the baseline `out/baseline`.
+        begin: the first stage: what the earlier ones leave was made here before, or was brought here.
         until: the last stage.
+        replace: what an earlier recipe or checkpoint gave is removed where something else is to stand in its place.
+        disk_limit: bytes that `out` may take.
         target: `hf`, `modelscope`, or a folder that gets a folder for each release of a chip.
         yes: publish; without it the plan of each publication is made and nothing else.
         baseline: made elsewhere by `baseline record`; None: recorded here.
@@ -36,7 +39,10 @@ class RunRequest:
     out: Path
     checkpoint: Path | None = None
     chips: tuple[str, ...] = ()
+    begin: StageName = "convert"
     until: StageName = "validate"
+    replace: bool = False
+    disk_limit: int | None = None
     target: str | None = None
     private: bool = False
     yes: bool = False
@@ -51,6 +57,8 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
+        if STAGES.index(self.begin) > STAGES.index(self.until):
+            raise UsageError(f"--from {self.begin} contradicts --until {self.until}")
         if self.until == "publish" and self.target is None:
             raise UsageError("--until publish needs --publish hf, modelscope or a folder")
         if self.until != "publish" and self.target is not None:
@@ -69,7 +77,7 @@ class RunRequest:
 
     def wants(self, stage: StageName) -> bool:
         """Whether the stage is asked for."""
-        return STAGES.index(stage) <= STAGES.index(self.until)
+        return STAGES.index(self.begin) <= STAGES.index(stage) <= STAGES.index(self.until)
 
     def destination(self, repo: str) -> str:
         """Where the publication of a repository goes: the hub, or its folder in the target."""

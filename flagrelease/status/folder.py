@@ -142,7 +142,7 @@ def _wanted(finished: dict[str, ReleaseOnDisk], remarks: list[str]) -> list[Chip
             continue
         recipe = Recipe.model_validate(release.manifest.recipe)
         for chip in load_chips().values():
-            for one in releases_of(recipe.model, recipe.releases, chip):
+            for one in releases_of(recipe.model, recipe.releases, chip, recipe.owner):
                 wanted.setdefault((chip.id, one.spec.name), one)
     return list(wanted.values())
 
@@ -246,8 +246,8 @@ def _publications(
                 and one.manifest_sha256
                 and night.target in ("hf", "modelscope")
             ):
-                where = f"{night.target} {one.repository}, by the record of the run of {night.began}"
-                yield get_chip(one.chip).id, one.manifest_sha256, where
+                said = f"{night.target} {one.repository}, by the record of the run of {night.began}"
+                yield get_chip(one.chip).id, one.manifest_sha256, said
 
 
 def _baseline(folder: Path) -> tuple[str, ...]:

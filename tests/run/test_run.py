@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -26,7 +27,7 @@ from flagrelease.cli import main
 from flagrelease.errors import NetworkError
 from flagrelease.publish.records import default_report
 from flagrelease.ranks.status import Status
-from flagrelease.run import on_ranks, publication, verification
+from flagrelease.run import on_ranks, publication
 from flagrelease.validate.exams.hub import download
 from flagrelease.validate.stages import asking, file_stages
 from flagrelease.validate.stages.request import default_out
@@ -56,24 +57,32 @@ Run = Callable[..., dict[str, dict[str, str]]]
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the recipe; returns chip -> stage -> status, and keeps the details in `details`."""
+    """Runs the recipe; returns chip -> stage -> status, keeps the details in `details`, in `why` why what was done."""
     recipe = write_recipe(tmp_path)
 
     def call(*words: str | Path, code: int = 0) -> dict[str, dict[str, str]]:
         capsys.readouterr()
         assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--json", *map(str, words)]) == code
-        chips = json.loads(capsys.readouterr().out)["chips"]
+        document = json.loads(capsys.readouterr().out)
+        chips, call.summary = document["chips"], document["summary"]  # type: ignore[attr-defined]
         call.details = {  # type: ignore[attr-defined]
             chip["chip"]: {stage: step["detail"] for stage, step in chip["steps"].items()} for chip in chips
         }
+        call.why = {  # type: ignore[attr-defined]
+            chip["chip"]: done for chip in chips
+            if (done := {stage: step["why"] for stage, step in chip["steps"].items() if step["why"]})
+        }  # fmt: skip
         return {chip["chip"]: {stage: step["status"] for stage, step in chip["steps"].items()} for chip in chips}
 
     return call
 
 
 def snapshot(folder: Path) -> dict[str, int]:
-    """When each file was written, but for locks, which name the process that had them last."""
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    """When each file was written, but for locks, which name the process that had them last, and records of nights."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(path): path.stat().st_mtime_ns for path in files if path.name != "lock" and path.parent.name != "nights"
+    }
 
 
 @pytest.fixture
@@ -114,7 +123,8 @@ def test_again_is_nothing(run: Run, tmp_path: Path, proved: list[str]) -> None:
     before = snapshot(tmp_path)
     assert run("--publish", tmp_path / "mirror", "--yes") == first
     assert snapshot(tmp_path) == before
-    assert len(proved) == 2
+    assert (len(proved), run.why) == (2, {})  # type: ignore[attr-defined]
+    assert run.summary == "nothing to do: 3 releases of 3 chips are published"  # type: ignore[attr-defined]
 
 
 def test_a_manifest_is_read_by_the_conversion_and_by_publishing_and_by_nobody_between(
@@ -167,15 +177,15 @@ def test_what_stopped_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_interruption_is_gone_on_from(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = verification.validate
+    original = file_stages.check_weights
 
-    def interrupt(ready: Any, watch: Any) -> Any:
-        if ready.request.release.folder.name == "fp8-hf":
+    def interrupt(release: Path, *arguments: Any) -> Any:
+        if release.name == "fp8-hf":
             raise KeyboardInterrupt
-        return original(ready, watch)
+        return original(release, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(verification, "validate", interrupt)
+        patch.setattr(file_stages, "check_weights", interrupt)
         arguments = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
         assert main(arguments) == 130
     assert {steps["validate"] for steps in run().values()} == {"done"}
@@ -227,25 +237,53 @@ def test_a_release_that_is_wrong_stops_its_chips_and_no_others(run: Run, tmp_pat
     assert [path.name for path in (tmp_path / "mirror").iterdir()] == ["small-v4-ascend-FlagOS"]
 
 
-def test_a_changed_byte_after_the_report_is_not_published(run: Run, tmp_path: Path) -> None:
-    """Stages that were finished are not done again; publishing reads every byte all the same."""
-    run()
+@pytest.mark.parametrize(("hidden", "stage", "said"), [(False, "verify", "was written since it was proved"),
+                                                       (True, "publish", "not what the manifest says")])  # fmt: skip
+def test_a_changed_byte_after_the_report_is_not_published(
+    run: Run, tmp_path: Path, hidden: bool, stage: str, said: str
+) -> None:
+    """A file that was written since is hashed again; if its time hides that, publishing still reads every byte."""
+    run("--chip", "ascend")
     victim = sorted((tmp_path / "out" / "bf16-hf").glob("*.safetensors"))[0]
-    content = bytearray(victim.read_bytes())
+    status, content = victim.stat(), bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
+    if hidden:
+        os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
     found = run("--publish", tmp_path / "mirror", "--yes", "--chip", "ascend", code=5)
-    assert found["ascend"]["publish"] == "failed"
-    assert "not what the manifest says" in run.details["ascend"]["publish"]  # type: ignore[attr-defined]
+    assert found["ascend"][stage] == "failed"
+    assert said in run.details["ascend"][stage]  # type: ignore[attr-defined]
     assert not (tmp_path / "mirror" / "small-v4-ascend-FlagOS").exists()
 
 
-def test_other_rules_are_not_judged_by_an_old_report(run: Run, tmp_path: Path) -> None:
+def test_a_file_that_was_written_again_with_the_same_bytes_is_hashed_and_nothing_else(
+    run: Run, tmp_path: Path, proved: list[str]
+) -> None:
+    run("--chip", "ascend")
+    report = tmp_path / "out" / "validation" / "bf16-hf-ascend" / "report.json"
+    before = report.read_bytes()
+    sorted((tmp_path / "out" / "bf16-hf").glob("*.safetensors"))[0].touch()
+    assert run("--chip", "ascend")["ascend"]["validate"] == "done"
+    assert run.why == {"ascend": {"verify": run.why["ascend"]["verify"]}}  # type: ignore[attr-defined]
+    assert "was written since it was proved" in run.why["ascend"]["verify"]  # type: ignore[attr-defined]
+    assert (len(proved), report.read_bytes()) == (1, before)
+
+
+def test_other_rules_are_not_judged_by_an_old_report(run: Run, tmp_path: Path, proved: list[str]) -> None:
+    """The old report goes into the history, the weights are not read again: no rule is about them."""
     run()
+    before = published(tmp_path / "out" / "validation")
     write_recipe(tmp_path, stages=["integrity"])
-    found = run(code=4)
-    assert {steps["verify"] for steps in found.values()} == {"failed"}
-    assert "another set of rules" in run.details["ascend"]["verify"]  # type: ignore[attr-defined]
+    found = run()
+    assert {steps["validate"] for steps in found.values()} == {"done"}
+    assert len(proved) == 2
+    kept = sorted((tmp_path / "out" / "history").iterdir())
+    assert [path.name for path in kept] == ["bf16-hf-ascend", "fp8-hf-mthreads", "fp8-hf-nvidia"]
+    for folder in kept:
+        (old,) = folder.iterdir()
+        digest = before[f"{folder.name}/report.json"]
+        assert old.name.endswith(f"Z-{digest[:12]}")
+        assert hashlib.sha256((old / "report.json").read_bytes()).hexdigest() == digest
 
 
 def test_the_table(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -419,9 +457,8 @@ def test_without_the_chips_device_nobody_can_tell_and_nothing_is_published(
     words += ["--baseline", str(tmp_path / "baseline"), "--publish", str(tmp_path / "mirror"), "--yes"]
     assert main(words) == 7
     shown, talk = capsys.readouterr()
-    assert talk.startswith(
-        "== ascend: the stages that run the model are left to its own machine (device 'ascend' needs"
-    )
+    assert "== ascend: the stages that run the model are left to its own machine (device 'ascend' needs" in talk
+    assert talk.index("left to its own machine") < talk.index("convert:")
     (chip,) = json.loads(shown)["chips"]
     assert {stage: step["status"] for stage, step in chip["steps"].items()} == {
         "convert": "done", "verify": "done", "validate": "cannot-tell",

@@ -37,6 +37,7 @@ class ReleasePlan:
 
     Attributes:
         actions: what the release makes of each tensor of the source, in the source's order.
+        planned: what the two digests are of, but for the source's identity.
         digest: of everything planned, and of the source's identity; the manifest records it.
         digest_without_source: of everything planned. Two training steps of one model have equal ones.
     """
@@ -47,6 +48,7 @@ class ReleasePlan:
     actions: tuple[Action, ...] = field(repr=False)
     parts: dict[str, tuple[StoredWeight, Action, Part]] = field(repr=False)
     documents: Documents
+    planned: dict[str, Any] = field(repr=False)
     digest: str
     digest_without_source: str
 
@@ -54,6 +56,11 @@ class ReleasePlan:
     def size(self) -> int:
         """Bytes of all its files (without the manifest)."""
         return sum(file.size for file in self.files) + self.documents.size
+
+    def digest_as(self, source: Source, tool: str, options: dict[str, Any], provenance: Provenance) -> str:
+        """The digest that a release with these very files and documents has if this version and recipe planned it."""
+        other = {"tool": tool, "options": options, "provenance": asdict(provenance)}
+        return _digest(self.planned | other | {"source": source.identity.digest})
 
     @property
     def rank_size(self) -> int | None:
@@ -180,7 +187,7 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
         "files": [[f.name, f.size, hashlib.sha256(f.header).hexdigest()] for f in files],
     }
     digests = _digest(planned | {"source": source.identity.digest}), _digest(planned)
-    return ReleasePlan(target, layout, files, actions, parts, documents, *digests)
+    return ReleasePlan(target, layout, files, actions, parts, documents, planned, *digests)
 
 
 def _digest(document: dict[str, Any]) -> str:

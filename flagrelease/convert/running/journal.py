@@ -119,7 +119,7 @@ def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | No
             _tidy(folder, work, ours)
         return None
     facts = {"bytes": str(release.size)}  # so that `flagrelease status` can say how far it is
-    work_folder = WorkFolder(folder, WORK_FOLDER, "convert", _binding(plan, release), facts)
+    work_folder = WorkFolder(folder, WORK_FOLDER, "convert", binding_of(plan, release), facts)
     try:
         return Journal(work_folder, ours)
     except BaseException:
@@ -137,7 +137,7 @@ def _tidy(folder: Path, work: Path, ours: Collection[str]) -> None:
         lock.close()
 
 
-def _binding(plan: Plan, release: ReleasePlan) -> dict[str, str]:
+def binding_of(plan: Plan, release: ReleasePlan) -> dict[str, str]:
     """What every byte of the release depends on, by names for the user."""
     stamps = [(h.file.name, h.file.stat().st_mtime_ns) for h in plan.source.index.headers]
     return {

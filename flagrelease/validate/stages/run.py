@@ -21,7 +21,7 @@ from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksS
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared, with_all_questions
 from flagrelease.validate.stages.request import ValidationRequest
-from flagrelease.validate.stages.stage import Outcome, StageRunner, Watch
+from flagrelease.validate.stages.stage import FILE_STAGES, Outcome, StageRunner, Watch
 from flagrelease.validate.stages.state import State
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
@@ -74,6 +74,11 @@ def open_state(request: ValidationRequest, environment: Mapping[str, str]) -> St
 def file_runners(request: ValidationRequest) -> list[StageRunner]:
     """The two stages that need only files."""
     return [IntegrityStage(request), WeightsStage(request)]
+
+
+def model_runners(ready: Prepared, port: Port | str) -> list[StageRunner]:
+    """The stages that need somebody who answers: `port`, or why there is none."""
+    return [runner for runner in _runners(StageInputs(ready, port)) if runner.name not in FILE_STAGES]
 
 
 def _open_port(request: ValidationRequest, device: Device) -> Port:

@@ -22,7 +22,7 @@ from flagrelease.errors import ResourceError
 from flagrelease.records.rules import StageName, ValidationRules
 from flagrelease.validate.stages.stage import Outcome
 
-_CONTROL = "state"
+CONTROL = "state"
 
 
 def rules_sha256(rules: ValidationRules) -> str:
@@ -48,7 +48,7 @@ class State:
         """
         self.folder = folder
         binding = {"release": manifest_sha256, "chip": chip, "set of rules": rules_sha256(rules)}
-        self._work = WorkFolder(folder, _CONTROL, "validate", binding, environment)
+        self._work = WorkFolder(folder, CONTROL, "validate", binding, environment)
         self.environment = self._work.facts
 
     def finished(self, name: StageName, inputs: dict[str, str]) -> Outcome | None:
@@ -91,7 +91,7 @@ class State:
         self.close()
 
     def _path(self, name: StageName) -> Path:
-        return self.folder / _CONTROL / f"{name}.json"
+        return self.folder / CONTROL / f"{name}.json"
 
 
 def stage_work(folder: Path, name: StageName) -> Path:

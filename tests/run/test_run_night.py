@@ -1,0 +1,238 @@
+"""What a night job needs of `run`: machines split by role, limits, reports for CI, a record, somebody who is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import junitparser
+import pytest
+import yaml
+from night_runs import THREE, run, write_recipe
+
+from flagrelease.cli import main
+from flagrelease.convert.running.conversion import convert
+from flagrelease.errors import ResourceError
+from flagrelease.records.night import read_night
+from flagrelease.run import conversion
+from flagrelease.validate.stages import file_stages
+
+Capture = pytest.CaptureFixture[str]
+
+
+def without_checkpoint(recipe: Path) -> Path:
+    """As it lies on the chip's machine."""
+    document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    del document["source"]["path"]
+    recipe.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return recipe
+
+
+def test_two_machines_are_joined_by_the_folder(
+    night: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has the checkpoint, the second another processor, other versions, and the chip."""
+    recipe, first, second = night / "recipe.yaml", tmp_path / "cpu", tmp_path / "chip"
+    shutil.copytree(night / "out", first)
+    shutil.rmtree(first / "validation")
+    shutil.rmtree(first / "records")
+    ran = run(capsys, recipe, first, "--until", "verify")
+    assert (ran.code, ran.document["summary"]) == (
+        0,
+        "3 releases of 3 chips are proved; there was something to do for 3 of them",
+    )
+    shutil.copytree(first, second)
+    without_checkpoint(recipe)
+    machine = {"flagrelease": "0", "python": "9.9", "system": "Linux aarch64", "torch": "9"}
+    monkeypatch.setattr("flagrelease.run.validation.describe_environment", lambda _: machine)
+    monkeypatch.setattr("flagrelease.validate.stages.run.describe_environment", lambda _: machine)
+    monkeypatch.setattr(file_stages, "check_weights", lambda *_: pytest.fail("the weights were proved already"))
+    ran = run(capsys, recipe, second, "--from", "validate", "--publish", tmp_path / "mirror", "--yes")
+    assert ran.code == 0
+    assert set(ran.status) == {f"{chip} {stage}" for chip in THREE for stage in ("validate", "publish")}
+    assert set(ran.status.values()) == {"done"}
+    report = json.loads((second / "validation" / "bf16-hf-ascend" / "report.json").read_bytes())
+    assert (report["verdict"], report["environment"]["system"]) == ("pass", "Linux aarch64")
+    again = run(capsys, recipe, second, "--from", "validate", "--publish", tmp_path / "mirror", "--yes")
+    assert again.document["summary"] == "nothing to do: 3 releases of 3 chips are published"
+    shutil.copytree(second / "validation", first / "validation", dirs_exist_ok=True)  # the reports come back
+    ran = run(capsys, recipe, first, "--from", "publish", "--publish", tmp_path / "other", "--yes")
+    assert (ran.code, len(list((tmp_path / "other").iterdir()))) == (0, 3)
+
+
+def test_what_was_not_brought_is_said(night: Path, tmp_path: Path, capsys: Capture) -> None:
+    recipe = without_checkpoint(night / "recipe.yaml")
+    shutil.rmtree(night / "out" / "fp8-hf")
+    shutil.rmtree(night / "out" / "validation" / "bf16-hf-ascend")
+    ran = run(capsys, recipe, night / "out", "--from", "validate")
+    assert (ran.code, set(ran.status.values())) == (4, {"failed"})
+    assert "bring the folder" in ran.detail("nvidia", "validate")
+    assert "does not say that its weights are those of the source" in ran.detail("ascend", "validate")
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--from", "verify"]) == 2
+    assert "names someone/small-v4@r1, but no folder on this machine" in capsys.readouterr().err
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--from", "verify", "--until", "convert"]) == 2
+    assert "--from verify contradicts --until convert" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["convert", "verify"])
+def test_at_the_time_limit_a_run_stops_and_the_next_one_resumes(
+    night: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """The clock rings when the stage has begun; no test waits for it."""
+    recipe, out = night / "recipe.yaml", tmp_path / "new" if stage == "convert" else night / "out"
+    shutil.rmtree(night / "out" / "validation")
+    shutil.rmtree(night / "out" / "records")
+
+    def ring(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGALRM)
+        pytest.fail("it went on")
+
+    earlier = signal.getsignal(signal.SIGALRM)
+    with monkeypatch.context() as patch:
+        patch.setattr(*((conversion, "run_conversion") if stage == "convert" else (file_stages, "check_weights")), ring)
+        ran = run(capsys, recipe, out, "--time-limit", "2h", "--junit", tmp_path / "junit.xml")
+    assert signal.getsignal(signal.SIGALRM) == earlier
+    assert (ran.code, ran.document["verdict"]) == (8, "stopped")
+    assert ran.status[f"ascend {stage}"] == ran.status[f"nvidia {stage}"] == "stopped"
+    assert "3 not finished" in ran.document["summary"]
+    assert (ran.night.exit_code, ran.night.verdict, ran.night.summary) == (8, "stopped", ran.document["summary"])
+    assert junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml")).errors == 3
+    assert run(capsys, recipe, out).code == 0
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--time-limit", "tomorrow"), "write a time as"),
+    (("--time-limit", "6"), "write a time as"),
+    (("--time-limit", "0h"), "write a time as"),
+    (("--disk-limit", "much"), "write a size as"),
+    (("--notify", "say 'it"), "No closing quotation"),
+    (("--notify", ""), "name a command"),
+])  # fmt: skip
+def test_limits_and_hooks_that_cannot_be_read(
+    tmp_path: Path, capsys: Capture, words: tuple[str, ...], said: str
+) -> None:
+    assert main(["run", str(write_recipe(tmp_path)), "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_disk_limit_leaves_no_room_for_is_not_begun(night: Path, tmp_path: Path, capsys: Capture) -> None:
+    """bf16-hf has 27 MB and comes first, fp8-hf has 15 MB."""
+    out = tmp_path / "small"
+    ran = run(capsys, night / "recipe.yaml", out, "--disk-limit", "20MB")
+    assert (ran.code, ran.status["ascend convert"], ran.status["nvidia validate"]) == (4, "failed", "done")
+    assert "of --disk-limit 20 MB are taken" in ran.detail("ascend", "convert")
+    assert not (out / "bf16-hf").exists()
+    assert run(capsys, night / "recipe.yaml", out, "--disk-limit", "1GB").code == 0
+    assert run(capsys, night / "recipe.yaml", out, "--disk-limit", "1MB").code == 0, "there is nothing to write"
+
+
+def test_junit_is_read_by_a_reader_of_its_own(night: Path, tmp_path: Path, capsys: Capture) -> None:
+    (night / "out" / "bf16-hf" / "config.json").write_text("{}")
+    ran = run(capsys, night / "recipe.yaml", night / "out", "--junit", tmp_path / "report" / "junit.xml")
+    assert ran.code == 4
+    document = junitparser.JUnitXml.fromfile(str(tmp_path / "report" / "junit.xml"))
+    assert (document.tests, document.failures, document.errors) == (9, 0, 1)
+    suites = {suite.name: list(suite) for suite in document}
+    assert list(suites) == ["ascend bf16-hf", "mthreads fp8-hf", "nvidia fp8-hf"]
+    first, second, third = suites["ascend bf16-hf"]
+    assert (first.name, first.classname) == ("convert", "flagrelease.ascend.bf16-hf")
+    (error,) = first.result
+    assert isinstance(error, junitparser.Error)
+    assert "config.json is missing or has another size" in error.message
+    assert [type(case.result[0]) for case in (second, third)] == [junitparser.Skipped] * 2
+    assert all(case.is_passed and "nothing to do" in case.system_out for case in suites["nvidia fp8-hf"])
+
+
+def test_a_verdict_against_a_release_is_a_failure_for_ci(night: Path, tmp_path: Path, capsys: Capture) -> None:
+    victim = sorted((night / "out" / "fp8-hf").glob("*.safetensors"))[0]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert run(capsys, night / "recipe.yaml", night / "out", "--junit", tmp_path / "junit.xml").code == 5
+    document = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    assert (document.failures, document.errors) == (2, 0)
+
+
+HOOK = """\
+import json, pathlib, sys
+document = json.load(sys.stdin)
+pathlib.Path(sys.argv[1]).write_text(json.dumps({"words": sys.argv[2:], "verdict": document["verdict"]}))
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_is_told_how_the_night_was(night: Path, tmp_path: Path, capsys: Capture, code: int) -> None:
+    """Words of the verdict are one word for the command, whatever is in them; a hook that fails fails no run."""
+    hook, told = tmp_path / "a hook.py", tmp_path / "told $(touch pwned); x.json"
+    hook.write_text(HOOK)
+    command = f"'{sys.executable}' '{hook}' '{told}' {code} {{verdict}}"
+    ran = run(capsys, night / "recipe.yaml", night / "out", "--notify", command)
+    assert ran.code == 0
+    found = json.loads(told.read_text())
+    assert found == {
+        "words": [str(code), "nothing to do: 3 releases of 3 chips are validated"],
+        "verdict": "nothing-to-do",
+    }
+    notes = () if not code else (f"--notify: {sys.executable} ended with exit code 3",)
+    assert ran.night.notes == notes
+    missing = run(capsys, night / "recipe.yaml", night / "out", "--notify", "no-such-program-here {verdict}")
+    assert (missing.code, missing.night.notes) == (0, ("--notify: no-such-program-here: No such file or directory",))
+
+
+def test_each_run_leaves_a_record(night: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    nights = night / "out" / "nights"
+    (first,) = map(read_night, nights.iterdir())
+    assert (first.verdict, first.exit_code, first.first, first.last) == ("done", 0, "convert", "validate")
+    assert [chip.chip for chip in first.chips] == list(THREE)
+    assert first.ended is not None
+    assert first.began <= first.ended
+    ascend = first.chips[0]
+    assert (ascend.verdict, ascend.repository, ascend.history) == ("pass", "FlagRelease/small-v4-ascend-FlagOS", ())
+    files = [path for path in (night / "out" / "bf16-hf").rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert ascend.bytes == sum(path.stat().st_size for path in files)
+    convert_, verify = ascend.steps["convert"], ascend.steps["verify"]
+    assert (convert_.kept, convert_.why) == (False, "there is no release yet")
+    assert convert_.bytes_per_second
+    assert verify.bytes_per_second
+    second = run(capsys, night / "recipe.yaml", night / "out").night
+    assert {step.kept for chip in second.chips for step in chip.steps.values()} == {True}
+    assert second.source == first.source
+    assert len(list(nights.iterdir())) == 2
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "gather_claims", gone)
+    assert main(["run", str(night / "recipe.yaml"), "--out", str(night / "out")]) == 130
+    assert "interrupted" in read_night(max(nights.iterdir())).summary
+    document = yaml.safe_load((night / "recipe.yaml").read_text())
+    document["source"]["path"] = "/no/such/folder"
+    (night / "recipe.yaml").write_text(yaml.safe_dump(document))
+    assert main(["run", str(night / "recipe.yaml"), "--out", str(night / "out")]) == 2
+    refused = read_night(max(nights.iterdir()))
+    assert (refused.verdict, refused.exit_code, refused.chips) == ("failed", 2, ())
+    assert refused.error == "usage: /no/such/folder: no such checkpoint folder"
+
+
+def test_releases_that_cannot_be_made_together_are_made_one_by_one(
+    night: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are made in one pass over the checkpoint: what one could not have, none had."""
+    passes: list[list[str]] = []
+
+    def fails_for_bf16(plan: Any, *arguments: Any, **options: Any) -> Any:
+        passes.append([release.target.folder for release in plan.releases])
+        if "bf16-hf" in passes[-1]:
+            raise ResourceError("layers.0.ffn.experts.0.w1.weight: planted")
+        return convert(plan, *arguments, **options)
+
+    monkeypatch.setattr(conversion, "run_conversion", fails_for_bf16)
+    ran = run(capsys, night / "recipe.yaml", tmp_path / "out")
+    assert (ran.code, ran.status["ascend convert"], ran.status["nvidia validate"]) == (4, "failed", "done")
+    assert "planted" in ran.detail("ascend", "convert")
+    assert passes == [["bf16-hf", "fp8-hf"], ["bf16-hf"], ["fp8-hf"]]
