@@ -66,6 +66,15 @@ TimeoutOption = Annotated[
         "--timeout", min=1, metavar="SECONDS", help="How long to wait for one answer of the endpoint. Default: 3600."
     ),
 ]
+VariantOption = Annotated[
+    list[str],
+    typer.Option(
+        "--variant",
+        metavar="NAME=URL",
+        help="Another server of the release, started otherwise (graphs off, speculation on, another chunk size), whose "
+        "answers must be those of --endpoint. Several times.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[
     str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
@@ -107,6 +116,7 @@ def validate(
     key_env: KeyOption = None,
     concurrency: ConcurrencyOption = None,
     timeout: TimeoutOption = None,
+    variant: VariantOption = [],  # noqa: B006
     out: Annotated[
         Path | None,
         typer.Option(
@@ -151,6 +161,7 @@ def validate(
         baseline=baseline,
         data=parse_data(data),
         endpoint=server,
+        variants=parse_variants(variant, server),
         until=until,
         layers=layers,
         device=device,
@@ -245,6 +256,25 @@ def parse_data(words: list[str]) -> Data:
         if not Path(path).is_file():
             raise UsageError(f"--data {word}: there is no file {path}")
         found[name] = (*found.get(name, ()), Path(path))
+    return found
+
+
+def parse_variants(words: list[str], endpoint: Endpoint | None) -> dict[str, Endpoint]:
+    """What `--variant` was given as: servers by name, asked with the model, dialect and key of `--endpoint`.
+
+    Raises:
+        UsageError: not NAME=URL, a name twice, an address that cannot be asked, or no `--endpoint`.
+    """
+    found: dict[str, Endpoint] = {}
+    for word in words:
+        name, equals, url = word.partition("=")
+        if not name or not equals or not url or "/" in name:
+            raise UsageError("--variant: NAME=URL is expected, such as eager=http://localhost:8001/v1")
+        if endpoint is None:
+            raise UsageError("--variant belongs to --endpoint, with whose answers those of the variant are compared")
+        if name in found:
+            raise UsageError(f"--variant {name}: is given twice")
+        found[name] = replace(endpoint, url=url)
     return found
 
 

@@ -6,9 +6,11 @@ file for each stage.
 
 from flagrelease.records.rules.behaviour import BehaviourRules
 from flagrelease.records.rules.benchmarks import BENCHMARK_PRESETS, BenchmarkRules
+from flagrelease.records.rules.invariance import InvarianceRules
 from flagrelease.records.rules.layers import LayerLimits
 from flagrelease.records.rules.logits import LogitsLimits, LogitsRules
 from flagrelease.records.rules.long_context import LongContextRules
+from flagrelease.records.rules.preflight import PreflightRules
 from flagrelease.records.rules.replay import ReplayRules
 from flagrelease.records.rules.strict import ChatMode, ExamKind
 from flagrelease.records.rules.validation import STAGES, StageName, ValidationRules
@@ -20,10 +22,12 @@ __all__ = [
     "BenchmarkRules",
     "ChatMode",
     "ExamKind",
+    "InvarianceRules",
     "LayerLimits",
     "LogitsLimits",
     "LogitsRules",
     "LongContextRules",
+    "PreflightRules",
     "ReplayRules",
     "StageName",
     "ValidationRules",

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from flagrelease.records.report import Benchmark, Stage
 from flagrelease.records.rules import StageName
 from flagrelease.validate.behaviour.stage import BehaviourFigures
+from flagrelease.validate.invariance.figures import InvarianceFigures
 from flagrelease.validate.long_context.figures import LongContextFigures
 from flagrelease.validate.page.benchmark_panels import differences
 from flagrelease.validate.page.forest import signed
 from flagrelease.validate.page.limits_panel import nearest_limit
 from flagrelease.validate.page.weights_panels import CheckFigures
+from flagrelease.validate.preflight.check import PreflightFigures
 
 # Stages of checks: the check whose count is shown, and what it counts.
 _COUNTED: dict[StageName, tuple[str, str]] = {"integrity": ("files", "files"), "weights": ("tensors", "tensors")}
@@ -34,6 +36,12 @@ def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:
     if stage.name == "behaviour":
         worst = max(BehaviourFigures.model_validate(stage.figures).rates, key=lambda rate: rate.difference)
         return f"{worst.name}: {signed(worst.difference)} points"
+    if stage.name == "preflight":
+        listed = PreflightFigures.model_validate(stage.figures).checks
+        return f"{sum(check.verdict == 'pass' for check in listed)} of {len(listed)} checks"
+    if stage.name == "invariance":
+        rows = InvarianceFigures.model_validate(stage.figures).circumstances
+        return f"{sum(row.verdict == 'pass' for row in rows)} of {len(rows)} circumstances"
     if stage.name not in _COUNTED:
         return ""
     checks = CheckFigures.model_validate(stage.figures).checks

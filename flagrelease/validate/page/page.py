@@ -13,9 +13,11 @@ from flagrelease.records.rules import StageName
 from flagrelease.validate.page.behaviour_panels import behaviour_panels
 from flagrelease.validate.page.benchmark_panels import benchmark_panels, forest_panel
 from flagrelease.validate.page.forest import signed
+from flagrelease.validate.page.invariance_panels import invariance_panels
 from flagrelease.validate.page.key_figures import key_figure
 from flagrelease.validate.page.logits_panels import logits_panels
 from flagrelease.validate.page.long_context_panels import long_context_panels
+from flagrelease.validate.page.preflight_panels import preflight_panels
 from flagrelease.validate.page.weights_panels import check_panels
 
 WORDS = {
@@ -29,9 +31,9 @@ WORDS = {
 _PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
     "integrity": check_panels,
     "weights": check_panels,
-    "preflight": lambda stage: [],
+    "preflight": preflight_panels,
     "logits": logits_panels,
-    "invariance": lambda stage: [],
+    "invariance": invariance_panels,
     "long-context": long_context_panels,
     "benchmarks": lambda stage: [],  # drawn from the report's benchmarks
     "behaviour": behaviour_panels,

@@ -27,6 +27,7 @@ class ValidationRequest:
     Attributes:
         source: the checkpoint, if it is at hand; `baseline`: what `record` made of it, here or elsewhere.
         data: files of a benchmark, by its name in the rules; the hub's for those that are not named.
+        variants: servers of the same release that were started otherwise, by name; asked as `endpoint` is.
         until: the last stage that is run.
         device: where the model runs; `auto`: the chip's own kind.
         rows: answers at once.
@@ -41,6 +42,7 @@ class ValidationRequest:
     baseline: Path | None = None
     data: Data = field(default_factory=dict)
     endpoint: Endpoint | None = None
+    variants: Mapping[str, Endpoint] = field(default_factory=dict)
     until: StageName | None = None
     layers: bool = False
     device: str = "auto"
@@ -66,6 +68,8 @@ class ValidationRequest:
             words += ["--endpoint", self.endpoint.shown, "--model", self.endpoint.model]
             words += ["--dialect", self.endpoint.dialect] if self.endpoint.dialect != "deepseek" else []
             words += [] if self.endpoint.key_variable is None else ["--key-env", self.endpoint.key_variable]
+        for name, variant in sorted(self.variants.items()):
+            words += ["--variant", f"{name}={variant.shown}"]
         words += [] if self.until is None else ["--until", self.until]
         words += ["--layers"] if self.layers else []
         words += [] if self.device == "auto" else ["--device", self.device]

@@ -13,7 +13,9 @@ from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.report import Report, Stage, verdict_of
 from flagrelease.records.rules import STAGES, StageName
+from flagrelease.validate.invariance.runner import InvarianceStage
 from flagrelease.validate.page.page import render_page
+from flagrelease.validate.preflight.runner import PreflightStage
 from flagrelease.validate.stages.environment import describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
 from flagrelease.validate.stages.long_context import LongContextStage
@@ -87,7 +89,7 @@ def _open_port(request: ValidationRequest, device: Device) -> Port:
 
 
 def _runners(given: StageInputs) -> list[StageRunner]:
-    stages = (LogitsStage, LongContextStage, BenchmarksStage, BehaviourStage)
+    stages = (PreflightStage, LogitsStage, InvarianceStage, LongContextStage, BenchmarksStage, BehaviourStage)
     return [*file_runners(given.ready.request), *(stage(given) for stage in stages)]
 
 

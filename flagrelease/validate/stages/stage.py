@@ -19,6 +19,7 @@ class Watch(Protocol):
 
 
 FILE_STAGES: tuple[StageName, ...] = ("integrity", "weights")  # need nothing but files
+NO_ENDPOINT = "needs --endpoint: a server that serves this release"
 ABSENT = "none"  # an input that was not given
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from defective_ports import roll_rows, spoil_tensors
 from scripted_exam import MARKER
-from small_validation import Workshop, read_report, recipe, verdicts, write_recipe
+from small_validation import Workshop, read_report, recipe, stage_of, verdicts, write_recipe
 
 from flagrelease import cli
 from flagrelease.errors import VerificationError
@@ -62,7 +62,7 @@ def test_an_fp8_release_is_judged_against_the_native_run(workshop: Workshop, tmp
     asked = workshop.validation(release, tmp_path / "out", "--layers", "--until", "logits", chip="mthreads")
     assert cli.main(asked) == 7
     assert verdicts(tmp_path / "out") == PASSED | {"benchmarks": "not-run", "behaviour": "not-run"}
-    logits = read_report(tmp_path / "out")["stages"][2]["figures"]
+    logits = stage_of(tmp_path / "out", "logits")["figures"]
     assert {c["reference"] for c in logits["comparisons"] if c["decides"]} == {"native"}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert 'id="layers-streams-t"' in page
@@ -107,7 +107,9 @@ def test_without_a_baseline_the_file_stages_are_run(
     assert "No verdict without logits, benchmarks, behaviour" in capfd.readouterr().out
     report = read_report(tmp_path / "out")
     assert report["rules"]["benchmarks"].keys() == {"gpqa", "aime"}, "the default rules"
-    assert all("no baseline was given" in stage["detail"] for stage in report["stages"][2:])
+    details = [stage_of(tmp_path / "out", name)["detail"] for name in ("logits", "benchmarks", "behaviour")]
+    assert all("no baseline was given" in detail for detail in details)
+    assert "needs --endpoint" in stage_of(tmp_path / "out", "preflight")["detail"]
 
 
 def test_the_file_stages_need_no_torch(workshop: Workshop, tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_only_the_chips_own_device_counts(
     assert "count only what ascend's own kind of device (npu) computed" in capfd.readouterr().err
     at = asked.index("--device")
     assert cli.main(asked[:at] + asked[at + 2 :]) == 7
-    details = [stage["detail"] for stage in read_report(tmp_path / "out")["stages"][2:]]
+    details = [stage_of(tmp_path / "out", name)["detail"] for name in ("logits", "benchmarks", "behaviour")]
     assert all("torch_npu, which is not installed" in detail for detail in details)
 
 

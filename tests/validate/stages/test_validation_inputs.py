@@ -16,7 +16,7 @@ from endpoint_standin import Answer, Standin
 from engine_checkpoint import Checkpoint, small_config
 from scripted_exam import choice_records, write_jsonl
 from small_tokenizer import write_tokenizer
-from small_validation import LOGITS, QUESTIONS, Workshop, recipe, verdicts, write_recipe
+from small_validation import LOGITS, QUESTIONS, Workshop, recipe, stage_of, verdicts, write_recipe
 
 from flagrelease import cli
 from flagrelease.engine import session
@@ -310,8 +310,8 @@ def test_a_baseline_with_a_part_missing(workshop: Workshop, tmp_path: Path) -> N
     (baseline / "behaviour.json").rename(baseline / "behaviour.bak")
     words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--baseline", str(baseline))
     assert cli.main(words) == 7
-    stages = json.loads((tmp_path / "out" / "report.json").read_bytes())["stages"]
-    assert [stage["detail"] for stage in stages[2:]] == [
+    names = ("logits", "benchmarks", "behaviour")
+    assert [stage_of(tmp_path / "out", name)["detail"] for name in names] == [
         "Not run: the baseline has no logits.",
         "Not run: the baseline has no answers to choices.",
         "Not run: the baseline has no behaviour.",
@@ -347,5 +347,5 @@ def test_an_endpoint_answers_the_benchmarks(workshop: Workshop, tmp_path: Path, 
     assert verdicts(out) == {
         "integrity": "pass", "weights": "pass", "logits": "not-run", "benchmarks": "pass", "behaviour": "not-run",
     }  # fmt: skip
-    benchmarks = json.loads((out / "report.json").read_bytes())["stages"][3]
+    benchmarks = stage_of(out, "benchmarks")
     assert "nothing in its answers shows its weights" in benchmarks["leaves_open"][1]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_validation import Workshop, read_report, verdicts
+from small_validation import Workshop, stage_of, verdicts
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,6 @@ def test_a_baseline_and_a_validation_on_two_ranks(workshop: Workshop, tmp_path: 
     assert verdicts(out) == dict.fromkeys(("integrity", "weights", "logits", "benchmarks", "behaviour"), "pass")
     assert done.stdout.count(" on ascend") == done.stderr.count("behaviour: 12 answers in ") == 1, "one rank talks"
     assert done.stderr.count("logits: 172 tokens in ") == 1
-    assert "2 x " in read_report(out)["stages"][4]["figures"]["native_stack"]
+    assert "2 x " in stage_of(out, "behaviour")["figures"]["native_stack"]
     again = on_two_ranks(words, torchrun=True)  # everything is finished: the second rank must not wait for ever
     assert again.returncode == 0, again.stderr[-2000:]
