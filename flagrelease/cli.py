@@ -23,6 +23,7 @@ from flagrelease.bench import commands as bench
 from flagrelease.chips.listing import commands as chips
 from flagrelease.convert import commands as conversion
 from flagrelease.diff import commands as comparing
+from flagrelease.doctor import commands as examination
 from flagrelease.engine import commands as engine
 from flagrelease.errors import FlagReleaseError, ResourceError
 from flagrelease.extras import missing_extra
@@ -94,6 +95,7 @@ bench.register(app)
 validation.register(app)
 chips.register(app)
 overview.register(app)
+examination.register(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -169,6 +169,7 @@ ALLOWED: dict[str, set[str]] = {
         "validate",
     },
     "status": {"chips", "console", "errors", "publish", "publish/hubs", "records"},
+    "doctor": {"chips", "chips/listing", "console", "errors", "redaction"},
     "bench": {
         "__init__",
         "chips",
@@ -189,6 +190,7 @@ ALLOWED: dict[str, set[str]] = {
         "console",
         "convert",
         "diff",
+        "doctor",
         "engine",
         "errors",
         "extras",
