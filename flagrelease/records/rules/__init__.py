@@ -4,7 +4,7 @@ The limits start from published practice and measurements; docs/validation.md gi
 file for each stage.
 """
 
-from flagrelease.records.rules.behaviour import BehaviourRules
+from flagrelease.records.rules.behaviour import WISHES, BehaviourRules, Wish
 from flagrelease.records.rules.benchmarks import BENCHMARK_PRESETS, BenchmarkRules
 from flagrelease.records.rules.invariance import InvarianceRules
 from flagrelease.records.rules.layers import LayerLimits
@@ -18,6 +18,7 @@ from flagrelease.records.rules.validation import STAGES, StageName, ValidationRu
 __all__ = [
     "BENCHMARK_PRESETS",
     "STAGES",
+    "WISHES",
     "BehaviourRules",
     "BenchmarkRules",
     "ChatMode",
@@ -31,4 +32,5 @@ __all__ = [
     "ReplayRules",
     "StageName",
     "ValidationRules",
+    "Wish",
 ]

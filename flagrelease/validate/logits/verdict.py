@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from flagrelease.engine.numerics import Numerics
-from flagrelease.records.report import Stage, Verdict
+from flagrelease.records.report import PartVerdict, Stage, together
 from flagrelease.records.rules import LayerLimits, LogitsRules
 from flagrelease.validate.logits.baseline import Baseline, Reference
 from flagrelease.validate.logits.bootstrap import draw_weights
@@ -43,7 +43,7 @@ class VerdictEvidence:
 def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
     """The stage."""
     count = len(evidence.baseline.record.documents)
-    judge = Judge(rules, draw_weights(count, rules.resamples, rules.seed))
+    judge = Judge(rules, draw_weights(count, rules.resamples, rules.seed), evidence.baseline.record.vocabulary)
     limits = deciding_limits(evidence.numerics, evidence.native_cost(rules), rules)
     main = evidence.numerics.reference
     comparisons = [
@@ -118,15 +118,13 @@ def _too_short(comparisons: Sequence[Comparison], documents: int, rules: LogitsR
     return found
 
 
-def _verdict(named: dict[str, Measure], short: Sequence[str]) -> Verdict:
-    verdicts = {measure.verdict for measure in named.values()}
-    if "fail" in verdicts:
-        return "fail"
-    return "cannot-tell" if short or "cannot-tell" in verdicts else "pass"
+def _verdict(named: dict[str, Measure], short: Sequence[str]) -> PartVerdict:
+    undecided: list[PartVerdict] = ["cannot-tell"] if short else []
+    return together(undecided + [measure.verdict for measure in named.values()])
 
 
 def _detail(
-    verdict: Verdict,
+    verdict: PartVerdict,
     named: dict[str, Measure],
     short: Sequence[str],
     comparisons: Sequence[Comparison],
@@ -140,13 +138,18 @@ def _detail(
     if verdict == "fail":
         where = "" if step is None else f" The first step is in layer {step.layer}, {step.half}."
         return f"Outside the limits: {'; '.join(odd[:3])}{more}.{where}"
+    if verdict == "not-informative":
+        return (
+            f"Not informative: {'; '.join(odd[:3])}{more}. A port that knows nothing would hold that, too, or not one "
+            "token was there to judge by."
+        )
     parts = [f"too little was scored ({', '.join(short)})"] if short else []
     parts += [f"intervals reach across a limit ({'; '.join(odd[:3])}{more})"] if odd else []
     return f"Cannot tell: {' and '.join(parts)}. More documents make the intervals narrower."
 
 
 def _proves(
-    verdict: Verdict, comparisons: Sequence[Comparison], evidence: VerdictEvidence, step: ErrorStep | None
+    verdict: PartVerdict, comparisons: Sequence[Comparison], evidence: VerdictEvidence, step: ErrorStep | None
 ) -> tuple[str, ...]:
     said = []
     if verdict == "pass":

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flagrelease.engine.efforts import read_efforts
-from flagrelease.records.report import Benchmark, Stage, Verdict
+from flagrelease.records.report import Benchmark, Stage
 from flagrelease.records.rules import BenchmarkRules, StageName
 from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256
 from flagrelease.validate.behaviour.stage import behaviour_stage
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.run import examine
+from flagrelease.validate.exams.stage import benchmarks_stage
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam, stack_of
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared
@@ -151,7 +151,7 @@ class BenchmarksStage:
         """Ask the benchmarks one after the other, each until a look of its test decides."""
         rules = self.given.request.rules.benchmarks
         benchmarks = tuple(self._examine(name, each, watch) for name, each in rules.items())
-        stage = _benchmarks_stage(benchmarks, self.given.request.endpoint)
+        stage = benchmarks_stage(benchmarks, by_endpoint=self.given.request.endpoint is not None)
         seeds = {f"benchmark: {name}": each.seed for name, each in rules.items()}
         return Outcome(stage=stage, inputs=self.inputs(), benchmarks=benchmarks, seeds=seeds)
 
@@ -203,25 +203,3 @@ class BehaviourStage:
         answers = ask_behaviour(asked, read_efforts(release), self.given.subject, rules, work / "answers.jsonl", watch)
         stage = behaviour_stage(release, answers, native)
         return Outcome(stage=stage, inputs=self.inputs(), seeds={"behaviour": rules.seed})
-
-
-def _benchmarks_stage(benchmarks: Sequence[Benchmark], endpoint: Endpoint | None) -> Stage:
-    by_verdict = {v: [b.task for b in benchmarks if b.verdict == v] for v in ("pass", "fail", "cannot-tell")}
-    verdict: Verdict = "fail" if by_verdict["fail"] else "cannot-tell" if by_verdict["cannot-tell"] else "pass"
-    said = {"pass": "Within the margin", "fail": "Worse by more than the margin", "cannot-tell": "Not decided"}
-    detail = "; ".join(f"{said[v]}: {', '.join(tasks)}" for v, tasks in by_verdict.items() if tasks)
-    leaves_open = ["Tasks of another kind, and other questions than these."]
-    if endpoint is not None:
-        leaves_open.append("That the endpoint served this very release: nothing in its answers shows its weights.")
-    return Stage(
-        name="benchmarks",
-        verdict=verdict,
-        detail=f"{detail}.",
-        proves=tuple(
-            f"{b.task}: the score of this chip is not lower than the native one by more than the margin, tested over "
-            f"{b.n} questions with {b.repeats} answers to each."
-            for b in benchmarks
-            if b.verdict == "pass"
-        ),
-        leaves_open=tuple(leaves_open),
-    )

@@ -11,11 +11,12 @@ from flagrelease.device import Device
 from flagrelease.durable.files import write_whole
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import ToolRecord
-from flagrelease.records.report import Report, Stage, verdict_of
+from flagrelease.records.report import Report, Scope, Stage, verdict_of
 from flagrelease.records.rules import STAGES, StageName
 from flagrelease.validate.invariance.runner import InvarianceStage
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.preflight.runner import PreflightStage
+from flagrelease.validate.stages.computing import computer, computers
 from flagrelease.validate.stages.environment import describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
 from flagrelease.validate.stages.long_context import LongContextStage
@@ -60,7 +61,7 @@ def validate(ready: Prepared, watch: Watch) -> Report | None:
             given = StageInputs(with_all_questions(ready), port)
         if isinstance(port, Port):
             stack.enter_context(port)
-        outcomes = _run_stages(_runners(given), state, request, watch)
+        outcomes = _run_stages(_runners(given), state, ready, watch)
         return _write_report(request, state.environment, outcomes)
 
 
@@ -100,10 +101,8 @@ def _asks_benchmarks(stage: BenchmarksStage, state: State, request: ValidationRe
     return state.finished(stage.name, stage.inputs()) is None
 
 
-def _run_stages(
-    runners: Sequence[StageRunner], state: State, request: ValidationRequest, watch: Watch
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+def _run_stages(runners: Sequence[StageRunner], state: State, ready: Prepared, watch: Watch) -> list[Outcome]:
+    request, outcomes = ready.request, list[Outcome]()
     stopped: str | None = None
     for runner in runners:
         reason = stopped or _not_asked_for(runner.name, request.until) or runner.missing()
@@ -111,7 +110,11 @@ def _run_stages(
             stage = Stage(name=runner.name, verdict="not-run", detail=f"Not run: {reason}.")
             outcomes.append(Outcome(stage=stage, inputs={}))
         else:
-            outcome = state.finished(runner.name, runner.inputs()) or state.finish(runner.run(watch))
+            outcome = state.finished(runner.name, runner.inputs())
+            if outcome is None:
+                found = runner.run(watch)
+                by = computer(runner.name, request.chip, ready.device, request.endpoint)
+                outcome = state.finish(found.model_copy(update={"computed_on": by}))
             outcomes.append(outcome)
             if outcome.stage.verdict == "fail":
                 stopped = f"the stage {runner.name} failed"
@@ -128,7 +131,7 @@ def _write_report(request: ValidationRequest, environment: dict[str, str], outco
     stages = tuple(outcome.stage for outcome in outcomes)
     benchmarks = tuple(benchmark for outcome in outcomes for benchmark in outcome.benchmarks)
     report = Report(
-        schema_version=1,
+        schema_version=2,
         tool=ToolRecord(version=__version__),
         manifest_sha256=request.release.manifest_sha256,
         chip=request.chip.id,
@@ -139,6 +142,8 @@ def _write_report(request: ValidationRequest, environment: dict[str, str], outco
         environment=environment,
         commands=(request.command,),
         seeds={name: seed for outcome in outcomes for name, seed in outcome.seeds.items()},
+        computed_on=computers(outcomes),
+        scope=Scope(until=request.until, verdict=verdict_of(request.rules, stages, benchmarks, request.until)),
     )
     write_whole(request.out / REPORT_NAME, report_bytes(report))
     write_whole(request.out / PAGE_NAME, render_page(report, request.release.manifest).encode())
