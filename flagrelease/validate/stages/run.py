@@ -17,7 +17,7 @@ from flagrelease.validate.invariance.runner import InvarianceStage
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.preflight.runner import PreflightStage
 from flagrelease.validate.stages.computing import computer, computers
-from flagrelease.validate.stages.environment import describe_environment
+from flagrelease.validate.stages.environment import describe_endpoint, describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
 from flagrelease.validate.stages.long_context import LongContextStage
 from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, LogitsStage, StageInputs
@@ -56,6 +56,8 @@ def validate(ready: Prepared, watch: Watch) -> Report | None:
             port.follow(lambda model: stage.compute(model, watch))
             return None
         environment = describe_environment(None if isinstance(device, str) else device)
+        if request.until not in FILE_STAGES:
+            environment |= describe_endpoint(request.endpoint)
         state = stack.enter_context(open_state(request, environment))
         if _asks_benchmarks(BenchmarksStage(given), state, request):
             given = StageInputs(with_all_questions(ready), port)

@@ -355,3 +355,37 @@ def test_an_endpoint_answers_the_benchmarks(workshop: Workshop, tmp_path: Path, 
     assert said in capfd.readouterr().out
     benchmarks = stage_of(out, "benchmarks")
     assert "nothing in its answers shows its weights" in benchmarks["leaves_open"][1]
+
+
+def test_an_endpoint_is_asked_for_behaviour_and_its_key_is_nowhere(
+    workshop: Workshop, tmp_path: Path, capfd: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both sides. A server that quotes the key in its complaint, and one that is restarted in another version."""
+    monkeypatch.setenv("SOME_KEY", KEY := "sk-planted-5e2")
+    baseline, out = tmp_path / "baseline", tmp_path / "out"
+    listed = Answer(document={"data": [{"id": "m", "owned_by": "vllm"}]})
+    at = {"/v1/models": listed, "/version": Answer(document={"version": "0.33.0"})}
+    said = ""
+    with Standin(lambda request: Answer(401, {"error": {"message": f"{KEY} is wrong"}}), at) as server:
+        there = ["--endpoint", server.url, "--model", "m", "--key-env", "SOME_KEY"]
+        capfd.readouterr()
+        assert cli.main(workshop.recording(baseline, "--part", "behaviour", *there)) == 6
+        server.behave = lambda request: None
+        assert cli.main(workshop.recording(baseline, "--part", "behaviour", *there)) == 0
+        words = workshop.validation(workshop.release("bf16"), out, "--baseline", str(baseline), *there)
+        assert cli.main(words) == 7
+        server.at["/version"] = Answer(document={"version": "0.34.0"})
+        assert cli.main(words) == 4
+        said = "".join(capfd.readouterr())
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    assert "was begun with version (the server's word) 0.33.0, here it is 0.34.0" in said
+    report = json.loads((out / "report.json").read_bytes())
+    assert report["commands"][0].split("--endpoint")[1] == f" {server.url} --model m --key-env SOME_KEY --device cpu"
+    told = {name: value for name, value in report["environment"].items() if name.endswith("(the server's word)")}
+    assert told.keys() == {f"{name} (the server's word)" for name in ("server", "version", "owned_by")}
+    behaviour = stage_of(out, "behaviour")
+    assert behaviour["verdict"] in ("pass", "cannot-tell")
+    assert behaviour["figures"]["served"] == ["this chip", "native"]
+    written = [path.read_bytes() for folder in (baseline, out) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    assert not any(KEY.encode() in content for content in [*written, said.encode()])
