@@ -7,12 +7,13 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, get_args
 
 from flagrelease.model.v4.chat import Message, encode_messages
 from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import EncodedChat
-from flagrelease.records.rules import WISHES, BehaviourRules, Wish
+from flagrelease.records.rules import BehaviourRules
+from flagrelease.validate.behaviour.answers import Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,8 @@ def bundled_prompts() -> tuple[Prompt, ...]:
 
 def prompts_of(rules: BehaviourRules) -> list[Prompt]:
     """Those that the rules ask for."""
-    asked = [wish for wish in WISHES if wish in rules.wishes]
-    kinds = [[prompt for prompt in bundled_prompts() if prompt.wish == wish] for wish in asked]
-    return [prompt for prompts in kinds for prompt in prompts[: rules.prompts]]
+    kinds = {wish: [prompt for prompt in bundled_prompts() if prompt.wish == wish] for wish in get_args(Wish)}
+    return [prompt for prompts in kinds.values() for prompt in prompts[: rules.prompts]]
 
 
 @cache
