@@ -7,15 +7,16 @@ on writes the same report. docs/validation.md describes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from flagrelease.errors import VerificationError, first_problem
+from flagrelease.records.computed_on import ComputedOn, say_computed_on
 from flagrelease.records.manifest import ToolRecord
-from flagrelease.records.rules import StageName, ValidationRules
+from flagrelease.records.rules import STAGES, StageName, ValidationRules
 
 Verdict = Literal["pass", "fail", "cannot-tell"]
 PartVerdict = Literal[Verdict, "not-informative"]  # of a part: a benchmark, a rate, a limit
@@ -97,8 +98,23 @@ class Benchmark(_Strict):
         return self
 
 
+class Scope(_Strict):
+    """How far a run was asked to go, and the verdict on that part alone.
+
+    Attributes:
+        until: the last stage that was asked for; null: all of them, so that `verdict` is that of the report.
+        verdict: of the stages up to there. A pass is for whoever asked; it is no proof for others to rely on.
+    """
+
+    until: StageName | None
+    verdict: Verdict
+
+
 class Report(_Strict):
     """The document.
+
+    Version 2 has `computed_on` and `scope`, and the verdict `not-informative`. An older flagrelease cannot read it, and
+    says so by the version. Version 1 stays readable, and counts as it did.
 
     Attributes:
         manifest_sha256: of the bytes of the `manifest.json` that was validated.
@@ -106,9 +122,11 @@ class Report(_Strict):
         environment: machine and versions, by name.
         commands: the commands that made the report, without anything secret.
         seeds: by what they seed.
+        computed_on: what computed the figures of the stages that run a model; empty if none of them ran.
+        scope: what this run was asked for.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     tool: ToolRecord
     manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     chip: str
@@ -119,6 +137,20 @@ class Report(_Strict):
     environment: dict[str, str] = {}
     commands: tuple[str, ...] = ()
     seeds: dict[str, int] = {}
+    computed_on: tuple[ComputedOn, ...] | None = None
+    scope: Scope | None = None
+
+    @property
+    def computed_where(self) -> str:
+        """Where the figures were computed, in a line; of a report of version 1 what its environment says."""
+        if self.computed_on is not None:
+            return say_computed_on(self.computed_on)
+        return f"computed on {self.environment.get('device', 'a device that the report does not name')}"
+
+    @property
+    def asked_verdict(self) -> Verdict:
+        """The verdict on what this run was asked for."""
+        return self.verdict if self.scope is None else self.scope.verdict
 
     @property
     def weights_proved(self) -> bool:
@@ -131,14 +163,32 @@ class Report(_Strict):
         return any((check.get("name"), check.get("status")) == ("source", "pass") for check in checks)
 
     @model_validator(mode="after")
+    def _has_what_its_version_has(self) -> Report:
+        for name in ("computed_on", "scope"):
+            if (getattr(self, name) is None) != (self.schema_version == 1):
+                raise ValueError(f"{name} belongs to version 2 of the report, which must have it")
+        return self
+
+    @model_validator(mode="after")
     def _verdict_follows(self) -> Report:
         if self.verdict != (followed := verdict_of(self.rules, self.stages, self.benchmarks)):
             raise ValueError(f"the verdict is {self.verdict}; stages and benchmarks say {followed}")
+        if self.scope is not None:
+            followed = verdict_of(self.rules, self.stages, self.benchmarks, self.scope.until)
+            if self.scope.verdict != followed:
+                raise ValueError(f"the verdict on what was asked is {self.scope.verdict}; its stages say {followed}")
         return self
 
 
-def verdict_of(rules: ValidationRules, stages: Sequence[Stage], benchmarks: Sequence[Benchmark]) -> Verdict:
+def verdict_of(
+    rules: ValidationRules,
+    stages: Sequence[Stage],
+    benchmarks: Sequence[Benchmark],
+    until: StageName | None = None,
+) -> Verdict:
     """fail if anything failed; pass if every stage that the rules ask for passed and nothing is left undecided.
+
+    With `until` the stages behind it are not needed, and it is itself, also where the rules do not ask for it.
 
     What is not informative counts as little as what was not run: a pass needs it decided only where the rules ask for
     it.
@@ -146,8 +196,21 @@ def verdict_of(rules: ValidationRules, stages: Sequence[Stage], benchmarks: Sequ
     parts = [stage.verdict for stage in stages] + [benchmark.verdict for benchmark in benchmarks]
     if "fail" in parts:
         return "fail"
+    needed = set(rules.stages)
+    if until is not None:
+        needed = needed.intersection(STAGES[: STAGES.index(until)]) | {until}
     passed = {stage.name for stage in stages if stage.verdict == "pass"}
-    return "pass" if passed.issuperset(rules.stages) and "cannot-tell" not in parts else "cannot-tell"
+    return "pass" if passed.issuperset(needed) and "cannot-tell" not in parts else "cannot-tell"
+
+
+def together(verdicts: Iterable[PartVerdict]) -> PartVerdict:
+    """The verdict of a stage from those of its parts: a fault counts most, and a pass needs every part to pass.
+
+    Of no parts at all nothing was learnt: not informative.
+    """
+    found = set(verdicts)
+    order: tuple[PartVerdict, ...] = ("fail", "cannot-tell", "not-informative", "pass")
+    return next((verdict for verdict in order if verdict in found), "not-informative")
 
 
 def parse_report(content: bytes, name: str) -> Report:

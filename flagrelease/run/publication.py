@@ -27,7 +27,8 @@ def publish_chip(request: RunRequest, run: ChipRun) -> RunStep:
     """
     publication = _publish(request, run, yes=False)
     where = f"{publication.repo} as {publication.version}"
-    name = f"publish-{run.release.folder.name}-{run.chip.id}"
+    kind = "folder" if publication.hub is None else publication.hub.scheme
+    name = f"publish-{kind}-{run.release.folder.name}-{run.chip.id}"
     why = _why(publication, read_record(Published, request.out, name))
     if not why:
         return RunStep("done", where)

@@ -36,7 +36,7 @@ class RecordedFor(_Strict):
 
 
 class Published(_Strict):
-    """`publish-RELEASE-CHIP.json`: what was published, and where.
+    """`publish-HUB-RELEASE-CHIP.json`, HUB being `hf`, `modelscope` or `folder`: what was published, and where.
 
     Attributes:
         place: `hf:OWNER/NAME`, `modelscope:OWNER/NAME` or a folder.

@@ -87,7 +87,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog="Example: flagrelease validate releases/fp8-mp8 --chip mthreads "
         "--recipe recipes/deepseek-v4-flash.yaml --source DeepSeek-V4-Flash/ --baseline flash-baseline "
-        "--data gpqa=gpqa_diamond.csv. Exit codes: 0 pass; 5 fail; 7 cannot tell."
+        "--data gpqa=gpqa_diamond.csv. Exit codes, of what was asked for: 0 pass; 5 fail; 7 cannot tell."
     )(validate)
     baseline = typer.Typer(no_args_is_help=True, help="What a native model gives, for validations on other machines.")
     baseline.command(
@@ -126,7 +126,10 @@ def validate(
         ),
     ] = None,
     until: Annotated[
-        StageName | None, typer.Option("--until", help="The last stage to run.", show_default=False)
+        StageName | None,
+        typer.Option(
+            "--until", help="The last stage to run; the exit code is about those up to it.", show_default=False
+        ),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Compare every layer, to find where a fault sits.")] = False,
     device: DeviceOption = "auto",
@@ -182,7 +185,7 @@ def validate(
         print(report_bytes(report).decode(), end="")
     else:
         show_report(report, release, request.out)
-    if report.verdict != "pass":
+    if report.asked_verdict != "pass":
         raise typer.Exit(VerificationError.exit_code if report.verdict == "fail" else CANNOT_TELL)
 
 

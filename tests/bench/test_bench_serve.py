@@ -15,6 +15,7 @@ import typer
 from chat_standin import Behaviour, chat_server, cut, lines, no_end, refuse, silence, well
 from typer.testing import CliRunner
 
+from flagrelease import cli
 from flagrelease.bench.plot import Chart, PlotSeries, draw
 from flagrelease.bench.serve.commands import register
 from flagrelease.bench.serve.endpoint import ServedModel
@@ -106,6 +107,34 @@ def test_the_key_is_sent_and_v1_is_not_doubled() -> None:
         ((body, authorization),) = handler.requests
     assert authorization == "Bearer secret"
     assert (body["model"], body["max_tokens"], body["stream"]) == ("one", 5, True)
+
+
+def test_a_key_that_a_server_quotes_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLAGRELEASE_TEST_KEY", "sk-planted-9")
+    quotes: Behaviour = lambda handler, body: handler.answer(401, "the key sk-planted-9 is wrong")  # noqa: E731
+    with chat_server(quotes) as (url, told):
+        assert cli.main(["bench", "serve", url, "--key-env", "FLAGRELEASE_TEST_KEY"]) == 6
+    assert told.requests[0][1] == "Bearer sk-planted-9"
+    said = "".join(capfd.readouterr())
+    assert "the key [hidden] is wrong" in said
+    assert "sk-planted-9" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["http://me:SECRET@127.0.0.1:1/v1"], "a user and a password in the address are refused"),
+        (["http://chip:8000", "--key-env", "PATH"], "is plain http to another machine"),
+        (["chip:8000"], "an http or https address is expected"),
+    ],
+)
+def test_addresses_that_are_refused(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "serve", *words]) == 2
+    err = capfd.readouterr().err
+    assert said in err
+    assert "SECRET" not in err
 
 
 def test_percentiles_are_numpys() -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ ASKED = {
     "run": ["run", "flsh", "--out", "out"],
     "validate": ["validate", "nowhere", "--chip", "mthreads", "--recipe", "flsh"],
     "record": ["baseline", "record", "nowhere", "--out", "out", "--recipe", "flsh"],
+    "scripts": ["scripts", "nowhere", "--chip", "mthreads", "--out", "out", "--recipe", "flsh"],
     "publish": ["publish", "nowhere", "--chip", "mthreads", "--to", "hf", "--recipe", "flsh"],
 }
 
@@ -88,7 +90,7 @@ def test_a_plan_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.slow  # 35 s of a busy core: builds a wheel
-def test_a_wheel_brings_recipes_and_tables(tmp_path: Path) -> None:
+def test_a_wheel_brings_recipes_and_every_other_file(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("flagrelease", "recipes"):
@@ -98,6 +100,13 @@ def test_a_wheel_brings_recipes_and_tables(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, tree], check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
+    package, inside = ROOT / "flagrelease", set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        f"flagrelease/{path.relative_to(package)}"
+        for path in (*package.rglob("*"), *(package / "recipes").iterdir())
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert wanted <= inside, "tables, templates and texts too: package-data in pyproject.toml"
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
@@ -111,4 +120,8 @@ def test_a_wheel_brings_recipes_and_tables(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True).stdout
 
     assert ask(python, "-c", "import flagrelease; print(flagrelease.__file__)").startswith(str(environment))
+    assert "torch-npu-without-cann" in ask(
+        python, "-c", "from flagrelease.doctor.known import load_known; print(load_known())"
+    )
+    assert "mthreads" in ask(environment / "bin" / "flagrelease", "chips")
     assert "int8-hf" in ask(environment / "bin" / "flagrelease", "plan", "tiny", "--checkpoint", SOURCE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 from flagrelease.bench.options import comma_numbers, write_plot
 from flagrelease.errors import NetworkError, UsageError
 from flagrelease.extras import require_extra
+from flagrelease.server_address import check_address, read_key
 
 if TYPE_CHECKING:
     from flagrelease.bench.serve.figures import ServeFigures
@@ -77,10 +77,12 @@ def serve(
         chat_tokens,
         long_tokens,
     )
+    check_address(url, key_env)
+    key = read_key(key_env)
     if not rows:
         raise UsageError("no rows: --concurrency and --contexts are empty for what --scenario asks")
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    name, results = asyncio.run(_measure(url, model, _key(key_env), timeout, rows, rounds, seed))
+    name, results = asyncio.run(_measure(url, model, key, timeout, rows, rounds, seed))
     if as_json:
         print(json.dumps(report.document(results, url, name, rounds, date), indent=2, ensure_ascii=False))
     else:
@@ -103,15 +105,6 @@ async def _measure(
     async with ServedModel(url, key, timeout) as endpoint:
         name = await choose_model(endpoint, model)
         return name, await run_rows(endpoint, name, rows, rounds, seed, _say)
-
-
-def _key(variable: str | None) -> str | None:
-    """Without a name no key is sent: the server may be anybody's."""
-    if variable is None:
-        return None
-    if not os.environ.get(variable):
-        raise UsageError(f"--key-env {variable}: the environment has no such variable, or an empty one")
-    return os.environ[variable]
 
 
 def _say(result: ServeFigures) -> None:

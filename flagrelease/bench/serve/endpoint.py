@@ -14,6 +14,8 @@ from flagrelease.bench.serve.sample import RequestSample
 from flagrelease.engine.batch.acceptance import Acceptance
 from flagrelease.errors import NetworkError, UsageError
 from flagrelease.event_lines import EventLines
+from flagrelease.redaction import redact
+from flagrelease.server_address import is_on_loopback
 
 Clock = Callable[[], float]
 
@@ -43,7 +45,14 @@ class ServedModel:
             address, self._metrics = httpx2.URL(f"{base}/v1"), httpx2.URL(f"{base}/metrics")
         except httpx2.InvalidURL as error:
             raise UsageError(f"{url}: {error}") from error
-        self._client = httpx2.AsyncClient(base_url=address, headers=headers, timeout=timeout, limits=limits)
+        self._key = key
+        self._client = httpx2.AsyncClient(
+            base_url=address,
+            headers=headers,
+            timeout=timeout,
+            limits=limits,
+            trust_env=not is_on_loopback(url),  # a proxy would get what is meant for this machine
+        )
         self._clock = clock
 
     async def __aenter__(self) -> ServedModel:
@@ -64,7 +73,8 @@ class ServedModel:
             answer = (await self._client.get("/models")).raise_for_status()
             return [str(model["id"]) for model in answer.json()["data"]]
         except (httpx2.HTTPError, ValueError, TypeError, KeyError) as error:
-            raise NetworkError(f"{self._client.base_url}models: {error or type(error).__name__}") from error
+            said = self._hidden(str(error) or type(error).__name__)
+            raise NetworkError(f"{self._client.base_url}models: {said}") from error
 
     async def acceptance(self) -> Acceptance | None:
         """What became of the server's drafts so far; None if it does not tell."""
@@ -102,7 +112,11 @@ class ServedModel:
             failure = RequestError("garbage", str(error))
         except httpx2.HTTPError as error:
             failure = RequestError("connection", f"{type(error).__name__}: {error}")
-        return answer.sample(failure, self._clock() - begun)
+        return answer.sample(failure, self._clock() - begun, self._hidden)
+
+    def _hidden(self, text: str) -> str:
+        """What a server or its client said, without the key: some name the key that they refuse."""
+        return redact(text if self._key is None else text.replace(self._key, "[hidden]"))
 
 
 class _Answer:
@@ -146,11 +160,11 @@ class _Answer:
         if not self._arrivals:
             raise RequestError("empty", "an answer without text")
 
-    def sample(self, failure: RequestError | None, ended: float) -> RequestSample:
+    def sample(self, failure: RequestError | None, ended: float, hidden: Callable[[str], str]) -> RequestSample:
         prompt, tokens = self._usage or (None, len(self._arrivals))
         return RequestSample(
             failure=None if failure is None else failure.kind,
-            detail="" if failure is None else str(failure),
+            detail="" if failure is None else hidden(str(failure)),
             arrivals=tuple(self._arrivals),
             ended=ended,
             prompt_tokens=prompt,

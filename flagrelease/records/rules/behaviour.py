@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from pydantic import Field, model_validator
 
 from flagrelease.records.rules.strict import ChatMode, Strict
+
+Wish = Literal["text", "tool", "json"]  # what a prompt asks for
+WISHES: tuple[Wish, ...] = get_args(Wish)
 
 
 class BehaviourRules(Strict):
@@ -12,7 +17,9 @@ class BehaviourRules(Strict):
 
     Attributes:
         mode: how the model answers, as of a benchmark.
-        prompts: of each kind (text, tool call, JSON), at most: the first ones.
+        wishes: which kinds of prompts are asked: for text, for a tool call, for JSON. A model that was never taught a
+            kind fails it on both sides, which tells nothing.
+        prompts: of each kind, at most: the first ones.
         temperature, top_p: of the sampling. At temperature 0 an answer is always the same, so it can be asked for once.
         repeats: answers to each prompt.
         seed: from which each answer's own is derived.
@@ -26,6 +33,7 @@ class BehaviourRules(Strict):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=4096, ge=1)
+    wishes: tuple[Wish, ...] = Field(default=WISHES, min_length=1)
     prompts: int = Field(default=16, ge=1)
     repeats: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0)

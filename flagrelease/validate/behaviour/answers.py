@@ -11,9 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagrelease.durable.files import write_whole
 from flagrelease.errors import UsageError, VerificationError, first_problem
-from flagrelease.records.rules import BehaviourRules
-
-Wish = Literal["text", "tool", "json"]
+from flagrelease.records.rules import BehaviourRules, Wish
 
 
 def digest_of(tokens: Sequence[int]) -> str:

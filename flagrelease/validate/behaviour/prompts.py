@@ -7,13 +7,12 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, get_args
+from typing import Any
 
 from flagrelease.model.v4.chat import Message, encode_messages
 from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import EncodedChat
-from flagrelease.records.rules import BehaviourRules
-from flagrelease.validate.behaviour.answers import Wish
+from flagrelease.records.rules import WISHES, BehaviourRules, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,9 @@ def bundled_prompts() -> tuple[Prompt, ...]:
 
 def prompts_of(rules: BehaviourRules) -> list[Prompt]:
     """Those that the rules ask for."""
-    kinds = {wish: [prompt for prompt in bundled_prompts() if prompt.wish == wish] for wish in get_args(Wish)}
-    return [prompt for prompts in kinds.values() for prompt in prompts[: rules.prompts]]
+    asked = [wish for wish in WISHES if wish in rules.wishes]
+    kinds = [[prompt for prompt in bundled_prompts() if prompt.wish == wish] for wish in asked]
+    return [prompt for prompts in kinds for prompt in prompts[: rules.prompts]]
 
 
 @cache

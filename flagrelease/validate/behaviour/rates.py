@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
+from flagrelease.records.report import PartVerdict, Verdict
 from flagrelease.validate.statistics import normal
 from flagrelease.validate.statistics.intervals import wilson
-
-Verdict = Literal["pass", "fail", "cannot-tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,16 @@ def excess(port: tuple[int, int], native: tuple[int, int], alpha: float) -> Exce
         difference - math.hypot(port_rate - port_low, high - rate),
         difference + math.hypot(port_high - port_rate, rate - low),
     )
+
+
+def judge_rate(port: tuple[int, int], native: tuple[int, int], margin: float, alpha: float) -> PartVerdict:
+    """The verdict on two (how often, of how many).
+
+    `not-informative` where not even a port that does it in every answer would have failed: the native model does it
+    nearly always itself, or the margin is too wide for so few answers. A pass would then say nothing.
+    """
+    worst = excess((port[1], port[1]), native, alpha)
+    return excess(port, native, alpha).verdict(margin) if worst.verdict(margin) == "fail" else "not-informative"
 
 
 def needed_for_zero(margin: float, alpha: float) -> int:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.errors import VerificationError
-from flagrelease.records.report import Stage
-from flagrelease.records.rules import BehaviourRules
+from flagrelease.records.report import PartVerdict, Stage, together
+from flagrelease.records.rules import WISHES, BehaviourRules, Wish
 from flagrelease.validate.behaviour.answers import Behaviour, Reply
 from flagrelease.validate.behaviour.golden import GoldenPairs, check_golden_pairs
-from flagrelease.validate.behaviour.rates import Verdict, excess, needed_for_zero
+from flagrelease.validate.behaviour.rates import excess, judge_rate, needed_for_zero
 
 
 class _Strict(BaseModel):
@@ -32,7 +31,7 @@ class RateFigures(_Strict):
     difference: float
     low: float
     high: float
-    verdict: Literal["pass", "fail", "cannot-tell"]
+    verdict: PartVerdict
 
 
 class BehaviourFigures(_Strict):
@@ -58,18 +57,20 @@ class BehaviourFigures(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class _Sign:
+    """What is looked for among the answers to prompts of some kinds."""
+
     name: str
-    among: Callable[[Reply], bool]
+    among: tuple[Wish, ...]
     holds: Callable[[Reply], bool]
 
 
 _SIGNS = (
-    _Sign("ends in a loop", lambda answer: True, lambda answer: answer.loops),
-    _Sign("cut off at the limit of tokens", lambda answer: True, lambda answer: answer.finish == "length"),
-    _Sign("breaks the chat format", lambda answer: True, lambda answer: answer.broken),
-    _Sign("no answer in words", lambda answer: answer.wish == "text", lambda answer: not answer.granted),
-    _Sign("no valid tool call", lambda answer: answer.wish == "tool", lambda answer: not answer.granted),
-    _Sign("no valid JSON", lambda answer: answer.wish == "json", lambda answer: not answer.granted),
+    _Sign("ends in a loop", WISHES, lambda answer: answer.loops),
+    _Sign("cut off at the limit of tokens", WISHES, lambda answer: answer.finish == "length"),
+    _Sign("breaks the chat format", WISHES, lambda answer: answer.broken),
+    _Sign("no answer in words", ("text",), lambda answer: not answer.granted),
+    _Sign("no valid tool call", ("tool",), lambda answer: not answer.granted),
+    _Sign("no valid JSON", ("json",), lambda answer: not answer.granted),
 )
 
 
@@ -87,7 +88,8 @@ def behaviour_stage(release: Path, port: Behaviour, native: Behaviour) -> Stage:
     pairs = list(zip(port.answers, native.answers, strict=True))
     mismatches = tuple(dict.fromkeys(a.prompt for a, b in pairs if _other_tokens(a, b)))
     counted = tuple(dict.fromkeys(a.prompt for a, b in pairs if None in (a.prompt_sha256, b.prompt_sha256)))
-    rates = tuple(_rate(sign, port, native, port.rules) for sign in _SIGNS)
+    asked = {answer.wish for answer in port.answers}
+    rates = tuple(_rate(sign, port, native, port.rules) for sign in _SIGNS if asked.intersection(sign.among))
     verdict = _verdict(golden, mismatches, rates)
     figures = BehaviourFigures(
         margin=port.rules.margin,
@@ -123,7 +125,7 @@ def _is_served(side: Behaviour) -> bool:
 def _rate(sign: _Sign, port: Behaviour, native: Behaviour, rules: BehaviourRules) -> RateFigures:
     counts = []
     for side in (port, native):
-        among = [answer for answer in side.answers if sign.among(answer)]
+        among = [answer for answer in side.answers if answer.wish in sign.among]
         counts.append((sum(map(sign.holds, among)), len(among)))
     found = excess(counts[0], counts[1], rules.alpha)
     return RateFigures(
@@ -135,14 +137,14 @@ def _rate(sign: _Sign, port: Behaviour, native: Behaviour, rules: BehaviourRules
         difference=100 * found.difference,
         low=100 * found.low,
         high=100 * found.high,
-        verdict=found.verdict(rules.margin / 100),
+        verdict=judge_rate(counts[0], counts[1], rules.margin / 100, rules.alpha),
     )
 
 
-def _verdict(golden: GoldenPairs, mismatches: tuple[str, ...], rates: tuple[RateFigures, ...]) -> Verdict:
-    if golden.differing or mismatches or any(rate.verdict == "fail" for rate in rates):
+def _verdict(golden: GoldenPairs, mismatches: tuple[str, ...], rates: tuple[RateFigures, ...]) -> PartVerdict:
+    if golden.differing or mismatches:
         return "fail"
-    return "cannot-tell" if any(rate.verdict == "cannot-tell" for rate in rates) else "pass"
+    return together(rate.verdict for rate in rates)
 
 
 def _detail(figures: BehaviourFigures, rules: BehaviourRules) -> str:
@@ -161,6 +163,12 @@ def _detail(figures: BehaviourFigures, rules: BehaviourRules) -> str:
             f"{fewest} answers do not tell an excess of {rules.margin:g} points: {', '.join(r.name for r in unclear)}. "
             f"At least {least} of each kind are needed."
         )
+    if blunt := [rate for rate in figures.rates if rate.verdict == "not-informative"]:
+        said = ", ".join(f"{rate.name} (native {rate.native} of {rate.native_of})" for rate in blunt)
+        return (
+            f"Not informative: with a margin of {rules.margin:g} points not even a port that does it in every answer "
+            f"would have failed: {said}."
+        )
     answers = figures.prompts * figures.repeats
     return f"{answers} answers behave like the native model's, within {rules.margin:g} points of 100."
 
@@ -173,10 +181,8 @@ def _proves(figures: BehaviourFigures) -> tuple[str, ...]:
         lines.append(f"{counted} have as many tokens as on the native side.")
     if figures.golden_pairs:
         lines.append(f"The chat encoding gives the release's own text for all {figures.golden_pairs} of its examples.")
-    lines.append(
-        f"Loops, cut-off answers, broken formats, missing tool calls and missing JSON are at most "
-        f"{figures.margin:g} points of 100 more frequent than in the native model."
-    )
+    signs = ", ".join(rate.name for rate in figures.rates)
+    lines.append(f"At most {figures.margin:g} points of 100 more answers than the native model's show a sign: {signs}.")
     return tuple(lines)
 
 

@@ -95,9 +95,9 @@ class EndpointClient:
         return found if isinstance(found, Unsupported) else self._checked(lambda: read_models(found))
 
     async def told(self) -> dict[str, str]:
-        """What the server says of itself, by name: `version` (/version), `server` (the header), `owned_by`.
+        """What the server says of itself, by name: `server` (the header), `version` (/version), `owned_by`.
 
-        It is the server's word. Empty where it says nothing.
+        It is the server's word. A name of which it says nothing is left out.
         """
         models = await self._patiently(lambda: self._http.get(self.endpoint.base + "models"))
         version = await self._patiently(lambda: self._http.get(self.endpoint.root + "version"))

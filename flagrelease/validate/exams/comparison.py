@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flagrelease.errors import VerificationError
-from flagrelease.records.report import Benchmark, Score, Verdict
+from flagrelease.records.report import Benchmark, PartVerdict, Score
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams import figures
+from flagrelease.validate.exams.informative import why_not_informative
 from flagrelease.validate.exams.side import Side, refuse_differences, refuse_other_rules
 from flagrelease.validate.statistics.decision import Decision, SamplingPlan, decide
 from flagrelease.validate.statistics.intervals import wilson
@@ -24,6 +25,7 @@ class Judgement:
     Attributes:
         native, chip: the sides with the repeats of that look.
         obstacles: why a pass of the test is none: sentences.
+        blunt: why the test could not have told anything, if so: a sentence.
     """
 
     native: Side
@@ -31,12 +33,17 @@ class Judgement:
     seen: Paired
     decision: Decision
     obstacles: tuple[str, ...]
+    blunt: str | None
 
     @property
-    def verdict(self) -> Verdict:
-        """A pass needs answers that can be trusted; a fail counts invalid ones as wrong and stands."""
-        passed = self.decision.verdict == "pass"
-        return "cannot-tell" if passed and self.obstacles else self.decision.verdict
+    def verdict(self) -> PartVerdict:
+        """A pass needs a test that can fail, and answers that can be trusted; a fail counts invalid ones as wrong."""
+        found = self.decision.verdict
+        if found == "fail":
+            return found
+        if self.blunt is not None:
+            return "not-informative"
+        return "cannot-tell" if self.obstacles else found
 
 
 def plan_of(rules: BenchmarkRules) -> SamplingPlan:
@@ -61,7 +68,8 @@ def judge(rules: BenchmarkRules, native: Side, chip: Side) -> Judgement:
         decision = decide(plan, seen)
         if decision.verdict != "cannot-tell":
             break
-    return Judgement(*sides, seen, decision, _obstacles(rules, *sides))
+    blunt = why_not_informative(rules, plan, native)
+    return Judgement(*sides, seen, decision, _obstacles(rules, *sides), blunt)
 
 
 def refuse_too_few(rules: BenchmarkRules, side: Side) -> None:
@@ -88,12 +96,12 @@ def compare(rules: BenchmarkRules, native: Side | None, chip: Side) -> Benchmark
         return _benchmark(rules, chip, None, "cannot-tell", figures.of_one_side(chip))
     judged = judge(rules, native, chip)
     drawn = figures.of_two_sides(plan_of(rules), judged.seen, judged.decision, judged.native, judged.chip)
-    drawn["obstacles"] = list(judged.obstacles)
+    drawn |= {"obstacles": list(judged.obstacles), "not_informative": judged.blunt}
     return _benchmark(rules, judged.chip, judged.native, judged.verdict, drawn)
 
 
 def _benchmark(
-    rules: BenchmarkRules, chip: Side, native: Side | None, verdict: Verdict, drawn: figures.Figures
+    rules: BenchmarkRules, chip: Side, native: Side | None, verdict: PartVerdict, drawn: figures.Figures
 ) -> Benchmark:
     sampling = f"temperature {rules.temperature:g}, top-p {rules.top_p:g}, at most {rules.max_tokens} tokens"
     return Benchmark(
@@ -119,8 +127,9 @@ def say_rule(rules: BenchmarkRules) -> str:
     plan = plan_of(rules)
     when = " and ".join(f"{k} (z {z:.3f})" for k, z in zip(plan.looks, plan.critical, strict=True))
     return (
-        f"non-inferiority, margin {rules.margin:g} points, one-sided level {rules.alpha:g}: the chip's score less the "
-        f"native score, less z standard errors within items, is above the margin; looks after {when} answers a question"
+        f"non-inferiority, margin {rules.margin:g} points, one-sided level {rules.alpha:g}: the release's score less "
+        "the native one, less z standard errors within items, is above the margin; "
+        f"looks after {when} answers a question"
     )
 
 
@@ -137,12 +146,12 @@ def _obstacles(rules: BenchmarkRules, native: Side, chip: Side) -> tuple[str, ..
         ("were cut off", rules.most_truncated, (native.truncated_rate(), chip.truncated_rate())),
     ):
         points = [100 * rate for rate in rates]
-        seen = f"{points[0]:.2f}% of the native answers and {points[1]:.2f}% of the chip's {name}"
+        seen = f"{points[0]:.2f}% of the native answers and {points[1]:.2f}% of the release's {name}"
         if max(points) > most:
             found.append(f"{seen}; at most {most:g}% may")
         if abs(points[0] - points[1]) > rules.most_difference:
             found.append(f"{seen}; they may differ by {rules.most_difference:g} point(s)")
-    for who, side in (("native", native), ("chip", chip)):
+    for who, side in (("native", native), ("release", chip)):
         if side.repeats_are_copies():
             found.append(f"repeats on the {who} side are copies of the first answer: a constant seed, or a cache")
         reasoned = side.reasoned_rate()

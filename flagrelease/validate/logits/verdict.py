@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import JsonValue
 
 from flagrelease.engine.numerics import Numerics
-from flagrelease.records.report import Stage, Verdict
+from flagrelease.records.report import PartVerdict, Stage, together
 from flagrelease.records.rules import LayerLimits, LogitsRules
 from flagrelease.validate.logits.baseline import Baseline, Reference
 from flagrelease.validate.logits.bootstrap import draw_weights
@@ -43,7 +43,7 @@ class VerdictEvidence:
 def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
     """The stage."""
     count = len(evidence.baseline.record.documents)
-    judge = Judge(rules, draw_weights(count, rules.resamples, rules.seed))
+    judge = Judge(rules, draw_weights(count, rules.resamples, rules.seed), evidence.baseline.record.vocabulary)
     limits = deciding_limits(evidence.numerics, evidence.native_cost(rules), rules)
     main = evidence.numerics.reference
     comparisons = [
@@ -71,7 +71,7 @@ def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
         named |= {f"layers: {measure.name}": measure for measure in layers.measures}
     step = None if layers is None else layers.step
     short = _too_short(comparisons, count, rules)
-    verdict = worst(named.values(), short)
+    verdict = _verdict(named, short)
     broken: list[JsonValue] = [name for name, measure in named.items() if measure.verdict == "fail"]
     return Stage(
         name="logits",
@@ -80,11 +80,11 @@ def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
         proves=_proves(verdict, comparisons, evidence, step),
         leaves_open=_leaves_open(comparisons, evidence, rules, step),
         figures={
-            "documents": describe_documents(evidence.baseline),
-            "baseline": describe_baseline(evidence.baseline),
+            "documents": _documents(evidence.baseline),
+            "baseline": _source(evidence.baseline),
             "numerics": evidence.numerics.name,
             "confidence": rules.confidence,
-            "comparisons": [comparison.figures(evidence.baseline.record.documents) for comparison in comparisons],
+            "comparisons": [comparison.figures(evidence.baseline) for comparison in comparisons],
             "ratio": {replay: measure.to_json() for replay, measure in ratios.items()},
             "broken": broken,
             **({} if layers is None else {"layers": layers.figures(main)}),
@@ -118,16 +118,13 @@ def _too_short(comparisons: Sequence[Comparison], documents: int, rules: LogitsR
     return found
 
 
-def worst(measures: Iterable[Measure], short: Sequence[str]) -> Verdict:
-    """fail if a measure failed; pass if all passed and nothing is too `short`."""
-    verdicts = {measure.verdict for measure in measures}
-    if "fail" in verdicts:
-        return "fail"
-    return "cannot-tell" if short or "cannot-tell" in verdicts else "pass"
+def _verdict(named: dict[str, Measure], short: Sequence[str]) -> PartVerdict:
+    undecided: list[PartVerdict] = ["cannot-tell"] if short else []
+    return together(undecided + [measure.verdict for measure in named.values()])
 
 
 def _detail(
-    verdict: Verdict,
+    verdict: PartVerdict,
     named: dict[str, Measure],
     short: Sequence[str],
     comparisons: Sequence[Comparison],
@@ -141,13 +138,18 @@ def _detail(
     if verdict == "fail":
         where = "" if step is None else f" The first step is in layer {step.layer}, {step.half}."
         return f"Outside the limits: {'; '.join(odd[:3])}{more}.{where}"
+    if verdict == "not-informative":
+        return (
+            f"Not informative: {'; '.join(odd[:3])}{more}. A port that knows nothing would hold that, too, or not one "
+            "token was there to judge by."
+        )
     parts = [f"too little was scored ({', '.join(short)})"] if short else []
     parts += [f"intervals reach across a limit ({'; '.join(odd[:3])}{more})"] if odd else []
     return f"Cannot tell: {' and '.join(parts)}. More documents make the intervals narrower."
 
 
 def _proves(
-    verdict: Verdict, comparisons: Sequence[Comparison], evidence: VerdictEvidence, step: ErrorStep | None
+    verdict: PartVerdict, comparisons: Sequence[Comparison], evidence: VerdictEvidence, step: ErrorStep | None
 ) -> tuple[str, ...]:
     said = []
     if verdict == "pass":
@@ -189,8 +191,7 @@ def _leaves_open(
     return tuple(said)
 
 
-def describe_documents(baseline: Baseline) -> dict[str, JsonValue]:
-    """What was read, for the report."""
+def _documents(baseline: Baseline) -> dict[str, JsonValue]:
     record = baseline.record
     kinds: dict[str, JsonValue] = {}
     for kind in dict.fromkeys(document.kind for document in record.documents):
@@ -199,8 +200,7 @@ def describe_documents(baseline: Baseline) -> dict[str, JsonValue]:
     return {"set": record.set, "sha256": record.documents_sha256, "count": len(record.documents), "kinds": kinds}
 
 
-def describe_baseline(baseline: Baseline) -> dict[str, JsonValue]:
-    """What was compared with, for the report."""
+def _source(baseline: Baseline) -> dict[str, JsonValue]:
     record = baseline.record
     machine: dict[str, JsonValue] = dict(record.machine.model_dump())
     return {"sha256": baseline.sha256, "machine": machine, "version": record.tool.version, "top": record.top}

@@ -24,7 +24,7 @@ def behaviour_panels(stage: Stage) -> list[Panel]:
         f"{figures.prompts} prompts, {figures.repeats} answers to each, against {figures.native_stack}. The largest "
         f"excess that the intervals allow is {worst.high:.2f} points ({worst.name}); the margin is {figures.margin:g}."
     )
-    table = Table(("what an answer does", ">this chip", ">native", ">excess, points", ">interval", "outcome"))
+    table = Table(("what an answer does", ">this release", ">native", ">excess, points", ">interval", "outcome"))
     for rate in figures.rates:
         table.rows.append(
             (

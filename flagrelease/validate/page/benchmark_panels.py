@@ -15,7 +15,7 @@ from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
 from flagrelease.validate.page.outcomes import OutcomePoint, outcome_bars
 from flagrelease.validate.page.strip import StripItem, in_order, item_strip
 
-_SIDES = (("native", "native"), ("chip", "this chip"))
+_SIDES = (("native", "native"), ("chip", "this release"))
 Side = Literal["native", "chip"]
 
 
@@ -162,7 +162,7 @@ def _test_panel(verdict: PartVerdict, figures: _Figures) -> Panel:
         ),
     ]
     if mcnemar is not None:
-        odd = f"{mcnemar.only_native} by native alone, {mcnemar.only_chip} by this chip alone"
+        odd = f"{mcnemar.only_native} by native alone, {mcnemar.only_chip} by this release alone"
         rows.append((f"items solved by one side: {odd}", f"exact McNemar p {mcnemar.p:.3g}"))
     if figures.permutation_p is not None:
         rows.append(("any difference, labels exchanged within items", f"p {figures.permutation_p:.3g}"))
@@ -181,9 +181,9 @@ def _say_test(verdict: PartVerdict, test: _Test) -> str:
     if verdict == "cannot-tell":
         return "The answers do not decide it."
     if verdict == "not-informative":
-        return "Whatever the chip had answered, this test could not have told."
+        return "Whatever the release had answered, this test could not have told."
     if verdict == "fail":
-        return f"The chip is worse by more than {test.margin:g} points."
+        return f"The release is worse by more than {test.margin:g} points."
     if test.equivalent:
         return "Not worse than the margin, and not better than it either: equivalent."
     return "Not worse than the margin. It may be better by more than the margin, which is worth a look, too."
@@ -191,7 +191,7 @@ def _say_test(verdict: PartVerdict, test: _Test) -> str:
 
 def _items_panel(number: int, benchmark: Benchmark, figures: _Figures) -> Panel:
     repeats = benchmark.repeats
-    table = Table(("item", ">native right", ">chip right", ">invalid", ">cut off", ">mean tokens"))
+    table = Table(("item", ">native right", ">release right", ">invalid", ">cut off", ">mean tokens"))
     for item in figures.items:
         pair = (item.native, item.chip)
         table.rows.append(
@@ -209,7 +209,7 @@ def _items_panel(number: int, benchmark: Benchmark, figures: _Figures) -> Panel:
         return Panel("Questions", f"{len(figures.items)} questions, without a native side.", table=table)
     words = _say_items(strip)
     picture = Picture.of(partial(item_strip, f"items-{number}", strip, words))
-    legend = (("chip", "the darker, the more often right"), ("up", "better on this chip"), ("down", "worse"))
+    legend = (("chip", "the darker, the more often right"), ("up", "better in this release"), ("down", "worse"))
     return Panel("Question by question", words, picture, table, legend=legend)
 
 

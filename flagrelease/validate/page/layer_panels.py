@@ -18,17 +18,17 @@ def layer_panels(layers: Layers) -> list[Panel]:
         ("attention", "Error behind each layer's attention", None),
     ):
         lines = [
-            Line("this chip", "chip", layers.curves[kind].port),
+            Line("this release", "chip", layers.curves[kind].port),
             Line("noise floor", "floor", layers.curves[kind].floor),
         ]
         steps = [layers.step.layer] if layers.step is not None else []
         words = _say_layers(layers, lines[0].values) + "".join(_say_gaps(line) for line in lines)
         curve = partial(layer_curve, f"layers-{kind}", lines, title=name, description=words, axis="layer")
         picture = Picture.of(partial(curve, limit=limit, steps=steps))
-        table = Table(("layer", ">this chip", ">noise floor"))
+        table = Table(("layer", ">this release", ">noise floor"))
         for layer, (ours, floor) in enumerate(zip(lines[0].values, lines[1].values, strict=True)):
             table.rows.append((str(layer), short(ours), short(floor)))
-        legend = (("chip", "this chip"), ("floor", "noise floor"))
+        legend = (("chip", "this release"), ("floor", "noise floor"))
         panels.append(Panel(name, words, picture, table, legend=legend))
     return panels
 

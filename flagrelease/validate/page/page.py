@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from flagrelease.page.panel import Panel, Table
 from flagrelease.page.template import Templates, style
+from flagrelease.records.computed_on import on_the_chip
 from flagrelease.records.manifest import Manifest
+from flagrelease.records.rates import say_rates
 from flagrelease.records.report import Benchmark, Report, Score, Stage
 from flagrelease.records.rules import StageName
 from flagrelease.validate.page.behaviour_panels import behaviour_panels
@@ -42,10 +44,10 @@ _PANELS: dict[StageName, Callable[[Stage], list[Panel]]] = {
 
 @dataclass(frozen=True, slots=True)
 class ExamSection:
-    """What the page shows of a benchmark; `scores` are (what, number, interval)."""
+    """What the page shows of a benchmark; `scores` are (what, number, interval, rates)."""
 
     benchmark: Benchmark
-    scores: tuple[tuple[str, str, str], ...]
+    scores: tuple[tuple[str, str, str, str], ...]
     panels: tuple[Panel, ...]
 
 
@@ -62,6 +64,8 @@ def render_page(report: Report, manifest: Manifest) -> str:
         release=_release(manifest),
         source=_source(manifest),
         summary=_summary(report),
+        computed=_sentence(report.computed_where),
+        on_chip=on_the_chip(report.computed_on or ()),
         panels=panels,
         keys={stage.name: key_figure(stage, report.benchmarks) for stage in report.stages},
         exams=[_exam(number, benchmark) for number, benchmark in enumerate(report.benchmarks)],
@@ -71,8 +75,19 @@ def render_page(report: Report, manifest: Manifest) -> str:
     )
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
 def _summary(report: Report) -> str:
-    """Explain the verdict in two sentences."""
+    """Explain the verdict in two sentences, and what was asked for if that was less than all."""
+    if report.scope is None or report.scope.until is None or report.verdict != "cannot-tell":
+        return _why(report)
+    asked = {"pass": "passed", "cannot-tell": "has no verdict either", "fail": "failed"}[report.scope.verdict]
+    return f"What was asked for, --until {report.scope.until}, {asked}. As a whole: {_why(report)}"
+
+
+def _why(report: Report) -> str:
     ran = [stage.name for stage in report.stages if stage.verdict != "not-run"]
     if report.verdict == "pass":
         return f"Every stage that the rules ask for passed: {_listed(report.rules.stages)}."
@@ -84,6 +99,8 @@ def _summary(report: Report) -> str:
     unclear = [stage.name for stage in report.stages if stage.verdict == "cannot-tell"]
     unclear_tasks = [benchmark.task for benchmark in report.benchmarks if benchmark.verdict == "cannot-tell"]
     parts = [f"Nothing that ran failed: {_listed(ran)}." if ran else "Nothing ran."]
+    if blunt := [stage.name for stage in report.stages if stage.verdict == "not-informative"]:
+        parts.append(f"Not informative, which is no pass: {_listed(blunt)}.")
     if missing:
         parts.append(f"The rules also ask for {_listed(missing)}, not run.")
     if without := [*(name for name in unclear if name != "benchmarks" or not unclear_tasks), *unclear_tasks]:
@@ -96,11 +113,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _exam(number: int, benchmark: Benchmark) -> ExamSection:
-    scores = [("this chip", *_score(benchmark.chip, benchmark.unit))]
+    scores = [("this release", *_score(benchmark.chip, benchmark.unit), say_rates(benchmark, "chip"))]
     if benchmark.native is not None:
-        scores.append((f"native, {benchmark.native_stack}", *_score(benchmark.native, benchmark.unit)))
+        native = _score(benchmark.native, benchmark.unit)
+        scores.append((f"native, {benchmark.native_stack}", *native, say_rates(benchmark, "native")))
         apart = f"{signed(benchmark.chip.value - benchmark.native.value)}"
-        scores.append(("difference", apart, "points" if benchmark.unit == "%" else benchmark.unit))
+        scores.append(("difference", apart, "points" if benchmark.unit == "%" else benchmark.unit, ""))
     return ExamSection(benchmark, tuple(scores), tuple(benchmark_panels(number, benchmark)))
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import platform
 
 from flagrelease import __version__
 from flagrelease.device import Device
+from flagrelease.errors import NetworkError
+from flagrelease.retry import Patience
+from flagrelease.validate.endpoint.address import Endpoint
+from flagrelease.validate.endpoint.client import EndpointClient
 
 _PACKAGES = ("torch", "triton", "flag_gems", "tokenizers", "lm_eval", "numpy")
 
@@ -23,6 +28,26 @@ def describe_environment(device: Device | None) -> dict[str, str]:
     if device is not None:
         found["device"] = device.name if device.type == "cpu" else f"{device.name} ({device.type})"
     return found
+
+
+def describe_endpoint(endpoint: Endpoint | None) -> dict[str, str]:
+    """What the server says of itself, by name, as its own word; empty where it says nothing, or does not answer now.
+
+    A stage that needs the server waits for it, and ends with an error if it does not come. A validation whose stages
+    are all finished needs no server.
+    """
+    if endpoint is None:
+        return {}
+
+    async def ask() -> dict[str, str]:
+        async with EndpointClient(endpoint, Patience(attempts=1)) as client:
+            return await client.told()
+
+    try:
+        said = asyncio.run(ask())
+    except NetworkError:
+        return {}
+    return {f"{name} (the server's word)": value for name, value in said.items()}
 
 
 def _distributions() -> set[str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from flagrelease.records.manifest import ElementCounts, Manifest
-from flagrelease.records.report import Stage
+from flagrelease.records.report import PartVerdict, Stage
 from flagrelease.records.rules import StageName
 from flagrelease.records.source_identity import identify
 from flagrelease.validate.stages.request import ValidationRequest
@@ -18,6 +17,7 @@ from flagrelease.verify.result import Check
 from flagrelease.verify.verify import bytes_to_read, check_weights
 from flagrelease.verify.workers import Workers
 
+_NOTHING = "Not informative: the manifest names not one {}."
 _SEED = 0  # of a sample; a validation reads everything
 _DONE = {
     "copied": "kept bit for bit",
@@ -47,11 +47,16 @@ class IntegrityStage:
         release = self.request.release
         total, count = sum(record.size for record in release.manifest.files), len(release.manifest.files)
         check = check_files(release.folder, release.manifest, _workers(self.request, watch, self.name, total))
+        said = _NOTHING.format("file")
+        if count:
+            said = f"The folder holds the {count} files of its manifest and nothing else."
         stage = Stage(
             name=self.name,
-            verdict=_verdict([check]),
-            detail=_failures([check]) or f"The folder holds the {count} files of its manifest and nothing else.",
-            proves=() if check.failed else (f"All {count} files have the sizes and the SHA-256 of the manifest.",),
+            verdict=_verdict([check], count),
+            detail=_failures([check]) or said,
+            proves=()
+            if check.failed or not count
+            else (f"All {count} files have the sizes and the SHA-256 of the manifest.",),
             leaves_open=("Whether the manifest is right: weights are proved in the next stage.",),
             figures={"checks": [check.model_dump(mode="json")]},
         )
@@ -80,7 +85,7 @@ class WeightsStage:
         total = bytes_to_read(manifest, 1.0) - sum(record.size for record in manifest.files)
         team = _workers(self.request, watch, self.name, total)
         checks, elements = check_weights(self.request.release.folder, manifest, source, 1.0, _SEED, team)
-        verdict = _verdict(checks)
+        verdict = _verdict(checks, len(manifest.tensors))
         stage = Stage(
             name=self.name,
             verdict=verdict,
@@ -103,8 +108,11 @@ def _workers(request: ValidationRequest, watch: Watch, name: str, total: int) ->
     return Workers(request.workers, advance)
 
 
-def _verdict(checks: Sequence[Check]) -> Literal["pass", "fail"]:
-    return "fail" if any(check.status == "fail" for check in checks) else "pass"
+def _verdict(checks: Sequence[Check], looked_at: int) -> PartVerdict:
+    """Of a release without a file or a tensor every check passes, and none says anything."""
+    if any(check.status == "fail" for check in checks):
+        return "fail"
+    return "pass" if looked_at else "not-informative"
 
 
 def _failures(checks: Sequence[Check]) -> str:
@@ -115,6 +123,8 @@ def _failures(checks: Sequence[Check]) -> str:
 
 def _detail(manifest: Manifest, elements: ElementCounts | None) -> str:
     count = f"{len(manifest.tensors):,} tensors"
+    if not manifest.tensors:
+        return _NOTHING.format("tensor")
     if elements is None:
         return f"All {count} have the digests of the manifest; the source was not at hand."
     return f"All {count} are bit for bit what a second decoder makes of the source."

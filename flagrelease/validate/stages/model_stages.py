@@ -1,17 +1,18 @@
-"""The stages benchmarks and behaviour, which need the native side, and a device or an endpoint."""
+"""The stages logits, benchmarks and behaviour, which need the native side, and a device or an endpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flagrelease.engine.efforts import read_efforts
-from flagrelease.records.report import Benchmark, Stage, Verdict
+from flagrelease.records.report import Benchmark, Stage
 from flagrelease.records.rules import BenchmarkRules, StageName
 from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256
 from flagrelease.validate.behaviour.stage import behaviour_stage
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.run import examine
+from flagrelease.validate.exams.stage import benchmarks_stage
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam, stack_of
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared
@@ -19,10 +20,13 @@ from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, Watch
 from flagrelease.validate.stages.state import stage_work
 
+if TYPE_CHECKING:
+    from flagrelease.engine.v4.model import Model
+
 
 @dataclass(frozen=True, slots=True)
 class StageInputs:
-    """What the stages that need a model have in common.
+    """What the three stages have in common.
 
     Attributes:
         ready: what is asked for, and what was read before the first stage.
@@ -72,6 +76,49 @@ class StageInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class LogitsStage:
+    """Compares the distributions of tokens on given texts."""
+
+    given: StageInputs
+    name: StageName = "logits"
+
+    def missing(self) -> str | None:
+        """The baseline, its logits, or a device."""
+        if self.given.baseline is None:
+            return NO_BASELINE
+        if not self.given.baseline.logits_record.is_file():
+            return "the baseline has no logits"
+        return self.given.port if isinstance(self.given.port, str) else None
+
+    def inputs(self) -> dict[str, str]:
+        """The baseline, whether layers are compared, and the provider of the operators."""
+        layers = "yes" if self.given.request.layers else "no"
+        found = {"baseline": file_sha256(self.given.recorded.logits_record), "look at layers": layers}
+        return found | {"operators": self.given.request.operators}
+
+    def run(self, watch: Watch) -> Outcome:
+        """Run all documents, on all ranks."""
+        stage = self.given.running.logits(lambda model: self.compute(model, watch))
+        seeds = {"logits: bootstrap": self.given.request.rules.logits.seed}
+        return Outcome(stage=stage, inputs=self.inputs(), seeds=seeds)
+
+    def compute(self, model: Model, watch: Watch) -> Stage:
+        """Run the stage; every rank calls this."""
+        from flagrelease.validate.logits.stage import run_logits
+
+        request = self.given.request
+        return run_logits(
+            model,
+            request.release.folder,
+            self.given.recorded.logits,
+            request.rules.logits,
+            stage_work(request.out, "logits"),
+            layers=request.layers,
+            progress=lambda done, total: watch("logits", done, total, "tokens"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class BenchmarksStage:
     """Asks the port or an endpoint the questions of the benchmarks."""
 
@@ -104,7 +151,7 @@ class BenchmarksStage:
         """Ask the benchmarks one after the other, each until a look of its test decides."""
         rules = self.given.request.rules.benchmarks
         benchmarks = tuple(self._examine(name, each, watch) for name, each in rules.items())
-        stage = _benchmarks_stage(benchmarks, self.given.request.endpoint)
+        stage = benchmarks_stage(benchmarks, by_endpoint=self.given.request.endpoint is not None)
         seeds = {f"benchmark: {name}": each.seed for name, each in rules.items()}
         return Outcome(stage=stage, inputs=self.inputs(), benchmarks=benchmarks, seeds=seeds)
 
@@ -156,25 +203,3 @@ class BehaviourStage:
         answers = ask_behaviour(asked, read_efforts(release), self.given.subject, rules, work / "answers.jsonl", watch)
         stage = behaviour_stage(release, answers, native)
         return Outcome(stage=stage, inputs=self.inputs(), seeds={"behaviour": rules.seed})
-
-
-def _benchmarks_stage(benchmarks: Sequence[Benchmark], endpoint: Endpoint | None) -> Stage:
-    by_verdict = {v: [b.task for b in benchmarks if b.verdict == v] for v in ("pass", "fail", "cannot-tell")}
-    verdict: Verdict = "fail" if by_verdict["fail"] else "cannot-tell" if by_verdict["cannot-tell"] else "pass"
-    said = {"pass": "Within the margin", "fail": "Worse by more than the margin", "cannot-tell": "Not decided"}
-    detail = "; ".join(f"{said[v]}: {', '.join(tasks)}" for v, tasks in by_verdict.items() if tasks)
-    leaves_open = ["Tasks of another kind, and other questions than these."]
-    if endpoint is not None:
-        leaves_open.append("That the endpoint served this very release: nothing in its answers shows its weights.")
-    return Stage(
-        name="benchmarks",
-        verdict=verdict,
-        detail=f"{detail}.",
-        proves=tuple(
-            f"{b.task}: the score of this chip is not lower than the native one by more than the margin, tested over "
-            f"{b.n} questions with {b.repeats} answers to each."
-            for b in benchmarks
-            if b.verdict == "pass"
-        ),
-        leaves_open=tuple(leaves_open),
-    )

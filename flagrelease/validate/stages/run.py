@@ -11,16 +11,16 @@ from flagrelease.device import Device
 from flagrelease.durable.files import write_whole
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import ToolRecord
-from flagrelease.records.report import Report, Stage, verdict_of
+from flagrelease.records.report import Report, Scope, Stage, verdict_of
 from flagrelease.records.rules import STAGES, StageName
 from flagrelease.validate.invariance.runner import InvarianceStage
 from flagrelease.validate.page.page import render_page
 from flagrelease.validate.preflight.runner import PreflightStage
-from flagrelease.validate.stages.environment import describe_environment
+from flagrelease.validate.stages.computing import computer, computers
+from flagrelease.validate.stages.environment import describe_endpoint, describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
-from flagrelease.validate.stages.logits_stage import LogitsStage
 from flagrelease.validate.stages.long_context import LongContextStage
-from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, StageInputs
+from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, LogitsStage, StageInputs
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared, with_all_questions
 from flagrelease.validate.stages.request import ValidationRequest
@@ -56,12 +56,14 @@ def validate(ready: Prepared, watch: Watch) -> Report | None:
             port.follow(lambda model: stage.compute(model, watch))
             return None
         environment = describe_environment(None if isinstance(device, str) else device)
+        if request.until not in FILE_STAGES:
+            environment |= describe_endpoint(request.endpoint)
         state = stack.enter_context(open_state(request, environment))
         if _asks_benchmarks(BenchmarksStage(given), state, request):
             given = StageInputs(with_all_questions(ready), port)
         if isinstance(port, Port):
             stack.enter_context(port)
-        outcomes = _run_stages(_runners(given), state, request, watch)
+        outcomes = _run_stages(_runners(given), state, ready, watch)
         return _write_report(request, state.environment, outcomes)
 
 
@@ -101,10 +103,8 @@ def _asks_benchmarks(stage: BenchmarksStage, state: State, request: ValidationRe
     return state.finished(stage.name, stage.inputs()) is None
 
 
-def _run_stages(
-    runners: Sequence[StageRunner], state: State, request: ValidationRequest, watch: Watch
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+def _run_stages(runners: Sequence[StageRunner], state: State, ready: Prepared, watch: Watch) -> list[Outcome]:
+    request, outcomes = ready.request, list[Outcome]()
     stopped: str | None = None
     for runner in runners:
         reason = stopped or _not_asked_for(runner.name, request.until) or runner.missing()
@@ -112,7 +112,11 @@ def _run_stages(
             stage = Stage(name=runner.name, verdict="not-run", detail=f"Not run: {reason}.")
             outcomes.append(Outcome(stage=stage, inputs={}))
         else:
-            outcome = state.finished(runner.name, runner.inputs()) or _run_stage(runner, state, watch)
+            outcome = state.finished(runner.name, runner.inputs())
+            if outcome is None:
+                found = runner.run(watch)
+                by = computer(runner.name, request.chip, ready.device, request.endpoint)
+                outcome = state.finish(found.model_copy(update={"computed_on": by}))
             outcomes.append(outcome)
             if outcome.stage.verdict == "fail":
                 stopped = f"the stage {runner.name} failed"
@@ -125,17 +129,11 @@ def _not_asked_for(name: StageName, until: StageName | None) -> str | None:
     return f"not asked for (--until {until})"
 
 
-def _run_stage(runner: StageRunner, state: State, watch: Watch) -> Outcome:
-    """Run a stage and record it, unless a server could not do what it needs: another time it may."""
-    outcome = runner.run(watch)
-    return outcome if outcome.stage.verdict == "not-run" else state.finish(outcome)
-
-
 def _write_report(request: ValidationRequest, environment: dict[str, str], outcomes: Sequence[Outcome]) -> Report:
     stages = tuple(outcome.stage for outcome in outcomes)
     benchmarks = tuple(benchmark for outcome in outcomes for benchmark in outcome.benchmarks)
     report = Report(
-        schema_version=1,
+        schema_version=2,
         tool=ToolRecord(version=__version__),
         manifest_sha256=request.release.manifest_sha256,
         chip=request.chip.id,
@@ -146,6 +144,8 @@ def _write_report(request: ValidationRequest, environment: dict[str, str], outco
         environment=environment,
         commands=(request.command,),
         seeds={name: seed for outcome in outcomes for name, seed in outcome.seeds.items()},
+        computed_on=computers(outcomes),
+        scope=Scope(until=request.until, verdict=verdict_of(request.rules, stages, benchmarks, request.until)),
     )
     write_whole(request.out / REPORT_NAME, report_bytes(report))
     write_whole(request.out / PAGE_NAME, render_page(report, request.release.manifest).encode())

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from flagrelease.records.computed_on import ComputedOn
 from flagrelease.records.report import Benchmark, Stage
 from flagrelease.records.rules import StageName
 
@@ -29,6 +30,7 @@ class Outcome(BaseModel):
     Attributes:
         inputs: what the verdict depends on besides manifest, chip and rules: name -> digest or address.
         seeds: the seeds that the stage used, by what they were for.
+        computed_on: what computed the figures; null for a stage that reads files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,7 @@ class Outcome(BaseModel):
     inputs: dict[str, str]
     benchmarks: tuple[Benchmark, ...] = ()
     seeds: dict[str, int] = {}
+    computed_on: ComputedOn | None = None
 
     def differences(self, inputs: dict[str, str]) -> list[str]:
         """Names of inputs that are not those of this outcome. One that is missing on a side does not count."""

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.records.recipe import read_recipe
 from flagrelease.records.report import Stage
 from flagrelease.records.rules import BehaviourRules
 from flagrelease.validate.behaviour.answers import Behaviour, Reply
 from flagrelease.validate.behaviour.golden import check_golden_pairs
-from flagrelease.validate.behaviour.prompts import prompts_sha256
-from flagrelease.validate.behaviour.rates import excess, needed_for_zero
+from flagrelease.validate.behaviour.prompts import prompts_of, prompts_sha256
+from flagrelease.validate.behaviour.rates import excess, judge_rate, needed_for_zero
 from flagrelease.validate.behaviour.stage import behaviour_stage
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "encoding"
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden" / "encoding"
+RECIPES = sorted([*ROOT.glob("recipes/*.yaml"), ROOT / "examples" / "demo.yaml"])
 
 
 # Newcombe (1998), Interval estimation for the difference between independent proportions, table II, method 10.
@@ -98,6 +101,52 @@ def test_a_port_that_misbehaves_fails(release: Path, signs: dict[str, Callable[[
     assert name in broken_rates(stage)
     assert name in stage.detail
     assert behaviour_stage(release, side(**signs), side(**signs)).verdict != "fail", "as bad as native is aligned"
+
+
+@pytest.mark.parametrize(
+    ("rules", "signs", "said"),
+    [
+        ({"margin": 90}, {}, "would have failed: ends in a loop (native 0 of 6)"),
+        ({}, {"granted": lambda n: False}, "no valid tool call (native 80 of 80)"),
+        ({"margin": 40}, {"loops": lambda n: n % 5 > 0}, "ends in a loop (native 18 of 24)"),
+    ],
+    ids=["few answers and a wide margin", "both sides fail everything", "native fails nearly everything"],
+)
+def test_a_rate_that_could_not_fail_is_not_informative(
+    release: Path, rules: dict[str, Any], signs: dict[str, Callable[[int], Any]], said: str
+) -> None:
+    """Equal sides: each of these was a green pass before."""
+    count = 2 if rules.get("margin") == 90 else 8 if rules else 80
+    asked = BehaviourRules(repeats=1, **rules)
+    equal = side(count, **signs).model_copy(update={"rules": asked})
+    stage = behaviour_stage(release, equal, equal)
+    assert stage.verdict == "not-informative"
+    assert said in stage.detail
+    assert stage.proves == ()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_rules_ask_enough_for_their_margin(path: Path) -> None:
+    """Where native makes no fault, a port that makes every one fails, and an equal one passes."""
+    rules = read_recipe(path).validation.behaviour
+    for wish in rules.wishes:
+        count = sum(prompt.wish == wish for prompt in prompts_of(rules)) * rules.repeats
+        margin = rules.margin / 100
+        assert judge_rate((0, count), (0, count), margin, rules.alpha) == "pass"
+        assert judge_rate((count, count), (0, count), margin, rules.alpha) == "fail"
+
+
+def test_only_what_was_asked_is_judged(release: Path) -> None:
+    """A model that was never taught tools is asked for text alone, and the stage says something about that."""
+    rules = BehaviourRules(wishes=("text",), repeats=1)
+    assert {prompt.wish for prompt in prompts_of(rules)} == {"text"}
+    untaught = side(granted=lambda n: True)
+    answers = tuple(answer for answer in untaught.answers if answer.wish == "text")
+    equal = untaught.model_copy(update={"rules": rules, "answers": answers})
+    stage = behaviour_stage(release, equal, equal)
+    assert stage.verdict == "pass"
+    assert "no valid tool call" not in str(stage.figures["rates"])
+    assert "tool" not in " ".join(stage.proves)
 
 
 def test_too_few_answers_cannot_tell(release: Path) -> None:

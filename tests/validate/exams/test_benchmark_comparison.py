@@ -15,6 +15,7 @@ from flagrelease.records.report import Benchmark
 from flagrelease.validate.exams.comparison import compare, judge
 from flagrelease.validate.exams.run import examine, run_side
 from flagrelease.validate.exams.side import Answer, AnsweredItem, Asked, Side
+from flagrelease.validate.exams.stage import benchmarks_stage
 
 ASKED = {
     "exam_sha256": "0" * 64,
@@ -34,14 +35,18 @@ def answer(value: str | None, **changes: Any) -> Answer:
 
 
 def side(rows: list[str], asked: dict[str, Any] | None = None, **changes: Any) -> Side:
-    """A row is an item: A right, B wrong, '-' invalid, 'x' wrong and cut off. Texts differ from repeat to repeat."""
+    """A row is an item: A right, B wrong, '-' invalid, 'x' wrong and cut off. Texts differ from repeat to repeat.
+
+    The right letter changes from item to item: a port that always says the same must not be right.
+    """
     items = []
     for n, row in enumerate(rows):
+        right, wrong = "ABCD"[n % 4], "BCDA"[n % 4]
         answers = tuple(
-            answer({"A": "A", "B": "B", "x": "B"}.get(c), text=i, finish="length" if c == "x" else "stop")
+            answer({"A": right, "B": wrong, "x": wrong}.get(c), text=i, finish="length" if c == "x" else "stop")
             for i, c in enumerate(row)
         )
-        items.append(AnsweredItem(id=f"i{n}", prompt_sha256="a" * 64, prompt_tokens=20, correct="A", answers=answers))
+        items.append(AnsweredItem(id=f"i{n}", prompt_sha256="a" * 64, prompt_tokens=20, correct=right, answers=answers))
     what = Asked.model_validate(ASKED | {"prompt": RULES.prompt, "max_tokens": RULES.max_tokens} | (asked or {}))
     said = {"subject": "s", "stack": "machine", "revision": "r", "asked": what, "items": tuple(items)}
     return Side.model_validate(said | changes)
@@ -58,12 +63,12 @@ def test_equal_sides_pass_and_a_damaged_one_fails() -> None:
 
 
 def test_few_items_say_nothing_and_the_report_says_how_many_more_answers_would() -> None:
-    rows = ["AABB", "ABAB", "BABA", "AAAB"]
+    rows = ["AABB", "ABAB", "BABA", "AAAB"] * 3
     benchmark = compare(RULES, side(rows), side(rows))
     test: Any = benchmark.figures["test"]
     assert benchmark.verdict == "cannot-tell"
     assert test["further_planned"] == 4
-    assert test["further_needed"] > 100
+    assert test["further_needed"] > 50
 
 
 @pytest.mark.parametrize(
@@ -179,13 +184,14 @@ def test_invalid_answers_are_wrong_and_a_fail_stands() -> None:
 
 @pytest.mark.parametrize(("tokens", "copies"), [(4000, True), (10, False)])
 def test_long_repeats_that_are_all_alike_are_no_pass(tokens: int, copies: bool) -> None:
-    same = answer("A", tokens=tokens)
-    items = tuple(item.model_copy(update={"answers": (same,) * 4}) for item in side(GOOD).items)
+    items = tuple(
+        item.model_copy(update={"answers": (answer(item.correct, tokens=tokens),) * 4}) for item in side(GOOD).items
+    )
     judged = judge(RULES, side(GOOD), side(GOOD).model_copy(update={"items": items}))
     assert judged.chip.alike_rate() == 1
     assert judged.decision.verdict == "pass"
     assert judged.verdict == ("cannot-tell" if copies else "pass")
-    assert ("repeats on the chip side are copies" in " ".join(judged.obstacles)) is copies
+    assert ("repeats on the release side are copies" in " ".join(judged.obstacles)) is copies
 
 
 def test_one_answer_that_differs_is_enough() -> None:
@@ -201,7 +207,7 @@ def test_a_mode_that_did_not_take_effect_is_no_pass() -> None:
     judged = judge(thinking, native, chip)
     assert judged.decision.verdict == "pass"
     assert judged.verdict == "cannot-tell"
-    assert "0% of the chip answers have reasoning, in mode thinking" in judged.obstacles
+    assert "0% of the release answers have reasoning, in mode thinking" in judged.obstacles
 
 
 def test_the_figures_are_right(tmp_path: Path) -> None:
@@ -232,6 +238,55 @@ def test_without_a_native_side_there_is_a_score_and_no_verdict() -> None:
     assert benchmark.chip.value == pytest.approx(97.5)
     with pytest.raises(VerificationError, match="the chip side was asked under another seed"):
         compare(RULES, None, side(GOOD, {"seed": 4}))
+
+
+@pytest.mark.parametrize(
+    ("margin", "native", "letters", "said"),
+    [
+        (5, ["BBBB"] * 40, "ABCD", "to every question would not have failed (the native model has 0.0% right"),
+        (30, ["ABBB"] * 40, "ABCD", "to every question would not have failed (the native model has 25.0% right"),
+        (90, ["AAAA"] * 40, "ABCD", "to every question would not have failed (the native model has 100.0% right"),
+        (5, ["AAAA"] * 40, "A", "a port that answers 'A' to every question would not have failed"),
+        (1, ["AAAA"] * 4, "ABCD", "a port with every answer right would not have passed"),
+    ],
+    ids=[
+        "both fail everything",
+        "native guesses",
+        "margin too wide",
+        "one letter is always right",
+        "margin too narrow",
+    ],
+)
+def test_a_test_that_could_not_tell_is_not_informative(
+    margin: float, native: list[str], letters: str, said: str
+) -> None:
+    """Equal sides, which passed before or needed more answers for ever."""
+    made = side(native)
+    items = []
+    for n, item in enumerate(made.items):
+        moved = "ABCD".index(letters[n % len(letters)]) - "ABCD".index(item.correct)
+        turn = {letter: "ABCD"[("ABCD".index(letter) + moved) % 4] for letter in "ABCD"}
+        answers = tuple(each.model_copy(update={"value": turn[str(each.value)]}) for each in item.answers)
+        items.append(item.model_copy(update={"correct": turn[item.correct], "answers": answers}))
+    sides = made.model_copy(update={"items": tuple(items)})
+    benchmark = compare(choice_rules(margin=margin), sides, sides)
+    assert benchmark.verdict == "not-informative"
+    assert said in str(benchmark.figures["not_informative"])
+    stage = benchmarks_stage([benchmark], by_endpoint=False)
+    assert stage.verdict == "not-informative"
+    assert said in stage.detail
+    assert stage.proves == ()
+
+
+def test_what_fails_a_blunt_test_has_still_failed() -> None:
+    """No port could have passed it, but this one lost more than the margin allows, which is a finding."""
+    judged = judge(choice_rules(margin=1), side(["AAAA"] * 4), side(["BBBB"] * 4))
+    assert judged.blunt is not None
+    assert judged.verdict == "fail"
+
+
+def test_benchmarks_without_one_benchmark_are_no_pass() -> None:
+    assert benchmarks_stage([], by_endpoint=False).verdict == "not-informative"
 
 
 def test_a_look_that_decides_is_the_last(tmp_path: Path) -> None:

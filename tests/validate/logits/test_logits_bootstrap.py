@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from flagrelease.records.report import together
 from flagrelease.records.rules import LogitsLimits, LogitsRules
 from flagrelease.validate.logits.bootstrap import Interval, draw_weights, interval, none_seen
 from flagrelease.validate.logits.judge import Judge, exactly, judge
@@ -58,9 +59,30 @@ def test_verdicts_follow_the_interval(low: float, high: float, verdict: str) -> 
     assert judge("perplexity", Interval((low + high) / 2, low, high), -1, 1).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("name", "at_least", "at_most"),
+    [
+        ("top1", 0.0, None), ("top1_clear", -19.0, None), ("last_error", None, 1.0), ("early_cosine", 0.0, None),
+        ("late_cosine", -0.6, None), ("experts", 0.0, None),
+    ],
+)  # fmt: skip
+def test_a_limit_that_a_port_which_knows_nothing_holds_is_not_informative(
+    name: str, at_least: float | None, at_most: float | None
+) -> None:
+    """Limits loosened 40 times were broken by nothing, and what held them passed."""
+    good = 0.01 if at_least is None else 0.99
+    assert exactly(name, good, at_least, at_most).verdict == "not-informative"
+    narrower = (None if at_least is None else 0.5), (None if at_most is None else 0.5)
+    assert exactly(name, good, *narrower).verdict == "pass"
+
+
+def test_a_stage_without_one_part_is_no_pass() -> None:
+    assert together([]) == "not-informative"
+
+
 def test_a_number_that_does_not_exist_decides_nothing() -> None:
     measure = exactly("ratio", math.nan, 0.8, 1.25)
-    assert measure.verdict == "cannot-tell"
+    assert measure.verdict == "not-informative"
     assert measure.to_json()["value"] is None
     assert exactly("outliers", 1, at_most=0).verdict == "fail"
 
@@ -78,7 +100,7 @@ SOUND = {"tokens": 1000, "kl": 1.0, "agree": 990, "clear": 700, "clear_agree": 7
 
 def verdicts(floor: float = 0.0, **changes: float) -> dict[str, str]:
     rules = LogitsRules()
-    judge = Judge(rules, draw_weights(20, 200, 0))
+    judge = Judge(rules, draw_weights(20, 200, 0), 120)
     return {m.name: m.verdict for m in judge.measures(sums_of(20, **SOUND | changes), LIMITS, floor)}
 
 
@@ -97,13 +119,36 @@ def test_each_limit_is_broken_by_its_own_statistic() -> None:
         assert verdicts(**change)[name] == "fail"
 
 
+@pytest.mark.parametrize(
+    ("changes", "floor", "name"),
+    [
+        ({"mean_kl": 4.8}, 0.0, "mean_kl"),
+        ({"tail_kl": 4.8}, 0.0, "above"),
+        ({"perplexity": 120.0}, 0.0, "perplexity"),
+        ({}, 1.6, "mean_kl"),
+    ],
+)
+def test_limits_beyond_equal_probabilities_are_not_informative(
+    changes: dict[str, float], floor: float, name: str
+) -> None:
+    """Of 120 tokens: a port that gives each the same probability is ln 120 = 4.787 nats away at most.
+
+    A noise floor of 1.6, three times, is more than that: a baseline that disagrees with itself proves nothing.
+    """
+    judge = Judge(LogitsRules(), draw_weights(20, 200, 0), vocabulary=120)
+    limits = LIMITS.model_copy(update=changes)
+    found = {measure.name: measure.verdict for measure in judge.measures(sums_of(20, **SOUND), limits, floor)}
+    assert [measure for measure, verdict in found.items() if verdict == "not-informative"] == [name]
+    assert together(found.values()) == "not-informative"
+
+
 def test_the_noise_floor_raises_the_limit_of_kl() -> None:
     assert verdicts(kl=3.0, floor=9e-4)["mean_kl"] == "fail"
     assert verdicts(kl=3.0, floor=1.1e-3)["mean_kl"] == "pass"
 
 
 def test_the_ratio_is_judged_over_the_same_resamples() -> None:
-    judge = Judge(LogitsRules(), draw_weights(20, 200, 0))
+    judge = Judge(LogitsRules(), draw_weights(20, 200, 0), 120)
     generator = np.random.default_rng(0)
     native = sums_of(20, tokens=1000)
     native.field("kl")[:] = generator.gamma(1, 5, 20)

@@ -68,7 +68,7 @@ def test_verdict_first_then_every_stage_with_its_reason(make: object) -> None:
     walk = Walk(page_of(report))
     words = walk.words()
     verdict = {"pass": "Pass", "fail": "Fail", "cannot-tell": "Cannot tell"}[report.verdict]
-    after_title = words.split("on mthreads", 2)[2]
+    after_title = words.split("for mthreads", 2)[2]
     assert after_title.index(verdict) < after_title.index("integrity")
     for stage in report.stages:
         assert stage.detail in words
@@ -210,7 +210,7 @@ def test_a_layer_without_a_number_is_a_gap_and_said() -> None:
     assert [len(points) for points in curves] == [1, 2]
     assert drawn.count("<circle") == 3
     page = page_of(made_up.with_figures(made_up.no_number_in_layers(3, 5)))
-    assert "Not a number, and a gap in the curve of this chip: layer 3, 5." in page
+    assert "Not a number, and a gap in the curve of this release: layer 3, 5." in page
     assert page.count("not defined") == 2 * 2  # of both curves' tables
 
 

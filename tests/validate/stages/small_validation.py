@@ -19,31 +19,30 @@ from flagrelease import cli
 GOLDEN = Path(__file__).parents[2] / "golden" / "encoding"
 QUESTIONS = 4
 # The least that runs every part: what the limits are worth is shown by the tests of the logits stage. mean_kl is twice
-# what these random weights need: 0 in BF16, and 0.024 in FP8 (of 40 times mean_kl) since native numerics round the
-# norm of query heads to BF16.
+# what these random weights need: 0 in BF16, and 0.024 in FP8 (of twice mean_kl) since native numerics round the norm of
+# query heads to BF16.
 LOGITS: dict[str, Any] = {
     "replay": {
         "documents": 4, "tokens": 40, "long_tokens": 40, "decode_tokens": 4, "chunk": 32, "floor_chunk": 20,
         "floor_rows": 2, "layer_positions": 2,
     },
     "oracle": {
-        "mean_kl": 1.2e-3, "floors": 3, "tail_kl": 0.1, "tail_share": 0.5, "top1": 0.5, "top1_clear": 0.5,
-        "margin": 0.5, "perplexity": 0.02,
+        "mean_kl": 0.024, "floors": 3, "tail_kl": 0.1, "tail_share": 0.5, "top1": 0.6, "top1_clear": 0.6,
+        "margin": 0.5, "perplexity": 0.2,
     },
     "native": {"mean_kl": 0.3, "top1_clear": 0.3, "margin": 0.5, "perplexity": 0.2},
-    "rounded": 40, "min_documents": 4, "min_tokens": 100, "min_decode_tokens": 10,
-    "continuations": {
-        "writing": {"documents": 2, "prompt_tokens": 8, "tokens": 6}, "most": 10, "min_tokens": 2,
-    },
+    "layers": {"last_error": 0.2, "early_cosine": 0.98, "late_cosine": 0.97, "experts": 0.8},
+    "rounded": 2, "min_documents": 4, "min_tokens": 100, "min_decode_tokens": 10,
 }  # fmt: skip
 
 
 def recipe(source: Path, **validation: Any) -> dict[str, Any]:
-    """The model knows no words: its answers are noise of equal length, so the rates of faults are those of noise."""
+    """The model knows no words: both sides answer noise, so benchmarks and behaviour run and tell nothing."""
     rules = {
         "device": "any",
         "preflight": None,  # the servers of these tests are stand-ins that answer benchmarks
         "invariance": None,
+        "stages": ["integrity", "weights", "logits"],
         "logits": LOGITS,
         "benchmarks": {
             "choices": {
@@ -126,11 +125,11 @@ def read_report(out: Path) -> dict[str, Any]:
 
 
 def verdicts(out: Path) -> dict[str, str]:
-    """Of the stages that the rules ask for."""
-    report = read_report(out)
-    found = {stage["name"]: stage["verdict"] for stage in report["stages"]}
-    assert all(found[name] == "not-run" for name in found.keys() - set(report["rules"]["stages"]))
-    return {name: found[name] for name in report["rules"]["stages"]}
+    """Of the stages that every recipe has run; the others need rules or an endpoint of their own: none has any here."""
+    found = {stage["name"]: stage["verdict"] for stage in read_report(out)["stages"]}
+    shown = ("integrity", "weights", "logits", "benchmarks", "behaviour")
+    assert all(found[name] == "not-run" for name in found.keys() - set(shown))
+    return {name: found[name] for name in shown}
 
 
 def stage_of(out: Path, name: str) -> dict[str, Any]:

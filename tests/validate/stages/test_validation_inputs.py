@@ -274,11 +274,11 @@ def test_a_first_validation_without_the_source_does_not_block_a_second_one_with_
     with_source = workshop.validation(workshop.release("bf16"), out, "--until", "weights")
     without = list(with_source)
     del without[without.index("--source") : without.index("--source") + 2]
-    assert cli.main(without) == 7
+    assert cli.main(without) == 0
     integrity = (out / "state" / "integrity.json").stat().st_mtime_ns
     details = [json.loads((out / "report.json").read_bytes())["stages"][1]["detail"]]
     for words in (with_source, without):
-        assert cli.main(words) == 7
+        assert cli.main(words) == 0
         details.append(json.loads((out / "report.json").read_bytes())["stages"][1]["detail"])
     assert "the source was not at hand" in details[0]
     assert "bit for bit what a second decoder makes of the source" in details[1]
@@ -306,11 +306,8 @@ def test_answers_of_another_model(workshop: Workshop, validated: Path, tmp_path:
 def test_a_baseline_with_a_part_missing(workshop: Workshop, tmp_path: Path) -> None:
     baseline = shutil.copytree(workshop.baseline, tmp_path / "baseline")
     shutil.rmtree(baseline / "logits")
-    (baseline / "continuations.json").unlink()
     (baseline / "benchmarks" / "choices.json").unlink()
     (baseline / "behaviour.json").rename(baseline / "behaviour.bak")
-    (baseline / "long-context").mkdir()
-    (baseline / "long-context" / "4096.json").write_text("of rules that this recipe does not have")
     words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--baseline", str(baseline))
     assert cli.main(words) == 7
     names = ("logits", "benchmarks", "behaviour")
@@ -348,7 +345,47 @@ def test_an_endpoint_answers_the_benchmarks(workshop: Workshop, tmp_path: Path, 
         assert cli.main(words) == 7
         assert len(server.requests) - before == QUESTIONS * 4 - kept, "only what was not answered is asked"
     assert verdicts(out) == {
-        "integrity": "pass", "weights": "pass", "logits": "not-run", "benchmarks": "pass", "behaviour": "not-run",
+        "integrity": "pass", "weights": "pass", "logits": "not-run", "benchmarks": "not-informative",
+        "behaviour": "not-run",
     }  # fmt: skip
+    document = json.loads((out / "report.json").read_bytes())
+    (computed,) = document["computed_on"]
+    assert (computed["by"], computed["model"], computed["stages"]) == ("endpoint", "m", ["benchmarks"])
+    said = f"answered by the server at {server.url}, which says it is BaseHTTP/"
+    assert said in capfd.readouterr().out
     benchmarks = stage_of(out, "benchmarks")
     assert "nothing in its answers shows its weights" in benchmarks["leaves_open"][1]
+
+
+def test_an_endpoint_is_asked_for_behaviour_and_its_key_is_nowhere(
+    workshop: Workshop, tmp_path: Path, capfd: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both sides. A server that quotes the key in its complaint, and one that is restarted in another version."""
+    monkeypatch.setenv("SOME_KEY", KEY := "sk-planted-5e2")
+    baseline, out = tmp_path / "baseline", tmp_path / "out"
+    listed = Answer(document={"data": [{"id": "m", "owned_by": "vllm"}]})
+    at = {"/v1/models": listed, "/version": Answer(document={"version": "0.33.0"})}
+    said = ""
+    with Standin(lambda request: Answer(401, {"error": {"message": f"{KEY} is wrong"}}), at) as server:
+        there = ["--endpoint", server.url, "--model", "m", "--key-env", "SOME_KEY"]
+        capfd.readouterr()
+        assert cli.main(workshop.recording(baseline, "--part", "behaviour", *there)) == 6
+        server.behave = lambda request: None
+        assert cli.main(workshop.recording(baseline, "--part", "behaviour", *there)) == 0
+        words = workshop.validation(workshop.release("bf16"), out, "--baseline", str(baseline), *there)
+        assert cli.main(words) == 7
+        server.at["/version"] = Answer(document={"version": "0.34.0"})
+        assert cli.main(words) == 4
+        said = "".join(capfd.readouterr())
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    assert "was begun with version (the server's word) 0.33.0, here it is 0.34.0" in said
+    report = json.loads((out / "report.json").read_bytes())
+    assert report["commands"][0].split("--endpoint")[1] == f" {server.url} --model m --key-env SOME_KEY --device cpu"
+    told = {name: value for name, value in report["environment"].items() if name.endswith("(the server's word)")}
+    assert told.keys() == {f"{name} (the server's word)" for name in ("server", "version", "owned_by")}
+    behaviour = stage_of(out, "behaviour")
+    assert behaviour["verdict"] in ("pass", "cannot-tell")
+    assert behaviour["figures"]["served"] == ["this chip", "native"]
+    written = [path.read_bytes() for folder in (baseline, out) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    assert not any(KEY.encode() in content for content in [*written, said.encode()])
