@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from flagrelease.records.rules.strict import Strict
@@ -11,10 +13,11 @@ class InvarianceRules(Strict):
     """How often the same greedy request is sent, and how far its answers may be from each other.
 
     Attributes:
-        texts: prompts without a ledger, at most: the first ones.
-        lengths: tokens of prompts that ask what a ledger says, at least; a border of a server's chunks should lie
+        texts: prompts without a register, at most: the first ones.
+        form: of the registers, as in the long-context stage.
+        lengths: tokens of the registers, at least; a border of a server's chunks should lie
             between two of them.
-        questions: to each ledger; they share all that comes before.
+        questions: to each register; they share all that comes before.
         max_tokens: of an answer.
         top: alternatives that are asked for with each token.
         concurrency: requests at once, one circumstance each.
@@ -23,14 +26,15 @@ class InvarianceRules(Strict):
         mean_difference: of log-probabilities of the tokens that both answers share, in nats.
         largest_difference: of them, likewise.
         floors: what repeating the same circumstance gives, so many times, is the limit where that is more.
-        right: share of the questions to the shortest ledger that must be answered rightly, or lengths show nothing.
-        lost: share of questions that a longer ledger may lose against it.
+        right: share of the questions to the shortest register that must be answered rightly, or lengths show nothing.
+        lost: share of questions that a longer register may lose against it.
     """
 
     texts: int = Field(default=6, ge=1)
+    form: Literal["register", "ledger"] = "register"
     lengths: tuple[int, ...] = Field(default=(1000, 2040, 2200, 4080, 4400, 8180, 8800), min_length=1)
     questions: int = Field(default=2, ge=1)
-    max_tokens: int = Field(default=48, ge=1)
+    max_tokens: int = Field(default=128, ge=1)
     top: int = Field(default=5, ge=2)
     concurrency: tuple[int, ...] = Field(default=(4, 16), min_length=1)
     tie: float = Field(default=0.5, gt=0)

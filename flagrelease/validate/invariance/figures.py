@@ -34,7 +34,7 @@ class CircumstanceFigures(_Strict):
             `unknown` where nobody told the margin.
         mean_difference, largest_difference: of log-probabilities of shared tokens, in nats; None: not told.
         tokens: shared ones with log-probabilities on both sides.
-        right, asked: questions to ledgers that were answered rightly here.
+        right, asked: questions to registers that were answered rightly here.
         cached: tokens of prompts that the server said it had read before.
         parted: the texts that are not equal.
         verdict: with the reason.
@@ -60,7 +60,7 @@ class CircumstanceFigures(_Strict):
 
 
 class LengthFigures(_Strict):
-    """Questions to the ledger of one length, alone: how many tokens the prompts had, and how many were right."""
+    """Questions to the register of one length, alone: how many tokens the prompts had, and how many were right."""
 
     tokens: int
     right: int

@@ -1,4 +1,4 @@
-"""What is asked: the texts of the behaviour prompts, and questions to ledgers of several lengths."""
+"""What is asked: the texts of the behaviour prompts, and questions to registers of several lengths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flagrelease.records.rules import InvarianceRules
 from flagrelease.validate.behaviour.prompts import bundled_prompts
-from flagrelease.validate.invariance.ledger import ledger_questions
+from flagrelease.validate.invariance.questions import register_questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,9 @@ class InvariancePrompt:
     """One user's turn.
 
     Attributes:
-        id: unique; a ledger's begins with `ledger-`.
-        answer: the number that is right, of a question to a ledger.
-        length: that its ledger was made for.
+        id: unique.
+        answer: the number that is right, of a question to a register.
+        length: that its register was made for.
         shares: whether an earlier prompt began as this one does, but for its last line.
     """
 
@@ -33,9 +33,9 @@ def invariance_prompts(rules: InvarianceRules, length: Callable[[str], int]) -> 
     texts = [prompt for prompt in bundled_prompts() if prompt.wish == "text" and len(prompt.messages) == 1]
     made = [InvariancePrompt(prompt.id, prompt.messages[0]["content"]) for prompt in texts[: rules.texts]]
     for number, tokens in enumerate(rules.lengths):
-        questions = ledger_questions(tokens, rules.questions, number, length)
+        questions = register_questions(rules.form, tokens, rules.questions, number, length)
         made += [
-            InvariancePrompt(f"ledger-{tokens}-{n + 1}", asked.text, asked.answer, tokens, shares=n > 0)
+            InvariancePrompt(f"{rules.form}-{tokens}-{n + 1}", asked.text, asked.answer, tokens, shares=n > 0)
             for n, asked in enumerate(questions)
         ]
     return made
@@ -46,6 +46,6 @@ def right_answers(prompts: Sequence[InvariancePrompt]) -> dict[str, int]:
     return {prompt.id: prompt.answer for prompt in prompts if prompt.answer is not None}
 
 
-def ledger_lengths(prompts: Sequence[InvariancePrompt]) -> dict[str, int]:
-    """By prompt, of questions to ledgers."""
+def register_lengths(prompts: Sequence[InvariancePrompt]) -> dict[str, int]:
+    """By prompt, of questions to registers."""
     return {prompt.id: prompt.length for prompt in prompts if prompt.length is not None}

@@ -9,7 +9,7 @@ from flagrelease.records.report import PartVerdict, Stage
 from flagrelease.records.rules import InvarianceRules
 from flagrelease.validate.invariance.difference import Said
 from flagrelease.validate.invariance.figures import CircumstanceFigures, InvarianceFigures
-from flagrelease.validate.invariance.prompts import InvariancePrompt, ledger_lengths, right_answers
+from flagrelease.validate.invariance.prompts import InvariancePrompt, register_lengths, right_answers
 from flagrelease.validate.invariance.verdict import Limits, Pairing, judge_lengths, judge_pairing
 
 ALONE, AGAIN, ONCE_MORE, STREAMED = "alone", "again", "once more", "streamed"
@@ -44,7 +44,7 @@ def invariance_stage(heard: Heard, prompts: Sequence[InvariancePrompt], rules: I
     repeated = judge_pairing(floor, rules, unfloored, answers)
     limits = Limits.above(rules, repeated)
     rows = [repeated, *(judge_pairing(each, rules, limits, answers) for each in _pairings(heard, prompts, rules))]
-    by_length, lengths = judge_lengths(heard.said[ALONE], answers, ledger_lengths(prompts), rules)
+    by_length, lengths = judge_lengths(heard.said[ALONE], answers, register_lengths(prompts), rules)
     rows.append(by_length)
     every = [said for group in (*heard.said.values(), *heard.varied.values()) for said in group]
     figures = InvarianceFigures(

@@ -9,7 +9,7 @@ from flagrelease.records.report import PartVerdict
 from flagrelease.records.rules import InvarianceRules
 from flagrelease.validate.invariance.difference import Difference, Said, difference
 from flagrelease.validate.invariance.figures import CircumstanceFigures, Kind, LengthFigures, PartedText
-from flagrelease.validate.invariance.ledger import says
+from flagrelease.validate.invariance.questions import says
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,12 @@ def _verdict(
 def judge_lengths(
     alone: Sequence[Said], answers: Mapping[str, int], lengths: Mapping[str, int], rules: InvarianceRules
 ) -> tuple[CircumstanceFigures, list[LengthFigures]]:
-    """Whether what a ledger says is found again at every length.
+    """Whether what a register says is found again at every length.
 
     Args:
         alone: answers to the questions, each sent alone.
         answers: by prompt, the number that is right.
-        lengths: by prompt, the length that its ledger was made for.
+        lengths: by prompt, the length that its register was made for.
         rules: what may be lost.
     """
     by_length: dict[int, list[Said]] = {}
@@ -149,11 +149,11 @@ def _lengths_verdict(rows: Sequence[LengthFigures], rules: InvarianceRules) -> t
     first = rows[0].right / rows[0].asked
     if first < rules.right:
         return "not-informative", (
-            f"of the shortest ledger, {rows[0].tokens} tokens, {rows[0].right} of {rows[0].asked} answers are right: "
+            f"of the shortest register, {rows[0].tokens} tokens, {rows[0].right} of {rows[0].asked} answers are right: "
             "the model does not do this task, so lengths show nothing"
         )
     lost = [row for row in rows if first - row.right / row.asked > rules.lost]
     if lost:
         named = ", ".join(f"{row.right} of {row.asked} at {row.tokens} tokens" for row in lost)
         return "fail", f"right are {rows[0].right} of {rows[0].asked} at {rows[0].tokens} tokens, but {named}"
-    return "pass", f"what the ledger says was found at {len(rows)} lengths up to {rows[-1].tokens} tokens"
+    return "pass", f"what the register says was found at {len(rows)} lengths up to {rows[-1].tokens} tokens"

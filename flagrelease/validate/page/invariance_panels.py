@@ -10,7 +10,7 @@ from flagrelease.validate.invariance.figures import CircumstanceFigures, Invaria
 from flagrelease.validate.page.matrix import Cell, MatrixRow, verdict_matrix
 
 _COLUMNS = ("texts that are equal", "sure, yet another text", "mean difference, nats", "largest difference, nats",
-            "found in a ledger")  # fmt: skip
+            "found in a register")  # fmt: skip
 _NOTHING = Cell("not-run", "", "not measured here")
 
 
@@ -67,7 +67,7 @@ def _lengths(figures: InvarianceFigures) -> list[Panel]:
         return []
     table = Table((">tokens of the prompt", ">found"))
     table.rows.extend((f"{row.tokens:,}", f"{row.right} of {row.asked}") for row in figures.lengths)
-    words = "Questions to ledgers of several lengths, each sent alone: what they ask for stands in the first half."
+    words = "Questions to registers of several lengths, each sent alone: what they ask for stands in the first half."
     return [Panel("Found again, by length", words, table=table, folded=False)]
 
 

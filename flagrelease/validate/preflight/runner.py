@@ -58,7 +58,7 @@ def needed_context(rules: ValidationRules, own: PreflightRules) -> tuple[int, st
         return own.context, "the rules"
     wanted = {"reasoning": own.thinking_tokens}
     if rules.invariance is not None:
-        wanted["ledgers of invariance"] = max(rules.invariance.lengths) + rules.invariance.max_tokens
+        wanted["registers of invariance"] = max(rules.invariance.lengths) + rules.invariance.max_tokens
     if rules.long_context is not None:
         wanted["long contexts"] = max(rules.long_context.lengths) + rules.long_context.max_tokens
     wanted |= {each.title: each.max_tokens for each in rules.benchmarks.values()}

@@ -11,8 +11,8 @@ from flagrelease.records.report import Stage
 from flagrelease.records.rules import InvarianceRules
 from flagrelease.validate.invariance.difference import Said, SaidToken, difference
 from flagrelease.validate.invariance.figures import InvarianceFigures
-from flagrelease.validate.invariance.ledger import ledger_questions, says
 from flagrelease.validate.invariance.prompts import InvariancePrompt, invariance_prompts
+from flagrelease.validate.invariance.questions import register_questions, says
 from flagrelease.validate.invariance.stage import Heard, invariance_stage
 
 RULES = InvarianceRules(texts=2, lengths=(100, 200), questions=2, concurrency=(2,))
@@ -150,24 +150,25 @@ def test_a_model_that_does_not_do_the_task_shows_nothing_by_lengths() -> None:
     assert "lengths show nothing" in stage.detail
 
 
-def test_ledgers_are_as_long_as_they_should_be_and_have_their_answers_once() -> None:
-    def words(text: str) -> int:
-        return len(text.split())
+def words(text: str) -> int:
+    return len(text.split())
 
-    for tokens in (30, 150, 4000):
-        first, second = ledger_questions(tokens, 2, seed=7, length=words)
-        assert tokens <= words(first.text.split("\n")[0]) <= tokens + 4
-        assert first.text.split("\n")[0] == second.text.split("\n")[0]
+
+@pytest.mark.parametrize("form", ["register", "ledger"])
+def test_registers_are_as_long_as_they_should_be_and_have_their_answers(form: Any) -> None:
+    for tokens in (30, 150, 4000) if form == "register" else (30, 150):
+        first, second = register_questions(form, tokens, 2, 7, words)
+        shared = next(n for n, (a, b) in enumerate(zip(first.text, second.text, strict=False)) if a != b)
+        assert tokens <= words(first.text) <= 1.1 * tokens + 80
+        assert words(first.text[:shared]) >= tokens
         for asked in (first, second):
-            ledger, question = asked.text.split("\n")[:2]
-            name = question.removeprefix("What is the code of ").removesuffix("?")
-            cells = ledger.removeprefix("Ledger:").split()
-            assert [code for row, code in zip(cells[::3], cells[2::3], strict=True) if row == name] == [
-                str(asked.answer)
-            ]
-            assert cells[::3].index(name) < len(cells) / 6 + 1
-    assert ledger_questions(150, 1, 3, words) == ledger_questions(150, 1, 3, words)
-    assert ledger_questions(150, 1, 3, words) != ledger_questions(150, 1, 4, words)
+            place = asked.text.index(str(asked.answer))
+            assert place < len(asked.text) / 2 + 200
+    assert register_questions(form, 150, 1, 3, words) == register_questions(form, 150, 1, 3, words)
+    assert register_questions(form, 150, 1, 3, words) != register_questions(form, 150, 1, 4, words)
+    if form == "ledger":
+        with pytest.raises(ValueError, match="at most 64 rows"):
+            register_questions(form, 1000, 1, 3, words)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_the_last_number_is_the_answer(answer: str, found: bool) -> None:
     assert says(answer, 47) is found
 
 
-def test_prompts_differ_and_ask_for_two_things_of_each_ledger() -> None:
-    prompts = invariance_prompts(RULES, lambda text: len(text.split()))
+def test_prompts_differ_and_ask_for_two_things_of_each_register() -> None:
+    prompts = invariance_prompts(RULES, words)
     assert [prompt.shares for prompt in prompts] == [False, False, False, True, False, True]
     assert len({prompt.content for prompt in prompts}) == len({prompt.id for prompt in prompts}) == 6
