@@ -28,8 +28,8 @@ def invariance_panels(stage: Stage) -> list[Panel]:
         "nats between the first two tokens is a near tie."
     )
     plot = partial(verdict_matrix, "invariance", _COLUMNS, rows, title="Circumstances and measures", description=words)
-    table = Table(("circumstance", "compared with", ">texts", ">equal", ">near ties", ">sure", ">tokens", ">mean, nats",
-                   ">largest, nats", "outcome", "why"))  # fmt: skip
+    columns = ("circumstance", "compared with", ">equal", ">near ties", ">sure", ">mean", ">largest", "outcome", "why")
+    table = Table(columns)
     table.rows.extend(_row(row) for row in figures.circumstances)
     return [Panel("What changes the answers", words, Picture.of(plot), table), *_lengths(figures), *_parted(figures)]
 
@@ -57,9 +57,9 @@ def _measured(value: float | None, limit: float) -> Cell:
 
 
 def _row(row: CircumstanceFigures) -> tuple[str, ...]:
-    counts = (row.texts, row.same, row.ties, row.clear, row.tokens)
     differences = ("–" if each is None else _short(each) for each in (row.mean_difference, row.largest_difference))
-    return row.name, row.against, *map(str, counts), *differences, row.verdict, row.why
+    counts = (f"{row.same} of {row.texts}", str(row.ties), str(row.clear))
+    return row.name, row.against, *counts, *differences, row.verdict, row.why
 
 
 def _lengths(figures: InvarianceFigures) -> list[Panel]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from flagrelease.validate.endpoint.replies import ServedModel, Unsupported
-from flagrelease.validate.preflight.check import PreflightCheck, judged
+from flagrelease.validate.preflight.check import PreflightCheck, Server, judged
 
 Listed = Sequence[ServedModel] | Unsupported
 
@@ -18,6 +19,13 @@ def judge_identity(listed: Listed, name: str) -> PreflightCheck:
     names = [model.id for model in listed]
     came = ", ".join(map(repr, names)) or "no model"
     return judged("identity", asked, expected, came, "pass" if name in names else "fail")
+
+
+def kind_of(listed: Listed, name: str) -> Server | None:
+    """Which kind of server it says that it is: vLLM, SGLang and ours put their name into `owned_by`."""
+    owners = () if isinstance(listed, Unsupported) else (model.owned_by for model in listed if model.id == name)
+    kinds: tuple[Server, ...] = get_args(Server)
+    return next((kind for owner in owners for kind in kinds if owner == kind), None)
 
 
 def judge_context(listed: Listed, name: str, needed: int, why: str, longest: int) -> PreflightCheck:

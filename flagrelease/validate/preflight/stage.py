@@ -9,9 +9,9 @@ from flagrelease.records.report import Stage
 from flagrelease.records.rules import PreflightRules
 from flagrelease.validate.endpoint.replies import ChatReply
 from flagrelease.validate.preflight.asking import TOP, PreflightReplies
-from flagrelease.validate.preflight.check import CHECKS, PreflightCheck, PreflightFigures
+from flagrelease.validate.preflight.check import CHECKS, PreflightCheck, PreflightFigures, Server
 from flagrelease.validate.preflight.ending import judge_ends, judge_markup, judge_stop
-from flagrelease.validate.preflight.identity import judge_context, judge_identity
+from flagrelease.validate.preflight.identity import judge_context, judge_identity, kind_of
 from flagrelease.validate.preflight.logprobs import judge_logprobs
 from flagrelease.validate.preflight.prompts import judge_efforts, judge_prompts
 from flagrelease.validate.preflight.reasoning import judge_no_reasoning, judge_reasoning
@@ -68,13 +68,15 @@ def judge_replies(replies: PreflightReplies, meant: Meant, rules: PreflightRules
         judge_streamed(replies.greedy[0], replies.streamed, rules.tie),
         judge_refusals(replies.wrong),
     ]
-    return [_accept(check, rules) for check in sorted(found, key=lambda check: CHECKS.index(check.id))]
+    kind = kind_of(replies.listed, meant.name)
+    return [_told(check, kind, rules) for check in sorted(found, key=lambda check: CHECKS.index(check.id))]
 
 
-def _accept(check: PreflightCheck, rules: PreflightRules) -> PreflightCheck:
-    """With the reason of the rules, where it did not pass."""
-    reason = rules.accepted.get(check.id)
-    return check if reason is None or check.verdict == "pass" else check.model_copy(update={"accepted": reason})
+def _told(check: PreflightCheck, kind: Server | None, rules: PreflightRules) -> PreflightCheck:
+    """With the fix for this kind of server alone, if it is known, and the reason of the rules if they accept it."""
+    reason = rules.accepted.get(check.id) if check.verdict != "pass" else None
+    fixes = {server: line for server, line in check.fixes.items() if kind in (None, server)}
+    return check.model_copy(update={"accepted": reason, "fixes": fixes})
 
 
 def preflight_stage(checks: Sequence[PreflightCheck], server: str, answers: Sequence[ChatReply]) -> Stage:

@@ -21,7 +21,7 @@ from flagrelease.validate.endpoint.replies import (
 )
 from flagrelease.validate.preflight.check import CHECKS, CheckId, CheckVerdict, PreflightCheck, fixes_of, judged
 from flagrelease.validate.preflight.ending import choose_stop, judge_ends, judge_markup, judge_stop, markup_in
-from flagrelease.validate.preflight.identity import judge_context, judge_identity
+from flagrelease.validate.preflight.identity import judge_context, judge_identity, kind_of
 from flagrelease.validate.preflight.logprobs import judge_logprobs
 from flagrelease.validate.preflight.prompts import CASES, CountedPrompt, efforts_asked, judge_efforts, judge_prompts
 from flagrelease.validate.preflight.reasoning import judge_no_reasoning, judge_reasoning
@@ -80,6 +80,12 @@ def test_identity_and_context() -> None:
     assert judge_context(listed, "m", 4097, "exams", 8192).verdict == "fail"
     assert judge_context(listed, "m", 100, "exams", 2048).verdict == "fail", "more than the model can see"
     assert judge_context(listed, "other", 10, "exams", 8192).verdict == "not-shown"
+
+
+def test_a_server_that_says_what_it_is_gets_its_own_line() -> None:
+    listed = (ServedModel("m", 4096, "vllm"), ServedModel("n", 4096, "somebody"))
+    assert kind_of(listed, "m") == "vllm"
+    assert kind_of(listed, "n") is kind_of(REFUSED, "m") is None
 
 
 def verdicts(prompts: list[CountedPrompt]) -> dict[str, str]:

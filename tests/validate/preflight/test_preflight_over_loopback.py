@@ -77,6 +77,8 @@ def test_a_server_with_another_chat_encoding_is_caught(
     served = tuple(replace(right, reply=wrong.reply) for right, wrong in pairs)
     found = judged(replace(doubled, prompts=served))
     assert {found["prompt-tokens"], found["one-bos"], found["efforts"]} == {"fail"}
+    told = judge_replies(replace(doubled, prompts=served), Meant(NAME, 0, 1000, "the test", 1 << 20), RULES)
+    assert [set(check.fixes) for check in told if check.verdict == "fail"] == [{"flagrelease"}] * 3
 
 
 def test_efforts_of_another_revision_are_caught(folder: Path) -> None:
