@@ -25,6 +25,7 @@ from flagrelease.validate.endpoint.reading import (
     read_chat,
     read_completion,
     read_models,
+    read_owners,
     read_tokenized,
     read_version,
 )
@@ -97,16 +98,19 @@ class EndpointClient:
     async def told(self) -> dict[str, str]:
         """What the server says of itself, by name: `server` (the header), `version` (/version), `owned_by`.
 
-        It is the server's word. A name of which it says nothing is left out.
+        It is the server's word. What it does not say is left out. A server that does not answer says nothing, and is
+        not waited for: whoever needs an answer of it waits.
         """
-        models = await self._patiently(lambda: self._http.get(self.endpoint.base + "models"))
-        version = await self._patiently(lambda: self._http.get(self.endpoint.root + "version"))
+        import httpx2
+
+        try:
+            models = await self._http.get(self.endpoint.base + "models")
+            version = await self._http.get(self.endpoint.root + "version")
+        except httpx2.HTTPError:
+            return {}
+        owners = read_owners(models.content, self.endpoint.model)
         found = {"server": models.headers.get("server", ""), "version": read_version(version.content)}
-        if models.is_success:
-            listed = self._checked(lambda: read_models(self._parsed(models.content)))
-            owners = [model.owned_by for model in listed if model.id == self.endpoint.model and model.owned_by]
-            found["owned_by"] = "".join(owners[:1])
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in (found | {"owned_by": "".join(owners[:1])}).items() if value}
 
     async def chat(self, ask: ChatAsk) -> ChatReply | Unsupported:
         """Have a chat continued; the answer comes whole.

@@ -97,6 +97,15 @@ def read_version(content: bytes) -> str:
         return ""
 
 
+def read_owners(content: bytes, model: str) -> list[str]:
+    """Who owns `model`, by /v1/models; empty if that is none, or says nothing of it."""
+    try:
+        listed = read_models(json.loads(content))
+    except (MalformedReplyError, ValueError, RecursionError):
+        return []
+    return [each.owned_by for each in listed if each.id == model and each.owned_by]
+
+
 def read_used(usage: Any) -> TokensUsed:
     """`usage`; a `ValueError` or another one if it is none."""
     prompt, answer = usage["prompt_tokens"], usage.get("completion_tokens") or 0

@@ -8,8 +8,6 @@ import platform
 
 from flagrelease import __version__
 from flagrelease.device import Device
-from flagrelease.errors import NetworkError
-from flagrelease.retry import Patience
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.endpoint.client import EndpointClient
 
@@ -31,23 +29,15 @@ def describe_environment(device: Device | None) -> dict[str, str]:
 
 
 def describe_endpoint(endpoint: Endpoint | None) -> dict[str, str]:
-    """What the server says of itself, by name, as its own word; empty where it says nothing, or does not answer now.
-
-    A stage that needs the server waits for it, and ends with an error if it does not come. A validation whose stages
-    are all finished needs no server.
-    """
+    """What the server says of itself, by name, as its own word; empty where it says nothing, or does not answer now."""
     if endpoint is None:
         return {}
 
     async def ask() -> dict[str, str]:
-        async with EndpointClient(endpoint, Patience(attempts=1)) as client:
+        async with EndpointClient(endpoint) as client:
             return await client.told()
 
-    try:
-        said = asyncio.run(ask())
-    except NetworkError:
-        return {}
-    return {f"{name} (the server's word)": value for name, value in said.items()}
+    return {f"{name} (the server's word)": value for name, value in asyncio.run(ask()).items()}
 
 
 def _distributions() -> set[str]:

@@ -71,6 +71,10 @@ def test_models_and_what_the_server_says_of_itself() -> None:
     with Standin() as bare:
         assert ask(bare, EndpointClient.models) == Unsupported("/v1/models", "HTTP 404", 404)
         assert ask(bare, EndpointClient.told).keys() == {"server"}
+    with Standin(at={"/v1/models": Answer(500, {})}) as troubled:
+        assert ask(troubled, EndpointClient.told, attempts=8).keys() == {"server"}
+    assert ask(troubled, EndpointClient.told, attempts=8) == {}
+    assert troubled.paths == ["/v1/models", "/version"]
 
 
 def test_fields_that_are_not_given_are_not_sent() -> None:
