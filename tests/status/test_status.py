@@ -144,24 +144,24 @@ def test_how_far_an_unfinished_conversion_is(
 
     def stopping(report: Any, complete: int) -> Any:
         def say(done: int) -> None:
-            if done > 9_000_000:
+            if done > 4_000_000:
                 raise KeyboardInterrupt
 
         return say
 
     monkeypatch.setattr("flagrelease.convert.commands._saying_where_it_resumes", stopping)
-    words = ["convert", str(TINY), "--target", "fp8:hf", "--out", str(tmp_path), "--workers", "1"]
+    words = ["convert", str(TINY), "--target", "native:hf", "--out", str(tmp_path), "--workers", "1"]
     assert main(words) == 130
     (state,) = look_at(tmp_path).releases
-    assert (state.name, state.conversion) == ("fp8-hf", "unfinished")
+    assert (state.name, state.conversion) == ("native-hf", "unfinished")
     assert state.progress is not None
     far = state.progress
-    grown = sum(path.stat().st_size for path in (tmp_path / "fp8-hf" / ".flagrelease").glob("*.safetensors*"))
+    grown = sum(path.stat().st_size for path in (tmp_path / "native-hf" / ".flagrelease").glob("*.safetensors*"))
     assert 0 < far.written <= grown < (far.total or 0)
     assert far.working is False
-    journal = tmp_path / "fp8-hf" / ".flagrelease" / "journal.jsonl"
+    journal = tmp_path / "native-hf" / ".flagrelease" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"file":"torn","off')
-    assert progress(tmp_path / "fp8-hf").written == far.written
+    assert progress(tmp_path / "native-hf").written == far.written
     capsys.readouterr()
     assert main(["status", str(tmp_path)]) == 0
     assert "unfinished: " in capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_how_far_an_unfinished_conversion_is(
     (state,) = look_at(tmp_path).releases
     assert state.conversion == "complete"
     assert far.total is not None
-    manifest = json.loads((tmp_path / "fp8-hf" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "native-hf" / "manifest.json").read_text())
     assert far.total == sum(file["size"] for file in manifest["files"])
 
 
