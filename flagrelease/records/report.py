@@ -48,6 +48,16 @@ class Stage(_Strict):
     figures: dict[str, JsonValue] = {}
 
 
+def proves_weights(stage: Stage) -> bool:
+    """Whether it is the weights stage, which passed, and its check `source` too.
+
+    A report can pass without: tensors then have the digests of a manifest, which a converter's fault is in as well.
+    """
+    found = stage.figures.get("checks") if (stage.name, stage.verdict) == _PROVING else None
+    checks = [check for check in found if isinstance(check, dict)] if isinstance(found, list) else []
+    return any((check.get("name"), check.get("status")) == ("source", "pass") for check in checks)
+
+
 class Score(_Strict):
     """A score with its interval, all three in the unit of the metric. `confidence` is the interval's, such as 0.95."""
 
@@ -154,13 +164,8 @@ class Report(_Strict):
 
     @property
     def weights_proved(self) -> bool:
-        """Whether the weights were compared with their source: the weights stage passed, and its check `source` too.
-
-        A report can pass without: tensors then have the digests of a manifest, which a converter's fault is in as well.
-        """
-        passed = [stage.figures.get("checks") for stage in self.stages if (stage.name, stage.verdict) == _PROVING]
-        checks = [check for found in passed if isinstance(found, list) for check in found if isinstance(check, dict)]
-        return any((check.get("name"), check.get("status")) == ("source", "pass") for check in checks)
+        """Whether the weights were compared with their source."""
+        return any(map(proves_weights, self.stages))
 
     @model_validator(mode="after")
     def _has_what_its_version_has(self) -> Report:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flagrelease.chips.table import get_chip, load_chips
 from flagrelease.errors import FlagReleaseError, UsageError
@@ -18,7 +18,7 @@ from flagrelease.records.night import NIGHTS, read_night
 from flagrelease.records.provenance import read_statement
 from flagrelease.records.recipe import Recipe
 from flagrelease.records.release import ReleaseOnDisk, read_release
-from flagrelease.records.report import Report, parse_report
+from flagrelease.records.report import Stage, parse_report, proves_weights
 from flagrelease.status.unfinished import Progress, is_unfinished, progress
 
 _DEEPEST = 2  # folders below DIR in which publications are looked for
@@ -48,7 +48,7 @@ class ChipState(_Record):
     Attributes:
         stack: that it is made for.
         validation: of its report; `stages` are the stages by verdict, finished ones only where there is no report.
-        weights_proved: whether the report says that the weights are those of the source.
+        weights_proved: whether a stage says that the weights are those of the source.
         published: where, as `folder (signed)` or `hf OWNER/NAME, by the record of a run`.
         missing: what is left to do, as commands or words.
     """
@@ -160,9 +160,10 @@ def _chip(
     release = finished.get(name)
     digest = "" if release is None else release.manifest_sha256
     path = default_report(folder / name, chip)
-    validation, stages, report = _validation(path, digest)
+    validation, stages = _validation(path, digest)
+    proved = any(map(proves_weights, stages))
     if validation == "of another manifest":
-        remarks.append(f"{path.relative_to(folder)} is of another manifest than {name} has now")
+        remarks.append(f"{path.parent.relative_to(folder)} is of another manifest than {name} has now")
     where = tuple(text for of_chip, of_digest, text in published if (of_chip, of_digest) == (chip, digest))
     conversion: Conversion = "missing" if state is None else state.conversion
     return ChipState(
@@ -171,39 +172,60 @@ def _chip(
         stack=one.spec.stack,
         conversion=conversion,
         validation=validation,
-        stages=stages,
-        weights_proved=report is not None and report.weights_proved,
+        stages={stage.name: stage.verdict for stage in stages},
+        weights_proved=proved,
         published=where,
-        missing=tuple(_missing(conversion, validation, report, where)),
+        missing=tuple(_missing(conversion, validation, proved, where)),
     )
 
 
-def _missing(
-    conversion: Conversion, validation: Validation, report: Report | None, where: tuple[str, ...]
-) -> Iterator[str]:
+def _missing(conversion: Conversion, validation: Validation, proved: bool, where: tuple[str, ...]) -> Iterator[str]:
     if conversion != "complete":
         yield "convert"
     if validation != "pass":
         yield "validate"
-    elif report is not None and not report.weights_proved:
+    elif not proved:
         yield "proof of the weights (validate with --source)"
     if not where:
         yield "publish"
 
 
-def _validation(path: Path, digest: str) -> tuple[Validation, dict[str, str], Report | None]:
+def _validation(path: Path, digest: str) -> tuple[Validation, tuple[Stage, ...]]:
+    """What there is of a validation, and the stages of it that are of this manifest."""
     try:
         report = parse_report(path.read_bytes(), str(path))
     except FileNotFoundError:
-        done = {stage.stem: "finished" for stage in sorted((path.parent / "state").glob("*.json"))}
-        done.pop("begun", None)
-        return ("unfinished" if (path.parent / "state").is_dir() else "missing"), done, None
+        return _unfinished(path.parent / "state", digest)
     except FlagReleaseError:
-        return "unreadable", {}, None
-    stages = {stage.name: stage.verdict for stage in report.stages}
+        return "unreadable", ()
     if report.manifest_sha256 != digest:
-        return "of another manifest", {name: str(verdict) for name, verdict in stages.items()}, None
-    return report.verdict, {name: str(verdict) for name, verdict in stages.items()}, report
+        return "of another manifest", ()
+    return report.verdict, report.stages
+
+
+class _Binding(BaseModel):
+    release: str
+
+
+class _Begun(BaseModel):
+    binding: _Binding
+
+
+class _Finished(BaseModel):
+    stage: Stage
+
+
+def _unfinished(state: Path, digest: str) -> tuple[Validation, tuple[Stage, ...]]:
+    """A validation without a report, as after `run --until verify`: its finished stages."""
+    if not state.is_dir():
+        return "missing", ()
+    try:
+        if _Begun.model_validate_json((state / "begun.json").read_bytes()).binding.release != digest:
+            return "of another manifest", ()
+        paths = [path for path in sorted(state.glob("*.json")) if path.name != "begun.json"]
+        return "unfinished", tuple(_Finished.model_validate_json(path.read_bytes()).stage for path in paths)
+    except (OSError, ValidationError):
+        return "unreadable", ()
 
 
 def _stray_reports(folder: Path, chips: Iterable[ChipState]) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from publish_release import write_release, write_report
+from publish_release import report_for, write_release, write_report
 
 from flagrelease.cli import main
 from flagrelease.convert.running import lanes, work
@@ -86,9 +87,7 @@ def test_a_report_of_another_manifest_proves_nothing(out: Path) -> None:
     found = look_at(out)
     one = of(found, "nvidia")
     assert (one.validation, one.weights_proved, one.published) == ("of another manifest", False, ())
-    assert any(
-        "fp8-mp8-nvidia/report.json is of another manifest than fp8-mp8 has now" in text for text in found.remarks
-    )
+    assert any("fp8-mp8-nvidia is of another manifest than fp8-mp8 has now" in text for text in found.remarks)
     assert any("published is a publication of another manifest" in text for text in found.remarks)
 
 
@@ -116,10 +115,24 @@ def test_a_validation_that_is_going_on_names_its_finished_stages(out: Path) -> N
     folder = out / "validation" / "fp8-mp8-nvidia"
     (folder / "report.json").unlink()
     (folder / "state").mkdir()
-    for name in ("begun", "integrity", "weights"):
-        (folder / "state" / f"{name}.json").write_text("{}")
+    manifest = (out / "fp8-mp8" / "manifest.json").read_bytes()
+    begun = {"version": 1, "command": "validate", "binding": {"release": hashlib.sha256(manifest).hexdigest()}}
+    (folder / "state" / "begun.json").write_text(json.dumps(begun))
+    stages = report_for(manifest, "nvidia")["stages"]
+    for stage in stages:
+        (folder / "state" / f"{stage['name']}.json").write_text(json.dumps({"stage": stage, "inputs": {}}))
     one = of(look_at(out), "nvidia")
-    assert (one.validation, sorted(one.stages)) == ("unfinished", ["integrity", "weights"])
+    assert (one.validation, one.stages) == ("unfinished", {"integrity": "pass", "weights": "pass"})
+    assert one.weights_proved, "as `run --until verify` leaves it"
+    assert one.missing == ("validate", "publish")
+    stages[1]["figures"] = {}
+    (folder / "state" / "weights.json").write_text(json.dumps({"stage": stages[1]}))
+    assert not of(look_at(out), "nvidia").weights_proved
+    (folder / "state" / "weights.json").write_text("{")
+    assert of(look_at(out), "nvidia").validation == "unreadable"
+    begun["binding"] = {"release": "0" * 64}
+    (folder / "state" / "begun.json").write_text(json.dumps(begun))
+    assert of(look_at(out), "nvidia").validation == "of another manifest"
 
 
 @pytest.mark.parametrize("damage", ["absent", "short", "manifest"])
