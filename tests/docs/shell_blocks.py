@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "examples/tiny/README.md"]
-_BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n)?^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Command:
 
 def commands_of(page: Path) -> Iterator[Command]:
     """The commands of one page, in order. A line that ends with a backslash goes on in the next one."""
-    for reason, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+    for reason, language, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language:
+            continue
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             text = re.split(r"(?:^|\s{2,})# ", line)[0].strip()
             if text:
