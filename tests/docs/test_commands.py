@@ -30,11 +30,12 @@ OTHERS = {
     "docker",
     "kubectl",
 }
+COMMAND = get_command(app)
 
 
 def parse(words: list[str]) -> str | None:
     """What the command line says against these words; None if it takes them. Nothing is run."""
-    command: Any = get_command(app)
+    command: Any = COMMAND
     while hasattr(command, "commands"):
         place = next((place for place, word in enumerate(words) if word in command.commands), None)
         if place is None:
