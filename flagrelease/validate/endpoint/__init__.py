@@ -6,6 +6,7 @@
 
     for ask, reply in ask_each(endpoint, asks, EndpointClient.chat): ...   # queue.py: many at once
 
-address.py: where it is, and the rules for its key. asks.py: what is asked. replies.py: what comes back. reading.py,
-scored.py, assembled.py: JSON to replies. answerer.py: exams.
+address.py: where it is. transport.py: HTTP, and what passes by itself. asks.py: what is asked. replies.py: what comes
+back.
+reading.py, scored.py, assembled.py: JSON to replies. answerer.py: exams.
 """

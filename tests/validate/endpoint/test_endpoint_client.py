@@ -236,7 +236,7 @@ def test_what_a_server_does_not_do_is_a_result(status: int) -> None:
     assert other == Unsupported("chat/completions", f"HTTP {status}", status)
     with Standin(lambda request: refusal) as standin:
         streamed = ask(standin, lambda client: client.stream(CHAT))
-    assert streamed == Unsupported("chat/completions with stream_options", f"HTTP {status}", status)
+    assert streamed == Unsupported("chat/completions", f"HTTP {status}", status)
 
 
 def test_a_reply_without_what_was_asked_for_says_so_and_is_kept() -> None:
@@ -289,3 +289,15 @@ def test_what_passes_is_waited_out_in_streams_too() -> None:
         got = ask(standin, lambda client: client.stream(CHAT), attempts=3)
     assert isinstance(got, StreamedReply)
     assert (got.reply.content, len(standin.requests)) == ("A", 3)
+
+
+def test_a_500_that_stays_says_that_a_server_does_not_do_it() -> None:
+    """transformers serve answers it to /v1/models without a hub's cache, and to echo with no new token."""
+    broken = Answer(500, {}, {"retry-after": "0"})
+    with Standin(lambda request: broken, {"/v1/models": broken}) as standin:
+        scored = ask(standin, lambda client: client.complete(CompletionAsk("Hi", 0, echo=True)), attempts=8)
+        assert scored == Unsupported("completions with echo", "HTTP 500, 3 times", 500)
+        assert ask(standin, EndpointClient.models, attempts=8) == Unsupported("/v1/models", "HTTP 500, 3 times", 500)
+        assert len(standin.paths) == 6
+        with pytest.raises(NetworkError, match="HTTP 500; tried 4 times"):  # every server has plain chats
+            ask(standin, lambda client: client.chat(CHAT), attempts=4)
