@@ -1,6 +1,7 @@
 """The folder of a baseline: what the native model gave, so that a chip's machine needs nothing else of it.
 
 logits/                  the runs of the source (validate/logits/baseline.py)
+continuations.json       texts that it wrote, and how likely it found their tokens
 long-context/TOKENS.json  its answers to the questions about registers of one length
 benchmarks/NAME.json     its answers to a benchmark, without questions
 behaviour.json           its answers to the behaviour prompts, without texts
@@ -37,17 +38,18 @@ class BaselineFolder:
         opened = cls(folder)
         if not opened.parts():
             raise UsageError(
-                f"{folder}: no baseline (no logits/, long-context/, benchmarks/ or behaviour.json of a finished "
-                "recording)"
+                f"{folder}: no baseline (no logits/, continuations.json, long-context/, benchmarks/ or behaviour.json "
+                "of a finished recording)"
             )
         return opened
 
     def parts(self) -> list[str]:
-        """Its finished parts: `logits`, `long-context/TOKENS`, `benchmarks/NAME`, `behaviour`."""
+        """Its finished parts: `logits`, `continuations`, `long-context/TOKENS`, `benchmarks/NAME`, `behaviour`."""
         answers = sorted(path.stem for path in self.benchmarks.glob("*.json"))
         lengths = sorted((path.stem for path in self.long_context.glob("*.json")), key=int)
         return [
             *(["logits"] if self.logits_record.is_file() else []),
+            *(["continuations"] if self.continuations.is_file() else []),
             *(f"long-context/{length}" for length in lengths),
             *(f"benchmarks/{name}" for name in answers),
             *(["behaviour"] if self.behaviour.is_file() else []),
@@ -62,6 +64,11 @@ class BaselineFolder:
     def logits_record(self) -> Path:
         """The file that says that part is whole."""
         return self.logits / "baseline.json"
+
+    @property
+    def continuations(self) -> Path:
+        """Texts that the native model wrote."""
+        return self.folder / "continuations.json"
 
     @property
     def long_context(self) -> Path:

@@ -6,12 +6,14 @@ file for each stage.
 
 from flagrelease.records.rules.behaviour import WISHES, BehaviourRules, Wish
 from flagrelease.records.rules.benchmarks import BENCHMARK_PRESETS, BenchmarkRules
+from flagrelease.records.rules.continuations import ContinuationRules, WritingRules
 from flagrelease.records.rules.invariance import InvarianceRules
 from flagrelease.records.rules.layers import LayerLimits
 from flagrelease.records.rules.logits import LogitsLimits, LogitsRules
 from flagrelease.records.rules.long_context import LongContextRules
 from flagrelease.records.rules.preflight import PreflightRules
 from flagrelease.records.rules.replay import ReplayRules
+from flagrelease.records.rules.served import ServedRules
 from flagrelease.records.rules.strict import ChatMode, ExamKind
 from flagrelease.records.rules.validation import STAGES, StageName, ValidationRules
 
@@ -22,6 +24,7 @@ __all__ = [
     "BehaviourRules",
     "BenchmarkRules",
     "ChatMode",
+    "ContinuationRules",
     "ExamKind",
     "InvarianceRules",
     "LayerLimits",
@@ -30,7 +33,9 @@ __all__ = [
     "LongContextRules",
     "PreflightRules",
     "ReplayRules",
+    "ServedRules",
     "StageName",
     "ValidationRules",
     "Wish",
+    "WritingRules",
 ]

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from flagrelease.records.rules.continuations import ContinuationRules
 from flagrelease.records.rules.layers import LayerLimits
 from flagrelease.records.rules.replay import ReplayRules
+from flagrelease.records.rules.served import ServedRules
 from flagrelease.records.rules.strict import Strict
 
 
@@ -75,6 +77,8 @@ class LogitsRules(Strict):
         min_documents, min_tokens, min_decode_tokens: with fewer scored a pass is not possible.
         confidence, resamples, seed: of the bootstrap by documents.
         layers: limits of `--layers`.
+        served: of logits that a server tells.
+        continuations: of the gate that is run first.
     """
 
     replay: ReplayRules = ReplayRules()
@@ -94,3 +98,5 @@ class LogitsRules(Strict):
     resamples: int = Field(2000, ge=100)
     seed: int = Field(0, ge=0)
     layers: LayerLimits = LayerLimits()
+    served: ServedRules = ServedRules()
+    continuations: ContinuationRules = ContinuationRules()

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from flagrelease.engine.numerics import Numerics
 from flagrelease.records.rules import LogitsLimits, LogitsRules
-from flagrelease.validate.logits.baseline import Baseline, Reference
+from flagrelease.validate.logits.baseline import Baseline, DocumentRecord, Reference
 from flagrelease.validate.logits.distribution import Figures
 from flagrelease.validate.logits.judge import Judge, Measure, exactly
 from flagrelease.validate.logits.plots import agreement_by_margin, by_document, kl_distribution
@@ -51,9 +51,10 @@ class Comparison:
         """Probability that the reference gives, on average, to tokens that were not kept; NaN as above."""
         return float(self.sums.total.tail[0])
 
-    def figures(self, baseline: Baseline) -> dict[str, JsonValue]:
-        """For the report. `kl`, `top1_by_margin`, `by_document`: see `plots`. `token_logp`: of the tokens that
-        followed, mean absolute difference and the estimates k1 and k3 of KL. `perplexity`: relative difference.
+    def figures(self, documents: Sequence[DocumentRecord]) -> dict[str, JsonValue]:
+        """For the report; `documents` are those that were compared. `kl`, `top1_by_margin`, `by_document`: see `plots`.
+        `token_logp`: of the tokens that followed, mean absolute difference and the estimates k1 and k3 of KL.
+        `perplexity`: relative difference.
         """
         total = self.sums.total
         return {
@@ -74,7 +75,7 @@ class Comparison:
             "perplexity": _finite(float(total.perplexity[0])),
             "outliers": self.outliers,
             "tail": _finite(self.tail),
-            "by_document": by_document(baseline.record.documents, self.sums),
+            "by_document": by_document(documents, self.sums),
         }
 
 

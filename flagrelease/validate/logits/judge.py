@@ -27,6 +27,8 @@ LABELS = {
     "ratio": "KL(native || port) / KL(native || oracle)",
     "outliers": "tokens that differ wildly where the reference is sure",
     "nonfinite": "tokens with NaN or infinity",
+    "nll": "loss of log-probability on the native model's own texts, nats a token",
+    "sampled_kl": "KL(native || port) estimated on those texts (k3), nats a token",
     "last_error": "relative error behind the last layer, median",
     "early_cosine": "cosine in the first half of the layers, lowest median",
     "late_cosine": "cosine in the second half of the layers, lowest median",
@@ -103,15 +105,15 @@ class Judge:
         """What the limits decide. `floor`: mean KL of the noise floor."""
         tokens, clear = (float(sums.total.field(name)[0]) for name in ("tokens", "clear"))
         most = max(limits.mean_kl, (limits.floors or 0) * floor)
-        made = [judge("mean_kl", self._of(sums, lambda s: s.mean_kl), at_most=most, blind=self._uniform)]
+        made = [judge("mean_kl", self.spread(sums, lambda s: s.mean_kl), at_most=most, blind=self._uniform)]
         if limits.tail_kl is not None:
-            above = none_seen(self._of(sums, lambda s: s.above), tokens, self._rules.confidence)
+            above = none_seen(self.spread(sums, lambda s: s.above), tokens, self._rules.confidence)
             blind = float(self._uniform > limits.tail_kl)
             made.append(judge("above", above, at_most=limits.tail_share, blind=blind))
         if limits.top1 is not None:
             made.append(self._share("top1", sums, lambda s: s.top1, tokens, limits.top1))
         made.append(self._share("top1_clear", sums, lambda s: s.top1_clear, clear, limits.top1_clear))
-        apart = self._of(sums, lambda s: s.perplexity)
+        apart = self.spread(sums, lambda s: s.perplexity)
         blind = self._perplexity - 1
         return [*made, judge("perplexity", apart, -limits.perplexity, limits.perplexity, blind)]
 
@@ -125,7 +127,8 @@ class Judge:
         found = interval(float(of(port.total, oracle.total)[0]), resampled, self._rules.confidence)
         return judge("ratio", found, *self._rules.ratio)
 
-    def _of(self, sums: Sums, statistic: Callable[[Sums], Numbers]) -> Interval:
+    def spread(self, sums: Sums, statistic: Callable[[Sums], Numbers]) -> Interval:
+        """A statistic with its interval."""
         resampled = statistic(sums.mixed(self._weights))
         return interval(float(statistic(sums.total)[0]), resampled, self._rules.confidence)
 
@@ -133,5 +136,5 @@ class Judge:
         self, name: str, sums: Sums, statistic: Callable[[Sums], Numbers], tokens: float, at_least: float
     ) -> Measure:
         """A share of tokens that agree."""
-        odd = none_seen(self._of(sums, lambda s: 1 - statistic(s)), tokens, self._rules.confidence)
+        odd = none_seen(self.spread(sums, lambda s: 1 - statistic(s)), tokens, self._rules.confidence)
         return judge(name, Interval(1 - odd.value, 1 - odd.high, 1 - odd.low), at_least)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
         named |= {f"layers: {measure.name}": measure for measure in layers.measures}
     step = None if layers is None else layers.step
     short = _too_short(comparisons, count, rules)
-    verdict = _verdict(named, short)
+    verdict = worst(named.values(), short)
     broken: list[JsonValue] = [name for name, measure in named.items() if measure.verdict == "fail"]
     return Stage(
         name="logits",
@@ -80,11 +80,11 @@ def decide(evidence: VerdictEvidence, rules: LogitsRules) -> Stage:
         proves=_proves(verdict, comparisons, evidence, step),
         leaves_open=_leaves_open(comparisons, evidence, rules, step),
         figures={
-            "documents": _documents(evidence.baseline),
-            "baseline": _source(evidence.baseline),
+            "documents": describe_documents(evidence.baseline),
+            "baseline": describe_baseline(evidence.baseline),
             "numerics": evidence.numerics.name,
             "confidence": rules.confidence,
-            "comparisons": [comparison.figures(evidence.baseline) for comparison in comparisons],
+            "comparisons": [comparison.figures(evidence.baseline.record.documents) for comparison in comparisons],
             "ratio": {replay: measure.to_json() for replay, measure in ratios.items()},
             "broken": broken,
             **({} if layers is None else {"layers": layers.figures(main)}),
@@ -118,9 +118,10 @@ def _too_short(comparisons: Sequence[Comparison], documents: int, rules: LogitsR
     return found
 
 
-def _verdict(named: dict[str, Measure], short: Sequence[str]) -> PartVerdict:
+def worst(measures: Iterable[Measure], short: Sequence[str]) -> PartVerdict:
+    """What all measures say together; nothing passes where something is too `short`."""
     undecided: list[PartVerdict] = ["cannot-tell"] if short else []
-    return together(undecided + [measure.verdict for measure in named.values()])
+    return together(undecided + [measure.verdict for measure in measures])
 
 
 def _detail(
@@ -191,7 +192,8 @@ def _leaves_open(
     return tuple(said)
 
 
-def _documents(baseline: Baseline) -> dict[str, JsonValue]:
+def describe_documents(baseline: Baseline) -> dict[str, JsonValue]:
+    """What was read, for the report."""
     record = baseline.record
     kinds: dict[str, JsonValue] = {}
     for kind in dict.fromkeys(document.kind for document in record.documents):
@@ -200,7 +202,8 @@ def _documents(baseline: Baseline) -> dict[str, JsonValue]:
     return {"set": record.set, "sha256": record.documents_sha256, "count": len(record.documents), "kinds": kinds}
 
 
-def _source(baseline: Baseline) -> dict[str, JsonValue]:
+def describe_baseline(baseline: Baseline) -> dict[str, JsonValue]:
+    """What was compared with, for the report."""
     record = baseline.record
     machine: dict[str, JsonValue] = dict(record.machine.model_dump())
     return {"sha256": baseline.sha256, "machine": machine, "version": record.tool.version, "top": record.top}

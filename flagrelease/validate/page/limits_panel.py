@@ -19,6 +19,8 @@ _BRIEF = {
     "ratio": "KL over the oracle's",
     "outliers": "wild tokens",
     "nonfinite": "NaN",
+    "nll": "loss on native texts",
+    "sampled_kl": "KL on native texts",
     "last_error": "last layer's error",
     "early_cosine": "cosine, early",
     "late_cosine": "cosine, late",
@@ -37,6 +39,8 @@ def named_measures(figures: Figures) -> list[tuple[str, Measure]]:
     """All measures, each with the comparison that it belongs to."""
     named = [(f"{c.reference}, {c.replay}", measure) for c in figures.comparisons for measure in c.measures]
     named += [(f"ratio, {replay}", measure) for replay, measure in figures.ratio.items()]
+    if figures.continuations is not None:
+        named += [("native texts", Measure.model_validate(each)) for each in figures.continuations.measures]
     return named + [("layers", measure) for measure in (figures.layers.measures if figures.layers is not None else ())]
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.records.report import Verdict
+from flagrelease.validate.logits.continuations.figures import GateFigures
+from flagrelease.validate.logits.served.figures import Served
 
 REFERENCES = {"oracle": "the BF16 oracle", "native": "the native run"}
 
@@ -58,7 +60,7 @@ class Comparison(_Read):
     """One replay compared with one reference."""
 
     reference: Literal["oracle", "native"]
-    replay: Literal["prefill", "decode"]
+    replay: Literal["prefill", "decode", "served"]
     decides: bool
     tokens: int
     floor: float
@@ -101,6 +103,8 @@ class Figures(_Read):
     comparisons: tuple[Comparison, ...]
     ratio: dict[str, Measure]
     layers: Layers | None = None
+    served: Served | None = None
+    continuations: GateFigures | None = None
 
 
 def short(value: float | None) -> str:

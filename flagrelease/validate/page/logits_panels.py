@@ -19,8 +19,9 @@ from flagrelease.validate.page.logits_figures import (
     Figures,
     short,
 )
+from flagrelease.validate.page.served_panels import gate_panel, served_panel
 
-_STYLES = {"prefill": "chip", "decode": "native"}
+_STYLES = {"prefill": "chip", "decode": "native", "served": "chip"}
 
 
 def logits_panels(stage: Stage) -> list[Panel]:
@@ -31,8 +32,12 @@ def logits_panels(stage: Stage) -> list[Panel]:
     panels = [limits_panel(figures)]
     by_reference = {r: [c for c in figures.comparisons if c.reference == r] for r in REFERENCES}
     panels += [_distribution_panel(reference, found) for reference, found in by_reference.items() if found]
-    main = [c for c in figures.comparisons if c.decides] or list(figures.comparisons)
-    panels += [_agreement_panel(main), _documents_panel(main)]
+    if figures.served is not None:
+        panels.append(served_panel(figures.served))
+    if main := [c for c in figures.comparisons if c.decides] or list(figures.comparisons):
+        panels += [_agreement_panel(main), _documents_panel(main)]
+    if figures.continuations is not None:
+        panels.append(gate_panel(figures.continuations))
     if figures.layers is not None:
         panels += layer_panels(figures.layers)
     return panels

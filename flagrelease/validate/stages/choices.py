@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Part = Literal["logits", "long-context", "benchmarks", "behaviour"]  # of a baseline
+Part = Literal["logits", "continuations", "long-context", "benchmarks", "behaviour"]  # of a baseline
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -17,7 +17,7 @@ from flagrelease.validate.endpoint.client import EndpointClient
 from flagrelease.validate.stages.stage import FILE_STAGES, Outcome
 
 # If a server is given, it answers these.
-OVER_ENDPOINT: tuple[StageName, ...] = ("preflight", "invariance", "long-context", "benchmarks", "behaviour")
+OVER_ENDPOINT: tuple[StageName, ...] = ("preflight", "logits", "invariance", "long-context", "benchmarks", "behaviour")
 
 
 def computer(

@@ -1,12 +1,11 @@
-"""The stages logits, benchmarks and behaviour, which need the native side, and a device or an endpoint."""
+"""The stages benchmarks and behaviour, which need the native side, and a device or an endpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from flagrelease.engine.efforts import read_efforts
-from flagrelease.records.report import Benchmark, Stage
+from flagrelease.records.report import Benchmark
 from flagrelease.records.rules import BenchmarkRules, StageName
 from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256
 from flagrelease.validate.behaviour.stage import behaviour_stage
@@ -20,13 +19,10 @@ from flagrelease.validate.stages.request import ValidationRequest
 from flagrelease.validate.stages.stage import Outcome, Watch
 from flagrelease.validate.stages.state import stage_work
 
-if TYPE_CHECKING:
-    from flagrelease.engine.v4.model import Model
-
 
 @dataclass(frozen=True, slots=True)
 class StageInputs:
-    """What the three stages have in common.
+    """What the stages that need a model have in common.
 
     Attributes:
         ready: what is asked for, and what was read before the first stage.
@@ -73,49 +69,6 @@ class StageInputs:
         """The baseline, for a stage that has one."""
         assert self.baseline is not None
         return self.baseline
-
-
-@dataclass(frozen=True, slots=True)
-class LogitsStage:
-    """Compares the distributions of tokens on given texts."""
-
-    given: StageInputs
-    name: StageName = "logits"
-
-    def missing(self) -> str | None:
-        """The baseline, its logits, or a device."""
-        if self.given.baseline is None:
-            return NO_BASELINE
-        if not self.given.baseline.logits_record.is_file():
-            return "the baseline has no logits"
-        return self.given.port if isinstance(self.given.port, str) else None
-
-    def inputs(self) -> dict[str, str]:
-        """The baseline, whether layers are compared, and the provider of the operators."""
-        layers = "yes" if self.given.request.layers else "no"
-        found = {"baseline": file_sha256(self.given.recorded.logits_record), "look at layers": layers}
-        return found | {"operators": self.given.request.operators}
-
-    def run(self, watch: Watch) -> Outcome:
-        """Run all documents, on all ranks."""
-        stage = self.given.running.logits(lambda model: self.compute(model, watch))
-        seeds = {"logits: bootstrap": self.given.request.rules.logits.seed}
-        return Outcome(stage=stage, inputs=self.inputs(), seeds=seeds)
-
-    def compute(self, model: Model, watch: Watch) -> Stage:
-        """Run the stage; every rank calls this."""
-        from flagrelease.validate.logits.stage import run_logits
-
-        request = self.given.request
-        return run_logits(
-            model,
-            request.release.folder,
-            self.given.recorded.logits,
-            request.rules.logits,
-            stage_work(request.out, "logits"),
-            layers=request.layers,
-            progress=lambda done, total: watch("logits", done, total, "tokens"),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.comparison import refuse_too_few
 from flagrelease.validate.exams.exam import Exam, read_exam
 from flagrelease.validate.exams.side import Side, refuse_other_exam, refuse_other_rules
+from flagrelease.validate.logits.continuations.stored import Continuations
 from flagrelease.validate.long_context.items import LengthRules, refuse_too_long
 from flagrelease.validate.stages.asking import open_exam
 from flagrelease.validate.stages.port import find_device
@@ -32,12 +33,13 @@ from flagrelease.validate.stages.stage import FILE_STAGES
 
 @dataclass(frozen=True, slots=True)
 class NativeAnswers:
-    """What the native model answered, as far as the baseline has it: in long contexts by length, to benchmarks by name,
-    and to the behaviour prompts."""
+    """What the native model gave, as far as the baseline has it: answers in long contexts by length, to benchmarks by
+    name, and to the behaviour prompts, and texts of its own."""
 
     long_context: Mapping[int, Side] = field(default_factory=dict)
     benchmarks: Mapping[str, Side] = field(default_factory=dict)
     behaviour: Behaviour | None = None
+    continuations: Continuations | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def prepare(request: ValidationRequest) -> Prepared:
     ready = Prepared(request, baseline, device, exams, NativeAnswers())
     if baseline is None or not is_leader() or (isinstance(device, str) and request.endpoint is None):
         return ready
-    if not isinstance(device, str) and baseline.logits_record.is_file():
+    if (request.endpoint is not None or not isinstance(device, str)) and baseline.logits_record.is_file():
         release = request.release
         model = identity_of_record(release.manifest.source, release.folder / MANIFEST_NAME)
         require_logits(baseline, request.rules.logits, model, release.folder)
@@ -169,7 +171,7 @@ def read_native(
         refuse_other_model(baseline.behaviour, behaviour.subject, identity)
         if behaviour.rules != rules.behaviour:
             raise VerificationError(f"{baseline.behaviour}: was recorded under other rules of behaviour")
-    return NativeAnswers(contexts, sides, behaviour)
+    return NativeAnswers(contexts, sides, behaviour, read_continuations(baseline, rules.logits, identity))
 
 
 def _read_contexts(
@@ -186,6 +188,22 @@ def _read_contexts(
                 side = found[length] = Side.read(path)
                 refuse_other_model(path, side.subject, identity)
                 refuse_other_rules(side, LengthRules(rules, length), "native")
+    return found
+
+
+def read_continuations(baseline: BaselineFolder, rules: LogitsRules, identity: str) -> Continuations | None:
+    """The native model's texts, if the baseline has them.
+
+    Raises:
+        VerificationError: of another model, under other rules, or damaged.
+    """
+    path = baseline.continuations
+    if not path.is_file():
+        return None
+    found = Continuations.read(path)
+    refuse_other_model(path, found.subject, identity)
+    if found.rules != rules.continuations.writing:
+        raise VerificationError(f"{path}: was recorded under other rules of logits.continuations.writing")
     return found
 
 

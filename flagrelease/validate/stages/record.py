@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flagrelease.console import say
 from flagrelease.device import open_device
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
@@ -25,7 +26,8 @@ from flagrelease.validate.stages.asking import answering, ask_behaviour, open_ex
 from flagrelease.validate.stages.choices import PARTS, Part
 from flagrelease.validate.stages.long_context import ContextAsks
 from flagrelease.validate.stages.port import Port
-from flagrelease.validate.stages.preconditions import open_exams, read_exams
+from flagrelease.validate.stages.preconditions import open_exams, read_continuations, read_exams
+from flagrelease.validate.stages.record_continuations import UnscoredError, record_continuations
 from flagrelease.validate.stages.request import Data, Exams
 from flagrelease.validate.stages.stage import Watch
 
@@ -80,8 +82,9 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     names = missing if "benchmarks" in parts else []
     behaviour = "behaviour" in parts and not folder.behaviour.is_file()
     lengths = _missing_lengths(recording, folder)
-    on_engine = recording.endpoint is None and (behaviour or bool(names or lengths))
-    if "logits" in parts or on_engine:
+    texts = "continuations" in parts and not folder.continuations.is_file()
+    on_engine = recording.endpoint is None and (behaviour or texts or bool(names or lengths))
+    if "logits" in parts or texts or on_engine:
         require_extra("engine", "running the model")
     if names:
         require_extra("eval", "asking the benchmarks")
@@ -94,6 +97,8 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
         asks = _Asks(recording, folder, identity, exams, watch)
         if not on_engine:
             if is_leader():
+                if texts:
+                    asks.continuations("the endpoint answers")
                 asks.long_context(lengths, "the endpoint answers")
                 asks.benchmarks(names, "the endpoint answers")
                 if behaviour:
@@ -104,6 +109,8 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
             if not is_leader():
                 port.follow(None)
                 return folder
+            if texts:
+                asks.continuations(port)
             asks.long_context(lengths, port)
             asks.benchmarks(names, port)
             if behaviour:
@@ -139,6 +146,8 @@ def _refuse_another(recording: Recording, folder: BaselineFolder, identity: str)
                 side = Side.read(path)
                 refuse_other_model(path, side.subject, identity)
                 refuse_other_rules(side, LengthRules(contexts, length), "recorded")
+    if "continuations" in recording.parts:
+        read_continuations(folder, recording.rules.logits, identity)
     if "behaviour" in recording.parts and folder.behaviour.is_file():
         recorded = Behaviour.read(folder.behaviour)
         refuse_other_model(folder.behaviour, recorded.subject, identity)
@@ -169,6 +178,17 @@ class _Asks:
     identity: str
     exams: Exams
     watch: Watch
+
+    def continuations(self, port: Port | str) -> None:
+        """Record texts that the source writes. An endpoint that cannot score them is an error only if no other part is
+        asked for."""
+        recording, journal = self.recording, self.folder.work("continuations")
+        try:
+            record_continuations(recording, port, self.identity, journal, self.watch).save(self.folder.continuations)
+        except UnscoredError as error:
+            if recording.parts == ("continuations",):
+                raise
+            say(f"no continuations are recorded: {error}")
 
     def long_context(self, lengths: list[int], port: Port | str) -> None:
         """Record answers to the questions about registers, a file a length."""

@@ -19,8 +19,9 @@ from flagrelease.validate.preflight.runner import PreflightStage
 from flagrelease.validate.stages.computing import computer, computers
 from flagrelease.validate.stages.environment import describe_endpoint, describe_environment
 from flagrelease.validate.stages.file_stages import IntegrityStage, WeightsStage
+from flagrelease.validate.stages.logits_stage import LogitsStage
 from flagrelease.validate.stages.long_context import LongContextStage
-from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, LogitsStage, StageInputs
+from flagrelease.validate.stages.model_stages import BehaviourStage, BenchmarksStage, StageInputs
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.preconditions import Prepared, with_all_questions
 from flagrelease.validate.stages.request import ValidationRequest
@@ -112,11 +113,7 @@ def _run_stages(runners: Sequence[StageRunner], state: State, ready: Prepared, w
             stage = Stage(name=runner.name, verdict="not-run", detail=f"Not run: {reason}.")
             outcomes.append(Outcome(stage=stage, inputs={}))
         else:
-            outcome = state.finished(runner.name, runner.inputs())
-            if outcome is None:
-                found = runner.run(watch)
-                by = computer(runner.name, request.chip, ready.device, request.endpoint)
-                outcome = state.finish(found.model_copy(update={"computed_on": by}))
+            outcome = state.finished(runner.name, runner.inputs()) or _run_stage(runner, state, ready, watch)
             outcomes.append(outcome)
             if outcome.stage.verdict == "fail":
                 stopped = f"the stage {runner.name} failed"
@@ -127,6 +124,15 @@ def _not_asked_for(name: StageName, until: StageName | None) -> str | None:
     if until is None or STAGES.index(name) <= STAGES.index(until):
         return None
     return f"not asked for (--until {until})"
+
+
+def _run_stage(runner: StageRunner, state: State, ready: Prepared, watch: Watch) -> Outcome:
+    """Run a stage and record it, unless a server could not do what it needs: another time it may."""
+    found = runner.run(watch)
+    if found.stage.verdict == "not-run":
+        return found
+    by = computer(runner.name, ready.request.chip, ready.device, ready.request.endpoint)
+    return state.finish(found.model_copy(update={"computed_on": by}))
 
 
 def _write_report(request: ValidationRequest, environment: dict[str, str], outcomes: Sequence[Outcome]) -> Report:

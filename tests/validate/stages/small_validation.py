@@ -33,6 +33,9 @@ LOGITS: dict[str, Any] = {
     "native": {"mean_kl": 0.3, "top1_clear": 0.3, "margin": 0.5, "perplexity": 0.2},
     "layers": {"last_error": 0.2, "early_cosine": 0.98, "late_cosine": 0.97, "experts": 0.8},
     "rounded": 2, "min_documents": 4, "min_tokens": 100, "min_decode_tokens": 10,
+    "continuations": {
+        "writing": {"documents": 2, "prompt_tokens": 8, "tokens": 6}, "most": 0.6, "min_tokens": 2,
+    },
 }  # fmt: skip
 
 

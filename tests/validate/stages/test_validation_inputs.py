@@ -306,8 +306,11 @@ def test_answers_of_another_model(workshop: Workshop, validated: Path, tmp_path:
 def test_a_baseline_with_a_part_missing(workshop: Workshop, tmp_path: Path) -> None:
     baseline = shutil.copytree(workshop.baseline, tmp_path / "baseline")
     shutil.rmtree(baseline / "logits")
+    (baseline / "continuations.json").unlink()
     (baseline / "benchmarks" / "choices.json").unlink()
     (baseline / "behaviour.json").rename(baseline / "behaviour.bak")
+    (baseline / "long-context").mkdir()
+    (baseline / "long-context" / "4096.json").write_text("of rules that this recipe does not have")
     words = workshop.validation(workshop.release("bf16"), tmp_path / "out", "--baseline", str(baseline))
     assert cli.main(words) == 7
     names = ("logits", "benchmarks", "behaviour")
