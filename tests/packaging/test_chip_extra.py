@@ -80,6 +80,17 @@ def digests(packages: Path) -> dict[str, str]:
     }
 
 
+def tree(tmp_path: Path) -> Path:
+    """What is built, apart from the clone: pip leaves a folder build/ there."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for name in ("flagrelease", "recipes"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
 @pytest.mark.slow  # a minute: pip fetches and installs what the extra asks for
 def test_pip_leaves_a_vendors_torch_and_triton_as_they_are(tmp_path: Path) -> None:
     environment = tmp_path / "vendor"
@@ -90,19 +101,14 @@ def test_pip_leaves_a_vendors_torch_and_triton_as_they_are(tmp_path: Path) -> No
     plant(packages, "triton", "3.1.0+musa", {"triton/__init__.py": "vendor = True\n"})
     before = digests(packages)
     assert len(before) > 6
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    for name in ("flagrelease", "recipes"):
-        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / name, tree / name)
+    source = tree(tmp_path)
     pip = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     report = tmp_path / "report.json"
-    subprocess.run([*pip, "--dry-run", "--report", report, f"{tree}[chip]"], check=True, timeout=500)
+    subprocess.run([*pip, "--dry-run", "--report", report, f"{source}[chip]"], check=True, timeout=500)
     planned = {one["metadata"]["name"].lower() for one in json.loads(report.read_text())["install"]}
     assert "flagrelease" in planned
     assert not planned & VENDORS
-    subprocess.run([*pip, f"{tree}[chip]"], check=True, timeout=500)
+    subprocess.run([*pip, f"{source}[chip]"], check=True, timeout=500)
     after = digests(packages)
     assert {path: after.get(path) for path in before} == before
     check = [environment / "bin" / "python", "-m", "pip", "check"]
@@ -111,3 +117,35 @@ def test_pip_leaves_a_vendors_torch_and_triton_as_they_are(tmp_path: Path) -> No
     plan = [*command, "plan", "tiny", "--checkpoint", ROOT / "examples" / "tiny" / "flagrelease-tiny-v4"]
     done = subprocess.run(plan, cwd=tmp_path, env={"PATH": "/usr/bin"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    doctor = [*command, "doctor", "--chip", "mthreads", "--json"]
+    done = subprocess.run(doctor, cwd=tmp_path, env={"PATH": "/usr/bin"}, capture_output=True, text=True)
+    assert done.returncode == 4, done.stderr
+    told = json.loads(done.stdout)
+    assert told["sightings"][0]["software"] == ["torch 2.5.1+musa", "torch-musa 2.0.0"]
+    assert told["torch"]["failed_at"] == "import torch"
+    assert told["torch"]["failure"] == "ImportError: no MUSA driver here"
+    assert {path: sha256 for path, sha256 in digests(packages).items() if path in before} == before
+
+
+# What a vendor's image of 2025 with vLLM has, at least as old as that.
+IMAGE = {
+    "torch": "2.5.1+musa", "triton": "3.1.0+musa", "numpy": "1.26.4", "safetensors": "0.5.3", "tokenizers": "0.21.1",
+    "fastapi": "0.115.5", "uvicorn": "0.34.0", "starlette": "0.41.3", "pydantic": "2.10.6", "rich": "13.9.4",
+    "packaging": "24.2", "jinja2": "3.1.4", "pyyaml": "6.0.2", "markdown-it-py": "3.0.0", "click": "8.1.8",
+    "huggingface-hub": "0.30.0", "typer": "0.15.1",
+}  # fmt: skip
+
+
+@pytest.mark.slow  # half a minute: pip asks the index
+def test_of_what_an_image_has_only_typer_is_replaced(tmp_path: Path) -> None:
+    environment = tmp_path / "vendor"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    for name, version in IMAGE.items():
+        plant(packages, name, version)
+    report = tmp_path / "report.json"
+    pip = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run([*pip, "--dry-run", "--report", report, f"{tree(tmp_path)}[chip]"], check=True, timeout=500)
+    planned = {canonicalize_name(one["metadata"]["name"]) for one in json.loads(report.read_text())["install"]}
+    assert {"flagrelease", "numba", "blake3"} <= planned
+    assert planned & set(IMAGE) == {"typer"}
