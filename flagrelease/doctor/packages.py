@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,11 +46,10 @@ class Packages:
     def __init__(self, place: Place) -> None:
         """Read the names and versions."""
         self._found: dict[str, list[importlib.metadata.Distribution]] = defaultdict(list)
-        path = sys.path if place.packages is None else list(place.packages)
-        for one in importlib.metadata.distributions(path=path):
-            name = one.metadata["Name"]
-            if name:
-                self._found[canonicalize_name(name)].append(one)
+        path = sys.path if place.packages is None else place.packages
+        for folder in dict.fromkeys(Path(one).resolve() for one in path):
+            for one in _distributions(folder):
+                self._found[canonicalize_name(one.metadata["Name"])].append(one)
 
     def version(self, name: str) -> str | None:
         """Of the distribution that is imported, None if it is not installed."""
@@ -113,6 +112,16 @@ class Packages:
         if version is None:
             return f"{text}, which is not installed"
         return None if satisfies(version, str(wanted.specifier)) else f"{text}; {version} is installed"
+
+
+def _distributions(folder: Path) -> Iterator[importlib.metadata.Distribution]:
+    """Those whose records are in a folder. ~orch-2.9.dist-info is what an interrupted pip left, and no torch."""
+    for path in sorted([*folder.glob("*.dist-info"), *folder.glob("*.egg-info")]):
+        described = path.is_file() or any((path / name).is_file() for name in ("METADATA", "PKG-INFO"))
+        if described and not path.name.startswith("~"):
+            one = importlib.metadata.Distribution.at(path)
+            if one.metadata["Name"]:
+                yield one
 
 
 def _recorded(one: importlib.metadata.Distribution, folder: str) -> dict[str, str]:

@@ -73,10 +73,24 @@ def test_torch_twice_in_one_folder_but_not_one_folder_behind_another(tmp_path: P
     assert "torch-is-there-twice" not in ids(machine)
     plant(tmp_path / "behind", "torch", "2.13.0")
     place = machine.place()
-    layered = type(place)(place.root, (*(place.packages or ()), str(tmp_path / "behind")), place.environment)
+    first = str(machine.packages)  # named twice on the path, which is no second torch
+    layered = type(place)(place.root, (first, first, str(tmp_path / "behind")), place.environment)
     assert not Packages(layered).has_twice("torch")
     plant(machine.packages, "torch", "2.13.0")
     assert "torch-is-there-twice" in ids(machine)
+
+
+def test_what_an_interrupted_pip_left_is_no_package(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    plant(machine.packages, "torch", "2.9.0+metax3.7")
+    plant(machine.packages, "torch", "2.8.0")
+    (machine.packages / "torch-2.8.0.dist-info").rename(machine.packages / "~orch-2.8.0.dist-info")
+    (machine.packages / "vllm-0.27.1.dist-info").mkdir()
+    (machine.packages / "flag_gems-5.0.2.egg-info").write_text(
+        "Metadata-Version: 1.0\nName: flag-gems\nVersion: 5.0.2\n"
+    )
+    assert ids(machine) == {"flag-gems-few-heads"}
+    assert Packages(machine.place()).versions(["torch", "vllm"]) == {"torch": "2.9.0+metax3.7"}
 
 
 def test_cann_settles_torch_npu(tmp_path: Path) -> None:
