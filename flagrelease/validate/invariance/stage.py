@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flagrelease.records.report import PartVerdict, Stage
+from flagrelease.records.report import Stage, together
 from flagrelease.records.rules import InvarianceRules
 from flagrelease.validate.invariance.difference import Said
 from flagrelease.validate.invariance.figures import CircumstanceFigures, InvarianceFigures
@@ -60,7 +60,7 @@ def invariance_stage(heard: Heard, prompts: Sequence[InvariancePrompt], rules: I
         circumstances=tuple(rows),
         lengths=tuple(lengths),
     )
-    verdict = _worst(rows)
+    verdict = together(row.verdict for row in rows)
     return Stage(
         name="invariance",
         verdict=verdict,
@@ -82,11 +82,6 @@ def _pairings(heard: Heard, prompts: Sequence[InvariancePrompt], rules: Invarian
         yield Pairing(name, AGAIN, "circumstance", again, heard.said[name])
     for name, said in heard.varied.items():
         yield Pairing(f"variant {name}", ALONE, "variant", alone, said)
-
-
-def _worst(rows: Sequence[CircumstanceFigures]) -> PartVerdict:
-    order: tuple[PartVerdict, ...] = ("fail", "cannot-tell", "not-informative", "pass")
-    return min((row.verdict for row in rows), key=order.index)
 
 
 def _detail(rows: Sequence[CircumstanceFigures]) -> str:

@@ -1,0 +1,65 @@
+"""`validate --endpoint`: the pre-flight ends a validation before it costs hours; variants on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from acting_server import NAME, acting
+from small_validation import Workshop, read_report, recipe, stage_of, write_recipe
+
+from flagrelease import cli
+from flagrelease.errors import UsageError
+from flagrelease.validate.commands import parse_variants
+from flagrelease.validate.endpoint.address import Endpoint
+
+
+def test_a_failing_preflight_ends_the_validation_with_the_line_to_fix(
+    workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server has the efforts of 0731 and a context that no model of this release can see."""
+    release, out = workshop.release("bf16"), tmp_path / "out"
+    path = write_recipe(tmp_path / "r.yaml", recipe(workshop.source, preflight={}))
+    with acting(release) as url:
+        asked = ["--recipe", str(path), "--endpoint", url, "--model", NAME]
+        assert cli.main(workshop.validation(release, out, *asked)) == 5
+    found = stage_of(out, "preflight")
+    assert found["verdict"] == "fail"
+    assert found["detail"].startswith("context: 8,000 tokens; expected: 512 tokens (reasoning) to 4,096 (config.json).")
+    assert "flagrelease: --context N" in found["detail"]
+    assert found["detail"].endswith("Also failed: prompt-tokens, efforts.")
+    behind = [stage_of(out, name)["detail"] for name in ("logits", "invariance", "benchmarks", "behaviour")]
+    assert set(behind) == {"Not run: the stage preflight failed."}
+    assert "--context" in capfd.readouterr().out
+    assert (out / "report.html").read_text(encoding="utf-8").count("<li class=") > 20
+    assert read_report(out)["commands"][0].endswith(f"--endpoint {url} --model {NAME} --device cpu")
+
+
+def test_variants_are_named_and_asked_as_the_endpoint_is() -> None:
+    main = Endpoint("http://localhost:1/v1", "m", "template")
+    found = parse_variants(["eager=http://localhost:2/v1", "chunk=https://there/v1"], main)
+    assert {name: (each.url, each.model, each.dialect) for name, each in found.items()} == {
+        "eager": ("http://localhost:2/v1", "m", "template"), "chunk": ("https://there/v1", "m", "template"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "endpoint", "said"),
+    [
+        (["http://localhost:2/v1"], True, "NAME=URL is expected"),
+        (["a=http://localhost:2/v1", "a=http://localhost:3/v1"], True, "given twice"),
+        (["a=http://localhost:2/v1"], False, "belongs to --endpoint"),
+        (["a=localhost:2"], True, "an http or https address is expected"),
+        (["a=http://user:secret@localhost:2/v1"], True, "user and a password in the address are refused"),
+    ],
+)
+def test_variants_that_cannot_be_asked_are_refused(words: list[str], endpoint: bool, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refusal:
+        parse_variants(words, Endpoint("http://localhost:1/v1", "m") if endpoint else None)
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_key_is_not_sent_to_a_variant_on_plain_http() -> None:
+    main = Endpoint("https://there/v1", "m", key_variable="KEY")
+    with pytest.raises(UsageError, match="plain http to another machine"):
+        parse_variants(["a=http://elsewhere/v1"], main)
