@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_PARTING = 2.0  # seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Ran:
@@ -26,7 +28,7 @@ class Ran:
         if self.code is None:
             return "gave no answer in time"
         if self.code < 0:
-            return f"was ended by {signal.Signals(-self.code).name}"
+            return f"was ended by a signal ({signal.strsignal(-self.code)})"
         said = self.err.strip().splitlines()
         return said[-1] if said else f"ended with exit code {self.code}"
 
@@ -69,8 +71,7 @@ class Place:
             out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            return Ran(None, out, err)
+            return Ran(None, *_left(process))
         return Ran(process.returncode, out, err)
 
     def probe(self, script: str, words: Sequence[str], seconds: float) -> Ran:
@@ -79,3 +80,15 @@ class Place:
         ran = self.run([sys.executable, str(path), *words], seconds)
         assert ran is not None, "this interpreter is there"
         return ran
+
+
+def _left(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a killed program had printed; nothing if something that left its group still holds the pipes."""
+    try:
+        return process.communicate(timeout=_PARTING)
+    except subprocess.TimeoutExpired:
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
+        return "", ""

@@ -30,5 +30,6 @@ def status(
     from flagrelease.status.display import show_status
     from flagrelease.status.folder import look_at
 
-    found = look_at(out)
+    with console.status(f"reading the records in {out}"):
+        found = look_at(out)
     console.show(as_json, found.model_dump(mode="json"), lambda: show_status(found))
