@@ -40,7 +40,7 @@ def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return contents(out)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.3, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.001, 0.9))])
 def test_a_full_disk_ends_with_its_code_and_the_same_command_resumes(
     checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, share: float
 ) -> None:

@@ -49,7 +49,14 @@ def spoken(terse_model: Model, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.mark.usefixtures("captured")
-@pytest.mark.parametrize("how", range(3), ids=["greedy", "sampled", "top-p and penalties"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(0, id="greedy", marks=pytest.mark.slow),
+        pytest.param(1, id="sampled", marks=pytest.mark.slow),
+        pytest.param(2, id="top-p and penalties"),
+    ],
+)
 def test_the_same_tokens_as_without_drafts(
     terse_model: Model, tokenizer: Tokenizer, spoken: list[dict[int, list[int]]], how: int
 ) -> None:
@@ -59,7 +66,9 @@ def test_the_same_tokens_as_without_drafts(
 
 
 @pytest.mark.usefixtures("captured")
-@pytest.mark.parametrize("right", range(BLOCK + 1))
+@pytest.mark.parametrize(
+    "right", [0, 1, BLOCK, *(pytest.param(place, marks=pytest.mark.slow) for place in range(2, BLOCK))]
+)
 def test_a_rejection_at_each_place_changes_no_token(
     terse_model: Model, tokenizer: Tokenizer, spoken: list[dict[int, list[int]]], right: int
 ) -> None:

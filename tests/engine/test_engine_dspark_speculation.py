@@ -140,7 +140,9 @@ def forced(model: Model, tokenizer: Tokenizer, spoken: dict[int, list[int]], rig
     return scheduler
 
 
-@pytest.mark.parametrize("right", range(BLOCK + 1))
+@pytest.mark.parametrize(
+    "right", [0, 1, BLOCK, *(pytest.param(place, marks=pytest.mark.slow) for place in range(2, BLOCK))]
+)
 def test_a_rejection_at_each_place_changes_no_token(
     model: Model, tokenizer: Tokenizer, spoken: dict[int, list[int]], right: int
 ) -> None:

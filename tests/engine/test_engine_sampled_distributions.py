@@ -158,7 +158,14 @@ def smallest_p(texts: Texts, how: Sampling) -> float:
     return min(p_value(texts, how, length) for length in range(1, LENGTH + 1))
 
 
-@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "top-p and min-p",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("hot", "top-p", "min-p", "top-k")),
+    ],
+)
 def test_texts_are_equal_seed_by_seed_and_follow_the_models_distribution(tokenizer: Tokenizer, name: str) -> None:
     how = SAMPLINGS[name]
     plain, _ = spoken(tokenizer, how, speculate=False)
