@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from flagrelease.chips.stacks import DraftKind
 from flagrelease.errors import VerificationError
+from flagrelease.publish.claims import STACKS, Claim, Evidence, Line, Row, Status, manifest, of_stack
 from flagrelease.publish.records import Records
 from flagrelease.publish.serving import Served, read_document
+from flagrelease.records.chip_releases import FLAGOS
 
 _STAGE = re.compile(r"mtp\.(\d+)\.")
 _OF_DSPARK = "mtp.0.main_proj.weight"
@@ -57,34 +59,41 @@ def held_drafts(records: Records) -> HeldDrafts | None:
     return HeldDrafts("dspark", stages, size)
 
 
-def drafts_row(records: Records) -> str:
-    """The row of the card's first table."""
+def drafts_row(records: Records, status: Status) -> Row:
+    """The row of the card's first table; `status` is that of what the files hold."""
     held = held_drafts(records)
     if held is not None:
-        return f"| draft stages | {held} |"
+        return Row(status, manifest("/tensors"), ("draft stages", str(held)))
     if records.target.drafts == "drop":
-        return "| draft stages | left out: answers are the same, without speculation |"
-    return "| draft stages | none: the source has none |"
+        said = "left out: answers are the same, without speculation"
+        return Row(status, manifest("/target/drafts"), ("draft stages", said))
+    return Row(status, manifest("/target"), ("draft stages", "none: the source has none"))
 
 
-def drafting(records: Records, stacks: Iterable[Served]) -> Iterator[str]:
+def drafting(records: Records, stacks: Iterable[Served]) -> Iterator[Line]:
     """Lines of the section; none where there are no draft stages."""
     held = held_drafts(records)
     if held is None:
         return
     yield "## Drafts"
     yield ""
-    yield f"{held}."
-    yield "The model checks every token that is drafted: answers come sooner and stay the same. A server that does not"
-    yield "use the stages serves the release all the same."
+    yield Claim(
+        "inferred",
+        manifest("/tensors"),
+        f"{held}. The model checks every token that is drafted: answers come sooner and stay the same. A server that "
+        "does not use the stages serves the release all the same.",
+        bullet=False,
+    )
     yield ""
+    own = Evidence(STACKS, f"/stacks/{FLAGOS}")
     if held.kind == "mtp" and held.stages > 1:
-        yield "- flagrelease: not used; its engine runs a single MTP stage, or DSpark's"
+        yield Claim("inferred", own, "flagrelease: not used; its engine runs a single MTP stage, or DSpark's")
     else:
-        yield "- flagrelease: `serve` drafts while that pays (`--speculate`), `generate` with `--speculate auto`"
+        said = "flagrelease: `serve` drafts while that pays (`--speculate`), `generate` with `--speculate auto`"
+        yield Claim("inferred", own, said)
     for one in stacks:
         if one.loads:
-            yield f"- {one.name}: {_how(one, held.kind)}"
+            yield Claim("inferred", of_stack(one.stack.id), f"{one.name}: {_how(one, held.kind)}")
 
 
 def _how(one: Served, kind: DraftKind) -> str:

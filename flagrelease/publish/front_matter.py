@@ -16,6 +16,7 @@ from flagrelease.formats.releases import RELEASE_FORMATS, Description
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.records import Records
 from flagrelease.publish.serving import loads_in_transformers
+from flagrelease.records.report import Report
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TAGS = {Description.COMPRESSED_TENSORS: ["compressed-tensors"], Description.MODELSLIM: ["modelslim"]}
@@ -43,19 +44,21 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
         known["language"] = list(records.recipe.languages)
     if loads_in_transformers(records):
         known["library_name"] = "transformers"
-    if records.report is not None and records.report.benchmarks:
+    if records.report is not None and (results := list(_results(records.report))):
         name = records.wanted.repo.partition("/")[2]
-        known["model-index"] = [{"name": name, "results": list(_results(records))}]
+        known["model-index"] = [{"name": name, "results": results}]
     return {field: known[field] for field in hub.card.fields if field in known}
 
 
-def _results(records: Records) -> Iterator[dict[str, Any]]:
-    assert records.report is not None
-    for benchmark in records.report.benchmarks:
+def _results(report: Report) -> Iterator[dict[str, Any]]:
+    """The scores for the hub's tables, each with where it was computed. One that tells nothing is in the text alone."""
+    for benchmark in report.benchmarks:
+        if benchmark.verdict == "not-informative":
+            continue
         score, low, high = benchmark.chip, round(benchmark.chip.low, 2), round(benchmark.chip.high, 2)
         name = (
             f"{benchmark.metric} ({benchmark.unit}); n = {benchmark.n}, {benchmark.repeats} repeats, "
-            f"{score.confidence:.0%} interval {low:g} to {high:g}"
+            f"{score.confidence:.0%} interval {low:g} to {high:g}; {report.computed_where}"
         )
         args = {"n": benchmark.n, "repeats": benchmark.repeats, "low": low, "high": high}
         yield {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from flagrelease.publish.claims import Advice, Claim, Columns, Line, Row, Status
+from flagrelease.publish.claims import manifest as in_manifest
 from flagrelease.records.manifest import LossRecord, Manifest
 
 _KINDS = {
@@ -21,36 +23,40 @@ def lossless(manifest: Manifest) -> bool:
     return not (manifest.elements.rounded or manifest.elements.lost or manifest.inexact or manifest.losses)
 
 
-def losses(manifest: Manifest) -> Iterator[str]:
-    """Lines: what became of the elements, a verdict, and a table of the kinds of weights that lost something."""
+def losses(manifest: Manifest, status: Status) -> Iterator[Line]:
+    """Lines: what became of the elements, a verdict, and a table of the kinds of weights that lost something.
+
+    `status`: of the counts. The converter made them; they are proved if a second decoder came to the same.
+    """
     counts = manifest.elements.model_dump()
     total = sum(counts.values())
     held = ", ".join(f"{counts[kind]:,} {words}" for kind, words in _KINDS.items() if counts[kind])
-    yield f"Elements of all weights: {held}."
+    counted = in_manifest("/elements")
+    yield Claim(status, counted, f"Elements of all weights: {held or 'none'}.", bullet=False)
     yield ""
     if lossless(manifest):
-        yield "**Lossless**: every element of every weight has the value that it has in the source."
+        said = "**Lossless**: every element of every weight has the value that it has in the source."
+        yield Claim(status, counted, said, bullet=False)
         return
     changed = counts["rounded"] + counts["lost"]
     share = f"{changed:,} of {total:,} elements ({changed / max(total, 1):.2%})"
-    yield f"**Not lossless**: {share} are not what they are in the source."
+    yield Claim(status, counted, f"**Not lossless**: {share} are not what they are in the source.", bullet=False)
     if not manifest.losses:
         return
-    yield "The largest error is a share of the weight's largest value, the RMS error of the RMS of its values. A kind"
-    yield "of weight that is not in the table lost nothing by its scales."
+    yield Advice(
+        "The largest error is a share of the weight's largest value, the RMS error of the RMS of its values. A kind\n"
+        "of weight that is not in the table lost nothing by its scales."
+    )
     yield ""
-    yield "| weights | rows that are exact | elements that are exact | largest error | largest RMS error |"
-    yield "|---|---|---|---|---|"
+    yield Columns(("weights", "rows that are exact", "elements that are exact", "largest error", "largest RMS error"))
     for kind, records in by_kind(manifest.losses).items():
         rows, exact_rows = sum(one.rows for one in records), sum(one.exact_rows for one in records)
         elements, exact = sum(one.elements for one in records), sum(one.exact_elements for one in records)
         largest, rms = max(one.largest_error for one in records), max(one.rms_error for one in records)
-        yield (
-            f"| {len(records):,} x `{kind}` | {_share(exact_rows, rows)} | {_share(exact, elements)} "
-            f"| {largest:.2e} | {rms:.2e} |"
-        )
+        cells = f"{len(records):,} x `{kind}`", _share(exact_rows, rows), _share(exact, elements)
+        yield Row(status, in_manifest("/losses"), (*cells, f"{largest:.2e}", f"{rms:.2e}"))
     yield ""
-    yield "Each weight of its own is in `manifest.json` (`losses`)."
+    yield Advice("Each weight of its own is in `manifest.json` (`losses`).")
 
 
 def by_kind(losses: dict[str, LossRecord]) -> dict[str, list[LossRecord]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from flagrelease.errors import UsageError
-from flagrelease.publish.card import make_card
+from flagrelease.publish.card import make_card, make_claims
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
-from flagrelease.publish.hubs.names import CARD_NAME, SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.publish.hubs.names import CARD_NAME, CLAIMS_NAME, SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import run_files
@@ -42,7 +42,8 @@ def plan_publication(
     own = records.wanted.repo
     named = place if hub is not None else named or own
     facts = hub or HUGGING_FACE
-    documents = {CARD_NAME: make_card(records, facts, named), **run_files(records), **facts.documents}
+    own_words = {CARD_NAME: make_card(records, facts, named), CLAIMS_NAME: make_claims(records, facts, named)}
+    documents = {**own_words, **run_files(records), **facts.documents}
     siblings = _siblings(records) if named == own else ()
 
     def with_documents() -> Publication:

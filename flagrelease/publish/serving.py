@@ -13,6 +13,7 @@ from flagrelease.chips.loading.verdict import Judgement, judge
 from flagrelease.chips.stacks import ServingStack, stacks_of
 from flagrelease.errors import VerificationError
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
+from flagrelease.publish.claims import Claim, Line, manifest, of_stack
 from flagrelease.publish.records import Records
 
 TRANSFORMERS = "5.23"  # the first that was seen to load a release: tests/publish/test_card.py
@@ -84,7 +85,7 @@ def loads_in_transformers(records: Records) -> bool:
     return (records.layout, records.target.dtype) == ("hf", "bf16")
 
 
-def serving(records: Records, stacks: Iterable[Served]) -> Iterator[str]:
+def serving(records: Records, stacks: Iterable[Served]) -> Iterator[Line]:
     """Lines of the section; none for an mp layout, which is for flagrelease and FlagOS alone."""
     stacks = tuple(stacks)
     wanted = records.wanted.spec.stack
@@ -92,16 +93,18 @@ def serving(records: Records, stacks: Iterable[Served]) -> Iterator[str]:
     if named:
         yield "## Serving stacks"
         yield ""
-        yield "The loaders of these stacks were replayed on the headers of this release: which parameter gets which"
-        yield "tensor, and how. Nobody has run the commands with this release yet."
+        replayed = "The loaders of these stacks were replayed on the headers of this release: which parameter gets"
+        yield Claim("inferred", manifest("/tensors"), f"{replayed} which tensor, and how.", bullet=False)
+        yield Claim("not run", None, "Nobody has run the commands with this release yet.", bullet=False)
     for one in named:
         if one.loads:
             yield from _loads(records, one)
     for one in named:
         if one.answers_nonsense:
             yield ""
-            yield f"**Do not load this release with {one.name}**: it starts without an error and computes with other"
-            yield f"numbers. {_sentence(one.judgement.why)}"
+            said = f"**Do not load this release with {one.name}**: it starts without an error and computes with other"
+            whole = f"{said} numbers. {_sentence(one.judgement.why)}"
+            yield Claim("inferred", of_stack(one.stack.id), whole, bullet=False)
         elif not one.loads:
             yield from _not_shown(one)
     if loads_in_transformers(records):
@@ -111,7 +114,7 @@ def serving(records: Records, stacks: Iterable[Served]) -> Iterator[str]:
         yield from _transformers(records)
 
 
-def _loads(records: Records, one: Served) -> Iterator[str]:
+def _loads(records: Records, one: Served) -> Iterator[Line]:
     stack, judgement = one.stack, one.judgement
     made_for = " This release is made for it." if stack.id == records.wanted.spec.stack else ""
     assert judgement.replay is not None
@@ -119,8 +122,10 @@ def _loads(records: Records, one: Served) -> Iterator[str]:
     yield f"### {stack.title}"
     yield ""
     filled = f"all {judgement.replay.parameters:,} parameters are filled with what they should hold"
-    yield f"Version {stack.version}: {filled}."
-    yield f"That it takes this format is {_KNOWN[judgement.mark]}.{made_for}"
+    known = of_stack(stack.id)
+    yield Claim("inferred", known, f"Version {stack.version}: {filled}.", bullet=False)
+    taken = f"That it takes this format is {_KNOWN[judgement.mark]}.{made_for}"
+    yield Claim("inferred", known, taken, bullet=False)
     if stack.launch is not None:
         yield ""
         yield "```bash"
@@ -128,11 +133,11 @@ def _loads(records: Records, one: Served) -> Iterator[str]:
         yield "```"
         if stack.launch.settings is not None:
             yield ""
-            yield f"Settings: {stack.launch.settings}."
+            yield Claim("inferred", known, f"Settings: {stack.launch.settings}.", bullet=False)
     notes = [*judgement.why, *(silent.what for silent in stack.silent)]
     if notes:
         yield ""
-        yield from (f"- {note}" for note in notes)
+        yield from (Claim("inferred", known, note) for note in notes)
 
 
 def command(records: Records, one: Served, folder: str = ".") -> list[str]:
@@ -145,20 +150,21 @@ def command(records: Records, one: Served, folder: str = ".") -> list[str]:
     )
 
 
-def _not_shown(one: Served) -> Iterator[str]:
+def _not_shown(one: Served) -> Iterator[Line]:
     """The stack that the recipe names, where no replay shows that it loads the release."""
-    judgement = one.judgement
+    judgement, known_of = one.judgement, of_stack(one.stack.id)
     yield ""
     if judgement.verdict == "refused":
-        yield f"**{one.name}, which this release was to be made for, refuses it**: {_sentence(judgement.why)}"
+        said = f"**{one.name}, which this release was to be made for, refuses it**: {_sentence(judgement.why)}"
     elif one.stack.loader is None:
         known = f"loads it, {_KNOWN[judgement.mark]}" if judgement.verdict != "unknown" else "may load it"
-        yield f"This release is made for {one.name}, which {known}."
-        yield f"Its loader could not be replayed ({one.stack.why_no_loader}), so nothing here vouches for it."
-        if judgement.why:
-            yield _sentence(judgement.why)
+        said = (
+            f"This release is made for {one.name}, which {known}. Its loader could not be replayed "
+            f"({one.stack.why_no_loader}), so nothing here vouches for it. {_sentence(judgement.why)}"
+        ).rstrip()
     else:
-        yield f"Whether {one.name} loads this release is not known: {_sentence(judgement.why)}"
+        said = f"Whether {one.name} loads this release is not known: {_sentence(judgement.why)}"
+    yield Claim("inferred", known_of, said, bullet=False)
 
 
 def _sentence(why: Iterable[str]) -> str:
@@ -166,13 +172,19 @@ def _sentence(why: Iterable[str]) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _transformers(records: Records) -> Iterator[str]:
+def _transformers(records: Records) -> Iterator[Line]:
     module = records.chip.torch_module
+    made = manifest("/target")
     yield ""
-    yield f"transformers {TRANSFORMERS} or newer loads the files: tried with a small model on a CPU, not on this chip."
-    yield "It knows no chat format of DeepSeek-V4: prompts are written by `encoding/` of the release."
+    tried = (
+        f"transformers {TRANSFORMERS} or newer loads the files: tried with a small model on a CPU, not on this chip."
+    )
+    yield Claim("inferred", made, tried, bullet=False)
+    said = "It knows no chat format of DeepSeek-V4: prompts are written by `encoding/` of the release."
+    yield Claim("inferred", made, said, bullet=False)
     if records.nodes > 1:
-        yield "It knows one node only: what its cards do not hold is kept in the host's memory, and is slow."
+        said = "It knows one node only: what its cards do not hold is kept in the host's memory, and is slow."
+        yield Claim("inferred", made, said, bullet=False)
     yield ""
     yield "```python"
     if module is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from flagrelease.chips.table import load_chips
 from flagrelease.errors import VerificationError
 from flagrelease.formats.releases import RELEASE_FORMATS
 from flagrelease.publish.card import make_card
+from flagrelease.publish.claims import Claims
 from flagrelease.publish.front_matter import check_card
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.registry import HUBS
@@ -119,8 +121,9 @@ def test_a_release_whose_config_is_gone_is_refused(tmp_path: Path) -> None:
 
 def test_lossless_is_said_only_if_nothing_was_rounded_or_lost(tmp_path: Path) -> None:
     def says(**changes: object) -> str:
-        manifest = records_of_format(tmp_path / "r", "nvidia", "int8", **changes).manifest
-        said = "\n".join(losses(manifest))
+        records = records_of_format(tmp_path / "r", "nvidia", "int8", **changes)
+        manifest = records.manifest
+        said = "\n".join(Claims(records).render(losses(manifest, "inferred")))
         assert ("**Lossless**" in said) == lossless(manifest) == ("**Not lossless**" not in said)
         return said
 
@@ -140,13 +143,18 @@ def test_losses_are_a_table_of_kinds(tmp_path: Path) -> None:
     )
     lines = make_card(records, HUGGING_FACE, "a/b").decode().splitlines()
     experts = (
-        "| 6 x `layers.*.ffn.experts.*.w1.weight` | 6 of 24 (25.00%) | 180 of 240 (75.00%) | 3.90e-03 | 8.10e-03 |"
+        "| 6 x `layers.*.ffn.experts.*.w1.weight` | 6 of 24 (25.00%) | 180 of 240 (75.00%) | 3.90e-03 | 8.10e-03 "
+        "| proved |"
     )
     assert experts in lines
-    assert "| 1 x `layers.*.attn.wq_b.weight` | 1 of 4 (25.00%) | 30 of 40 (75.00%) | 3.90e-03 | 5.00e-01 |" in lines
+    assert (
+        "| 1 x `layers.*.attn.wq_b.weight` | 1 of 4 (25.00%) | 30 of 40 (75.00%) | 3.90e-03 | 5.00e-01 | proved |"
+        in lines
+    )
     assert list(by_kind(each)) == ["head.weight", "layers.*.attn.wq_b.weight", "layers.*.ffn.experts.*.w1.weight"]
     nearly = SCALED.model_copy(update={"rows": 10**6, "exact_rows": 10**6 - 1})
-    said = "\n".join(losses(records.manifest.model_copy(update={"losses": {"w": nearly}})))
+    nearly_all = replace(records, manifest=records.manifest.model_copy(update={"losses": {"w": nearly}}))
+    said = "\n".join(Claims(nearly_all).render(losses(nearly_all.manifest, "inferred")))
     assert "999,999 of 1,000,000 (99.99%)" in said  # not 100 %
 
 

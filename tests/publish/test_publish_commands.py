@@ -122,7 +122,7 @@ def test_weights_without_a_proof_are_refused_or_said(
     assert not (tmp_path / "out").exists()
     assert main([*words, "--yes", "--allow-unproved"]) == 0
     assert "WEIGHTS NOT PROVED" in capsys.readouterr().out
-    sentence = "a\nfault of the conversion is not excluded.**"
+    sentence = "a fault of the conversion is not excluded.**"
     assert sentence in (tmp_path / "out" / "README.md").read_text()
     proved = write_report(release, tmp_path / "proved.json")
     card = publish(release, "nvidia", "hf", report=proved).publication.by_path["README.md"].origin

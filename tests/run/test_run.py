@@ -469,7 +469,8 @@ def test_without_the_chips_device_nobody_can_tell_and_nothing_is_published(
     report = json.loads(path.read_bytes())
     for stage in report["stages"]:
         stage["verdict"] = "pass" if stage["name"] == "behaviour" else stage["verdict"]
-    path.write_text(json.dumps(report | {"verdict": "pass"}))  # as the chip's machine would have written it
+    passed = {"verdict": "pass", "scope": {"until": None, "verdict": "pass"}}
+    path.write_text(json.dumps(report | passed))  # as the chip's machine would have written it
     assert main(words) == 0
     assert (tmp_path / "mirror" / "small-v4-ascend-FlagOS" / "report.json").read_bytes() == path.read_bytes()
 

@@ -10,6 +10,7 @@ import re
 
 CARD_NAME = "README.md"  # the one name that a release may have too: the card takes the place of the source's README
 REPORT_NAME = "report.json"
+CLAIMS_NAME = "claims.json"  # what the card says, for programs
 STATEMENT_NAME = "provenance.intoto.json"
 SIGNATURE_NAME = "model.sig"
 NODE_SCRIPT = "run_node.sh"
@@ -22,6 +23,7 @@ WRITTEN_NAMES = frozenset(
     {
         CARD_NAME,
         REPORT_NAME,
+        CLAIMS_NAME,
         STATEMENT_NAME,
         SIGNATURE_NAME,
         NODE_SCRIPT,
