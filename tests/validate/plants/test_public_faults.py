@@ -70,7 +70,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def port(release: Path, tmp_path: Path) -> Port:
     torch.set_num_threads(1)
-    return Port(release, engine.load(release, "bf16", torch.float32), tmp_path)
+    return Port(release, engine.load(release, "bf16", torch.float32, mtp=True), tmp_path)
 
 
 def failed(figures: InvarianceFigures) -> list[str]:
@@ -82,6 +82,7 @@ def test_variants_with_each_fault_are_told_from_a_sound_one(port: Port) -> None:
         SOUND,
         {
             "chunks of 48": replace(SOUND, chunk=48),
+            "speculation": replace(SOUND, speculate=True),
             "experts without limit": replace(SOUND, spoil=without_swiglu_limit),
             "stale indexer": replace(SOUND, spoil=with_stale_indexer),
             "no state at borders": replace(SOUND, chunk=48, spoil=without_state_at_borders),
@@ -90,7 +91,7 @@ def test_variants_with_each_fault_are_told_from_a_sound_one(port: Port) -> None:
     assert failed(found) == [
         "variant experts without limit", "variant stale indexer", "variant no state at borders",
     ]  # fmt: skip
-    assert found.requests == 27
+    assert found.requests == 30
 
 
 def test_a_stale_indexer_disagrees_with_itself_in_a_batch(port: Port) -> None:
