@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,8 @@ class InvarianceAsker:
             ResourceError: the journal was begun for something else, or is in use.
         """
         passes = self._passes()
-        depends = {**binding, "prompts": json.dumps([(each.id, each.content) for each in self.prompts])}
+        content = json.dumps([(each.id, each.content, self.rules.max_tokens, self.rules.top) for each in self.prompts])
+        depends = {**binding, "set of prompts": hashlib.sha256(content.encode()).hexdigest()}
         with AppendLog(journal, "answers in every circumstance", 1, TypeAdapter(Said), depends) as log:
             done = {(said.circumstance, said.prompt): said for said in log.records}
             total = len(passes) * len(self.prompts)
