@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "constraints": ("llguidance",),
     "bench": ("httpx2",),
     "publish": ("cryptography", "huggingface_hub", "modelscope_hub"),
+    "math": ("math_verify",),
     "eval": ("lm_eval", "datasets", "httpx2"),
 }
 

@@ -11,9 +11,23 @@ import typer
 from flagrelease.console import Display, say, show
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, start_ranks
-from flagrelease.records.named import complete_recipe, find_recipe
 from flagrelease.records.rules import StageName
 from flagrelease.validate.endpoint.address import Dialect
+from flagrelease.validate.options import (
+    BatchOption,
+    ConcurrencyOption,
+    DataOption,
+    DeviceOption,
+    DialectOption,
+    EndpointOption,
+    KeyOption,
+    ModelOption,
+    OperatorsOption,
+    RecipeOption,
+    SandboxOption,
+    TimeoutOption,
+    VariantOption,
+)
 from flagrelease.validate.stages.choices import PARTS, Part
 
 if TYPE_CHECKING:
@@ -21,65 +35,6 @@ if TYPE_CHECKING:
     from flagrelease.validate.stages.request import Data
 
 CANNOT_TELL = 7  # exit code of a validation that neither passes nor fails
-
-RecipeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe",
-        metavar="RECIPE",
-        help="The recipe (YAML, or the name of a shipped one) whose `validation` section says what a pass needs.",
-        parser=find_recipe,
-        autocompletion=complete_recipe,
-    ),
-]
-DataOption = Annotated[
-    list[str],
-    typer.Option("--data", metavar="NAME=FILE", help="Questions of a benchmark, in place of the hub's. Several times."),
-]
-EndpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint",
-        metavar="URL",
-        help="An OpenAI-compatible server that is asked in place of the bundled engine, with /v1.",
-    ),
-]
-ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help="The model's name at the endpoint.")]
-DialectOption = Annotated[
-    Dialect,
-    typer.Option("--dialect", help="deepseek: `thinking`; template: chat_template_kwargs (vLLM, SGLang)."),
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--key-env",
-        metavar="NAME",
-        help="The environment variable that holds the endpoint's key. Without it no key is sent.",
-    ),
-]
-ConcurrencyOption = Annotated[
-    int | None, typer.Option("--concurrency", min=1, help="Requests at once at the endpoint. Default: 32.")
-]
-TimeoutOption = Annotated[
-    float | None,
-    typer.Option(
-        "--timeout", min=1, metavar="SECONDS", help="How long to wait for one answer of the endpoint. Default: 3600."
-    ),
-]
-VariantOption = Annotated[
-    list[str],
-    typer.Option(
-        "--variant",
-        metavar="NAME=URL",
-        help="Another server of the release, started otherwise (graphs off, speculation on, another chunk size), whose "
-        "answers must be those of --endpoint. Several times.",
-    ),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
-OperatorsOption = Annotated[
-    str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
-]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="How many answers are generated at once.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -110,6 +65,7 @@ def validate(
         Path | None, typer.Option("--baseline", metavar="DIR", help="What `baseline record` made of the checkpoint.")
     ] = None,
     data: DataOption = [],  # noqa: B006 - typer reads it, nobody writes it
+    sandbox: SandboxOption = None,
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     dialect: DialectOption = "deepseek",
@@ -164,6 +120,7 @@ def validate(
         baseline=baseline,
         data=parse_data(data),
         endpoint=server,
+        sandbox=sandbox,
         variants=parse_variants(variant, server),
         until=until,
         layers=layers,
@@ -203,6 +160,7 @@ def record(
         Part | None,
         typer.Option("--part", help="Record only this part; the others can follow later or on another machine."),
     ] = None,
+    sandbox: SandboxOption = None,
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     dialect: DialectOption = "deepseek",
@@ -232,6 +190,7 @@ def record(
         data=parse_data(data),
         documents=documents,
         endpoint=_endpoint(endpoint, model, dialect, key_env, concurrency, timeout),
+        sandbox=sandbox,
         parts=PARTS if part is None else (part,),
         device=device,
         operators=operators,

@@ -5,13 +5,14 @@ file for each stage.
 """
 
 from flagrelease.records.rules.behaviour import WISHES, BehaviourRules, Wish
-from flagrelease.records.rules.benchmarks import BENCHMARK_PRESETS, BenchmarkRules
+from flagrelease.records.rules.benchmarks import BenchmarkRules, PublishedScore
 from flagrelease.records.rules.continuations import ContinuationRules, WritingRules
 from flagrelease.records.rules.invariance import InvarianceRules
 from flagrelease.records.rules.layers import LayerLimits
 from flagrelease.records.rules.logits import LogitsLimits, LogitsRules
 from flagrelease.records.rules.long_context import LongContextRules
 from flagrelease.records.rules.preflight import PreflightRules
+from flagrelease.records.rules.presets import BENCHMARK_PRESETS
 from flagrelease.records.rules.replay import ReplayRules
 from flagrelease.records.rules.served import ServedRules
 from flagrelease.records.rules.strict import ChatMode, ExamKind
@@ -32,6 +33,7 @@ __all__ = [
     "LogitsRules",
     "LongContextRules",
     "PreflightRules",
+    "PublishedScore",
     "ReplayRules",
     "ServedRules",
     "StageName",

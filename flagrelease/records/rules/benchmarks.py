@@ -1,12 +1,35 @@
-"""Rules of one benchmark, and the presets that fill them in."""
+"""Rules of one benchmark."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
+from flagrelease.records.rules.presets import BENCHMARK_PRESETS, Preset
 from flagrelease.records.rules.strict import ChatMode, ExamKind, Strict
+
+
+class PublishedScore(Strict):
+    """A score that somebody else published for the native model, with what it takes to compare it.
+
+    Attributes:
+        score: in points of 100.
+        mode, temperature, top_p: as of the benchmark; a figure with others is shown and not compared.
+        repeats: answers to each question that it is the mean of; one where the source does not say.
+        standard_error: as published, in points; without it that of independent answers is taken, which is larger.
+        settings: what else matters to a reader, such as budget, stack and grading.
+        source: where it stands.
+    """
+
+    score: float = Field(ge=0, le=100)
+    mode: ChatMode
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    repeats: int = Field(default=1, ge=1)
+    standard_error: float | None = Field(default=None, gt=0)
+    settings: str = ""
+    source: str = Field(min_length=1)
 
 
 class BenchmarkRules(Strict):
@@ -17,7 +40,8 @@ class BenchmarkRules(Strict):
     Attributes:
         preset: fills in the keys that a recipe leaves out.
         title: as people know it.
-        kind: form of the data and of an answer: GPQA's columns and a letter, or `problem`, `answer` and an integer.
+        kind: form of the data and of an answer: a letter (GPQA's columns), an integer (`problem`, `answer`), a number
+            (GSM8K's), an expression (MATH-500's), code (HumanEval's or LiveCodeBench's), instructions (IFEval's).
         dataset, files, revision: where the data is published; a user's own file is used in its place if one is given.
         prompt: the user's turn; `{question}` and (multiple choice) `{options}` are replaced, no other brace means
             anything. An option is a line "(A) text".
@@ -32,11 +56,15 @@ class BenchmarkRules(Strict):
             look).
         alpha: chance that a port exactly `margin` worse passes.
         most_invalid, most_truncated: above this rate of answers without the asked form, or cut off at `max_tokens`, on
-            either side, there is no pass.
+            either side, there is no pass; nor a fail where the native side is cut off: so small a budget does not
+            measure the model.
         most_difference: nor is there one if the two sides' rates differ by more.
+        questions: that the dataset has; with fewer there is no verdict.
+        subset: a part of the dataset is meant, and has a verdict.
+        published: native scores of others, as a check of the native side; they never help a release to pass.
     """
 
-    preset: Literal["gpqa-diamond", "aime"] | None = None
+    preset: Preset | None = None
     title: str = Field(min_length=1)
     kind: ExamKind
     dataset: str = Field(min_length=1)
@@ -55,6 +83,9 @@ class BenchmarkRules(Strict):
     most_invalid: float = Field(default=2.0, ge=0, le=100)
     most_truncated: float = Field(default=2.0, ge=0, le=100)
     most_difference: float = Field(default=1.0, ge=0, le=100)
+    questions: int | None = Field(default=None, ge=1)
+    subset: bool = False
+    published: tuple[PublishedScore, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -74,32 +105,3 @@ class BenchmarkRules(Strict):
     def most_repeats(self) -> int:
         """Answers to each question at the last look."""
         return self.repeats * self.extension
-
-
-BENCHMARK_PRESETS: dict[str, dict[str, Any]] = {
-    "gpqa-diamond": {
-        "title": "GPQA Diamond",
-        "kind": "multiple-choice",
-        "dataset": "Idavidrein/gpqa",
-        "files": ("gpqa_diamond.csv",),
-        "revision": "main",
-        "prompt": "Answer the following multiple choice question. Reason step by step, and put the letter of the right "
-        "option within \\boxed{}, as in \\boxed{C}.\n\n{question}\n\n{options}",
-        "mode": "thinking",
-        "max_tokens": 65536,
-        "margin": 2.0,
-        "repeats": 8,
-    },
-    "aime": {
-        "title": "AIME 2025",
-        "kind": "integer",
-        "dataset": "math-ai/aime25",
-        "files": ("test.jsonl",),
-        "revision": "main",
-        "prompt": "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
-        "mode": "thinking",
-        "max_tokens": 65536,
-        "margin": 3.33,
-        "repeats": 32,
-    },
-}

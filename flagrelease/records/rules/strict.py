@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 ChatMode = Literal["chat", "thinking", "low", "high", "max"]
-ExamKind = Literal["multiple-choice", "integer"]
+ExamKind = Literal["multiple-choice", "integer", "number", "expression", "code", "instructions"]
 
 
 class Strict(BaseModel):

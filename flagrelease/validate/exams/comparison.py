@@ -9,13 +9,14 @@ from flagrelease.records.report import Benchmark, PartVerdict, Score
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams import figures
 from flagrelease.validate.exams.informative import why_not_informative
+from flagrelease.validate.exams.obstacles import no_pass, no_verdict
+from flagrelease.validate.exams.published import PublishedFigures, beside_published
 from flagrelease.validate.exams.side import Side, refuse_differences, refuse_other_rules
 from flagrelease.validate.statistics.decision import Decision, SamplingPlan, decide
 from flagrelease.validate.statistics.intervals import wilson
 from flagrelease.validate.statistics.paired import Paired, pair
 
 CONFIDENCE = 0.95
-_REASONED = 0.9  # of the answers of a thinking model; a server that ignores the switch is far below
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,9 @@ class Judgement:
 
     Attributes:
         native, chip: the sides with the repeats of that look.
+        void: why neither a pass nor a fail of the test is one: sentences.
         obstacles: why a pass of the test is none: sentences.
+        published: what others say that the native model scores, beside what it scored here.
         blunt: why the test could not have told anything, if so: a sentence.
     """
 
@@ -32,13 +35,17 @@ class Judgement:
     chip: Side
     seen: Paired
     decision: Decision
+    void: tuple[str, ...]
     obstacles: tuple[str, ...]
+    published: tuple[PublishedFigures, ...]
     blunt: str | None
 
     @property
     def verdict(self) -> PartVerdict:
         """A pass needs a test that can fail, and answers that can be trusted; a fail counts invalid ones as wrong."""
         found = self.decision.verdict
+        if self.void:
+            return "cannot-tell"
         if found == "fail":
             return found
         if self.blunt is not None:
@@ -69,7 +76,9 @@ def judge(rules: BenchmarkRules, native: Side, chip: Side) -> Judgement:
         if decision.verdict != "cannot-tell":
             break
     blunt = why_not_informative(rules, plan, native)
-    return Judgement(*sides, seen, decision, _obstacles(rules, *sides), blunt)
+    published = beside_published(rules, sides[0])
+    obstacles = tuple(no_pass(rules, *sides, published))
+    return Judgement(*sides, seen, decision, no_verdict(rules, sides[0]), obstacles, published, blunt)
 
 
 def refuse_too_few(rules: BenchmarkRules, side: Side) -> None:
@@ -96,7 +105,8 @@ def compare(rules: BenchmarkRules, native: Side | None, chip: Side) -> Benchmark
         return _benchmark(rules, chip, None, "cannot-tell", figures.of_one_side(chip))
     judged = judge(rules, native, chip)
     drawn = figures.of_two_sides(plan_of(rules), judged.seen, judged.decision, judged.native, judged.chip)
-    drawn |= {"obstacles": list(judged.obstacles), "not_informative": judged.blunt}
+    drawn |= {"obstacles": [*judged.void, *judged.obstacles], "not_informative": judged.blunt}
+    drawn |= {"questions": rules.questions, "published": [each.model_dump(mode="json") for each in judged.published]}
     return _benchmark(rules, judged.chip, judged.native, judged.verdict, drawn)
 
 
@@ -126,10 +136,11 @@ def say_rule(rules: BenchmarkRules) -> str:
     """The test in words."""
     plan = plan_of(rules)
     when = " and ".join(f"{k} (z {z:.3f})" for k, z in zip(plan.looks, plan.critical, strict=True))
+    part = f"; a part of the {rules.questions} questions" if rules.subset and rules.questions is not None else ""
     return (
         f"non-inferiority, margin {rules.margin:g} points, one-sided level {rules.alpha:g}: the release's score less "
         "the native one, less z standard errors within items, is above the margin; "
-        f"looks after {when} answers a question"
+        f"looks after {when} answers a question{part}"
     )
 
 
@@ -137,24 +148,3 @@ def _score(side: Side) -> Score:
     value = float(side.scores().mean())
     low, high = wilson(value, len(side.items), CONFIDENCE)
     return Score(value=100 * value, low=100 * low, high=100 * high, confidence=CONFIDENCE)
-
-
-def _obstacles(rules: BenchmarkRules, native: Side, chip: Side) -> tuple[str, ...]:
-    found = []
-    for name, most, rates in (
-        ("have no answer in the asked form", rules.most_invalid, (native.invalid_rate(), chip.invalid_rate())),
-        ("were cut off", rules.most_truncated, (native.truncated_rate(), chip.truncated_rate())),
-    ):
-        points = [100 * rate for rate in rates]
-        seen = f"{points[0]:.2f}% of the native answers and {points[1]:.2f}% of the release's {name}"
-        if max(points) > most:
-            found.append(f"{seen}; at most {most:g}% may")
-        if abs(points[0] - points[1]) > rules.most_difference:
-            found.append(f"{seen}; they may differ by {rules.most_difference:g} point(s)")
-    for who, side in (("native", native), ("release", chip)):
-        if side.repeats_are_copies():
-            found.append(f"repeats on the {who} side are copies of the first answer: a constant seed, or a cache")
-        reasoned = side.reasoned_rate()
-        if (reasoned < _REASONED) if rules.mode != "chat" else (reasoned > 1 - _REASONED):
-            found.append(f"{100 * reasoned:.0f}% of the {who} answers have reasoning, in mode {rules.mode}")
-    return tuple(found)

@@ -1,14 +1,9 @@
-"""An exam: the questions of a benchmark as they are put to a model, the same on every machine.
-
-Options are ordered by SHA-256 of record id and option. A random generator would do it differently on another host, and
-two machines would sit different exams.
-"""
+"""An exam: the questions of a benchmark as they are put to a model, the same on every machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,29 +17,7 @@ from flagrelease.model.v4.efforts import Efforts
 from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams.answerer import AskRules
-from flagrelease.validate.exams.extraction import read_integer
-from flagrelease.validate.exams.records import Record, read_records
-
-LETTERS = "ABCD"
-_CORRECT = "Correct Answer"
-_WRONG = tuple(f"Incorrect Answer {i}" for i in (1, 2, 3))
-_CHOICE_COLUMNS = ("Record ID", "Question", _CORRECT, *_WRONG)
-_INTEGER_COLUMNS = ("problem", "answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One question. `prompt` is the user's turn, `answer` a letter or an integer in its shortest form."""
-
-    id: str
-    prompt: str
-    answer: str
-
-    @property
-    def prompt_sha256(self) -> str:
-        """Of the UTF-8 text."""
-        return hashlib.sha256(self.prompt.encode()).hexdigest()
-
+from flagrelease.validate.exams.items import Item, read_items
 
 R = TypeVar("R", bound=AskRules, covariant=True, default=BenchmarkRules)
 
@@ -77,10 +50,7 @@ def read_exam(rules: BenchmarkRules, paths: Sequence[Path], revision: str | None
     Raises:
         UsageError: a file is missing or malformed, or an id appears twice.
     """
-    if rules.kind == "multiple-choice":
-        items = [_choice_item(rules, record) for path in paths for record in read_records(path, _CHOICE_COLUMNS)]
-    else:
-        items = [_integer_item(rules, record) for path in paths for record in read_records(path, _INTEGER_COLUMNS)]
+    items = read_items(rules, paths)
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
@@ -88,40 +58,12 @@ def read_exam(rules: BenchmarkRules, paths: Sequence[Path], revision: str | None
         seen.add(item.id)
     if revision is None:
         revision = "sha256:" + digest_of([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
-    return Exam(rules, revision, tuple(items), digest_of([[i.id, i.prompt_sha256, i.answer] for i in items]))
-
-
-def order_options(record_id: str, options: Sequence[str]) -> list[str]:
-    """The options in the order of SHA-256(record id, newline, option)."""
-    return sorted(options, key=lambda option: hashlib.sha256(f"{record_id}\n{option}".encode()).digest())
+    return Exam(rules, revision, tuple(items), digest_of([item.identity for item in items]))
 
 
 def encode_item(prompt: str, rules: AskRules, efforts: Efforts) -> EncodedChat:
     """The chat in which a question is asked."""
     return encode_messages([{"role": "user", "content": prompt}], efforts.of(rules.mode))
-
-
-def _choice_item(rules: BenchmarkRules, record: Record) -> Item:
-    wrong = [record[column] for column in _WRONG]
-    if record[_CORRECT] in wrong:
-        raise UsageError(f"record {record['Record ID']!r}: a wrong option is the same as the right one")
-    ordered = order_options(record["Record ID"], [record[_CORRECT], *wrong])
-    options = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, ordered, strict=True))
-    answer = LETTERS[ordered.index(record[_CORRECT])]
-    return Item(record["Record ID"], _fill(rules.prompt, question=record["Question"], options=options), answer)
-
-
-def _integer_item(rules: BenchmarkRules, record: Record) -> Item:
-    name = hashlib.sha256(record["problem"].encode()).hexdigest()[:12]
-    answer = read_integer(record["answer"])
-    if answer is None:
-        raise UsageError(f"record {name}: the answer is not an integer")
-    return Item(name, _fill(rules.prompt, question=record["problem"]), answer)
-
-
-def _fill(prompt: str, **parts: str) -> str:
-    """Replace the places of a prompt in one pass: a brace in a question means nothing."""
-    return re.sub(r"\{(question|options)\}", lambda place: parts.get(place[1], place[0]), prompt)
 
 
 def digest_of(value: object) -> str:

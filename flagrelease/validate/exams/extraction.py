@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 from flagrelease.model.v4.chat import END_THINK
-from flagrelease.records.rules import ExamKind
+from flagrelease.validate.exams.latex import after_last_box, last_box, right_of_equals, unwrap
+from flagrelease.validate.exams.numbers import read_number
 
-_WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathsf|boldsymbol|bf|rm)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
 _LETTER = re.compile(
     r"(?:(?i:option|choice|answer)\s*:?\s*)?(?:\(([A-D])\)(?:[\s.:,].*)?|([A-D])(?:[).:](?:\s.*)?)?)", re.DOTALL
 )
 _THIN_SPACE = re.compile(r"(?<=\d)\\,(?=\d)")  # between groups of three
 _INTEGER = re.compile(r"([+-]?) *(\d{1,18}|\d{1,3}(?:,\d{3}){1,5})")  # longer ones are the loop of a broken model
-_TOKEN = re.compile(
-    r"(?P<box>\\f?box(?:ed)?(?![A-Za-z])\s*)(?:\{|(?P<bare>[A-D](?![A-Za-z])|-?\d+))|\\.|[{}]", re.DOTALL
-)
 _SAID = (
     r"(?:\b(?i:answer|correct\s+(?:option|choice))|答案)(?i:\s+to\s+(?:this|the)\s+(?:question|problem))?"
     r"(?:[\s*_]*(?:(?i:is|was|must\s+be|would\s+be|should\s+be)\b|[:：=是为]))+(?:[\s*_]*(?i:option|choice|letter)\b)?"
@@ -40,8 +38,21 @@ _SAID_INTEGER = re.compile(
     _SAID + r"([+-]?\d+(?:,\d{3})*)(?!\d|[.,]\d|\w|\s*[\^/+=×·]|\s*-\s*\d|\*(?!\*)|\\(?![)\]])|"
     rf"{_ANOTHER_INTEGER})"
 )
-_NESTED = 4
+_SAID_NUMBER = re.compile(
+    rf"(?:{_SAID}|^####\s*)([+-]?(?:\\?\$)?\d[\d,]*(?:\.\d+)?)(?!\d|\w|\s*[\^/+=×·]|\s*-\s*\d|\*(?!\*)|\\(?![)\]%])|"
+    rf"{_ANOTHER_INTEGER})",
+    re.MULTILINE,
+)
+_REFUSAL = re.compile(
+    r"\b(?:I(?:['’]m| am) (?:sorry|unable|not able)|I (?:can(?:not|['’]t)|won['’]t) "
+    r"(?:help|assist|answer|provide|comply)|as an AI\b)|无法(?:回答|提供)|不能(?:回答|提供)|抱歉",
+    re.IGNORECASE,
+)
+_REFUSED_SOON = 400  # characters: a refusal comes first
 _DECORATION = " \t*_$()[].\\"
+
+
+Extracted = Literal["multiple-choice", "integer", "number"]  # kinds whose answers are read and compared as texts
 
 
 def final_text(text: str, *, reasons: bool) -> str:
@@ -50,31 +61,40 @@ def final_text(text: str, *, reasons: bool) -> str:
     return after if ended else "" if reasons else text
 
 
+def refuses(text: str) -> bool:
+    """Whether an answer declines to answer, in the words that models have for it."""
+    return bool(_REFUSAL.search(text[:_REFUSED_SOON]))
+
+
 def read_letter(text: str) -> str | None:
     """The letter in the inside of a box: `B`, `(B)`, `B.`, `(B) 3 m`, `\\text{B}`."""
-    found = _LETTER.fullmatch(_unwrap(text).strip(" \t\n*$"))
+    found = _LETTER.fullmatch(unwrap(text).strip(" \t\n*$"))
     return None if found is None else found[1] or found[2]
 
 
 def read_integer(text: str) -> str | None:
     """An integer alone or right of the last equals sign, as text: `027`, `1{,}070`, `m+n=70`, `70^\\circ`."""
-    text = _THIN_SPACE.sub(",", _DEGREES.sub("", _unwrap(text))).replace("{,}", ",").replace("\\,", "")
-    found = _INTEGER.fullmatch(text.rpartition("=")[2].strip(" \t\n*$.").replace("\\!", ""))
+    text = _THIN_SPACE.sub(",", _DEGREES.sub("", unwrap(text))).replace("{,}", ",").replace("\\,", "")
+    right = right_of_equals(text)
+    found = None if right is None else _INTEGER.fullmatch(right.strip(" \t\n*$.").replace("\\!", ""))
     return None if found is None else str(int(found[1] + found[2].replace(",", "")))
 
 
-_READERS: dict[ExamKind, tuple[Callable[[str], str | None], re.Pattern[str]]] = {
+_READERS: dict[Extracted, tuple[Callable[[str], str | None], re.Pattern[str]]] = {
     "multiple-choice": (read_letter, _SAID_LETTER),
     "integer": (read_integer, _SAID_INTEGER),
+    "number": (read_number, _SAID_NUMBER),
 }
 
 
-def extract(text: str, kind: ExamKind) -> str | None:
+def extract(text: str, kind: Extracted) -> str | None:
     """The answer in `text`, which has no reasoning in front of it any more; None if it has none."""
     read, said = _READERS[kind]
-    boxes = [box for box in _boxes(text) if box.strip()]
-    if boxes and (answer := read(boxes[-1])) is not None:
+    box = last_box(text)
+    if box is not None and (answer := read(box)) is not None:
         return answer
+    if kind != "multiple-choice":  # a box without an option may be a value on the way; one without a number is the end
+        text = after_last_box(text)
     if statements := said.findall(text.replace("{,}", ",")):
         return read(statements[-1])
     alone = {answer for line in text.splitlines() if (answer := _alone(line, read)) is not None}
@@ -82,26 +102,5 @@ def extract(text: str, kind: ExamKind) -> str | None:
 
 
 def _alone(line: str, read: Callable[[str], str | None]) -> str | None:
-    bare = _unwrap(line).strip(_DECORATION)
+    bare = unwrap(line).strip(_DECORATION)
     return read(bare) if re.fullmatch(r"[A-D]|-?\d[\d,]*", bare) else None
-
-
-def _boxes(text: str) -> list[str]:
-    """The insides of all boxes in the order in which they open; one that is not closed is left out."""
-    found: list[tuple[int, int]] = []
-    opened: list[int | None] = []  # where the inside of each open brace begins, if the brace is a box's
-    for token in _TOKEN.finditer(text):
-        if token["bare"] is not None:
-            found.append(token.span("bare"))
-        elif token[0] == "{" or token["box"]:
-            opened.append(token.end() if token["box"] else None)
-        elif token[0] == "}" and opened and (begin := opened.pop()) is not None:
-            found.append((begin, token.start()))
-    return [text[begin:end] for begin, end in sorted(found)]
-
-
-def _unwrap(text: str) -> str:
-    """Without `\\text{...}` and its like, also a few inside each other."""
-    for _ in range(_NESTED):
-        text = _WRAPPER.sub(r"\1", text)
-    return text

@@ -39,7 +39,8 @@ def of_two_sides(plan: SamplingPlan, seen: Paired, decision: Decision, native: S
         permutation_p: of any difference, labels exchanged within items.
         over_items: bootstrap interval of the difference on other such items.
         flips: ids of the items whose majority answer changed.
-        sides: of native and chip: subject, stack, score, run_sd, rates of invalid, truncated and alike, tokens.
+        sides: of native and chip: subject, stack, score, run_sd, rates of invalid, truncated, refused, undecided and
+            alike, tokens.
         items: id, and for each side right, invalid, truncated answers and mean tokens.
     """
     scores = native.scores(), chip.scores()
@@ -102,6 +103,8 @@ def _side(side: Side) -> Figures:
         "score": 100 * float(side.scores().mean()),
         "invalid": 100 * side.invalid_rate(),
         "truncated": 100 * side.truncated_rate(),
+        "refused": 100 * side.refused_rate(),
+        "undecided": 100 * side.undecided_rate(),
         "alike": 100 * side.alike_rate(),
         "tokens": {
             "total": int(tokens.sum()),

@@ -16,7 +16,13 @@ from flagrelease.validate.exams.sitting import Progress, sitting
 
 
 def examine(
-    exam: Exam, answerer: Answerer, subject: str, journal: Path, native: Side | None, progress: Progress
+    exam: Exam,
+    answerer: Answerer,
+    subject: str,
+    journal: Path,
+    native: Side | None,
+    progress: Progress,
+    sandbox: str | None = None,
 ) -> tuple[Benchmark, Side]:
     """Ask until a look of the test decides, or the last has been taken, or the native side has no more answers.
 
@@ -30,7 +36,7 @@ def examine(
         refuse_other_exam(native, exam, answerer.efforts)
         refuse_too_few(exam.rules, native)
     for repeats in looks[:1] if native is None else [k for k in looks if k <= native.repeats]:
-        side = run_side(exam, answerer, subject, journal, repeats, progress, native)
+        side = run_side(exam, answerer, subject, journal, repeats, progress, native, sandbox)
         if native is None or judge(exam.rules, native, side).decision.verdict != "cannot-tell":
             break
     return compare(exam.rules, native, side), side
@@ -44,12 +50,14 @@ def run_side(
     repeats: int,
     progress: Progress,
     native: Side | None = None,
+    sandbox: str | None = None,
 ) -> Side:
     """`repeats` answers to each question; those in the journal are not asked for again.
 
     Args:
         subject: what answers: the SHA-256 of a release's manifest, or a model and its address.
         native: what the answers will be compared with, so that the first unequal prompt ends the run.
+        sandbox: the command that runs code, where answers are code.
 
     Raises:
         As `examine`.
@@ -58,7 +66,7 @@ def run_side(
         from flagrelease.validate.exams.harness.evaluation import evaluate_exam
     except ModuleNotFoundError as error:
         raise ResourceError(f"benchmarks need {error.name}: {remedy('eval')}") from error
-    with sitting(exam, answerer, subject, journal, progress, native) as sat:
+    with sitting(exam, answerer, subject, journal, progress, native, sandbox) as sat:
         shares = evaluate_exam(exam, repeats, sat)
         side = sat.side(repeats)
     ours = dict(zip((item.id for item in side.items), side.scores().mean(axis=1).tolist(), strict=True))

@@ -25,13 +25,22 @@ class _Strict(BaseModel):
 
 
 class Answer(_Strict):
-    """One answer. `value` is the letter or the integer, None if there was none in the asked form."""
+    """One answer.
+
+    Attributes:
+        value: the letter or the number; for other kinds what marking/marker.py keeps; None if there was none in the
+            asked form.
+        undecided: nobody could tell whether it is right; it counts as wrong.
+        refused: there was none because the model declined to answer.
+    """
 
     value: str | None
     tokens: int = Field(ge=0)
     finish: Literal["stop", "length"]
     reasoned: bool
     whole_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    undecided: bool = False
+    refused: bool = False
 
 
 class AnsweredItem(_Strict):
@@ -127,6 +136,14 @@ class Side(_Strict):
     def truncated_rate(self) -> float:
         """Share of answers cut off at the limit of tokens."""
         return float(np.mean([a.finish == "length" for item in self.items for a in item.answers]))
+
+    def undecided_rate(self) -> float:
+        """Share of answers of which nobody could tell whether they are right."""
+        return float(np.mean([a.undecided for item in self.items for a in item.answers]))
+
+    def refused_rate(self) -> float:
+        """Share of answers that decline to answer; they are among the invalid ones."""
+        return float(np.mean([a.refused for item in self.items for a in item.answers]))
 
     def reasoned_rate(self) -> float:
         """Share of answers with reasoning in front of them."""

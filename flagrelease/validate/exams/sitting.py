@@ -9,8 +9,10 @@ from pathlib import Path
 from flagrelease.errors import VerificationError
 from flagrelease.validate.exams.answerer import Answerer, Ask, AskRules, Reply, derive_seed
 from flagrelease.validate.exams.exam import Exam
-from flagrelease.validate.exams.extraction import extract
+from flagrelease.validate.exams.extraction import refuses
 from flagrelease.validate.exams.journal import AnswerJournal, JournalEntry, JournalHead, open_journal
+from flagrelease.validate.exams.marking.mark import Marker
+from flagrelease.validate.exams.marking.marking import marking
 from flagrelease.validate.exams.side import Answer, AnsweredItem, Asked, Side
 from flagrelease.validate.exams.suspicion import Suspicion
 
@@ -19,22 +21,30 @@ Progress = Callable[[int, int], None]  # answers that are there, answers that ar
 
 @contextmanager
 def sitting(
-    exam: Exam[AskRules], answerer: Answerer, subject: str, journal: Path, progress: Progress, native: Side | None
+    exam: Exam[AskRules],
+    answerer: Answerer,
+    subject: str,
+    journal: Path,
+    progress: Progress,
+    native: Side | None,
+    sandbox: str | None = None,
 ) -> Iterator[Sitting]:
     """Begin or resume: the journal is open, and locked, as long as the context is.
 
     Args:
+        sandbox: the command that runs code, where answers are code.
         subject: what answers: the SHA-256 of a release's manifest, or a model and its address.
         native: what the answers will be compared with, so that the first unequal prompt ends the run.
 
     Raises:
-        ResourceError: the journal belongs to another run.
+        ResourceError: the journal belongs to another run, or a package is missing that marks answers of this kind.
+        UsageError: answers are code, and no sandbox runs it.
     """
     asked = Asked.of(exam, answerer.efforts)
     head = JournalHead(title=exam.rules.title, subject=subject, stack=answerer.stack, asked=asked)
     lengths = {} if native is None else {item.id: item.prompt_tokens for item in native.items}
-    with open_journal(journal, head) as kept:
-        yield Sitting(exam, answerer, kept, head, progress, Suspicion(exam.rules, lengths, journal))
+    with marking(exam.rules.kind, sandbox) as marker, open_journal(journal, head) as kept:
+        yield Sitting(exam, answerer, marker, kept, head, progress, Suspicion(exam.rules, lengths, journal))
 
 
 class Sitting:
@@ -44,13 +54,14 @@ class Sitting:
         self,
         exam: Exam[AskRules],
         answerer: Answerer,
+        marker: Marker,
         journal: AnswerJournal,
         head: JournalHead,
         progress: Progress,
         suspicion: Suspicion,
     ) -> None:
         """As `sitting` makes it."""
-        self._exam, self._answerer, self._journal, self._head = exam, answerer, journal, head
+        self._exam, self._answerer, self._marker, self._journal, self._head = exam, answerer, marker, journal, head
         self._progress, self._suspicion = progress, suspicion
         self._items = {item.id: item for item in exam.items}
 
@@ -123,8 +134,11 @@ class Sitting:
         return ask.item, ask.repeat, self._items[ask.item].prompt_sha256
 
     def _entry(self, ask: Ask, reply: Reply) -> JournalEntry:
+        mark = self._marker.mark(self._items[ask.item], reply.text)
         answer = Answer(
-            value=extract(reply.text, self._exam.rules.kind),
+            value=mark.value,
+            undecided=mark.undecided,
+            refused=mark.value is None and refuses(reply.text),
             tokens=reply.tokens,
             finish=reply.finish,
             reasoned=reply.reasoned,

@@ -15,7 +15,8 @@ from flagrelease.errors import UsageError
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import ChatMode, ExamKind, LongContextRules
-from flagrelease.validate.exams.exam import Exam, Item, digest_of, encode_item
+from flagrelease.validate.exams.exam import Exam, digest_of, encode_item
+from flagrelease.validate.exams.items import Item
 from flagrelease.validate.logits.sequence import Numbers
 from flagrelease.validate.long_context.registers import FORMS, Form, Register
 from flagrelease.validate.seeds import seed_of

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flagrelease.page.panel import Panel, Picture, Table
 from flagrelease.records.report import Benchmark, PartVerdict
+from flagrelease.validate.exams.published import PublishedFigures
 from flagrelease.validate.page.boxes import BoxPlot, box_plot
 from flagrelease.validate.page.forest import ForestRow, forest_plot, signed
 from flagrelease.validate.page.outcomes import OutcomePoint, outcome_bars
+from flagrelease.validate.page.published_panels import published_panels
 from flagrelease.validate.page.strip import StripItem, in_order, item_strip
 
 _SIDES = (("native", "native"), ("chip", "this release"))
@@ -94,6 +96,7 @@ class _Figures(_Read):
     over_items: _Interval | None = None
     flips: tuple[str, ...] = ()
     obstacles: tuple[str, ...] = ()
+    published: tuple[PublishedFigures, ...] = ()
     sides: dict[Side, _Side]
     items: tuple[_Item, ...]
 
@@ -139,9 +142,8 @@ def benchmark_panels(number: int, benchmark: Benchmark) -> list[Panel]:
     panels = [_test_panel(benchmark.verdict, figures)] if figures.test is not None else []
     if figures.obstacles:
         said = Table(("reason",), [(sentence,) for sentence in figures.obstacles])
-        panels.append(
-            Panel("Why a pass of the test is none", "Answers that cannot be trusted.", table=said, folded=False)
-        )
+        panels.append(Panel("What keeps the test from a verdict", "Whatever the test says.", table=said, folded=False))
+    panels += published_panels(figures.published)
     panels.append(_items_panel(number, benchmark, figures))
     panels.append(_lengths_panel(number, figures))
     if figures.chances:

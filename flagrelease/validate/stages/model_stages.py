@@ -10,6 +10,7 @@ from flagrelease.records.rules import BenchmarkRules, StageName
 from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, file_sha256
 from flagrelease.validate.behaviour.stage import behaviour_stage
 from flagrelease.validate.endpoint.address import Endpoint
+from flagrelease.validate.exams.marking.marking import CODE_NEEDS_SANDBOX, can_be_marked
 from flagrelease.validate.exams.run import examine
 from flagrelease.validate.exams.stage import benchmarks_stage
 from flagrelease.validate.stages.asking import answering, ask_behaviour, open_exam, stack_of
@@ -78,15 +79,23 @@ class BenchmarksStage:
     given: StageInputs
     name: StageName = "benchmarks"
 
+    @property
+    def asked(self) -> dict[str, BenchmarkRules]:
+        """The benchmarks whose answers can be marked here."""
+        request = self.given.request
+        return {
+            name: each for name, each in request.rules.benchmarks.items() if can_be_marked(each.kind, request.sandbox)
+        }
+
     def missing(self) -> str | None:
         """The baseline, benchmarks in the rules, native answers, or who answers on this side."""
         if self.given.baseline is None:
             return NO_BASELINE
         if not self.given.request.rules.benchmarks:
             return "the rules name no benchmark"
-        names = [
-            name for name in self.given.request.rules.benchmarks if not self.given.recorded.answers(name).is_file()
-        ]
+        if not self.asked:
+            return f"an exam of code: {CODE_NEEDS_SANDBOX}"
+        names = [name for name in self.asked if not self.given.recorded.answers(name).is_file()]
         if names:
             return f"the baseline has no answers to {', '.join(names)}"
         return self.given.asked if isinstance(self.given.asked, str) else None
@@ -95,17 +104,18 @@ class BenchmarksStage:
         """The native answers, the files of questions, and who answers."""
         request = self.given.request
         found = {"answerer": self.given.answerer}
-        for name in request.rules.benchmarks:
+        for name in self.asked:
             found[f"baseline of {name}"] = file_sha256(self.given.recorded.answers(name))
             found[f"data of {name}"] = " ".join(map(file_sha256, request.data.get(name, ()))) or "hub"
         return found
 
     def run(self, watch: Watch) -> Outcome:
         """Ask the benchmarks one after the other, each until a look of its test decides."""
-        rules = self.given.request.rules.benchmarks
-        benchmarks = tuple(self._examine(name, each, watch) for name, each in rules.items())
-        stage = benchmarks_stage(benchmarks, by_endpoint=self.given.request.endpoint is not None)
-        seeds = {f"benchmark: {name}": each.seed for name, each in rules.items()}
+        request = self.given.request
+        benchmarks = tuple(self._examine(name, each, watch) for name, each in self.asked.items())
+        left_out = [each.title for name, each in request.rules.benchmarks.items() if name not in self.asked]
+        stage = benchmarks_stage(benchmarks, by_endpoint=request.endpoint is not None, left_out=left_out)
+        seeds = {f"benchmark: {name}": each.seed for name, each in self.asked.items()}
         return Outcome(stage=stage, inputs=self.inputs(), benchmarks=benchmarks, seeds=seeds)
 
     def _examine(self, name: str, rules: BenchmarkRules, watch: Watch) -> Benchmark:
@@ -116,10 +126,11 @@ class BenchmarksStage:
         def progress(done: int, total: int) -> None:
             watch(f"benchmarks: {rules.title}", done, total, "answers")
 
-        native = self.given.ready.native.benchmarks[name]
+        native, sandbox = self.given.ready.native.benchmarks[name], self.given.request.sandbox
         efforts = read_efforts(self.given.request.release.folder)
         with answering(exam, self.given.request.endpoint, self.given.port, efforts) as answerer:
-            benchmark, _ = examine(exam, answerer, self.given.subject, work / f"{name}.jsonl", native, progress)
+            journal = work / f"{name}.jsonl"
+            benchmark, _ = examine(exam, answerer, self.given.subject, journal, native, progress, sandbox)
         return benchmark
 
 

@@ -22,6 +22,7 @@ from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, refuse_ot
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.comparison import refuse_too_few
 from flagrelease.validate.exams.exam import Exam, read_exam
+from flagrelease.validate.exams.marking.marking import require_markers
 from flagrelease.validate.exams.side import Side, refuse_other_exam, refuse_other_rules
 from flagrelease.validate.logits.continuations.stored import Continuations
 from flagrelease.validate.long_context.items import LengthRules, refuse_too_long
@@ -76,7 +77,7 @@ def prepare(request: ValidationRequest) -> Prepared:
     Raises:
         VerificationError: the baseline's logits or answers cannot be compared with the release, or are damaged.
         UsageError: a file of questions is missing or malformed, no baseline in that folder, a device of another kind
-            than the rules count, or `out` is inside the release.
+            than the rules count, a sandbox that is none, or `out` is inside the release.
         ResourceError: a package is missing.
     """
     if request.out.resolve().is_relative_to(request.release.folder.resolve()):
@@ -91,6 +92,7 @@ def prepare(request: ValidationRequest) -> Prepared:
     ready = Prepared(request, baseline, device, exams, NativeAnswers())
     if baseline is None or not is_leader() or (isinstance(device, str) and request.endpoint is None):
         return ready
+    require_markers((each.kind for each in request.rules.benchmarks.values()), request.sandbox)
     if (request.endpoint is not None or not isinstance(device, str)) and baseline.logits_record.is_file():
         release = request.release
         model = identity_of_record(release.manifest.source, release.folder / MANIFEST_NAME)

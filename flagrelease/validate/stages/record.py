@@ -19,6 +19,7 @@ from flagrelease.validate.baseline import BaselineFolder, refuse_other_model, su
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.comparison import plan_of
+from flagrelease.validate.exams.marking.marking import CODE_NEEDS_SANDBOX, can_be_marked, require_markers
 from flagrelease.validate.exams.run import run_side
 from flagrelease.validate.exams.side import Side, refuse_other_rules
 from flagrelease.validate.long_context.items import LengthRules, refuse_too_long
@@ -40,6 +41,7 @@ class Recording:
         documents: a user's own set for the logits; None for the bundled one.
         endpoint: a server that answers benchmarks and behaviour in place of the bundled engine. That it serves the
             source is the word of whoever records.
+        sandbox: the command that runs what a model writes, for benchmarks of code.
         parts: what to record now; the others can follow later, also on another machine into the same folder.
     """
 
@@ -49,6 +51,7 @@ class Recording:
     data: Data = field(default_factory=dict)
     documents: Path | None = None
     endpoint: Endpoint | None = None
+    sandbox: str | None = None
     parts: tuple[Part, ...] = PARTS
     device: str = "auto"
     operators: str = "auto"
@@ -78,8 +81,7 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     folder, parts = BaselineFolder(recording.out), recording.parts
     exams = read_exams(recording.data, recording.rules)
     identity = identify(recording.source).digest
-    missing = [name for name in recording.rules.benchmarks if not folder.answers(name).is_file()]
-    names = missing if "benchmarks" in parts else []
+    names = _missing_benchmarks(recording, folder) if "benchmarks" in parts else []
     behaviour = "behaviour" in parts and not folder.behaviour.is_file()
     lengths = _missing_lengths(recording, folder)
     texts = "continuations" in parts and not folder.continuations.is_file()
@@ -116,6 +118,21 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
             if behaviour:
                 asks.behaviour(port)
     return folder
+
+
+def _missing_benchmarks(recording: Recording, folder: BaselineFolder) -> list[str]:
+    """Names of benchmarks that are to be recorded and are not there. Those of code are left out without a sandbox.
+
+    Raises:
+        UsageError: the sandbox is none.
+        ResourceError: the package that compares expressions is missing.
+    """
+    missing = {name: each for name, each in recording.rules.benchmarks.items() if not folder.answers(name).is_file()}
+    names = [name for name, each in missing.items() if can_be_marked(each.kind, recording.sandbox)]
+    for name in sorted(missing.keys() - names):
+        say(f"{name} is not recorded: {CODE_NEEDS_SANDBOX}")
+    require_markers((missing[name].kind for name in names), recording.sandbox)
+    return names
 
 
 def _missing_lengths(recording: Recording, folder: BaselineFolder) -> list[int]:
@@ -212,7 +229,8 @@ class _Asks:
 
             with answering(exam, self.recording.endpoint, port, read_efforts(self.recording.source)) as answerer:
                 subject, repeats = subject_of_source(self.identity), plan_of(rules).looks[-1]
-                side = run_side(exam, answerer, subject, self.folder.work(name), repeats, progress)
+                sandbox = self.recording.sandbox
+                side = run_side(exam, answerer, subject, self.folder.work(name), repeats, progress, sandbox=sandbox)
             side.save(self.folder.answers(name))
 
     def behaviour(self, port: Port | str) -> None:

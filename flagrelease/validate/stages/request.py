@@ -28,6 +28,7 @@ class ValidationRequest:
         source: the checkpoint, if it is at hand; `baseline`: what `record` made of it, here or elsewhere.
         data: files of a benchmark, by its name in the rules; the hub's for those that are not named.
         variants: servers of the same release that were started otherwise, by name; asked as `endpoint` is.
+        sandbox: the command that runs what a model writes, for benchmarks of code.
         until: the last stage that is run.
         device: where the model runs; `auto`: the chip's own kind.
         rows: answers at once.
@@ -43,6 +44,7 @@ class ValidationRequest:
     data: Data = field(default_factory=dict)
     endpoint: Endpoint | None = None
     variants: Mapping[str, Endpoint] = field(default_factory=dict)
+    sandbox: str | None = None
     until: StageName | None = None
     layers: bool = False
     device: str = "auto"
@@ -70,6 +72,7 @@ class ValidationRequest:
             words += [] if self.endpoint.key_variable is None else ["--key-env", self.endpoint.key_variable]
         for name, variant in sorted(self.variants.items()):
             words += ["--variant", f"{name}={variant.shown}"]
+        words += [] if self.sandbox is None else ["--sandbox", self.sandbox]
         words += [] if self.until is None else ["--until", self.until]
         words += ["--layers"] if self.layers else []
         words += [] if self.device == "auto" else ["--device", self.device]

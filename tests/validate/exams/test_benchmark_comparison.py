@@ -16,6 +16,7 @@ from flagrelease.validate.exams.comparison import compare, judge
 from flagrelease.validate.exams.run import examine, run_side
 from flagrelease.validate.exams.side import Answer, AnsweredItem, Asked, Side
 from flagrelease.validate.exams.stage import benchmarks_stage
+from flagrelease.validate.page.published_panels import published_panels
 
 ASKED = {
     "exam_sha256": "0" * 64,
@@ -43,7 +44,12 @@ def side(rows: list[str], asked: dict[str, Any] | None = None, **changes: Any) -
     for n, row in enumerate(rows):
         right, wrong = "ABCD"[n % 4], "BCDA"[n % 4]
         answers = tuple(
-            answer({"A": right, "B": wrong, "x": wrong}.get(c), text=i, finish="length" if c == "x" else "stop")
+            answer(
+                {"?": "other", "A": right, "B": wrong, "x": wrong}.get(c),
+                text=i,
+                undecided=c == "?",
+                finish="length" if c == "x" else "stop",
+            )
             for i, c in enumerate(row)
         )
         items.append(AnsweredItem(id=f"i{n}", prompt_sha256="a" * 64, prompt_tokens=20, correct=right, answers=answers))
@@ -165,7 +171,8 @@ def test_nothing_is_asked_where_it_could_not_be_compared(tmp_path: Path) -> None
         (["AAA-"] * 2 + GOOD[2:], ["AAA-"] * 2 + GOOD[2:], None),  # 1.25 % each
         (["AAA-"] * 4 + GOOD[4:], ["AAA-"] * 4 + GOOD[4:], "have no answer in the asked form; at most 2%"),
         (GOOD, ["AAA-"] * 2 + GOOD[2:], "have no answer in the asked form; they may differ by 1 point"),
-        (["AAAx"] * 4 + GOOD[4:], ["AAAx"] * 4 + GOOD[4:], "were cut off; at most 2%"),
+        (GOOD, ["AAAx"] * 4 + GOOD[4:], "were cut off; at most 2%"),
+        (GOOD, [(*"AAA", "?")] * 4 + GOOD[4:], "could not be marked; at most 2%"),
         (["AAAx"] * 2 + GOOD[2:], GOOD, "were cut off; they may differ by 1 point"),
     ],
 )
@@ -174,6 +181,64 @@ def test_answers_that_cannot_be_trusted_are_no_pass(native: list[str], chip: lis
     assert judged.decision.verdict == "pass"
     assert judged.verdict == ("cannot-tell" if said else "pass")
     assert said is None or said in " ".join(judged.obstacles)
+
+
+def test_a_native_side_that_is_cut_off_measures_nothing() -> None:
+    """Neither a pass nor a fail: a public report's 25 of 30 truncated answers say nothing of the port beside them."""
+    cut = ["AAAx"] * 4 + GOOD[4:]
+    for chip, test in ((cut, "pass"), (BAD, "fail")):
+        judged = judge(choice_rules(margin=10), side(cut), side(chip))
+        assert judged.decision.verdict == test
+        assert judged.verdict == "cannot-tell"
+        assert "2.50% of the native answers were cut off at 40 tokens, at most 2% may" in judged.void[0]
+    benchmark = compare(choice_rules(margin=10), side(cut), side(BAD))
+    assert "cut off at 40 tokens" in benchmarks_stage([benchmark], by_endpoint=False).detail
+    only_chip = judge(choice_rules(margin=10), side(GOOD), side(["xxxx"] * 20 + GOOD[20:]))
+    assert (only_chip.verdict, only_chip.void) == ("fail", ())  # of the same budget the port alone has too little
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"), [({}, "cannot-tell"), ({"subset": True}, "pass"), ({"questions": 40}, "pass")]
+)
+def test_a_part_of_a_dataset_has_a_verdict_only_where_the_rules_say_so(changes: dict[str, Any], verdict: str) -> None:
+    """32 questions of GPQA Diamond are not GPQA Diamond (sglang PR 25763)."""
+    rules = choice_rules(margin=5, **({"questions": 198} | changes))
+    benchmark = compare(rules, side(GOOD), side(SAME))
+    assert benchmark.verdict == verdict
+    said = str(benchmark.figures["obstacles"])
+    assert ("40 of the 198 questions of Choices were asked" in said) == (verdict == "cannot-tell")
+    assert ("a part of the 198 questions" in benchmark.rule) == bool(changes.get("subset"))
+
+
+def published(score: float, **changes: Any) -> dict[str, Any]:
+    return {"score": score, "mode": "chat", "temperature": 1, "top_p": 1, "source": "a paper"} | changes
+
+
+PUBLISHED = [  # the native side of GOOD has 96.88 of 100, +- 0.8 by its repeats
+    ([], "pass", []),
+    ([published(97.5, repeats=16)], "pass", ["agrees"]),
+    ([published(99.9, standard_error=0.2)], "cannot-tell", ["native-too-low"]),
+    ([published(99.9, standard_error=0.2), published(97)], "pass", ["native-too-low", "agrees"]),  # one that it has
+    ([published(99.9, standard_error=0.2, mode="max")], "pass", ["other-settings"]),
+    ([published(99.9, standard_error=0.2, temperature=0.6)], "pass", ["other-settings"]),
+    ([published(99.9)], "pass", ["agrees"]),  # one answer to each of 40 questions tells no better
+    ([published(60, standard_error=0.2)], "pass", ["agrees"]),  # better than published is no fault
+]
+
+
+@pytest.mark.parametrize(("figures", "verdict", "outcomes"), PUBLISHED)
+def test_published_scores_check_the_native_side(figures: list[Any], verdict: str, outcomes: list[str]) -> None:
+    rules = choice_rules(margin=5, published=figures)
+    benchmark = compare(rules, side(GOOD), side(SAME))
+    assert benchmark.verdict == verdict
+    assert [each["outcome"] for each in benchmark.figures["published"]] == outcomes  # type: ignore[index,union-attr,call-overload]
+    assert ("a damaged source agrees with its own port" in str(benchmark.figures["obstacles"])) == (verdict != "pass")
+    assert len(published_panels(tuple(judge(rules, side(GOOD), side(SAME)).published))) == bool(figures)
+
+
+def test_a_published_score_helps_nobody_to_pass() -> None:
+    rules = choice_rules(margin=5, published=[published(70, standard_error=1)])
+    assert compare(rules, side(GOOD), side(BAD)).verdict == "fail"
 
 
 def test_invalid_answers_are_wrong_and_a_fail_stands() -> None:

@@ -18,10 +18,10 @@ from scripted_exam import MARKER, ScriptedAnswerer, choice_exam, choice_records,
 
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.records.rules import BENCHMARK_PRESETS, BenchmarkRules
-from flagrelease.validate.exams import exam as exam_module
+from flagrelease.validate.exams import items as items_module
 from flagrelease.validate.exams.comparison import compare
 from flagrelease.validate.exams.exam import read_exam
-from flagrelease.validate.exams.records import read_records
+from flagrelease.validate.exams.records import Columns, read_records
 from flagrelease.validate.exams.run import run_side
 
 ROOT = Path(__file__).parents[3]
@@ -111,7 +111,7 @@ RECORD = choice_records(1)[0]
         ("a.jsonl", json.dumps(RECORD | {"Incorrect Answer 1": RECORD["Correct Answer"]}), "same as the right one"),
         ("a.jsonl", json.dumps(RECORD) + "\n" + json.dumps(RECORD), "'item-0' appears twice"),
         ("a.jsonl", json.dumps(RECORD) + "\n" + json.dumps(RECORD | {"Question": None}), "a.jsonl:2: 'Question'"),
-        ("a.txt", "", ".csv or a .jsonl"),
+        ("a.txt", "", ".csv, .jsonl or .parquet"),
     ],
 )
 def test_data_that_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
@@ -140,7 +140,7 @@ def test_any_file_is_read_or_refused(tmp_path: Path, content: bytes, form: str) 
     path = tmp_path / f"a.{form}"
     path.write_bytes(content)
     with contextlib.suppress(UsageError):
-        assert all(record["a"] for record in read_records(path, ["a"]))
+        assert all(record["a"] for record in read_records(path, [Columns(("a",))])[1])
 
 
 SCRIPT = """
@@ -166,7 +166,7 @@ def test_two_hosts_sit_the_same_exam(tmp_path: Path) -> None:
 
 
 def test_options_stand_at_all_places() -> None:
-    places = [exam_module.order_options(f"item-{i}", ["right", "a", "b", "c"]).index("right") for i in range(400)]
+    places = [items_module.order_options(f"item-{i}", ["right", "a", "b", "c"]).index("right") for i in range(400)]
     assert min(places.count(place) for place in range(4)) > 70
 
 
@@ -174,7 +174,7 @@ def test_a_shuffle_by_the_global_generator_is_caught(tmp_path: Path, monkeypatch
     """The planted defect of trap 1, on one host only: its side is not compared with the other's."""
     native_exam = choice_exam(tmp_path / "native")
     native = run_side(native_exam, ScriptedAnswerer(native_exam), "n", tmp_path / "n.jsonl", 4, nothing)
-    monkeypatch.setattr(exam_module, "order_options", lambda _, options: random.sample(list(options), len(options)))
+    monkeypatch.setattr(items_module, "order_options", lambda _, options: random.sample(list(options), len(options)))
     chip_exam = choice_exam(tmp_path / "chip")
     chip = run_side(chip_exam, ScriptedAnswerer(chip_exam), "c", tmp_path / "c.jsonl", 4, nothing)
     with pytest.raises(VerificationError, match="sat different exams"):
@@ -186,7 +186,9 @@ def test_presets_are_whole_and_survive_the_report(preset: str) -> None:
     rules = BenchmarkRules.model_validate({"preset": preset, "max_tokens": 131072})
     assert BenchmarkRules.model_validate_json(rules.model_dump_json()) == rules
     assert rules.max_tokens == 131072
-    assert (rules.margin, rules.repeats, rules.extension) == ((2.0, 8, 2) if "gpqa" in preset else (3.33, 32, 2))
+    sizes = {"gpqa-diamond": (2.0, 8, 198), "aime": (3.33, 32, 30), "humaneval": (3.0, 4, 164), "gsm8k": (1.0, 4, 1319)}
+    assert (rules.margin, rules.repeats, rules.questions) == sizes.get(preset, (rules.margin, 4, rules.questions))
+    assert rules.extension == 2
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagrelease.records.rules import ExamKind
-from flagrelease.validate.exams.extraction import extract, final_text, read_integer, read_letter
+from flagrelease.validate.exams.extraction import Extracted, extract, final_text, read_integer, read_letter
 
 LETTERS = [
     (r"The answer is \boxed{B}.", "B"),  # trap: stock strict-match misses it
@@ -92,8 +91,25 @@ INTEGERS = [
     (r"The answer is 70 or so.", "70"),
     (r"The answer is 70, since 2 * 35 = 70.", "70"),
     ("The answer is 70.\n35 times 2.", "70"),
+    (r"\boxed{\gcd(12, 18) = 6}", "6"),
+    (r"\boxed{f(1) + f(2) = 3 + 4 = 7}", "7"),
+    (r"\boxed{1,070 + 1 = 1,071}", "1071"),
     ("", None),
     # two numbers are no answer, whichever is right
+    (r"\boxed{x = 12\text{ or }x = 13}", None),  # a public report's form: the right of its last equals sign was taken
+    (r"\boxed{x = 12 \lor x = 13}", None),
+    (r"\boxed{x=12,\ y=13}", None),
+    (r"\boxed{x = 12; y = 13}", None),
+    (r"\boxed{x = 12 \quad x = 13}", None),
+    ("\\boxed{x = 12\nx = 13}", None),
+    (r"\boxed{x=12 \\ x=13}", None),
+    (r"\boxed{x = 12 和 x = 13}", None),
+    (r"\boxed{x \text{ is } 12 \text{ and } y = 13}", None),
+    (r"\boxed{x >= 5}", None),
+    (r"\boxed{x != 5}", None),
+    (r"\boxed{= 5}", None),
+    (r"The answer is 12, or rather: \boxed{x = 12\text{ or }x = 13}", None),  # the box came later, and has two
+    (r"The two roots are \boxed{x = 12\text{ or }x = 13}. The answer is 12.", "12"),  # the choice came later
     (r"\boxed{12 34}", None),
     (r"\boxed{12\,34}", None),
     (r"\boxed{12 or 13}", None),
@@ -127,6 +143,41 @@ INTEGERS = [
 ]
 
 
+NUMBERS = [  # of GSM8K's kind: sums of money, shares, halves
+    (r"\boxed{18}", "18"),
+    (r"\boxed{\$18.00}", "18"),
+    (r"\boxed{18\text{ dollars}}", "18"),
+    (r"\boxed{1{,}080.50}", "2161/2"),
+    (r"\boxed{\frac{3}{4}}", "3/4"),
+    (r"\boxed{-3/4}", "-3/4"),
+    (r"\boxed{0.75}", "3/4"),
+    (r"\boxed{50\%}", "50"),
+    (r"\boxed{x = 10.5}", "21/2"),
+    ("#### 18", "18"),  # the data's own form
+    ("She has 3 left.\n#### 1,080", "1080"),
+    ("The answer is $18.", "18"),
+    ("The answer is 18.5 dollars.", "37/2"),
+    ("Answer: **18**", "18"),
+    (r"\boxed{3/0}", None),
+    (r"\boxed{12 or 13}", None),
+    (r"\boxed{12 to 13 dollars}", None),
+    (r"\boxed{x = 12\text{ or }x = 13}", None),
+    ("The answer is 12 or 13", None),
+    ("The answer is 3 + 4", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), NUMBERS)
+def test_numbers(text: str, expected: str | None) -> None:
+    assert extract(text, "number") == expected
+
+
+def test_a_block_of_reasoning_without_its_beginning_is_cut() -> None:
+    """V4's completions lack the opening tag; evalscope 1.14 cuts the block only where both are there."""
+    assert extract(final_text("Perhaps \\boxed{1}.</think>\\boxed{2}", reasons=True), "integer") == "2"
+
+
 @pytest.mark.parametrize(("text", "expected"), LETTERS)
 def test_letters(text: str, expected: str | None) -> None:
     assert extract(text, "multiple-choice") == expected
@@ -138,7 +189,7 @@ def test_integers(text: str, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["multiple-choice", "integer"])
-def test_only_what_follows_the_reasoning_counts(kind: ExamKind) -> None:
+def test_only_what_follows_the_reasoning_counts(kind: Extracted) -> None:
     right, wrong = ("B", "C") if kind == "multiple-choice" else ("70", "80")
     text = f"Perhaps \\boxed{{{wrong}}}? The answer is {wrong}.</think>\\boxed{{{right}}}"
     assert extract(final_text(text, reasons=True), kind) == right

@@ -14,7 +14,8 @@ from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import LongContextRules
-from flagrelease.validate.exams.exam import Item, encode_item
+from flagrelease.validate.exams.exam import encode_item
+from flagrelease.validate.exams.items import Item
 from flagrelease.validate.long_context.items import LengthRules, make_exam, refuse_too_long
 
 DEPTHS = (0.0, 33.0, 100.0)

@@ -11,11 +11,12 @@ lm-eval does when it scores, gives the same ones.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flagrelease.records.rules import BenchmarkRules
 from flagrelease.validate.exams.exam import Exam, read_exam
-from flagrelease.validate.exams.extraction import extract, final_text
+from flagrelease.validate.exams.extraction import Extracted, extract, final_text
+from flagrelease.validate.exams.latex import last_box
 
 Document = dict[str, Any]
 NAME = "flagrelease_exam"
@@ -47,9 +48,16 @@ def target(document: Document) -> str:
 
 
 def score(document: Document, results: list[list[str]]) -> dict[str, float]:
-    """Means over the repeats of one document: of right answers, and of texts without an answer."""
+    """Means over the repeats of one document: of right answers, and of texts without an answer.
+
+    Expressions, code and instructions are marked where they are journalled: their texts here are the marks in a box.
+    """
     (texts,) = results
-    given = [extract(final_text(text, reasons=False), document["kind"]) for text in texts]
+    kind = document["kind"]
+    given = [
+        extract(final_text(text, reasons=False), kind) if kind in get_args(Extracted) else last_box(text)
+        for text in texts
+    ]
     return {
         "accuracy": sum(answer == document["answer"] for answer in given) / len(given),
         "invalid": sum(answer is None for answer in given) / len(given),
