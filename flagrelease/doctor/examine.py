@@ -7,13 +7,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips.table import Chip, get_chip
-from flagrelease.doctor.abilities import Ability, Found, abilities, possible_releases
+from flagrelease.doctor.abilities import abilities
 from flagrelease.doctor.devices import Torch, ask_torch
+from flagrelease.doctor.found import Ability, Found
 from flagrelease.doctor.known import Circumstances, Known, found_here
 from flagrelease.doctor.logins import Login, look_at_logins
 from flagrelease.doctor.machine import Machine, look_at_machine
 from flagrelease.doctor.packages import Packages
 from flagrelease.doctor.place import Place
+from flagrelease.doctor.runs import possible_releases
 from flagrelease.doctor.signs import Sighting, load_signs, sightings
 
 _CHECKED = (  # what they require is compared with what is installed

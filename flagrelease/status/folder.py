@@ -6,24 +6,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from flagrelease.chips.table import get_chip, load_chips
+from flagrelease.chips.table import load_chips
 from flagrelease.errors import FlagReleaseError, UsageError
-from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.publish.hubs.names import STATEMENT_NAME
 from flagrelease.publish.records import default_report
 from flagrelease.records.chip_releases import ChipRelease, releases_of
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest
-from flagrelease.records.night import NIGHTS, read_night
-from flagrelease.records.provenance import read_statement
 from flagrelease.records.recipe import Recipe
 from flagrelease.records.release import ReleaseOnDisk, read_release
-from flagrelease.records.report import Stage, parse_report, proves_weights
+from flagrelease.records.report import proves_weights
+from flagrelease.status.publications import publications
 from flagrelease.status.unfinished import Progress, is_unfinished, progress
+from flagrelease.status.validations import Validation, validation
 
-_DEEPEST = 2  # folders below DIR in which publications are looked for
 Conversion = Literal["complete", "unfinished", "damaged", "missing"]
-Validation = Literal["pass", "fail", "cannot-tell", "unfinished", "of another manifest", "unreadable", "missing"]
 
 
 class _Record(BaseModel):
@@ -96,7 +94,7 @@ def look_at(folder: Path) -> FolderStatus:
                 finished[path.name] = release
         elif is_unfinished(path):
             states.append(ReleaseState(name=path.name, conversion="unfinished", progress=progress(path)))
-    published = list(_publications(folder, finished, remarks))
+    published = list(publications(folder, finished, remarks))
     chips = [_chip(folder, one, states, finished, published, remarks) for one in _wanted(finished, remarks)]
     remarks += _stray_reports(folder, chips)
     return FolderStatus(
@@ -160,9 +158,9 @@ def _chip(
     release = finished.get(name)
     digest = "" if release is None else release.manifest_sha256
     path = default_report(folder / name, chip)
-    validation, stages = _validation(path, digest)
+    judged, stages = validation(path, digest)
     proved = any(map(proves_weights, stages))
-    if validation == "of another manifest":
+    if judged == "of another manifest":
         remarks.append(f"{path.parent.relative_to(folder)} is of another manifest than {name} has now")
     where = tuple(text for of_chip, of_digest, text in published if (of_chip, of_digest) == (chip, digest))
     conversion: Conversion = "missing" if state is None else state.conversion
@@ -171,11 +169,11 @@ def _chip(
         release=name,
         stack=one.spec.stack,
         conversion=conversion,
-        validation=validation,
+        validation=judged,
         stages={stage.name: stage.verdict for stage in stages},
         weights_proved=proved,
         published=where,
-        missing=tuple(_missing(conversion, validation, proved, where)),
+        missing=tuple(_missing(conversion, judged, proved, where)),
     )
 
 
@@ -190,86 +188,12 @@ def _missing(conversion: Conversion, validation: Validation, proved: bool, where
         yield "publish"
 
 
-def _validation(path: Path, digest: str) -> tuple[Validation, tuple[Stage, ...]]:
-    """What there is of a validation, and the stages of it that are of this manifest."""
-    try:
-        report = parse_report(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        return _unfinished(path.parent / "state", digest)
-    except FlagReleaseError:
-        return "unreadable", ()
-    if report.manifest_sha256 != digest:
-        return "of another manifest", ()
-    return report.verdict, report.stages
-
-
-class _Binding(BaseModel):
-    release: str
-
-
-class _Begun(BaseModel):
-    binding: _Binding
-
-
-class _Finished(BaseModel):
-    stage: Stage
-
-
-def _unfinished(state: Path, digest: str) -> tuple[Validation, tuple[Stage, ...]]:
-    """A validation without a report, as after `run --until verify`: its finished stages."""
-    if not state.is_dir():
-        return "missing", ()
-    try:
-        if _Begun.model_validate_json((state / "begun.json").read_bytes()).binding.release != digest:
-            return "of another manifest", ()
-        paths = [path for path in sorted(state.glob("*.json")) if path.name != "begun.json"]
-        return "unfinished", tuple(_Finished.model_validate_json(path.read_bytes()).stage for path in paths)
-    except (OSError, ValidationError):
-        return "unreadable", ()
-
-
 def _stray_reports(folder: Path, chips: Iterable[ChipState]) -> Iterator[str]:
     """Validations of a release or chip that no recipe here asks for."""
     known = {f"{one.release}-{one.chip}" for one in chips}
     for path in sorted((folder / "validation").glob("*/report.json")):
         if path.parent.name not in known:
             yield f"{path.relative_to(folder)} is of no release of this folder's recipes"
-
-
-def _publications(
-    folder: Path, finished: dict[str, ReleaseOnDisk], remarks: list[str]
-) -> Iterator[tuple[str, str, str]]:
-    """(chip, digest of the manifest, where): of folders by their statements, of hubs by the records of runs."""
-    digests = {release.manifest_sha256 for release in finished.values()}
-    for depth in range(1, _DEEPEST + 1):
-        for statement in sorted(folder.glob("/".join(["*"] * depth) + f"/{STATEMENT_NAME}")):
-            where = statement.parent.relative_to(folder)
-            try:
-                release = read_release(statement.parent)
-                stated = read_statement(statement.read_bytes(), release.manifest, release.manifest_sha256)
-            except FlagReleaseError as error:
-                remarks.append(f"{where}: a publication that cannot be read: {error}")
-                continue
-            if release.manifest_sha256 not in digests:
-                remarks.append(f"{where} is a publication of another manifest than any release here has")
-            signed = " (signed)" if (statement.parent / SIGNATURE_NAME).is_file() else ""
-            yield stated.chip, release.manifest_sha256, f"{where}{signed}"
-    for path in sorted((folder / NIGHTS).glob("*.json")):
-        try:
-            night = read_night(path)
-        except FlagReleaseError as error:
-            remarks.append(f"{path.relative_to(folder)}: {error}")
-            continue
-        for one in night.chips:
-            step = one.steps.get("publish")
-            if (
-                step is not None
-                and step.status == "done"
-                and one.manifest_sha256
-                and night.target in ("hf", "modelscope")
-            ):
-                said = f"{night.target} {one.repository}, by the record of the run of {night.began}"
-                yield get_chip(one.chip).id, one.manifest_sha256, said
 
 
 def _baseline(folder: Path) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def test_a_vendors_machine_is_recognised(chip: str, tmp_path: Path) -> None:
         ("nvidia", ("yes", "on 8 ranks"), ("yes", "on 4 ranks"), ("yes", "on 4 ranks")),
         ("ascend", ("partly", "needs 16 ranks"), ("no", "no FP8 in hardware"), ("yes", "on 8 ranks")),
         ("mthreads", ("partly", "needs 16 ranks"), ("yes", "on 4 ranks"), ("yes", "on 4 ranks")),
-        ("iluvatar", ("partly", "needs 32 ranks"), ("no", "no FP8 in hardware"), ("partly", "needs 16 ranks")),
+        ("iluvatar", ("partly", "needs 16 ranks"), ("no", "no FP8 in hardware"), ("yes", "on 8 ranks")),
     ],
 )
 def test_on_how_many_ranks_each_kind_of_numbers_runs(
@@ -65,7 +65,32 @@ def test_an_older_nvidia_has_no_fp8(tmp_path: Path) -> None:
     for line in machine.torch:
         if "device" in line:
             line["device"]["capability"] = [8, 0]
-    assert can(look(machine), "run fp8") == ("no", "compute capability 8.0 has no FP8; it begins with 8.9")
+    why = "compute capability 8.0 has no FP8; it begins with 8.9"
+    assert can(look(machine), "run fp8") == ("no", why)
+    assert can(look(machine), "run fp8-mp8 (made for flagos)") == ("no", why)
+    assert can(look(machine), "run fp8-hf (made for vllm)")[0] == "yes", "vLLM is installed and has ways of its own"
+
+
+def test_a_release_that_is_cut_for_larger_cards_does_not_run(tmp_path: Path) -> None:
+    """Some tables count a BI-V150 as two devices of 32 GiB; a rank of bf16-mp16 is 42 GB."""
+    machine = furnish(tmp_path, "iluvatar", devices=16)
+    for line in machine.torch:
+        if "device" in line:
+            line["device"]["bytes"] = 32 << 30
+    found = look(machine, "iluvatar")
+    assert found.possible is False
+    assert can(found, "run bf16-mp16 (made for flagos)")[1].startswith(
+        "a rank's weights, 42 GB, do not fit a device of 32"
+    )
+    assert can(found, "run int8") == ("yes", "DeepSeek-V4-Flash-0731 (308 GB) on 16 ranks of 16 devices of 32 GiB")
+
+
+def test_whole_tensors_are_cut_for_the_devices_that_are_here(tmp_path: Path) -> None:
+    machine = furnish(tmp_path, "nvidia", devices=2)
+    for line in machine.torch:
+        if "device" in line:
+            line["device"]["bytes"] = 180 << 30  # 306 GB in 90 % of twice as much
+    assert can(look(machine), "run fp8-hf (made for vllm)") == ("yes", "V4-Flash on 2 of 2 devices, by vLLM")
 
 
 def test_a_wrapped_nvidia_smi_is_not_nvidia(tmp_path: Path) -> None:

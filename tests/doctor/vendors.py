@@ -86,7 +86,7 @@ VENDORS: dict[str, Vendor] = {
     "iluvatar": Vendor(
         _numbered("iluvatar{}", 16), ("ixsmi", "| IX-ML: 4.4.0   Driver Version: 4.4.0   CUDA Version: N/A |"),
         {"torch": "2.7.1+corex.4.4.0", "triton": "3.1.0+corex.4.4.0", "numpy": "1.26.4"},
-        "cuda", ("Iluvatar BI-V150", 32), "4.4.0", 16,
+        "cuda", ("Iluvatar BI-V150", 63), "4.4.0", 16,
     ),
 }  # fmt: skip
 ENGINE = {"numba": "0.68.1", "blake3": "1.0.11", "safetensors": "0.8.0", "tokenizers": "0.23.3", "numpy": "2.3.5"}

@@ -1,0 +1,106 @@
+"""What a machine can run: each kind of numbers in the bundled engine, and each release of its chip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flagrelease.chips.launch import cards_for
+from flagrelease.chips.listing.rows import ChipRow, Need, rows_of
+from flagrelease.chips.listing.sizes import planned_sizes
+from flagrelease.console import human_bytes
+from flagrelease.doctor.found import MODEL, Ability, Found, engine_trouble, missing
+from flagrelease.doctor.signs import load_signs
+
+_NUMBERS = {"bf16": "bf16-mp16", "fp8": "fp8-hf", "int8": "int8-hf"}  # the release that stands for each
+
+
+def runs(found: Found) -> Iterator[Ability]:
+    """Each kind of numbers in the bundled engine, for V4-Flash."""
+    trouble = engine_trouble(found)
+    for numbers, release in _NUMBERS.items():
+        what = f"run {numbers}"
+        if trouble is not None:
+            yield Ability(what=what, can="no", why=trouble[0], install=trouble[1])
+        elif not found.torch.devices:
+            device = found.torch.kind
+            yield Ability(what=what, can="partly", why=f"torch shows no {device} device: small models on the CPU only")
+        else:
+            yield _run(found, what, numbers, planned_sizes()[MODEL].releases[release].bytes)
+
+
+def _run(found: Found, what: str, numbers: str, size: int) -> Ability:
+    here, needed = len(found.torch.devices), cards_for(size, found.card_gib)
+    if numbers == "fp8" and (hardware := _fp8(found)) is not None:
+        return Ability(what=what, can="no", why=hardware)
+    cards = f"{here} device{'s' if here > 1 else ''} of {found.card_gib} GiB"
+    if needed <= here:
+        return Ability(what=what, can="yes", why=f"{MODEL} ({human_bytes(size)}) on {needed} ranks of {cards}")
+    nodes = -(-needed // here)
+    why = f"{MODEL} ({human_bytes(size)}) needs {needed} ranks; there are {cards}: {nodes} machines like this one"
+    return Ability(what=what, can="partly", why=why)
+
+
+def _fp8(found: Found) -> str | None:
+    """Why FP8 is no way here."""
+    capability = found.torch.devices[0].capability
+    if found.chip is not None and found.chip.fp8 is False:
+        return f"{found.chip.id} has no FP8 in hardware (chip table); its release is BF16 or INT8"
+    if found.chip is not None and found.chip.id == "nvidia" and capability is not None and capability < (8, 9):
+        return f"compute capability {capability[0]}.{capability[1]} has no FP8; it begins with 8.9"
+    return None
+
+
+def possible_releases(found: Found) -> list[ChipRow]:
+    """The chip's releases that can be run here, by the engine or by a stack that is installed; on several nodes too."""
+    assert found.chip is not None
+    return [row for row in rows_of(found.chip.id) if row.flash is not None and _why_not(found, row, row.flash) is None]
+
+
+def releases(found: Found) -> Iterator[Ability]:
+    """Each release that the recipe of V4-Flash has for the chip."""
+    assert found.chip is not None
+    for row in rows_of(found.chip.id):
+        if row.flash is not None:
+            yield _release(found, row, row.flash)
+
+
+def _release(found: Found, row: ChipRow, need: Need) -> Ability:
+    what = f"run {need.release} (made for {row.stack})"
+    if (reason := _why_not(found, row, need)) is not None:
+        return Ability(what=what, can="no", why=reason)
+    here, cards = len(found.torch.devices), _cards(found, need)
+    absent = missing(found.packages, load_signs().stacks.get(row.stack, ()))
+    by = row.stack_title if _stack_is_here(found, row) else "flagrelease's engine"
+    lack = f"; {row.stack} is not installed ({', '.join(absent)} missing)" if absent else ""
+    if cards <= here:
+        return Ability(what=what, can="yes", why=f"V4-Flash on {cards} of {here} devices, by {by}{lack}")
+    nodes = -(-cards // here)
+    return Ability(what=what, can="partly", why=f"V4-Flash needs {cards} cards: {nodes} machines like this one{lack}")
+
+
+def _cards(found: Found, need: Need) -> int:
+    """An mp release is cut for its number; one in the hf layout is cut for the devices that are here."""
+    return need.cards if _is_cut(need) else cards_for(need.bytes, found.card_gib)
+
+
+def _is_cut(need: Need) -> bool:
+    return not need.release.endswith("-hf")
+
+
+def _stack_is_here(found: Found, row: ChipRow) -> bool:
+    names = load_signs().stacks.get(row.stack)
+    return names is not None and not missing(found.packages, names)
+
+
+def _why_not(found: Found, row: ChipRow, need: Need) -> str | None:
+    """Why a release of the chip cannot be run here; None if it can, on more machines like this one if need be."""
+    if not found.torch.devices:
+        return f"torch shows no {found.torch.kind} device" if found.torch.installed else "no torch is installed"
+    if _is_cut(need) and cards_for(need.card_bytes, found.card_gib) > 1:
+        size = human_bytes(need.card_bytes)
+        return f"a rank's weights, {size}, do not fit a device of {found.card_gib} GiB: convert with --cards for more"
+    if _stack_is_here(found, row):
+        return None
+    if (trouble := engine_trouble(found)) is not None:
+        return trouble[0]
+    return _fp8(found) if row.format.startswith("fp8") else None
