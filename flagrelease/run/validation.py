@@ -106,8 +106,7 @@ def _reasons(former: Former | None, asked: ValidationRequest, now: Inputs, envir
     if former is None:
         return ""
     found = former.reasons(asked, now)
-    decided = former.report is not None and former.report.verdict in ("pass", "fail")
-    if not decided and (moved := _moved(former, environment)):
+    if not former.decided and (moved := _moved(former, environment)):
         found.append(f"it was begun on another machine ({moved})")
     return "; ".join(found)
 

@@ -7,11 +7,13 @@ import pytest
 from night_runs import write_recipe
 
 from flagrelease.cli import main
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
 
 @pytest.fixture(scope="session")
 def _proved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("night")
+    write_checkpoint(folder / "source", tiny_config())
     assert main(["run", str(write_recipe(folder)), "--out", str(folder / "out")]) == 0
     return folder
 

@@ -23,10 +23,12 @@ THREE: Releases = {
 
 
 def write_recipe(folder: Path, releases: Releases = THREE, **more: Any) -> Path:
+    """Of the checkpoint in the folder, if there is one: a few random tensors; else of the trained model."""
+    source = folder / "source" if (folder / "source").is_dir() else SOURCE
     document = {
         "schema_version": 1,
         "model": "small-v4",
-        "source": {"repo": "someone/small-v4", "revision": "r1", "license": "MIT", "path": str(SOURCE)},
+        "source": {"repo": "someone/small-v4", "revision": "r1", "license": "MIT", "path": str(source)},
         "releases": releases,
         "validation": {"stages": ["integrity", "weights"]},
     } | more
