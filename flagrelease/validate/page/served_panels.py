@@ -13,7 +13,7 @@ def served_panel(served: Served) -> Panel:
     table = Table(
         (
             "against", ">mean KL at least", ">as the lists suggest", ">share that such lists show", ">not listed",
-            ">total variation", ">tokens bounded above",
+            ">total variation",
         )
     )  # fmt: skip
     for each in served.bounds:
@@ -25,7 +25,6 @@ def served_panel(served: Served) -> Panel:
                 "not defined" if each.share is None else f"{each.share:.0%}",
                 f"{each.unlisted:.2%}",
                 f"{short(each.least_variation)} to {short(each.most_variation)}",
-                f"{each.bounded:.0%}",
             )
         )
     words = (
@@ -33,6 +32,10 @@ def served_panel(served: Served) -> Panel:
         "A short list proves how far apart the two are at least; what it suggests of the whole is that bound over "
         f"the share that such lists show of the difference between the source's own two runs.{_costs(served.costs)}"
     )
+    if whole := max((each.bounded for each in served.bounds), default=0.0):
+        words += (
+            f" Of {whole:.0%} of the tokens the lists have all that the reference keeps: there the bound is the KL."
+        )
     if served.refused:
         named = "; ".join(f"{each.name}: {each.reason}" for each in served.refused[:3])
         words += f" Not compared: {len(served.refused)} ({named})."
