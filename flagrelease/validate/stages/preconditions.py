@@ -101,7 +101,9 @@ def prepare(request: ValidationRequest) -> Prepared:
 
 
 def _find_device(request: ValidationRequest) -> Device | str:
-    """The device that the model stages run on, or why they do not run. Looked for only if needed: it loads torch."""
+    """The device that the model stages run on, or why there is none. Looked for only if needed: it loads torch."""
+    if request.endpoint is not None:
+        return f"the server at {request.endpoint.shown} is asked in place of a device"
     if request.baseline is None:
         return NO_BASELINE
     if request.until in FILE_STAGES:

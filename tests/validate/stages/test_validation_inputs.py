@@ -386,8 +386,9 @@ def test_an_endpoint_is_asked_for_behaviour_and_its_key_is_nowhere(
     assert report["commands"][0].split("--endpoint")[1] == f" {server.url} --model m --key-env SOME_KEY --device cpu"
     told = {name: value for name, value in report["environment"].items() if name.endswith("(the server's word)")}
     assert told.keys() == {f"{name} (the server's word)" for name in ("server", "version", "owned_by")}
+    assert "device" not in report["environment"], "nothing was loaded here"
     behaviour = stage_of(out, "behaviour")
-    assert behaviour["verdict"] in ("pass", "cannot-tell")
+    assert behaviour["verdict"] != "fail"
     assert behaviour["figures"]["served"] == ["this chip", "native"]
     written = [path.read_bytes() for folder in (baseline, out) for path in folder.rglob("*") if path.is_file()]
     assert len(written) > 5
