@@ -18,13 +18,13 @@ from flagrelease.site.markdown import card_parts
 from flagrelease.site.matrix import Cell, MatrixRow, chip_order, make_matrix
 from flagrelease.site.names import page_name
 from flagrelease.site.news import NightReader
-from flagrelease.site.nights import NightPage, last_readable
+from flagrelease.site.nights import NightPage, last_readable, proved_by
 from flagrelease.site.nights_page import write_nights
 from flagrelease.site.publications import FolderPublication, read_publication
 from flagrelease.site.release import ReleaseFacts, release_facts
 from flagrelease.site.render import Renderer
 from flagrelease.site.site_folder import SiteFolder
-from flagrelease.site.validation import ChipState, chip_state
+from flagrelease.site.validation import ChipState, chip_state, proved_without_report
 
 _PAGE_NAME = "report.html"
 Watch = Callable[[int, int], None]  # pages written, of about how many
@@ -141,6 +141,8 @@ class _Builder:
         states, cells, starts = [], {}, []
         for chip in chip_order(self._chips(output, facts, nights)):
             state = chip_state(chip, output.report(path.name, chip), facts.manifest_sha256)
+            if not state.weights_proved and (night := proved_by(nights, path.name, chip, facts.manifest_sha256)):
+                state = proved_without_report(state, night.when)
             started = self._start(facts, operand, state)
             states.append((state, self._copy_report(folder, facts, state)))
             if started is not None:
@@ -153,6 +155,7 @@ class _Builder:
                 report=states[-1][1],
                 card=_write_card(folder, renderer, facts, chip, started, published),
                 published=published is not None,
+                weights_proved=state.weights_proved,
                 changed=(chip, path.name) in news,
             )
         changes, older = history(nights, path.name, self.request.nights)

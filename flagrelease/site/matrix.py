@@ -24,6 +24,7 @@ class Cell:
     report: str | None = None
     card: str | None = None
     published: bool = False
+    weights_proved: bool = False
     changed: bool = False
 
 

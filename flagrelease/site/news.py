@@ -11,7 +11,7 @@ from flagrelease.diff.difference import ValueDifference
 from flagrelease.diff.reports import ReportDifference, compare_reports
 from flagrelease.diff.words import value
 from flagrelease.errors import VerificationError
-from flagrelease.records.night import Night, NightChip, read_night
+from flagrelease.records.night import Night, NightChip, NightStep, read_night
 from flagrelease.records.report import Report, parse_report
 from flagrelease.site.compared import ComparedPair
 from flagrelease.site.folder import OutputFolder, digest_of
@@ -38,6 +38,7 @@ class NightReader:
         self._reports = {digest_of(path): path for path in self.output.reports()}
         pages: list[NightPage] = []
         last: dict[tuple[str, str], NightChip] = {}
+        done: dict[tuple[str, str], dict[str, NightStep]] = {}  # the last time that each stage was done
         before: Night | None = None
         for path in self.output.nights:
             try:
@@ -45,19 +46,22 @@ class NightReader:
             except VerificationError as error:
                 pages.append(NightPage(self.output, path.stem, None, str(error).removeprefix(f"{path}: ")))
                 continue
-            rows = tuple(self._row(last.get((one.chip, one.release)), one) for one in night.chips)
+            pairs = [((one.chip, one.release), one) for one in night.chips]
+            rows = tuple(NightRow(one, self._news(last.get(p), one), dict(done.get(p, {}))) for p, one in pairs)
             there = {(one.chip, one.release) for one in night.chips}
             were = () if before is None else [(one.chip, one.release) for one in before.chips]
             news = () if before is None else tuple(_run_news(before, night))
             missing = tuple(pair for pair in were if pair not in there)
             pages.append(NightPage(self.output, path.stem, night, None, news, rows, missing))
-            last |= {(one.chip, one.release): one for one in night.chips}
+            for pair, one in pairs:
+                last[pair] = one
+                done.setdefault(pair, {}).update({name: step for name, step in one.steps.items() if not step.kept})
             before = night
         return pages
 
-    def _row(self, old: NightChip | None, new: NightChip) -> NightRow:
+    def _news(self, old: NightChip | None, new: NightChip) -> tuple[NightNews, ...]:
         if old is None:
-            return NightRow(new, None, (NightNews("release", "first night with it"),))
+            return (NightNews("release", "first night with it"),)
         found = [*_step_news(old, new)]
         if old.verdict != new.verdict:
             found.insert(0, NightNews("verdict", f"{old.verdict or 'none'} to {new.verdict or 'none'}"))
@@ -65,7 +69,7 @@ class NightReader:
             found += self._release_news(old, new)
         if old.report_sha256 != new.report_sha256:
             found += self._report_news(old.report_sha256, new.report_sha256)
-        return NightRow(new, old, tuple(sorted(found, key=lambda one: _ORDER.index(one.kind))))
+        return tuple(sorted(found, key=lambda one: _ORDER.index(one.kind)))
 
     def _release_news(self, old: NightChip, new: NightChip) -> Iterator[NightNews]:
         if old.manifest_sha256 is None or new.manifest_sha256 is None:

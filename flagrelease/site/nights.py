@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from flagrelease.records.night import Night, NightChip
+from flagrelease.records.night import Night, NightChip, NightStep
 from flagrelease.site.folder import OutputFolder
 
-_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)\d\dZ")
+_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)\d\d(?:\.\d+)?Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,15 @@ class NightNews:
 
 @dataclass(frozen=True, slots=True)
 class NightRow:
-    """One release of one chip in one night; `before` is its entry of the last night that had it."""
+    """One release of one chip in one night.
+
+    Attributes:
+        before: by stage, the last time before that the stage was really done.
+    """
 
     entry: NightChip
-    before: NightChip | None
     news: tuple[NightNews, ...]
+    before: Mapping[str, NightStep]
 
     @property
     def seconds(self) -> float:
@@ -93,10 +97,21 @@ class NightPage:
         return sum(row.entry.verdict == verdict for row in self.rows)
 
 
+def proved_by(pages: Sequence[NightPage], release: str, chip: str, manifest_sha256: str) -> NightPage | None:
+    """The last night, if its `verify` says that the weights of this manifest are those of the source."""
+    last = last_readable(pages)
+    for row in () if last is None else last.rows:
+        entry = row.entry
+        same = (entry.release, entry.chip, entry.manifest_sha256) == (release, chip, manifest_sha256)
+        if same and (step := entry.steps.get("verify")) is not None and step.status == "done":
+            return last
+    return None
+
+
 def last_readable(pages: Sequence[NightPage]) -> NightPage | None:
     """The last night that can be read."""
     return next((page for page in reversed(pages) if page.night is not None), None)
 
 
 def _moment(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=timezone.utc)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flagrelease.errors import VerificationError
@@ -64,6 +64,12 @@ def chip_state(chip: str, path: Path, manifest_sha256: str) -> ChipState:
         report=path,
         report_sha256=sha256,
     )
+
+
+def proved_without_report(state: ChipState, night: str) -> ChipState:
+    """The same state, where the `verify` of a night has proved files and weights and no report says so."""
+    detail = f"{state.detail} Its files and weights were proved by the run of {night}."
+    return replace(state, detail=detail, weights_proved=True)
 
 
 def _state(report: Report, manifest_sha256: str) -> tuple[State, str]:

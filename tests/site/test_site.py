@@ -211,6 +211,32 @@ def test_a_night_says_what_it_changed(week: Path) -> None:
     assert index.index("Failed") < index.index("What changed last night") < index.index("fp8-hf on nvidia")
 
 
+def test_speeds_are_compared_with_the_last_time_that_a_stage_was_done(tmp_path: Path) -> None:
+    out = Output(tmp_path)
+    of = out.release(manifest())
+    for seconds, kept in ((600, False), (0, True), (700, False)):
+        steps = {"verify": made_site.step("done", seconds, 5e9 if kept else seconds * 1e6, kept=kept)}
+        out.night([entry("nvidia", of, None, None, steps=steps)])
+    make(tmp_path)
+    second, third = (text_of(tmp_path / f"site/nights/2026110{n}T220000Z.html") for n in (2, 3))
+    assert "verify ✓ Kept - 10 min - 600 MB/s" in second
+    assert "verify ✓ Done 12 min 10 min 700 MB/s 600 MB/s" in third
+
+
+def test_weights_that_a_night_proved_are_proved_before_there_is_a_report(tmp_path: Path) -> None:
+    out = Output(tmp_path)
+    of = out.release(manifest())
+    out.night([entry("nvidia", of, None, None, steps={"verify": made_site.step("done")})])
+    make(tmp_path)
+    found = cells(tmp_path / "site")
+    assert found["fp8-hf", "nvidia"].startswith("– Not run weights proved")
+    assert "weights proved" not in found["fp8-hf", "mthreads"]
+    assert "proved by the run of 2026-11-01 22:00 UTC" in text_of(tmp_path / "site/releases/fp8-hf.html")
+    out.release(manifest(version=1))
+    make(tmp_path)
+    assert "weights proved" not in cells(tmp_path / "site")["fp8-hf", "nvidia"], "that was another manifest"
+
+
 def test_the_page_of_a_release_has_its_facts_and_history(week: Path) -> None:
     said = text_of(week / "site" / "releases" / "fp8-hf.html")
     of = (week / "fp8-hf" / "manifest.json").read_bytes()
