@@ -37,6 +37,7 @@ from flagrelease.publish.run_files import (
     requirements,
 )
 from flagrelease.publish.serving import judge_stacks, serving
+from flagrelease.publish.who_signed import who_signed
 from flagrelease.records.chip_releases import FLAGOS
 from flagrelease.records.provenance import PROJECT
 
@@ -73,7 +74,7 @@ def _sections(records: Records, hub: Hub, repo: str) -> list[list[Line]]:
     sections = (
         _what_it_is, _provenance, proof, evaluation, lambda r: _download(r, hub, repo),
         *(engines if not records.wanted.spec.for_flagos else engines[::-1]), lambda r: drafting(r, stacks), _limits,
-        _licences, _how_to_read,
+        who_signed, _licences, _how_to_read,
     )  # fmt: skip
     return [lines for section in sections if (lines := list(section(records)))]
 
@@ -140,6 +141,10 @@ def _provenance(records: Records) -> Iterator[Line]:
     yield ""
     identity = f"source: `{source.repo}` at revision `{source.revision}`, identity `{records.manifest.source.identity}`"
     yield Claim("inferred", manifest("/source/identity"), identity)
+    provider = f"provider of the model: `{source.repo.partition('/')[0]}` (upstream)"
+    yield Claim("inferred", Evidence(RECIPE, "/source/repo"), provider)
+    untrained = "no training or fine-tuning took place here: the weights were only stored in another format"
+    yield Claim(weights_status(records), manifest("/elements"), untrained)
     told = records.manifest.source
     checked = manifest("/source/checked") if told.checked else None
     yield Claim("proved" if told.checked else "not run", checked, f"source files: {told.checked_against}")

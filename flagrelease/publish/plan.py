@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from flagrelease.errors import UsageError
+from flagrelease.publish.bom import make_bom
 from flagrelease.publish.card import make_card, make_claims
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
-from flagrelease.publish.hubs.names import CARD_NAME, CLAIMS_NAME, SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.publish.hubs.names import BOM_NAME, CARD_NAME, CLAIMS_NAME, SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.publish.publication import Publication, make_publication
 from flagrelease.publish.records import Records
 from flagrelease.publish.run_files import run_files
@@ -42,8 +43,14 @@ def plan_publication(
     own = records.wanted.repo
     named = place if hub is not None else named or own
     facts = hub or HUGGING_FACE
-    own_words = {CARD_NAME: make_card(records, facts, named), CLAIMS_NAME: make_claims(records, facts, named)}
-    documents = {**own_words, **run_files(records), **facts.documents}
+    name = named.rpartition("/")[2]
+    documents = {
+        CARD_NAME: make_card(records, facts, named),
+        CLAIMS_NAME: make_claims(records, facts, named),
+        BOM_NAME: make_bom(records, name),
+        **run_files(records),
+        **facts.documents,
+    }
     siblings = _siblings(records) if named == own else ()
 
     def with_documents() -> Publication:
@@ -55,7 +62,7 @@ def plan_publication(
     )
     digests = with_documents().digests
     if signing_key is not None:
-        documents[SIGNATURE_NAME] = make_signature(named.rpartition("/")[2], digests, signing_key)
+        documents[SIGNATURE_NAME] = make_signature(name, digests, signing_key)
     elif signature is not None:
         documents[SIGNATURE_NAME] = _bundle_of(signature, digests)
     return with_documents()

@@ -1,8 +1,8 @@
 """Writes and reads OpenSSF Model Signing signatures, from digests that are known already, so no file is read again.
 
 Format: a Sigstore bundle v0.3 with a DSSE envelope around an in-toto Statement v1 of predicate type
-https://model_signing/signature/v1.0, as model_signing 1.1 writes and verifies it. ECDSA on P-256, P-384 or P-521 with a
-deterministic nonce (RFC 6979), so signing the same release twice gives the same bytes.
+https://model_signing/signature/v1.0, as model_signing 1.1 writes and verifies it (`bundle.py` reads older ones). ECDSA
+on P-256, P-384 or P-521 with a deterministic nonce (RFC 6979), so signing the same release twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.publish.bundle import BUNDLE_TYPE, PAYLOAD_TYPE, PREDICATE_TYPE, encoded, open_bundle, root_digest
 from flagrelease.publish.extra import require
 from flagrelease.publish.hubs.names import SIGNATURE_NAME
 
@@ -22,11 +23,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
-PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 # Files that git and the hubs put beside a model; model_signing leaves them out too.
 _NOT_SIGNED = (".git", ".gitattributes", ".github", ".gitignore", SIGNATURE_NAME)
-_PAYLOAD_TYPE = "application/vnd.in-toto+json"
-_BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
 def make_signature(name: str, digests: Mapping[str, str], key: Path) -> bytes:
@@ -45,12 +43,15 @@ def make_signature(name: str, digests: Mapping[str, str], key: Path) -> bytes:
     payload = json.dumps(_statement(name, digests), sort_keys=True).encode()
     algorithm = ec.ECDSA(_hash_of(private.public_key()), deterministic_signing=True)
     document = {
-        "mediaType": _BUNDLE_TYPE,
-        "verificationMaterial": {"publicKey": {"hint": _hint(private.public_key())}, "tlogEntries": []},
+        "mediaType": BUNDLE_TYPE,
+        "verificationMaterial": {
+            "publicKey": {"hint": hashlib.sha256(_pem(private.public_key())).hexdigest()},
+            "tlogEntries": [],
+        },
         "dsseEnvelope": {
             "payload": base64.b64encode(payload).decode(),
-            "payloadType": _PAYLOAD_TYPE,
-            "signatures": [{"sig": base64.b64encode(private.sign(_encoded(payload), algorithm)).decode()}],
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(private.sign(encoded(payload), algorithm)).decode()}],
         },
     }
     return json.dumps(document, sort_keys=True).encode() + b"\n"
@@ -65,6 +66,7 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
     """
     require("cryptography")
     from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -74,12 +76,14 @@ def read_signature(bundle: bytes, public_key: bytes) -> dict[str, str]:
         raise UsageError("the public key is not in PEM form") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise UsageError("the public key is not an elliptic-curve key")
-    payload, signature = _open(bundle)
+    opened = open_bundle(bundle)
+    if not opened.names_key(_pem(key)):
+        raise VerificationError(f"{SIGNATURE_NAME}: not signed by this key: it names another one, or none")
     try:
-        key.verify(signature, _encoded(payload), ec.ECDSA(_hash_of(key)))
+        key.verify(opened.signature, opened.encoded, ec.ECDSA(hashes.SHA256() if opened.old else _hash_of(key)))
     except InvalidSignature:
         raise VerificationError(f"{SIGNATURE_NAME}: not signed by this key, or changed since") from None
-    return _signed_files(payload)
+    return opened.files
 
 
 def read_unchecked(bundle: bytes) -> dict[str, str]:
@@ -90,27 +94,7 @@ def read_unchecked(bundle: bytes) -> dict[str, str]:
     Raises:
         VerificationError: not a bundle of this kind.
     """
-    return _signed_files(_open(bundle)[0])
-
-
-def _open(bundle: bytes) -> tuple[bytes, bytes]:
-    """Payload and signature."""
-    try:
-        envelope = json.loads(bundle)["dsseEnvelope"]
-        payload = base64.b64decode(envelope["payload"], validate=True)
-        return payload, base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise VerificationError(f"{SIGNATURE_NAME}: not a Sigstore bundle of a model ({error!r})") from error
-
-
-def _signed_files(payload: bytes) -> dict[str, str]:
-    try:
-        statement = json.loads(payload)
-        if statement["predicateType"] != PREDICATE_TYPE:
-            raise VerificationError(f"{SIGNATURE_NAME}: signs {statement['predicateType']}, not a model")
-        return {resource["name"]: resource["digest"] for resource in statement["predicate"]["resources"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise VerificationError(f"{SIGNATURE_NAME}: not a Sigstore bundle of a model ({error!r})") from error
+    return open_bundle(bundle).files
 
 
 def check_signed(bundle: bytes | None, public_key: bytes, digests: Mapping[str, str]) -> list[str]:
@@ -137,7 +121,7 @@ def unsigned_files(signed: Mapping[str, str], digests: Mapping[str, str]) -> lis
 def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
     """The statement to sign. Its root digest is the SHA-256 of all file digests joined in the order of their paths."""
     signed = [path for path in sorted(digests) if path.partition("/")[0] not in _NOT_SIGNED]
-    root = hashlib.sha256(b"".join(bytes.fromhex(digests[path]) for path in signed)).hexdigest()
+    root = root_digest([digests[path] for path in signed])
     return {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name, "digest": {"sha256": root}}],
@@ -152,11 +136,6 @@ def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
             "resources": [{"name": p, "algorithm": "sha256", "digest": digests[p]} for p in signed],
         },
     }
-
-
-def _encoded(payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding."""
-    return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD_TYPE), _PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
 def _read_key(path: Path) -> EllipticCurvePrivateKey:
@@ -186,8 +165,8 @@ def _hash_of(key: EllipticCurvePublicKey) -> HashAlgorithm:
     return algorithm
 
 
-def _hint(key: EllipticCurvePublicKey) -> str:
-    """The SHA-256 of a key's PEM, by which model_signing names the key."""
+def _pem(key: EllipticCurvePublicKey) -> bytes:
+    """By whose SHA-256 model_signing names a key."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

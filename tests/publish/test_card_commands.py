@@ -19,6 +19,8 @@ import huggingface_standin
 import modelscope_standin
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from huggingface_standin import HuggingFaceStandIn
 from modelscope_standin import ModelScopeStandIn
 from publish_release import RECIPES, Converted
@@ -33,7 +35,7 @@ from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.publish import publish
 
-RECORDED = ("pip", "docker", "torchrun", "curl", "vllm")
+RECORDED = ("pip", "docker", "torchrun", "curl", "vllm", "model_signing")
 
 
 def blocks(card: str) -> list[str]:
@@ -105,6 +107,28 @@ def test_the_download_is_whole(online: tuple[str, str], programs: Path, tmp_path
     assert pip[:3] == ["pip", "install", "flagrelease[serve] @ git+https://github.com/flagos-ai/flagrelease@v0.1.0"]
     assert f"flagrelease verify {address}@TAG" in card
     assert main(["verify", str(tmp_path / address.rpartition("/")[2])]) == 0
+
+
+def test_who_signed_it(converted: Converted, programs: Path, tmp_path: Path) -> None:
+    """`flagrelease verify --key` is the real one. model_signing is recorded: 1.1.1 was run with these words by hand."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "public.pem").write_bytes(public)
+    publish(
+        converted.release, "nvidia", str(tmp_path / "out"), allow_unvalidated=True, yes=True,
+        signing_key=tmp_path / "key.pem",
+    )  # fmt: skip
+    block = next(one for one in blocks((tmp_path / "out" / "README.md").read_text()) if "model_signing" in one)
+    pip, theirs = shell(block, tmp_path / "out", programs)
+    assert pip == ["pip", "install", "model-signing", "pyOpenSSL"]
+    assert theirs == [
+        "model_signing", "verify", "key", ".", "--signature", "model.sig", "--public_key", "../public.pem",
+        "--ignore-paths", ".cache",
+    ]  # fmt: skip
+    (tmp_path / "public.pem").write_bytes((Path(__file__).parent / "signed" / "public.pem").read_bytes())
+    with pytest.raises(AssertionError, match="not signed by this key"):
+        shell(block, tmp_path / "out", programs)
 
 
 def parsed(command: list[str]) -> None:

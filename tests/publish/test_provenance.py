@@ -1,15 +1,22 @@
-"""Statement and signature. `signed/` holds a bundle that model_signing 1.1.1 wrote for the three files below."""
+"""Statement, signature, bill of materials. `signed/` has bundles that versions of model_signing wrote for three files.
+
+1.1.1 signed with the key of public.pem, the older ones with that of public-older.pem; model_signing 1.1.1 verifies all.
+"""
 
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -17,10 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.publish.bundle import encoded
 from flagrelease.publish.publish import publish
-from flagrelease.publish.signature import make_signature, read_signature
+from flagrelease.publish.signature import check_signed, make_signature, read_signature
 
 SIGNED = Path(__file__).parent / "signed"
 CONTENTS = {"a.txt": b"alpha\n", "sub/b.txt": b"beta\n", "empty": b""}
@@ -41,9 +51,100 @@ def payload_of(bundle: bytes) -> dict[str, Any]:
     return document
 
 
-def test_a_bundle_of_model_signing_is_read() -> None:
-    theirs = (SIGNED / "model_signing-1.1.1.sig").read_bytes()
-    assert read_signature(theirs, (SIGNED / "public.pem").read_bytes()) == DIGESTS
+BUNDLES = sorted(SIGNED.glob("*.sig"))
+
+
+def key_of(bundle: Path) -> bytes:
+    return (SIGNED / ("public.pem" if "1.1.1" in bundle.name else "public-older.pem")).read_bytes()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.stem)
+def test_bundles_of_every_model_signing_stay_verifiable(bundle: Path) -> None:
+    assert read_signature(bundle.read_bytes(), key_of(bundle)) == DIGESTS
+    assert check_signed(bundle.read_bytes(), key_of(bundle), DIGESTS) == []
+    other = public(ec.generate_private_key(ec.SECP256R1()))
+    with pytest.raises(VerificationError, match="not signed by this key"):
+        read_signature(bundle.read_bytes(), other)
+
+
+def mutations(content: bytes) -> Iterator[bytes]:
+    """Each byte with a bit changed; and in turn in upper or lower case, left out, doubled, swapped with the next."""
+    for place, byte in enumerate(content):
+        before, after = content[:place], content[place + 1 :]
+        others = (bytes([byte ^ 32]) + after, after, bytes([byte, byte]) + after, after[:1] + bytes([byte]) + after[1:])
+        for changed in (before + bytes([byte ^ 1]) + after, before + others[place % 4]):
+            if changed != content:
+                yield changed
+
+
+@pytest.mark.parametrize("bundle", [path for path in BUNDLES if path.stem[14:] in ("0.2.0", "1.0.0", "1.1.1")])
+def test_no_byte_of_a_bundle_can_be_changed(bundle: Path) -> None:
+    """What is accepted after a change says the same to a reader of JSON: a blank more between two words."""
+    content, key = bundle.read_bytes(), key_of(bundle)
+    said, accepted = json.loads(content), 0
+    for changed in mutations(content):
+        try:
+            read_signature(changed, key)
+        except VerificationError:
+            continue
+        assert json.loads(changed) == said, changed
+        accepted += 1
+    assert accepted < 20, "a compact document has few places for a blank"
+
+
+def test_a_bundle_that_names_a_file_twice_or_in_another_order_is_refused(tmp_path: Path) -> None:
+    """Signed by the right key, and still not what any signer writes: its root digest is that of an order."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    document = json.loads(make_signature("m", DIGESTS, write_key(tmp_path / "key.pem", key)))
+    resources = payload_of(json.dumps(document).encode())["predicate"]["resources"]
+    for order, message in (
+        ([resources[1], resources[0], resources[2]], "root digest"), ([*resources, resources[0]], "named twice"),
+        (resources[:2], "root digest"), ([{**resources[0], "algorithm": "md5"}, *resources[1:]], "another algorithm"),
+        ([{**resources[0], "digest": "A" * 64}, *resources[1:]], "no SHA-256"),
+    ):  # fmt: skip
+        statement = payload_of(json.dumps(document).encode())
+        statement["predicate"]["resources"] = order
+        payload = json.dumps(statement).encode()
+        signed = key.sign(encoded(payload), ec.ECDSA(SHA256()))
+        document_of = copy.deepcopy(document)
+        envelope = document_of["dsseEnvelope"]
+        envelope["payload"] = base64.b64encode(payload).decode()
+        envelope["signatures"][0]["sig"] = base64.b64encode(signed).decode()
+        with pytest.raises(VerificationError, match=message):
+            read_signature(json.dumps(document_of).encode(), public(key))
+
+
+def test_any_change_of_a_signed_folder_is_found(release: Path, report: Path, tmp_path: Path) -> None:
+    """Each file: a bit at a place that the seed chooses, renamed, swapped with another, gone; and a file more."""
+    key, rng = ec.generate_private_key(ec.SECP256R1()), random.Random(0)
+    folder = tmp_path / "out"
+    publish(
+        release, "nvidia", str(folder), report=report, yes=True, signing_key=write_key(tmp_path / "key.pem", key)
+    )  # fmt: skip
+    whole = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    signature = whole.pop("model.sig")
+
+    def differing(files: dict[str, bytes]) -> list[str]:
+        digests = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+        return check_signed(signature, public(key), digests)
+
+    assert differing(whole) == []
+    names = sorted(whole)
+    for number, name in enumerate(names):
+        content = whole[name] or b"?"
+        place = rng.randrange(len(content))
+        flipped = content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+        rest = {path: data for path, data in whole.items() if path != name}
+        other = names[number - 1]
+        assert differing({**rest, name: flipped}) == [f"{name}: not what was signed"]
+        assert differing({**rest, f"{name}2": content}) == [
+            f"{path}: not what was signed" for path in (name, f"{name}2")
+        ]
+        assert differing(rest) == [f"{name}: not what was signed"]
+        if whole[other] != whole[name]:
+            swapped = differing({**whole, name: whole[other], other: whole[name]})
+            assert swapped == [f"{path}: not what was signed" for path in sorted((name, other))]
+    assert differing({**whole, "more": b""}) == ["more: not what was signed"]
 
 
 def test_ours_says_what_theirs_says(tmp_path: Path) -> None:
@@ -141,3 +242,31 @@ def test_a_bundle_made_elsewhere_goes_along_if_it_is_over_these_files(
         publish(release, "nvidia", "hf", report=report, signature=tmp_path / "absent")
     with pytest.raises(VerificationError, match="not a Sigstore bundle"):
         publish(release, "nvidia", "hf", report=report, signature=report)
+
+
+def test_the_bill_of_materials_is_valid_and_holds_the_manifests_digests(
+    release: Path, report: Path, tmp_path: Path
+) -> None:
+    """By the official schemas, which refuse a planted fault; a newer version of the format takes it too."""
+    folder = tmp_path / "out"
+    publish(release, "nvidia", str(folder), report=report, yes=True)
+    text = (folder / "bom.cdx.json").read_text(encoding="utf-8")
+    for version in (SchemaVersion.V1_6, SchemaVersion.V1_7):
+        assert JsonStrictValidator(version).validate_str(text) is None
+        for planted in (text.replace("SHA-256", "SHA-257", 1), text.replace('"type"', '"kind"', 1)):
+            assert planted != text
+            assert JsonStrictValidator(version).validate_str(planted) is not None
+    document, manifest = json.loads(text), json.loads((folder / "manifest.json").read_bytes())
+    model = document["metadata"]["component"]
+    assert model["type"] == "machine-learning-model"
+    assert model["hashes"][0]["content"] == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    assert model["pedigree"]["ancestors"][0]["supplier"] == {"name": "deepseek-ai"}
+    assert {"name": "flagrelease:training", "value": "none: the weights were only stored in another format"} in (
+        model["properties"]
+    )
+    files = {one["name"]: one["hashes"][0]["content"] for one in document["components"] if one["type"] == "file"}
+    listed = {file["path"]: file["sha256"] for file in manifest["files"] if file["path"] != "README.md"}
+    assert files == listed | {"manifest.json": model["hashes"][0]["content"]}
+    assert str(tmp_path) not in text
+    other = publish(release, "nvidia", str(tmp_path / "other"), report=report, yes=True).publication
+    assert other.digests["bom.cdx.json"] == hashlib.sha256(text.encode()).hexdigest(), "no name of a folder, no time"

@@ -180,7 +180,7 @@ def test_a_statement_that_was_made_to_fit_is_not_what_was_signed(online: Online)
 def test_signatures(online: Online) -> None:
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     pem = other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    assert online.check(key=pem).problems == ("model.sig: not signed by this key, or changed since",)
+    assert online.check(key=pem).problems == ("model.sig: not signed by this key: it names another one, or none",)
     with pytest.raises(UsageError, match="PEM"):
         online.check(key=b"no key")
     online.put("model.sig", None)

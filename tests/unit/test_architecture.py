@@ -138,6 +138,7 @@ ALLOWED: dict[str, set[str]] = {
         "redaction",
         "retry",
         "shard",
+        "strict_json",
     },
     "site": {
         "__init__",

@@ -12,6 +12,7 @@ CARD_NAME = "README.md"  # the one name that a release may have too: the card ta
 REPORT_NAME = "report.json"
 CLAIMS_NAME = "claims.json"  # what the card says, for programs
 STATEMENT_NAME = "provenance.intoto.json"
+BOM_NAME = "bom.cdx.json"
 SIGNATURE_NAME = "model.sig"
 NODE_SCRIPT = "run_node.sh"
 CONTAINER_FILE = "Containerfile"
@@ -25,6 +26,7 @@ WRITTEN_NAMES = frozenset(
         REPORT_NAME,
         CLAIMS_NAME,
         STATEMENT_NAME,
+        BOM_NAME,
         SIGNATURE_NAME,
         NODE_SCRIPT,
         CONTAINER_FILE,
