@@ -67,7 +67,7 @@ def _make_way(
             )
         if held.manifest is not None:
             for run in sharing:
-                run.history.append(put_away_manifest(request.out, folder))
+                run.history.append(put_away_manifest(request.out, folder, held.manifest))
         with refused(folder):
             folder.rename(_removed(folder))
         _remove(_removed(folder))
@@ -76,7 +76,7 @@ def _make_way(
         if held.state == "same-bytes":
             assert held.manifest is not None
             for run in sharing:
-                run.history.append(put_away_manifest(request.out, folder))
+                run.history.append(put_away_manifest(request.out, folder, held.manifest))
             record_again(folder, conversions.plan, release, held.manifest)
         _finish(sharing, held.why and f"{held.why}; its files stay, the manifest is written again")
         return False

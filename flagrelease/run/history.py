@@ -6,10 +6,11 @@ import hashlib
 from datetime import datetime, timezone
 from pathlib import Path
 
+from flagrelease.diff.operand import LARGEST_DOCUMENT
 from flagrelease.durable.files import refused, sync_folder, write_whole
 from flagrelease.durable.folder import LOCK_NAME
 from flagrelease.durable.lock import FileLock
-from flagrelease.records.manifest import MANIFEST_NAME
+from flagrelease.records.manifest import MANIFEST_NAME, Manifest
 from flagrelease.records.night import HISTORY
 from flagrelease.validate.stages.run import REPORT_NAME
 from flagrelease.validate.stages.state import CONTROL
@@ -36,15 +37,20 @@ def put_away_validation(out: Path, folder: Path) -> Path:
     return place
 
 
-def put_away_manifest(out: Path, release: Path) -> Path:
-    """Copy the manifest of a release that will be made again; returns the folder that holds it.
+def put_away_manifest(out: Path, release: Path, manifest: Manifest) -> Path:
+    """Copy the manifest of a release that will be made again, and what `flagrelease diff` compares by key.
+
+    These are its small JSON files. Returns the folder that holds them.
 
     Raises:
         ResourceError: the system refuses.
     """
-    manifest = release / MANIFEST_NAME
-    place = _place(out, release.name, manifest)
-    write_whole(place / MANIFEST_NAME, manifest.read_bytes())
+    place = _place(out, release.name, release / MANIFEST_NAME)
+    for file in manifest.files:
+        small = file.path.endswith(".json") and file.size <= LARGEST_DOCUMENT
+        if small and (release / file.path).is_file():
+            write_whole(place / file.path, (release / file.path).read_bytes())
+    write_whole(place / MANIFEST_NAME, (release / MANIFEST_NAME).read_bytes())
     return place
 
 

@@ -55,6 +55,8 @@ def test_another_rule_of_conversion_replaces_a_release_only_when_told(night: Pat
     assert (
         hashlib.sha256((night / "out" / manifest / "manifest.json").read_bytes()).hexdigest() == before["manifest.json"]
     )
+    config = (night / "out" / manifest / "config.json").read_bytes()
+    assert hashlib.sha256(config).hexdigest() == before["config.json"], "flagrelease diff compares it by key"
     assert (night / "out" / report / "report.html").is_file()
     assert not [path.name for path in (night / "out").iterdir() if path.name.startswith(".")]
     assert run(capsys, recipe, night / "out", "--chip", "ascend", "--replace").why == {}

@@ -118,7 +118,7 @@ class Output:
     def release(self, made: Manifest, name: str = "fp8-hf") -> str:
         """Write a release without its weights; return its manifest's digest."""
         folder = self.path / name
-        self._aside(folder / "manifest.json", self.path / "history" / name)
+        self._aside(folder / "manifest.json", self.path / "history" / name, folder / "config.json")
         folder.mkdir(parents=True, exist_ok=True)
         content = made.to_json()
         (folder / "config.json").write_text(json.dumps({"version": made.options.get("version", 0)}))
@@ -154,11 +154,12 @@ class Output:
         self.began += timedelta(days=1)
         return name
 
-    def _aside(self, path: Path, history: Path) -> None:
+    def _aside(self, path: Path, history: Path, *others: Path) -> None:
         if path.is_file():
             place = history / f"{self.began:%Y%m%dT%H%M%SZ}-{sha256(path.read_bytes())[:12]}"
             place.mkdir(parents=True)
-            path.rename(place / path.name)
+            for one in (path, *others):
+                one.rename(place / one.name)
             self.history.append(str(place))
 
 

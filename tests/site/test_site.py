@@ -248,9 +248,15 @@ def test_the_page_of_a_release_has_its_facts_and_history(week: Path) -> None:
         assert words in said, words
 
 
-def test_keys_of_a_config_are_not_known_where_only_a_manifest_was_kept(week: Path) -> None:
-    (page,) = [text for text in pages(week / "site").items() if text[0].startswith("diffs/") and "of before" in text[1]]
-    assert "not at hand in fp8-hf of before" in page[1]
+def test_configs_of_two_nights_are_compared_by_key_where_they_were_kept(week: Path, tmp_path: Path) -> None:
+    first, second = (made_site.sha256(manifest(version=n).to_json())[:12] for n in range(2))
+    page = text_of(week / "site" / "diffs" / f"{first}-{second}.html")
+    assert "config.json key before after version 0 1" in page
+    shutil.copytree(week, tmp_path / "out", ignore=shutil.ignore_patterns("site"))
+    (kept,) = (tmp_path / "out" / "history" / "fp8-hf").glob("*/config.json")
+    kept.unlink()
+    make(tmp_path / "out")
+    assert "not at hand in fp8-hf of before" in text_of(tmp_path / "out" / "site" / "diffs" / f"{first}-{second}.html")
 
 
 def test_an_old_night_has_a_row_and_no_page(tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ ALLOWED: dict[str, set[str]] = {
         "convert/planning",
         "convert/running",
         "device",
+        "diff",
         "durable",
         "errors",
         "extras",
