@@ -201,7 +201,13 @@ def _collapsed(figures: LongContextFigures) -> list[CellFigures]:
 
 
 def _detail(rules: LongContextRules, figures: LongContextFigures, verdict: StageVerdict) -> str:
-    both = f"{figures.chip.score:.1f}% of the questions are answered, {figures.native.score:.1f}% by the native side"
+    chip, native = figures.chip, figures.native
+    both = f"{chip.score:.1f}% of the questions are answered, {native.score:.1f}% by the native side"
+    if chip.truncated or native.truncated or chip.invalid or native.invalid:
+        both += (
+            f" (cut off {chip.truncated:.1f}% and {native.truncated:.1f}%, without a number {chip.invalid:.1f}% and "
+            f"{native.invalid:.1f}%)"
+        )
     if verdict == "cannot-tell" and figures.obstacles:
         return f"No verdict: {'; '.join(figures.obstacles)}."
     if verdict == "not-informative":

@@ -184,7 +184,7 @@ def test_answers_that_cannot_be_trusted_are_no_pass(native: list[str], chip: lis
 
 
 def test_a_native_side_that_is_cut_off_measures_nothing() -> None:
-    """Neither a pass nor a fail: a public report's 25 of 30 truncated answers say nothing of the port beside them."""
+    """Neither a pass nor a fail: in a public report truncation decided most of an AIME score."""
     cut = ["AAAx"] * 4 + GOOD[4:]
     for chip, test in ((cut, "pass"), (BAD, "fail")):
         judged = judge(choice_rules(margin=10), side(cut), side(chip))

@@ -76,7 +76,7 @@ def test_it_says_so_at_the_terminal(workshop: Workshop, validated: Path, capfd: 
     assert said.splitlines()[1].startswith(f"computed on {platform.machine()} CPU (")
     assert "on ascend" not in said
     assert "NOT INFORMATIVE" in said
-    assert "this release cut off 100%, without an answer 100%; native cut off 100%" in said, (
+    assert "this release cut off 100%, without an answer 100%, refused 0%; native cut off 100%" in said, (
         "what the scores are worth stands beside them"
     )
     assert "numerics" not in talk, "a finished validation loads no model"
