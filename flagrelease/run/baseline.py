@@ -86,6 +86,11 @@ def _asked_for(request: RunRequest, identity: str) -> dict[str, dict[str, Any]]:
     texts = "bundled" if request.documents is None else file_sha256(request.documents)
     parts: dict[str, dict[str, Any]] = {
         "logits": {"source": identity, "replay": rules.logits.replay.model_dump(mode="json"), "documents": texts},
+        "continuations": {
+            "source": identity,
+            "writing": rules.logits.continuations.writing.model_dump(mode="json"),
+            "documents": texts,
+        },
         "behaviour": {"source": identity, "behaviour": rules.behaviour.model_dump(mode="json")},
     }
     for name, benchmark in rules.benchmarks.items():
@@ -106,7 +111,7 @@ def _put_away(request: RunRequest, part: str) -> None:
     """Into the history with what is whole; what was begun is removed."""
     folder = BaselineFolder(baseline_folder(request))
     kind, _, name = part.partition("/")
-    places = {"logits": folder.logits, "behaviour": folder.behaviour}
+    places = {"logits": folder.logits, "continuations": folder.continuations, "behaviour": folder.behaviour}
     whole = places.get(part) or folder.answers(name)
     if whole.exists():
         put_away_part(request.out, whole)

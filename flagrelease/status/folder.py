@@ -198,6 +198,10 @@ def _stray_reports(folder: Path, chips: Iterable[ChipState]) -> Iterator[str]:
 
 def _baseline(folder: Path) -> tuple[str, ...]:
     """Its finished parts, as `validate/baseline.py` lays them out."""
-    names = {"logits": folder / "logits" / "baseline.json", "behaviour": folder / "behaviour.json"}
+    names = {
+        "logits": folder / "logits" / "baseline.json",
+        "continuations": folder / "continuations.json",
+        "behaviour": folder / "behaviour.json",
+    }
     answers = [f"benchmarks/{path.stem}" for path in sorted((folder / "benchmarks").glob("*.json"))]
     return (*(name for name, path in names.items() if path.is_file()), *answers)

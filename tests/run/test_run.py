@@ -482,7 +482,8 @@ def test_a_release_for_two_ranks_is_validated_on_two_ranks(tmp_path: Path, capsy
     recipe = write_recipe(
         tmp_path, stages=["integrity", "weights", "behaviour"], device="any", behaviour=behaviour,
         logits={"replay": {"documents": 2, "tokens": 32, "decode_tokens": 2}, "min_documents": 2, "min_tokens": 2,
-                "min_decode_tokens": 1, "rounded": 100},
+                "min_decode_tokens": 1, "rounded": 100,
+                "continuations": {"writing": {"documents": 2, "prompt_tokens": 4, "tokens": 4}, "min_tokens": 1}},
     )  # fmt: skip
     document = yaml.safe_load(recipe.read_text())
     document["releases"] = {"nvidia": {"dtype": "fp8", "layout": "mp2"}}

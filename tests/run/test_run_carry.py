@@ -164,8 +164,11 @@ def test_a_baseline_is_recorded_again_in_the_parts_that_changed(night: Path, mon
     assert outdated_parts(other, "source 1") == {"behaviour": "behaviour.max_tokens: 4096 -> 99"}
     record_baseline(other, runs, night, "source 1")
     assert recorded == ["logits", "behaviour.json", "behaviour.json"]
+    begun = {"logits": {"continuations": {"writing": {"seed": 1}}}}
+    said = "writing.seed: 0 -> 1"
+    assert outdated_parts(request(behaviour={"max_tokens": 99}, **begun), "source 1") == {"continuations": said}
     (old,) = (night / "out" / "history" / "baseline").iterdir()
     assert [path.name for path in old.iterdir()] == ["behaviour.json"]
     assert outdated_parts(other, "source 1") == {}
-    assert set(outdated_parts(other, "source 2")) == {"logits", "behaviour"}
+    assert set(outdated_parts(other, "source 2")) == {"logits", "continuations", "behaviour"}
     assert outdated_parts(replace(other, baseline=night), "source 2") == {}, "one that was made elsewhere"

@@ -25,6 +25,7 @@ def test_two_chips_are_validated_once_and_what_changed_is_validated_again(
         "min_decode_tokens": 1,
         "oracle": wide,
         "native": wide,
+        "continuations": {"writing": {"documents": 2, "prompt_tokens": 4, "tokens": 4}, "min_tokens": 1},
     }
     rules = {"stages": ["integrity", "weights", "behaviour"], "device": "any", "behaviour": behaviour, "logits": logits}
     texts = [{"name": f"t{n}", "kind": "short", "text": f"Ledger: cloud blaze {n}2 marsh quail 65"} for n in (4, 5)]

@@ -12,7 +12,7 @@ class WritingRules(Strict):
 
     Attributes:
         documents: of the logits' set, so many, the first ones, are continued.
-        prompt_tokens: of each that the continuation begins behind.
+        prompt_tokens: of each that the continuation begins behind, or as many fewer as `tokens` need, but half of it.
         tokens: that the native model writes, at most.
         seed: from which each text's own is derived.
     """

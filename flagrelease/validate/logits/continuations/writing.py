@@ -33,8 +33,12 @@ class _Step(BaseModel):
 
 
 def beginnings(documents: Sequence[Document], rules: WritingRules) -> Prompts:
-    """What is continued, by the names of the documents."""
-    return {each.name: each.tokens[: rules.prompt_tokens] for each in documents[: rules.documents]}
+    """What is continued, by the names of the documents. Of a short one the end is left to write, half of it at most."""
+
+    def begun(tokens: tuple[int, ...]) -> tuple[int, ...]:
+        return tokens[: min(rules.prompt_tokens, max(len(tokens) // 2, len(tokens) - rules.tokens))]
+
+    return {each.name: begun(each.tokens) for each in documents[: rules.documents]}
 
 
 def prompts_sha256(prompts: Prompts) -> str:
