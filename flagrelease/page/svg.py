@@ -14,7 +14,7 @@ from markupsafe import Markup
 Anchor = Literal["start", "middle", "end"]
 Point = tuple[float, float]
 WIDE, NARROW = 760.0, 320.0  # of a drawing on a screen or paper, and on a telephone
-_THIN, _BROAD = frozenset("ijlftrI.,:;|!'()[]/ 1·"), frozenset("mwMW%@—→←≤≥")
+_THIN, _BROAD = frozenset("ijlftrI.,:;|!'()[]/ ·"), frozenset("mwMW%@—→←≤≥")
 
 
 def is_narrow(width: float) -> bool:
@@ -79,6 +79,12 @@ class Drawing:
     def text(self, at: Point, words: str, anchor: Anchor = "start", style: str = "label") -> None:
         """One line of text; `at` is on its base line."""
         self._add('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>', style, *at, anchor, words)
+
+    def axis_title(self, middle: float, words: str) -> None:
+        """The title of a horizontal axis along the lower edge, below `middle` as far as the drawing is wide enough."""
+        half = text_width(words) / 2
+        centre = min(max(middle, half), self.width - half) if 2 * half < self.width else self.width / 2
+        self.text((centre, self.height - 6), words, "middle", "tick")
 
     def markup(self) -> Markup:
         """The `svg` element."""

@@ -100,7 +100,7 @@ def behaviour_stage(release: Path, port: Behaviour, native: Behaviour) -> Stage:
         golden_differing=golden.differing,
         token_mismatches=mismatches,
         only_counted=counted,
-        served=tuple(side for side, of in (("this chip", port), ("native", native)) if _is_served(of)),
+        served=tuple(side for side, of in (("this release", port), ("native", native)) if _is_served(of)),
         rates=rates,
     )
     return Stage(
@@ -192,7 +192,7 @@ def _count(some: int, prompts: int) -> str:
 
 def _leaves_open(figures: BehaviourFigures) -> tuple[str, ...]:
     lines = ["Whether what the answers say is right.", "Behaviour in chats longer than these prompts."]
-    if "this chip" in figures.served:
+    if "this release" in figures.served:
         lines.append("That the server ran this very release on the chip: nothing in its answers shows its weights.")
         lines.append("The chat format beyond these prompts: the server writes it by itself.")
     elif not figures.golden_pairs:

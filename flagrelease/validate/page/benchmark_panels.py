@@ -97,6 +97,7 @@ class _Figures(_Read):
     flips: tuple[str, ...] = ()
     obstacles: tuple[str, ...] = ()
     published: tuple[PublishedFigures, ...] = ()
+    not_informative: str | None = None
     sides: dict[Side, _Side]
     items: tuple[_Item, ...]
 
@@ -174,16 +175,21 @@ def _test_panel(verdict: PartVerdict, figures: _Figures) -> Panel:
     rows.append(("items whose majority answer changed", f"{len(figures.flips)} of {len(figures.items)}"))
     if len(runs := [f"{figures.sides[side].run_sd:.2f} {name}" for side, name in _SIDES if side in figures.sides]) == 2:
         rows.append(("score from run to run, standard deviation", ", ".join(runs)))
-    return Panel("The test", _say_test(verdict, test), table=Table(("what", ">value"), rows), folded=False)
+    return Panel(
+        "The test",
+        _say_test(verdict, test, figures.not_informative),
+        table=Table(("what", ">value"), rows),
+        folded=False,
+    )
 
 
-def _say_test(verdict: PartVerdict, test: _Test) -> str:
+def _say_test(verdict: PartVerdict, test: _Test, why: str | None) -> str:
     if verdict == "cannot-tell" and test.further_needed is not None:
         return f"As things are, {test.further_needed} more answers to each question would decide it."
     if verdict == "cannot-tell":
         return "The answers do not decide it."
     if verdict == "not-informative":
-        return "Whatever the release had answered, this test could not have told."
+        return f"This test tells nothing, whatever the release answers: {why}."
     if verdict == "fail":
         return f"The release is worse by more than {test.margin:g} points."
     if test.equivalent:

@@ -34,7 +34,7 @@ def box_plot(ident: str, boxes: Sequence[BoxPlot], title: str, description: str,
     for value, label in x.roomy_ticks():
         drawing.line((x(value), _TOP), (x(value), base), "grid")
         drawing.text((x(value), base + 18), label, "middle", "tick")
-    drawing.text(((x.start + x.end) / 2, height - 6), axis, "middle", "tick")
+    drawing.axis_title((x.start + x.end) / 2, axis)
     for number, box in enumerate(boxes):
         y = _TOP + _ROW * number + _ROW / 2
         least, low, middle, high, most = (x(value) for value in box.quantiles)

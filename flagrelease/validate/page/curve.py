@@ -84,4 +84,4 @@ def _axes(drawing: Drawing, x: LinearScale, y: Log, axis: str) -> None:
             drawing.line((x(value), base), (x(value), base + 5), "axis")
             drawing.text((x(value), base + 19), label.partition(".")[0], "middle", "tick")
     drawing.line((x.start, base), (x.end, base), "axis")
-    drawing.text(((x.start + x.end) / 2, drawing.height - 6), axis, "middle", "tick")
+    drawing.axis_title((x.start + x.end) / 2, axis)

@@ -13,6 +13,7 @@ from flagrelease.page.svg import Drawing, is_narrow, text_width
 
 _RIGHT, _ROW, _TOP, _BOTTOM, _HALF = 160, 46, 10, 44, 17
 _NAMES = 40  # height of the name and the numbers above a bar, where there is no room beside it
+_EDGE = 20  # beside the axis there
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,12 @@ def forest_plot(
     height = _TOP + step * len(rows) + _BOTTOM
     drawing = Drawing(ident, width, height, "Difference from the native model, with the margin", description)
     names = max(text_width(row.name, 13) * 1.08 for row in rows)
-    x = LinearScale(-reach, reach, 8 if narrow else max(names + 20, 120), width - (8 if narrow else _RIGHT))
+    x = LinearScale(-reach, reach, _EDGE if narrow else max(names + 20, 120), width - (_EDGE if narrow else _RIGHT))
     bottom = height - _BOTTOM
     for value, label in x.roomy_ticks(6):
         drawing.line((x(value), _TOP), (x(value), bottom), "grid")
         drawing.text((x(value), bottom + 18), label, "middle", "tick")
-    drawing.text((x(0), height - 6), axis, "middle", "tick")
+    drawing.axis_title(x(0), axis)
     for number, row in enumerate(rows):
         y = _TOP + step * (number + 1) - _ROW / 2
         _draw_row(drawing, x, y, row, -row.margin if worse == "left" else row.margin)

@@ -87,4 +87,4 @@ def _axes(drawing: Drawing, x: Log, y: LinearScale, axis: str, lowest: str | Non
         drawing.line((x(value), base), (x(value), base + 5), "axis")
         drawing.text((x(value), base + 19), lowest if place == 0 and lowest is not None else label, "middle", "tick")
     drawing.line((x.start, base), (x.end, base), "axis")
-    drawing.text(((x.start + x.end) / 2, drawing.height - 6), axis, "middle", "tick")
+    drawing.axis_title((x.start + x.end) / 2, axis)

@@ -20,8 +20,8 @@ _COUNTED: dict[StageName, tuple[str, str]] = {"integrity": ("files", "files"), "
 
 
 def key_figure(stage: Stage, benchmarks: Sequence[Benchmark]) -> str:
-    """The stage's number, such as "61 files" or "GPQA Diamond −0.60"; empty if the stage has none or was not run."""
-    if stage.verdict == "not-run":
+    """The stage's number, such as "61 files" or "GPQA Diamond −0.60"; empty if it has none that says something."""
+    if stage.verdict in ("not-run", "not-informative"):
         return ""
     if stage.name == "benchmarks":
         return ", ".join(f"{row.name} {signed(row.value)}" for row in differences(benchmarks))

@@ -45,7 +45,7 @@ def _map(figures: LongContextFigures, side: str) -> Panel:
                 ),
             )
         )
-    who = "this chip" if side == "chip" else "the native model"
+    who = "this release" if side == "chip" else "the native model"
     words = _words(figures, side, who)
     plot = partial(
         heat_map,
@@ -59,7 +59,7 @@ def _map(figures: LongContextFigures, side: str) -> Panel:
     )
     table = None
     if side == "chip":
-        table = Table(("length", "depth", ">this chip", ">native", ">lost", ">gained", ">p", "outcome"))
+        table = Table(("length", "depth", ">this release", ">native", ">lost", ">gained", ">p", "outcome"))
         for cell in (*figures.cells, *figures.lengths, *figures.depths):
             length = "all" if cell.length is None else f"{cell.length:,}"
             depth = "all" if cell.depth is None else f"{cell.depth:g}%"
@@ -91,7 +91,7 @@ def _difference(figures: LongContextFigures) -> Panel:
     overall = figures.overall
     row = ForestRow("all questions", overall.verdict, overall.difference, overall.lower, overall.upper, overall.margin)
     words = (
-        f"The chip's share of right answers less the native one: {signed(overall.difference)} points, "
+        f"The release's share of right answers less the native one: {signed(overall.difference)} points, "
         f"{signed(overall.lower)} to {signed(overall.upper)}; {overall.margin:g} fewer still count as aligned."
     )
     axis = "points of 100: ← fewer right, more right →"

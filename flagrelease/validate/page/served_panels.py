@@ -46,7 +46,7 @@ def served_panel(served: Served) -> Panel:
 
 def gate_panel(gate: GateFigures) -> Panel:
     """Every text, and how likely both sides find it."""
-    table = Table(("text", ">tokens", ">native, nats a token", ">this chip", ">difference"))
+    table = Table(("text", ">tokens", ">native, nats a token", ">this release", ">difference"))
     for text in sorted(gate.texts, key=lambda each: each.native - each.port):
         numbers = (text.native, text.port, text.port - text.native)
         table.rows.append((text.name, f"{text.tokens:,}", *map(short, numbers)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 from collections.abc import Iterable
@@ -13,23 +12,18 @@ from flagrelease.ranks.job import ranks
 from flagrelease.records.computed_on import ByEngine, ByServer
 from flagrelease.records.rules import StageName
 from flagrelease.validate.endpoint.address import Endpoint
-from flagrelease.validate.endpoint.client import EndpointClient
+from flagrelease.validate.stages.environment import told_by
 from flagrelease.validate.stages.stage import FILE_STAGES, Outcome
-
-# If a server is given, it answers these.
-OVER_ENDPOINT: tuple[StageName, ...] = ("preflight", "logits", "invariance", "long-context", "benchmarks", "behaviour")
 
 
 def computer(
     stage: StageName, chip: Chip, device: Device | str, endpoint: Endpoint | None
 ) -> ByEngine | ByServer | None:
-    """What computes this stage; None for a stage that reads files."""
+    """What computes this stage, which is the server if one was given; None for a stage that reads files."""
     if stage in FILE_STAGES:
         return None
-    if endpoint is not None and stage in OVER_ENDPOINT:
-        return ByServer(
-            stages=(stage,), address=endpoint.shown, model=endpoint.model, told=asyncio.run(_told_by(endpoint))
-        )
+    if endpoint is not None:
+        return ByServer(stages=(stage,), address=endpoint.shown, model=endpoint.model, told=told_by(endpoint))
     assert isinstance(device, Device), "a stage without a device is not run"
     return ByEngine(
         stages=(stage,),
@@ -54,11 +48,6 @@ def computers(outcomes: Iterable[Outcome]) -> tuple[ByEngine | ByServer, ...]:
         else:
             found.append(mine)
     return tuple(found)
-
-
-async def _told_by(endpoint: Endpoint) -> dict[str, str]:
-    async with EndpointClient(endpoint) as client:
-        return await client.told()
 
 
 def _machine(device: Device) -> str:

@@ -30,14 +30,18 @@ def describe_environment(device: Device | None) -> dict[str, str]:
 
 def describe_endpoint(endpoint: Endpoint | None) -> dict[str, str]:
     """What the server says of itself, by name, as its own word; empty where it says nothing, or does not answer now."""
-    if endpoint is None:
-        return {}
+    told = {} if endpoint is None else told_by(endpoint)
+    return {f"{name} (the server's word)": value for name, value in told.items()}
+
+
+def told_by(endpoint: Endpoint) -> dict[str, str]:
+    """What the server says of itself now, by name."""
 
     async def ask() -> dict[str, str]:
         async with EndpointClient(endpoint) as client:
             return await client.told()
 
-    return {f"{name} (the server's word)": value for name, value in asyncio.run(ask()).items()}
+    return asyncio.run(ask())
 
 
 def _distributions() -> set[str]:

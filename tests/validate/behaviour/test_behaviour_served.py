@@ -157,7 +157,7 @@ def test_what_is_said_of_what_a_server_cannot_show(tmp_path: Path) -> None:
     stage = behaviour_stage(tmp_path, port, native)
     said = " ".join(stage.leaves_open)
     assert "All 3 prompts were compared by how many tokens they have: the server does not tell which." in said
-    assert "What the server's own parsers mended or dropped (this chip)" in said
+    assert "What the server's own parsers mended or dropped (this release)" in said
     assert "nothing in its answers shows its weights" in said
     assert stage.figures["token_mismatches"] == []
     longer = native.model_copy(

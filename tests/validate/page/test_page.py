@@ -7,6 +7,7 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import made_up
+import made_up_served
 import pytest
 
 from flagrelease.page.scale import LinearScale, Log
@@ -21,7 +22,7 @@ from flagrelease.validate.page.strip import StripItem, item_strip
 
 REPORTS = {
     "passing": made_up.passing, "failing": made_up.failing, "without a device": made_up.without_device,
-    "weights that fail": made_up.failing_weights,
+    "weights that fail": made_up.failing_weights, "served": made_up_served.served,
 }  # fmt: skip
 HOSTILE = '"></title></style><script>window.broken=1</script><img src=x onerror="window.broken=1">{{ 7*7 }}&lt;'
 _VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -105,8 +106,31 @@ def test_a_whole_report_has_all_its_pictures() -> None:
         assert f'id="{ident}-t"' in page, ident
 
 
+@pytest.mark.parametrize("make", REPORTS.values(), ids=REPORTS.keys())
+def test_the_headline_says_where_and_nothing_is_said_to_be_on_the_chip(make: object) -> None:
+    """The chip is what a release is for. Figures of a CPU stood under "on ascend", as those of "this chip"."""
+    report = make()  # type: ignore[operator]
+    words = Walk(page_of(report)).words()
+    where = report.computed_where
+    assert where[1:] in words.split("manifest", 1)[0], "above the verdict"
+    assert "this chip" not in words
+    assert f"on {report.chip}" not in words
+
+
+def test_what_tells_nothing_is_neither_green_nor_in_numbers_at_the_top() -> None:
+    steps = page_of(made_up_served.served()).split("</nav>")[0]
+    for name in ("benchmarks", "behaviour"):
+        (tile,) = re.findall(rf'<a class="([^"]+)" href="#{name}">(.*?)</a>', steps)
+        assert tile[0] == "t-not-informative"
+        assert "Not informative" in tile[1]
+        assert 'class="key"' not in tile[1]
+    page = page_of(made_up_served.served())
+    assert "This test tells nothing, whatever the release answers: a port that answers" in page
+    assert "Not informative, which is no pass: benchmarks and behaviour." in page
+
+
 def test_the_made_up_reports_are_of_all_verdicts() -> None:
-    assert [make().verdict for make in REPORTS.values()] == ["pass", "fail", "cannot-tell", "fail"]
+    assert [make().verdict for make in REPORTS.values()] == ["pass", "fail", "cannot-tell", "fail", "cannot-tell"]
 
 
 def test_every_stage_has_its_number_at_the_top() -> None:

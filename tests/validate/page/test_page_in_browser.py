@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import made_up
+import made_up_served
 import pytest
 from browser import NAMES, Browser, find_chromium
 from test_page import HOSTILE
@@ -18,7 +19,8 @@ from flagrelease.validate.page.page import render_page
 # Own text of each element against what is painted behind it (WCAG 2.2): [ratio, text] of all below 4.5.
 CONTRAST = r"""
 (() => {
-  const parse = c => { const m = c.match(/[\d.]+/g).map(Number); return m.length > 3 ? m : [...m, 1]; };
+  const parse = c => { const m = c.match(/[\d.]+/g).map(Number), of = c.startsWith('color(') ? 255 : 1;
+    return [m[0] * of, m[1] * of, m[2] * of, m.length > 3 ? m[3] : 1]; };
   const lum = c => { const f = v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
     return 0.2126 * f(c[0]) + 0.7152 * f(c[1]) + 0.0722 * f(c[2]); };
   const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
@@ -84,11 +86,23 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
+REPORTS = {
+    "passing": made_up.passing, "failing": made_up.failing, "without a device": made_up.without_device,
+    "served": made_up_served.served,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_page(made_up.passing(), made_up.manifest()), encoding="utf-8")
-    return path
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    for name, make in REPORTS.items():
+        (folder / f"{name}.html").write_text(render_page(make(), made_up.manifest()), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in REPORTS}
+
+
+@pytest.fixture(scope="module")
+def page(pages: dict[str, Path]) -> Path:
+    return pages["passing"]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1100, "dark"), (390, "light"), (320, "dark")])
@@ -105,10 +119,49 @@ def test_it_is_quiet_and_fits(browser: Browser, page: Path, width: int, scheme: 
     assert blank == []
 
 
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (390, "screen"), (688, "print")])
+def test_nothing_is_cut_and_no_text_lies_over_another(
+    browser: Browser, pages: dict[str, Path], name: str, width: int, media: str
+) -> None:
+    """With every folded table open. 688 pixels are what A4 leaves between its margins."""
+    browser.show(pages[name], width, media=media)
+    browser.ask(OPEN_ALL)
+    found = browser.ask(LAYOUT)
+    assert found["seen"] > 100
+    assert (found["cut"], found["over"], found["scrolled"]) == ([], [], [])
+
+
+def test_the_layout_check_sees_what_is_cut_and_what_collides(browser: Browser, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        '<body><svg width="200" height="60"><text x="0" y="20">a limit</text><text x="20" y="22">a mean</text>'
+        '<text x="190" y="50">cut off here</text></svg>'
+        '<div style="width:9em;overflow:auto"><p style="width:20em">x</p></div>'
+    )
+    browser.show(bad, 390)
+    found = browser.ask(LAYOUT)
+    assert found["over"] == ["a limit | a mean"]
+    assert found["cut"] == ["cut off here"]
+    assert found["scrolled"] == ["DIV."]
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_no_bar_is_empty(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    """A bar of no width looks like a fault of the page; a limit of which nothing is used has a dot."""
+    for width in (1280, 390):
+        browser.show(pages[name], width)
+        thin = (
+            "[...document.querySelectorAll('.plot rect')].filter(e => e.checkVisibility() && e.getBBox().width < 0.4)"
+        )
+        assert browser.ask(f"{thin}.length") == 0
+
+
+@pytest.mark.parametrize("name", ["passing", "served"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("media", ["screen", "print"])
-def test_all_text_can_be_read(browser: Browser, page: Path, scheme: str, media: str) -> None:
-    browser.show(page, scheme=scheme, media=media)
+def test_all_text_can_be_read(browser: Browser, pages: dict[str, Path], name: str, scheme: str, media: str) -> None:
+    browser.show(pages[name], scheme=scheme, media=media)
     answer = browser.ask(CONTRAST)
     assert answer["seen"] > 500
     assert answer["found"] == []

@@ -389,7 +389,7 @@ def test_an_endpoint_is_asked_for_behaviour_and_its_key_is_nowhere(
     assert "device" not in report["environment"], "nothing was loaded here"
     behaviour = stage_of(out, "behaviour")
     assert behaviour["verdict"] != "fail"
-    assert behaviour["figures"]["served"] == ["this chip", "native"]
+    assert behaviour["figures"]["served"] == ["this release", "native"]
     written = [path.read_bytes() for folder in (baseline, out) for path in folder.rglob("*") if path.is_file()]
     assert len(written) > 5
     assert not any(KEY.encode() in content for content in [*written, said.encode()])
