@@ -22,7 +22,7 @@ from flagrelease.validate.baseline import NO_BASELINE, BaselineFolder, refuse_ot
 from flagrelease.validate.behaviour.answers import Behaviour
 from flagrelease.validate.exams.comparison import refuse_too_few
 from flagrelease.validate.exams.exam import Exam, read_exam
-from flagrelease.validate.exams.marking.marking import require_markers
+from flagrelease.validate.exams.marking.marking import can_be_marked, require_markers
 from flagrelease.validate.exams.side import Side, refuse_other_exam, refuse_other_rules
 from flagrelease.validate.logits.continuations.stored import Continuations
 from flagrelease.validate.long_context.items import LengthRules, refuse_too_long
@@ -131,16 +131,17 @@ def open_exams(names: Iterable[str], exams: Exams, rules: ValidationRules) -> di
 
 
 def with_all_questions(ready: Prepared) -> Prepared:
-    """The same validation with the questions of all benchmarks, which the native model must have been asked.
+    """The same validation with the questions of all benchmarks that can be marked, which the native model was asked.
 
     Raises:
         VerificationError: it was asked others.
         UsageError, NetworkError: as `open_exams`.
     """
-    rules = ready.request.rules
-    exams = open_exams(rules.benchmarks, ready.exams, rules)
-    for name, side in ready.native.benchmarks.items():
-        refuse_other_exam(side, exams[name], read_efforts(ready.request.release.folder))
+    rules, sandbox = ready.request.rules, ready.request.sandbox
+    names = [name for name, each in rules.benchmarks.items() if can_be_marked(each.kind, sandbox)]
+    exams = open_exams(names, ready.exams, rules)
+    for name in ready.native.benchmarks.keys() & names:
+        refuse_other_exam(ready.native.benchmarks[name], exams[name], read_efforts(ready.request.release.folder))
     return replace(ready, exams=exams)
 
 

@@ -7,7 +7,8 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow
 import pyarrow.parquet
@@ -17,6 +18,7 @@ from scripted_exam import choice_rules, nothing, write_jsonl
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.efforts import Efforts, efforts_of
 from flagrelease.records.rules import BENCHMARK_PRESETS, BenchmarkRules
+from flagrelease.validate.baseline import BaselineFolder
 from flagrelease.validate.exams.answerer import Ask, AskRules, Reply
 from flagrelease.validate.exams.exam import Exam, read_exam
 from flagrelease.validate.exams.extraction import refuses
@@ -27,6 +29,8 @@ from flagrelease.validate.exams.marking.expressions import Equality, ExpressionM
 from flagrelease.validate.exams.marking.marking import marking
 from flagrelease.validate.exams.marking.sandbox import Sandbox
 from flagrelease.validate.exams.run import run_side
+from flagrelease.validate.exams.stage import benchmarks_stage
+from flagrelease.validate.stages.model_stages import BenchmarksStage, StageInputs
 
 PYTHON = f"{shlex.quote(sys.executable)} -I -"  # no sandbox at all: the programs here are the tests' own
 FUNCTION = {
@@ -295,3 +299,16 @@ def test_presets_of_every_kind_ask_their_own_data(tmp_path: Path) -> None:
             (item,) = read_exam(rules, [write_jsonl(tmp_path / f"{preset}.jsonl", [record])]).items
             assert isinstance(item, Item)
             assert "{question}" not in item.prompt
+
+
+def test_code_without_a_sandbox_is_not_run_and_that_is_said(tmp_path: Path) -> None:
+    rules = {"humaneval": rules_of("code", title="HumanEval")}
+    request = SimpleNamespace(rules=SimpleNamespace(benchmarks=rules), sandbox=None)
+    ready = SimpleNamespace(request=request, baseline=BaselineFolder(tmp_path))
+    stage = BenchmarksStage(StageInputs(cast(Any, ready), "no device"))
+    assert stage.missing() == "an exam of code: it runs what the model writes, and needs --sandbox"
+    request.sandbox = PYTHON
+    assert stage.missing() == "the baseline has no answers to humaneval"
+    said = benchmarks_stage([], by_endpoint=False, left_out=["HumanEval"])
+    assert said.verdict == "cannot-tell"
+    assert said.detail == "Not run: HumanEval (it runs what the model writes, and needs --sandbox)."
