@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable, Coroutine, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -53,12 +55,14 @@ class Transport:
         key = endpoint.key()
         self._endpoint, self._patience = endpoint, patience
         self._troubles: dict[asyncio.Task[Any] | None, str] = {}
+        from_outside = not endpoint.on_loopback  # a proxy would get what is meant for this machine
         self._http = httpx2.AsyncClient(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=endpoint.timeout,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
             follow_redirects=False,
-            trust_env=not endpoint.on_loopback,  # a proxy would get what is meant for this machine
+            trust_env=from_outside,
+            verify=_certificates(from_outside),
         )
 
     async def close(self) -> None:
@@ -176,6 +180,14 @@ class Transport:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise NetworkError(f"{self._endpoint.shown}: the reply is not JSON") from None
+
+
+@cache
+def _certificates(trust_env: bool) -> ssl.SSLContext:
+    """What TLS trusts; reading it takes as long as a short request."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 class _PassingError(Exception):

@@ -169,7 +169,7 @@ def test_what_is_said_of_what_a_server_cannot_show(tmp_path: Path) -> None:
 
 def test_served_it_answers_as_the_engine_does(small_release: Path, served_small: str, tmp_path: Path) -> None:
     """Our own server: the same tokens of all prompts, tools included, and the same answers, token for token."""
-    asked_by = rules(repeats=2, max_tokens=12)
+    asked_by = rules(max_tokens=12)
     scheduler = Scheduler(
         Runner(engine.load(small_release, "bf16", torch.float32), rows=4, context=2048), Tokenizer(small_release)
     )
