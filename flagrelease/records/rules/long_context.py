@@ -30,7 +30,7 @@ class LongContextRules(Strict):
         margin: largest drop, over all cells, that still counts as aligned.
         alpha: chance that a port exactly `margin` worse passes, and that a sound one is said to lose a cell.
         most_truncated: above this rate of answers that are cut off at `max_tokens` there is no verdict where the native
-            side does it, and no pass where the chip does.
+            side does it, and no pass where the release does.
     """
 
     form: Literal["register", "ledger"] = "register"

@@ -1,8 +1,8 @@
 """The verdict on retrieval from long contexts: two sides' answers to the same questions, and nothing else.
 
-Two tests, both fixed by the rules. Over all questions: is the chip worse by the margin? In every cell, row and column:
-did the chip lose questions that the native side answers, beyond chance? The second finds what the first averages away,
-such as one depth at one length.
+Two tests, both fixed by the rules. Over all questions: is the release worse by the margin? In every cell, row and
+column: did it lose questions that the native side answers, beyond chance? The second finds what the first averages
+away, such as one depth at one length.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _cells(rules: LongContextRules, pairs: list[_Pair]) -> tuple[tuple[CellFigur
 
 
 def _losses(pairs: list[_Pair]) -> tuple[int, int]:
-    """Questions that the native side alone solved, and that the chip alone solved."""
+    """Questions that the native side alone solved, and that the release alone solved."""
     return sum(pair.right == (True, False) for pair in pairs), sum(pair.right == (False, True) for pair in pairs)
 
 
@@ -180,7 +180,7 @@ def _obstacles(rules: LongContextRules, native: SideFigures, chip: SideFigures) 
     return tuple(
         f"{side.truncated:.2f}% of the {name} answers were cut off at {rules.max_tokens} tokens; at most "
         f"{rules.most_truncated:g}% may"
-        for name, side in (("native", native), ("chip's", chip))
+        for name, side in (("native", native), ("release's", chip))
         if side.truncated > rules.most_truncated
     )
 
@@ -227,7 +227,7 @@ def _detail(rules: LongContextRules, figures: LongContextFigures, verdict: Stage
     if verdict == "cannot-tell":
         more = figures.overall.further_items
         said = "no number of questions would decide" if more is None else f"{more} more in each cell would decide"
-        return f"{both}; whether the chip is worse by {rules.margin:g} points is not decided: {said}."
+        return f"{both}; whether the release is worse by {rules.margin:g} points is not decided: {said}."
     return f"{both}: not worse by {rules.margin:g} points, and no length or depth is lost."
 
 
@@ -239,8 +239,8 @@ def _say_place(cell: CellFigures) -> str:
 def _proves(rules: LongContextRules, figures: LongContextFigures) -> tuple[str, ...]:
     return (
         f"Over {len(figures.cells) * rules.items} questions in prompts of {rules.lengths[0]} to {rules.lengths[-1]} "
-        f"tokens, each about an entry that {rules.hops} entries lead to, the chip is not worse than the native side by "
-        f"{rules.margin:g} points.",
+        f"tokens, each about an entry that {rules.hops} entries lead to, the release is not worse than the native side "
+        f"by {rules.margin:g} points.",
         "No length, no depth and no cell of both is lost beyond chance.",
     )
 

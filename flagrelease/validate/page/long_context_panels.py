@@ -1,4 +1,4 @@
-"""The section of the long-context stage: what was found at which depth of which length, on the chip and natively."""
+"""The section of the long-context stage: what was found at which depth of which length, by the release and natively."""
 
 from __future__ import annotations
 
