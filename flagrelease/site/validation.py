@@ -101,6 +101,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     where = "wherever it ran: it proves nothing of this chip" if rules.device == "any" else f"only on {rules.device}"
     return [
         ("Report of manifest", report.manifest_sha256),
+        ("Figures", report.computed_where),
         ("Made by", f"{report.tool.name} {report.tool.version}"),
         ("A pass needs", ", ".join(rules.stages)),
         ("What is computed counts", where),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from flagrelease.records.report import Verdict
+from flagrelease.records.report import PartVerdict
 from flagrelease.validate.logits.continuations.figures import GateFigures
 from flagrelease.validate.logits.served.figures import Served
 
@@ -27,7 +27,7 @@ class Measure(_Read):
     high: float | None
     at_least: float | None
     at_most: float | None
-    verdict: Verdict
+    verdict: PartVerdict
 
 
 class Distribution(_Read):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -144,6 +145,14 @@ def test_every_stage_has_its_number_at_the_top() -> None:
     assert found[3] == ", ".join(shown)
     assert found[4] == "no valid tool call: +2.50 points"
     assert re.findall(r'<span class="key">([^<]+)</span>', page_of(made_up.failing_weights()))[1] == "1 finding"
+
+
+def test_a_limit_that_nothing_can_break_is_drawn_in_its_own_colour() -> None:
+    figures = copy.deepcopy(made_up.logits().figures)
+    figures["comparisons"][2]["measures"][0]["verdict"] = "not-informative"  # type: ignore[index, call-overload]
+    page = page_of(made_up.with_figures(figures))
+    assert 'class="wash v-not-informative"' in page
+    assert '<td data-name="outcome" class="v-not-informative">Not informative</td>' in page
 
 
 def test_a_stage_that_was_not_run_is_not_drawn() -> None:
