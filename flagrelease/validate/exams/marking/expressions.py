@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
+import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Protocol
 
 from flagrelease.errors import ResourceError
 from flagrelease.extras import remedy
+from flagrelease.ranks.lifetime import die_with
 from flagrelease.validate.exams.items import Item
 from flagrelease.validate.exams.latex import last_box
 from flagrelease.validate.exams.marking.mark import Mark, other_than
@@ -92,7 +95,7 @@ class Equality:
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (os.getpid(),))
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
@@ -103,6 +106,12 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 # What follows runs in that process.
+
+
+def _begin(parent: int) -> None:
+    """It ends with this one, and Ctrl-C is for this one alone."""
+    die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _equal(right: str, given: str) -> bool | None:
