@@ -14,13 +14,14 @@ from endpoint_standin import Answer, Standin
 from served_model import NAME, serving
 from small_validation import Workshop
 
-from flagrelease import engine
+from flagrelease import cli, engine
 from flagrelease.chips.table import get_chip
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import VerificationError
 from flagrelease.records.release import read_release
 from flagrelease.records.report import Stage
 from flagrelease.validate.endpoint.address import Endpoint
+from flagrelease.validate.logits.continuations.stored import Continuations
 from flagrelease.validate.stages.logits_stage import LogitsStage
 from flagrelease.validate.stages.model_stages import StageInputs
 from flagrelease.validate.stages.preconditions import prepare
@@ -114,3 +115,23 @@ def test_a_server_that_cannot_is_named_and_may_be_asked_again(
     assert found.detail.startswith(f"Not run: the server at {standin.url} gives no log-probabilities of prompts (")
     assert "prompt-logprobs: HTTP 400" in found.detail
     assert "echo-text-bos: HTTP 400" in found.detail
+
+
+def test_a_server_writes_and_scores_the_texts_of_a_baseline(
+    workshop: Workshop, server: Endpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """That it serves the source is the word of whoever records."""
+    there = ["--part", "continuations", "--endpoint", server.url, "--model", NAME]
+    assert cli.main(workshop.recording(tmp_path / "baseline", *there)) == 0
+    made = Continuations.read(tmp_path / "baseline" / "continuations.json")
+    assert made.stack == f"{NAME} at {server.url}"
+    assert [len(text.prompt) for text in made.texts] == [8, 8]
+    assert all(1 <= len(text.answer) <= 6 for text in made.texts)
+    assert len(run(stage_of(workshop, server, tmp_path / "out")).figures["continuations"]["texts"]) == 2  # type: ignore
+    with Standin(lambda request: Answer(400, {"error": {"message": "no"}})) as standin:
+        there[there.index(server.url)] = standin.url
+        capfd.readouterr()
+        assert cli.main(workshop.recording(tmp_path / "other", *there)) == 2
+    said = capfd.readouterr().err
+    assert "gives no log-probabilities of prompts" in said
+    assert "record the continuations with the bundled engine" in said
