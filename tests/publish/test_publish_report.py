@@ -74,6 +74,37 @@ def test_weights_that_were_not_compared_with_the_source_need_to_be_allowed(
     assert (records.report is not None, records.weights_proved) == (True, False)
 
 
+SECOND = {"schema_version": 2, "computed_on": [], "scope": {"until": None, "verdict": "pass"}}
+
+
+def test_both_versions_are_published(release: Path, tmp_path: Path) -> None:
+    """Version 1 has no place for what computed the figures; its environment is shown."""
+    for number, changes in enumerate(({}, SECOND)):
+        path = write_report(release, tmp_path / f"{number}.json", **changes)
+        records = read_records(release, get_chip("nvidia"), path, allow_unvalidated=False)
+        assert records.report is not None
+        assert records.report.asked_verdict == "pass"
+    assert parse_report((tmp_path / "0.json").read_bytes(), "r").computed_where == "computed on one of the chip"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"computed_on": []}, "computed_on belongs to version 2"),
+        (SECOND | {"scope": None}, "scope belongs to version 2"),
+        (SECOND | {"scope": {"until": "weights", "verdict": "fail"}}, "the verdict on what was asked is fail"),
+        (SECOND | {"scope": {"until": "logits", "verdict": "pass"}}, "its stages say cannot-tell"),
+        (SECOND | {"computed_on": [{"by": "oracle"}]}, "computed_on"),
+    ],
+)
+def test_a_report_of_either_version_has_what_that_version_has(
+    release: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = write_report(release, tmp_path / "r.json", **changes)
+    with pytest.raises(VerificationError, match=said):
+        read_records(release, get_chip("nvidia"), path, allow_unvalidated=False)
+
+
 def test_no_report_needs_to_be_allowed(release: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="no report"):
         read_records(release, get_chip("nvidia"), None, allow_unvalidated=False)
