@@ -146,7 +146,7 @@ def test_a_baseline_is_recorded_again_in_the_parts_that_changed(night: Path, mon
 
     def record(recording: object, _: object) -> None:
         folder = night / "out" / "baseline"
-        for path in (folder / "logits" / "baseline.json", folder / "behaviour.json"):
+        for path in (folder / "logits" / "baseline.json", folder / "continuations.json", folder / "behaviour.json"):
             if not path.exists():
                 recorded.append(path.relative_to(folder).parts[0])
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,11 +159,13 @@ def test_a_baseline_is_recorded_again_in_the_parts_that_changed(night: Path, mon
     runs = [ChipRun(first.wanted[0], release.folder, release)]
     assert outdated_parts(first, "source 1") == {}
     record_baseline(first, runs, night, "source 1")
-    assert recorded == ["logits", "behaviour.json"]
+    assert recorded == ["logits", "continuations.json", "behaviour.json"]
+    record_baseline(first, runs, night, "source 1")
+    assert len(recorded) == 3
     other = request(behaviour={"max_tokens": 99})
     assert outdated_parts(other, "source 1") == {"behaviour": "behaviour.max_tokens: 4096 -> 99"}
     record_baseline(other, runs, night, "source 1")
-    assert recorded == ["logits", "behaviour.json", "behaviour.json"]
+    assert recorded[3:] == ["behaviour.json"]
     begun = {"logits": {"continuations": {"writing": {"seed": 1}}}}
     said = "writing.seed: 0 -> 1"
     assert outdated_parts(request(behaviour={"max_tokens": 99}, **begun), "source 1") == {"continuations": said}

@@ -17,14 +17,14 @@ def test_two_chips_are_validated_once_and_what_changed_is_validated_again(
 ) -> None:
     replay = {"documents": 2, "tokens": 16, "long_tokens": 16, "decode_tokens": 2}
     behaviour = {"prompts": 1, "repeats": 1, "max_tokens": 4, "margin": 99}
-    wide = {"mean_kl": 9, "top1_clear": 0.01, "margin": 9, "perplexity": 9}
+    wide = {"mean_kl": 9, "top1_clear": 0.01, "margin": 0.01, "perplexity": 9}
     logits = {
         "replay": replay,
         "min_documents": 2,
         "min_tokens": 2,
         "min_decode_tokens": 1,
         "oracle": wide,
-        "native": wide,
+        "native": dict(wide),
         "continuations": {"writing": {"documents": 2, "prompt_tokens": 4, "tokens": 4}, "min_tokens": 1},
     }
     rules = {"stages": ["integrity", "weights", "behaviour"], "device": "any", "behaviour": behaviour, "logits": logits}

@@ -63,6 +63,13 @@ def test_two_machines_are_joined_by_the_folder(
     shutil.copytree(second / "validation", first / "validation", dirs_exist_ok=True)  # the reports come back
     ran = run(capsys, recipe, first, "--from", "publish", "--publish", tmp_path / "other", "--yes")
     assert (ran.code, len(list((tmp_path / "other").iterdir()))) == (0, 3)
+    # A release can also come from where it was published: what a hub's client downloads is such a folder.
+    third = tmp_path / "from a hub"
+    for name, repo in (("bf16-hf", "small-v4-ascend-FlagOS"), ("fp8-hf", "small-v4-nvidia-FlagOS")):
+        shutil.copytree(tmp_path / "mirror" / repo, third / name)
+    shutil.copytree(first / "validation", third / "validation")
+    ran = run(capsys, recipe, third, "--from", "validate")
+    assert ran.document["summary"] == "nothing to do: 3 releases of 3 chips are validated"
 
 
 def test_what_was_not_brought_is_said(night: Path, tmp_path: Path, capsys: Capture) -> None:

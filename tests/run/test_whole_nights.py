@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,22 +74,22 @@ class Nights:
         document: dict[str, Any] = json.loads((self.folder / "said.json").read_bytes())
         return document
 
-    def kill_at_random(self, seed: int, times: int, most: int, *words: str | Path) -> int:
+    def kill_at_random(self, seed: int, times: int, far: Callable[[], int], most: int, *words: str | Path) -> int:
         """kill -9, so often, at moments that the seed gives; returns how many runs were killed before their end.
 
-        A moment is when a run has left so many files and folders, of at most `most`: a busy machine changes nothing.
+        A moment is a number of what `far` counts, such as files that are there or requests that came: it is not a time,
+        so a busy machine changes nothing. At most `most` are drawn.
         """
         generator, killed = random.Random(seed), 0
         for _ in range(times):
-            process, there = self.start(*words), self.entries
+            process, there = self.start(*words), far()
             moment = generator.randint(there, max(there, most))
-            while process.poll() is None and self.entries <= moment:
+            while process.poll() is None and far() <= moment:
                 time.sleep(0.005)
             process.kill()
             killed += process.wait() == -signal.SIGKILL
         return killed
 
-    @property
     def entries(self) -> int:
         """Files and folders below the folder of output and beside it; what vanishes while they are counted is none."""
         return sum(len(folders) + len(files) for _, folders, files in os.walk(self.folder))
@@ -132,7 +132,7 @@ def test_a_second_night_does_nothing(sound: Nights) -> None:
 def test_killed_at_random_moments_it_ends_the_same(sound: Nights, tmp_path: Path, seed: int) -> None:
     nights = Nights(tmp_path, every_chip(tmp_path))
     words = ("--publish", tmp_path / "mirror", "--yes")
-    assert nights.kill_at_random(seed, 6, sound.entries, *words)
+    assert nights.kill_at_random(seed, 6, nights.entries, sound.entries(), *words)
     nights.run(*words)
     assert digests(tmp_path / "mirror") == digests(sound.folder / "mirror")
     for report in sorted((sound.out / "validation").glob("*/report.json")):
@@ -193,7 +193,7 @@ def test_to_a_hub_and_again_and_after_kills(
     nights = Nights(tmp_path, every_chip(tmp_path), variables)
     shutil.copytree(sound.out, nights.out)
     words = ("--publish", name, "--yes")
-    assert nights.kill_at_random(7, 3, sound.entries, *words)
+    assert nights.kill_at_random(7, 3, lambda: len(server.seen), 12 * RELEASES, *words)
     nights.run(*words)
     expected = {one.repo for one in read_recipe(nights.recipe).chosen()}
     assert set(server.repositories) == expected
