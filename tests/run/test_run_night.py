@@ -86,7 +86,7 @@ def test_what_was_not_brought_is_said(night: Path, tmp_path: Path, capsys: Captu
     assert "--from verify contradicts --until convert" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["convert", "verify"])
+@pytest.mark.parametrize("stage", ["convert", pytest.param("verify", marks=pytest.mark.slow)])
 def test_at_the_time_limit_a_run_stops_and_the_next_one_resumes(
     night: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
