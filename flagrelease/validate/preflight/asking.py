@@ -33,7 +33,7 @@ _HARD = (
 _FORECAST = "What will the weather be in Oslo in the next 3 days? Use the tool."
 _WRONG: dict[str, Mapping[str, Any]] = {
     "a negative max_tokens": {"max_tokens": -1},
-    "no messages": {"messages": []},
+    "a temperature in words": {"temperature": "hot"},  # an empty list of messages is answered by vLLM
     "another model": {"model": "no model has this name"},
 }
 Replied = ChatReply | Unsupported

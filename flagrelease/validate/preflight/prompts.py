@@ -108,7 +108,8 @@ def efforts_asked(efforts: Efforts) -> list[Effort]:
 def judge_prompts(prompts: Sequence[CountedPrompt], bos: int) -> list[PreflightCheck]:
     """The counts (and the ids, where the server gives them), one begin token, and special tokens that a user quotes."""
     plain = [prompt for prompt in prompts if not prompt.case.quotes]
-    return [_counts(plain), _one_bos(plain, bos), _quoted([prompt for prompt in prompts if prompt.case.quotes])]
+    quoting = [prompt for prompt in prompts if prompt.case.quotes and not prompt.effort.thinks]
+    return [_counts(plain), _one_bos(plain, bos), _quoted(quoting)]
 
 
 def judge_efforts(prompts: Sequence[CountedPrompt]) -> PreflightCheck:

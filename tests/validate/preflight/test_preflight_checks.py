@@ -132,6 +132,8 @@ def test_special_tokens_that_a_user_quotes_are_noted_and_stop_nothing() -> None:
     found = judge_prompts(prompts, 0)
     assert [check.verdict for check in found] == ["pass", "pass", "noted"]
     assert "close its reasoning" in found[2].came
+    efforts = [each if not each.effort.thinks else with_reply(each, used=TokensUsed(400, 1, None)) for each in prompts]
+    assert "close its reasoning" in judge_prompts(efforts, 0)[2].came, "whatever the server makes of efforts"
 
 
 def test_an_effort_that_the_server_ignores_or_refuses_fails() -> None:
