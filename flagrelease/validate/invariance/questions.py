@@ -43,7 +43,7 @@ def register_questions(
     Raises:
         ValueError: no register of this form is so long.
     """
-    register = _drawn(form, tokens, seed, length)
+    register = _drawn(form, tokens, 2 * count, seed, length)
     places = [len(register.names) * (2 * n + 1) // (4 * count) for n in range(count)]
     return [
         RegisterQuestion(register.text + FORMS[form].ask(register.names[place], 1), register.values[place])
@@ -57,12 +57,14 @@ def says(answer: str, number: int) -> bool:
     return bool(found) and int(found[-1]) == number
 
 
-def _drawn(form: str, tokens: int, seed: int, length: Callable[[str], int]) -> Register:
+def _drawn(form: str, tokens: int, least: int, seed: int, length: Callable[[str], int]) -> Register:
+    """A register of at least so many tokens and entries."""
+
     def draw(entries: int) -> Register:
         return FORMS[form].draw(Numbers(seed + 1), entries)
 
     few, more = length(draw(_SAMPLE).text), length(draw(2 * _SAMPLE).text)
-    entries = max(2, _SAMPLE + math.ceil((tokens - few) * _SAMPLE / (more - few)))
+    entries = max(2, least, _SAMPLE + math.ceil((tokens - few) * _SAMPLE / (more - few)))
     while length((register := draw(entries)).text) < tokens:
         entries += 1
     return register
