@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def run(*words: str | Path, expect: int = 0) -> None:
 
 def say(text: str) -> None:
     """A word of the demo itself."""
-    console.print(f"\n[bold]{text}[/bold]")
+    console.print(f"\n[bold]{textwrap.fill(text, 100, subsequent_indent='   ')}[/bold]")
 
 
 def held_out() -> Item:
@@ -94,16 +95,18 @@ def demo() -> None:
     """All steps, in order."""
     began = time.monotonic()
     OUT.mkdir(exist_ok=True)
-    way = ["run", RECIPE, "--out", OUT, "--device", "cpu", "--documents", write_documents()]
+    way: list[str | Path] = ["run", RECIPE, "--out", OUT, "--device", "cpu", "--documents", write_documents()]
     say(
-        "1. The checkpoint: DeepSeek-V4's architecture and formats, 13 million parameters, experts in FP4, the rest FP8."
+        "1. The checkpoint: DeepSeek-V4's architecture and formats with 13 million parameters: experts in "
+        "FP4, else FP8."
     )
     run("inspect", CHECKPOINT)
     say(
-        "2. One command for two chips: ascend has no FP8 and gets BF16, mthreads has it and gets FP8. Both releases come\n"
-        "   from one pass over the checkpoint. `verify` makes every weight again with a second decoder. The native model\n"
-        "   is recorded once, and each release is compared with it: distributions of tokens, questions about ledgers of\n"
-        "   two lengths, and whether answers loop or break the format. A verdict says where it was computed."
+        "2. One command for two chips: ascend has no FP8 and gets BF16, mthreads has it and gets FP8. Both "
+        "come from one pass over the checkpoint. `verify` makes every weight again with a second decoder. The"
+        " native model is recorded once, and each release is compared with it: distributions of tokens, "
+        "questions about ledgers of two lengths, and whether answers loop or break the format. A verdict says"
+        " where it was computed."
     )
     run(*way)
     item = held_out()
@@ -120,8 +123,8 @@ def demo() -> None:
     finally:
         flip_a_bit(victim)
     say(
-        "5. The bit is back. The same command again finds everything done, and publishes what passed into a folder, with\n"
-        "   card, provenance and scripts. A stranger can verify what was published:"
+        "5. The bit is back. The same command again finds everything done, and publishes what passed into a "
+        "folder, with card, provenance and scripts. A stranger can verify what was published:"
     )
     run(*way, "--publish", OUT / "published", "--yes")
     published = sorted((OUT / "published").iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 from flagrelease.chips.table import get_chip
 from flagrelease.errors import FlagReleaseError
 from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.publish.hubs.registry import hub_by_scheme
 from flagrelease.records.night import NIGHTS, read_night
 from flagrelease.records.provenance import read_statement
 from flagrelease.records.release import ReleaseOnDisk, read_release
@@ -45,7 +46,7 @@ def publications(
                 step is not None
                 and step.status == "done"
                 and one.manifest_sha256
-                and night.target in ("hf", "modelscope")
+                and hub_by_scheme(night.target or "") is not None
             ):
                 said = f"{night.target} {one.repository}, by the record of the run of {night.began}"
                 yield get_chip(one.chip).id, one.manifest_sha256, said

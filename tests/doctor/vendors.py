@@ -138,7 +138,7 @@ class Furnished(Place):
     code: int = 0
 
     def probe(self, script: str, words: Sequence[str], seconds: float) -> Ran:
-        if script == "hub_login.py":
+        if script.startswith("login_"):
             return Ran(0, '{"there": false, "looks": false}\n', "")
         lines = [json.dumps(line) for line in json.loads(self.said)]
         return Ran(self.code, "\n".join(lines), "ImportError: libvendor.so: cannot open\n" if self.code else "")

@@ -27,6 +27,8 @@ THIRD = Hub(
     documents={"configuration.json": b"{}"},
     download="third get {repo} {folder}",
     client=f"{__name__}:ThirdClient",
+    package="third-client",
+    token="third",
     commits=lambda files: 7,
 )
 SENT: list[str] = []

@@ -173,7 +173,7 @@ ALLOWED: dict[str, set[str]] = {
         "validate",
     },
     "status": {"chips", "console", "errors", "publish", "publish/hubs", "records"},
-    "doctor": {"chips", "chips/listing", "console", "errors", "redaction"},
+    "doctor": {"chips", "chips/listing", "console", "errors", "publish/hubs", "redaction"},
     "bench": {
         "__init__",
         "chips",

@@ -60,6 +60,8 @@ class Hub:
         documents: files that only this hub reads, path -> content; their names are in `names.WRITTEN_NAMES`.
         download: the command that downloads a repository; {repo} and {folder} stand for its two words.
         client: `module:class` of its `upload.client.HubClient`.
+        package: the distribution that the client needs.
+        token: what the hub's tokens look like, a regular expression.
         commits: how many commits files (path, bytes) make in an empty repository.
         is_inline: whether a file (path, bytes) is sent inside a commit; None where the hub decides that itself.
     """
@@ -72,6 +74,8 @@ class Hub:
     documents: Mapping[str, bytes]
     download: str
     client: str
+    package: str
+    token: str
     commits: Callable[[Sequence[tuple[str, int]]], int]
     is_inline: Callable[[str, int], bool] | None = None
 

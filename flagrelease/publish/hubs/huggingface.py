@@ -32,5 +32,7 @@ HUGGING_FACE = Hub(
     documents={},
     download="hf download {repo} --local-dir {folder}",
     client="flagrelease.publish.upload.huggingface:HuggingFace",
+    package="huggingface-hub",
+    token=r"hf_[A-Za-z0-9]{20,}",
     commits=lambda files: 2,  # one on the branch, one on main
 )

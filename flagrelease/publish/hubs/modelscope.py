@@ -83,6 +83,8 @@ MODELSCOPE = Hub(
     documents={CONFIGURATION_NAME: b'{"framework": "pytorch", "task": "text-generation"}\n'},
     download="modelscope download --model {repo} --local_dir {folder}",
     client="flagrelease.publish.upload.modelscope:ModelScope",
+    package="modelscope-hub",
+    token=r"ms-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
     commits=_commits,
     is_inline=is_inline,
 )

@@ -1,0 +1,24 @@
+"""Run by itself: asks Hugging Face's client for a token, and prints whether it looks like one; never the token.
+
+Arguments: what a token looks like, and `online` to ask the hub whose it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import huggingface_hub
+
+
+def main(form: str, online: bool) -> None:
+    """Print `{"there", "looks"}`, then `{"user"}`; an error of the client ends the process with its traceback."""
+    token = huggingface_hub.get_token()
+    print(json.dumps({"there": bool(token), "looks": re.fullmatch(form, token or "") is not None}), flush=True)
+    if online and token:
+        print(json.dumps({"user": str(huggingface_hub.HfApi().whoami()["name"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:] == ["online"])
