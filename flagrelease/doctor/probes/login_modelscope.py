@@ -9,12 +9,12 @@ import json
 import re
 import sys
 
-import modelscope_hub
-from modelscope_hub.config import get_default_config
-
 
 def main(form: str, online: bool) -> None:
     """Print `{"there", "looks"}`, then `{"user"}`; an error of the client ends the process with its traceback."""
+    import modelscope_hub
+    from modelscope_hub.config import get_default_config
+
     token = get_default_config().token
     print(json.dumps({"there": bool(token), "looks": re.fullmatch(form, token or "") is not None}), flush=True)
     if online and token:
