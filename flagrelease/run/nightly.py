@@ -14,10 +14,10 @@ from pathlib import Path
 from flagrelease import __version__
 from flagrelease.console import say
 from flagrelease.durable.files import refused, write_whole
-from flagrelease.errors import FlagReleaseError, LimitError
+from flagrelease.errors import FlagReleaseError, LimitError, VerificationError
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.night import NIGHTS, Night, NightChip, NightStep
-from flagrelease.records.report import parse_report
+from flagrelease.records.report import Verdict, parse_report
 from flagrelease.run.history import stamp
 from flagrelease.run.junit import junit_xml
 from flagrelease.run.limits import time_limit
@@ -93,7 +93,7 @@ class Job:
             repository=run.wanted.repo,
             bytes=None if files is None else sum(file.size for file in files),
             manifest_sha256=None if run.found is None else run.release.manifest_sha256,
-            verdict=None if content is None else parse_report(content, str(report)).verdict,
+            verdict=None if content is None else _verdict(content, str(report)),
             report_sha256=None if content is None else hashlib.sha256(content).hexdigest(),
             history=tuple(path.relative_to(self.request.out).as_posix() for path in run.history),
             steps={name: _step(step) for name, step in run.steps.items()},
@@ -160,6 +160,14 @@ def _begin(request: RunRequest) -> Night:
         last=request.until,
         target=request.target,
     )
+
+
+def _verdict(content: bytes, name: str) -> Verdict | None:
+    """Of a report; none of one that is damaged, which the chip's own step says."""
+    try:
+        return parse_report(content, name).verdict
+    except VerificationError:
+        return None
 
 
 def _step(step: RunStep) -> NightStep:

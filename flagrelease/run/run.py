@@ -68,17 +68,18 @@ def _require(request: RunRequest, found: Survey) -> None:
 
 def _unsettled(request: RunRequest, found: Survey) -> list[Chip]:
     """The chips that have a release without a verdict that answers what is asked now."""
-    chips = {}
-    for run in found.runs:
-        if not run.goes_on:
-            continue
-        settled = False
-        if run.found is not None and not (found.identity and outdated_parts(request, found.identity)):
-            asked = validation_request(request, run, found.source)
-            settled = earlier_judgement(asked, _inputs(run)) is not None
-        if not settled:
-            chips[run.chip.id] = run.chip
-    return list(chips.values())
+    renewed = bool(found.identity and outdated_parts(request, found.identity))
+    pending = [run for run in found.runs if run.goes_on and (renewed or not _is_settled(request, found, run))]
+    return list({run.chip.id: run.chip for run in pending}.values())
+
+
+def _is_settled(request: RunRequest, found: Survey, run: ChipRun) -> bool:
+    if run.found is None:
+        return False
+    try:
+        return earlier_judgement(validation_request(request, run, found.source), _inputs(run)) is not None
+    except FlagReleaseError:  # it is refused, with the reason, at the stage that meets it
+        return False
 
 
 def _inputs(run: ChipRun) -> Inputs:

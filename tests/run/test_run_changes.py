@@ -156,3 +156,11 @@ def test_a_release_that_cannot_be_planned_keeps_its_own_chip_and_no_other(night:
     assert (ran.code, ran.status["ascend convert"], ran.status["nvidia validate"]) == (2, "failed", "done")
     assert "3" in ran.detail("ascend", "convert")
     assert {key.partition(" ")[0] for key in ran.why} == set()
+
+
+def test_a_damaged_report_keeps_its_own_chip_and_no_other(night: Path, capsys: Capture) -> None:
+    (night / "out" / "validation" / "bf16-hf-ascend" / "report.json").write_text("{")
+    ran = run(capsys, night / "recipe.yaml", night / "out")
+    assert (ran.code, ran.status["ascend verify"], ran.status["nvidia validate"]) == (5, "failed", "done")
+    assert "report.json" in ran.detail("ascend", "verify")
+    assert ran.night.chips[0].verdict is None
