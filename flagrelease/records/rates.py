@@ -6,7 +6,8 @@ from typing import Literal
 
 from flagrelease.records.report import Benchmark
 
-_NAMES = {"truncated": "cut off", "invalid": "without an answer", "refused": "refused"}
+_NAMES = {"truncated": "cut off", "invalid": "without an answer", "refused": "refused", "undecided": "undecided"}
+_RARE = ("undecided",)  # code that nobody ran, and the like: said where there is any
 
 
 def rates_of(benchmark: Benchmark, side: Literal["native", "chip"]) -> dict[str, float]:
@@ -16,7 +17,8 @@ def rates_of(benchmark: Benchmark, side: Literal["native", "chip"]) -> dict[str,
     if not isinstance(figures, dict):
         return {}
     found = {said: figures.get(key) for key, said in _NAMES.items()}
-    return {said: float(rate) for said, rate in found.items() if isinstance(rate, int | float)}
+    rates = {said: float(rate) for said, rate in found.items() if isinstance(rate, int | float)}
+    return {said: rate for said, rate in rates.items() if rate or said not in _RARE}
 
 
 def say_rates(benchmark: Benchmark, side: Literal["native", "chip"]) -> str:
