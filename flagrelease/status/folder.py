@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flagrelease.chips.table import load_chips
-from flagrelease.errors import FlagReleaseError, UsageError
+from flagrelease.errors import FlagReleaseError, UsageError, first_problem
 from flagrelease.publish.hubs.names import STATEMENT_NAME
 from flagrelease.publish.records import default_report
 from flagrelease.records.chip_releases import ChipRelease, releases_of
@@ -138,10 +138,16 @@ def _wanted(finished: dict[str, ReleaseOnDisk], remarks: list[str]) -> list[Chip
         if release.manifest.recipe is None:
             remarks.append(f"{name}: converted without a recipe, so it is for no chip in particular")
             continue
-        recipe = Recipe.model_validate(release.manifest.recipe)
-        for chip in load_chips().values():
-            for one in releases_of(recipe.model, recipe.releases, chip, recipe.owner):
-                wanted.setdefault((chip.id, one.spec.name), one)
+        try:
+            recipe = Recipe.model_validate(release.manifest.recipe)
+            chips = load_chips().values()
+            asked = [one for chip in chips for one in releases_of(recipe.model, recipe.releases, chip, recipe.owner)]
+        except (ValidationError, FlagReleaseError) as error:
+            problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+            remarks.append(f"{name}: the recipe in its manifest cannot be read ({problem}), so its chips are not known")
+            continue
+        for one in asked:
+            wanted.setdefault((one.chip.id, one.spec.name), one)
     return list(wanted.values())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flagrelease.chips.table import get_chip
 from flagrelease.errors import FlagReleaseError
 from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
 from flagrelease.publish.hubs.registry import hub_by_scheme
@@ -49,4 +48,4 @@ def publications(
                 and hub_by_scheme(night.target or "") is not None
             ):
                 said = f"{night.target} {one.repository}, by the record of the run of {night.began}"
-                yield get_chip(one.chip).id, one.manifest_sha256, said
+                yield one.chip, one.manifest_sha256, said

@@ -17,9 +17,9 @@ def validation(path: Path, digest: str) -> tuple[Validation, tuple[Stage, ...]]:
     """What there is of a validation, and the stages of it that are of this manifest."""
     try:
         report = parse_report(path.read_bytes(), str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return _unfinished(path.parent / "state", digest)
-    except FlagReleaseError:
+    except (OSError, FlagReleaseError):
         return "unreadable", ()
     if report.manifest_sha256 != digest:
         return "of another manifest", ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
+def write_night(out: Path, chip: str, digest: str | None) -> None:
+    """Leave the record of a run that published fp8-mp8 for a chip."""
+    step = NightStep(status="done", kept=False, why="first", detail="published", seconds=1.0)
+    one = NightChip(
+        chip=chip, release="fp8-mp8", stack="flagos", repository="FlagRelease/X", bytes=1, manifest_sha256=digest,
+        verdict="pass", report_sha256=None, history=(), steps={"publish": step},
+    )  # fmt: skip
+    night = Night(
+        began="2026-11-30T19:55:12Z", tool=ToolRecord(version="0.1.0"), commit=None, recipe="r", recipe_sha256="0" * 64,
+        model="M", first="convert", last="publish", target="hf", chips=(one,),
+    )  # fmt: skip
+    (out / "nights").mkdir()
+    (out / "nights" / "one.json").write_bytes(night.to_json())
+
+
 def of(found: FolderStatus, chip: str, release: str = "fp8-mp8") -> ChipState:
     return next(one for one in found.chips if (one.chip, one.release) == (chip, release))
 
@@ -61,17 +77,7 @@ def test_publications_in_folders_and_by_the_record_of_a_run(out: Path) -> None:
     assert of(found, "nvidia").missing == ()
     assert of(found, "mthreads").published == ()
     digest = found.releases[0].manifest_sha256
-    step = NightStep(status="done", kept=False, why="first", detail="published", seconds=1.0)
-    chip = NightChip(
-        chip="mthreads", release="fp8-mp8", stack="flagos", repository="FlagRelease/X", bytes=1, manifest_sha256=digest,
-        verdict="pass", report_sha256=None, history=(), steps={"publish": step},
-    )  # fmt: skip
-    night = Night(
-        began="2026-11-30T19:55:12Z", tool=ToolRecord(version="0.1.0"), commit=None, recipe="r", recipe_sha256="0" * 64,
-        model="M", first="convert", last="publish", target="hf", chips=(chip,),
-    )  # fmt: skip
-    (out / "nights").mkdir()
-    (out / "nights" / "one.json").write_bytes(night.to_json())
+    write_night(out, "mthreads", digest)
     (where,) = of(look_at(out), "mthreads").published
     assert where == "hf FlagRelease/X, by the record of the run of 2026-11-30T19:55:12Z"
 
@@ -202,6 +208,32 @@ def test_without_a_recipe_a_release_is_for_no_chip(tmp_path: Path) -> None:
     found = look_at(tmp_path)
     assert found.chips == ()
     assert found.remarks == ("native-hf: converted without a recipe, so it is for no chip in particular",)
+
+
+@pytest.mark.parametrize("what", ["a folder", "in no folder", "of a chip that nobody knows", "recipe"])
+def test_one_thing_that_cannot_be_read_does_not_hide_the_others(
+    out: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    report, manifest = out / "validation" / "fp8-mp8-nvidia" / "report.json", out / "fp8-mp8" / "manifest.json"
+    if what == "a folder":
+        report.unlink()
+        report.mkdir()
+        assert of(look_at(out), "nvidia").validation == "unreadable"
+    elif what == "in no folder":
+        shutil.rmtree(out / "validation")
+        (out / "validation").touch()
+        assert of(look_at(out), "nvidia").validation == "missing"
+    elif what == "recipe":
+        document = json.loads(manifest.read_text()) | {"recipe": {"schema_version": 1, "of": "a later version"}}
+        manifest.write_text(json.dumps(document))
+        found = look_at(out)
+        assert found.releases[0].conversion == "complete"
+        assert "fp8-mp8: the recipe in its manifest cannot be read (" in found.remarks[0]
+    else:
+        write_night(out, "photonic", "0" * 64)
+        assert of(look_at(out), "nvidia").validation == "pass"
+    assert main(["status", str(out)]) == 0
+    assert "fp8-mp8" in capsys.readouterr().out
 
 
 def test_as_text_and_as_a_document(out: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
