@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from packaging.markers import default_environment
+from packaging.markers import UndefinedEnvironmentName, default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -105,7 +105,10 @@ class Packages:
             wanted = Requirement(line)
         except InvalidRequirement:
             return None
-        if wanted.marker is not None and not wanted.marker.evaluate(environment):
+        try:
+            if wanted.marker is not None and not wanted.marker.evaluate(environment):
+                return None
+        except UndefinedEnvironmentName:
             return None
         version = self.version(wanted.name)
         text = f"{wanted.name}{wanted.specifier}"
@@ -120,14 +123,26 @@ def _distributions(folder: Path) -> Iterator[importlib.metadata.Distribution]:
         described = path.is_file() or any((path / name).is_file() for name in ("METADATA", "PKG-INFO"))
         if described and not path.name.startswith("~"):
             one = importlib.metadata.Distribution.at(path)
-            if one.metadata["Name"]:
+            if _is_readable(one):
                 yield one
+
+
+def _is_readable(one: importlib.metadata.Distribution) -> bool:
+    """Whether its records have a name and a version, and are text: a torn download leaves others."""
+    try:
+        return bool(one.metadata["Name"] and one.metadata["Version"])
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _recorded(one: importlib.metadata.Distribution, folder: str) -> dict[str, str]:
     """Path -> SHA-256 as pip writes it, of the files in a folder."""
-    lines = [line for line in (one.read_text("RECORD") or "").splitlines() if line.lstrip('"').startswith(folder)]
-    return {row[0]: row[1].removeprefix("sha256=") for row in csv.reader(lines) if len(row) > 1}
+    try:
+        text = one.read_text("RECORD") or ""
+        lines = [line for line in text.splitlines() if line.lstrip('"').startswith(folder)]
+        return {row[0]: row[1].removeprefix("sha256=") for row in csv.reader(lines) if len(row) > 1}
+    except (OSError, UnicodeDecodeError, csv.Error):  # a damaged RECORD says of no file whose it is
+        return {}
 
 
 def _digest(path: Path) -> str | None:

@@ -19,12 +19,15 @@ _NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def junit_xml(night: Night, stages: Sequence[str]) -> bytes:
     """The document; `stages` are those that were asked for, in order."""
-    root = ElementTree.Element("testsuites", name=f"flagrelease run {night.recipe}")
+    root = ElementTree.Element("testsuites", name=_text(f"flagrelease run {night.recipe}"))
     suites = [_suite(night, chip, stages) for chip in night.chips]
-    if night.error is not None:
+    error = night.error
+    if night.ended is None and error is None:
+        error = "the run has not ended: it still works, or was killed; run the same command again to resume"
+    if error is not None:
         suite = _begin(night, "flagrelease run")
         case = ElementTree.SubElement(suite, "testcase", classname="flagrelease.run", name="run", time="0")
-        ElementTree.SubElement(case, "error", message=_text(night.error), type="refused")
+        ElementTree.SubElement(case, "error", message=_text(error), type="refused")
         suites.append(suite)
     for suite in suites:
         _count(suite)

@@ -14,7 +14,7 @@ from pathlib import Path
 from flagrelease import __version__
 from flagrelease.console import say
 from flagrelease.durable.files import refused, write_whole
-from flagrelease.errors import FlagReleaseError, LimitError, VerificationError
+from flagrelease.errors import FlagReleaseError, LimitError, ResourceError, VerificationError
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.night import NIGHTS, Night, NightChip, NightStep
 from flagrelease.records.report import Verdict, parse_report
@@ -63,24 +63,24 @@ class Job:
     def seen(self, found: Survey) -> None:
         """Write down what is known so far."""
         self.runs = found.runs
-        self._write(source=found.identity)
+        self._note(True, source=found.identity)
 
     def end(self, words: str, kind: str, code: int, error: str | None = None) -> None:
         """Write down how it ended. A run that was refused before anything was there leaves no folder."""
-        if self.path is not None or self.request.out.is_dir():
-            self._write(verdict=kind, summary=words, exit_code=code, error=error, ended=_now())
+        there = self.path is not None or self.request.out.is_dir()
+        self._note(there, verdict=kind, summary=words, exit_code=code, error=error, ended=_now())
 
     def note(self, words: str) -> None:
         """Say something that does not count, and write it down."""
         say(words)
-        if self.path is not None:
-            self._write(notes=(*self.night.notes, words))
+        self._note(self.path is not None, notes=(*self.night.notes, words))
 
-    def _write(self, **known: object) -> None:
-        if self.path is None:
-            self.path = _reserve(self.request.out / NIGHTS)
+    def _note(self, write: bool, **known: object) -> None:
         self.night = self.night.model_copy(update={"chips": tuple(map(self._chip, self.runs)), **known})
-        write_whole(self.path, self.night.to_json())
+        if write:
+            if self.path is None:
+                self.path = _reserve(self.request.out / NIGHTS)
+            write_whole(self.path, self.night.to_json())
 
     def _chip(self, run: ChipRun) -> NightChip:
         report = default_out(run.folder, run.chip) / REPORT_NAME
@@ -104,16 +104,20 @@ def run_job(request: RunRequest, telling: Telling) -> Job:
     """Run a recipe; record it, and tell who is to be told.
 
     Raises:
-        FlagReleaseError: as `run_recipe`. It is recorded and told before.
+        FlagReleaseError: as `run_recipe`. It is recorded and told before. The file for JUnit cannot be written: this is
+            found before anything else is done.
         KeyboardInterrupt: the user interrupted it.
     """
     job = Job(request, _begin(request))
+    if telling.junit is not None:  # the last run's must not pass for this one's, should this one be killed
+        write_whole(telling.junit, junit_xml(job.night, ()))
     try:
         _run(job, telling)
-    except FlagReleaseError as error:
-        job.end(f"{error.kind}: {error}", "failed", error.exit_code, f"{error.kind}: {error}")
+    except (FlagReleaseError, OSError) as error:
+        refusal = error if isinstance(error, FlagReleaseError) else _refusal(error)
+        job.end(f"{refusal.kind}: {refusal}", "failed", refusal.exit_code, f"{refusal.kind}: {refusal}")
         _tell(job, telling)
-        raise
+        raise refusal from error
     job.end(summary(request, job.runs), verdict(job.runs), exit_code(job.runs))
     _tell(job, telling)
     return job
@@ -143,9 +147,18 @@ def _stop(job: Job) -> None:
 
 def _tell(job: Job, telling: Telling) -> None:
     if telling.junit is not None:
-        write_whole(telling.junit, junit_xml(job.night, asked_stages(job.request)))
+        try:
+            write_whole(telling.junit, junit_xml(job.night, asked_stages(job.request)))
+        except ResourceError as error:  # the disk may be full by now; whoever waits for the night is told all the same
+            job.note(f"--junit: {error}")
     if telling.notify and (trouble := notify(list(telling.notify), job.night.to_json(), job.night.summary)):
         job.note(trouble)
+
+
+def _refusal(error: OSError) -> ResourceError:
+    """What no stage expects of the system: a vanished mount, a folder without rights."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return ResourceError(f"{where}{error.strerror or error}")
 
 
 def _begin(request: RunRequest) -> Night:
@@ -153,7 +166,7 @@ def _begin(request: RunRequest) -> Night:
         began=_now(),
         tool=ToolRecord(version=__version__),
         commit=_source_commit(),
-        recipe=request.path.name,
+        recipe=os.fsencode(request.path.name).decode(errors="replace"),
         recipe_sha256=hashlib.sha256(request.path.read_bytes()).hexdigest(),
         model=request.recipe.model,
         first=request.begin,

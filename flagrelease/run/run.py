@@ -20,7 +20,7 @@ from flagrelease.run.survey import Survey, survey
 from flagrelease.run.validation import validate_chip, validation_request
 from flagrelease.run.verification import file_inputs, require_proved, verify
 from flagrelease.validate.baseline import BaselineFolder
-from flagrelease.validate.stages.former import Inputs
+from flagrelease.validate.stages.former import Inputs, read_former
 
 Seen = Callable[[Survey], None]
 
@@ -93,6 +93,7 @@ def _ask(request: RunRequest, found: Survey) -> None:
             continue
         try:
             run.validation = validation_request(request, run, found.source)
+            read_former(run.validation.out)  # one that is damaged must not stop the chips that share the release
             if stage == "validate":
                 require_proved(run, request.out)
         except FlagReleaseError as error:

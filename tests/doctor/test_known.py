@@ -93,6 +93,23 @@ def test_what_an_interrupted_pip_left_is_no_package(tmp_path: Path) -> None:
     assert Packages(machine.place()).versions(["torch", "vllm"]) == {"torch": "2.9.0+metax3.7"}
 
 
+def test_broken_records_of_packages_do_not_end_doctor(tmp_path: Path) -> None:
+    """Each would end it with a traceback: bytes that are no text, no version, a loop of links, markers of nobody."""
+    machine = Machine(tmp_path)
+    plant(machine.packages, "flagtree", "0.6.0+mthreads3.6", {"triton/a.py": ""})
+    plant(machine.packages, "triton", "3.6.0", {"triton/a.py": ""}, ['x; phase_of_the_moon == "new"', "y (((", "z>1"])
+    (machine.packages / "flagtree-0.6.0+mthreads3.6.dist-info" / "RECORD").write_bytes(b"triton/a.py,sha256=\xff,1\n")
+    for name in ("torch-2.9.0", "sglang-0.5", "vllm-0.33.0"):
+        (machine.packages / f"{name}.dist-info").mkdir()
+    (machine.packages / "torch-2.9.0.dist-info" / "METADATA").write_bytes(b"\xff\xfe\0N")
+    (machine.packages / "sglang-0.5.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\n")
+    (machine.packages / "vllm-0.33.0.dist-info" / "METADATA").symlink_to("METADATA")
+    packages = Packages(machine.place())
+    assert packages.versions(["torch", "sglang", "vllm", "triton"]) == {"triton": "3.6.0"}
+    assert [owner.name for owner in packages.owners_of_triton] == ["triton"]
+    assert packages.unmet(["triton"]) == ["triton 3.6.0 requires z>1, which is not installed"]
+
+
 def test_cann_settles_torch_npu(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.install({"torch-npu": "2.9.0"})

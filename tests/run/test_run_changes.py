@@ -164,3 +164,13 @@ def test_a_damaged_report_keeps_its_own_chip_and_no_other(night: Path, capsys: C
     assert (ran.code, ran.status["ascend verify"], ran.status["nvidia validate"]) == (5, "failed", "done")
     assert "report.json" in ran.detail("ascend", "verify")
     assert ran.night.chips[0].verdict is None
+
+
+def test_a_damaged_report_keeps_no_chip_that_shares_the_release(night: Path, capsys: Capture) -> None:
+    report = night / "out" / "validation" / "fp8-hf-nvidia" / "report.json"
+    report.write_text("{")
+    ran = run(capsys, night / "recipe.yaml", night / "out")
+    assert (ran.code, ran.status["ascend validate"], ran.status["mthreads validate"]) == (5, "done", "done")
+    assert "report.json: document: Invalid JSON" in ran.detail("nvidia", "verify")
+    assert "move it away" in ran.detail("nvidia", "verify")
+    assert [chip.verdict for chip in ran.night.chips] == ["pass", "pass", None]

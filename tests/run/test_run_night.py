@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,59 +137,6 @@ def test_what_the_disk_limit_leaves_no_room_for_is_not_begun(night: Path, tmp_pa
     assert not (out / "bf16-hf").exists()
     assert run(capsys, night / "recipe.yaml", out, "--disk-limit", "1GB").code == 0
     assert run(capsys, night / "recipe.yaml", out, "--disk-limit", "1kB").code == 0, "there is nothing to write"
-
-
-def test_junit_is_read_by_a_reader_of_its_own(night: Path, tmp_path: Path, capsys: Capture) -> None:
-    (night / "out" / "bf16-hf" / "config.json").write_text("{}")
-    ran = run(capsys, night / "recipe.yaml", night / "out", "--junit", tmp_path / "report" / "junit.xml")
-    assert ran.code == 4
-    document = junitparser.JUnitXml.fromfile(str(tmp_path / "report" / "junit.xml"))
-    assert (document.tests, document.failures, document.errors) == (9, 0, 1)
-    suites = {suite.name: list(suite) for suite in document}
-    assert list(suites) == ["ascend bf16-hf", "mthreads fp8-hf", "nvidia fp8-hf"]
-    first, second, third = suites["ascend bf16-hf"]
-    assert (first.name, first.classname) == ("convert", "flagrelease.ascend.bf16-hf")
-    (error,) = first.result
-    assert isinstance(error, junitparser.Error)
-    assert "config.json is missing or has another size" in error.message
-    assert [type(case.result[0]) for case in (second, third)] == [junitparser.Skipped] * 2
-    assert all(case.is_passed and "nothing to do" in case.system_out for case in suites["nvidia fp8-hf"])
-
-
-def test_a_verdict_against_a_release_is_a_failure_for_ci(night: Path, tmp_path: Path, capsys: Capture) -> None:
-    victim = sorted((night / "out" / "fp8-hf").glob("*.safetensors"))[0]
-    content = victim.read_bytes()
-    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert run(capsys, night / "recipe.yaml", night / "out", "--junit", tmp_path / "junit.xml").code == 5
-    document = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
-    assert (document.failures, document.errors) == (2, 0)
-
-
-HOOK = """\
-import json, pathlib, sys
-document = json.load(sys.stdin)
-pathlib.Path(sys.argv[1]).write_text(json.dumps({"words": sys.argv[2:], "verdict": document["verdict"]}))
-sys.exit(int(sys.argv[2]))
-"""
-
-
-@pytest.mark.parametrize("code", [0, 3])
-def test_a_command_is_told_how_the_night_was(night: Path, tmp_path: Path, capsys: Capture, code: int) -> None:
-    """Words of the verdict are one word for the command, whatever is in them; a hook that fails fails no run."""
-    hook, told = tmp_path / "a hook.py", tmp_path / "told $(touch pwned); x.json"
-    hook.write_text(HOOK)
-    command = f"'{sys.executable}' '{hook}' '{told}' {code} {{verdict}}"
-    ran = run(capsys, night / "recipe.yaml", night / "out", "--notify", command)
-    assert ran.code == 0
-    found = json.loads(told.read_text())
-    assert found == {
-        "words": [str(code), "nothing to do: 3 releases of 3 chips are validated"],
-        "verdict": "nothing-to-do",
-    }
-    notes = () if not code else (f"--notify: {sys.executable} ended with exit code 3",)
-    assert ran.night.notes == notes
-    missing = run(capsys, night / "recipe.yaml", night / "out", "--notify", "no-such-program-here {verdict}")
-    assert (missing.code, missing.night.notes) == (0, ("--notify: no-such-program-here: No such file or directory",))
 
 
 def test_each_run_leaves_a_record(night: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,10 +107,11 @@ def read_former(folder: Path) -> Former | None:
             for name in STAGES
             if (file := folder / CONTROL / f"{name}.json").is_file()
         }
-    except ValidationError as error:
-        raise VerificationError(f"{folder}: is damaged or of another version; move it away") from error
-    report = folder / REPORT_NAME
-    parsed = parse_report(report.read_bytes(), str(report)) if report.is_file() else None
+        report = folder / REPORT_NAME
+        parsed = parse_report(report.read_bytes(), REPORT_NAME) if report.is_file() else None
+    except (ValidationError, VerificationError) as error:
+        said = f" ({error})" if isinstance(error, VerificationError) else ""
+        raise VerificationError(f"{folder}: is damaged or of another version{said}; move it away") from error
     return Former(begun.binding, begun.facts, outcomes, parsed)
 
 
