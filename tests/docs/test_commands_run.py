@@ -60,11 +60,13 @@ def recipe() -> dict[str, object]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the pages suppose it: checkpoints, questions, recipes, and releases that earlier steps have made."""
     folder = tmp_path_factory.mktemp("world")
-    (folder / "DeepSeek-V4-Flash").symlink_to(TINY / "flagrelease-tiny-v4")
+    for name in ("DeepSeek-V4-Flash", "DeepSeek-V4-Flash-0731"):
+        (folder / name).symlink_to(TINY / "flagrelease-tiny-v4")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     (folder / "recipes").mkdir()
-    (folder / "recipes/deepseek-v4-flash.yaml").write_text(yaml.safe_dump(recipe()))
+    for name in ("deepseek-v4-flash", "deepseek-v4-flash-0731"):
+        (folder / f"recipes/{name}.yaml").write_text(yaml.safe_dump(recipe()))
     choices = [json.loads(line) for line in (TINY / "tasks/multiple_choice.jsonl").read_text().splitlines()[:6]]
     with (folder / "gpqa_diamond.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, choices[0])
