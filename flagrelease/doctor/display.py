@@ -49,7 +49,7 @@ def _chips(found: Diagnosis) -> Iterator[str]:
     if not found.sightings:
         yield "none of the chip table: no vendor's tool, no device file, no vendor's torch"
     yield from (_sighting(one) for one in found.sightings)
-    if found.chip is None and found.sightings:
+    if found.chip is None and sum(bool(one.hardware or one.software) for one in found.sightings) > 1:
         yield "more than one: say --chip"
 
 
@@ -59,6 +59,8 @@ def _sighting(one: Sighting) -> str:
     cards = "" if not one.cards else f"; {one.cards} numbered devices"
     tool = "" if one.tool in (None, "answers") else f"; its tool {one.tool}"
     what = "" if one.hardware else " (software only)"
+    if not signs:
+        return f"{one.chip}: its tool {one.tool}, and nothing else of it is here"
     return f"{one.chip}{what}: {', '.join(signs)}{cards}{driver}{tool}"
 
 

@@ -104,7 +104,7 @@ def examine(place: Place, asked: Chip | None, disk: Path, online: bool) -> Diagn
 
 def _chip_of(seen: list[Sighting]) -> Chip | None:
     """The one whose hardware is here; without any, the one whose software is. None if it is not one."""
-    here = [one for one in seen if one.hardware] or seen
+    here = [one for one in seen if one.hardware] or [one for one in seen if one.software]
     return get_chip(here[0].chip) if len(here) == 1 else None
 
 

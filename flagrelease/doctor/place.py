@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PARTING = 2.0  # seconds
+_NOT_STARTED = 126  # as a shell says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,13 @@ class Place:
         path = self.program(words[0])
         if path is None:
             return None
-        process = subprocess.Popen(
-            [path, *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            errors="replace", env=dict(self.environment), start_new_session=True,
-        )  # fmt: skip
+        try:
+            process = subprocess.Popen(
+                [path, *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                errors="replace", env=dict(self.environment), start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:  # of another processor, or torn
+            return Ran(_NOT_STARTED, "", f"cannot be started ({error.strerror})")
         try:
             out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:

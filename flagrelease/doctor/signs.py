@@ -69,12 +69,12 @@ def load_signs() -> Signs:
 
 
 def sightings(place: Place, packages: Packages) -> list[Sighting]:
-    """The chips of which anything shows, those with hardware first."""
+    """The chips of which anything shows, be it a tool that fails: first those with hardware, then with software."""
     found = [_look(chip, place, packages) for chip in load_chips().values()]
-    seen = [one for one in found if one.hardware or one.software]
+    seen = [one for one in found if one.hardware or one.software or one.tool]
     if any(one.hardware for one in seen if one.chip != _LEFT):
         seen = [one for one in seen if one.chip != _LEFT or _own_nodes(one)]
-    return sorted(seen, key=lambda one: not one.hardware)
+    return sorted(seen, key=lambda one: (not one.hardware, not one.software))
 
 
 def _own_nodes(one: Sighting) -> bool:

@@ -22,7 +22,7 @@ def show_status(found: FolderStatus) -> None:
             table.add_row(state.name, state.model or "-", size, _conversion(state))
         out.print(table)
     if found.chips:
-        rows = console.table("chip", "release", "made for", "converted", "validated", "weights", "published", "missing")
+        rows = console.table("chip", "release", "converted", "validated", "weights", "published", "missing")
         for one in found.chips:
             rows.add_row(*map(_cell, _cells(one)))
         out.print()
@@ -36,7 +36,7 @@ def show_status(found: FolderStatus) -> None:
 def _cells(one: ChipState) -> tuple[str, ...]:
     proved = "proved" if one.weights_proved else "-"
     published, missing = "; ".join(one.published) or "-", ", ".join(one.missing) or "nothing"
-    return one.chip, one.release, one.stack or "-", one.conversion, _validation(one), proved, published, missing
+    return one.chip, one.release, one.conversion, _validation(one), proved, published, missing
 
 
 def _validation(one: ChipState) -> str:

@@ -11,6 +11,7 @@ from vendors import ENGINE, SERVE, VENDORS, Machine, furnish, torch_lines
 
 from flagrelease.chips.table import get_chip
 from flagrelease.cli import main
+from flagrelease.doctor.display import show_diagnosis
 from flagrelease.doctor.examine import Diagnosis, examine
 
 
@@ -107,6 +108,24 @@ def test_two_chips_in_one_machine_are_for_the_user_to_choose(tmp_path: Path) -> 
     assert found.chip is None
     assert {one.chip for one in found.sightings} == {"nvidia", "iluvatar"}
     assert look(machine, "nvidia").possible is True
+
+
+@pytest.mark.parametrize("how", ["fails", "is torn"])
+def test_a_tool_that_fails_alone_is_told_of_and_is_no_chip(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the driver is not loaded, or the tool is of another processor."""
+    machine = Machine(tmp_path)
+    machine.tool("mthreads-gmi", "no driver", 9)
+    if how == "is torn":
+        (tmp_path / "bin" / "mthreads-gmi").write_bytes(b"\x7fELF torn")
+    found = look(machine)
+    assert (found.chip, [one.chip for one in found.sightings]) == (None, ["mthreads"])
+    show_diagnosis(found)
+    said = "ended with exit code 9" if how == "fails" else "cannot be started (Exec format error)"
+    told = capsys.readouterr().out
+    assert f"mthreads: its tool {said}, and nothing else of it is here" in told
+    assert "more than one" not in told
 
 
 def test_without_a_chip_small_models_run_on_the_cpu(tmp_path: Path) -> None:

@@ -23,6 +23,21 @@ def test_a_narrow_terminal_cuts_nothing_off(
     assert Counter("".join(text.split())) == Counter("".join(words))
 
 
+def test_words_stay_whole_while_there_is_room_for_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight columns of a status in 80 letters: `converted`, a chip and a release each keep to one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = table("chip", "release", "converted", "validated", "weights", ">published", "missing")
+    shown.add_row(
+        "kunlunxin", "int8-experts-hf", "[green]complete[/]", "missing", "-", "-", "convert, validate, publish"
+    )
+    out().print(shown)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert set(text.split()) >= {"kunlunxin", "int8-experts-hf", "converted", "validated", "complete", "validate,"}
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
