@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flagrelease.errors import UsageError
 
@@ -22,10 +23,10 @@ def check_address(url: str, key_variable: str | None) -> None:
     Raises:
         UsageError: names the rule, and the address without what may be secret.
     """
-    parts, shown = urlsplit(url), show_address(url)
-    if parts.scheme not in ("http", "https") or not _host(parts):
+    parts, shown = _split(url), show_address(url)
+    if parts is None or parts.scheme not in ("http", "https") or not _host(parts):
         raise UsageError(f"{shown}: an http or https address is expected")
-    if "@" in parts.netloc:
+    if "@" in url:
         raise UsageError(
             f"{shown}: a user and a password in the address are refused, since others can see commands; put the key "
             "into an environment variable and name it with --key-env"
@@ -40,14 +41,22 @@ def check_address(url: str, key_variable: str | None) -> None:
 
 
 def show_address(url: str) -> str:
-    """The address without user, password, query and fragment: the only form that is printed or stored."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+    """The address without user, password, query and fragment: the only form that is printed or stored.
+
+    Of what is no address, whatever may be part of a password is left out too.
+    """
+    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    behind = rest[len(host) :]
+    if "@" in behind:  # a password with one of these characters, or a query: nobody knows where it begins
+        return f"{scheme}{slashes}(not shown)"
+    return scheme + slashes + host.rpartition("@")[2] + re.split("[?#]", behind, maxsplit=1)[0]
 
 
 def is_on_loopback(url: str) -> bool:
     """Whether the server is on this machine, as far as the address says by itself."""
-    host = _host(urlsplit(url))
+    parts = _split(url)
+    host = "" if parts is None else _host(parts)
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -68,6 +77,14 @@ def read_key(variable: str | None) -> str | None:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(f"--key-env {variable}: holds characters that a key cannot have")
     return key
+
+
+def _split(url: str) -> SplitResult | None:
+    """Its parts; None where it has none, without the message of the standard library, which quotes a password."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
 
 
 def _host(parts: SplitResult) -> str:

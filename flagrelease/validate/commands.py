@@ -225,7 +225,7 @@ def parse_variants(words: list[str], endpoint: Endpoint | None) -> dict[str, End
     """What `--variant` was given as: servers by name, asked with the model, dialect and key of `--endpoint`.
 
     Raises:
-        UsageError: not NAME=URL, a name twice, an address that cannot be asked, or no `--endpoint`.
+        UsageError: not NAME=URL, a name or an address twice, an address that cannot be asked, or no `--endpoint`.
     """
     found: dict[str, Endpoint] = {}
     for word in words:
@@ -236,7 +236,11 @@ def parse_variants(words: list[str], endpoint: Endpoint | None) -> dict[str, End
             raise UsageError("--variant belongs to --endpoint, with whose answers those of the variant are compared")
         if name in found:
             raise UsageError(f"--variant {name}: is given twice")
-        found[name] = replace(endpoint, url=url)
+        variant = replace(endpoint, url=url)
+        others = {"--endpoint": endpoint} | {f"--variant {known}": each for known, each in found.items()}
+        if same := [other for other, each in others.items() if each.base == variant.base]:
+            raise UsageError(f"--variant {name}: has the address of {same[0]}; start another server and name that one")
+        found[name] = variant
     return found
 
 

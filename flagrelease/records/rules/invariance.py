@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flagrelease.records.rules.strict import Strict
 
@@ -32,11 +32,13 @@ class InvarianceRules(Strict):
 
     texts: int = Field(default=6, ge=1)
     form: Literal["register", "ledger"] = "register"
-    lengths: tuple[int, ...] = Field(default=(1000, 2040, 2200, 4080, 4400, 8180, 8800), min_length=1)
+    lengths: tuple[Annotated[int, Field(ge=16)], ...] = Field(
+        default=(1000, 2040, 2200, 4080, 4400, 8180, 8800), min_length=1
+    )
     questions: int = Field(default=2, ge=1)
     max_tokens: int = Field(default=128, ge=1)
     top: int = Field(default=5, ge=2)
-    concurrency: tuple[int, ...] = Field(default=(4, 16), min_length=1)
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(4, 16), min_length=1)
     tie: float = Field(default=0.5, gt=0)
     same: float = Field(default=0.75, ge=0, le=1)
     mean_difference: float = Field(default=0.05, gt=0)
@@ -44,3 +46,10 @@ class InvarianceRules(Strict):
     floors: float = Field(default=3.0, ge=1)
     right: float = Field(default=0.5, gt=0, le=1)
     lost: float = Field(default=0.25, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> InvarianceRules:
+        for name, values in (("lengths", self.lengths), ("concurrency", self.concurrency)):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name} must increase")
+        return self

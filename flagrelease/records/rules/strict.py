@@ -13,4 +13,4 @@ ExamKind = Literal["multiple-choice", "integer", "number", "expression", "code",
 class Strict(BaseModel):
     """One section of rules."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # infinity: a limit that nothing breaks

@@ -8,7 +8,7 @@ from typing import Any
 
 from flagrelease.model.v4.dsml import ToolCall
 from flagrelease.validate.endpoint import scored
-from flagrelease.validate.endpoint.reading import expecting, ids_of, read_used, reasoning_of
+from flagrelease.validate.endpoint.reading import expecting, ids_of, read_used, reasoning_of, text_of
 from flagrelease.validate.endpoint.replies import ChatReply, ScoredToken
 
 
@@ -29,7 +29,7 @@ def assemble(chunks: Sequence[Mapping[str, Any]]) -> ChatReply:
         if any(choice.get("index") for choice in choices):
             raise ValueError
         return ChatReply(
-            content="".join(delta.get("content") or "" for delta in deltas),
+            content=text_of(delta.get("content") for delta in deltas),
             reasoning="".join(map(reasoning_of, deltas)),
             tool_calls=_calls(deltas),
             finish=str(finishes[-1]) if finishes else "",
@@ -52,7 +52,7 @@ def _calls(deltas: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
             at, function = int(piece["index"]), piece.get("function") or {}
             names[at] = names.get(at, "") + (function.get("name") or "")
             arguments.setdefault(at, []).append(function.get("arguments") or "")
-    return tuple(ToolCall(names[at], "".join(arguments[at])) for at in sorted(names))
+    return tuple(ToolCall(text_of([names[at]]), text_of(arguments[at])) for at in sorted(names))
 
 
 def _scored(told: Sequence[Mapping[str, Any]], part: str) -> tuple[ScoredToken, ...] | None:

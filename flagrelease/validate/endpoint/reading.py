@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,6 +119,11 @@ def read_used(usage: Any) -> TokensUsed:
 def reasoning_of(message: Mapping[str, Any]) -> str:
     """Under either of its names; vLLM has had both at once."""
     return _text(message.get("reasoning_content") or message.get("reasoning") or "")
+
+
+def text_of(pieces: Iterable[Any]) -> str:
+    """The text that pieces of it make, None for none of it; an error as of `read_used` if that is no text."""
+    return _text("".join(piece or "" for piece in pieces))
 
 
 def ids_of(value: Any) -> tuple[int, ...] | None:

@@ -60,7 +60,7 @@ def _prompt_token(entry: Any, own: int | None) -> ScoredToken:
         return ScoredToken("", own, None)
     if not isinstance(entry, Mapping) or not entry:
         raise ValueError("a token of the prompt has no log-probabilities")
-    found = {int(key): value for key, value in entry.items()}
+    found = {_id(int(key)): value for key, value in entry.items()}
     own = next(iter(found)) if own is None else own
     listed = {token: _of_prompt(token, value) for token, value in found.items()}
     if own not in listed:
@@ -97,7 +97,9 @@ def _likeliest(tokens: list[ScoredToken]) -> tuple[ScoredToken, ...]:
 def _token(text: Any, logprob: Any, top: tuple[ScoredToken, ...]) -> ScoredToken:
     name = _text(text)
     by_id = _NAMED_BY_ID.fullmatch(name)
-    return ScoredToken(name, int(by_id[1]) if by_id else None, None if logprob is None else _number(logprob), None, top)
+    return ScoredToken(
+        name, _id(int(by_id[1])) if by_id else None, None if logprob is None else _number(logprob), None, top
+    )
 
 
 def _listed(value: Any) -> list[Any]:
@@ -109,13 +111,23 @@ def _listed(value: Any) -> list[Any]:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a token is no text")
+    value.encode()  # half of a surrogate pair is no text
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("a log-probability is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("a log-probability is no number") from None
+
+
+def _id(token: int) -> int:
+    if not 0 <= token < 2**31:
+        raise ValueError("a token has an id that no vocabulary has")
+    return token
 
 
 def _rank(value: Any) -> int | None:

@@ -168,12 +168,18 @@ class Transport:
         if status in _UNSUPPORTED_STATUS:
             return Unsupported(_special(path, dict.fromkeys(fields)) or path, _refusal(response, fields), status)
         if response.is_redirect:
-            there = urlsplit(urljoin(self._endpoint.url, response.headers.get("location", "")))
             raise NetworkError(
-                f"{self._endpoint.shown}: HTTP {status} sends on to {there.scheme}://{there.hostname}, which is not "
+                f"{self._endpoint.shown}: HTTP {status} sends on to {self._there(response)}, which is not "
                 "followed: prompts and keys go only to the address that was given"
             )
         raise NetworkError(f"{self._endpoint.shown}: HTTP {status} for model {self._endpoint.model!r}")
+
+    def _there(self, response: httpx2.Response) -> str:
+        try:
+            there = urlsplit(urljoin(self._endpoint.url, response.headers.get("location", "")))
+        except ValueError:
+            return "what is no address"
+        return f"{there.scheme}://{there.hostname}"
 
     def _parsed(self, content: str | bytes) -> Any:
         try:

@@ -32,6 +32,7 @@ class Said(BaseModel):
         prompt_tokens, answer_tokens, cached_tokens: as the server counted them; cached are those of the prompt that it
             had read before.
         tokens: empty where the server gives no log-probabilities.
+        no_numbers: how many of those it gave are NaN or infinite; `tokens` is empty then too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -43,6 +44,7 @@ class Said(BaseModel):
     answer_tokens: int
     cached_tokens: int = 0
     tokens: tuple[SaidToken, ...] = ()
+    no_numbers: int = 0
 
 
 Parting = Literal["none", "near tie", "clear margin", "unknown margin"]

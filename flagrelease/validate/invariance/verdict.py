@@ -58,6 +58,8 @@ def judge_pairing(
     unknown = len(found) - sum(count.values())
     mean, largest = (sum(apart) / len(apart), max(apart)) if apart else (None, None)
     verdict, why = _verdict(found, mean, largest, limits)
+    if odd := sum(said.no_numbers for said in (*pairing.first, *pairing.second)):
+        verdict, why = "fail", f"{odd} log-probabilities are NaN or infinite"
     right = [says(said.text, answers[said.prompt]) for said in pairing.second if said.prompt in answers]
     return CircumstanceFigures(
         name=pairing.name,

@@ -29,6 +29,8 @@ def judge_logprobs(reply: ChatReply | Unsupported, top: int) -> PreflightCheck:
     came = f"{len(reply.logprobs)} tokens, from {least:.2f} to {max(t.logprob or 0.0 for t in reply.logprobs):.2f}"
     if not all(token.top for token in reply.logprobs):
         return judged("logprobs", asked, expected, f"{came}, without alternatives", "not-shown")
+    if (fewest := min(len(token.top) for token in reply.logprobs)) < top:
+        return judged("logprobs", asked, expected, f"{came}, with {fewest} alternatives of {top}", "noted")
     return judged("logprobs", asked, expected, came, "pass")
 
 
@@ -36,6 +38,8 @@ def _fault(token: ScoredToken) -> str | None:
     if token.logprob is None or not math.isfinite(token.logprob):
         return "no log-probability"
     every = [token.logprob, *(each.logprob for each in token.top if each.logprob is not None)]
+    if any(math.isnan(each) for each in every):
+        return "an alternative has no log-probability"
     if max(every) > _ROUNDED:
         return f"{max(every):.4f} is above 0"
     if not token.top:

@@ -32,6 +32,13 @@ CHAT = ChatAsk(({"role": "user", "content": "Hi"},), 8)
         ("https://SECRET@host/v1", "https://host/v1: a user and a password in the address are refused"),
         ("https://host/v1?key=SECRET", "https://host/v1: an address ends with its path"),
         ("https://host/v1#SECRET", "https://host/v1: an address ends with its path"),
+        ("https://host/v1?key=a@SECRET", "https://(not shown): a user and a password in the address are refused"),
+        ("user:SECRET@host:8000/v1", "host:8000/v1: an http or https address is expected"),
+        ("http:/user:SECRET@host/v1", "(not shown): an http or https address is expected"),
+        ("http://user:SECRET@[::1/v1", "[::1/v1: an http or https address is expected"),
+        ("http://user:SECRET@ho℀st/v1", "an http or https address is expected"),
+        ("http://user:SECRET#SECRET@host/v1", "http://(not shown): an http or https address is expected"),
+        ("http://user:SECRET/SECRET@host/v1", "http://(not shown): an http or https address is expected"),
     ],
 )
 def test_what_is_no_address(url: str, said: str) -> None:
@@ -178,3 +185,12 @@ def ask(endpoint: Endpoint, call: Callable[[EndpointClient], Any] = lambda clien
             return await call(client)
 
     return asyncio.run(work())
+
+
+def test_a_redirect_to_what_is_no_address_is_named_as_such() -> None:
+    answer = Answer(302, {}, headers={"Location": "http://[::1"})
+    with (
+        Standin(lambda request: answer) as standin,
+        pytest.raises(NetworkError, match="sends on to what is no address"),
+    ):
+        ask(Endpoint(standin.url, "m"))

@@ -56,6 +56,11 @@ def stream(*chunks: Any, done: bool = True) -> StreamedReply | Unsupported:
         return ask(standin, lambda client: client.stream(CHAT))
 
 
+def stream_of(content: str) -> StreamedReply | Unsupported:
+    with Standin(lambda request: Answer(content=content.encode())) as standin:
+        return ask(standin, lambda client: client.stream(CHAT))
+
+
 def told(logprob: float, rank: int, text: str) -> dict[str, Any]:
     return {"logprob": logprob, "rank": rank, "decoded_token": text}
 
@@ -301,3 +306,31 @@ def test_a_500_that_stays_says_that_a_server_does_not_do_it() -> None:
         assert len(standin.paths) == 6
         with pytest.raises(NetworkError, match="HTTP 500; tried 4 times"):  # every server has plain chats
             ask(standin, lambda client: client.chat(CHAT), attempts=4)
+
+
+@pytest.mark.parametrize("logprob", ["1" + "0" * 400, "true"])
+def test_a_log_probability_that_no_float_holds_is_an_error_in_words(logprob: str) -> None:
+    content = json.dumps(completion("a").document).replace(
+        '"index"', f'"logprobs": {{"content": [{{"token": "a", "logprob": {logprob}}}]}}, "index"'
+    )
+    with pytest.raises(NetworkError, match="the reply is not a chat completion"):
+        chat(Answer(content=content.encode()))
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    scored = {"content": [{"token": "\ud83d", "logprob": -1}]}
+    for choice in ({"delta": {"content": "\ud83d"}}, {"delta": {"content": "a"}, "logprobs": scored}):
+        chunk = json.dumps({"choices": [{"index": 0} | choice], "usage": USAGE})  # as an escape, which JSON allows
+        with pytest.raises(NetworkError, match="the reply is not a stream of a chat completion"):
+            stream_of(f"data: {chunk}\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("token", ["-1", str(2**63)])
+def test_an_id_that_no_vocabulary_has_is_an_error_in_words(token: str) -> None:
+    choice = {
+        "text": "",
+        "finish_reason": "length",
+        "prompt_logprobs": [None, {"5": told(-1.0, 1, "a"), token: told(-2.0, 2, "b")}],
+    }
+    with pytest.raises(NetworkError, match="the reply is not a completion"):
+        complete({"choices": [choice], "usage": USAGE}, CompletionAsk((0, 5), 1, prompt_logprobs=2))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
+from flagrelease.durable.log import AppendLog
 from flagrelease.records.report import Stage
 from flagrelease.records.rules import InvarianceRules
+from flagrelease.validate.endpoint.replies import ChatReply, ScoredToken, TokensUsed
 from flagrelease.validate.invariance.difference import Said, SaidToken, difference
 from flagrelease.validate.invariance.figures import InvarianceFigures
 from flagrelease.validate.invariance.prompts import InvariancePrompt, invariance_prompts
 from flagrelease.validate.invariance.questions import register_questions, says
+from flagrelease.validate.invariance.said import said_of
 from flagrelease.validate.invariance.stage import Heard, invariance_stage
 
 RULES = InvarianceRules(texts=2, lengths=(100, 200), questions=2, concurrency=(2,))
@@ -159,7 +165,7 @@ def test_registers_are_as_long_as_they_should_be_and_have_their_answers(form: An
     for tokens in (150, 4000) if form == "register" else (30, 150):
         first, second = register_questions(form, tokens, 2, 7, words)
         shared = next(n for n, (a, b) in enumerate(zip(first.text, second.text, strict=False)) if a != b)
-        assert tokens <= words(first.text) <= 1.1 * tokens + 80
+        assert tokens <= words(first.text) <= 1.1 * tokens + 100  # four entries at least, for two questions
         assert words(first.text[:shared]) >= tokens
         for asked in (first, second):
             place = asked.text.index(str(asked.answer))
@@ -186,3 +192,33 @@ def test_prompts_differ_and_ask_for_two_things_of_each_register() -> None:
     prompts = invariance_prompts(RULES, words)
     assert [prompt.shares for prompt in prompts] == [False, False, False, True, False, True]
     assert len({prompt.content for prompt in prompts}) == len({prompt.id for prompt in prompts}) == 6
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_log_probabilities_that_are_no_numbers_fail_though_every_text_is_the_same(odd: float, tmp_path: Path) -> None:
+    told = (ScoredToken("b", None, -0.5), ScoredToken("c", None, odd))
+    used = TokensUsed(10, 2, None)
+    reply = ChatReply("b c", "", (), "stop", used, told, None, None, None, None, None)
+    heard_so = said_of("2 at once", "text", reply)
+    with AppendLog(tmp_path / "log", "answers", 1, TypeAdapter(Said), {}) as log:
+        log.append(heard_so, sync=True)
+    with AppendLog(tmp_path / "log", "answers", 1, TypeAdapter(Said), {}) as log:
+        assert list(log.records) == [heard_so], "a resumed run reads it"
+    two = [heard_so.model_copy(update={"text": "a b c"}), *everything("2 at once")[1:]]
+    stage, figures = judged(two=two)
+    assert stage.verdict == "fail"
+    assert stage.detail == "2 at once: 1 log-probabilities are NaN or infinite."
+    assert [row.name for row in figures.circumstances if row.verdict == "fail"] == ["2 at once"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lengths": (200, 100)}, {"lengths": (100, 100)}, {"lengths": (0,)}, {"concurrency": (0,)},
+        {"concurrency": (4, 4)}, {"tie": math.inf}, {"mean_difference": math.inf}, {"floors": math.inf},
+        {"largest_difference": math.nan},
+    ],
+)  # fmt: skip
+def test_rules_that_nothing_breaks_or_that_ask_the_same_twice_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        InvarianceRules(**given)

@@ -286,12 +286,13 @@ def test_seeds() -> None:
         ([replace(scored("a"), logprob=-0.4)], "fail"),
         ([replace(scored("a"), logprob=None)], "fail"),
         ([scored("a", 0.0, -9999.0), scored("b", 0.0, -9999.0)], "fail"),
+        ([scored("a", -0.1, float("nan"))], "fail"),
         ([replace(scored("a"), top=())], "not-shown"),
         ([], "not-shown"),
     ],
 )
 def test_logprobs(tokens: list[ScoredToken], verdict: str) -> None:
-    assert judge_logprobs(reply("a b", logprobs=tuple(tokens)), 5).verdict == verdict
+    assert judge_logprobs(reply("a b", logprobs=tuple(tokens)), 2).verdict == verdict
     assert judge_logprobs(REFUSED, 5).verdict == "not-shown"
 
 
@@ -353,3 +354,8 @@ def test_rules_accept_known_checks_only() -> None:
     assert PreflightRules(accepted={"own-call": "never taught"}).accepted
     with pytest.raises(ValueError, match="own-calls"):
         PreflightRules.model_validate({"accepted": {"own-calls": "never taught"}})
+
+
+def test_lists_that_are_shorter_than_asked_for_are_noted() -> None:
+    check = judge_logprobs(told("a b"), 5)
+    assert (check.verdict, check.came) == ("noted", "2 tokens, from -0.10 to -0.10, with 2 alternatives of 5")

@@ -49,6 +49,8 @@ def test_variants_are_named_and_asked_as_the_endpoint_is() -> None:
     [
         (["http://localhost:2/v1"], True, "NAME=URL is expected"),
         (["a=http://localhost:2/v1", "a=http://localhost:3/v1"], True, "given twice"),
+        (["a=http://localhost:1/v1/"], True, "has the address of --endpoint"),
+        (["a=http://localhost:2/v1", "b=http://localhost:2/v1"], True, "has the address of --variant a"),
         (["a=http://localhost:2/v1"], False, "belongs to --endpoint"),
         (["a=localhost:2"], True, "an http or https address is expected"),
         (["a=http://user:secret@localhost:2/v1"], True, "user and a password in the address are refused"),

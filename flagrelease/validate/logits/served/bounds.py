@@ -156,9 +156,9 @@ def _places(ids: Array, wanted: Array, vocabulary: int) -> tuple[Array, NDArray[
     row = np.arange(len(ids))[:, None] * vocabulary
     order = np.argsort(ids, axis=1)
     keys = (np.take_along_axis(ids, order, 1) + row).ravel()
-    asked = np.maximum(wanted, 0) + row
+    asked = np.clip(wanted, 0, vocabulary - 1) + row
     found = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    there: NDArray[np.bool_] = keys[found] == asked
+    there: NDArray[np.bool_] = (keys[found] == asked) & (wanted < vocabulary)  # a padded head has more tokens
     return order.ravel()[found], there
 
 

@@ -85,7 +85,20 @@ class Way(BaseModel):
         told: tuple[ScoredToken, ...] | None = reply.prompt_logprobs
         if self.name != "prompt-logprobs":
             told = reply.logprobs
-        return read_scores(told or (), prompt.tokens, names, self.alternatives)
+        scores = read_scores(told or (), prompt.tokens, names, self.alternatives)
+        self._refuse_short([each for each in (told or ())[: len(prompt.tokens)] if each.logprob is not None])
+        return scores
+
+    def _refuse_short(self, told: Sequence[ScoredToken]) -> None:
+        """Servers may give fewer alternatives without saying so, and what lists show is worked out from their length.
+
+        A list by name has one entry for all tokens of the same name, so it may lose some.
+        """
+        least = self.alternatives if self.name in ("prompt-logprobs", "echo-ids") else (self.alternatives + 1) // 2
+        if short := [len(each.top) for each in told if len(each.top) < least]:
+            raise UnreadableError(
+                f"{len(short)} of {len(told)} lists are shorter than asked for, the least {min(short)}"
+            )
 
 
 def score_each(endpoint: Endpoint, way: Way, prompts: Sequence[Prompt], names: TokenNames | None) -> Iterator[Scored]:
@@ -122,14 +135,8 @@ def find_way(endpoint: Endpoint, prompt: Prompt, names: TokenNames | None, most:
         for count in (most, *(fewer for fewer in _FEWER if fewer < most)):
             way = Way(name=name, alternatives=count)
             (scored,) = score_each(endpoint, way, [prompt], names)
-            if not isinstance(scored.scores, str) and _gives(scored.scores, count):
+            if not isinstance(scored.scores, str):
                 return way
-            reason = scored.scores if isinstance(scored.scores, str) else "the reply has no alternatives"
+            reason = scored.scores
         refusals.append(f"{name}: {reason}")
     return f"the server at {endpoint.shown} gives no log-probabilities of prompts ({'; '.join(refusals)})"
-
-
-def _gives(scores: PromptScores, count: int) -> bool:
-    """Whether the lists are as long as asked for; servers may give fewer without saying so."""
-    length: int = scores.listed.ids.shape[1]
-    return length >= count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -207,3 +209,13 @@ def test_without_a_list_only_the_token_that_followed_is_known() -> None:
     two = own * np.log(own / other) + (1 - own) * np.log((1 - own) / (1 - other))
     np.testing.assert_allclose(bounds.lower, two, atol=1e-4)
     assert (listed.ids != NOTHING).all()
+
+
+def test_a_token_beyond_the_vocabulary_is_not_one_of_the_next_row() -> None:
+    """Servers pad the head: a listed padding token has none of the reference's mass."""
+    p = np.full((2, V), 1 / V)
+    targets = np.zeros(2, np.int64)
+    kept, listed = keep(p, V, targets), listed_of(keep(p, V, targets), targets, V)
+    padded = replace(listed, ids=np.concatenate([listed.ids, [[V], [NOTHING]]], 1))
+    padded = replace(padded, logq=np.concatenate([listed.logq, [[-50.0], [0.0]]], 1))
+    np.testing.assert_allclose(bound(kept, padded, V).lower, bound(kept, listed, V).lower, atol=1e-6)

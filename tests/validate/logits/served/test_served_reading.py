@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.text import Tokenizer
-from flagrelease.validate.endpoint.replies import ScoredToken
+from flagrelease.validate.endpoint.replies import CompletionReply, ScoredToken, TokensUsed
 from flagrelease.validate.logits.served.bounds import LEAST, NOTHING
 from flagrelease.validate.logits.served.names import TokenNames
-from flagrelease.validate.logits.served.reading import UnreadableError, read_scores
+from flagrelease.validate.logits.served.reading import PromptScores, UnreadableError, read_scores
+from flagrelease.validate.logits.served.ways import Prompt, Way, WayName
 
 HALF, TENTH = math.log(0.5), math.log(0.1)
 TOKENS = (0, 5, 6)  # the first is the begin of sentence
@@ -124,3 +127,24 @@ def test_what_is_no_number_stays_none_and_minus_infinity_is_as_servers_write_it(
     read = read_scores([FIRST, by_id(5, float("nan"), t7=HALF), by_id(6, -math.inf, t7=HALF)], TOKENS, None, 1)
     assert np.isnan(read.listed.target[0])
     assert read.listed.target[1] == LEAST
+
+
+@pytest.mark.parametrize("name", ["prompt-logprobs", "echo-names"])
+def test_lists_that_are_shorter_than_asked_for_are_refused(name: WayName) -> None:
+    """What lists of this length show is worked out from their length, so a pass would rest on lists that never came."""
+    by_ids = name == "prompt-logprobs"
+    first = FIRST if by_ids else by_name("<bos>", None)
+    whole = by_id(5, HALF, t5=HALF, t7=TENTH) if by_ids else by_name("a", HALF, a=HALF, b=TENTH)
+    behind = ScoredToken("x", None, -1.0)
+
+    def read(*told: ScoredToken) -> PromptScores:
+        lists = {"prompt_logprobs": (first, *told)} if by_ids else {"logprobs": (first, *told, behind)}
+        given: dict[str, Any] = {"logprobs": None, "prompt_logprobs": None} | lists
+        reply = CompletionReply(
+            "", "length", TokensUsed(3, 1, None), token_ids=None, prompt_token_ids=None, raw={}, **given
+        )
+        return Way(name=name, alternatives=2).read(Prompt(0, (0, 5, 5), "", ""), reply, NAMES)
+
+    assert len(read(whole, whole).listed.target) == 2
+    with pytest.raises(UnreadableError, match="1 of 2 lists are shorter than asked for, the least 0"):
+        read(whole, replace(whole, top=()))
