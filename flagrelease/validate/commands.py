@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -262,5 +263,7 @@ def _endpoint(
     made = Endpoint(url, model or "", dialect, key_variable=key_variable)
     if model is None:
         raise UsageError("--endpoint needs --model: the name that the server knows the model by")
+    if timeout is not None and not math.isfinite(timeout):
+        raise UsageError(f"--timeout {timeout:g}: a finite number of seconds is expected")
     made.key()  # a variable that is not set is refused before hours are spent
     return replace(made, concurrency=concurrency or made.concurrency, timeout=timeout or made.timeout)

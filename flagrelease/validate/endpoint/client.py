@@ -32,6 +32,7 @@ from flagrelease.validate.endpoint.replies import (
 from flagrelease.validate.endpoint.transport import Transport, named
 
 Result = TypeVar("Result")
+_LONGEST = 100  # characters of what a server says of itself
 
 
 class EndpointClient:
@@ -78,7 +79,8 @@ class EndpointClient:
             return {}
         owners = read_owners(models.content, self.endpoint.model)
         found = {"server": models.headers.get("server", ""), "version": read_version(version.content)}
-        return {name: value for name, value in (found | {"owned_by": "".join(owners[:1])}).items() if value}
+        said = found | {"owned_by": "".join(owners[:1])}
+        return {name: _in_a_line(value) for name, value in said.items() if value}
 
     async def chat(self, ask: ChatAsk) -> ChatReply | Unsupported:
         """Have a chat continued; the answer comes whole.
@@ -155,6 +157,11 @@ class EndpointClient:
             return read()
         except MalformedReplyError as error:
             raise NetworkError(f"{self.endpoint.shown}: {error}") from None
+
+
+def _in_a_line(word: str) -> str:
+    """What a server says of itself, as it is printed: a terminal would do what other characters say."""
+    return "".join(each if each.isprintable() else "�" for each in word[:_LONGEST])
 
 
 Reply = TypeVar("Reply", ChatReply, CompletionReply)

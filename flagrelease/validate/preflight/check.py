@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from flagrelease.records.rules.preflight import CheckId
 
 CHECKS: tuple[CheckId, ...] = get_args(CheckId)
+_LONGEST = 400  # characters of what came
 Server = Literal["vllm", "sglang", "flagrelease"]
 CheckVerdict = Literal["pass", "fail", "not-shown", "noted"]
 
@@ -52,7 +53,13 @@ class PreflightFigures(_Strict):
 def judged(id_: CheckId, asked: str, expected: str, came: str, verdict: CheckVerdict) -> PreflightCheck:
     """A check with its fixes, if something came that should not."""
     fixes = fixes_of(id_) if verdict in ("fail", "noted") else {}
-    return PreflightCheck(id=id_, asked=asked, expected=expected, came=came, verdict=verdict, fixes=fixes)
+    return PreflightCheck(id=id_, asked=asked, expected=expected, came=_in_a_line(came), verdict=verdict, fixes=fixes)
+
+
+def _in_a_line(came: str) -> str:
+    """As it is printed: it may have what a server wrote, and a terminal would do what other characters say."""
+    line = "".join(each if each.isprintable() else "�" for each in came)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 2]}.."
 
 
 def fixes_of(id_: CheckId) -> dict[Server, str]:

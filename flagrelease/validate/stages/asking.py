@@ -81,5 +81,9 @@ def ask_behaviour(
 
 
 def stack_of(endpoint: Endpoint) -> str:
-    """How answers of an endpoint name who gave them. What the server says of itself is in the report's environment."""
-    return f"{endpoint.model} at {endpoint.shown}"
+    """How answers of an endpoint name who gave them: answers that were asked for in another dialect are others.
+
+    What the server says of itself is in the report's environment.
+    """
+    asked = "" if endpoint.dialect == "deepseek" else f", --dialect {endpoint.dialect}"
+    return f"{endpoint.model} at {endpoint.shown}{asked}"

@@ -16,7 +16,7 @@ from flagrelease.validate.exams.side import Side, refuse_other_exam
 from flagrelease.validate.exams.sitting import sitting
 from flagrelease.validate.long_context.items import make_exam
 from flagrelease.validate.long_context.verdict import long_context_stage
-from flagrelease.validate.stages.asking import answering
+from flagrelease.validate.stages.asking import answering, stack_of
 from flagrelease.validate.stages.model_stages import StageInputs
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.stage import Outcome, Watch
@@ -52,7 +52,7 @@ class LongContextStage:
         """The native answers, and who answers."""
         request, recorded = self.given.request, self.given.recorded
         endpoint = request.endpoint
-        answerer = f"engine, {request.operators}" if endpoint is None else f"{endpoint.model} at {endpoint.shown}"
+        answerer = f"engine, {request.operators}" if endpoint is None else stack_of(endpoint)
         digests = " ".join(file_sha256(recorded.context_answers(length)) for length in self.rules.lengths)
         return {"answerer": answerer, "baseline": digests}
 

@@ -334,3 +334,11 @@ def test_an_id_that_no_vocabulary_has_is_an_error_in_words(token: str) -> None:
     }
     with pytest.raises(NetworkError, match="the reply is not a completion"):
         complete({"choices": [choice], "usage": USAGE}, CompletionAsk((0, 5), 1, prompt_logprobs=2))
+
+
+def test_what_a_server_says_of_itself_cannot_write_on_a_terminal() -> None:
+    listed = {"data": [{"id": "m", "owned_by": "v\x1b[2J\n\u202e" + "l" * 1000}]}
+    at = {"/v1/models": Answer(document=listed), "/version": Answer(document={"version": "1\r2"})}
+    with Standin(at=at) as standin:
+        said = ask(standin, EndpointClient.told)
+    assert (said["version"], said["owned_by"][:7], len(said["owned_by"])) == ("1�2", "v�[2J��", 100)

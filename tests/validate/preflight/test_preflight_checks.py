@@ -359,3 +359,11 @@ def test_rules_accept_known_checks_only() -> None:
 def test_lists_that_are_shorter_than_asked_for_are_noted() -> None:
     check = judge_logprobs(told("a b"), 5)
     assert (check.verdict, check.came) == ("noted", "2 tokens, from -0.10 to -0.10, with 2 alternatives of 5")
+
+
+def test_what_came_is_one_line_that_a_terminal_only_shows() -> None:
+    call = ToolCall("get_\x1b[2J\nPASS", "{}")
+    came = judge_call(reply(tool_calls=(call,), finish="tool_calls")).came
+    assert came == "a call that does not follow the schema: get_�[2J�PASS({})"
+    many = [ServedModel(f"model-{n}", None, None) for n in range(1000)]
+    assert len(judge_identity(many, "m").came) == 400

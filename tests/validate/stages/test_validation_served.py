@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from flagrelease.errors import UsageError
 from flagrelease.validate.commands import parse_variants
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.preflight.check import CHECKS
+from flagrelease.validate.stages.asking import stack_of
 
 
 def test_a_failing_preflight_ends_the_validation_with_the_line_to_fix(
@@ -42,6 +44,13 @@ def test_variants_are_named_and_asked_as_the_endpoint_is() -> None:
     assert {name: (each.url, each.model, each.dialect) for name, each in found.items()} == {
         "eager": ("http://localhost:2/v1", "m", "template"), "chunk": ("https://there/v1", "m", "template"),
     }  # fmt: skip
+
+
+def test_answers_in_another_dialect_are_not_taken_for_those_of_this_one() -> None:
+    """Journals and finished stages are bound to it: half the answers would think, and the other half would not."""
+    deepseek = Endpoint("http://localhost:1/v1", "m")
+    assert stack_of(deepseek) == "m at http://localhost:1/v1"
+    assert stack_of(replace(deepseek, dialect="template")) == "m at http://localhost:1/v1, --dialect template"
 
 
 @pytest.mark.parametrize(
