@@ -69,7 +69,7 @@ def test_a_recipe_of_something_else(workshop: Workshop, tmp_path: Path, capfd: S
         (["--timeout", "60"], "--timeout belongs to --endpoint"),
         (["--endpoint", "http://127.0.0.1:1/v1"], "--endpoint needs --model"),
         (["--endpoint", "127.0.0.1:1", "--model", "m"], "an http or https address"),
-        (["--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--timeout", "nan"], "--timeout nan: a finite number"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--timeout", "inf"], "--timeout inf: a finite number"),
         (["--chip", "abacus"], "'abacus' is not in the table"),
         (["--device", "abacus"], "device 'abacus' is none of"),
     ],
