@@ -127,12 +127,17 @@ def _not_asked_for(name: StageName, until: StageName | None) -> str | None:
 
 
 def _run_stage(runner: StageRunner, state: State, ready: Prepared, watch: Watch) -> Outcome:
-    """Run a stage and record it, unless a server could not do what it needs: another time it may."""
+    """Run a stage and record it, unless a server could not do what it needs: another time it may.
+
+    Nor is a pre-flight recorded that failed: it judges how the server was started and says the line to change, after
+    which the same command asks again.
+    """
     found = runner.run(watch)
     if found.stage.verdict == "not-run":
         return found
     by = computer(runner.name, ready.request.chip, ready.device, ready.request.endpoint)
-    return state.finish(found.model_copy(update={"computed_on": by}))
+    found = found.model_copy(update={"computed_on": by})
+    return found if (runner.name, found.stage.verdict) == ("preflight", "fail") else state.finish(found)
 
 
 def _write_report(request: ValidationRequest, environment: dict[str, str], outcomes: Sequence[Outcome]) -> Report:

@@ -26,6 +26,7 @@ def test_a_failing_preflight_ends_the_validation_with_the_line_to_fix(
     with acting(release) as url:
         asked = ["--recipe", str(path), "--endpoint", url, "--model", NAME]
         assert cli.main(workshop.validation(release, out, *asked)) == 5
+        assert not (out / "state/preflight.json").exists(), "a server that was mended is asked again"
     found = stage_of(out, "preflight")
     assert found["verdict"] == "fail"
     assert found["detail"].startswith("context: 8,000 tokens; expected: 512 tokens (reasoning) to 4,096 (config.json).")
