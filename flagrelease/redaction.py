@@ -17,6 +17,7 @@ _PATTERNS = (
     re.compile(r"(?i)(?<=token=)[^\s'\",&]+"),
     re.compile(r"(?<=m_session_id=)[^\s'\";,]+"),
     re.compile(r"\bhf_[A-Za-z0-9]{8,}"),
+    re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"),  # keys of servers, as OpenAI and those after it write them
     re.compile(r"\bms-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"),
 )
 

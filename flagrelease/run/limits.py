@@ -62,6 +62,8 @@ def time_limit(seconds: float | None) -> Iterator[TimeLimit]:
 
     def ring(number: int, frame: FrameType | None) -> None:
         limit.reached = True
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts into the background so
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     earlier = signal.signal(signal.SIGALRM, ring)

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ class Terminal:
         self.pid, self._file = pty.fork()
         if not self.pid:
             os.environ["TERM"] = "xterm"
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a terminal's shell does; pytest may be a background job
             os.execv(sys.executable, [sys.executable, *words])
         self.shown = ""
 

@@ -33,7 +33,12 @@ def test_commands_options_and_recipes_are_completed(
     assert any("flash-0731" in line for line in recipes)
 
 
-def test_the_script_for_bash_works_in_bash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_for_bash_works_in_bash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "shellingham.detect_shell", lambda: ("bash", "bash")
+    )  # of a test's parents none need be a shell
     (tmp_path / "flagrelease").write_text(f'#!/bin/sh\nexec {sys.executable} -m flagrelease "$@"\n')
     (tmp_path / "flagrelease").chmod(0o755)
     assert main(["--show-completion", "bash"]) == 0

@@ -19,6 +19,7 @@ from flagrelease.errors import ResourceError
 from flagrelease.records.night import read_night
 from flagrelease.run import conversion
 from flagrelease.run.conversion import disk_used
+from flagrelease.run.limits import time_limit
 from flagrelease.validate.stages import file_stages
 
 Capture = pytest.CaptureFixture[str]
@@ -83,6 +84,18 @@ def test_what_was_not_brought_is_said(night: Path, tmp_path: Path, capsys: Captu
     assert "names someone/small-v4@r1, but no folder on this machine" in capsys.readouterr().err
     assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--from", "verify", "--until", "convert"]) == 2
     assert "--from verify contradicts --until convert" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
+def test_the_clock_ends_what_a_shell_started_in_the_background_too(handler: Any) -> None:
+    """A shell without a terminal lets its background jobs ignore SIGINT, and a nightly job went on for ever."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), time_limit(3600) as limit:
+            signal.raise_signal(signal.SIGALRM)
+        assert limit.reached
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("stage", ["convert", pytest.param("verify", marks=pytest.mark.slow)])

@@ -53,6 +53,7 @@ def test_what_is_no_obstacle_comes_through_at_once() -> None:
         "Authorization: Bearer SECRET, x",
         "Cookie: m_session_id=SECRET; path",
         "token hf_SECRETsecretSECRET is wrong",
+        "key sk-SECRETsecretSECRET-12 is wrong",
         "https://user:SECRET@proxy:3128 refused",
     ],
 )

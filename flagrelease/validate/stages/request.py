@@ -60,7 +60,10 @@ class ValidationRequest:
 
     @property
     def command(self) -> str:
-        """The command that makes the report, the same on every machine: paths are cut to their last part."""
+        """The command that makes the report, the same on every machine: paths are cut to their last part.
+
+        Of a sandbox the program alone is told: its words are this machine's, and may hold secrets.
+        """
         words = ["flagrelease", "validate", self.release.folder.resolve().name, "--chip", self.chip.id]
         for option, path in (("--recipe", self.recipe), ("--source", self.source), ("--baseline", self.baseline)):
             words += [] if path is None else [option, path.resolve().name]
@@ -72,7 +75,7 @@ class ValidationRequest:
             words += [] if self.endpoint.key_variable is None else ["--key-env", self.endpoint.key_variable]
         for name, variant in sorted(self.variants.items()):
             words += ["--variant", f"{name}={variant.shown}"]
-        words += [] if self.sandbox is None else ["--sandbox", self.sandbox]
+        words += [] if self.sandbox is None else ["--sandbox", f"{Path(shlex.split(self.sandbox)[0]).name} .."]
         words += [] if self.until is None else ["--until", self.until]
         words += ["--layers"] if self.layers else []
         words += [] if self.device == "auto" else ["--device", self.device]

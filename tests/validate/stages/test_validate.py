@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,10 @@ def test_it_stops_where_a_stage_would_be_that_this_program_does_not_run(workshop
     stages = {stage["name"]: stage["detail"] for stage in read_report(tmp_path / "out")["stages"]}
     assert stages["logits"] == "Not run: not asked for (--until preflight)."
     assert "second decoder" in stages["weights"]
+
+
+def test_of_a_sandbox_the_report_names_the_program_alone(workshop: Workshop) -> None:
+    """Its words stood in the report: folders of the machine, and what `-e KEY=..` gives to a container."""
+    asked = replace(request_of(workshop.release("bf16")), sandbox="/opt/tools/docker run -e KEY=hunter2 image python -")
+    assert "--sandbox 'docker ..'" in asked.command
+    assert "hunter2" not in asked.command
