@@ -15,6 +15,7 @@ from flagrelease.errors import UsageError, VerificationError
 from flagrelease.records.rules import LongContextRules, ValidationRules
 from flagrelease.records.source_identity import identify
 from flagrelease.validate.baseline import BaselineFolder, subject_of_source
+from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.side import Side
 from flagrelease.validate.long_context.items import ContextExam
 from flagrelease.validate.page.key_figures import key_figure
@@ -25,7 +26,7 @@ from flagrelease.validate.stages.model_stages import StageInputs
 from flagrelease.validate.stages.preconditions import NativeAnswers, read_native
 from flagrelease.validate.stages.record import Recording, record
 
-ENDPOINT = SimpleNamespace(model="tiny", shown="http://localhost/v1")
+ENDPOINT = Endpoint("http://localhost/v1", "tiny")
 
 
 @pytest.fixture
