@@ -1,7 +1,7 @@
 """`make demo`: the whole way on a small trained model: convert, prove, ask, compare with native, publish into a folder.
 
 The model is flagrelease-tiny-v4 of examples/tiny: the architecture, formats and files of DeepSeek-V4, trained to look
-things up in ledgers. It runs on a CPU, in about a minute on two cores, and says what it does as it goes.
+things up in ledgers. It runs on a CPU, in about a minute and a half on two cores, and says what it does as it goes.
 """
 
 from __future__ import annotations
