@@ -97,8 +97,8 @@ def demo() -> None:
     OUT.mkdir(exist_ok=True)
     way: list[str | Path] = ["run", RECIPE, "--out", OUT, "--device", "cpu", "--documents", write_documents()]
     say(
-        "1. The checkpoint: DeepSeek-V4's architecture and formats with 13 million parameters: experts in "
-        "FP4, else FP8."
+        "1. The checkpoint: DeepSeek-V4's architecture and formats in 13 million parameters, with experts in "
+        "FP4 and the rest in FP8."
     )
     run("inspect", CHECKPOINT)
     say(
