@@ -36,13 +36,7 @@ def make_bom(records: Records, name: str) -> bytes:
         "serialNumber": f"urn:uuid:{serial}",
         "version": 1,
         "metadata": {"tools": {"components": [_tool(records)]}, "component": _model(records, name)},
-        "components": [
-            _source(records),
-            *(
-                {"type": "file", "bom-ref": f"file:{path}", "name": path, "hashes": _hashes(files[path])}
-                for path in paths
-            ),
-        ],
+        "components": [_source(records), *(_file(path, files[path]) for path in paths)],
         "dependencies": [
             {"ref": _MODEL, "dependsOn": [_SOURCE, *(f"file:{path}" for path in paths)]},
             {"ref": _SOURCE, "dependsOn": []},
