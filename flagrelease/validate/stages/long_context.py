@@ -16,7 +16,7 @@ from flagrelease.validate.exams.side import Side, refuse_other_exam
 from flagrelease.validate.exams.sitting import sitting
 from flagrelease.validate.long_context.items import make_exam
 from flagrelease.validate.long_context.verdict import long_context_stage
-from flagrelease.validate.stages.asking import answering, stack_of
+from flagrelease.validate.stages.asking import answering
 from flagrelease.validate.stages.model_stages import StageInputs
 from flagrelease.validate.stages.port import Port
 from flagrelease.validate.stages.stage import Outcome, Watch
@@ -46,15 +46,13 @@ class LongContextStage:
         recorded = self.given.recorded
         if lengths := [length for length in self.rules.lengths if not recorded.context_answers(length).is_file()]:
             return f"the baseline has no answers in contexts of {', '.join(map(str, lengths))} tokens"
-        return None if self.given.request.endpoint is not None or isinstance(self.given.port, Port) else self.given.port
+        return self.given.asked if isinstance(self.given.asked, str) else None
 
     def inputs(self) -> dict[str, str]:
         """The native answers, and who answers."""
-        request, recorded = self.given.request, self.given.recorded
-        endpoint = request.endpoint
-        answerer = f"engine, {request.operators}" if endpoint is None else stack_of(endpoint)
+        recorded = self.given.recorded
         digests = " ".join(file_sha256(recorded.context_answers(length)) for length in self.rules.lengths)
-        return {"answerer": answerer, "baseline": digests}
+        return {"answerer": self.given.answerer, "baseline": digests}
 
     def run(self, watch: Watch) -> Outcome:
         """Ask the questions of all lengths, the shortest first."""
