@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; flagrelease/cli.py says why
 
@@ -19,6 +20,9 @@ import torch
 
 from flagrelease.model.v4.synthetic import write_checkpoint
 from flagrelease.source.source import Source, read_source
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -51,6 +55,18 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sourc
         return read_source(folder)
 
     return source
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser in which pages are looked at. Where there is none, these tests are reported as not run."""
+    from browser import NAMES, Browser, find_chromium
+
+    program = find_chromium()
+    if program is None:
+        pytest.skip(f"not run: no {', '.join(NAMES)} on this machine; the pages were not looked at in a browser")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.hookimpl(trylast=True)  # after `-m` has chosen

@@ -5,13 +5,12 @@ On a machine without Chromium these tests are reported as not run, never as pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import made_site
 import pytest
-from browser import NAMES, Browser, find_chromium
+from browser import Browser
 from test_page_in_browser import CONTRAST
 from test_site import hostile, make
 
@@ -41,15 +40,6 @@ OVERLAPS = r"""
   return clash;
 })()
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip(f"not run: no {', '.join(NAMES)} on this machine; the site was not looked at in a browser")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

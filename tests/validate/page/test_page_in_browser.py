@@ -5,13 +5,12 @@ On a machine without Chromium these tests are reported as not run, never as pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import made_up
 import made_up_served
 import pytest
-from browser import NAMES, Browser, find_chromium
+from browser import Browser
 from test_page import HOSTILE
 
 from flagrelease.validate.page.page import render_page
@@ -75,15 +74,6 @@ LAYOUT = r"""
 })()
 """
 OPEN_ALL = "document.querySelectorAll('details').forEach(each => { each.open = true; })"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip(f"not run: no {', '.join(NAMES)} on this machine; the page was not looked at in a browser")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 REPORTS = {
