@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 
 from flagrelease.errors import UsageError
@@ -29,16 +31,24 @@ def split_command(command: str) -> list[str]:
 def notify(words: list[str], document: bytes, verdict: str) -> str | None:
     """Run the command with the record of the run on its standard input, and the verdict in words for `{verdict}`.
 
-    No shell is asked, so names and messages in the verdict are one word, whatever is in them.
+    No shell is asked, so names and messages in the verdict are one word, whatever is in them. What takes too long is
+    killed, with whatever it started.
 
     Returns:
         What went wrong, as a sentence; None if nothing did. A run does not fail by it.
     """
     filled = [word.replace(VERDICT, verdict) for word in words]
     try:
-        done = subprocess.run(filled, input=document, stdout=2, timeout=_PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        return f"--notify: {words[0]} did not end within {_PATIENCE} s"
+        process = subprocess.Popen(filled, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
     except OSError as error:
         return f"--notify: {words[0]}: {error.strerror}"
-    return f"--notify: {words[0]} ended with exit code {done.returncode}" if done.returncode else None
+    try:
+        process.communicate(document, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"--notify: {words[0]} did not end within {_PATIENCE} s"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return f"--notify: {words[0]} ended with exit code {process.returncode}" if process.returncode else None

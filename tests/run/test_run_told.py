@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from night_runs import run
 
 from flagrelease.cli import main
 from flagrelease.records.night import read_night
+from flagrelease.run.notification import notify
 
 Capture = pytest.CaptureFixture[str]
 
@@ -120,3 +122,19 @@ def test_a_command_is_told_how_the_night_was(night: Path, tmp_path: Path, capsys
     assert ran.night.notes == notes
     missing = run(capsys, night / "recipe.yaml", night / "out", "--notify", "no-such-program-here {verdict}")
     assert (missing.code, missing.night.notes) == (0, ("--notify: no-such-program-here: No such file or directory",))
+
+
+def test_a_command_that_does_not_end_is_killed_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the command itself was killed, so that a `curl` in a script of the user's hung on."""
+    monkeypatch.setattr("flagrelease.run.notification._PATIENCE", 1)
+    inner = tmp_path / "pid"
+    assert (
+        notify(["sh", "-c", f"sleep 600 & echo $! >'{inner}'; wait"], b"{}", "")
+        == "--notify: sh did not end within 1 s"
+    )
+    stat, until = Path("/proc", inner.read_text().strip(), "stat"), time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until
+        time.sleep(0.01)
