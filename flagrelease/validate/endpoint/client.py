@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
-from flagrelease.errors import NetworkError
 from flagrelease.retry import Patience
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.endpoint.asks import ChatAsk, CompletionAsk
@@ -89,7 +88,8 @@ class EndpointClient:
             `Unsupported` where the server refuses a field, or leaves out log-probabilities that were asked for.
 
         Raises:
-            NetworkError: no answer, or one that is not as the protocol says. Names address and status, never a body.
+            NetworkError: no answer. Names address and status, never a body.
+            MalformedReplyError: an answer that is not as the protocol says.
         """
         body = ask.body(self.endpoint.model, self.endpoint.dialect)
         found = await self._server.post(self.endpoint.base, "chat/completions", body)
@@ -146,7 +146,7 @@ class EndpointClient:
         try:
             return read_tokenized(found)
         except MalformedReplyError as error:  # other servers have another form of it
-            return Unsupported("tokenize", str(error))
+            return Unsupported("tokenize", error.said)
 
     def trouble_of(self, task: asyncio.Task[Any]) -> str:
         """What the request of this task last met that may pass, such as "HTTP 429"; empty if nothing."""
@@ -156,7 +156,7 @@ class EndpointClient:
         try:
             return read()
         except MalformedReplyError as error:
-            raise NetworkError(f"{self.endpoint.shown}: {error}") from None
+            raise MalformedReplyError(error.said, self.endpoint.shown) from None
 
 
 def _in_a_line(word: str) -> str:

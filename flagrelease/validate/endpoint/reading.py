@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from flagrelease.errors import NetworkError
 from flagrelease.model.v4.dsml import ToolCall
 from flagrelease.validate.endpoint import scored
 from flagrelease.validate.endpoint.asks import CompletionAsk
@@ -19,8 +20,13 @@ from flagrelease.validate.endpoint.replies import (
 )
 
 
-class MalformedReplyError(Exception):
-    """The message says what the document is not."""
+class MalformedReplyError(NetworkError):
+    """A server answered with something that is not what the protocol says. `said`: what it is not."""
+
+    def __init__(self, said: str, server: str | None = None) -> None:
+        """The message has the address of the server before it, as soon as that is known."""
+        super().__init__(said if server is None else f"{server}: {said}")
+        self.said = said
 
 
 @contextmanager

@@ -134,6 +134,16 @@ class Unsupported:
     status: int | None = None
     reply: ChatReply | CompletionReply | None = None
 
+    @property
+    def malformed(self) -> bool:
+        """Whether it answered with something that is not what the protocol says."""
+        return self.status is None and self.reply is None
+
+    @property
+    def told(self) -> str:
+        """For a line about one request: that it was refused, or what the reply lacks."""
+        return self.reason if self.status is None else f"refused ({self.reason})"
+
     def __str__(self) -> str:
         """For a report: what, and why not."""
         return f"{self.what}: {self.reason}"

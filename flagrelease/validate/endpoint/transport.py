@@ -19,6 +19,7 @@ from flagrelease.event_lines import EventLines
 from flagrelease.extras import remedy
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 from flagrelease.validate.endpoint.address import Endpoint
+from flagrelease.validate.endpoint.reading import MalformedReplyError
 from flagrelease.validate.endpoint.replies import Unsupported
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Transport:
         data = [line.removeprefix("data:").strip() for line in [*lines, *cutter.end()] if line.startswith("data:")]
         chunks = tuple(self._parsed(each) for each in data if each != "[DONE]")
         if not all(isinstance(chunk, Mapping) for chunk in chunks):
-            raise NetworkError(f"{self._endpoint.shown}: a chunk of the stream is no object")
+            raise MalformedReplyError("a chunk of the stream is no object", self._endpoint.shown)
         if any("error" in chunk and chunk["error"] for chunk in chunks):
             raise NetworkError(f"{self._endpoint.shown}: the stream ended with an error of the server")
         return chunks, "[DONE]" in data
@@ -185,7 +186,7 @@ class Transport:
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
-            raise NetworkError(f"{self._endpoint.shown}: the reply is not JSON") from None
+            raise MalformedReplyError("the reply is not JSON", self._endpoint.shown) from None
 
 
 @cache

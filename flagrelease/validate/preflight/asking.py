@@ -15,6 +15,7 @@ from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.endpoint.asks import ChatAsk
 from flagrelease.validate.endpoint.client import EndpointClient
 from flagrelease.validate.endpoint.queue import ask_each
+from flagrelease.validate.endpoint.reading import MalformedReplyError
 from flagrelease.validate.endpoint.replies import ChatReply, StreamedReply, Unsupported
 from flagrelease.validate.preflight.ending import choose_stop
 from flagrelease.validate.preflight.identity import Listed
@@ -93,9 +94,10 @@ class PreflightAsker:
         """Everything. What is compared with itself is asked alone, the rest several at once.
 
         Raises:
-            NetworkError: the server does not answer, or not as the protocol says.
+            NetworkError: the server does not answer.
+            MalformedReplyError: to a short chat it answers with something that is not as the protocol says.
         """
-        (listed,) = self._each([None], lambda client, _: client.models())
+        (listed,) = self._read([None], lambda client, _: client.models())
         prompts = tuple(self._prompts())
         plain = self._plain(_QUESTION)
         (scored,) = self._alone([replace(plain, logprobs=TOP)])
@@ -113,7 +115,7 @@ class PreflightAsker:
         }
         found = dict(zip(asks, self._groups(list(asks.values())), strict=True))
         repeated = (scored, *found["greedy"]) if isinstance(scored, ChatReply) else tuple(found["greedy"])
-        streamed, forced_stream = self._each([greedy, forced], EndpointClient.stream, at_once=1)
+        streamed, forced_stream = self._read([greedy, forced], EndpointClient.stream, at_once=1)
         return PreflightReplies(
             listed=listed,
             prompts=prompts,
@@ -183,7 +185,20 @@ class PreflightAsker:
         return [[next(replies) for _ in group] for group in groups]
 
     def _alone(self, asks: Sequence[ChatAsk]) -> list[Replied]:
-        return self._each(asks, EndpointClient.chat, at_once=1)
+        return self._read(asks, EndpointClient.chat, at_once=1)
+
+    def _read(
+        self, asks: Sequence[A], call: Callable[[EndpointClient, A], Coroutine[Any, Any, R]], at_once: int | None = None
+    ) -> list[R | Unsupported]:
+        """As `_each`; a reply that cannot be read is one for the checks, which name the line to change."""
+
+        async def ask(client: EndpointClient, each: A) -> R | Unsupported:
+            try:
+                return await call(client, each)
+            except MalformedReplyError as error:
+                return Unsupported("the protocol", error.said)
+
+        return self._each(asks, ask, at_once)
 
     def _each(
         self, asks: Sequence[A], call: Callable[[EndpointClient, A], Coroutine[Any, Any, R]], at_once: int | None = None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from flagrelease.validate.endpoint.replies import ChatReply, Unsupported
+from flagrelease.validate.preflight.answers import Answers, first_refusal
 from flagrelease.validate.preflight.check import PreflightCheck, judged
 
 _MARKUP = re.compile(r"<｜[^<>｜]{1,40}｜>|｜DSML｜|</?think>")
-Answers = Sequence[ChatReply | Unsupported]
 
 
 def markup_in(text: str) -> str | None:
@@ -23,7 +22,7 @@ def judge_ends(answers: Answers, most: int) -> PreflightCheck:
     asked, expected = "short answers", 'finish_reason "stop" before the limit of tokens'
     came = [reply for reply in answers if isinstance(reply, ChatReply)]
     if not came:
-        return judged("ends", asked, expected, _refused(answers), "not-shown")
+        return judged("ends", asked, expected, first_refusal(answers), "not-shown")
     ended = [reply for reply in came if reply.finish == "stop"]
     odd = [reply.finish for reply in came if reply.finish not in ("stop", "length")]
     if odd:
@@ -70,7 +69,7 @@ def judge_stop(
     if isinstance(whole, Unsupported) or stop is None or stopped is None:
         return judged("stop-string", asked, expected, "there was no answer with a text to stop at", "not-shown")
     if isinstance(stopped, Unsupported):
-        return judged("stop-string", asked, expected, f"refused ({stopped.reason})", "fail")
+        return judged("stop-string", asked, expected, stopped.told, "fail")
     begun = whole.content[: whole.content.index(stop)]
     if stopped.content == begun and stopped.finish == "stop":
         return judged("stop-string", asked, expected, f"cut after {len(begun)} characters", "pass")
@@ -81,9 +80,3 @@ def judge_stop(
     if stopped.content == begun:
         return judged("stop-string", asked, expected, f"cut there, but finish_reason {stopped.finish!r}", "fail")
     return judged("stop-string", asked, expected, "another answer: see greedy", "not-shown")
-
-
-def _refused(answers: Answers) -> str:
-    return next(
-        (f"refused ({reply.reason})" for reply in answers if isinstance(reply, Unsupported)), "nothing was asked"
-    )

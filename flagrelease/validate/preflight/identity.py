@@ -15,7 +15,9 @@ def judge_identity(listed: Listed, name: str) -> PreflightCheck:
     """The name is in the list. Nothing shows which weights answer under it."""
     asked, expected = "the list of models", f"a model {name!r}"
     if isinstance(listed, Unsupported):
-        return judged("identity", asked, expected, f"no list ({listed.reason})", "not-shown")
+        return judged(
+            "identity", asked, expected, f"no list ({listed.reason})", "fail" if listed.malformed else "not-shown"
+        )
     names = [model.id for model in listed]
     came = ", ".join(map(repr, names)) or "no model"
     return judged("identity", asked, expected, came, "pass" if name in names else "fail")

@@ -17,7 +17,7 @@ def judge_logprobs(reply: ChatReply | Unsupported, top: int) -> PreflightCheck:
     asked = f"a greedy answer with the log-probabilities of its tokens and of {top} alternatives"
     expected = "none above 0, the token's own among its alternatives and above the others, sums of at most 1"
     if isinstance(reply, Unsupported):
-        return judged("logprobs", asked, expected, f"refused ({reply.reason})", "not-shown")
+        return judged("logprobs", asked, expected, reply.told, "fail" if reply.malformed else "not-shown")
     if not reply.logprobs:
         return judged("logprobs", asked, expected, "none came", "not-shown")
     for n, token in enumerate(reply.logprobs, 1):

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagrelease.model.v4.efforts import Effort, Efforts
 from flagrelease.validate.endpoint.replies import ChatReply, Unsupported
+from flagrelease.validate.preflight.answers import first_refusal
 from flagrelease.validate.preflight.check import CheckVerdict, PreflightCheck, judged
 
 WEATHER: dict[str, Any] = {
@@ -125,7 +126,7 @@ def judge_efforts(prompts: Sequence[CountedPrompt]) -> PreflightCheck:
     for name, prompt in first.items():
         refused = [each.reply for each in by_effort[name] if isinstance(each.reply, Unsupported)]
         if refused or isinstance(prompt.reply, Unsupported):
-            came.append(f"{name} refused ({refused[0].reason})")
+            came.append(f"{name} {refused[0].told}")
             wrong = True
         else:
             came.append(f"{name} {prompt.reply.used.prompt}")
@@ -138,7 +139,9 @@ def _counts(prompts: Sequence[CountedPrompt]) -> PreflightCheck:
     expected = f"{sum(len(prompt.expected) for prompt in prompts):,} tokens in all, each prompt as many as it should"
     answered = [(prompt, prompt.reply) for prompt in prompts if isinstance(prompt.reply, ChatReply)]
     if not answered:
-        return judged("prompt-tokens", asked, expected, f"refused ({_reason(prompts)})", "not-shown")
+        return judged(
+            "prompt-tokens", asked, expected, first_refusal([prompt.reply for prompt in prompts]), "not-shown"
+        )
     wrong = [
         f"{prompt.case.id}, {prompt.effort.name}: {reply.used.prompt} for {len(prompt.expected)}"
         for prompt, reply in answered
@@ -155,7 +158,8 @@ def _counts(prompts: Sequence[CountedPrompt]) -> PreflightCheck:
     with_ids = sum(reply.prompt_token_ids is not None for _, reply in answered)
     came = f"{len(answered)} as expected" + (f", {with_ids} of them id by id" if with_ids else "")
     if refused:
-        return judged("prompt-tokens", asked, expected, f"{came}; {len(refused)} refused ({_reason(refused)})", "fail")
+        why = first_refusal([prompt.reply for prompt in refused])
+        return judged("prompt-tokens", asked, expected, f"{came}; {len(refused)} {why}", "fail")
     return judged("prompt-tokens", asked, expected, came, "pass")
 
 
@@ -189,7 +193,9 @@ def _quoted(prompts: Sequence[CountedPrompt]) -> PreflightCheck:
     asked, expected = "a user who spells special tokens out", "the tokens of their characters"
     answered = [(prompt, prompt.reply) for prompt in prompts if isinstance(prompt.reply, ChatReply)]
     if not answered:
-        return judged("quoted-markup", asked, expected, f"refused ({_reason(prompts)})", "not-shown")
+        return judged(
+            "quoted-markup", asked, expected, first_refusal([prompt.reply for prompt in prompts]), "not-shown"
+        )
     if all(reply.used.prompt == len(prompt.expected) for prompt, reply in answered):
         return judged("quoted-markup", asked, expected, "text, as they should be", "pass")
     if all(reply.used.prompt == prompt.recognised for prompt, reply in answered):
@@ -203,9 +209,3 @@ def _quoted(prompts: Sequence[CountedPrompt]) -> PreflightCheck:
     prompt, reply = answered[0]
     came = f"{reply.used.prompt} tokens for {len(prompt.expected)}"
     return judged("quoted-markup", asked, expected, came, "noted")
-
-
-def _reason(prompts: Sequence[CountedPrompt]) -> str:
-    return next(
-        (prompt.reply.reason for prompt in prompts if isinstance(prompt.reply, Unsupported)), "nothing was asked"
-    )

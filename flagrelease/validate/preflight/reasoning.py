@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from flagrelease.validate.endpoint.replies import ChatReply, Unsupported
+from flagrelease.validate.endpoint.replies import ChatReply
+from flagrelease.validate.preflight.answers import Answers, first_refusal
 from flagrelease.validate.preflight.check import PreflightCheck, judged
 from flagrelease.validate.preflight.ending import markup_in
-
-Answers = Sequence[ChatReply | Unsupported]
 
 
 def judge_reasoning(thinking: Answers) -> PreflightCheck:
@@ -17,7 +14,7 @@ def judge_reasoning(thinking: Answers) -> PreflightCheck:
     expected = "reasoning_content (or reasoning), and no <think> in the content"
     came = [reply for reply in thinking if isinstance(reply, ChatReply)]
     if not came:
-        return judged("reasoning-apart", asked, expected, _refused(thinking), "fail")
+        return judged("reasoning-apart", asked, expected, first_refusal(thinking), "fail")
     for reply in came:
         if found := markup_in(reply.content) or markup_in(reply.reasoning):
             return judged("reasoning-apart", asked, expected, f"{found} in an answer", "fail")
@@ -34,16 +31,10 @@ def judge_no_reasoning(chats: Answers) -> PreflightCheck:
     asked, expected = "questions in chat mode", "content, and no reasoning"
     came = [reply for reply in chats if isinstance(reply, ChatReply)]
     if not came:
-        return judged("no-reasoning", asked, expected, _refused(chats), "fail")
+        return judged("no-reasoning", asked, expected, first_refusal(chats), "fail")
     thought = sum(bool(reply.reasoning) for reply in came)
     if thought:
         return judged("no-reasoning", asked, expected, f"{thought} of {len(came)} answers have reasoning", "fail")
     if not any(reply.content for reply in came):
         return judged("no-reasoning", asked, expected, "the answers are empty", "not-shown")
     return judged("no-reasoning", asked, expected, f"none in {len(came)} answers", "pass")
-
-
-def _refused(answers: Answers) -> str:
-    return next(
-        (f"refused ({reply.reason})" for reply in answers if isinstance(reply, Unsupported)), "nothing was asked"
-    )

@@ -8,8 +8,10 @@ from flagrelease.engine.efforts import read_efforts
 from flagrelease.model.v4.chat import BOS
 from flagrelease.model.v4.config import read_config
 from flagrelease.records.rules import PreflightRules, StageName, ValidationRules
+from flagrelease.validate.endpoint.reading import MalformedReplyError
 from flagrelease.validate.preflight.asking import PreflightAsker
 from flagrelease.validate.preflight.stage import Meant, judge_replies, preflight_stage
+from flagrelease.validate.preflight.usage import judge_unreadable
 from flagrelease.validate.stages.model_stages import StageInputs
 from flagrelease.validate.stages.stage import NO_ENDPOINT, Outcome, Watch
 
@@ -44,7 +46,11 @@ class PreflightStage:
         def progress(done: int, total: int) -> None:
             watch(self.name, done, total, "prompts")
 
-        replies = PreflightAsker(endpoint, read_efforts(folder), tokenizer, rules, progress).ask()
+        try:
+            replies = PreflightAsker(endpoint, read_efforts(folder), tokenizer, rules, progress).ask()
+        except MalformedReplyError as error:
+            only = preflight_stage([judge_unreadable(error.said)], self.given.answerer, [])
+            return Outcome(stage=only, inputs=self.inputs())
         config, _ = read_config(folder / "config.json")
         (bos,) = tokenizer.encode(BOS)
         meant = Meant(endpoint.model, bos, *needed_context(request.rules, rules), config.max_position_embeddings)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from flagrelease.validate.endpoint.replies import ChatReply, Unsupported
 from flagrelease.validate.invariance.difference import difference
 from flagrelease.validate.invariance.said import said_of
+from flagrelease.validate.preflight.answers import Answers, first_refusal
 from flagrelease.validate.preflight.check import PreflightCheck, judged
-
-Answers = Sequence[ChatReply | Unsupported]
 
 
 def judge_greedy(answers: Answers, tie: float) -> PreflightCheck:
@@ -18,7 +16,7 @@ def judge_greedy(answers: Answers, tie: float) -> PreflightCheck:
     asked, expected = f"a question at temperature 0, {len(answers)} times", "the same answer each time"
     came = [reply for reply in answers if isinstance(reply, ChatReply)]
     if len(came) < 2:
-        return judged("greedy", asked, expected, _refused(answers), "not-shown")
+        return judged("greedy", asked, expected, first_refusal(answers), "not-shown")
     first = said_of("first", "question", came[0])
     found = [difference(first, said_of("other", "question", reply), tie) for reply in came[1:]]
     partings = {each.parting for each in found}
@@ -44,7 +42,7 @@ def judge_seeds(same: Answers, others: Answers, chance: float) -> PreflightCheck
     asked = f"a question at temperature 1, {len(same)} times with one seed, {len(others)} times with others"
     expected = "the same answer for the one seed, others for the others"
     if refused := [reply for reply in (*same, *others) if isinstance(reply, Unsupported)]:
-        return judged("seeds", asked, expected, f"refused ({refused[0].reason})", "fail")
+        return judged("seeds", asked, expected, refused[0].told, "fail")
     texts = [reply.content for reply in same if isinstance(reply, ChatReply)]
     drawn = [reply.content for reply in others if isinstance(reply, ChatReply)]
     again, anew = len(set(texts)) < len(texts), set(drawn) != {texts[0]}
@@ -65,9 +63,3 @@ def _chance_of(reply: ChatReply | Unsupported) -> float | None:
     if not tokens or any(token.logprob is None for token in tokens):
         return None
     return math.exp(min(0.0, sum(token.logprob or 0.0 for token in tokens)))
-
-
-def _refused(answers: Answers) -> str:
-    return next(
-        (f"refused ({reply.reason})" for reply in answers if isinstance(reply, Unsupported)), "nothing was asked"
-    )

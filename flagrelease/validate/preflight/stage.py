@@ -132,4 +132,6 @@ def _leaves_open(checks: Sequence[PreflightCheck]) -> list[str]:
             lines.append(f"{check.id} failed, which the rules accept: {check.accepted}.")
         elif check.verdict == "noted":
             lines.append(f"{check.id}: {check.came}.")
+    if unmade := [id_ for id_ in CHECKS if id_ not in {check.id for check in checks}]:
+        lines.append(f"Not checked, since no answer could be read: {', '.join(unmade)}.")
     return lines

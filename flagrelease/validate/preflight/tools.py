@@ -19,7 +19,7 @@ def judge_call(forced: ChatReply | Unsupported) -> PreflightCheck:
     """A call that the request requires."""
     asked = 'a question with one tool, tool_choice "required"'
     if isinstance(forced, Unsupported):
-        return judged("tool-call", asked, _WHOLE, f"refused ({forced.reason})", "not-shown")
+        return judged("tool-call", asked, _WHOLE, forced.told, "fail" if forced.malformed else "not-shown")
     fault = fault_of(forced)
     if fault is None:
         return judged("tool-call", asked, _WHOLE, f"{_shown(forced)}, finish_reason {forced.finish!r}", "pass")
@@ -32,7 +32,7 @@ def judge_own_call(own: ChatReply | Unsupported) -> PreflightCheck:
     """A call that the model makes by itself, in the format that it was taught: whether the server reads that."""
     asked = 'the same question, tool_choice "auto"'
     if isinstance(own, Unsupported):
-        return judged("own-call", asked, _WHOLE, f"refused ({own.reason})", "fail")
+        return judged("own-call", asked, _WHOLE, own.told, "fail")
     if found := markup_in(own.content):
         return judged("own-call", asked, _WHOLE, f"{found} in the content: nobody reads the model's calls", "fail")
     if not own.tool_calls:
@@ -49,7 +49,7 @@ def judge_streamed_call(whole: ChatReply | Unsupported, streamed: StreamedReply 
     if isinstance(whole, Unsupported) or not whole.tool_calls:
         return judged("tool-stream", asked, expected, "there was no call to compare with", "not-shown")
     if isinstance(streamed, Unsupported):
-        return judged("tool-stream", asked, expected, f"refused ({streamed.reason})", "fail")
+        return judged("tool-stream", asked, expected, streamed.told, "fail")
     if fault := _fault_of_pieces(streamed):
         return judged("tool-stream", asked, expected, fault, "fail")
     made = [(call.name, _value(call.arguments)) for call in streamed.reply.tool_calls]

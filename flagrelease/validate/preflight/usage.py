@@ -16,6 +16,8 @@ def judge_usage(answers: Sequence[Limited]) -> PreflightCheck:
     """No answer is longer than it may be, one that was cut is as long, and totals are sums."""
     asked = f"the counts of {len(answers)} answers"
     expected = "prompt and answer that add up, no answer longer than max_tokens, one that was cut exactly as long"
+    if malformed := [reply for reply, _ in answers if isinstance(reply, Unsupported) and reply.malformed]:
+        return judged("usage", asked, expected, malformed[0].told, "fail")
     came = [(reply, most) for reply, most in answers if isinstance(reply, ChatReply)]
     if not came:
         return judged("usage", asked, expected, "no answer came", "not-shown")
@@ -26,13 +28,18 @@ def judge_usage(answers: Sequence[Limited]) -> PreflightCheck:
     return judged("usage", asked, expected, f"{len(came)} answers, {cut} of them cut", "pass")
 
 
+def judge_unreadable(said: str) -> PreflightCheck:
+    """Of a server whose plain answers are no chat completions, which leaves nothing else to check."""
+    return judged("usage", "short chats", "chat completions with one choice and their usage", said, "fail")
+
+
 def judge_streamed(whole: ChatReply | Unsupported, streamed: StreamedReply | Unsupported, tie: float) -> PreflightCheck:
     """A greedy answer as a stream: the same text, end and counts; another text is allowed where it parts at a tie."""
     asked, expected = "a greedy answer again, as a stream", "pieces that make the same text, its usage, and [DONE]"
     if isinstance(whole, Unsupported):
-        return judged("streamed", asked, expected, f"refused ({whole.reason})", "not-shown")
+        return judged("streamed", asked, expected, whole.told, "not-shown")
     if isinstance(streamed, Unsupported):
-        return judged("streamed", asked, expected, f"refused ({streamed.reason})", "fail")
+        return judged("streamed", asked, expected, streamed.told, "fail")
     if not streamed.done:
         return judged("streamed", asked, expected, "the stream ended without [DONE]", "fail")
     reply = streamed.reply

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from acting_server import NAME, acting
+from endpoint_standin import Answer, Standin, completion
 from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.text import Tokenizer
@@ -84,3 +86,28 @@ def test_a_server_with_another_chat_encoding_is_caught(
 def test_efforts_of_another_revision_are_caught(folder: Path) -> None:
     """The server has the texts of 0731, as vLLM has for every checkpoint; the release is the preview's."""
     assert {"prompt-tokens", "efforts"} <= failed(asked(folder, efforts=efforts_of("preview")))
+
+
+def test_replies_that_cannot_be_read_fail_the_checks_that_asked_for_them(folder: Path) -> None:
+    """A stream that comes whole, arguments that are an object, log-probabilities in words, a list that is none."""
+
+    def behave(request: dict[str, Any]) -> Answer | None:
+        if request.get("tool_choice") == "required":
+            function = {"name": "get_weather", "arguments": {"city": "Oslo"}}
+            return completion("", tool_calls=[{"id": "1", "type": "function", "function": function}])
+        if request.get("logprobs"):
+            answer = completion("A")
+            answer.document["choices"][0]["logprobs"] = {"content": [{"token": "A", "logprob": "low"}]}
+            return answer
+        return None
+
+    with Standin(behave, {"/v1/models": Answer(document={"data": 3})}) as standin:
+        asker = PreflightAsker(
+            Endpoint(standin.url, "m"), efforts_of("0731"), Tokenizer(folder), RULES, lambda done, total: None
+        )
+        checks = judge_replies(asker.ask(), Meant("m", 0, 1000, "the test", 1 << 20), RULES)
+    came = {check.id: check.came for check in checks if check.verdict == "fail" and check.fixes}
+    assert came["identity"] == "no list (the reply is not a list of models)"
+    assert came["streamed"] == "the reply is not a stream of a chat completion with its usage"
+    assert came["tool-call"] == came["logprobs"] == came["usage"]
+    assert came["usage"] == "the reply is not a chat completion with one choice and its usage"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from acting_server import NAME, acting
+from endpoint_standin import Answer, Standin, completion
 from small_validation import Workshop, read_report, recipe, stage_of, write_recipe
 
 from flagrelease import cli
@@ -37,6 +38,35 @@ def test_a_failing_preflight_ends_the_validation_with_the_line_to_fix(
     assert "--context" in capfd.readouterr().out
     assert (out / "report.html").read_text(encoding="utf-8").count('<li class="t-') == len(CHECKS)
     assert read_report(out)["commands"][0].endswith(f"--endpoint {url} --model {NAME} --device cpu")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            Answer(document={"choices": completion("A").document["choices"]}),
+            "a chat completion with one choice and its usage",
+        ),
+        (Answer(content=b"<html>"), "JSON"),
+    ],
+)
+def test_a_server_whose_answers_cannot_be_read_fails_one_check(
+    workshop: Workshop, tmp_path: Path, answer: Answer, said: str
+) -> None:
+    """Not even where the rules accept that check: nothing else was seen then."""
+    release, out = workshop.release("bf16"), tmp_path / "out"
+    path = write_recipe(
+        tmp_path / "r.yaml", recipe(workshop.source, preflight={"accepted": {"usage": "counts nothing"}})
+    )
+    with Standin(lambda request: answer) as standin:
+        asked = ["--recipe", str(path), "--endpoint", standin.url, "--model", NAME]
+        assert cli.main(workshop.validation(release, out, *asked)) == 5
+    found = stage_of(out, "preflight")
+    assert found["verdict"] == "fail"
+    assert found["detail"].startswith(f"usage: the reply is not {said}; expected: ")
+    assert "vllm: remove what rewrites answers" in found["detail"]
+    assert found["leaves_open"][-1].startswith("Not checked, since no answer could be read: identity, context, ")
+    assert stage_of(out, "benchmarks")["detail"] == "Not run: the stage preflight failed."
 
 
 def test_variants_are_named_and_asked_as_the_endpoint_is() -> None:
