@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from publish_release import Converted, write_release
+from stack_records import records_of_format
 
 from flagrelease.cli import main
+from flagrelease.errors import UsageError
+from flagrelease.publish.scripts import write_scripts
+from flagrelease.records.manifest import Dtype
 
 
 def run(script: Path, programs: Path, **variables: str) -> list[str]:
@@ -78,4 +82,18 @@ def test_what_is_refused(
     filled = [word.format(release=folder) for word in words]
     assert main(["scripts", str(folder), "--chip", "nvidia", "--out", str(tmp_path / "run"), *filled]) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [("fp8-e8m0", "would load it without an error and answer nonsense"), ("w8a8-ascend", "refuses it: ")],
+)
+def test_no_script_starts_a_stack_that_refuses_or_misreads_the_release(
+    form: Dtype, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = records_of_format(tmp_path / "release", "nvidia", form)
+    monkeypatch.setattr("flagrelease.publish.scripts.read_records", lambda *_, **__: records)
+    with pytest.raises(UsageError, match=f"--stack vllm: {said}"):
+        write_scripts(records.release, records.chip, "vllm", tmp_path / "run", None)
     assert not (tmp_path / "run").exists()
