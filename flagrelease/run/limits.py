@@ -60,9 +60,12 @@ def time_limit(seconds: float | None) -> Iterator[TimeLimit]:
         yield limit
         return
 
+    # A shell starts so what it puts into the background. Ranks inherit it: to pass the signal on to them does nothing.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
     def ring(number: int, frame: FrameType | None) -> None:
         limit.reached = True
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts into the background so
+        if ignored:
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from night_runs import THREE, run, write_recipe
 from flagrelease.cli import main
 from flagrelease.convert.running.conversion import convert
 from flagrelease.errors import ResourceError
+from flagrelease.ranks import launch
 from flagrelease.records.night import read_night
 from flagrelease.run import conversion
 from flagrelease.run.conversion import disk_used
@@ -94,6 +97,23 @@ def test_the_clock_ends_what_a_shell_started_in_the_background_too(handler: Any)
         with pytest.raises(KeyboardInterrupt), time_limit(3600) as limit:
             signal.raise_signal(signal.SIGALRM)
         assert limit.reached
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_clock_ends_ranks_in_the_background_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks inherit that SIGINT is ignored, so that what was passed on to them ended nothing."""
+
+    def start(words: list[str], rank: int, *_: object) -> launch._Member:
+        sleeper = [sys.executable, "-c", "import time; time.sleep(20)"]
+        return launch._Member(rank, subprocess.Popen(sleeper, start_new_session=True), None)
+
+    monkeypatch.setattr(launch, "_start", start)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), time_limit(0.5):
+            launch.launch([], 2)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
