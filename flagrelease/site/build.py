@@ -80,7 +80,8 @@ class _Builder:
     def _write(self, found: Found, folder: SiteFolder, renderer: Renderer) -> BuiltSite:
         expected = 2 + sum(len(o.releases) * 3 + len(o.nights[-self.request.nights :]) for o in found.outputs)
         comparisons = Comparisons(folder, renderer, self.troubles)
-        self._read_publications(found.root, found.publications)
+        self._read_publications(found)
+        self.troubles += [f"{path}: a link, which is not followed" for path in found.linked]
         nights: list[NightPage] = []
         known: dict[str, Path] = {}
         for output in found.outputs:
@@ -89,7 +90,7 @@ class _Builder:
             nights += pages
             for release in output.releases:
                 known[output.named(release.name)] = release
-                self._write_release(folder, renderer, output, release, pages)
+                self._write_release(folder, renderer, found, output, release, pages)
                 self.watch(folder.pages, expected)
             self._add_unconverted(output, pages)
         for pair in self.request.pairs:
@@ -116,10 +117,10 @@ class _Builder:
             folder.pages, folder.bytes, len(known), len(nights), len(comparisons.by_digest), tuple(self.troubles)
         )
 
-    def _read_publications(self, root: Path, folders: tuple[Path, ...]) -> None:
-        for path in folders:
+    def _read_publications(self, found: Found) -> None:
+        for path in found.publications:
             try:
-                one = read_publication(root, path)
+                one = read_publication(found, path)
             except VerificationError as error:
                 self.troubles.append(str(error))
                 continue
@@ -128,7 +129,13 @@ class _Builder:
             self.published[(one.manifest_sha256, one.chip)] = one
 
     def _write_release(
-        self, folder: SiteFolder, renderer: Renderer, output: OutputFolder, path: Path, nights: list[NightPage]
+        self,
+        folder: SiteFolder,
+        renderer: Renderer,
+        found: Found,
+        output: OutputFolder,
+        path: Path,
+        nights: list[NightPage],
     ) -> None:
         try:
             operand = read_operand(path)
@@ -144,7 +151,7 @@ class _Builder:
             if not state.weights_proved and (night := proved_by(nights, path.name, chip, facts.manifest_sha256)):
                 state = proved_without_report(state, night.when)
             started = self._start(facts, operand, state)
-            states.append((state, self._copy_report(folder, facts, state)))
+            states.append((state, self._copy_report(folder, found, facts, state)))
             if started is not None:
                 starts.append(started)
             published = self.published.get((facts.manifest_sha256, chip))
@@ -188,9 +195,12 @@ class _Builder:
         wanted = next((one for one in facts.wanted if one.chip.id == state.chip), None)
         return None if wanted is None or facts.recipe is None else start(wanted, operand, facts.recipe, state)
 
-    def _copy_report(self, folder: SiteFolder, facts: ReleaseFacts, state: ChipState) -> str | None:
+    def _copy_report(self, folder: SiteFolder, found: Found, facts: ReleaseFacts, state: ChipState) -> str | None:
         """Copy a report and its page into the site; where the page is."""
         if state.report is None or not (page := state.report.with_name(_PAGE_NAME)).is_file():
+            return None
+        if found.leads_out(page):
+            self.troubles.append(f"{page}: a link that leads out of the folder, so it is not copied")
             return None
         name = f"reports/{page_name(facts.name, state.chip)}"
         folder.add(f"{name}/{_PAGE_NAME}", page.read_bytes())

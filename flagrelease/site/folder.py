@@ -68,11 +68,24 @@ class OutputFolder:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Everything below a folder, in the order of the names."""
+    """Everything below a folder, in the order of the names.
+
+    Attributes:
+        linked: links to folders, and to what is not there; they are not followed.
+    """
 
     root: Path
     outputs: tuple[OutputFolder, ...]
     publications: tuple[Path, ...]
+    linked: tuple[Path, ...]
+
+    def leads_out(self, path: Path) -> bool:
+        """Whether a file is a link that leads out of the folder: the site may be shown to others, so it is not copied.
+
+        A whole folder, such as `validation`, may be on another disk.
+        """
+        place = path.resolve()
+        return not any(place.is_relative_to(folder.resolve()) for folder in (self.root, path.parent))
 
 
 def find(root: Path) -> Found:
@@ -86,13 +99,17 @@ def find(root: Path) -> Found:
         raise UsageError(f"{root}: no such folder")
     outputs: list[OutputFolder] = []
     publications: list[Path] = []
+    linked: list[Path] = []
     try:
-        _look(root, root, 0, outputs, publications)
+        _look(root, root, 0, outputs, publications, linked)
     except OSError as error:
         raise ResourceError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
     if not outputs:
-        raise UsageError(f"{root}: no release and no record of a night in it; name the --out folder of run or convert")
-    return Found(root, tuple(outputs), tuple(publications))
+        links = f"; {linked[0].relative_to(root)} is a link, which is not followed" if linked else ""
+        raise UsageError(
+            f"{root}: no release and no record of a night in it{links}; name the --out folder of run or convert"
+        )
+    return Found(root, tuple(outputs), tuple(publications), tuple(linked))
 
 
 def digest_of(path: Path) -> str:
@@ -100,13 +117,24 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _look(root: Path, folder: Path, depth: int, outputs: list[OutputFolder], publications: list[Path]) -> None:
+def _look(
+    root: Path,
+    folder: Path,
+    depth: int,
+    outputs: list[OutputFolder],
+    publications: list[Path],
+    linked: list[Path],
+) -> None:
     releases: list[Path] = []
     inner: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.is_symlink() or not path.is_dir() or (path / MARK).exists():
+        gone = path.is_symlink() and not path.exists()  # such as a release on a disk that is not there
+        if path.name.startswith(".") or not (gone or path.is_dir()) or (path / MARK).exists():
             continue
-        if (path / MANIFEST_NAME).is_file():
+        if path.is_symlink():
+            if gone or path.name not in _RECORDS:  # those are read where they are
+                linked.append(path)
+        elif (path / MANIFEST_NAME).is_file():
             (publications if (path / STATEMENT_NAME).is_file() else releases).append(path)
         elif path.name not in _RECORDS:
             inner.append(path)
@@ -116,4 +144,4 @@ def _look(root: Path, folder: Path, depth: int, outputs: list[OutputFolder], pub
         outputs.append(OutputFolder(folder, name, tuple(releases), nights))
     if depth < _DEEPEST:
         for path in inner:
-            _look(root, path, depth + 1, outputs, publications)
+            _look(root, path, depth + 1, outputs, publications, linked)

@@ -16,6 +16,7 @@ from made_site import HOSTILE, LONG, RTL, Output, entry, manifest, report
 from test_page import Walk
 
 from flagrelease.cli import main
+from flagrelease.errors import UsageError
 from flagrelease.records.manifest import FileRecord, TensorRecord
 from flagrelease.records.rules import ValidationRules
 from flagrelease.site.build import BuiltSite, SiteRequest, build
@@ -362,3 +363,35 @@ def test_a_folder_without_releases_is_refused(tmp_path: Path) -> None:
     assert main(["site", str(tmp_path)]) == 2
     assert main(["site", str(tmp_path / "none")]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_link_leads_to_is_left_out_and_named(tmp_path: Path) -> None:
+    """A linked release was missing without a word; a linked page put a file from elsewhere into the site."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    made_site.week(out)
+    (out / "bf16-mp16").rename(elsewhere)
+    (out / "bf16-mp16").symlink_to(elsewhere)
+    (out / "int8-hf").symlink_to(tmp_path / "not-mounted")
+    page, secret = out / "validation" / "fp8-hf-nvidia" / "report.html", tmp_path / "secret"
+    secret.write_text("a secret")
+    page.unlink()
+    page.symlink_to(secret)
+    (out / "validation").rename(tmp_path / "disk")
+    (out / "validation").symlink_to(tmp_path / "disk")  # a whole folder on another disk is read
+    made = make(out)
+    assert made.troubles == (
+        "bf16-mp16: a link, which is not followed",
+        "int8-hf: a link, which is not followed",
+        "validation/fp8-hf-nvidia/report.html: a link that leads out of the folder, so it is not copied",
+    )
+    found = contents(out / "site")
+    assert not any(b"a secret" in content for content in found.values())
+    reports = [path.partition("/")[2] for path in found if path.startswith("reports/") and path.endswith(".html")]
+    assert [name.startswith("fp8-hf-mthreads-") for name in reports] == [True]
+    assert all(trouble in text_of(out / "site/index.html") for trouble in made.troubles)
+
+
+def test_a_folder_of_links_alone_is_refused_with_the_link_named(tmp_path: Path) -> None:
+    (tmp_path / "fp8-hf").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="fp8-hf is a link, which is not followed"):
+        find(tmp_path)
