@@ -18,6 +18,9 @@ from flagrelease import cli
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "encoding"
 QUESTIONS = 4
+# The model of these tests knows nothing, natively too: what asks it questions runs, and tells nothing.
+PASSED = dict.fromkeys(("integrity", "weights", "logits"), "pass")
+PASSED |= dict.fromkeys(("benchmarks", "behaviour"), "not-informative")
 # The least that runs every part: what the limits are worth is shown by the tests of the logits stage. mean_kl is twice
 # what these random weights need: 0 in BF16, and 0.024 in FP8 (of twice mean_kl) since native numerics round the norm of
 # query heads to BF16.
