@@ -28,7 +28,7 @@ class Answer(_Strict):
     """One answer.
 
     Attributes:
-        value: the letter or the number; for other kinds what marking/marker.py keeps; None if there was none in the
+        value: the letter or the number; for other kinds what marking/mark.py keeps; None if there was none in the
             asked form.
         undecided: nobody could tell whether it is right; it counts as wrong.
         refused: there was none because the model declined to answer.

@@ -114,8 +114,7 @@ def make_exam(rules: LongContextRules, length: int, encoder: Encoder, efforts: E
     asked = LengthRules(rules, length)
     maker = _Maker(asked, FORMS[rules.form], lambda prompt: len(encoder.encode(encode_item(prompt, asked, efforts))))
     items = tuple(item for number in range(rules.items) for item in maker.items(number))
-    sha256 = digest_of([[item.id, item.prompt_sha256, item.answer] for item in items])
-    return Exam(asked, VERSION, items, sha256)
+    return Exam(asked, VERSION, items, digest_of([item.identity for item in items]))
 
 
 @dataclass(frozen=True, slots=True)

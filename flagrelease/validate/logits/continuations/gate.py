@@ -44,7 +44,7 @@ class _Rating(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How the gate ended; `where` is the part of a sentence that names who scored."""
+    """How the gate ended; `said` is the sentence about it."""
 
     verdict: PartVerdict
     said: str
