@@ -15,6 +15,7 @@ from flagrelease.records.release import ReleaseOnDisk
 from flagrelease.records.rules import BenchmarkRules, StageName, ValidationRules
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.exams.exam import Exam
+from flagrelease.validate.exams.marking.sandbox import Sandbox
 
 Data = dict[str, tuple[Path, ...]]
 Exams = Mapping[str, Exam]  # by the name of the benchmark in the rules
@@ -53,7 +54,9 @@ class ValidationRequest:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def __post_init__(self) -> None:
-        """Refuse data of a benchmark that the rules do not have."""
+        """Refuse data of a benchmark that the rules do not have, and a sandbox that is no command."""
+        if self.sandbox is not None:
+            _ = Sandbox(self.sandbox).words
         if unknown := sorted(self.data.keys() - self.rules.benchmarks.keys()):
             known = ", ".join(self.rules.benchmarks) or "none"
             raise UsageError(f"--data {unknown[0]}: the rules have no such benchmark (they have: {known})")
@@ -75,7 +78,7 @@ class ValidationRequest:
             words += [] if self.endpoint.key_variable is None else ["--key-env", self.endpoint.key_variable]
         for name, variant in sorted(self.variants.items()):
             words += ["--variant", f"{name}={variant.shown}"]
-        words += [] if self.sandbox is None else ["--sandbox", f"{Path(shlex.split(self.sandbox)[0]).name} .."]
+        words += [] if self.sandbox is None else ["--sandbox", f"{Path(Sandbox(self.sandbox).words[0]).name} .."]
         words += [] if self.until is None else ["--until", self.until]
         words += ["--layers"] if self.layers else []
         words += [] if self.device == "auto" else ["--device", self.device]

@@ -18,7 +18,7 @@ from small_validation import PASSED, Workshop, read_report, recipe, stage_of, ve
 
 from flagrelease import cli
 from flagrelease.chips.table import get_chip
-from flagrelease.errors import VerificationError
+from flagrelease.errors import UsageError, VerificationError
 from flagrelease.records.computed_on import ByEngine
 from flagrelease.records.release import read_release
 from flagrelease.records.report import parse_report, read_passing_report
@@ -227,3 +227,10 @@ def test_of_a_sandbox_the_report_names_the_program_alone(workshop: Workshop) -> 
     asked = replace(request_of(workshop.release("bf16")), sandbox="/opt/tools/docker run -e KEY=hunter2 image python -")
     assert "--sandbox 'docker ..'" in asked.command
     assert "hunter2" not in asked.command
+
+
+@pytest.mark.parametrize("command", ["", "docker run 'image"])
+def test_a_sandbox_that_is_no_command_is_refused_though_nothing_is_code(workshop: Workshop, command: str) -> None:
+    """It ended the run where the report was written."""
+    with pytest.raises(UsageError, match="--sandbox"):
+        replace(request_of(workshop.release("bf16")), sandbox=command)

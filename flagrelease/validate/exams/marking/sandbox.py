@@ -28,13 +28,28 @@ class Sandbox:
     command: str
     seconds: float = 30.0
 
+    @property
+    def words(self) -> list[str]:
+        """The program and what it is given, one at least.
+
+        Raises:
+            UsageError: there is none, or a quotation is not closed.
+        """
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise UsageError(f"--sandbox {self.command!r}: is no command ({error})") from None
+        if not words:
+            raise UsageError("--sandbox: names no command")
+        return words
+
     def passes(self, program: str) -> bool:
         """Whether a program comes to its end in time.
 
         Raises:
             UsageError: there is no such command.
         """
-        words = shlex.split(self.command)
+        words = self.words
         try:
             process = subprocess.Popen(
                 words,
@@ -43,7 +58,7 @@ class Sandbox:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        except (OSError, IndexError) as error:
+        except OSError as error:
             raise UsageError(f"--sandbox {self.command!r}: cannot be run ({type(error).__name__})") from None
         try:
             process.communicate(f"{program}\nraise SystemExit({_END})\n".encode(), timeout=self.seconds)
