@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flagrelease.engine.batch.scheduler import Scheduler
+from flagrelease.engine.batch.scheduler import Scheduler, generate_each
 from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.sampling import Sampling
 from flagrelease.model.v4.efforts import Effort
@@ -32,17 +32,10 @@ class EngineAsker:
         Raises:
             UsageError: a prompt and its answer do not fit the context.
         """
-        waiting: dict[int, tuple[PromptAsk, tuple[int, ...], Generated]] = {}
-        for ask in asks:
-            tokens = tuple(self.scheduler.tokenizer.encode(ask.prompt.encode(self.effort)))
-            key = self.scheduler.submit(tokens, self._sampling(ask))
-            waiting[key] = ask, tokens, Generated()
-        while self.scheduler.busy:
-            for event in self.scheduler.step():
-                ask, tokens, generated = waiting[event.key]
-                generated.add(event)
-                if event.finish:
-                    yield self._judged(ask, tokens, generated)
+        prompts = [tuple(self.scheduler.tokenizer.encode(ask.prompt.encode(self.effort))) for ask in asks]
+        samplings = [self._sampling(ask) for ask in asks]
+        for place, generated in generate_each(self.scheduler, list(zip(prompts, samplings, strict=True))):
+            yield self._judged(asks[place], prompts[place], generated)
 
     def _sampling(self, ask: PromptAsk) -> Sampling:
         return Sampling(self.rules.temperature, self.rules.top_p, ask.seed, self.rules.max_tokens)
