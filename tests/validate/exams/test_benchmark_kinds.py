@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from scripted_exam import choice_rules, nothing, write_jsonl
 
-from flagrelease.errors import UsageError
+from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.v4.efforts import Efforts, efforts_of
 from flagrelease.records.rules import BENCHMARK_PRESETS, BenchmarkRules
 from flagrelease.validate.baseline import BaselineFolder
@@ -26,7 +26,7 @@ from flagrelease.validate.exams.instructions import CHECKS, is_decided
 from flagrelease.validate.exams.items import Item
 from flagrelease.validate.exams.marking.code import last_block, program_of
 from flagrelease.validate.exams.marking.expressions import Equality, ExpressionMarker
-from flagrelease.validate.exams.marking.marking import marking
+from flagrelease.validate.exams.marking.marking import marking, require_markers
 from flagrelease.validate.exams.marking.sandbox import Sandbox
 from flagrelease.validate.exams.run import run_side
 from flagrelease.validate.exams.stage import benchmarks_stage
@@ -134,6 +134,15 @@ def test_expressions_are_equal_by_value(right: str, given: str, expected: bool |
     assert equality.equal(right, given) is expected
 
 
+def test_a_package_that_compares_nothing_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError('its parser is missing')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ResourceError, match="does not find 1/2 equal"):
+        require_markers(["expression"], None)
+
+
 @pytest.mark.slow
 def test_what_cannot_be_computed_is_undecided_and_costs_no_more_than_seconds(equality: Equality) -> None:
     assert equality.equal("3", "9^{9^{9^9}}") is None
@@ -160,7 +169,8 @@ def test_a_program_reads_and_writes_lines(tmp_path: Path) -> None:
         (None, "needs --sandbox"),
         ("true", "one true assertion fails"),
         ("no-such-command-here", "cannot be run"),
-        ("", "cannot be run"),
+        ("", "names no command"),
+        ("docker run 'image", "No closing quotation"),
         ("sh -c 'cat >/dev/null; exit 83'", "leaves before its end passes"),
     ],
 )

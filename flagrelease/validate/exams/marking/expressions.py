@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime  # the builtin one only since Python 3.11
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
@@ -63,6 +64,15 @@ class Equality:
             raise ResourceError(f"comparing expressions needs math_verify: {remedy('math')}")
         self._pool = _pool()
 
+    def probe(self) -> None:
+        """See that it compares, before hours are spent on what it would compare.
+
+        Raises:
+            ResourceError: it does not, as where the parser of LaTeX is missing: every answer would be undecided.
+        """
+        if self.equal(r"\frac{1}{2}", "0.5") is not True:
+            raise ResourceError(f"math_verify does not find 1/2 equal to 0.5, so it is not whole: {remedy('math')}")
+
     def equal(self, right: str, given: str) -> bool | None:
         """Whether two expressions have the same value, or None where that cannot be told."""
         if right == given:
@@ -72,7 +82,7 @@ class Equality:
         asked: Future[bool | None] = self._pool.submit(_equal, right, given)
         try:
             failed = asked.exception(_SECONDS)
-        except TimeoutError:
+        except NotInTime:
             self._restart()
             return None
         if isinstance(failed, BrokenProcessPool):

@@ -44,7 +44,7 @@ def marking(kind: ExamKind, sandbox: str | None) -> Iterator[Marker]:
 
     Raises:
         UsageError: code without a sandbox, or one that does not do what a sandbox does.
-        ResourceError: the package that compares expressions is missing.
+        ResourceError: the package that compares expressions is missing, or does not.
     """
     if kind == "code":
         if sandbox is None:
@@ -54,6 +54,7 @@ def marking(kind: ExamKind, sandbox: str | None) -> Iterator[Marker]:
         yield CodeMarker(opened)
     elif kind == "expression":
         with Equality() as equality:
+            equality.probe()
             yield ExpressionMarker(equality)
     elif kind == "instructions":
         yield InstructionMarker()
