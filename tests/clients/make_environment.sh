@@ -3,16 +3,8 @@
 # (client libraries and schemathesis), `bench` (lm-eval, guidellm, aiperf) and `evalscope`, which wants an older datasets.
 # None of them is a dependency of the package; the tests in this folder ask for them by the path that they are given
 # (pytest -m clients --clients FOLDER). It takes ten minutes and 5 GB.
-set -euo pipefail
-folder=${1:?usage: make_environment.sh FOLDER}
-python=${PYTHON:-python3.11}
-
-into() { # into NAME PACKAGE...
-  local name=$1
-  shift
-  [ -d "$folder/$name" ] || "$python" -m venv "$folder/$name"
-  "$folder/$name/bin/python" -m pip --disable-pip-version-check install --quiet "$@"
-}
+# shellcheck source=tests/environments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../environments.sh"
 
 into clients openai==3.57.0 anthropic==2.14.0 langchain-openai==1.7.4 litellm==1.110.2 llm==0.36 schemathesis==4.32.5
 # torch first and alone: a CPU build, where the package index offers one (PIP_EXTRA_INDEX_URL).

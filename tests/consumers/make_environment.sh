@@ -5,22 +5,18 @@
 #
 # vLLM is installed without its dependencies, since those bring CUDA; what its import of DeepSeek-V4 needs is listed
 # here. It then warns that vllm._C is missing, which loading does not need.
-set -euo pipefail
-folder=${1:?usage: make_environment.sh FOLDER}
-python=${PYTHON:-python3.11}
-
-"$python" -m venv "$folder/venv"
-pip=("$folder/venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+# shellcheck source=tests/environments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../environments.sh"
 
 # torch first and alone: a CPU build, where the package index offers one (PIP_EXTRA_INDEX_URL).
-"${pip[@]}" torch==2.13.0
-"${pip[@]}" \
+into venv torch==2.13.0
+into venv \
   aiohttp anthropic blake3 cachetools cbor2 cloudpickle compressed-tensors==0.17.0 einops 'fastapi<0.137' ijson \
   jsonschema lark llguidance mistral_common msgspec numba==0.65.0 numpy==2.3.5 openai orjson oss-harmony \
   partial-json-parser pillow prometheus-fastapi-instrumentator prometheus_client protobuf psutil py-cpuinfo pybase64 \
   pydantic python-json-logger pyyaml pyzmq regex requests safetensors sentencepiece setproctitle tiktoken tokenizers \
   tqdm transformers==5.20.2 triton==3.9.0 uvloop watchfiles
-"${pip[@]}" --no-deps \
+into venv --no-deps \
   apache-tvm-ffi astor depyf dill interegular lm-format-enforcer==0.11.3 outlines_core==0.2.14 sglang==0.5.23 \
   vllm==0.33.0 xgrammar==0.2.8
 "$folder/venv/bin/python" - <<'PYTHON'

