@@ -89,7 +89,7 @@ def _detail(rows: Sequence[CircumstanceFigures]) -> str:
     unclear = [row for row in rows if row.verdict in ("cannot-tell", "not-informative")]
     if failed:
         return f"{failed[0].name}: {failed[0].why}." + (
-            f" So do {', '.join(row.name for row in failed[1:])}." if len(failed) > 1 else ""
+            f" Also failed: {', '.join(row.name for row in failed[1:])}." if len(failed) > 1 else ""
         )
     if unclear:
         return f"{unclear[0].name}: {unclear[0].why}."
