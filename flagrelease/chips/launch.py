@@ -17,6 +17,19 @@ def cards_for(weight_bytes: int, memory_gib: int) -> int:
     return 1 << (needed - 1).bit_length()
 
 
+def cards_started(launch: Launch | None, fewest: int, flags: Iterable[str] = ()) -> int:
+    """The cards on which the stack is started: the fewest that hold the release, or more if its usual launch has more.
+
+    Args:
+        launch, flags: as in `launch_lines`; None if no source says how the stack is started.
+        fewest: cards that hold the release.
+    """
+    if launch is None:
+        return fewest
+    options = _options(launch, flags)
+    return max(fewest, int(options.get(_parallel(launch), "=1").partition("=")[2]))
+
+
 def launch_lines(
     launch: Launch,
     folder: str,
@@ -36,15 +49,27 @@ def launch_lines(
         flags, environment: that this release needs; they go before the stack's usual ones of the same name.
     """
     variables = {word.partition("=")[0]: word for word in (*launch.environment, *environment)}
-    options = {word.partition("=")[0]: word for word in (*launch.flags, *flags)}
-    if launch.command.startswith("vllm"):
-        first, parallel = f"{launch.command} {folder}", "--tensor-parallel-size"
+    options, parallel = _options(launch, flags), _parallel(launch)
+    if _is_vllm(launch):
+        first = f"{launch.command} {folder}"
         if nodes > 1:
             options["--distributed-executor-backend"] = "--distributed-executor-backend=ray"
     else:
-        first, parallel = f"{launch.command} --model-path {folder}", "--tp"
-    usual = int(options.get(parallel, "=1").partition("=")[2])
-    options[parallel] = f"{parallel}={max(usual, cards)}"
+        first = f"{launch.command} --model-path {folder}"
+    options[parallel] = f"{parallel}={cards_started(launch, cards, flags)}"
     lines = [" ".join([*variables.values(), first, f"--served-model-name {shlex.quote(model)}"])]
     lines += [f"  {option}" for option in options.values()]
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
+
+
+def _options(launch: Launch, flags: Iterable[str]) -> dict[str, str]:
+    return {word.partition("=")[0]: word for word in (*launch.flags, *flags)}
+
+
+def _is_vllm(launch: Launch) -> bool:
+    return launch.command.startswith("vllm")
+
+
+def _parallel(launch: Launch) -> str:
+    """The flag that says on how many cards."""
+    return "--tensor-parallel-size" if _is_vllm(launch) else "--tp"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flagrelease.chips.launch import cards_for
+from flagrelease.chips.launch import cards_for, cards_started
 from flagrelease.chips.listing.rows import ChipRow, Need, rows_of
 from flagrelease.chips.listing.sizes import planned_sizes
+from flagrelease.chips.stacks import load_stacks
 from flagrelease.console import human_bytes
 from flagrelease.doctor.found import MODEL, Ability, Found, engine_trouble, missing
 from flagrelease.doctor.signs import load_signs
@@ -68,7 +69,7 @@ def _release(found: Found, row: ChipRow, need: Need) -> Ability:
     what = f"run {need.release} (made for {row.stack})"
     if (reason := _why_not(found, row, need)) is not None:
         return Ability(what=what, can="no", why=reason)
-    here, cards = len(found.torch.devices), _cards(found, need)
+    here, cards = len(found.torch.devices), _cards(found, row, need)
     absent = missing(found.packages, load_signs().stacks.get(row.stack, ()))
     by = row.stack_title if _stack_is_here(found, row) else "flagrelease's engine"
     lack = f"; {row.stack} is not installed ({', '.join(absent)} missing)" if absent else ""
@@ -78,9 +79,14 @@ def _release(found: Found, row: ChipRow, need: Need) -> Ability:
     return Ability(what=what, can="partly", why=f"V4-Flash needs {cards} cards: {nodes} machines like this one{lack}")
 
 
-def _cards(found: Found, need: Need) -> int:
-    """An mp release is cut for its number; one in the hf layout is cut for the devices that are here."""
-    return need.cards if _is_cut(need) else cards_for(need.bytes, found.card_gib)
+def _cards(found: Found, row: ChipRow, need: Need) -> int:
+    """An mp release is cut for its number; one in the hf layout for the devices here, or as its stack is started."""
+    if _is_cut(need):
+        return need.cards
+    fewest, stack = cards_for(need.bytes, found.card_gib), load_stacks()[row.stack]
+    if not _stack_is_here(found, row):
+        return fewest
+    return cards_started(stack.launch, fewest, stack.by_form[row.format].flags)
 
 
 def _is_cut(need: Need) -> bool:

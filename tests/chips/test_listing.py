@@ -70,6 +70,8 @@ def test_the_commands_are_commands() -> None:
                     usual = shlex.split(launch.command)
                     assert program[: len(usual)] == usual
                     assert f"releases/{need.release}" in program
+                    parallel = [word for word in program if word.startswith(("--tensor-parallel-size=", "--tp="))]
+                    assert [int(word.partition("=")[2]) for word in parallel] == [need.cards]
                 else:
                     assert part == f"as {row.stack_title} says; no source has its command"
 
@@ -112,7 +114,7 @@ def test_one_chip_in_detail(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert told["chip"]["torch_device"] == "musa"
     assert {row["chip"] for row in told["releases"]} == {"mthreads"}
-    assert told["releases"][0]["flash"]["cards"] == 4
+    assert told["releases"][0]["flash"]["cards"] == 8, "what vllm-musa's own command takes; the memory of 4 would do"
     assert main(["chips", "abacus"]) == 2
 
 

@@ -94,6 +94,15 @@ def test_whole_tensors_are_cut_for_the_devices_that_are_here(tmp_path: Path) -> 
     assert can(look(machine), "run fp8-hf (made for vllm)") == ("yes", "V4-Flash on 2 of 2 devices, by vLLM")
 
 
+def test_a_stack_takes_as_many_cards_as_its_own_command(tmp_path: Path) -> None:
+    """vllm-musa is started on 8 cards, though the memory of 4 would do, which is what the engine takes."""
+    machine = furnish(tmp_path, "mthreads", devices=4)
+    what = "run fp8-hf (made for vllm-musa)"
+    assert can(look(machine), what)[0] == "yes", "by the engine"
+    machine.install({"vllm": "0.28.0", "vllm-musa": "0.28.0"})
+    assert can(look(machine), what) == ("partly", "V4-Flash needs 8 cards: 2 machines like this one")
+
+
 def test_a_wrapped_nvidia_smi_is_not_nvidia(tmp_path: Path) -> None:
     machine = furnish(tmp_path, "zhenwu")
     machine.tool("nvidia-smi", "| NVIDIA-SMI 999  Driver Version: 2.0 |")

@@ -51,7 +51,8 @@ def show_all() -> None:
     out.print(rows)
     out.print(f"\n{', '.join(f'{count} {state}' for state, count in states.items())}.", end=" ")
     out.print(
-        "Cards (nodes) are the fewest whose memory holds the weights. `flagrelease chips CHIP` has the commands.\n"
+        "Cards (nodes) are the fewest whose memory holds the weights, or as many as the stack's own command takes. "
+        "`flagrelease chips CHIP` has the commands.\n"
     )
     stacks = console.table("stack", "chips", "loads")
     for stack in load_stacks().values():

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from flagrelease.chips.launch import cards_for, launch_lines
+from flagrelease.chips.launch import cards_for, cards_started, launch_lines
 from flagrelease.chips.listing.progress import WORDS, State, progress_of
 from flagrelease.chips.listing.sizes import planned_sizes
 from flagrelease.chips.stacks import Mark
 from flagrelease.chips.table import load_chips
-from flagrelease.formats.releases import RELEASE_FORMATS
+from flagrelease.formats.releases import RELEASE_FORMATS, ReleaseFormatName
 from flagrelease.records.chip_releases import FLAGOS, ChipRelease
 from flagrelease.records.named import shipped_recipes
 from flagrelease.records.recipe import Recipe, read_recipe
@@ -31,7 +31,8 @@ class Need:
         release: `FORMAT-LAYOUT`.
         bytes: of its tensor files.
         card_bytes: of weights on each card.
-        cards, nodes: of the product that it is for.
+        cards, nodes: of the product that it is for: the fewest whose memory holds the weights, or as many as the
+            stack's own command takes; `start` has the same number.
     """
 
     model: str
@@ -60,7 +61,7 @@ class ChipRow:
     chip: str
     vendor: str
     product: str
-    format: str
+    format: ReleaseFormatName
     words: str
     stack: str
     stack_title: str
@@ -122,6 +123,8 @@ def _need(recipe: Recipe, size: str, one: ChipRelease) -> Need:
     cards = cards_for(planned.bytes, product.memory_gib)
     if planned.rank_bytes is not None:
         cards = int(one.spec.layout.removeprefix("mp"))
+    elif one.stack is not None:
+        cards = cards_started(one.stack.launch, cards, one.stack.by_form[one.spec.format].flags)
     nodes = -(-cards // product.cards_per_node)
     reached = progress_of(one.chip.id, recipe.model, one.spec.name)
     name, choice = NEWEST[size].removeprefix("deepseek-v4-"), f"{one.chip.id}:{one.spec.name}"
