@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flagrelease.console import human_bytes, progress, say
@@ -114,12 +115,22 @@ def _within_limit(request: RunRequest, todo: list[ReleasePlan], runs: Sequence[C
 
 
 def disk_used(folder: Path) -> int:
-    """Bytes of the files below a folder; files that are links to one content count once."""
+    """Bytes of the files below a folder; files that are links to one content count once, one that vanishes does not.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     seen: dict[tuple[int, int], int] = {}
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, onerror=refuse):
         for name in names:
-            status = Path(parent, name).lstat()
-            seen[status.st_dev, status.st_ino] = status.st_size
+            with suppress(FileNotFoundError):  # another run writes its records here and renames them
+                status = Path(parent, name).lstat()
+                seen[status.st_dev, status.st_ino] = status.st_size
     return sum(seen.values())
 
 

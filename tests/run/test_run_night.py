@@ -224,3 +224,26 @@ def test_releases_that_cannot_be_made_together_are_made_one_by_one(
     assert (ran.code, ran.status["ascend convert"], ran.status["nvidia validate"]) == (4, "failed", "done")
     assert "planted" in ran.detail("ascend", "convert")
     assert passes == [["bf16-hf", "fp8-hf"], ["bf16-hf"], ["fp8-hf"]]
+
+
+def test_what_a_folder_takes_is_counted_while_another_run_writes_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that was renamed meanwhile refused the whole run; a folder that cannot be read took nothing."""
+    for name in ("stays", "vanishes"):
+        (tmp_path / name).write_bytes(bytes(7))
+    lstat = Path.lstat
+
+    def late(path: Path) -> Any:
+        if path.name == "vanishes":
+            path.unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    assert disk_used(tmp_path) == 7
+    assert disk_used(tmp_path / "not there yet") == 0
+    monkeypatch.setattr(
+        "os.scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied", path))
+    )
+    with pytest.raises(PermissionError):
+        disk_used(tmp_path)
