@@ -13,9 +13,9 @@ from flagrelease.diff.words import (
     drafts,
     file_change,
     loss_change,
+    sides,
     size_change,
     summary,
-    value,
 )
 
 _SHOWN = 20  # lines of a list; --json has all of it
@@ -88,6 +88,4 @@ def _sections(found: ReleaseDifference) -> Iterator[tuple[str, Iterable[str]]]:
 
 def _values(differences: Sequence[ValueDifference]) -> Iterator[str]:
     for one in differences:
-        before = "absent" if one.what == "added" else value(one.before)
-        after = "absent" if one.what == "removed" else value(one.after)
-        yield f"{printable(one.key) or 'whole'}: {before} -> {after}"
+        yield f"{printable(one.key) or 'whole'}: {' -> '.join(sides(one))}"

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from pydantic import JsonValue
 
 from flagrelease.console import human_bytes, printable
-from flagrelease.diff.difference import DocumentDifference, FileDifference, LossDifference, ReleaseDifference
+from flagrelease.diff.difference import (
+    DocumentDifference,
+    FileDifference,
+    LossDifference,
+    ReleaseDifference,
+    ValueDifference,
+)
 
 _LONGEST = 160  # letters of a value; --json has the whole
 
@@ -17,6 +23,14 @@ def value(one: JsonValue) -> str:
     """A JSON value in one line, cut where it is long."""
     text = printable(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} letters)"
+
+
+def sides(one: ValueDifference) -> tuple[str, str]:
+    """The value before and after, `absent` where there is none."""
+    return (
+        "absent" if one.what == "added" else value(one.before),
+        "absent" if one.what == "removed" else value(one.after),
+    )
 
 
 def size_change(before: int, after: int) -> str:
@@ -59,11 +73,7 @@ def document_lines(found: DocumentDifference) -> Iterator[tuple[str, str, str]]:
     if not found.keys:
         yield "", found.unknown or "", ""
     for one in found.keys:
-        yield (
-            printable(one.key),
-            "absent" if one.what == "added" else value(one.before),
-            "absent" if one.what == "removed" else value(one.after),
-        )
+        yield printable(one.key), *sides(one)
 
 
 def file_change(found: FileDifference) -> str:

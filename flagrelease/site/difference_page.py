@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flagrelease.diff.difference import DocumentDifference, ReleaseDifference, ValueDifference
 from flagrelease.diff.kinds import tensor_kinds
-from flagrelease.diff.words import document_lines, drafts, file_change, loss_change, size_change, value
+from flagrelease.diff.words import document_lines, drafts, file_change, loss_change, sides, size_change
 from flagrelease.page.panel import Table
 
 _MOST = 200  # rows of a table; `flagrelease diff --json` has all
@@ -71,9 +71,4 @@ def _document(found: DocumentDifference) -> Table:
 
 
 def _values(differences: tuple[ValueDifference, ...]) -> Table:
-    table = Table(("key", "before", "after"))
-    for one in differences:
-        before = "absent" if one.what == "added" else value(one.before)
-        after = "absent" if one.what == "removed" else value(one.after)
-        table.rows.append((one.key or "the whole", before, after))
-    return table
+    return Table(("key", "before", "after"), [(one.key or "the whole", *sides(one)) for one in differences])

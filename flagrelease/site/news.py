@@ -9,7 +9,7 @@ from pathlib import Path
 from flagrelease.console import human_bytes
 from flagrelease.diff.difference import ValueDifference
 from flagrelease.diff.reports import ReportDifference, compare_reports
-from flagrelease.diff.words import value
+from flagrelease.diff.words import sides
 from flagrelease.errors import VerificationError
 from flagrelease.records.night import Night, NightChip, NightStep, read_night
 from flagrelease.records.report import Report, parse_report
@@ -138,9 +138,7 @@ def _run_news(old: Night, new: Night) -> Iterator[NightNews]:
 
 
 def _changed(name: str, one: ValueDifference) -> str:
-    before = "absent" if one.what == "added" else value(one.before)
-    after = "absent" if one.what == "removed" else value(one.after)
-    return f"{name}: {before} to {after}"
+    return f"{name}: {' to '.join(sides(one))}"
 
 
 def _short(digest: str | None) -> str:
