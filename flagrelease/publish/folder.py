@@ -32,17 +32,19 @@ def publish_folder(publication: Publication, folder: Path, progress: Tracker, *,
         ResourceError: the folder exists and holds something else, cannot be written, or has no space for the files.
         VerificationError: a file of the release is not what the manifest says.
     """
+    whole = folder.absolute()
+    former = whole.with_name(f".{whole.name}.replaced")
     if os.path.lexists(folder):
         if not folder.is_dir():
             raise ResourceError(f"{folder}: exists and is no folder; name another one")
         difference = compare(publication.by_path, list_folder(folder, progress))
         if not difference:
+            if replace:
+                shutil.rmtree(former, ignore_errors=True)  # of a run that was killed before it had removed it
             return
         if not replace:
             raise ResourceError(f"{folder}: exists and holds something else ({difference}); name another folder")
         _refuse_another(publication, folder)
-    whole = folder.absolute()
-    former = whole.with_name(f".{whole.name}.replaced")
     unfinished = whole.with_name(f".{whole.name}.{publication.digest[:12]}.unfinished")
     try:
         _write(publication, folder, unfinished, progress)

@@ -116,6 +116,17 @@ def test_again_is_nothing_and_something_else_is_refused(release: Path, tmp_path:
         put(publication_of(release), folder)
 
 
+def test_what_a_publication_replaced_is_gone_also_after_a_kill(release: Path, tmp_path: Path) -> None:
+    """The same command again finds the new one whole: nobody else would remove what the killed run had set aside."""
+    folder, former = tmp_path / "out", tmp_path / ".out.replaced"
+    put(publication_of(release), folder)
+    former.mkdir()
+    (former / "README.md").write_text("of before")
+    with progress("publish", 1) as tracker:
+        publish_folder(publication_of(release), folder, tracker, replace=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_changed_byte_is_found_and_leaves_nothing(release: Path, tmp_path: Path) -> None:
     publication = publication_of(release)
     path = release / "model1-mp8.safetensors"
