@@ -98,19 +98,20 @@ def _hubs(release: ReleaseSummary) -> str:
 
 
 def _show_cards(release: ReleaseSummary) -> None:
+    """The chips that get the release; all, if it is for none of them."""
     if not release.cards:
         return
+    asked = [card for card in release.cards if card.asked]
     lengths = [f">x {_length(each.context)}" for each in release.sequences]
     rows = table("chip", ">nodes x cards", ">GiB a card", ">weights", ">left", ">context", *lengths, "",
-                 title=f"\n{release.folder} on its chips")  # fmt: skip
-    for card in release.cards:
+                 title=f"\n{release.folder} on {'its' if asked else 'all'} chips")  # fmt: skip
+    for card in asked or release.cards:
         verdict = "[green]fits[/green]" if card.fits else f"[red]does not fit[/red]; {_need(card.smallest_mp)}"
         if not card.hardware:
             lacks = {"fp8": "FP8", "native": "FP4"}[release.dtype]
             verdict += f"; [yellow]{'no' if card.hardware is False else 'unknown whether it has'} {lacks}[/yellow]"
-        name = f"[bold]{card.chip}[/bold]" if card.asked else card.chip
         rows.add_row(
-            name, f"{card.nodes} x {card.cards // card.nodes}", f"{card.card_bytes >> 30}",
+            card.chip, f"{card.nodes} x {card.cards // card.nodes}", f"{card.card_bytes >> 30}",
             f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}", f"{card.context:,}",
             *(f"{count:,}" for count in card.fit), verdict,
         )  # fmt: skip

@@ -75,8 +75,13 @@ def test_plan(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "bf16-mp16: the caches of a sequence in flagrelease's engine take" in text
     assert "x 4k" in text
-    assert "bf16-mp16 on its chips" in text
+    assert "bf16-mp16 on all chips" in text
     assert "fits" in text
+    assert "kunlunxin" in text
+    assert main(["plan", str(source), "--chip", "mthreads"]) == 0
+    text = capsys.readouterr().out
+    assert "fp8-mp1 on its chips" in text
+    assert "kunlunxin" not in text, "nobody asked for it"
 
 
 def test_convert_and_verify(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
