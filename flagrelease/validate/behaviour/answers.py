@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from flagrelease.durable.files import write_whole
-from flagrelease.errors import UsageError, VerificationError, first_problem
 from flagrelease.records.rules import BehaviourRules, Wish
+from flagrelease.validate.recorded import read_recorded
 
 
 def digest_of(tokens: Sequence[int]) -> str:
@@ -82,9 +82,4 @@ class Behaviour(BehaviourHead):
             UsageError: there are none.
             VerificationError: the file is not of this form.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no recorded behaviour") from None
-        except ValidationError as error:
-            raise VerificationError(f"{path}: {first_problem(error)}") from None
+        return read_recorded(cls, path, "behaviour")

@@ -8,13 +8,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flagrelease.durable.files import write_whole
-from flagrelease.errors import UsageError, VerificationError, first_problem
+from flagrelease.errors import VerificationError
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.validate.exams.answerer import AskRules
 from flagrelease.validate.exams.exam import Exam
+from flagrelease.validate.recorded import read_recorded
 
 ENOUGH_ANSWERS = 16  # by chance a sound server does not go wrong in all of them
 LONG_ANSWER = 64  # tokens; shorter answers may well be the same text
@@ -176,12 +177,7 @@ class Side(_Strict):
             UsageError: there is none.
             VerificationError: it is not one.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no recorded answers") from None
-        except ValidationError as error:
-            raise VerificationError(f"{path}: {first_problem(error)}") from None
+        return read_recorded(cls, path, "answers")
 
 
 def refuse_other_rules(side: Side, rules: AskRules, name: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flagrelease.durable.files import write_whole
-from flagrelease.errors import UsageError, VerificationError, first_problem
 from flagrelease.records.rules import WritingRules
+from flagrelease.validate.recorded import read_recorded
 
 
 class _Strict(BaseModel):
@@ -73,9 +73,4 @@ class Continuations(ContinuationsHead):
             UsageError: there are none.
             VerificationError: the file is not of this form.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no recorded continuations") from None
-        except ValidationError as error:
-            raise VerificationError(f"{path}: {first_problem(error)}") from None
+        return read_recorded(cls, path, "continuations")
