@@ -54,11 +54,12 @@ def _paragraphs(text: str, given: Arguments) -> bool:
 
 
 def _first_word(text: str, given: Arguments) -> bool:
+    place, first = given["nth_paragraph"] - 1, str(given["first_word"]).lower()
     parts = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
     if len(parts) != given["num_paragraphs"]:
         return False
-    words = re.findall(r"\w+", parts[given["nth_paragraph"] - 1])
-    return [word.lower() for word in words[:1]] == [str(given["first_word"]).lower()]
+    words = re.findall(r"\w+", parts[place])
+    return [word.lower() for word in words[:1]] == [first]
 
 
 def _sections(text: str, given: Arguments) -> bool:

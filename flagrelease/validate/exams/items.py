@@ -16,7 +16,7 @@ from pathlib import Path
 from flagrelease.errors import UsageError
 from flagrelease.records.rules import BenchmarkRules, ExamKind
 from flagrelease.validate.exams.extraction import read_integer
-from flagrelease.validate.exams.instructions import is_decided
+from flagrelease.validate.exams.instructions import CHECKS, is_decided
 from flagrelease.validate.exams.numbers import read_number
 from flagrelease.validate.exams.records import Columns, Record, read_records
 
@@ -66,7 +66,14 @@ def read_items(rules: BenchmarkRules, paths: Sequence[Path]) -> list[Item]:
     items = []
     for path in paths:
         form, records = read_records(path, columns)
-        items += [item for record in records if (item := makers[form](rules, record)) is not None]
+        for number, record in enumerate(records, 1):
+            try:
+                item = makers[form](rules, record)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:  # the message may quote the record
+                raise UsageError(
+                    f"{path}: record {number} is not of the form of {rules.kind} ({type(error).__name__})"
+                ) from None
+            items += [] if item is None else [item]
     if not items:
         raise UsageError(f"{', '.join(map(str, paths))}: no record has a question that can be marked")
     return items
@@ -131,6 +138,8 @@ def _instructions(rules: BenchmarkRules, record: Record) -> Item | None:
     ]
     if not all(is_decided(name, each) for name, each in checks):
         return None
+    for name, each in checks:
+        CHECKS[name]("", each)  # arguments that it needs and lacks show here, not when an answer is marked
     prompt = record["prompt"]
     return Item(_name(prompt), _fill(rules.prompt, question=prompt), INSTRUCTIONS_FOLLOWED, json.dumps(checks))
 

@@ -247,6 +247,24 @@ def test_every_rule_is_tried_and_what_no_rule_decides_is_not_asked(tmp_path: Pat
     assert len(exam.items) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        ("code", PROGRAM | {"public_test_cases": "[{"}),
+        ("code", PROGRAM | {"public_test_cases": '[{"testtype": "stdin", "input": "secret"}]'}),
+        ("code", FUNCTION | {"prompt": 7}),
+        ("instructions", FOLLOWED | {"kwargs": [{}, {}]}),
+        ("instructions", FOLLOWED | {"kwargs": [{"num_bullets": 2}]}),
+        ("instructions",
+         FOLLOWED | {"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"num_words": "many"}]}),
+    ],
+)  # fmt: skip
+def test_a_malformed_record_is_refused_when_it_is_read(kind: str, record: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"data.jsonl: record 1 is not of the form of {kind}") as refused:
+        exam_of(kind, tmp_path, record)
+    assert "secret" not in str(refused.value)
+
+
 def test_parquet_is_read_as_the_hub_has_it(tmp_path: Path) -> None:
     table = pyarrow.Table.from_pylist([FUNCTION, FUNCTION | {"task_id": "Ours/1"}])
     pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
