@@ -25,7 +25,7 @@ from flagrelease.convert import commands as conversion
 from flagrelease.diff import commands as comparing
 from flagrelease.doctor import commands as examination
 from flagrelease.engine import commands as engine
-from flagrelease.errors import FlagReleaseError, ResourceError
+from flagrelease.errors import FlagReleaseError, ResourceError, UsageError
 from flagrelease.extras import missing_extra
 from flagrelease.log_file import LogFile
 from flagrelease.publish import commands as publishing
@@ -116,8 +116,23 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+def _refuse_torn_completion() -> None:
+    """bash says in COMP_CWORD which of COMP_WORDS is completed, and typer reads both without a check.
+
+    Raises:
+        UsageError: one is missing, or is no such number.
+    """
+    if os.environ.get("_FLAGRELEASE_COMPLETE") != "complete_bash":
+        return
+    if "COMP_WORDS" not in os.environ or not os.environ.get("COMP_CWORD", "").isdecimal():
+        raise UsageError(
+            "completion for bash needs COMP_WORDS, and in COMP_CWORD the number of a word, as bash sets them"
+        )
+
+
 def _run(words: list[str], invocation: Invocation) -> int:
     try:
+        _refuse_torn_completion()
         get_command(app).main(words, prog_name="flagrelease", obj=invocation)
     except FlagReleaseError as error:
         return _report(error, invocation)

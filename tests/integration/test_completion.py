@@ -33,6 +33,19 @@ def test_commands_options_and_recipes_are_completed(
     assert any("flash-0731" in line for line in recipes)
 
 
+@pytest.mark.parametrize("word", ["x", "", "-1", None])
+def test_what_bash_never_sends_is_bad_usage_and_no_bug(
+    word: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_FLAGRELEASE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "flagrelease con")
+    monkeypatch.delenv("COMP_CWORD", raising=False)
+    if word is not None:
+        monkeypatch.setenv("COMP_CWORD", word)
+    assert main([]) == 2
+    assert "COMP_CWORD" in capsys.readouterr().err
+
+
 def test_the_script_for_bash_works_in_bash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
