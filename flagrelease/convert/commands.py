@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagrelease import console
+from flagrelease.errors import UsageError
 from flagrelease.records.named import complete_recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -109,11 +110,22 @@ DigestsOption = Annotated[
         "damaged one.",
     ),
 ]
+DiskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--disk",
+        metavar="SIZE",
+        help="Bytes that --out may hold at any moment, as 500GB: files are made in passes, and those of a pass are "
+        "handed over and deleted before the next one begins.",
+    ),
+]
 
 _PLAN_EXAMPLES = """\
 Example: flagrelease plan recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/
 
 Example: flagrelease plan DeepSeek-V4-Flash/ --chip ascend --cards 32
+
+Example: flagrelease plan DeepSeek-V4-Pro/ --target bf16:hf --target fp8:mp8 --disk 500GB
 """
 _CONVERT_EXAMPLES = """\
 Example: flagrelease convert recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/ --out releases/
@@ -155,6 +167,7 @@ def plan(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where convert would write: its free space is compared.")
     ] = Path(),
+    disk: DiskOption = None,
     workers: WorkersOption = None,
     source_digests: DigestsOption = None,
     as_json: JsonOption = False,
@@ -163,7 +176,7 @@ def plan(
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import show_plan
 
-    _, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers)
+    _, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk)
     gather_claims(request, source_digests, ask=False)
     console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
     summary.require_takers()
@@ -231,19 +244,32 @@ def _planned(
     drafts: DraftsChoice | None,
     out: Path,
     workers: int | None,
+    disk: str | None = None,
 ) -> tuple[Plan, ConversionRequest, Summary]:
     from flagrelease.convert.planning.memory import default_workers
+    from flagrelease.convert.planning.passes import plan_passes
     from flagrelease.convert.planning.plan import make_plan
     from flagrelease.convert.request import make_request
     from flagrelease.convert.summary import summarise
 
+    budget = None if disk is None else _size(disk)
     cut: OGroups | None = None if o_groups is None else o_groups.value
     stages: Drafts | None = None if drafts is None else drafts.value
     with console.counted(f"reading the headers of {checkpoint or source}, placing every byte") as counter:
         request = make_request(source, checkpoint, target, chip, cut, cards, stages, partial(counter, "headers read"))
         placed = partial(counter, "releases planned")
         made = make_plan(request.source, request.targets, request.options, request.provenance, placed)
-        return made, request, summarise(made, request, workers or default_workers(), out)
+        passes = None if budget is None else plan_passes(made, budget)
+        return made, request, summarise(made, request, workers or default_workers(), out, passes)
+
+
+def _size(text: str) -> int:
+    from flagrelease.records.recipe import parse_bytes
+
+    size = parse_bytes(text)
+    if not isinstance(size, int) or size <= 0:
+        raise UsageError(f"--disk {text}: write a size as 500GB or 2TiB")
+    return size
 
 
 def _saying_where_it_resumes(report: Callable[[int], None], complete: int) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from flagrelease.console import human_bytes, out, say, table
 from flagrelease.convert.inspect import Inspection
-from flagrelease.convert.summary import ReleaseSummary, SequenceSummary, Summary
+from flagrelease.convert.summary import DiskSummary, ReleaseSummary, SequenceSummary, Summary
 from flagrelease.records.manifest import Manifest
 
 _SHOWN = 20  # lines of a list; --json has all of it
@@ -74,6 +74,8 @@ def show_plan(plan: Summary) -> None:
     short = plan.disk_free_bytes < plan.peak_disk_bytes
     free = f"{human_bytes(plan.disk_free_bytes)} free at {escape(plan.disk)}" + (": NOT ENOUGH" if short else "")
     console.print(f"write   {human_bytes(plan.bytes_to_write)}; {f'[red]{free}[/red]' if short else free}")
+    if plan.passes is not None:
+        _show_passes(plan.passes)
     console.print(f"memory  {human_bytes(plan.peak_memory_bytes)} for {plan.workers} workers, beside the interpreter")
     for note in plan.notes:
         console.print(escape(note))
@@ -91,6 +93,26 @@ def show_plan(plan: Summary) -> None:
     _show_sequences(plan)
     for problem in (*plan.stack_problems, *plan.hub_problems)[:_SHOWN]:
         console.print(f"[red]{escape(problem)}[/red]")
+
+
+def _show_passes(disk: DiskSummary) -> None:
+    """The order of work under `--disk`, a line a pass; a long one is cut in the middle."""
+    console = out()
+    console.print(
+        f"disk    {disk.peak_bytes:,} bytes ({human_bytes(disk.peak_bytes)}) at most, of {disk.budget_bytes:,}; the "
+        f"least budget is {disk.least_bytes:,}, records take up to {human_bytes(disk.record_bytes)} of it"
+    )
+    rows = table(">pass", ">files", ">bytes", ">", ">source read", "which", title="\nwritten, handed over and deleted")
+    shown = len(disk.passes) if len(disk.passes) <= _SHOWN else _SHOWN - 1
+    for number, one in enumerate(disk.passes[:shown], start=1):
+        which = one.files[0] if len(one.files) == 1 else f"{one.files[0]} .. {one.files[-1]}"
+        read = human_bytes(one.bytes_to_read)
+        rows.add_row(
+            f"{number}", f"{len(one.files)}", f"{one.bytes:,}", human_bytes(one.bytes), read, escape(which)
+        )  # fmt: skip
+    console.print(rows)
+    if shown < len(disk.passes):
+        console.print(f"  and {len(disk.passes) - shown} more passes (--json has them all)")
 
 
 def _hubs(release: ReleaseSummary) -> str:

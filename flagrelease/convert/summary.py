@@ -10,6 +10,7 @@ from flagrelease.chips.table import load_chips
 from flagrelease.convert.planning.collector import paused_collector
 from flagrelease.convert.planning.fit import RESERVE_BYTES, card_fits, free_bytes, hub_problems
 from flagrelease.convert.planning.memory import memory_bound
+from flagrelease.convert.planning.passes import DiskPlan
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
 from flagrelease.convert.stacks import StackSummary, judge_stacks, stack_notes, stack_problems
@@ -66,6 +67,29 @@ class FileSummary(_Record):
     bytes: int
 
 
+class PassSummary(_Record):
+    """Files (`RELEASE/FILE`) that are made together under `--disk`, handed over and deleted before the next pass."""
+
+    files: list[str]
+    bytes: int
+    bytes_to_read: int
+
+
+class DiskSummary(_Record):
+    """The order of work under `--disk`.
+
+    Attributes:
+        budget_bytes: what was asked for; peak_bytes: what the disk holds at most; least_bytes: the least that would do.
+        record_bytes: of the peak, what journals, documents and manifests take at most.
+    """
+
+    budget_bytes: int
+    peak_bytes: int
+    least_bytes: int
+    record_bytes: int
+    passes: list[PassSummary]
+
+
 class ReleaseSummary(_Record):
     """One release."""
 
@@ -92,6 +116,7 @@ class Summary(_Record):
     """What `flagrelease plan` reports.
 
     Attributes:
+        passes: the order of work under `--disk`; null without it.
         peak_disk_bytes: what a conversion needs; disk_free_bytes: what is free at `disk`, the folder it would write to.
         notes: where the releases of each chip come from, and what nobody knows of the stacks they are made for.
         left_out: file or folder of the source that goes into no release -> why.
@@ -111,6 +136,7 @@ class Summary(_Record):
     disk: str
     disk_free_bytes: int
     workers: int
+    passes: DiskSummary | None
     notes: list[str]
     releases: list[ReleaseSummary]
     left_out: dict[str, str]
@@ -130,7 +156,7 @@ class Summary(_Record):
 
 
 @paused_collector()
-def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -> Summary:
+def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path, disk: DiskPlan | None = None) -> Summary:
     """The numbers of `plan`. Chips that were asked for come first; the others of the table say whether they fit.
 
     Args:
@@ -138,6 +164,7 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
         request: what it was made for.
         workers: threads that decode.
         out: the folder that would be written to; it need not exist yet.
+        disk: the passes, where a budget was given.
     """
     releases = [_release(plan, release, request) for release in plan.releases]
     return Summary(
@@ -145,19 +172,38 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path) -
         source_identity=plan.source.identity.digest,
         source_tensors=len(plan.source.index.tensors),
         source_bytes=plan.source.index.total_size,
-        bytes_to_read=plan.bytes_to_read,
+        bytes_to_read=plan.bytes_to_read if disk is None else disk.bytes_to_read,
         bytes_to_write=plan.bytes_to_write,
         peak_memory_bytes=memory_bound(plan, workers),
-        peak_disk_bytes=plan.bytes_to_write,
+        peak_disk_bytes=plan.bytes_to_write if disk is None else disk.peak,
         disk=str(out),
         disk_free_bytes=free_bytes(out),
         workers=workers,
+        passes=None if disk is None else _passes(plan, disk),
         notes=[*request.notes, *(note for one in releases for note in stack_notes(one.folder, one.stacks))],
         releases=releases,
         left_out=plan.source.companions.left_out,
         remarks=list(plan.source.index.remarks),
         hub_problems=[problem for release in plan.releases for problem in hub_problems(release, request.hubs)],
         stack_problems=[problem for one in releases for problem in stack_problems(one.folder, one.stacks)],
+    )
+
+
+def _passes(plan: Plan, disk: DiskPlan) -> DiskSummary:
+    folders = [release.target.folder for release in plan.releases]
+    return DiskSummary(
+        budget_bytes=disk.budget,
+        peak_bytes=disk.peak,
+        least_bytes=disk.least,
+        record_bytes=disk.records,
+        passes=[
+            PassSummary(
+                files=[f"{folders[plan.files[n].release]}/{plan.files[n].name}" for n in one.files],
+                bytes=one.nbytes,
+                bytes_to_read=one.bytes_to_read,
+            )
+            for one in disk.passes
+        ],
     )
 
 
