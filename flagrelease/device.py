@@ -1,4 +1,4 @@
-"""`Device`: the one place that touches an accelerator's torch module. All else goes by names of the chip table."""
+"""`Device`: an accelerator, by names of the chip table. What it asks of a torch module is all in `accelerator.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from flagrelease.accelerator import NEEDED_TO_RECORD, RecordedGraph, Recording, TorchModule, WorkStream, torch_module
 from flagrelease.chips.table import Chip, get_chip, load_chips
 from flagrelease.errors import ResourceError, UsageError
 
@@ -37,7 +38,7 @@ class Device:
     @property
     def name(self) -> str:
         """What the device calls itself; for the CPU, its architecture."""
-        return platform.machine() if self.type == "cpu" else str(_api(self.type).get_device_name(self.index))
+        return platform.machine() if self.type == "cpu" else _api(self.type).get_device_name(self.index)
 
     @property
     def graph_class(self) -> str | None:
@@ -51,9 +52,9 @@ class Device:
             return "a CPU has no graphs"
         if self.graph_class is None:
             return f"no graphs of torch.{self.type} are known: {_types()[self.type].why_null['graph_class']}"
-        if not hasattr(_api(self.type), self.graph_class):
-            return f"torch.{self.type} has no {self.graph_class} in this version"
-        return None
+        api = _api(self.type)
+        missing = next((name for name in (self.graph_class, *NEEDED_TO_RECORD) if not hasattr(api, name)), None)
+        return None if missing is None else f"torch.{self.type} has no {missing} in this version"
 
     @property
     def capturing(self) -> str:
@@ -71,8 +72,12 @@ class Device:
             _api(self.type).synchronize(self.index)
 
     def memory_pool(self) -> Any:
-        """Memory for recordings of which one runs at a time: see `capture`. None where nothing is recorded."""
-        return None if self.why_eager is not None else _api(self.type).graph_pool_handle()
+        """Memory for recordings of which one runs at a time: see `capture`.
+
+        None where nothing is recorded, or where each recording has to have its own: that takes more memory, no less.
+        """
+        handle = None if self.why_eager is not None else getattr(_api(self.type), "graph_pool_handle", None)
+        return None if handle is None else handle()
 
     def capture(self, work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
         """Record what `work` queues, and return what queues all of it at once.
@@ -83,18 +88,17 @@ class Device:
         """
         if self.why_eager is not None:
             return work
-        api = _api(self.type)
+        api = _recording(self.type)
         beside = _recorder(self.type, self.index)
         beside.wait_stream(api.current_stream())
         with api.stream(beside):
             work()
             work()
         api.current_stream().wait_stream(beside)
-        graph = getattr(api, str(self.graph_class))()
+        graph: RecordedGraph = getattr(api, str(self.graph_class))()
         with _without_collection(), api.graph(graph, pool=pool):
             work()
-        replay: Callable[[], None] = graph.replay
-        return replay
+        return graph.replay
 
     def beside(self, lane: int, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
         """Queue `work(*arguments)` on another stream, behind all that is queued by now, beside what is queued next.
@@ -111,7 +115,7 @@ class Device:
         if self.why_eager is not None:
             result = work(*arguments)
             return lambda: result
-        api, stream = _api(self.type), _lane(self.type, self.index, lane)
+        api, stream = _recording(self.type), _lane(self.type, self.index, lane)
         stream.wait_stream(api.current_stream())
         with api.stream(stream):
             result = work(*arguments)
@@ -164,7 +168,7 @@ class Device:
             page = os.sysconf("SC_PAGE_SIZE")
             return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
         free, total = _api(self.type).mem_get_info(self.index)
-        return int(free), int(total)
+        return free, total
 
 
 @contextmanager
@@ -180,18 +184,18 @@ def _without_collection() -> Iterator[None]:
 
 
 @cache
-def _recorder(kind: str, index: int) -> Any:
+def _recorder(kind: str, index: int) -> WorkStream:
     """The stream where work runs before it is recorded: always the same, so that memory freed there is used again."""
-    return _api(kind).Stream(index)
+    return _recording(kind).Stream(index)
 
 
 @cache
-def _lane(kind: str, index: int, lane: int) -> Any:
+def _lane(kind: str, index: int, lane: int) -> WorkStream:
     """A stream of `Device.beside`: always the same, so that what is freed there serves the next work.
 
     Its work goes first where both find room: there is less of it.
     """
-    return _api(kind).Stream(index, priority=-1)
+    return _recording(kind).Stream(index, priority=-1)
 
 
 def open_device(name: str, index: int = 0) -> Device:
@@ -242,21 +246,13 @@ def _has_module(kind: str) -> bool:
 
 def _count(kind: str) -> int:
     api = _api(kind)
-    return int(api.device_count()) if api.is_available() else 0
+    return api.device_count() if api.is_available() else 0
 
 
-def _api(kind: str) -> Any:
-    """`torch.cuda`, `torch.npu`, `torch.musa`: the last two appear when the vendor's module is imported."""
-    import torch
+def _api(kind: str) -> TorchModule:
+    return torch_module(kind, _types()[kind].torch_module)
 
-    module = _types()[kind].torch_module
-    if module is not None:
-        try:
-            importlib.import_module(module)
-        except (
-            ImportError
-        ) as error:  # e.g. the vendor's libraries are not on the path: broken is not the same as absent
-            raise ResourceError(
-                f"device {kind!r}: the module {module} is installed but does not load: {error}"
-            ) from error
-    return getattr(torch, kind)
+
+def _recording(kind: str) -> Recording:
+    """The module of a device that `why_eager` has found to record."""
+    return cast(Recording, _api(kind))

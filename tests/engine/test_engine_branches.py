@@ -24,7 +24,7 @@ class Streams(SimpleNamespace):
     """A torch module with graphs and streams that writes down, by number, what is asked of which stream."""
 
     def __init__(self) -> None:
-        super().__init__(CUDAGraph=object)
+        super().__init__(CUDAGraph=object, graph=object)
         self.log: list[tuple[int, str, object]] = []
         self.count = 0
         self.current = self.Stream(0)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flagrelease.accelerator import NEEDED_TO_RECORD
 from flagrelease.device import Device
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.kernels.operators import Operators
@@ -35,7 +36,7 @@ def model(
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr(torch, "cuda", SimpleNamespace(CUDAGraph=object))
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(CUDAGraph=object, **dict.fromkeys(NEEDED_TO_RECORD)))
     return Device("cuda", 0, "nccl")
 
 

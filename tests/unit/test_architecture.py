@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "chips/loading": {"chips", "errors", "formats", "model", "shard", "strict_json"},
     "chips/listing": {"chips", "console", "formats", "records"},
     "publish/hubs": {"errors"},
-    "device": {"errors", "chips"},
+    "accelerator": {"errors"},
+    "device": {"accelerator", "errors", "chips"},
     "ranks": {"device", "durable", "errors", "log_file"},
     "records": {"errors", "chips", "formats", "publish/hubs", "shard", "strict_json"},
     "source": {"errors", "formats", "model", "publish/hubs", "records", "retry", "shard", "strict_json"},
@@ -89,6 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "engine": {
         "__init__",
+        "accelerator",
         "chips",
         "concurrently",
         "console",

@@ -14,18 +14,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
+from flagrelease.accelerator import compute_capability, current_cuda_stream
 from flagrelease.engine.kernels.interpreter import INTERPRETED, jit
 
 
 def _launches_early() -> bool:
     """Whether the device (compute capability 9.0 or later) and this Triton (3.4 or later) have such launches."""
-    if INTERPRETED.value or torch.version.cuda is None or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_capability() >= (9, 0) and hasattr(tl.extra.cuda, "gdc_wait")
+    capability = None if INTERPRETED.value else compute_capability()
+    return capability is not None and capability >= (9, 0) and hasattr(tl.extra.cuda, "gdc_wait")
 
 
 EARLY = tl.constexpr(_launches_early())
@@ -37,13 +36,13 @@ _late: set[int] = set()  # streams whose next kernel here is launched as usual
 def start_after_all() -> None:
     """Launch the current stream's next kernel when all that it depends on is done."""
     if EARLY.value:
-        _late.add(torch.cuda.current_stream().cuda_stream)
+        _late.add(current_cuda_stream())
 
 
 def _may_start_early() -> bool:
     if not _late:
         return True
-    stream = torch.cuda.current_stream().cuda_stream
+    stream = current_cuda_stream()
     early = stream not in _late
     _late.discard(stream)
     return early

@@ -12,6 +12,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.accelerator import compute_capability
 from flagrelease.engine.kernels.attention.key_rows import decoded_keys, decodes_by_ptx, fetch_keys, row_bytes
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
 from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
@@ -295,6 +296,4 @@ def _tile(queries: int, listed: int, *, coded: bool, single: bool) -> dict[str, 
 @cache
 def _takes_all_heads() -> bool:
     """Whether a program may have 200 KiB of shared memory and multiplies what lies there: compute capability 9.0."""
-    if INTERPRETED.value:
-        return True
-    return torch.version.cuda is not None and torch.cuda.get_device_capability() == (9, 0)
+    return bool(INTERPRETED.value) or compute_capability() == (9, 0)

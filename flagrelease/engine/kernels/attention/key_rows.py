@@ -12,6 +12,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from flagrelease.accelerator import compute_capability
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, jit, round_e4m3
 from flagrelease.engine.kernels.layout import power_of_two_columns
 from flagrelease.engine.kernels.quantisation.codes import (
@@ -104,7 +105,8 @@ def index_row_bytes(keys: Tensor, dtype: torch.dtype, width: int) -> int:
 @cache
 def decodes_by_ptx() -> bool:
     """Whether the device multiplies pairs of BF16 numbers, for which the assembly is written: from 9.0 on."""
-    return not INTERPRETED.value and compiles_ptx() and torch.cuda.get_device_capability() >= (9, 0)
+    capability = None if INTERPRETED.value or not compiles_ptx() else compute_capability()
+    return capability is not None and capability >= (9, 0)
 
 
 @jit
