@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 from harness import contents, plan_of, run_plan
 
 from flagrelease.cli import main
+from flagrelease.convert.codecs.lookup import cpu_lookup
+from flagrelease.convert.planning.files import OutputFile
 from flagrelease.convert.planning.passes import DiskPlan, only_files, plan_passes, record_bytes
 from flagrelease.convert.planning.plan import Plan
+from flagrelease.convert.running.assembly import assemble
+from flagrelease.convert.running.conversion import write_files
+from flagrelease.convert.running.journal import open_journal
 from flagrelease.errors import ResourceError
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.source.file_check import FileCheck
 from flagrelease.source.source import Source
 
 THREE = ("bf16:hf", "fp8:hf", "bf16:mp8")
@@ -158,3 +164,56 @@ def test_checkpoints_of_one_file_still_make_a_plan(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "native:hf")
     disk = plan_passes(plan, least_of(plan))
     assert [one.files for one in disk.passes] == [(0,)]
+
+
+def test_files_written_pass_by_pass_are_those_of_one_pass(checkpoint: Path, tmp_path: Path) -> None:
+    """Each finished file is told once, also one of an earlier run; files that are elsewhere are not written again."""
+    plan = plan_of(checkpoint, "bf16:mp8", "native:hf", max_file_bytes=2_000_000)
+    run_plan(plan, tmp_path / "at once")
+    disk = plan_passes(plan, least_of(plan) + 1_000_000)
+    assert len(disk.passes) > 4
+    out = tmp_path / "by passes"
+    journals = {n: open_journal(out / r.target.folder, plan, r) for n, r in enumerate(plan.releases)}
+    held = {n: journal for n, journal in journals.items() if journal is not None}
+    told: list[tuple[int, str]] = []
+
+    def write(part: Plan, elsewhere: Collection[int] = ()) -> None:
+        write_files(
+            part, out, held, 2, cpu_lookup, lambda done: None, FileCheck(plan.source.folder, {}),
+            elsewhere=elsewhere, finished=lambda file: told.append((file.release, file.name)),
+        )  # fmt: skip
+
+    for one in disk.passes:
+        write(only_files(plan, one.files))
+    assert sorted(told) == sorted((file.release, file.name) for file in plan.files)
+    lines = {n: (journal.work / "journal.jsonl").read_bytes().count(b"\n") for n, journal in held.items()}
+    told.clear()
+    last = only_files(plan, disk.passes[-1].files)
+    write(last)
+    assert sorted(told) == sorted((file.release, file.name) for file in last.files)
+    gone = held[last.files[0].release].work / last.files[0].name
+    content = gone.read_bytes()
+    gone.unlink()
+    write(last, elsewhere=[0])
+    assert not gone.exists()
+    gone.write_bytes(content)
+    assert {n: (journal.work / "journal.jsonl").read_bytes().count(b"\n") for n, journal in held.items()} == lines
+    for n, journal in held.items():
+        assemble(plan, plan.releases[n], out / plan.releases[n].target.folder, journal, ())
+        journal.close()
+    assert contents(out) == contents(tmp_path / "at once")
+
+
+def test_what_hears_of_a_finished_file_can_end_the_work(checkpoint: Path, tmp_path: Path) -> None:
+    plan = plan_of(checkpoint, "native:hf", max_file_bytes=1_000_000)
+    journal = open_journal(tmp_path / "native-hf", plan, plan.releases[0])
+    assert journal is not None
+
+    def refuse(file: OutputFile) -> None:
+        raise ResourceError(f"no room for {file.name}")
+
+    with pytest.raises(ResourceError, match="no room for model-"):
+        write_files(
+            plan, tmp_path, {0: journal}, 2, cpu_lookup, lambda done: None, FileCheck(checkpoint, {}), finished=refuse
+        )
+    journal.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flagrelease import __version__
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
-from flagrelease.convert.running.journal import Journal, TensorResult
+from flagrelease.convert.running.journal import Journal
 from flagrelease.durable.files import copy_whole, sync_folder, write_whole
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import (
@@ -47,23 +47,24 @@ def assemble(
         if size != planned:
             raise CheckpointError(f"{path}: {planned} bytes when the work began, {size} now")
         records.append(FileRecord(path=name, size=size, sha256=sha256))
+    manifest = make_manifest(plan, release, journal, records, checked)
+    write_whole(folder / MANIFEST_NAME, manifest.to_json())
+    journal.remove()
+
+
+def make_manifest(
+    plan: Plan,
+    release: ReleasePlan,
+    journal: Journal,
+    files: list[FileRecord],
+    checked: tuple[CheckedFileRecord, ...],
+) -> Manifest:
+    """The manifest of a release, from the records of its files and tensors alone: the files need not be there."""
     results = [
         journal.tensors[tensor.spec.name, action]
         for tensor, action, part in release.parts.values()
         if part.name == tensor.spec.name
     ]
-    manifest = _manifest(plan, release, records, results, checked)
-    write_whole(folder / MANIFEST_NAME, manifest.to_json())
-    journal.remove()
-
-
-def _manifest(
-    plan: Plan,
-    release: ReleasePlan,
-    files: list[FileRecord],
-    results: list[TensorResult],
-    checked: tuple[CheckedFileRecord, ...],
-) -> Manifest:
     by_name = {result.tensor: result for result in results}
     source_tensors: dict[str, str] = {}
     counts = ElementCounts()

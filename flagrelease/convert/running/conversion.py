@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from flagrelease.convert.codecs.lookup import Lookup, cpu_lookup
+from flagrelease.convert.planning.files import OutputFile
 from flagrelease.convert.planning.memory import BUFFERS_PER_WORKER, CHUNK_BYTES
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.convert.running.assembly import assemble
@@ -53,7 +54,7 @@ def convert(
     """
     stated = local_claims(plan.source.folder) if claims is None else claims
     for release in plan.releases:
-        _require_apart(plan.source.folder, out / release.target.folder)
+        require_apart(plan.source.folder, out / release.target.folder)
     journals: dict[int, Journal] = {}
     try:
         for number, release in enumerate(plan.releases):
@@ -63,7 +64,7 @@ def convert(
                 journals[number] = journal
         if journals:
             check = FileCheck(plan.source.folder, stated)
-            _write_files(plan, out, journals, workers, lookup, progress, check)
+            write_files(plan, out, journals, workers, lookup, progress, check)
             for number, journal in journals.items():
                 folder = out / plan.releases[number].target.folder
                 assemble(plan, plan.releases[number], folder, journal, check.records())
@@ -75,7 +76,7 @@ def convert(
     return {r.target.folder: read_manifest(out / r.target.folder) for r in plan.releases}
 
 
-def _write_files(
+def write_files(
     plan: Plan,
     out: Path,
     journals: dict[int, Journal],
@@ -83,9 +84,30 @@ def _write_files(
     lookup: Lookup,
     progress: Progress,
     check: FileCheck,
+    *,
+    elsewhere: Collection[int] = (),
+    finished: Callable[[OutputFile], None] = lambda file: None,
 ) -> None:
+    """Write the files of `plan` that belong to releases with a journal, and record their tensors.
+
+    Args:
+        plan: what to write; it may hold only some of the files of its releases.
+        out, workers, lookup, progress: as for `convert`.
+        journals: by index into `Plan.releases`.
+        check: compares the source beside the work.
+        elsewhere: indexes of files that are not to be written; their tensors are recorded all the same.
+        finished: called by any thread as soon as a file is whole on the disk and recorded, also if an earlier run had
+            finished it. What it raises ends the work.
+
+    Raises:
+        FlagReleaseError: as for `convert`, or what `finished` raises.
+    """
     run = Run()
-    lanes = {n: Lane(run, f, journals[f.release]) for n, f in enumerate(plan.files) if f.release in journals}
+    lanes = {
+        n: Lane(run, f, journals[f.release], finished)
+        for n, f in enumerate(plan.files)
+        if f.release in journals and n not in elsewhere
+    }
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(Lane.recover, lanes.values()))
     done = sum(lane.resume_at for lane in lanes.values())
@@ -142,7 +164,7 @@ def _space_needed(plan: Plan, journals: dict[int, Journal], lanes: dict[int, Lan
     return documents + sum(lane.space_needed() for lane in lanes.values())
 
 
-def _require_apart(checkpoint: Path, release: Path) -> None:
+def require_apart(checkpoint: Path, release: Path) -> None:
     """A release inside the checkpoint would become a part of its own source at the next conversion."""
     source, target = checkpoint.resolve(), release.resolve()
     if target.is_relative_to(source):

@@ -79,8 +79,12 @@ class Journal:
                 self.tensors[record.tensor, record.action] = record
 
     def add_tensor(self, result: TensorResult) -> None:
-        """Record a tensor. On resume, a tensor without a record is read again even if its output is already written."""
+        """Record a tensor. On resume, a tensor without a record is read again even if its output is already written.
+
+        A tensor that is visited again, for a file that was not made with the others, has its record already."""
         with self._mutex:
+            if self.tensors.get((result.tensor, result.action)) == result:
+                return
             self.tensors[result.tensor, result.action] = result
         self._log.append(result, sync=False)
 

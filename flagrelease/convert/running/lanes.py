@@ -117,13 +117,20 @@ class Shared:
 class Lane:
     """One output file. Its thread starts with the first bytes put and ends with the last byte of the file."""
 
-    def __init__(self, run: Run, file: OutputFile, journal: Journal) -> None:
-        """Nothing is read yet: `recover` finds out what an earlier run has left."""
+    def __init__(
+        self,
+        run: Run,
+        file: OutputFile,
+        journal: Journal,
+        told: Callable[[OutputFile], None] = lambda file: None,
+    ) -> None:
+        """Nothing is read yet: `recover` finds out what an earlier run has left. `told` hears of the finished file."""
         self.name = file.name
         self.resume_at = 0
         self._run = run
         self._plan = file
         self._journal = journal
+        self._told = told
         self._output: SequentialFile | None = None
         self._queue: SimpleQueue[tuple[int, U8, Shared] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -148,6 +155,7 @@ class Lane:
         if state.offset == self._plan.size:
             if any(_holds(path, state) for path in (self.path, self._journal.work.parent / self.name)):
                 self.resume_at = state.offset
+                self._told(self._plan)
             return
         if self.path.is_file():
             output = SequentialFile(self.path, self._plan.size)
@@ -206,6 +214,7 @@ class Lane:
                     safe = output.position
                     self._journal.add_file(self.name, *output.sync())
         self._journal.add_file(self.name, self._plan.size, output.finish())
+        self._told(self._plan)
 
     def _append(self, output: SequentialFile, begin: int, data: U8) -> None:
         """Append what an earlier run has not written."""
