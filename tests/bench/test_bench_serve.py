@@ -75,7 +75,7 @@ def test_a_server_that_does_not_count() -> None:
     ],
 )
 def test_faults_have_names(behaviour: Behaviour, kind: str, detail: str) -> None:
-    first, second = ask(behaviour, well(), timeout=0.4, count=2)
+    first, second = ask(behaviour, well(), timeout=1 if behaviour is silence else 60, count=2)
     assert first.failure == kind
     assert detail in first.detail
     assert first.retry_after == (7 if kind == "429" else 0)

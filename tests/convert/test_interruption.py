@@ -89,7 +89,7 @@ def test_kill_at_random_moments(enough: int, checkpoint: Path, undisturbed: dict
 def _wait_for_work(folder: Path, process: subprocess.Popen[bytes]) -> None:
     """Until the conversion has begun to write (or has ended): start-up is no interesting moment."""
     before = sum(path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")) if folder.exists() else 0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         try:
             if sum(path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")) != before:

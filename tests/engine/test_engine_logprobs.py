@@ -333,6 +333,7 @@ def test_prompt_logprobs_are_not_streamed(server: Server) -> None:
 
 def test_a_long_list_is_written_in_pieces(server: Server) -> None:
     body = {"prompt": "y" * 600, "max_tokens": 40, "logprobs": 20, "echo": True, "prompt_logprobs": 20}
+    body |= {"ignore_eos": True, "seed": 5}
     whole = server.post("/v1/completions", **body)["choices"][0]
     assert len(json.dumps(whole)) > 4 << 16
     assert len(whole["logprobs"]["tokens"]) == 640
