@@ -7,24 +7,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from flagrelease.ranks.lifetime import LostRankError
+from flagrelease.engine.collectives import all_gather, broadcast
 
 _FRAME = 4096  # bytes of a broadcast: the message's length and its beginning, which is the whole of most orders
 _LENGTH = 8  # bytes of the length, little-endian
 # gloo gives up a receive after 30 minutes by default, and so would the ranks of a server that nobody asks for as long.
 # A rank that dies closes its connections, which the others notice at once.
 _PATIENCE = timedelta(days=3650)
-_BROKEN = "gloo/transport"  # part of every message of gloo about a connection
-
-
-def raise_if_lost(error: RuntimeError) -> None:
-    """Say in our words what torch says when a collective fails because another rank has ended.
-
-    Raises:
-        LostRankError: that is what `error` means.
-    """
-    if isinstance(error, dist.DistError) or _BROKEN in str(error):
-        raise LostRankError from error
 
 
 def open_control() -> dist.ProcessGroup | None:
@@ -40,14 +29,14 @@ def broadcast_bytes(control: dist.ProcessGroup, message: bytes = b"") -> bytes:
     leads = dist.get_rank(control) == 0
     beginning = len(message).to_bytes(_LENGTH, "little") + message[: _FRAME - _LENGTH] if leads else b""
     frame = torch.frombuffer(bytearray(beginning.ljust(_FRAME, b"\0")), dtype=torch.uint8)
-    _broadcast(frame, control)
+    broadcast(frame, control)
     received = frame.numpy().tobytes()
     length = int.from_bytes(received[:_LENGTH], "little")
     beginning = received[_LENGTH : _LENGTH + length]
     if length == len(beginning):
         return beginning
     rest = bytearray(message[len(beginning) :] if leads else length - len(beginning))
-    _broadcast(torch.frombuffer(rest, dtype=torch.uint8), control)
+    broadcast(torch.frombuffer(rest, dtype=torch.uint8), control)
     return beginning + bytes(rest)
 
 
@@ -56,25 +45,9 @@ def gather_bytes(control: dist.ProcessGroup, message: bytes) -> list[bytes]:
     ranks = dist.get_world_size(control)
     length = torch.tensor([len(message)], dtype=torch.int64)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks)]
-    _all_gather(lengths, length, control)
+    all_gather(lengths, length, control)
     longest = max(int(each) for each in lengths)
     padded = torch.frombuffer(bytearray(message.ljust(longest, b"\0")), dtype=torch.uint8)
     gathered = [torch.empty(longest, dtype=torch.uint8) for _ in range(ranks)]
-    _all_gather(gathered, padded, control)
+    all_gather(gathered, padded, control)
     return [bytes(each.numpy()[: int(size)]) for each, size in zip(gathered, lengths, strict=True)]
-
-
-def _broadcast(x: torch.Tensor, control: dist.ProcessGroup) -> None:
-    try:
-        dist.broadcast(x, group_src=0, group=control)
-    except RuntimeError as error:
-        raise_if_lost(error)
-        raise
-
-
-def _all_gather(parts: list[torch.Tensor], x: torch.Tensor, control: dist.ProcessGroup) -> None:
-    try:
-        dist.all_gather(parts, x, group=control)
-    except RuntimeError as error:
-        raise_if_lost(error)
-        raise

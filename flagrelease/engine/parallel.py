@@ -15,7 +15,7 @@ would be the same work on every rank, are divided, and a sum goes only where it 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,9 +24,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flagrelease.device import Device
-from flagrelease.engine.control import broadcast_bytes, open_control, raise_if_lost
+from flagrelease.engine import collectives
+from flagrelease.engine.collectives import bytes_of
+from flagrelease.engine.control import broadcast_bytes, open_control
 from flagrelease.engine.peers import Opened, open_exchange
-from flagrelease.errors import UsageError
+from flagrelease.errors import ResourceError, UsageError
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.ranks.job import ranks
 from flagrelease.records.manifest import OGroups
@@ -36,10 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", None, bool, int, str)
 SPREAD = 2048  # tokens of a step from which on they are shared out: more than captured passes have
-
-# Torch 2.13 has renamed them, and warns of the older names.
-_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ class Groups:
         if not self.is_spread:
             return x
         whole = x.new_empty(len(x) * self.mp, *x.shape[1:])
-        _checked(lambda: _gather_single(_bytes(whole), _bytes(x.contiguous()), group=self.world))
+        collectives.all_gather_single(bytes_of(whole), bytes_of(x.contiguous()), self.world)
         return whole.view(*shape)
 
     def sum_tokens(self, x: Tensor) -> Tensor:
@@ -100,7 +98,7 @@ class Groups:
             return self.all_sum(x)
         x = x.flatten(0, -2).contiguous()
         own = torch.empty_like(self.own(x), memory_format=torch.contiguous_format)
-        _checked(lambda: _reduce_scatter_single(own, x, group=self.world))
+        collectives.reduce_scatter(own, x, self.world)
         return own
 
     def all_sum(self, x: Tensor) -> Tensor:
@@ -119,7 +117,7 @@ class Groups:
     def share(self, x: Tensor) -> None:
         """Overwrite `x` with the leader's, on every rank, behind what is queued on the device."""
         if self.world is not None:
-            dist.broadcast(x, group_src=0, group=self.world)
+            collectives.broadcast(x, self.world)
 
     def gather_vocab(self, x: Tensor) -> Tensor:
         """Concatenate [.., V / mp] of all ranks to [.., V]."""
@@ -129,9 +127,9 @@ class Groups:
         """Concatenate [N / mp, ..] of all ranks to [N, ..], any dtype; for weights, when they are loaded."""
         if self.world is None:
             return x
-        own = _bytes(x.contiguous())
+        own = bytes_of(x.contiguous())
         parts = [torch.empty_like(own) for _ in range(self.mp)]
-        _checked(lambda: dist.all_gather(parts, own, group=self.world))
+        collectives.all_gather(parts, own, self.world)
         return torch.cat(parts).view(x.dtype)
 
     def gather_heads(self, o: Tensor) -> Tensor:
@@ -232,32 +230,28 @@ def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
 def _sum(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         x = x.contiguous()
-        _checked(lambda: dist.all_reduce(x, group=group))
+        collectives.all_reduce(x, group)
     return x
 
 
 def _gather(x: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
-    _checked(lambda: dist.all_gather(parts, x.contiguous(), group=group))
+    collectives.all_gather(parts, x.contiguous(), group)
     return torch.cat(parts, dim=-1)
 
 
-def _bytes(x: Tensor) -> Tensor:
-    """For a backend that does not know every dtype."""
-    return x.view(torch.uint8)
-
-
-def _checked(collective: Callable[[], object]) -> None:
-    try:
-        collective()
-    except RuntimeError as error:
-        raise_if_lost(error)
-        raise
-
-
 def start_job(device: Device) -> None:
-    """Join the job that the environment describes (set by torchrun or ranks/launch.py), if there is one, once."""
+    """Join the job that the environment describes (set by torchrun or ranks/launch.py), if there is one, once.
+
+    Raises:
+        ResourceError: this torch has no such backend as the chip table names for the device.
+    """
     if ranks() > 1 and not dist.is_initialized():
+        if not dist.is_backend_available(device.dist_backend):
+            raise ResourceError(
+                f"device {device.type!r}: torch.distributed has no backend {device.dist_backend!r} here, by which its "
+                "ranks talk; it comes with the vendor's torch or with the module that brings the device"
+            )
         device.set_current()
         dist.init_process_group(device.dist_backend)
 

@@ -23,6 +23,7 @@ from flagrelease.bench.roof import distinct_experts, layer_bytes, token_operatio
 from flagrelease.bench.rooms import caches
 from flagrelease.bench.synthetic import RandomTensors, random_model
 from flagrelease.device import Device, open_device
+from flagrelease.engine import collectives as sent
 from flagrelease.engine import parallel
 from flagrelease.engine.control import open_control
 from flagrelease.engine.decode.decoder import Decoder
@@ -170,14 +171,14 @@ def spread_prompt() -> list[str]:
     called: list[str] = []
 
     def watched(name: str) -> Callable[..., torch.Tensor]:
-        collective: Callable[..., torch.Tensor] = getattr(parallel, name)
+        collective: Callable[..., torch.Tensor] = getattr(sent, name)
         return lambda *args, **kwargs: called.append(name) or collective(*args, **kwargs)  # type: ignore[func-returns-value]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "SPREAD", 64)
         patch.setattr(collectives, "seconds", lambda device, replay, inner: called.append("alone") or replay() or 0.0)
-        for name in ("_gather_single", "_reduce_scatter_single"):
-            patch.setattr(parallel, name, watched(name))
+        for name in ("all_gather_single", "reduce_scatter"):
+            patch.setattr(sent, name, watched(name))
         tokens = list(range(64))
         collective_seconds(model, lambda model: model.extend(model.new_cache(1, 64), [tokens]))
     return called
@@ -190,7 +191,7 @@ def test_the_collectives_of_a_spread_prompt_are_replayed() -> None:
     indexed = CONFIG.compress_ratios[:layers].count(4)
     alone = called.index("alone")
     assert Counter(called[:alone]) == Counter(called[alone + 1 :])
-    assert Counter(called[:alone]) == {"_gather_single": 2 * layers + indexed + 1, "_reduce_scatter_single": 2 * layers}
+    assert Counter(called[:alone]) == {"all_gather_single": 2 * layers + indexed + 1, "reduce_scatter": 2 * layers}
 
 
 def test_torchrun_prints_one_report() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import recording_groups
 import torch
 import torch.multiprocessing as mp
 from engine_checkpoint import BLOCK, Checkpoint, Form
@@ -82,7 +83,10 @@ IMPORTED = ["pytest", "torch", "flagrelease.engine.batch.scheduler", "flagreleas
 
 
 def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, backend: str = "gloo") -> Any:
-    """What `work(*arguments)` returns on rank 0 of a job of that many processes, with nccl of one device each."""
+    """What `work(*arguments)` returns on rank 0 of a job of that many processes, with nccl of one device each.
+
+    Any other name than gloo and nccl is one of `recording_groups`.
+    """
     multiprocessing.set_forkserver_preload(IMPORTED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -101,6 +105,8 @@ def _rank(
     if backend == "nccl":
         os.environ["LOCAL_RANK"] = str(rank)  # as torchrun says it
         torch.cuda.set_device(rank)
+    elif backend != "gloo":
+        recording_groups.register(backend)
     torch.distributed.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     result = work(*arguments)
     if rank == 0:
