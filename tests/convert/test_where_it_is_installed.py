@@ -11,28 +11,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "examples" / "tiny" / "flagrelease-tiny-v4"
 NOWHERE = "/proc/nowhere"  # not even root can make a folder there
 
 
-def test_nothing_of_an_installation_is_written_and_no_home_is_needed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["fp8:hf", pytest.param("int8-experts:hf", marks=pytest.mark.slow)])
+def test_nothing_of_an_installation_is_written_and_no_home_is_needed(target: str, tmp_path: Path) -> None:
     package = shutil.copytree(ROOT / "flagrelease", tmp_path / "site" / "flagrelease")
-    for name in ("_decode", "_count", "_contains"):
-        index = next(
-            n for n, line in enumerate((package / "convert" / "codecs" / "lookup.py").read_text().splitlines(), 1)
-            if line.startswith(f"def {name}(")
-        ) - 1  # fmt: skip
-        cache = package / "convert" / "codecs" / "__pycache__"
-        cache.mkdir(exist_ok=True)
-        version = f"py{sys.version_info[0]}{sys.version_info[1]}"
-        (cache / f"lookup.{name}-{index}.{version}.nbi").write_bytes(b"\x80\x05")
+    loops = package / "convert" / "codecs" / "row_loops.py"
+    for number, line in enumerate(loops.read_text().splitlines()):
+        if line.startswith("def "):
+            name, version = line[4 : line.index("(")], f"py{sys.version_info[0]}{sys.version_info[1]}"
+            loops.with_name("__pycache__").mkdir(exist_ok=True)
+            damaged = loops.with_name("__pycache__") / f"row_loops.{name}-{number}.{version}.nbi"
+            damaged.write_bytes(b"\x80\x05")
     before = {path: path.read_bytes() for path in package.rglob("*.nb?")}
     environment = os.environ | {
         "PYTHONPATH": str(package.parent), "HOME": NOWHERE, "XDG_CACHE_HOME": NOWHERE, "NUMBA_CACHE_DIR": NOWHERE,
         "PYTHONDONTWRITEBYTECODE": "1", "IPYTHONDIR": NOWHERE,
     }  # fmt: skip
-    words = ["convert", str(SOURCE), "--target", "fp8:hf", "--out", str(tmp_path / "out"), "--json"]
+    words = ["convert", str(SOURCE), "--target", target, "--out", str(tmp_path / "out"), "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "flagrelease", *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
         timeout=120, check=False,
@@ -40,3 +41,14 @@ def test_nothing_of_an_installation_is_written_and_no_home_is_needed(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert {path: path.read_bytes() for path in package.rglob("*.nb?")} == before
+
+
+def test_only_scales_by_row_load_numba(tmp_path: Path) -> None:
+    """It takes a second to load and to compile, in every process."""
+    code = (
+        "import sys; from flagrelease.cli import main; "
+        f"code = main(['convert', {str(SOURCE)!r}, '--target', 'bf16:mp2', '--out', {str(tmp_path)!r}]); "
+        "assert code == 0, code; assert 'numba' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,24 +1,25 @@
-"""The one loop of the converter: bytes to output bits through a table chosen by block. On the CPU (numba) or a GPU.
+"""The one loop of the converter: bytes to output bits through a table chosen by block. On the CPU or a GPU.
 
-Both give the same bits: the tables hold every rounding, so a look-up computes nothing.
-
-numba compiles the loops when a process first uses them: about a second for these, five for those of scales by row. It
-could keep the result on disk (`cache=True`), but then it fails where it finds no folder to write to, and on every later
-run once a file of the cache is damaged. Seconds are not worth that beside hours: nothing is kept.
+Both give the same bits: the tables hold every rounding, so a look-up computes nothing. The CPU's loop is compiled when
+a process first uses it (`native.py`), in some hundredths of a second, so nothing is kept on disk, where a damaged file
+or a folder that cannot be written would make the next run fail.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from flagrelease.convert.codecs.decoder import U8
+from flagrelease.convert.codecs.native import compiled
 from flagrelease.convert.codecs.tables import Tables
 
 Index = NDArray[np.uint8] | NDArray[np.int32]
+
+# Blocks up to this many bytes wide get a loop of their own, with the width as a constant.
+_NARROW = 32
 
 
 class Lookup(Protocol):
@@ -30,47 +31,27 @@ class Lookup(Protocol):
         ...
 
 
-@numba.njit(nogil=True)
-def _decode(codes, index, rows, columns, entries, out):  # type: ignore[no-untyped-def]
-    for r in range(codes.shape[0]):
-        for b in range(index.shape[1]):
-            table = entries[index[r // rows, b]]
-            for c in range(b * columns, min((b + 1) * columns, codes.shape[1])):
-                out[r, c] = table[codes[r, c]]
-
-
-@numba.njit(nogil=True)
-def _count(codes, index, rows, columns, inexact):  # type: ignore[no-untyped-def]
-    total = 0
-    for r in range(codes.shape[0]):
-        for b in range(index.shape[1]):
-            table = inexact[index[r // rows, b]]
-            for c in range(b * columns, min((b + 1) * columns, codes.shape[1])):
-                total += table[codes[r, c]]
-    return total
-
-
-@numba.njit(nogil=True)
-def _contains(codes, wanted):  # type: ignore[no-untyped-def]
-    for r in range(codes.shape[0]):
-        seen = False
-        for c in range(codes.shape[1]):
-            seen |= wanted[codes[r, c]]
-        if seen:
-            return True
-    return False
-
-
 def cpu_lookup(codes: U8, index: Index, block: tuple[int, int], tables: Tables, out: NDArray[Any]) -> None:
-    """`Lookup` on the CPU. Releases the GIL."""
-    _decode(codes, index, block[0], block[1], tables.entries, out)
+    """`Lookup` on the CPU. Releases the GIL. `out` is contiguous."""
+    _run(codes, index, block, tables.entries, out)
 
 
 def count_lost(codes: U8, index: Index, block: tuple[int, int], tables: Tables) -> int:
     """How many elements of a chunk the output cannot hold exactly."""
-    return int(_count(codes, index, block[0], block[1], tables.inexact))
+    return _run(codes, index, block, tables.inexact, None)
 
 
 def contains(codes: U8, wanted: NDArray[np.bool_]) -> bool:
     """Whether one of the byte values marked in `wanted` [256] is among `codes`."""
-    return bool(_contains(codes, wanted))
+    return any(bool((codes == value).any()) for value in np.flatnonzero(wanted))  # FP8 has two NaN
+
+
+def _run(codes: U8, index: Index, block: tuple[int, int], entries: NDArray[Any], out: NDArray[Any] | None) -> int:
+    """Look every code up; write the entries to `out`, or without it return their sum."""
+    assert out is None or (out.flags.c_contiguous and out.dtype == entries.dtype and out.shape == codes.shape)
+    codes, index, entries = (np.ascontiguousarray(one) for one in (codes, index, entries))
+    narrow = block[1] if block[1] <= _NARROW else None
+    loop = compiled(index.itemsize * 8, entries.itemsize * 8, narrow, out is None)
+    target = entries if out is None else out
+    addresses = [one.ctypes.data for one in (codes, index, entries, target)]
+    return loop(*addresses, *codes.shape, *block, index.shape[-1])

@@ -62,12 +62,6 @@ class RowFigures:
         return self.scale, self.inexact, self.squared_error, self.squares, self.largest_error, self.largest
 
 
-def exponents_of(scales: F64) -> NDArray[np.int32] | None:
-    """log2 of scales that are all powers of two; None if one is not."""
-    fraction, exponent = np.frexp(scales)
-    return None if (fraction != 0.5).any() else (exponent - 1).astype(np.int32)
-
-
 def quantise_rows(
     codes: U8,
     decoder: Decoder,

@@ -32,3 +32,9 @@ def scale_values(stored: NDArray[Any], dtype: str) -> F64:
     floats = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
     with np.errstate(invalid="ignore"):  # numpy warns of a signalling NaN; `work` refuses it
         return floats.astype(np.float64)
+
+
+def exponents_of(scales: F64) -> NDArray[np.int32] | None:
+    """log2 of scales that are all powers of two; None if one is not."""
+    fraction, exponent = np.frexp(scales)
+    return None if (fraction != 0.5).any() else (exponent - 1).astype(np.int32)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from flagrelease.convert.codecs.decoder import U8
 from flagrelease.convert.codecs.decoders import DECODERS
-from flagrelease.convert.codecs.rows import RowFigures, RowRule, exponents_of, quantise_rows
-from flagrelease.convert.codecs.scales import scale_values
+from flagrelease.convert.codecs.rows import RowFigures, RowRule, quantise_rows
+from flagrelease.convert.codecs.scales import exponents_of, scale_values
 from flagrelease.convert.planning.jobs import Product
 from flagrelease.convert.planning.parts import Role
 from flagrelease.convert.planning.target import Action

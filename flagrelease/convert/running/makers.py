@@ -13,13 +13,11 @@ from flagrelease.convert.codecs.decoders import DECODERS
 from flagrelease.convert.codecs.lookup import Index, Lookup, count_lost
 from flagrelease.convert.codecs.mxfp8 import GROUP, fp4_as_e4m3, spread_scales
 from flagrelease.convert.codecs.repack import REPACK_TILE, repack_scales, repack_tables
-from flagrelease.convert.codecs.rows import exponents_of
-from flagrelease.convert.codecs.scales import e8m0_values, scale_values
+from flagrelease.convert.codecs.scales import e8m0_values, exponents_of, scale_values
 from flagrelease.convert.codecs.tables import Tables, bf16_tables, e8m0_tables, inexact_possible
 from flagrelease.convert.planning.jobs import Product
 from flagrelease.convert.planning.parts import Role
 from flagrelease.convert.planning.target import Action
-from flagrelease.convert.running.by_row import ByRow
 from flagrelease.convert.running.faults import require_finite
 from flagrelease.convert.running.maker import Maker, Sink
 from flagrelease.errors import CheckpointError
@@ -35,6 +33,8 @@ def make_maker(
     """The maker of one product. `scale` holds the stored scales [blocks of rows, blocks of columns], checked."""
     action = product.action
     if action in (Action.INT8, Action.INT8_BF16, Action.FP8_CHANNEL):
+        from flagrelease.convert.running.by_row import ByRow  # its loops need numba, which takes a while to load
+
         return ByRow(product, tensor, scale, options)
     if action in (Action.COPY, Action.WIDEN) or (action is Action.MXFP8 and tensor.format is not FP4):
         return Copied(product, tensor, scale)
