@@ -6,12 +6,12 @@ from pathlib import Path
 
 from flagrelease import console
 from flagrelease.convert.request import ConversionRequest
-from flagrelease.source.digests import Claims, join_claims, local_claims, read_digest_file
+from flagrelease.source.digests import Claims, join_claims, read_digest_file, stated_claims
 from flagrelease.source.hub_listing import listed_claims
 
 
 def gather_claims(request: ConversionRequest, digest_file: Path | None, *, ask: bool) -> Claims:
-    """The claims of the download's own records, of `digest_file`, and of the hub's listing.
+    """What a hub, the records of a download and `digest_file` state, and for a folder the listing of its hub.
 
     Args:
         request: with a recipe, its source revision is what the hub is asked for. A machine without a network continues
@@ -23,12 +23,12 @@ def gather_claims(request: ConversionRequest, digest_file: Path | None, *, ask: 
         UsageError: the digest file is not one.
         CheckpointError: two claims about one file contradict each other.
     """
-    folder, origin = request.source.folder, request.provenance
-    several = [local_claims(folder)]
+    files, origin = request.source.files, request.provenance
+    several = [stated_claims(files)]
     if digest_file is not None:
-        several.append(read_digest_file(digest_file, folder))
-    if ask and origin.repo is not None and origin.revision is not None:
+        several.append(read_digest_file(digest_file, files))
+    if ask and files.folder is not None and origin.repo is not None and origin.revision is not None:
         listed, remark = listed_claims(origin.repo, origin.revision)
         console.say(f"source: {remark}")
         several.append(listed)
-    return join_claims(folder, several)
+    return join_claims(files, several)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.source import survey_source
 
 
@@ -62,16 +63,20 @@ class Inspection(BaseModel):
 _KINDS = {0: "sliding window", 4: "compressed by 4, indexed", 128: "compressed by 128"}
 
 
-def inspect_checkpoint(folder: Path, told: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
-    """Look at the checkpoint in `folder`. `told(done, total)` is called with the headers read.
+def inspect_checkpoint(
+    where: Path | CheckpointFiles, told: Callable[[int, int], None] = lambda done, total: None
+) -> Inspection:
+    """Look at the checkpoint in the folder `where`, or wherever its files are.
+
+    `told(done, total)` is called with the headers read.
 
     Raises:
-        CheckpointError: there is no folder or config, or a header breaks the format, so nothing can be said.
+        CheckpointError: there is no checkpoint or config, or a header breaks the format, so nothing can be said.
     """
-    source, problems = survey_source(folder, told)
+    source, problems = survey_source(where, told)
     config, stored = source.config, source.index.tensors.values()
     return Inspection(
-        folder=str(folder),
+        folder=str(source.root),
         files=len(source.index.headers),
         tensors=len(source.index.tensors),
         bytes=source.index.total_size,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from flagrelease import console
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import Manifest
+from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.digests import Claims
 from flagrelease.source.file_check import FileCheck
 
@@ -37,11 +37,11 @@ def check_finished(
     if not unrecorded:
         return
     if len(finished) == len(manifests):
-        _compare(plan.source.folder, given, unrecorded, workers)
+        _compare(plan.source.files, given, unrecorded, workers)
     console.say(
         f"{', '.join(unrecorded)}: finished before these digests were given. {len(given)} files of the source agree "
         f"with them; the manifest is left as it is, because reports and signatures name it by its digest, and does not "
-        f"record this. `flagrelease verify --source {plan.source.folder}` proves that the weights are those of these "
+        f"record this. `flagrelease verify --source {plan.source.root}` proves that the weights are those of these "
         f"files; converting into another --out records the digests"
     )
 
@@ -51,11 +51,11 @@ def _records(manifest: Manifest, given: Claims) -> bool:
     return all((name, claim.algorithm, claim.digest) in recorded for name, claims in given.items() for claim in claims)
 
 
-def _compare(folder: Path, given: Claims, releases: list[str], workers: int) -> None:
+def _compare(files: CheckpointFiles, given: Claims, releases: list[str], workers: int) -> None:
     stop = threading.Event()
     try:
-        with console.status(f"comparing {len(given)} files of {folder} with their digests"):
-            check = FileCheck(folder, given)
+        with console.status(f"comparing {len(given)} files of {files.root} with their digests"):
+            check = FileCheck(files, given)
             with ThreadPoolExecutor(workers) as pool:
                 try:
                     for done in [pool.submit(check.work, stop.is_set) for _ in range(workers)]:

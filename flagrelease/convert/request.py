@@ -110,7 +110,7 @@ def _require_model(recipe: Recipe, path: Path, source: Source) -> None:
     found = published_names(source.config)
     if has_known_shape(recipe.model) and recipe.model not in found:
         raise UsageError(
-            f"{path}: this recipe is for {recipe.model}; the checkpoint {source.folder} has the dimensions and draft "
+            f"{path}: this recipe is for {recipe.model}; the checkpoint {source.root} has the dimensions and draft "
             f"stages of {' or '.join(found) or 'another model'}"
         )
 

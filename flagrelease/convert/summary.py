@@ -168,7 +168,7 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path, d
     """
     releases = [_release(plan, release, request) for release in plan.releases]
     return Summary(
-        source=str(plan.source.folder),
+        source=str(plan.source.root),
         source_identity=plan.source.identity.digest,
         source_tensors=len(plan.source.index.tensors),
         source_bytes=plan.source.index.total_size,

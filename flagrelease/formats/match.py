@@ -7,7 +7,7 @@ refuse the others in the same words. Nothing here reads data.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import NamedTuple
 
 from flagrelease.errors import CheckpointError
@@ -146,7 +146,7 @@ def _match_scale(
 
 
 def differing_experts(
-    experts: Iterable[tuple[TensorMeta, Format | None]], declared: str | None, config: Path
+    experts: Iterable[tuple[TensorMeta, Format | None]], declared: str | None, config: PurePath
 ) -> list[str]:
     """Sentences about routed experts that are not all stored alike, or not as config.json declares.
 

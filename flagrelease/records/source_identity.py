@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from blake3 import blake3
@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flagrelease.errors import CheckpointError, VerificationError
 from flagrelease.records.manifest import MANIFEST_NAME, SourceRecord, read_manifest
+from flagrelease.shard.files import CheckpointFiles
+from flagrelease.shard.folder import in_folder
 from flagrelease.shard.header import TensorMeta
-from flagrelease.shard.index import CheckpointIndex, open_checkpoint
-from flagrelease.shard.reader import TensorReader
+from flagrelease.shard.index import CheckpointIndex, open_files
 
 # Whole tensors up to this size: in V4-Flash-0731 all norms, biases, sinks, hc vectors and small scales, 959 tensors of
 # 1.8 MB. The next larger kind is the scales of experts, which would be 5.8 GB.
@@ -62,15 +63,16 @@ class SourceIdentity(BaseModel):
         return None
 
 
-def identify_checkpoint(index: CheckpointIndex, config_sha256: str) -> SourceIdentity:
+def identify_checkpoint(files: CheckpointFiles, index: CheckpointIndex, config_sha256: str) -> SourceIdentity:
     """The identity of an opened checkpoint. Reads a few MB of tensor data.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
     digest = blake3()
-    with TensorReader() as reader:
-        for meta, count in _samples(index):
+    samples = list(_samples(index))
+    with files.tensors(samples) as reader:
+        for meta, count in samples:
             data = np.empty(count, dtype=np.uint8)
             reader.read(meta, 0, data)
             digest.update(f"{meta.name}\n{count}\n".encode())
@@ -82,7 +84,7 @@ def identify_checkpoint(index: CheckpointIndex, config_sha256: str) -> SourceIde
 
 def _samples(index: CheckpointIndex) -> Iterator[tuple[TensorMeta, int]]:
     """The tensors to read, and how many bytes from the beginning of each, in the order of files and offsets."""
-    seen: set[tuple[Path, str, tuple[int, ...]]] = set()
+    seen: set[tuple[PurePath, str, tuple[int, ...]]] = set()
     for meta in index.tensors.values():
         if meta.nbytes <= SMALL_BYTES:
             yield meta, meta.nbytes
@@ -123,4 +125,5 @@ def identify(folder: Path) -> SourceIdentity:
         digest = hashlib.sha256(config.read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointError(f"{config}: cannot be read ({error.strerror})") from error
-    return identify_checkpoint(open_checkpoint(folder), digest)
+    files = in_folder(folder)
+    return identify_checkpoint(files, open_files(files), digest)

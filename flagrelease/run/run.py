@@ -63,7 +63,8 @@ def _require(request: RunRequest, found: Survey) -> None:
         _say(absent)
     if found.conversions is not None:
         source = found.conversions.plan.source
-        require_baseline(request, source.folder, source.identity, chips)
+        assert source.files.folder is not None, "--checkpoint of run is a folder"
+        require_baseline(request, source.files.folder, source.identity, chips)
 
 
 def _unsettled(request: RunRequest, found: Survey) -> list[Chip]:

@@ -84,7 +84,7 @@ def _planned(request: RunRequest) -> Survey:
         except FlagReleaseError as error:
             run.refuse("convert", error)
     possible = replace(asked, targets=tuple(t for t in asked.targets if t in kept))
-    return Survey(asked.source.folder, asked.source.identity.digest, Conversions(possible, plan, held), runs)
+    return Survey(asked.source.files.folder, asked.source.identity.digest, Conversions(possible, plan, held), runs)
 
 
 def _plan(

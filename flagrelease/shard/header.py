@@ -14,11 +14,11 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from flagrelease.errors import CheckpointError
-from flagrelease.shard.impostors import impostor_in
+from flagrelease.shard.impostors import PEEK_BYTES, impostor
 from flagrelease.strict_json import parse_json
 
 # Bits an element takes. F4 holds two elements a byte; its shape is the logical one.
@@ -45,7 +45,7 @@ class TensorMeta(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Path
+    file: PurePath
     begin: int
     end: int
 
@@ -64,7 +64,7 @@ class TensorMeta(NamedTuple):
 class Header:
     """A parsed header: tensors in file order, and the header's own bytes for identity digests."""
 
-    file: Path
+    file: PurePath
     tensors: dict[str, TensorMeta] = field(repr=False)
     metadata: dict[str, str]
     raw: bytes = field(repr=False)
@@ -85,17 +85,9 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            prefix = file.read(_LENGTH.size)
-            # A pointer or a page begins with text, which read as a length is more than any header has.
-            if _LENGTH.unpack(prefix.ljust(_LENGTH.size))[0] >= MAX_HEADER_BYTES and (instead := impostor_in(path)):
-                raise CheckpointError(f"{path}: {instead}")
-            if len(prefix) < _LENGTH.size:
-                raise CheckpointError(f"{path}: {size} bytes; a safetensors file starts with an 8-byte header length")
-            (length,) = _LENGTH.unpack(prefix)
-            if length >= MAX_HEADER_BYTES:
-                raise CheckpointError(f"{path}: header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
-            if _LENGTH.size + length > size:
-                raise CheckpointError(f"{path}: header of {length} bytes in a file of {size} bytes: truncated")
+            head = file.read(PEEK_BYTES)
+            length = header_length(head, path, size)
+            file.seek(_LENGTH.size)
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
@@ -104,7 +96,27 @@ def read_header(path: Path) -> Header:
     return parse_header(raw, path, size)
 
 
-def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
+def header_length(head: bytes, path: PurePath, file_size: int) -> int:
+    """Bytes of the JSON behind the length, of a file that begins with `head`: up to `PEEK_BYTES`, and it has no more.
+
+    Raises:
+        CheckpointError: the file is something else, is truncated, or its header is too long.
+    """
+    prefix = head[: _LENGTH.size]
+    # A pointer or a page begins with text, which read as a length is more than any header has.
+    if _LENGTH.unpack(prefix.ljust(_LENGTH.size))[0] >= MAX_HEADER_BYTES and (instead := impostor(head, path)):
+        raise CheckpointError(f"{path}: {instead}")
+    if len(prefix) < _LENGTH.size:
+        raise CheckpointError(f"{path}: {file_size} bytes; a safetensors file starts with an 8-byte header length")
+    (length,) = _LENGTH.unpack(prefix)
+    if length >= MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
+    if _LENGTH.size + length > file_size:
+        raise CheckpointError(f"{path}: header of {length} bytes in a file of {file_size} bytes: truncated")
+    return int(length)
+
+
+def parse_header(raw: bytes, path: PurePath, file_size: int) -> Header:
     """Check header bytes of a file of `file_size` bytes. Every byte string gives a Header or a CheckpointError."""
     document = _parse_json(raw, path)
     metadata = _check_metadata(document.pop(_METADATA, {}), path)
@@ -129,7 +141,7 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
     return Header(path, {meta.name: meta for meta in metas}, metadata, raw, file_size)
 
 
-def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+def _parse_json(raw: bytes, path: PurePath) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{path}: the header does not start with '{{': not a safetensors file")
     try:
@@ -139,7 +151,7 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     return document
 
 
-def _check_metadata(value: Any, path: Path) -> dict[str, str]:
+def _check_metadata(value: Any, path: PurePath) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise CheckpointError(f"{path}: {_METADATA} must map strings to strings")
     try:
@@ -153,7 +165,7 @@ class _BrokenRuleError(Exception):
     """What is wrong with an entry. The caller adds where, which is worth a string only then."""
 
 
-def _check_entry(name: str, entry: Any, path: Path, start: int) -> TensorMeta:
+def _check_entry(name: str, entry: Any, path: PurePath, start: int) -> TensorMeta:
     if not name.isprintable() or not name:
         raise _BrokenRuleError("a name must be printable text")
     if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:

@@ -1,19 +1,21 @@
-"""`CheckpointIndex`: every tensor of a folder of safetensors files, from headers alone.
+"""`CheckpointIndex`: every tensor of a checkpoint, from the headers of its safetensors files alone.
 
-The index file, the headers and the folder must agree; whatever does not is refused (or, for `inspect`, listed).
+The index file, the headers and the list of files must agree; whatever does not is refused (or, for `inspect`, listed).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from flagrelease.errors import CheckpointError
-from flagrelease.shard.header import Header, TensorMeta, read_header
-from flagrelease.shard.impostors import impostor_in
+from flagrelease.shard.files import CheckpointFiles, Told
+from flagrelease.shard.folder import in_folder
+from flagrelease.shard.header import Header, TensorMeta
+from flagrelease.shard.impostors import impostor
 from flagrelease.strict_json import parse_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -23,12 +25,11 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 @dataclass(frozen=True, slots=True)
 class CheckpointIndex:
-    """The tensors of a checkpoint folder by name, in the order of files and of offsets in them.
+    """The tensors of a checkpoint by name, in the order of files and of offsets in them.
 
     `remarks`: what is unusual in the index file and no reason to refuse it, as sentences.
     """
 
-    folder: Path
     headers: tuple[Header, ...] = field(repr=False)
     tensors: dict[str, TensorMeta] = field(repr=False)
     declared_total_size: int | None
@@ -57,35 +58,39 @@ def open_checkpoint(folder: Path, index_name: str = INDEX_NAME) -> CheckpointInd
     Raises:
         CheckpointError: the first disagreement, a bad header, a pickle file, or a folder without safetensors files.
     """
-    index, problems = survey(folder, index_name=index_name)
+    return open_files(in_folder(folder), index_name)
+
+
+def open_files(files: CheckpointFiles, index_name: str = INDEX_NAME) -> CheckpointIndex:
+    """`open_checkpoint` wherever the files are."""
+    index, problems = survey(files, index_name=index_name)
     if problems:
         raise CheckpointError(problems[0])
     return index
 
 
 def survey(
-    folder: Path, told: Callable[[int, int], None] = lambda done, total: None, index_name: str = INDEX_NAME
+    files: CheckpointFiles, told: Told = lambda done, total: None, index_name: str = INDEX_NAME
 ) -> tuple[CheckpointIndex, list[str]]:
-    """Like `open_checkpoint`, but returns disagreements between index, headers and folder as a list of sentences.
+    """Like `open_checkpoint`, but returns disagreements between index, headers and files as a list of sentences.
 
     `told(done, total)` is called after each header that was read: V4-Pro's 64 take seconds. `index_name` is the name of
     the index file, which is another one in ModelSlim's releases.
 
     Raises:
-        CheckpointError: nothing can be said at all: no folder, no safetensors file, a header that breaks the format.
+        CheckpointError: nothing can be said: no checkpoint, no safetensors file, a header that breaks the format.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file())
-    if not paths:
-        raise CheckpointError(f"{folder}: no *.safetensors file in it")
-    problems = _strangers(folder)
+    names, root = files.names(), files.root
+    shards = [name for name in names if "/" not in name and PurePosixPath(name).suffix == ".safetensors"]
+    if not shards:
+        raise CheckpointError(f"{root}: no *.safetensors file in it")
+    problems = _strangers(root, names)
     remarks: list[str] = []
-    weight_map, declared = _read_index(folder / index_name, problems, remarks)
-    headers = []
-    for path in paths:
-        headers.append(read_header(path))
-        told(len(headers), len(paths))
+    content = files.find(index_name)
+    weight_map, declared = None, None
+    if content is not None:
+        weight_map, declared = _read_index(root / index_name, content, problems, remarks)
+    headers = files.headers(shards, told)
     tensors: dict[str, TensorMeta] = {}
     for header in headers:
         for name, meta in header.tensors.items():
@@ -94,37 +99,37 @@ def survey(
             else:
                 tensors[name] = meta
     if weight_map is not None:
-        problems += _compare(folder, weight_map, tensors, {path.name for path in paths})
-    elif len(paths) > 1:
-        problems.append(f"{folder / index_name}: not found, though the folder has {len(paths)} safetensors files")
-    index = CheckpointIndex(folder, tuple(headers), tensors, declared, tuple(remarks))
+        problems += _compare(root, weight_map, tensors, set(shards))
+    elif len(shards) > 1:
+        problems.append(f"{root / index_name}: not found, though the folder has {len(shards)} safetensors files")
+    index = CheckpointIndex(tuple(headers), tensors, declared, tuple(remarks))
     if declared is not None and declared != index.total_size:
-        problems.append(f"{folder / index_name}: total_size is {declared}, the headers sum to {index.total_size}")
+        problems.append(f"{root / index_name}: total_size is {declared}, the headers sum to {index.total_size}")
     return index, problems
 
 
-def _strangers(folder: Path) -> list[str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+def _strangers(root: PurePath, names: Sequence[str]) -> list[str]:
+    files = [PurePosixPath(name) for name in names]
     problems = [
-        f"{path}: pickle files can run code when read; remove it" for path in files if path.suffix.lower() in _PICKLES
+        f"{root / path}: pickle files can run code when read; remove it"
+        for path in files
+        if path.suffix.lower() in _PICKLES
     ]
     problems += [
-        f"{path}: in a sub-folder, where no index names it; a checkpoint has its tensors in one folder"
+        f"{root / path}: in a sub-folder, where no index names it; a checkpoint has its tensors in one folder"
         for path in files
-        if path.suffix == ".safetensors" and path.parent != folder
+        if path.suffix == ".safetensors" and len(path.parts) > 1
     ]
     return problems
 
 
-def _read_index(path: Path, problems: list[str], remarks: list[str]) -> tuple[dict[str, str] | None, int | None]:
+def _read_index(
+    path: PurePath, content: bytes, problems: list[str], remarks: list[str]
+) -> tuple[dict[str, str], int | None]:
     try:
-        document = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        return None, None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        document = parse_json(content)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {impostor_in(path) or f'not valid JSON ({error})'}") from error
+        raise CheckpointError(f"{path}: {impostor(content, path) or f'not valid JSON ({error})'}") from error
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{path}: weight_map must map tensor names to file names")
@@ -136,7 +141,7 @@ def _read_index(path: Path, problems: list[str], remarks: list[str]) -> tuple[di
     return weight_map, _declared_size(document, path, problems, remarks)
 
 
-def _declared_size(document: dict[str, Any], path: Path, problems: list[str], remarks: list[str]) -> int | None:
+def _declared_size(document: dict[str, Any], path: PurePath, problems: list[str], remarks: list[str]) -> int | None:
     """The sum that the index states. DeepSeek's older scripts leave it out, and other tools write it as a float."""
     metadata = document.get("metadata")
     if not isinstance(metadata, dict) or "total_size" not in metadata:
@@ -152,12 +157,11 @@ def _declared_size(document: dict[str, Any], path: Path, problems: list[str], re
     return total
 
 
-def _compare(folder: Path, weight_map: dict[str, str], tensors: dict[str, TensorMeta], files: set[str]) -> list[str]:
+def _compare(root: PurePath, weight_map: dict[str, str], tensors: dict[str, TensorMeta], files: set[str]) -> list[str]:
     problems = [
-        f"{folder / file}: named by the index, but not in the folder"
-        for file in sorted(set(weight_map.values()) - files)
+        f"{root / file}: named by the index, but not in the folder" for file in sorted(set(weight_map.values()) - files)
     ]
-    problems += [f"{folder / file}: not named by the index" for file in sorted(files - set(weight_map.values()))]
+    problems += [f"{root / file}: not named by the index" for file in sorted(files - set(weight_map.values()))]
     names = {path: path.name for path in {meta.file for meta in tensors.values()}}
     for name, file in weight_map.items():
         if name not in tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
+from pathlib import PurePath
 from types import TracebackType
 
 import numpy as np
@@ -21,7 +21,7 @@ class TensorReader:
 
     def __init__(self) -> None:
         """No file is open yet."""
-        self._descriptors: dict[Path, int] = {}
+        self._descriptors: dict[PurePath, int] = {}
         self._lock = threading.Lock()
 
     def read(self, tensor: TensorMeta, offset: int, out: Bytes) -> None:
@@ -43,7 +43,7 @@ class TensorReader:
                 raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r}: the file ends inside it: truncated")
             done += count
 
-    def _descriptor(self, path: Path) -> int:
+    def _descriptor(self, path: PurePath) -> int:
         with self._lock:
             if path not in self._descriptors:
                 self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -8,15 +8,16 @@ is left out is named, and what must not be guessed is a problem that keeps the c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.names import CARD_NAME, is_written_by_publishing
-from flagrelease.records.manifest import MANIFEST_NAME, inside_release, read_manifest
-from flagrelease.shard.impostors import impostor_in
+from flagrelease.records.manifest import MANIFEST_NAME, inside_release, parse_manifest
+from flagrelease.shard.files import CheckpointFiles
+from flagrelease.shard.impostors import impostor
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.secrets import find_secret
 from flagrelease.source.tokenizer import TOKENIZER_NAME, tokenizer_problems
@@ -35,45 +36,51 @@ class Companions:
     """The files beside the tensors.
 
     Attributes:
-        taken: path inside the release -> the file and its size.
+        taken: path inside the release, which is that inside the checkpoint -> size of the file.
         left_out: path inside the checkpoint (a folder ends with a slash) -> why it stays out.
     """
 
-    taken: dict[str, tuple[Path, int]]
+    taken: dict[str, int]
     left_out: dict[str, str]
 
 
-def survey_companions(folder: Path, vocab_size: int, config: dict[str, Any]) -> tuple[Companions, list[str]]:
-    """Decide on every file of `folder` that holds no tensors, and list what is wrong with any file, as sentences.
+def survey_companions(files: CheckpointFiles, vocab_size: int, config: dict[str, Any]) -> tuple[Companions, list[str]]:
+    """Decide on every file that holds no tensors, and list what is wrong with any file, as sentences.
 
     Args:
-        folder: the checkpoint.
+        files: the checkpoint.
         vocab_size: rows of the model's embedding.
         config: the document of its config.json.
     """
     companions = Companions({}, {})
     problems: list[str] = []
-    for path, relative in _walk(folder, companions.left_out, problems):
-        name = relative.as_posix()
+    walk = _listed(files.names()) if files.folder is None else _walk(files.folder, companions.left_out, problems)
+    for relative in walk:
+        name, path = relative.as_posix(), files.root / relative
         if path.suffix == ".safetensors" or name in _REWRITTEN:
             continue
         if name == MANIFEST_NAME:
-            problems += _manifest_problems(folder)
+            problems += _manifest_problems(files)
             companions.left_out[name] = "the source is a release, whose manifest is its own"
             continue
         if (reason := _why_not(relative)) is not None:
             companions.left_out[name] = reason
             continue
         try:
-            companions.taken[inside_release(name)] = (path, path.stat().st_size)
+            companions.taken[inside_release(name)] = files.size(name)
         except ValueError as error:
             problems.append(f"{path}: {error}; rename it")
-        problems += _content_problems(path)
-    problems += _tokenizer_problems(folder, companions, vocab_size, config)
+        problems += _content_problems(files, name)
+    problems += _tokenizer_problems(files, companions, vocab_size, config)
     return companions, problems
 
 
-def _walk(folder: Path, left_out: dict[str, str], problems: list[str]) -> Iterator[tuple[Path, Path]]:
+def _listed(names: Iterable[str]) -> Iterator[PurePath]:
+    """A hub's files: it has no links, and what is hidden or compiled there is told apart by its name (`_why_not`)."""
+    return (PurePosixPath(name) for name in names)
+
+
+def _walk(folder: Path, left_out: dict[str, str], problems: list[str]) -> Iterator[PurePath]:
     """Files in the order of their names, links among them if they lead where they may."""
     roots = _link_roots(folder)
     for parent, folders, files in os.walk(folder):
@@ -95,7 +102,7 @@ def _walk(folder: Path, left_out: dict[str, str], problems: list[str]) -> Iterat
         for name in sorted(files):
             path = Path(parent, name)
             if (problem := _bad_file(path, roots)) is None:
-                yield path, path.relative_to(folder)
+                yield path.relative_to(folder)
             elif name.startswith(".") and name != ".gitattributes":
                 left_out[path.relative_to(folder).as_posix()] = "a hidden file"
             else:
@@ -121,8 +128,12 @@ def _bad_file(path: Path, roots: tuple[Path, ...]) -> str | None:
     return None if path.is_file() else f"{path}: neither a file nor a folder"
 
 
-def _why_not(relative: Path) -> str | None:
+def _why_not(relative: PurePath) -> str | None:
     name = relative.as_posix()
+    if any(part.startswith(".") for part in relative.parts[:-1]):
+        return "in a hidden folder"
+    if "__pycache__" in relative.parts:
+        return "compiled Python"
     if relative.name.startswith(".") and relative.name != ".gitattributes":
         return "a hidden file"
     if name != CARD_NAME and is_written_by_publishing(name):
@@ -130,44 +141,51 @@ def _why_not(relative: Path) -> str | None:
     return None
 
 
-def _manifest_problems(folder: Path) -> Iterator[str]:
+def _manifest_problems(files: CheckpointFiles) -> Iterator[str]:
     """A release may be cut anew, if the manifest beside its files is theirs."""
-    path = folder / MANIFEST_NAME
+    path, there = files.root / MANIFEST_NAME, set(files.names())
     try:
-        manifest = read_manifest(folder)
+        manifest = parse_manifest(files.read(MANIFEST_NAME), str(path))
     except VerificationError as error:
         yield f"{error}; a checkpoint has no file of this name, so remove it if it belongs to another tool"
         return
     for file in manifest.files:
-        there = folder / file.path
-        if not there.is_file() or there.stat().st_size != file.size:
+        if file.path not in there or files.size(file.path) != file.size:
             yield f"{path}: the manifest of another release: {file.path!r} is missing here or has another size"
             return
 
 
-def _content_problems(path: Path) -> Iterator[str]:
-    if (instead := impostor_in(path)) is not None:
+def _content_problems(files: CheckpointFiles, name: str) -> Iterator[str]:
+    path = files.root / name
+    if files.size(name) > _TEXT_BYTES:
+        return
+    content = files.read(name)
+    if (instead := impostor(content, path)) is not None:
         yield f"{path}: {instead}"
-    elif path.stat().st_size <= _TEXT_BYTES and (secret := find_secret(path.read_bytes())) is not None:
+    elif (secret := find_secret(content)) is not None:
         line, kind = secret
         yield f"{path}: line {line} holds {kind}, which would be published; remove it, and have it revoked"
 
 
-def _tokenizer_problems(folder: Path, companions: Companions, vocab_size: int, config: dict[str, Any]) -> Iterator[str]:
+def _tokenizer_problems(
+    files: CheckpointFiles, companions: Companions, vocab_size: int, config: dict[str, Any]
+) -> Iterator[str]:
     if TOKENIZER_NAME not in companions.taken:
         return
-    path, _ = companions.taken[TOKENIZER_NAME]
-    if impostor_in(path) is not None:
+    path, content = files.root / TOKENIZER_NAME, files.read(TOKENIZER_NAME)
+    if impostor(content, path) is not None:
         return  # said already
     configs = {CONFIG_NAME: config}
-    if _GENERATION_CONFIG in companions.taken and impostor_in(folder / _GENERATION_CONFIG) is None:
-        try:
-            generation = parse_json((folder / _GENERATION_CONFIG).read_bytes())
-        except ValueError as error:
-            yield f"{folder / _GENERATION_CONFIG}: not valid JSON ({error})"
-        else:
-            if isinstance(generation, dict):
-                configs[_GENERATION_CONFIG] = generation
+    if _GENERATION_CONFIG in companions.taken:
+        where, generation_bytes = files.root / _GENERATION_CONFIG, files.read(_GENERATION_CONFIG)
+        if impostor(generation_bytes, where) is None:
+            try:
+                generation = parse_json(generation_bytes)
+            except ValueError as error:
+                yield f"{where}: not valid JSON ({error})"
             else:
-                yield f"{folder / _GENERATION_CONFIG}: a JSON object is expected"
-    yield from tokenizer_problems(path, path.read_bytes(), vocab_size, configs)
+                if isinstance(generation, dict):
+                    configs[_GENERATION_CONFIG] = generation
+                else:
+                    yield f"{where}: a JSON object is expected"
+    yield from tokenizer_problems(path, content, vocab_size, configs)

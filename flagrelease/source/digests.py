@@ -17,7 +17,9 @@ from pathlib import Path
 
 from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.records.manifest import DigestAlgorithm, DigestAuthority
+from flagrelease.shard.files import CheckpointFiles
 
+_HUBS: dict[str, DigestAuthority] = {"huggingface": "huggingface", "modelscope": "modelscope"}
 _HEX = {40: "git-sha1", 64: "sha256"}
 _LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(?:\./)?(\S.*)")
 _METADATA = Path(".cache", "huggingface", "download")
@@ -63,17 +65,27 @@ def local_claims(folder: Path) -> Claims:
     return found
 
 
-def read_digest_file(path: Path, folder: Path) -> Claims:
-    """The claims of a file as sha256sum writes it, about files in `folder`.
+def stated_claims(files: CheckpointFiles) -> Claims:
+    """What the place itself states for its files: a hub its listing, a folder what lies beside them."""
+    if files.folder is not None:
+        return local_claims(files.folder)
+    by = _HUBS[files.hub or ""]
+    found = {name: claim(text, by) for name, text in files.stated.items()}
+    return {name: (one,) for name, one in found.items() if one is not None}
+
+
+def read_digest_file(path: Path, files: CheckpointFiles) -> Claims:
+    """The claims of a file as sha256sum writes it, about `files`.
 
     Raises:
-        UsageError: it cannot be read, a line is not of that form, a file is named twice or is not in `folder`.
+        UsageError: it cannot be read, a line is not of that form, a file is named twice or is none of `files`.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 may stand in a name
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--source-digests {path}: cannot be read ({error})") from error
     found: Claims = {}
+    there = set(files.names())
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -83,30 +95,31 @@ def read_digest_file(path: Path, folder: Path) -> Claims:
         name = match[2].strip()
         if name in found:
             raise UsageError(f"--source-digests {path}, line {number}: {name} is named twice")
-        if not (folder / name).is_file():
-            raise UsageError(f"--source-digests {path}, line {number}: {name} is not in {folder}")
+        if name not in there:
+            raise UsageError(f"--source-digests {path}, line {number}: {name} is not in {files.root}")
         found[name] = (Claim("sha256", match[1].lower(), "digest-file"),)
     if not found:
         raise UsageError(f"--source-digests {path}: names no file")
     return found
 
 
-def join_claims(folder: Path, several: Iterable[Mapping[str, tuple[Claim, ...]]]) -> Claims:
-    """All claims about files that are in `folder`.
+def join_claims(files: CheckpointFiles, several: Iterable[Mapping[str, tuple[Claim, ...]]]) -> Claims:
+    """All claims about files that are there.
 
     Raises:
         CheckpointError: two of them contradict each other: seen without reading the file.
     """
     joined: Claims = {}
+    there = set(files.names())
     for claims in several:
         for name, more in claims.items():
-            if not (folder / name).is_file():
+            if name not in there:
                 continue
             for one in more:
                 for earlier in joined.get(name, ()):
                     if earlier.algorithm == one.algorithm and earlier.digest != one.digest:
                         raise CheckpointError(
-                            f"{folder / name}: {earlier.by} says its {one.algorithm} is {earlier.digest}, {one.by} "
+                            f"{files.root / name}: {earlier.by} says its {one.algorithm} is {earlier.digest}, {one.by} "
                             f"says {one.digest}: this file is not of the revision that is asked for"
                         )
                 joined[name] = (*joined.get(name, ()), one)

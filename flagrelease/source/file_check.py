@@ -15,21 +15,22 @@ from pathlib import Path
 
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import CheckedFileRecord, DigestAlgorithm
+from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.digests import Claim, Claims
 
 _BLOCK_BYTES = 4 << 20
 
 
 class FileCheck:
-    """One comparison of a folder with `claims`."""
+    """One comparison of a checkpoint with `claims`."""
 
-    def __init__(self, folder: Path, claims: Claims) -> None:
+    def __init__(self, files: CheckpointFiles, claims: Claims) -> None:
         """Hash every file that holds no tensors.
 
         Raises:
             CheckpointError: one of them is not what a claim says, or cannot be read.
         """
-        self._folder = folder
+        self._files = files
         self._claims = claims
         self._waiting = deque(sorted(name for name in claims if name.endswith(".safetensors")))
         self._checked: list[CheckedFileRecord] = []
@@ -63,14 +64,14 @@ class FileCheck:
         by_algorithm: dict[DigestAlgorithm, list[Claim]] = {}
         for claim in self._claims[name]:
             by_algorithm.setdefault(claim.algorithm, []).append(claim)
-        found = _digests(self._folder / name, set(by_algorithm), stopped)
+        found = self._digests(name, set(by_algorithm), stopped)
         if found is None:
             return
         for algorithm, claims in by_algorithm.items():
             for claim in claims:
                 if claim.digest != found[algorithm]:
                     raise CheckpointError(
-                        f"{self._folder / name}: its {algorithm} is {found[algorithm]}, but {claim.by} says "
+                        f"{self._files.root / name}: its {algorithm} is {found[algorithm]}, but {claim.by} says "
                         f"{claim.digest}: damaged or exchanged since it was published; download it again"
                     )
             authorities = tuple(sorted({claim.by for claim in claims}))
@@ -78,18 +79,34 @@ class FileCheck:
             with self._lock:
                 self._checked.append(record)
 
+    def _digests(
+        self, name: str, algorithms: set[DigestAlgorithm], stopped: Callable[[], bool]
+    ) -> dict[DigestAlgorithm, str] | None:
+        if self._files.folder is not None:
+            return _digests_of_file(self._files.folder / name, algorithms, stopped)
+        content = self._files.read(name)
+        hashes = _begun(algorithms, len(content))
+        for digest in hashes.values():
+            digest.update(content)
+        return {algorithm: digest.hexdigest() for algorithm, digest in hashes.items()}
 
-def _digests(
+
+def _begun(algorithms: set[DigestAlgorithm], size: int) -> dict[DigestAlgorithm, hashlib._Hash]:
+    hashes = {algorithm: hashlib.new("sha256" if algorithm == "sha256" else "sha1") for algorithm in algorithms}
+    if "git-sha1" in hashes:
+        hashes["git-sha1"].update(b"blob %d\0" % size)
+    return hashes
+
+
+def _digests_of_file(
     path: Path, algorithms: set[DigestAlgorithm], stopped: Callable[[], bool]
 ) -> dict[DigestAlgorithm, str] | None:
     """The digests of a whole file; None if the work was stopped."""
-    hashes = {algorithm: hashlib.new("sha256" if algorithm == "sha256" else "sha1") for algorithm in algorithms}
     buffer = bytearray(_BLOCK_BYTES)
     view = memoryview(buffer)
     try:
         with path.open("rb", buffering=0) as file:
-            if "git-sha1" in hashes:
-                hashes["git-sha1"].update(b"blob %d\0" % path.stat().st_size)
+            hashes = _begun(algorithms, path.stat().st_size)
             while count := file.readinto(buffer):
                 if stopped():
                     return None

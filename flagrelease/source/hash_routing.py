@@ -11,21 +11,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from flagrelease.model.v4.stored import StoredWeight
-from flagrelease.shard.reader import TensorReader
+from flagrelease.shard.files import CheckpointFiles
 
 _TABLE = ".ffn.gate.tid2eid"
 
 
-def routing_problems(tensors: tuple[StoredWeight, ...], experts: int) -> Iterator[str]:
+def routing_problems(files: CheckpointFiles, tensors: tuple[StoredWeight, ...], experts: int) -> Iterator[str]:
     """Tables among `tensors` that name an expert outside 0 to `experts` - 1, as sentences. Reads the tables, 6 MB each.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    with TensorReader() as reader:
-        for tensor in tensors:
-            if not tensor.spec.name.endswith(_TABLE):
-                continue
+    tables = [tensor for tensor in tensors if tensor.spec.name.endswith(_TABLE)]
+    with files.tensors([(tensor.weight, tensor.weight.nbytes) for tensor in tables]) as reader:
+        for tensor in tables:
             data = np.empty(tensor.weight.nbytes, dtype=np.uint8)
             reader.read(tensor.weight, 0, data)
             table = data.view("<i8").reshape(tensor.spec.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from flagrelease.strict_json import parse_json
@@ -15,7 +15,7 @@ _MOST_UNUSED = 0.01
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def tokenizer_problems(path: Path, content: bytes, vocab_size: int, configs: dict[str, Any]) -> Iterator[str]:
+def tokenizer_problems(path: PurePath, content: bytes, vocab_size: int, configs: dict[str, Any]) -> Iterator[str]:
     """Every reason why `content`, the file at `path`, cannot be the tokenizer of this model, as sentences.
 
     Args:

@@ -6,8 +6,8 @@ It compares the source's bytes with the SHA-256 in the manifest; the check `file
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 
 from flagrelease.publish.hubs.names import CARD_NAME, is_written_by_publishing
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest
@@ -23,8 +23,8 @@ def check_companions(manifest: Manifest, source: Origin) -> Check:
     """Compare every companion of the source with the manifest's record of it."""
     log = CheckLog("companions")
     recorded = {record.path: record.sha256 for record in manifest.files}
-    for name in sorted(_companions(source.folder)):
-        raw = (source.folder / name).read_bytes()
+    for name in sorted(_companions(source.files.names())):
+        raw = source.files.read(name)
         log.saw(1, len(raw))
         if name not in recorded:
             log.add(Finding(file=name, rule="in the source, but not in the release"))
@@ -35,12 +35,12 @@ def check_companions(manifest: Manifest, source: Origin) -> Check:
     )
 
 
-def _companions(folder: Path) -> Iterator[str]:
-    for path in folder.rglob("*"):
-        relative = PurePosixPath(path.relative_to(folder))
+def _companions(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        relative = PurePosixPath(name)
         hidden = any(part.startswith(".") and part != ".gitattributes" for part in relative.parts)
         compiled = "__pycache__" in relative.parts
-        weights = len(relative.parts) == 1 and path.suffix == ".safetensors"
-        replaced = str(relative) != CARD_NAME and is_written_by_publishing(str(relative))
-        if path.is_file() and not (hidden or compiled or weights or replaced) and str(relative) not in _REWRITTEN:
-            yield str(relative)
+        weights = len(relative.parts) == 1 and relative.suffix == ".safetensors"
+        replaced = name != CARD_NAME and is_written_by_publishing(name)
+        if not (hidden or compiled or weights or replaced) and name not in _REWRITTEN:
+            yield name

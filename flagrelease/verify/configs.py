@@ -6,7 +6,7 @@ A BF16 folder that still says FP8 loads as garbage, or not at all; no other chec
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from flagrelease.errors import CheckpointError, VerificationError
@@ -80,16 +80,25 @@ def _check_native(path: Path, config: ModelConfig, manifest: Manifest, source: O
     # a null and a missing key are the same to DeepSeek's dataclass only where the default is None
     found = {key: value for key, value in native.items() if value is not None or key not in _NATIVE_OF_NUMBERS}
     _compare(NATIVE_CONFIG, found, wanted, "config.json makes it", log)
-    theirs = None if source is None else source.folder / NATIVE_CONFIG
-    if theirs is not None and theirs.is_file():
-        model = _model_part(_without_dropped(_read_object(theirs), manifest))
+    content = None if source is None else source.files.find(NATIVE_CONFIG)
+    if source is not None and content is not None:
+        theirs = _parse_object(content, source.root / NATIVE_CONFIG)
+        model = _model_part(_without_dropped(theirs, manifest))
         _compare(NATIVE_CONFIG, _model_part(found), model, "the source's file says", log)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        document = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    return _parse_object(content, path)
+
+
+def _parse_object(content: bytes, path: PurePath) -> dict[str, Any]:
+    try:
+        document = parse_json(content)
+    except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path}: a JSON object is expected, not {type(document).__name__}")
@@ -115,7 +124,7 @@ def _model_part(native: dict[str, Any]) -> dict[str, Any]:
 def _compare_source(
     document: dict[str, Any], manifest: Manifest, source: Origin, release: ReleaseFormat, log: CheckLog
 ) -> None:
-    digest = hashlib.sha256((source.folder / CONFIG).read_bytes()).hexdigest()
+    digest = hashlib.sha256(source.files.read(CONFIG)).hexdigest()
     if digest != manifest.source.config_sha256:
         log.add(Finding(file=CONFIG, rule=f"the source's has SHA-256 {digest}, not the one recorded"))
     mine, theirs = (

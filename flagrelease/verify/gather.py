@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
 
 from flagrelease.errors import VerificationError
+from flagrelease.shard.files import TensorReading
 from flagrelease.shard.header import DTYPE_BITS, TensorMeta
 from flagrelease.verify.splits import Box, as_matrix
 
@@ -24,6 +25,8 @@ CHUNK_BYTES = 1 << 20
 class GatheredTensor:
     """A whole tensor: its dtype, its logical shape as a header writes it, and for each box the files that hold it.
 
+    `reading` reads files that are not on this machine.
+
     Only the first copy of a box is read; that the copies agree is a check of its own (`replicas`).
     """
 
@@ -31,6 +34,7 @@ class GatheredTensor:
     dtype: str
     shape: tuple[int, ...]
     boxes: dict[Box, tuple[TensorMeta, ...]]
+    reading: TensorReading | None = None
 
     @property
     def rows(self) -> int:
@@ -64,17 +68,17 @@ class GatheredTensor:
             if top >= bottom:
                 continue
             left, right = self._byte_columns(box)
-            offset = copies[0].begin + (top - box.top) * (right - left)
+            offset = (top - box.top) * (right - left)
             target = out[top - start : bottom - start, left:right]
             if target.flags.c_contiguous:
-                read_into(copies[0].file, offset, target)
+                self._read(copies[0], offset, target)
             else:
                 part = np.empty((bottom - top, right - left), np.uint8)
-                read_into(copies[0].file, offset, part)
+                self._read(copies[0], offset, part)
                 target[:] = part
         return out
 
-    def locate(self, row: int, byte: int) -> tuple[Path, int]:
+    def locate(self, row: int, byte: int) -> tuple[PurePath, int]:
         """The file, and the offset in it, of a byte of a row."""
         for box, copies in self.boxes.items():
             left, right = self._byte_columns(box)
@@ -82,18 +86,24 @@ class GatheredTensor:
                 return copies[0].file, copies[0].begin + (row - box.top) * (right - left) + byte - left
         raise ValueError(f"tensor {self.name!r} has no row {row}, byte {byte}")
 
+    def _read(self, meta: TensorMeta, offset: int, target: Bytes) -> None:
+        if self.reading is None:
+            read_into(meta.file, meta.begin + offset, target)
+        else:
+            self.reading.read(meta, offset, target.reshape(-1))
+
     def _byte_columns(self, box: Box) -> tuple[int, int]:
         bits = DTYPE_BITS[self.dtype]
         return box.left * bits // 8, box.right * bits // 8
 
 
-def whole(meta: TensorMeta) -> GatheredTensor:
-    """The tensor of one file, uncut."""
+def whole(meta: TensorMeta, reading: TensorReading | None = None) -> GatheredTensor:
+    """The tensor of one file, uncut. `reading`: where the file is not on this machine."""
     rows, columns = as_matrix(meta.shape)
-    return GatheredTensor(meta.name, meta.dtype, meta.shape, {Box(0, rows, 0, columns): (meta,)})
+    return GatheredTensor(meta.name, meta.dtype, meta.shape, {Box(0, rows, 0, columns): (meta,)}, reading)
 
 
-def read_into(path: Path, offset: int, target: Bytes) -> None:
+def read_into(path: PurePath, offset: int, target: Bytes) -> None:
     """Fill the contiguous `target` from `path`, beginning at byte `offset`.
 
     Raises:
@@ -101,7 +111,7 @@ def read_into(path: Path, offset: int, target: Bytes) -> None:
     """
     view = memoryview(target.reshape(-1))
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a PurePath
             while view:
                 count = os.preadv(file.fileno(), [view], offset)
                 if count == 0:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from flagrelease.errors import CheckpointError
-from flagrelease.model.v4.config import ModelConfig, read_config
+from flagrelease.model.v4.config import ModelConfig, read_config_bytes
 from flagrelease.model.v4.stored import StoredWeight, understand
-from flagrelease.shard.index import CheckpointIndex, open_checkpoint
+from flagrelease.shard.files import CheckpointFiles, TensorReading
+from flagrelease.shard.folder import in_folder
+from flagrelease.shard.index import CheckpointIndex, open_files
 from flagrelease.verify.expected import ExpectedWeight
 
 CONFIG = "config.json"
@@ -17,13 +19,22 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A checkpoint folder: its config (checked, and the whole document), its tensors, and what each weight is."""
+    """A checkpoint: its config (checked, and the whole document), its tensors, and what each weight is.
 
-    folder: Path
+    `reading` reads its tensors where they are not on this machine, while their bytes are compared.
+    """
+
+    files: CheckpointFiles
     config: ModelConfig
     document: dict[str, Any]
     index: CheckpointIndex
     weights: dict[str, StoredWeight]
+    reading: TensorReading | None = None
+
+    @property
+    def root(self) -> PurePath:
+        """What messages call the checkpoint."""
+        return self.files.root
 
     @property
     def block(self) -> tuple[int, int]:
@@ -33,7 +44,7 @@ class Origin:
             CheckpointError: the config does not say.
         """
         if self.config.block_size is None:
-            raise CheckpointError(f"{self.folder / CONFIG}: quantization_config: missing, yet weights have scales")
+            raise CheckpointError(f"{self.root / CONFIG}: quantization_config: missing, yet weights have scales")
         return self.config.block_size
 
     def stored(self, weight: ExpectedWeight) -> StoredWeight:
@@ -41,15 +52,16 @@ class Origin:
         return self.weights[weight.spec.name]
 
 
-def open_source(folder: Path) -> Origin:
-    """Open a checkpoint. Only headers and config.json are read.
+def open_source(where: Path | CheckpointFiles) -> Origin:
+    """Open the checkpoint in the folder `where`, or wherever its files are. Only headers and config.json are read.
 
     Raises:
         CheckpointError: it is not a sound DeepSeek-V4 checkpoint, or stores a weight in no declared form.
     """
-    index = open_checkpoint(folder)
-    config, document = read_config(folder / CONFIG)
-    weights, problems = understand(index.tensors, config, folder / CONFIG)
+    files = in_folder(where) if isinstance(where, Path) else where
+    index = open_files(files)
+    config, document = read_config_bytes(files.read(CONFIG), files.root / CONFIG)
+    weights, problems = understand(index.tensors, config, files.root / CONFIG)
     if problems:
         raise CheckpointError(problems[0])
-    return Origin(folder, config, document, index, {weight.spec.name: weight for weight in weights})
+    return Origin(files, config, document, index, {weight.spec.name: weight for weight in weights})

@@ -72,12 +72,12 @@ def prepare(weight: ExpectedWeight, source: Origin, manifest: Manifest) -> Weigh
         VerificationError: the manifest records no rule for scales by row.
     """
     stored = source.stored(weight)
-    codes = HashedTensor(whole(stored.weight))
+    codes = HashedTensor(whole(stored.weight, source.reading))
     if stored.scale is None or stored.format is None:
-        further = [HashedTensor(whole(stored.weight)) for _ in weight.copies]
+        further = [HashedTensor(whole(stored.weight, source.reading)) for _ in weight.copies]
         sources = (codes, *further)
         return WeightProof(weight, tuple(Copied(one) for one in sources), sources)
-    scale = HashedTensor(whole(stored.scale))
+    scale = HashedTensor(whole(stored.scale, source.reading))
     expectations = _expectations(weight, stored, stored.format, codes, scale, source, manifest)
     return WeightProof(weight, expectations, (codes, scale))
 

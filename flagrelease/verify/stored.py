@@ -8,6 +8,7 @@ from pathlib import Path
 from flagrelease.errors import VerificationError
 from flagrelease.formats.releases import RELEASE_FORMATS
 from flagrelease.records.manifest import TargetRecord
+from flagrelease.shard.folder import in_folder
 from flagrelease.shard.header import TensorMeta, read_header
 from flagrelease.shard.index import INDEX_NAME, INDEX_SUFFIX, survey
 from flagrelease.verify.result import CheckLog, Finding
@@ -35,7 +36,7 @@ def read_stored(folder: Path, target: TargetRecord, log: CheckLog) -> StoredTens
 
 def _read_hf(folder: Path, stem: str, log: CheckLog) -> StoredTensors:
     index_name = stem + INDEX_SUFFIX
-    index, problems = survey(folder, index_name=index_name)
+    index, problems = survey(in_folder(folder), index_name=index_name)
     for problem in problems:
         log.add(Finding(rule=problem))
     if not (folder / index_name).is_file():

@@ -6,7 +6,7 @@ It reads headers only. So it proves names, dtypes, shapes and ranks, but not the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from flagrelease.errors import CheckpointError, VerificationError
 from flagrelease.model.v4.config import ModelConfig
@@ -33,7 +33,7 @@ class StoredRelease:
     weights: tuple[ExpectedWeight, ...]
     tensors: dict[str, GatheredTensor]
 
-    def path_of(self, file: Path) -> str:
+    def path_of(self, file: PurePath) -> str:
         """A file's path as the manifest writes it."""
         return file.relative_to(self.folder).as_posix()
 

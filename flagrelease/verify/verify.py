@@ -7,9 +7,11 @@ check proves and what it does not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flagrelease.errors import UsageError, VerificationError
@@ -120,15 +122,19 @@ def _check_data(
     share = f"{len(weights)} of {len(release.weights)} weights" + ("" if sample == 1 else f" (seed {seed})")
     known = release.manifest.source.checked_against
     comparable = source is not None and source.index.headers_sha256() == release.manifest.source.headers
-    run = WeightChecks(release, source if comparable else None, workers)
-    check_recorded_copies(release, run.tensors)
-    run.run(weights)
+    with contextlib.ExitStack() as opened:
+        origin = source if comparable else None
+        if origin is not None and origin.files.folder is None:
+            origin = replace(origin, reading=opened.enter_context(origin.files.tensors()))
+        run = WeightChecks(release, origin, workers)
+        check_recorded_copies(release, run.tensors)
+        run.run(weights)
     checks = [replicas, run.tensors.close(f"gathered digests against the manifest: {share}")]
     if source is None:
         return [*checks, run.source.not_run(NO_SOURCE)], None
     if not comparable:
         run.source.add(
-            Finding(rule=f"{source.folder} is not the checkpoint that the manifest records: {_which(release, source)}")
+            Finding(rule=f"{source.root} is not the checkpoint that the manifest records: {_which(release, source)}")
         )
         return [*checks, run.source.close("headers of the source against the manifest; no data read")], None
     if sample == 1:

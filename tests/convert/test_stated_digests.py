@@ -17,6 +17,7 @@ from flagrelease.convert.codecs.lookup import cpu_lookup
 from flagrelease.convert.running.conversion import convert
 from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.records.manifest import Manifest, read_manifest
+from flagrelease.shard.folder import FolderFiles
 from flagrelease.shard.index import open_checkpoint
 from flagrelease.source.digests import Claims, join_claims, local_claims, read_digest_file
 
@@ -126,7 +127,7 @@ def test_a_digest_file_is_compared(checkpoint: Path, tmp_path: Path) -> None:
     files = sorted(source.glob("*.safetensors"))
     lines = "".join(f"{sha256(path)} {mark}{path.name}\n" for path, mark in zip(files, " *" * 9, strict=False))
     (tmp_path / "SHA256SUMS").write_text(f"# a comment\n\n{lines}")
-    claims = read_digest_file(tmp_path / "SHA256SUMS", source)
+    claims = read_digest_file(tmp_path / "SHA256SUMS", FolderFiles(source))
     assert len(claims) == len(files)
     assert "a file of digests that the user gave" in run(source, tmp_path / "out", claims).source.checked_against
     flip_a_byte(files[0])
@@ -156,9 +157,9 @@ def test_a_digest_file_that_says_nothing_sound_is_refused_by_plan(
 def test_claims_that_contradict_each_other_are_refused_before_a_file_is_read(checkpoint: Path, tmp_path: Path) -> None:
     source = hub_cache(checkpoint, tmp_path / "cache")
     (tmp_path / "sums").write_text(f"{'0' * 64}  {min(source.glob('*.safetensors')).name}\n")
-    stated = read_digest_file(tmp_path / "sums", source)
+    stated = read_digest_file(tmp_path / "sums", FolderFiles(source))
     with pytest.raises(CheckpointError, match=r"hub-cache says its sha256 is .* digest-file says"):
-        join_claims(source, [local_claims(source), stated])
+        join_claims(FolderFiles(source), [local_claims(source), stated])
 
 
 def test_a_finished_release_of_files_with_other_digests_is_not_called_done(checkpoint: Path, tmp_path: Path) -> None:

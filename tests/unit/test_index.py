@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from flagrelease.errors import CheckpointError
+from flagrelease.shard.folder import FolderFiles
 from flagrelease.shard.header import build_header
-from flagrelease.shard.index import INDEX_NAME, open_checkpoint, survey
+from flagrelease.shard.index import INDEX_NAME, CheckpointIndex, open_checkpoint, survey
 from flagrelease.source.source import read_source
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -52,9 +53,13 @@ def edit_index(folder: Path, **changes: str | None) -> None:
     (folder / INDEX_NAME).write_text(json.dumps(document))
 
 
+def survey_folder(folder: Path) -> tuple[CheckpointIndex, list[str]]:
+    return survey(FolderFiles(folder))
+
+
 def problems_of(folder: Path) -> list[str]:
     """Everything `survey` lists; `open_checkpoint` refuses with the first of it."""
-    _, problems = survey(folder)
+    _, problems = survey_folder(folder)
     assert problems
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
@@ -63,7 +68,7 @@ def problems_of(folder: Path) -> list[str]:
 
 
 def test_sound_folder_is_read(folder: Path) -> None:
-    index, problems = survey(folder)
+    index, problems = survey_folder(folder)
     assert problems == []
     found = [(meta.name, meta.file.name, meta.nbytes) for meta in index.tensors.values()]
     assert found == [("a", ONE, 3), ("b", ONE, 5), ("c", TWO, 7)]
@@ -101,7 +106,7 @@ def test_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
 def test_broken_header_in_any_file_is_refused(folder: Path) -> None:
     os.truncate(folder / TWO, (folder / TWO).stat().st_size - 1)
     with pytest.raises(CheckpointError, match=rf"{TWO}: .*truncated"):
-        survey(folder)
+        survey_folder(folder)
 
 
 # --- index against headers and folder
@@ -191,10 +196,10 @@ def test_a_pointer_in_place_of_an_index_or_a_shard_says_so(folder: Path, name: s
     target = folder / (name if name in names else next(n for n in names if n.endswith(".safetensors")))
     target.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12\n")
     with pytest.raises(CheckpointError, match=f"{target}: a git-lfs pointer"):
-        survey(folder)
+        survey_folder(folder)
     target.write_text("<!DOCTYPE html><html>")
     with pytest.raises(CheckpointError, match=f"{target}: a web page"):
-        survey(folder)
+        survey_folder(folder)
 
 
 # --- the index file itself
@@ -214,20 +219,20 @@ def test_a_pointer_in_place_of_an_index_or_a_shard_says_so(folder: Path, name: s
 def test_index_that_is_not_json_or_repeats_a_key_is_refused(folder: Path, text: str) -> None:
     (folder / INDEX_NAME).write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: not valid JSON"):
-        survey(folder)
+        survey_folder(folder)
 
 
 def test_index_that_is_not_text_is_refused(folder: Path) -> None:
     (folder / INDEX_NAME).write_bytes(b'{"weight_map": {"\xff": "x"}}')
     with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: not valid JSON"):
-        survey(folder)
+        survey_folder(folder)
 
 
 def test_index_that_names_a_tensor_twice_is_refused_by_name(folder: Path) -> None:
     text = (folder / INDEX_NAME).read_text().replace('"weight_map": {', f'"weight_map": {{"\\u0062": "{TWO}", ')
     (folder / INDEX_NAME).write_text(text)
     with pytest.raises(CheckpointError, match="'b' appears twice"):
-        survey(folder)
+        survey_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +245,14 @@ def test_index_that_names_a_tensor_twice_is_refused_by_name(folder: Path) -> Non
 def test_index_of_another_form_is_refused(folder: Path, document: Any) -> None:
     (folder / INDEX_NAME).write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: weight_map must map tensor names to file names"):
-        survey(folder)
+        survey_folder(folder)
 
 
 def test_index_that_is_a_folder_is_refused(folder: Path) -> None:
     (folder / INDEX_NAME).unlink()
     (folder / INDEX_NAME).mkdir()
     with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: cannot be read \(Is a directory\)"):
-        survey(folder)
+        survey_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +265,7 @@ def test_index_that_is_a_folder_is_refused(folder: Path) -> None:
 def test_path_out_of_the_folder_is_refused(folder: Path, file: str) -> None:
     edit_index(folder, b=file)
     with pytest.raises(CheckpointError, match=r"tensor 'b': .* is not a file name inside the folder") as caught:
-        survey(folder)
+        survey_folder(folder)
     assert repr(file) in str(caught.value)
 
 
@@ -322,7 +327,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_identity_does_not_depend_on_the_folder_or_the_index(folder: Path, other: Path) -> None:
     write_files(other, USUAL)
-    assert survey(other)[0].headers_sha256() == survey(folder)[0].headers_sha256()
+    assert survey_folder(other)[0].headers_sha256() == survey_folder(folder)[0].headers_sha256()
 
 
 @pytest.mark.parametrize(
@@ -339,7 +344,7 @@ def test_identity_does_not_depend_on_the_folder_or_the_index(folder: Path, other
 )
 def test_identity_changes_with_what_headers_say(folder: Path, other: Path, contents: Contents) -> None:
     write_files(other, contents)
-    assert survey(other)[0].headers_sha256() != survey(folder)[0].headers_sha256()
+    assert survey_folder(other)[0].headers_sha256() != survey_folder(folder)[0].headers_sha256()
 
 
 # --- real headers

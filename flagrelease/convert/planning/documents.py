@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flagrelease.convert.planning.descriptions import (
@@ -26,7 +25,7 @@ from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, Description
 from flagrelease.model.v4.config import native_arguments
 from flagrelease.model.v4.drafts import without_drafts
 from flagrelease.model.v4.stored import StoredWeight
-from flagrelease.shard.impostors import impostor_in
+from flagrelease.shard.impostors import impostor
 from flagrelease.source.companions import CONFIG_NAME, NATIVE_CONFIG_NAME
 from flagrelease.source.source import Source
 from flagrelease.strict_json import parse_json
@@ -34,20 +33,20 @@ from flagrelease.strict_json import parse_json
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Files to write (relative path -> bytes) and files to copy (relative path -> source path and its size)."""
+    """Files to write (relative path -> bytes) and files to copy (relative path, here and in the source -> size)."""
 
     written: dict[str, bytes]
-    copied: dict[str, tuple[Path, int]]
+    copied: dict[str, int]
 
     @property
     def size(self) -> int:
         """Bytes of all of them."""
-        return sum(map(len, self.written.values())) + sum(size for _, size in self.copied.values())
+        return sum(map(len, self.written.values())) + sum(self.copied.values())
 
     def digests(self) -> list[list[str | int]]:
         """What identifies them in a plan: the content of what is written, path and size of what is copied."""
         written: list[list[str | int]] = [[n, hashlib.sha256(b).hexdigest()] for n, b in sorted(self.written.items())]
-        return written + [[name, size] for name, (_, size) in sorted(self.copied.items())]
+        return written + [[name, size] for name, size in sorted(self.copied.items())]
 
 
 def make_documents(
@@ -107,13 +106,13 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
 
     Its `expert_dtype` knows only fp4; FP8 and BF16 experts are meant by leaving it out.
     """
-    path = source.folder / NATIVE_CONFIG_NAME
+    path = source.root / NATIVE_CONFIG_NAME
     config: dict[str, Any] = {}
-    if path.is_file():
+    if (content := source.files.find(NATIVE_CONFIG_NAME)) is not None:
         try:
-            config = parse_json(path.read_bytes())
+            config = parse_json(content)
         except ValueError as error:
-            raise CheckpointError(f"{path}: {impostor_in(path) or f'not valid JSON ({error})'}") from error
+            raise CheckpointError(f"{path}: {impostor(content, path) or f'not valid JSON ({error})'}") from error
         if not isinstance(config, dict):
             raise CheckpointError(f"{path}: a JSON object is expected")
     for key in ("dtype", "scale_fmt", "expert_dtype"):

@@ -175,7 +175,7 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
     paths = {MANIFEST_NAME, *(file.name for file in files), *documents.written, *documents.copied}
     if alike := alike_but_for_case(paths):
         raise CheckpointError(
-            f"{source.folder}: the release would hold {alike[0]!r} and {alike[1]!r}, which differ only in case; "
+            f"{source.root}: the release would hold {alike[0]!r} and {alike[1]!r}, which differ only in case; "
             "ModelScope and the file systems of macOS and Windows keep one of them. Rename or remove one in the source"
         )
     planned = {

@@ -125,7 +125,7 @@ def require_possible(target: Target, source: Source) -> None:
     if target.dtype == "bf16":
         return
     if all(t.format is None for t in source.tensors):
-        raise UsageError(f"target {target}: {source.folder} holds no quantised tensor; from it only bf16 can be made")
+        raise UsageError(f"target {target}: {source.root} holds no quantised tensor; from it only bf16 can be made")
     block = source.config.block_size
     if target.release.experts is FP8 and source.expert_format is FP4 and block != REPACK_TILE:
         raise UsageError(

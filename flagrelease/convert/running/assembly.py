@@ -24,6 +24,7 @@ from flagrelease.records.manifest import (
     TensorRecord,
     ToolRecord,
 )
+from flagrelease.shard.files import CheckpointFiles
 
 
 def assemble(
@@ -42,14 +43,23 @@ def assemble(
     for name, content in release.documents.written.items():
         write_whole(folder / name, content)
         records.append(FileRecord(path=name, size=len(content), sha256=hashlib.sha256(content).hexdigest()))
-    for name, (path, planned) in release.documents.copied.items():
-        size, sha256 = copy_whole(path, folder / name)
+    for name, planned in release.documents.copied.items():
+        size, sha256 = _copy(plan.source.files, name, folder / name)
         if size != planned:
-            raise CheckpointError(f"{path}: {planned} bytes when the work began, {size} now")
+            raise CheckpointError(f"{plan.source.root / name}: {planned} bytes when the work began, {size} now")
         records.append(FileRecord(path=name, size=size, sha256=sha256))
     manifest = make_manifest(plan, release, journal, records, checked)
     write_whole(folder / MANIFEST_NAME, manifest.to_json())
     journal.remove()
+
+
+def _copy(files: CheckpointFiles, name: str, path: Path) -> tuple[int, str]:
+    """Copy a companion; return its size and SHA-256."""
+    if files.folder is not None:
+        return copy_whole(files.folder / name, path)
+    content = files.read(name)
+    write_whole(path, content)
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
 def make_manifest(

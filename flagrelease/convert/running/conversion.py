@@ -21,8 +21,7 @@ from flagrelease.convert.running.schedule import Schedule
 from flagrelease.convert.running.work import run_job
 from flagrelease.errors import ResourceError, UsageError
 from flagrelease.records.manifest import Manifest, read_manifest
-from flagrelease.shard.reader import TensorReader
-from flagrelease.source.digests import Claims, local_claims
+from flagrelease.source.digests import Claims, stated_claims
 from flagrelease.source.file_check import FileCheck
 
 # A thread of SHA-256 keeps up with about this many workers (0.87 GB/s against 0.5 GB/s of source for 16, measured).
@@ -41,7 +40,7 @@ def convert(
         workers: threads that decode; every open file has a writing thread of its own beside them.
         lookup: where decoding runs.
         progress: called with the bytes written so far: first with those of earlier runs, then now and then.
-        claims: digests that are stated for files of the source; None: those that lie beside the files.
+        claims: digests that are stated for files of the source; None: those that its place states.
 
     Returns:
         The manifest of each release by folder name.
@@ -52,9 +51,9 @@ def convert(
         CheckpointError: the data hold what no header shows: NaN, a loss that the recipe does not allow; or a
             file of the source is not what a claim says.
     """
-    stated = local_claims(plan.source.folder) if claims is None else claims
+    stated = stated_claims(plan.source.files) if claims is None else claims
     for release in plan.releases:
-        require_apart(plan.source.folder, out / release.target.folder)
+        require_apart(plan.source.files.folder, out / release.target.folder)
     journals: dict[int, Journal] = {}
     try:
         for number, release in enumerate(plan.releases):
@@ -63,7 +62,7 @@ def convert(
             if journal is not None:
                 journals[number] = journal
         if journals:
-            check = FileCheck(plan.source.folder, stated)
+            check = FileCheck(plan.source.files, stated)
             write_files(plan, out, journals, workers, lookup, progress, check)
             for number, journal in journals.items():
                 folder = out / plan.releases[number].target.folder
@@ -116,7 +115,7 @@ def write_files(
     progress(done)  # what earlier runs have written
     schedule = Schedule(run, plan, lanes, journals)
     buffers = Buffers(run, workers * BUFFERS_PER_WORKER, BUFFERS_PER_WORKER, CHUNK_BYTES)
-    with TensorReader() as reader:
+    with plan.source.files.tensors() as reader:
 
         def work() -> None:
             try:
@@ -164,8 +163,10 @@ def _space_needed(plan: Plan, journals: dict[int, Journal], lanes: dict[int, Lan
     return documents + sum(lane.space_needed() for lane in lanes.values())
 
 
-def require_apart(checkpoint: Path, release: Path) -> None:
+def require_apart(checkpoint: Path | None, release: Path) -> None:
     """A release inside the checkpoint would become a part of its own source at the next conversion."""
+    if checkpoint is None:
+        return
     source, target = checkpoint.resolve(), release.resolve()
     if target.is_relative_to(source):
         raise UsageError(f"{release}: lies inside the checkpoint {checkpoint}; give an --out outside of it")

@@ -29,7 +29,7 @@ def refuse_other_source(folder: Path, source: Source, claims: Claims) -> None:
     made_of = identity_of_record(record, path)
     if (difference := made_of.difference(source.identity)) is not None:
         raise ResourceError(
-            f"{folder}: holds a finished release of another checkpoint than {source.folder} ({difference}); give "
+            f"{folder}: holds a finished release of another checkpoint than {source.root} ({difference}); give "
             f"another --out or remove the folder"
         )
     for checked in record.checked:

@@ -143,7 +143,7 @@ def _tidy(folder: Path, work: Path, ours: Collection[str]) -> None:
 
 def binding_of(plan: Plan, release: ReleasePlan) -> dict[str, str]:
     """What every byte of the release depends on, by names for the user."""
-    stamps = [(h.file.name, h.file.stat().st_mtime_ns) for h in plan.source.index.headers]
+    stamps = [(h.file.name, plan.source.files.stamp(h.file.name)) for h in plan.source.index.headers]
     return {
         "checkpoint": plan.source.identity.digest,
         "plan": release.digest_without_source,

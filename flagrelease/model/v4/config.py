@@ -7,13 +7,13 @@ belong only to DSpark releases.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from flagrelease.errors import CheckpointError, first_problem
-from flagrelease.shard.impostors import impostor_in
+from flagrelease.shard.impostors import impostor
 from flagrelease.strict_json import parse_json
 
 ExpertDtype = Literal["fp4", "fp8"]
@@ -187,19 +187,26 @@ def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
         CheckpointError: no such file, not JSON, not DeepSeek-V4, or a key missing or of a wrong type.
     """
     try:
-        raw = parse_json(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; a checkpoint folder needs its config.json") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    return read_config_bytes(content, path)
+
+
+def read_config_bytes(content: bytes, path: PurePath) -> tuple[ModelConfig, dict[str, Any]]:
+    """`read_config` of bytes that were read from `path`."""
+    try:
+        raw = parse_json(content)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {impostor_in(path) or f'not valid JSON ({error})'}") from error
+        raise CheckpointError(f"{path}: {impostor(content, path) or f'not valid JSON ({error})'}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: a JSON object is expected, not {type(raw).__name__}")
     return parse_config(raw, path), raw
 
 
-def parse_config(raw: dict[str, Any], origin: Path | str) -> ModelConfig:
+def parse_config(raw: dict[str, Any], origin: PurePath | str) -> ModelConfig:
     """Check a `config.json` document. `origin` names it in errors."""
     if raw.get("model_type") != "deepseek_v4":
         raise CheckpointError(f"{origin}: model_type is {raw.get('model_type')!r}; this tool converts 'deepseek_v4'")

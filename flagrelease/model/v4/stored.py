@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import Format
@@ -40,7 +40,7 @@ class StoredWeight:
 def understand(
     stored: Mapping[str, TensorMeta],
     config: ModelConfig,
-    config_path: Path,
+    config_path: PurePath,
     parts: Mapping[str, tuple[TensorSpec, tuple[int, ...]]] | None = None,
 ) -> tuple[tuple[StoredWeight, ...], list[str]]:
     """The logical tensors among `stored`, in its order, and every problem as a sentence with tensor, file and rule.
@@ -80,7 +80,7 @@ def understand(
     return tuple(weights), problems
 
 
-def _other_experts(found: Mapping[str, TensorMeta], config: ModelConfig, path: Path) -> Iterator[str]:
+def _other_experts(found: Mapping[str, TensorMeta], config: ModelConfig, path: PurePath) -> Iterator[str]:
     """Where every block stores as many experts as every other one, but not those that the config names."""
     stored: dict[str, set[int]] = {}
     for name in found:
@@ -102,7 +102,7 @@ def _naming_hint(name: str) -> str:
     return ""
 
 
-def _disagreements(config: ModelConfig, path: Path, weights: list[StoredWeight]) -> Iterator[str]:
+def _disagreements(config: ModelConfig, path: PurePath, weights: list[StoredWeight]) -> Iterator[str]:
     experts = ((w.weight, w.format) for w in weights if w.spec.storage is Storage.EXPERT)
     yield from differing_experts(experts, config.declared_expert_dtype, path)
     if config.quantization_config is not None and weights and all(w.format is None for w in weights):
