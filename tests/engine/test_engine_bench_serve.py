@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import typer
-import uvicorn
+from on_loopback import on_loopback
 from small_tokenizer import write_tokenizer
 from typer.testing import CliRunner
 
@@ -34,18 +32,9 @@ def server(quick_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     model = engine.load(quick_release, "bf16", torch.float32, mtp=True)
     model.config = model.config.model_copy(update={"eos_token_id": -1})
     service = Service(Scheduler(Runner(model, rows=2, context=2000, speculate=True), tokenizer), queue_limit=1)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # a caller may come before the server does
-        app = make_app(Served(service, tokenizer, "small", "chat", efforts_of("preview")))
-        web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        service.start()
-        thread = threading.Thread(target=web.run, args=([listener],))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", service
-        web.should_exit = True
-        thread.join()
-        service.stop()
+    app = make_app(Served(service, tokenizer, "small", "chat", efforts_of("preview")))
+    with on_loopback(app, service) as address:
+        yield f"{address}/v1", service
 
 
 def test_rows_and_refusals(server: tuple[str, Service]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -17,8 +15,8 @@ import openai
 import pydantic
 import pytest
 import torch
-import uvicorn
 from engine_checkpoint import random_tokens
+from on_loopback import on_loopback
 from small_tokenizer import SPECIAL, write_tokenizer
 from tokenizers import pre_tokenizers
 
@@ -86,20 +84,11 @@ def served(model: Model, tokenizer: Tokenizer) -> Served:
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[openai.OpenAI]:
-    app, service = make_app(served), served.service
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        service.start()
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60) as client:
-            yield client
-        server.should_exit = True
-        thread.join()
-        service.stop()
+    with (
+        on_loopback(make_app(served), served.service) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        yield client
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:

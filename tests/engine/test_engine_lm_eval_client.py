@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,10 @@ from typing import Any
 import pytest
 import requests
 import torch
-import uvicorn
 from lm_eval.api.instance import Instance
 from lm_eval.models.gguf import GGUFLM
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+from on_loopback import on_loopback
 from small_tokenizer import SPECIAL, write_tokenizer
 
 from flagrelease import engine
@@ -52,17 +50,8 @@ def address(model: Model, folder: Path) -> Iterator[str]:
     tokenizer = Tokenizer(folder)
     service = Service(Scheduler(Runner(model, rows=3, context=400), tokenizer), queue_limit=20)
     app = make_app(Served(service, tokenizer, "small", "chat", efforts_of("preview")))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        service.start()
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
-        service.stop()
+    with on_loopback(app, service) as address:
+        yield address
 
 
 def directly(model: Model, folder: Path, context: str, continuation: str) -> tuple[float, bool]:

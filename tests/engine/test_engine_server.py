@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +14,8 @@ import httpx2
 import openai
 import pytest
 import torch
-import uvicorn
 from engine_checkpoint import random_tokens
+from on_loopback import on_loopback
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
@@ -52,17 +50,8 @@ def served(quick_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Ser
 
 @pytest.fixture(scope="module")
 def address(served: Served) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # a caller may come before the server does
-        server = uvicorn.Server(uvicorn.Config(make_app(served), log_level="warning", lifespan="off"))
-        served.service.start()
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
-        served.service.stop()
+    with on_loopback(make_app(served), served.service) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
-import uvicorn
 from engine_checkpoint import random_tokens
+from on_loopback import on_loopback
 from small_tokenizer import write_tokenizer
 
 from flagrelease import engine
@@ -150,16 +150,10 @@ def test_a_stopped_service_tells_who_waits(runner: Runner, tokenizer: Tokenizer)
 
 @pytest.fixture(scope="module")
 def server(runner: Runner, tokenizer: Tokenizer) -> Iterator[tuple[str, Service]]:
-    with running(runner, tokenizer) as service, socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # a caller may come before the server does
+    with running(runner, tokenizer) as service:
         app = make_app(Served(service, tokenizer, "small", "chat", efforts_of("preview")))
-        web = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=web.run, args=([listener],))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
-        web.should_exit = True
-        thread.join()
+        with on_loopback(app) as address:
+            yield address, service
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
+from on_loopback import on_loopback
 from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.batch.runner import Runner
@@ -32,16 +30,5 @@ def serving(model: Model, folder: Path, context: int = 200, rows: int = 4) -> It
     tokenizer = Tokenizer(folder)
     service = Service(Scheduler(Runner(model, rows=rows, context=context), tokenizer), queue_limit=64)
     app = make_app(Served(service, tokenizer, NAME, "chat", efforts_of("preview")))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        service.start()
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", NAME, concurrency=4)
-        finally:
-            server.should_exit = True
-            thread.join()
-            service.stop()
+    with on_loopback(app, service) as address:
+        yield Endpoint(f"{address}/v1", NAME, concurrency=4)

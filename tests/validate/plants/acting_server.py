@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import uvicorn
+from on_loopback import on_loopback
 from scripted_service import NAME, ScriptedService, ScriptedStream, scripted_app
 
 from flagrelease.engine.batch.scheduler import Request
@@ -63,17 +61,8 @@ def acting(folder: Path, *faults: str) -> Iterator[str]:
     """Serve with the tokenizer in `folder`; gives the address."""
     tokenizer = Tokenizer(folder)
     app: Any = scripted_app(tokenizer, Actor(tokenizer, faults))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # a caller may come before the server does
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with on_loopback(app) as address:
+        yield f"{address}/v1"
 
 
 __all__ = ["NAME", "acting"]

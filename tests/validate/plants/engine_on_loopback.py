@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
+from on_loopback import on_loopback
 
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler
@@ -42,17 +40,8 @@ def serving(release: Path, model: Model, start: Start) -> Iterator[str]:
     runner = Runner(served, start.rows, start.context, speculate=start.speculate)
     service = Service(Scheduler(runner, tokenizer), queue_limit=64)
     app = make_app(Served(service, tokenizer, NAME, "chat", read_efforts(release)))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # a caller may come before the server does
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        service.start()
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
-            service.stop()
-            served.chunk = before
+    try:
+        with on_loopback(app, service) as address:
+            yield f"{address}/v1"
+    finally:
+        served.chunk = before
