@@ -21,8 +21,8 @@ from flagrelease.engine.placement import RankSlice, local_pieces
 from flagrelease.engine.v4.model import Model
 from flagrelease.engine.weights import Weights
 from flagrelease.errors import ResourceError
+from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import Storage, TensorSpec
 
 # Bytes of E8M0 scales: with them a layer's outputs have about its inputs' magnitude.
 _FP8_SCALE, _FP4_SCALE = 121, 119

@@ -134,7 +134,8 @@ def _show_cards(release: ReleaseSummary) -> None:
             verdict += f"; [yellow]{'no' if card.hardware is False else 'unknown whether it has'} {lacks}[/yellow]"
         rows.add_row(
             card.chip, f"{card.nodes} x {card.cards // card.nodes}", f"{card.card_bytes >> 30}",
-            f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}", f"{card.context:,}",
+            f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}",
+            "?" if card.context is None else f"{card.context:,}",
             *(f"{count:,}" for count in card.fit), verdict,
         )  # fmt: skip
     out().print(rows)

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import family_of
+from flagrelease.model.stored import StoredWeight
 from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.source import survey_source
 
@@ -58,9 +59,6 @@ class Inspection(BaseModel):
     left_out: dict[str, str]
     remarks: list[str]
     problems: list[str]
-
-
-_KINDS = {0: "sliding window", 4: "compressed by 4, indexed", 128: "compressed by 128"}
 
 
 def inspect_checkpoint(
@@ -114,6 +112,7 @@ def _elements(tensor: StoredWeight) -> int:
     return tensor.weight.elements * (tensor.format.elements_per_entry(tensor.weight.dtype) if tensor.format else 1)
 
 
-def _layers(config: ModelConfig) -> dict[str, int]:
+def _layers(config: FamilyConfig) -> dict[str, int]:
     counts = Counter(config.compress_ratios[: config.num_hidden_layers])
-    return {_KINDS[ratio]: counts[ratio] for ratio in sorted(counts)}
+    words = family_of(config).attention
+    return {words[ratio]: counts[ratio] for ratio in sorted(counts)}

@@ -14,7 +14,7 @@ from flagrelease.convert.planning.layouts import tensor_parallel
 from flagrelease.convert.planning.plan import Provenance
 from flagrelease.convert.planning.target import Target, parse_target
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.published import has_known_shape, published_names
+from flagrelease.model.families import family_of, has_known_shape
 from flagrelease.records.chip_releases import ChipRelease, split_choice
 from flagrelease.records.manifest import Drafts, OGroups
 from flagrelease.records.recipe import ConvertSpec, Recipe, read_recipe
@@ -107,7 +107,7 @@ def _unique(wanted: Iterable[ChipTarget], named: list[Target]) -> tuple[Target, 
 
 def _require_model(recipe: Recipe, path: Path, source: Source) -> None:
     """Refuse a checkpoint of another shape: the releases would name the recipe's model as what they come from."""
-    found = published_names(source.config)
+    found = family_of(source.config).published(source.config)
     if has_known_shape(recipe.model) and recipe.model not in found:
         raise UsageError(
             f"{path}: this recipe is for {recipe.model}; the checkpoint {source.root} has the dimensions and draft "
@@ -141,7 +141,7 @@ def _for_chip(
 ) -> Iterator[tuple[ChipTarget, str]]:
     """What a chip gets of a bare checkpoint, and why, as sentences."""
     chip, release = split_choice(text)
-    model = next(iter(published_names(source.config)), None)
+    model = next(iter(family_of(source.config).published(source.config)), None)
     recipe = None if model is None else shipped_recipe(model)
     if recipe is not None and chip.id in recipe.releases:
         why = f"as in the recipe shipped for {model}"

@@ -18,7 +18,7 @@ from flagrelease.chips.stacks import Mark, ServingStack, load_stacks, stacks_of
 from flagrelease.convert.planning.plan import ReleasePlan
 from flagrelease.convert.request import ChipTarget
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
-from flagrelease.model.v4.inventory import Storage
+from flagrelease.model.tensors import Storage
 
 _EXPERT = re.compile(r"(?<=\.experts)\.\d+\.")
 _COUNT = re.compile(r" \(and [\d,]+ more\)$")  # of the experts that were looked at

@@ -15,8 +15,8 @@ from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
 from flagrelease.convert.stacks import StackSummary, judge_stacks, stack_notes, stack_problems
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.cache_size import longest_context, sequence_bytes, sequence_lengths
-from flagrelease.model.v4.rounding import OF_RELEASE
+from flagrelease.model.families import family_of
+from flagrelease.model.family import SequenceCaches
 from flagrelease.publish.hubs.registry import file_limits
 from flagrelease.records.manifest import Drafts, OGroups
 
@@ -34,7 +34,8 @@ class CardSummary(_Record):
         smallest_mp: the fewest ranks whose weights fit, null if none do.
         nodes, cards: that the release takes, one rank a card.
         left_bytes: of a card's memory beside the weights and what is kept free for the runtime; 0 if they do not fit.
-        context: tokens of the longest sequence whose caches fit what is left, at most what the model allows.
+        context: tokens of the longest sequence whose caches fit what is left, at most what the model allows; null for
+            a model that the bundled engine does not run.
         fit: how many of each of the release's `sequences` have room there together.
     """
 
@@ -49,7 +50,7 @@ class CardSummary(_Record):
     nodes: int
     cards: int
     left_bytes: int
-    context: int
+    context: int | None
     fit: list[int]
 
 
@@ -209,11 +210,8 @@ def _passes(plan: Plan, disk: DiskPlan) -> DiskSummary:
 
 def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> ReleaseSummary:
     config = plan.source.config
-    numerics = OF_RELEASE[release.target.dtype]
-    sequences = [
-        SequenceSummary(context=length, bytes=sequence_bytes(config, numerics, length))
-        for length in sequence_lengths(config)
-    ]
+    family = family_of(config)
+    caches = None if family.caches is None else family.caches(config, release.target.dtype)
     files = [FileSummary(path=file.name, bytes=file.size) for file in release.files]
     return ReleaseSummary(
         folder=release.target.folder,
@@ -229,15 +227,15 @@ def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> Re
         largest_file=max(files, key=lambda file: file.bytes),
         files=files,
         companions=sorted([*release.documents.written, *release.documents.copied]),
-        sequences=sequences,
-        cards=_cards(plan, release, request, sequences),
+        sequences=[] if caches is None else [SequenceSummary(context=n, bytes=b) for n, b in caches.sizes.items()],
+        cards=_cards(plan, release, request, caches),
         hubs={hub: hub_problems(release, (hub,)) for hub in file_limits()},
         stacks=judge_stacks(release, request.chips),
     )
 
 
 def _cards(
-    plan: Plan, release: ReleasePlan, request: ConversionRequest, sequences: list[SequenceSummary]
+    plan: Plan, release: ReleasePlan, request: ConversionRequest, caches: SequenceCaches | None
 ) -> list[CardSummary]:
     if release.layout is None:
         return []
@@ -262,8 +260,8 @@ def _cards(
                 nodes=-(-release.layout.mp // chip.cards_per_node),
                 cards=release.layout.mp,
                 left_bytes=left,
-                context=longest_context(plan.source.config, OF_RELEASE[release.target.dtype], left),
-                fit=[left // each.bytes for each in sequences],
+                context=None if caches is None else caches.longest(left),
+                fit=[] if caches is None else [left // nbytes for nbytes in caches.sizes.values()],
             )
         )
     return sorted(cards, key=lambda card: not card.asked)

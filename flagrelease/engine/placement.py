@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flagrelease.engine.parallel import check_ranks
+from flagrelease.model.tensors import Split, TensorSpec
 from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import Split, TensorSpec, inventory
+from flagrelease.model.v4.inventory import inventory
 from flagrelease.records.manifest import OGroups
 
 Range = tuple[int, int]  # begin, end

@@ -19,8 +19,8 @@ from flagrelease.engine.modelslim import index_name, take_copies
 from flagrelease.engine.placement import RankSlice, local_pieces
 from flagrelease.engine.stored import StoredTensors
 from flagrelease.errors import CheckpointError, UsageError
+from flagrelease.model.stored import StoredWeight, understand
 from flagrelease.model.v4.config import ModelConfig, read_config
-from flagrelease.model.v4.stored import StoredWeight, understand
 from flagrelease.records.manifest import MANIFEST_NAME, OGroups, read_manifest
 from flagrelease.shard.header import TensorMeta, read_header
 from flagrelease.shard.index import open_checkpoint

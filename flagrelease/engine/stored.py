@@ -24,7 +24,7 @@ from flagrelease.engine.kernels.weights import FP8_BLOCK
 from flagrelease.engine.placement import Range, RankSlice
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, SCALE_RULE, Format
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.shard.header import TensorMeta
 
 _TORCH = {

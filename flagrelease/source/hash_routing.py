@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.shard.files import CheckpointFiles
 
 _TABLE = ".ffn.gate.tid2eid"

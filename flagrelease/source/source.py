@@ -1,7 +1,7 @@
 """`Source`: a checkpoint opened and understood: every weight with its scale, format and place in the inventory.
 
 What headers, index and config can show to be wrong is found here, before any weight is read; what each stored tensor
-means is decided in `flagrelease.model.v4.stored`, by the declarations that verify and the engine read too.
+means is decided in `flagrelease.model.stored`, by the declarations that verify and the engine read too.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import SOURCE_FORMATS, Format
-from flagrelease.model.v4.config import ModelConfig, parse_config, read_config_bytes
-from flagrelease.model.v4.drafts import DRAFT_PREFIX, without_drafts
-from flagrelease.model.v4.inventory import Storage
-from flagrelease.model.v4.stored import StoredWeight, understand
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.drafts import DRAFT_PREFIX
+from flagrelease.model.families import family_of, parse_config, read_config_bytes
+from flagrelease.model.stored import StoredWeight, understand
+from flagrelease.model.tensors import Storage
 from flagrelease.records.source_identity import SourceIdentity, identify_checkpoint
 from flagrelease.shard.files import CheckpointFiles, Told
 from flagrelease.shard.folder import FolderFiles
@@ -30,7 +31,7 @@ class Source:
     """A checkpoint whose headers, index and config agree. Tensors are in the order of files and offsets."""
 
     files: CheckpointFiles
-    config: ModelConfig
+    config: FamilyConfig
     raw_config: dict[str, Any] = field(repr=False)
     identity: SourceIdentity
     index: CheckpointIndex
@@ -45,7 +46,7 @@ class Source:
     def without_drafts(self) -> Source:
         """The same checkpoint, as far as its model answers without draft stages; files and identity stay."""
         layers = self.config.num_hidden_layers
-        raw = without_drafts(self.raw_config, layers)
+        raw = family_of(self.config).without_drafts(self.raw_config, layers)
         tensors = tuple(tensor for tensor in self.tensors if not tensor.spec.name.startswith(DRAFT_PREFIX))
         return replace(self, config=parse_config(raw, self.root / CONFIG_NAME), raw_config=raw, tensors=tensors)
 

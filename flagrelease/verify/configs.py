@@ -11,7 +11,8 @@ from typing import Any
 
 from flagrelease.errors import CheckpointError, VerificationError
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, RELEASE_FORMATS, Description, ReleaseFormat
-from flagrelease.model.v4.config import ModelConfig, native_arguments, read_config
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import family_of, read_config
 from flagrelease.records.manifest import Manifest, TargetRecord
 from flagrelease.strict_json import parse_json
 from flagrelease.verify import described, modelslim
@@ -27,7 +28,7 @@ _NATIVE_OF_NUMBERS = {"dtype", "scale_fmt", "expert_dtype", "scale_dtype"}
 _DETAIL = "config.json and inference/config.json against the target, each other and the source"
 
 
-def check_config(folder: Path, manifest: Manifest, source: Origin | None) -> tuple[ModelConfig | None, Check]:
+def check_config(folder: Path, manifest: Manifest, source: Origin | None) -> tuple[FamilyConfig | None, Check]:
     """Check both configs. The config is None if config.json cannot be read as DeepSeek-V4's."""
     log = CheckLog("config")
     try:
@@ -48,7 +49,7 @@ def check_config(folder: Path, manifest: Manifest, source: Origin | None) -> tup
 
 
 def _check_described(
-    folder: Path, document: dict[str, Any], config: ModelConfig, manifest: Manifest, log: CheckLog
+    folder: Path, document: dict[str, Any], config: FamilyConfig, manifest: Manifest, log: CheckLog
 ) -> None:
     """That the release says of its weights what they are."""
     try:
@@ -69,14 +70,14 @@ def _check_described(
             log.add(Finding(file=name, rule=problem))
 
 
-def _check_native(path: Path, config: ModelConfig, manifest: Manifest, source: Origin | None, log: CheckLog) -> None:
+def _check_native(path: Path, config: FamilyConfig, manifest: Manifest, source: Origin | None, log: CheckLog) -> None:
     try:
         native = _read_object(path)
     except CheckpointError as error:
         log.add(Finding(file=NATIVE_CONFIG, rule=str(error)))
         return
     log.saw(1)
-    wanted = native_arguments(config) | _native_numbers(config, "expert_dtype" in native)
+    wanted = family_of(config).native_arguments(config) | _native_numbers(config, "expert_dtype" in native)
     # a null and a missing key are the same to DeepSeek's dataclass only where the default is None
     found = {key: value for key, value in native.items() if value is not None or key not in _NATIVE_OF_NUMBERS}
     _compare(NATIVE_CONFIG, found, wanted, "config.json makes it", log)
@@ -105,7 +106,7 @@ def _parse_object(content: bytes, path: PurePath) -> dict[str, Any]:
     return document
 
 
-def _native_numbers(config: ModelConfig, names_experts: bool) -> dict[str, Any]:
+def _native_numbers(config: FamilyConfig, names_experts: bool) -> dict[str, Any]:
     if config.block_quantisation is None:
         return {"dtype": "bf16"}
     numbers: dict[str, Any] = {"dtype": "fp8"}
@@ -157,7 +158,7 @@ def _without_dropped(document: dict[str, Any], manifest: Manifest) -> dict[str, 
     return left
 
 
-def _compare_experts(config: ModelConfig, source: ModelConfig, target: TargetRecord, log: CheckLog) -> None:
+def _compare_experts(config: FamilyConfig, source: FamilyConfig, target: TargetRecord, log: CheckLog) -> None:
     experts, theirs = config.declared_expert_dtype, source.declared_expert_dtype
     if target.dtype == "native" and theirs is not None and experts != theirs:  # the first upload of Flash does not say
         log.add(Finding(file=CONFIG, rule=f"expert_dtype is {experts!r}, the source says {theirs!r}"))

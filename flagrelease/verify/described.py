@@ -12,8 +12,8 @@ from typing import Any
 
 from flagrelease.formats.formats import FP8, INT8, WEIGHT_SUFFIX, Format, weight_of_scale
 from flagrelease.formats.releases import RELEASE_FORMATS, Description, Kept
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import Storage
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.tensors import Storage
 from flagrelease.records.manifest import Manifest, TargetRecord
 from flagrelease.verify.expected import ExpectedWeight
 
@@ -23,7 +23,7 @@ _ABSENT = object()
 
 
 def problems(
-    manifest: Manifest, document: dict[str, Any], config: ModelConfig, weights: Sequence[ExpectedWeight]
+    manifest: Manifest, document: dict[str, Any], config: FamilyConfig, weights: Sequence[ExpectedWeight]
 ) -> Iterator[str]:
     """Sentences about config.json of a release; `weights` are what it must hold, none if that cannot be told."""
     target, release = manifest.target, RELEASE_FORMATS[manifest.target.dtype]
@@ -52,7 +52,7 @@ def _plain_numbers(document: dict[str, Any], absent: tuple[str, ...], why: str) 
 
 
 def _deepseek(
-    target: TargetRecord, document: dict[str, Any], config: ModelConfig, weights: Sequence[ExpectedWeight]
+    target: TargetRecord, document: dict[str, Any], config: FamilyConfig, weights: Sequence[ExpectedWeight]
 ) -> Iterator[str]:
     release = RELEASE_FORMATS[target.dtype]
     if config.block_quantisation is None:
@@ -73,7 +73,7 @@ def _deepseek(
                 yield f"quantization_config.ignored_layers has {module_of(weight)!r}, whose weight is quantised"
 
 
-def _loader_names(weight: ExpectedWeight, config: ModelConfig) -> tuple[str, ...]:
+def _loader_names(weight: ExpectedWeight, config: FamilyConfig) -> tuple[str, ...]:
     """Names under which a loader may look for a module: vLLM builds draft stages behind the last layer."""
     module = module_of(weight)
     stage = re.match(r"mtp\.(\d+)\.", module)

@@ -1,7 +1,8 @@
 """Which tensors a release must hold, from its config, its target and the names its source had.
 
-Names and logical shapes come from `flagrelease.model.v4.inventory`, and how a release format stores each kind of weight
-from `flagrelease.formats.releases`. What becomes of each tensor is decided here, independently of the converter.
+Names and logical shapes come from the inventory of the model's family (`flagrelease.model`), and how a release format
+stores each kind of weight from `flagrelease.formats.releases`. What becomes of each tensor is decided here,
+independently of the converter.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from flagrelease.formats.formats import (
     scale_names,
 )
 from flagrelease.formats.releases import RELEASE_FORMATS, Description, Kept, ReleaseFormat
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import family_of
+from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.records.manifest import Manifest
 
 # vLLM copies E8M0 scales of FP8 experts into float32 as bytes
@@ -72,7 +74,7 @@ class ExpectedWeight:
             yield self.scale, self.source_scale
 
 
-def expected_weights(manifest: Manifest, config: ModelConfig) -> list[ExpectedWeight]:
+def expected_weights(manifest: Manifest, config: FamilyConfig) -> list[ExpectedWeight]:
     """The weights of a release in inventory order.
 
     Raises:
@@ -82,7 +84,7 @@ def expected_weights(manifest: Manifest, config: ModelConfig) -> list[ExpectedWe
     target, release = manifest.target, RELEASE_FORMATS[manifest.target.dtype]
     if target.layout not in release.layouts:
         raise VerificationError(f"manifest.json: target: {release.name} exists in the hf layout only")
-    specs = inventory(config)
+    specs = family_of(config).inventory(config)
     scales = _source_scales(specs, set(manifest.source.tensors))
     described = config.block_size is not None and config.declared_expert_dtype is not None
     if scales and release.experts is not None and release.description is Description.DEEPSEEK and not described:
@@ -106,7 +108,7 @@ def _source_scales(specs: dict[str, TensorSpec], stored: set[str]) -> dict[str, 
     return scales
 
 
-def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, config: ModelConfig) -> ExpectedWeight:
+def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, config: FamilyConfig) -> ExpectedWeight:
     release, mp = RELEASE_FORMATS[manifest.target.dtype], manifest.target.layout == "mp"
     expert = spec.storage is Storage.EXPERT
     stored = release.stored(spec.name, expert=expert, mp=mp)
@@ -127,9 +129,9 @@ def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, conf
     return ExpectedWeight(spec, source_scale, stored, codes, scale)
 
 
-def _copies(plain: Form, release: ReleaseFormat, config: ModelConfig) -> tuple[Form, ...]:
+def _copies(plain: Form, release: ReleaseFormat, config: FamilyConfig) -> tuple[Form, ...]:
     """vllm-ascend reads embedding and head of the preview's MTP stage under names of their own."""
-    if config.is_dspark or config.n_mtp_layers == 0:
+    if not config.has_mtp_stage:
         return ()
     return tuple(Form(copy, plain.dtypes, plain.shape) for name, copy in release.copies if name == plain.name)
 

@@ -7,8 +7,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from flagrelease.errors import CheckpointError
-from flagrelease.model.v4.config import ModelConfig, read_config_bytes
-from flagrelease.model.v4.stored import StoredWeight, understand
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import read_config_bytes
+from flagrelease.model.stored import StoredWeight, understand
 from flagrelease.shard.files import CheckpointFiles, TensorReading
 from flagrelease.shard.folder import in_folder
 from flagrelease.shard.index import CheckpointIndex, open_files
@@ -25,7 +26,7 @@ class Origin:
     """
 
     files: CheckpointFiles
-    config: ModelConfig
+    config: FamilyConfig
     document: dict[str, Any]
     index: CheckpointIndex
     weights: dict[str, StoredWeight]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flagrelease.errors import VerificationError
 from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, Format
 from flagrelease.formats.releases import RELEASE_FORMATS
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, LossRecord, Manifest
 from flagrelease.verify.by_row import RowCodes, RowScales, ZeroOffsets
 from flagrelease.verify.encoder import SCALE_RULES, RowRule

@@ -17,7 +17,7 @@ from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.verdict import Judgement, judge
 from flagrelease.chips.stacks import ServingStack, get_stack, load_stacks
 from flagrelease.errors import CheckpointError, first_problem
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import read_config
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest
 from flagrelease.records.recipe import ReleaseSpecs
 from flagrelease.verify.configs import CONFIG

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from flagrelease.errors import CheckpointError, VerificationError
-from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.config import FamilyConfig
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest
 from flagrelease.shard.header import TensorMeta
 from flagrelease.verify.expected import ExpectedWeight, Form, expected_weights
@@ -29,7 +29,7 @@ class StoredRelease:
 
     folder: Path
     manifest: Manifest
-    config: ModelConfig
+    config: FamilyConfig
     weights: tuple[ExpectedWeight, ...]
     tensors: dict[str, GatheredTensor]
 
@@ -38,7 +38,9 @@ class StoredRelease:
         return file.relative_to(self.folder).as_posix()
 
 
-def check_structure(folder: Path, manifest: Manifest, config: ModelConfig | None) -> tuple[StoredRelease | None, Check]:
+def check_structure(
+    folder: Path, manifest: Manifest, config: FamilyConfig | None
+) -> tuple[StoredRelease | None, Check]:
     """Compare headers with what the release must hold. The release is None unless the check passes."""
     log = CheckLog("structure")
     if config is None:
@@ -60,7 +62,7 @@ def check_structure(folder: Path, manifest: Manifest, config: ModelConfig | None
     return StoredRelease(folder, manifest, config, tuple(weights), tensors), log.close(_DETAIL)
 
 
-def _place(form: Form, manifest: Manifest, config: ModelConfig) -> Placement:
+def _place(form: Form, manifest: Manifest, config: FamilyConfig) -> Placement:
     target = manifest.target
     if target.mp is None:
         rows, columns = as_matrix(form.shape)

@@ -32,7 +32,8 @@ from flagrelease.engine.kernels.operators import OPERATORS
 from flagrelease.engine.parallel import alone
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError, UsageError
-from flagrelease.model.v4.inventory import Storage, inventory
+from flagrelease.model.tensors import Storage
+from flagrelease.model.v4.inventory import inventory
 
 
 @pytest.fixture(autouse=True)

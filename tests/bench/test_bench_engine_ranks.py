@@ -30,7 +30,8 @@ from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.parallel import Groups, alone, join_groups
 from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError
-from flagrelease.model.v4.inventory import Split, Storage, TensorSpec, inventory
+from flagrelease.model.tensors import Split, Storage, TensorSpec
+from flagrelease.model.v4.inventory import inventory
 
 CONFIG = dimensions("tiny")
 CPU = torch.device("cpu")

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flagrelease.chips.loading.release import Release
+from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.model.v4.config import parse_config
-from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
+from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.synthetic import tiny_config
 
 Entry = tuple[str, str, tuple[int, ...]]

@@ -18,8 +18,8 @@ from flagrelease.convert.planning.target import Action
 from flagrelease.convert.running.by_row import ByRow
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4
-from flagrelease.model.v4.inventory import Storage, TensorSpec
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
+from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
 from flagrelease.records.manifest import read_manifest
 from flagrelease.records.recipe import ConvertSpec, LossLimit

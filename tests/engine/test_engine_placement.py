@@ -12,8 +12,8 @@ from engine_checkpoint import small_config
 
 from flagrelease.engine.placement import RankSlice, local_pieces
 from flagrelease.errors import UsageError
+from flagrelease.model.tensors import Storage
 from flagrelease.model.v4.config import ModelConfig, parse_config
-from flagrelease.model.v4.inventory import Storage
 from flagrelease.records.manifest import OGroups
 
 CONFIGS = Path(__file__).parent.parent / "golden" / "configs"

@@ -27,8 +27,9 @@ from flagrelease.convert.planning.parts import Part, cut, parts_of, require_whol
 from flagrelease.convert.planning.plan import Plan, make_plan
 from flagrelease.convert.planning.target import Action, Target, parse_target
 from flagrelease.errors import UsageError
+from flagrelease.model.tensors import Split, Storage, TensorSpec
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
-from flagrelease.model.v4.inventory import Split, Storage, TensorSpec, inventory
+from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.synthetic import tiny_config
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import Source

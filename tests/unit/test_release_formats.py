@@ -10,7 +10,7 @@ from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8, Format
 from flagrelease.formats.match import match, pair_scales
 from flagrelease.formats.releases import RELEASE_FORMATS, Kept, parse_format_and_layout
-from flagrelease.model.v4.inventory import Storage
+from flagrelease.model.tensors import Storage
 from flagrelease.shard.header import TensorMeta
 
 FILE = Path("model.safetensors")

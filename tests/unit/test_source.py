@@ -16,9 +16,9 @@ import pytest
 
 from flagrelease.convert.planning.target import parse_target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
+from flagrelease.model.stored import StoredWeight
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory
-from flagrelease.model.v4.stored import StoredWeight
 from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config, write_checkpoint
 from flagrelease.shard.header import build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from plain_releases import CONFIG, OG, E, Tensors, checkpoint_tensors, cut
 
 from flagrelease.errors import VerificationError
+from flagrelease.model.tensors import Split
 from flagrelease.model.v4.config import parse_config
-from flagrelease.model.v4.inventory import Split, inventory
+from flagrelease.model.v4.inventory import inventory
 from flagrelease.verify.splits import Box, Ranks, as_matrix, place
 
 MODES = [(1, None), (2, None), (4, None), (8, "shared"), (8, "split")]

@@ -8,7 +8,7 @@ from typing import Any
 
 from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.rules import Experts, Loader, SchemeRules
-from flagrelease.model.v4.inventory import Storage
+from flagrelease.model.tensors import Storage
 
 PLAIN = "plain"
 

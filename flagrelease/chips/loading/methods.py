@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flagrelease.chips.loading.described import PLAIN, Described, RefusedByStackError, UnknownRulesError
 from flagrelease.chips.loading.release import Release, by_skeleton
 from flagrelease.chips.loading.rules import Environment, Loader, Renaming, Scheme, SchemeRules
-from flagrelease.model.v4.inventory import Storage
+from flagrelease.model.tensors import Storage
 
 _EXPERT = re.compile(r"^(?P<layer>.*\.experts)\.\d+\.w[123]$")
 _SCHEMES: dict[str, Scheme] = {

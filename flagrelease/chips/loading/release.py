@@ -12,8 +12,9 @@ from pydantic import AfterValidator, BaseModel, PositiveInt, ValidationError
 
 from flagrelease.chips.stacks import Form
 from flagrelease.errors import CheckpointError, first_problem
-from flagrelease.model.v4.config import ModelConfig, parse_config
-from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import family_of, parse_config
+from flagrelease.model.tensors import Storage, TensorSpec
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # Keys of config.json that say how weights are stored. The model is the same whatever they say.
@@ -66,7 +67,7 @@ class Release:
     files: frozenset[str] = frozenset()
 
     @cached_property
-    def model(self) -> ModelConfig:
+    def model(self) -> FamilyConfig:
         """The model's numbers.
 
         Raises:
@@ -79,7 +80,7 @@ class Release:
     @cached_property
     def specs(self) -> tuple[TensorSpec, ...]:
         """The tensors of the model."""
-        return tuple(inventory(self.model).values())
+        return tuple(family_of(self.model).inventory(self.model).values())
 
     @cached_property
     def quantization(self) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from flagrelease.chips.loading.described import PLAIN, RefusedByStackError, Unkn
 from flagrelease.chips.loading.methods import Holding, hold
 from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.rules import Dtype, Environment, HeldParameter, Loader, Reading, Size
-from flagrelease.model.v4.inventory import Storage, TensorSpec
+from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.shard.index import INDEX_NAME
 
 Kind = Literal["unfilled", "misread", "refused", "unknown", "note"]

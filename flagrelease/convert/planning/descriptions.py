@@ -13,9 +13,9 @@ from typing import Any
 from flagrelease.convert.planning.parts import Part
 from flagrelease.convert.planning.target import Action, Target
 from flagrelease.formats.formats import INT8, MXFP8, WEIGHT_SUFFIX
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import Storage
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.stored import StoredWeight
+from flagrelease.model.tensors import Storage
 
 Stored = Mapping[str, tuple[StoredWeight, Action, Part]]
 
@@ -81,7 +81,7 @@ def _plain_linears(stored: Stored) -> list[str]:
     return sorted(ends | whole | {name for end in ends for name in _JOINED.get(end, ())})
 
 
-def ignored_layers(config: ModelConfig, stored: Stored) -> list[str]:
+def ignored_layers(config: FamilyConfig, stored: Stored) -> list[str]:
     """vLLM's and SGLang's `ignored_layers`: modules whose quantised source became BF16.
 
     The names are exact, with and without the prefix `model.`. vLLM counts the stages of the draft model behind the

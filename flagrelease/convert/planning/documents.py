@@ -22,9 +22,8 @@ from flagrelease.convert.planning.target import Action, Target
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP8
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, Description
-from flagrelease.model.v4.config import native_arguments
-from flagrelease.model.v4.drafts import without_drafts
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.families import family_of
+from flagrelease.model.stored import StoredWeight
 from flagrelease.shard.impostors import impostor
 from flagrelease.source.companions import CONFIG_NAME, NATIVE_CONFIG_NAME
 from flagrelease.source.source import Source
@@ -106,6 +105,7 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
 
     Its `expert_dtype` knows only fp4; FP8 and BF16 experts are meant by leaving it out.
     """
+    family = family_of(source.config)
     path = source.root / NATIVE_CONFIG_NAME
     config: dict[str, Any] = {}
     if (content := source.files.find(NATIVE_CONFIG_NAME)) is not None:
@@ -118,8 +118,8 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
     for key in ("dtype", "scale_fmt", "expert_dtype"):
         config.pop(key, None)
     if source.config.n_mtp_layers == 0:
-        config = without_drafts(config, source.config.num_hidden_layers)
-    config |= native_arguments(source.config)
+        config = family.without_drafts(config, source.config.num_hidden_layers)
+    config |= family.native_arguments(source.config)
     if target.dtype == "bf16":
         return config | {"dtype": "bf16"}
     quantization = source.config.block_quantisation

@@ -13,8 +13,8 @@ from flagrelease.convert.planning.parts import cut, parts_of, require_whole_bloc
 from flagrelease.convert.planning.plan import ReleasePlan
 from flagrelease.convert.planning.target import Target
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.stored import StoredWeight
 from flagrelease.publish.hubs.registry import file_limits
 from flagrelease.source.source import Source
 
@@ -81,7 +81,7 @@ def _smallest(bytes_by_mp: dict[int, int], memory: int) -> int | None:
     return next((mp for mp, weights in bytes_by_mp.items() if weights + RESERVE_BYTES <= memory), None)
 
 
-def _bytes_by_mp(tensors: list[tuple[StoredWeight, int]], config: ModelConfig, target: Target) -> dict[int, int]:
+def _bytes_by_mp(tensors: list[tuple[StoredWeight, int]], config: FamilyConfig, target: Target) -> dict[int, int]:
     """Bytes of a rank for every power of two that the model can be cut into, ascending."""
     found = {}
     mp = 1
@@ -93,7 +93,7 @@ def _bytes_by_mp(tensors: list[tuple[StoredWeight, int]], config: ModelConfig, t
     return found
 
 
-def _rank_bytes(tensors: list[tuple[StoredWeight, int]], config: ModelConfig, target: Target) -> int:
+def _rank_bytes(tensors: list[tuple[StoredWeight, int]], config: FamilyConfig, target: Target) -> int:
     assert target.mp is not None
     layout = TensorParallel(config, target.mp, target.o_groups)
     total = 0

@@ -16,7 +16,7 @@ from flagrelease.convert.planning.files import OutputFile
 from flagrelease.convert.planning.parts import Cut, Role
 from flagrelease.convert.planning.slices import Slice
 from flagrelease.convert.planning.target import Action
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 
 # Place of a visit in the order of work: place in the source; 0 if it is for a file's beginning, 2 for its end; minus
 # the alignment; then the tensor's own place in the source.

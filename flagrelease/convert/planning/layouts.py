@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import Split, TensorSpec
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.tensors import Split, TensorSpec
 from flagrelease.records.manifest import OGroups
 
 
@@ -38,7 +38,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 class TensorParallel:
     """mp ranks of one model. `o_groups` says how wo_a and wo_b are cut where mp > o_groups (None elsewhere)."""
 
-    config: ModelConfig
+    config: FamilyConfig
     mp: int
     o_groups: OGroups | None
 
@@ -70,7 +70,7 @@ class TensorParallel:
         return [(r, Region(0, rows, *_part(cols, group_parts, r // share))) for r in ranks]
 
 
-def tensor_parallel(config: ModelConfig, mp: int, o_groups: OGroups) -> TensorParallel:
+def tensor_parallel(config: FamilyConfig, mp: int, o_groups: OGroups) -> TensorParallel:
     """The mpN layout of this model.
 
     Raises:
@@ -83,7 +83,7 @@ def tensor_parallel(config: ModelConfig, mp: int, o_groups: OGroups) -> TensorPa
     return TensorParallel(config, mp, o_groups if mp > config.o_groups else None)
 
 
-def divisibility_problem(config: ModelConfig, mp: int) -> str | None:
+def divisibility_problem(config: FamilyConfig, mp: int) -> str | None:
     """Why this model cannot be cut into mp ranks, with the numbers; None if it can."""
     for what, count in (
         ("n_routed_experts", config.n_routed_experts),

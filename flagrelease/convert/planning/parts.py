@@ -18,8 +18,8 @@ from flagrelease.formats.formats import (
     row_scale_name,
     scale_names,
 )
-from flagrelease.model.v4.inventory import TensorSpec
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
+from flagrelease.model.tensors import TensorSpec
 from flagrelease.shard.header import DTYPE_BITS, tensor_bytes
 
 Role = Literal["weight", "scale", "offset"]

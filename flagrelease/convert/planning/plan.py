@@ -24,8 +24,7 @@ from flagrelease.convert.planning.parts import Part, parts_of, with_copy
 from flagrelease.convert.planning.slices import slices_by_rank
 from flagrelease.convert.planning.target import Action, Target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
-from flagrelease.model.v4.config import has_mtp_stage
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.records.manifest import MANIFEST_NAME, alike_but_for_case
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import Source
@@ -152,7 +151,7 @@ def _release(source: Source, target: Target, number: int, options: ConvertSpec, 
     held = target.held(source)
     layout = None if target.mp is None else tensor_parallel(held.config, target.mp, target.o_groups)
     actions = tuple(target.action(tensor) for tensor in source.tensors)
-    copies = dict(target.release.copies) if has_mtp_stage(held.config) else {}
+    copies = dict(target.release.copies) if held.config.has_mtp_stage else {}
     by_tensor = [
         with_copy(parts_of(tensor, action, target), copies.get(tensor.spec.name)) if target.holds(tensor) else ()
         for tensor, action in zip(source.tensors, actions, strict=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from flagrelease.convert.planning.layouts import Region, TensorParallel, matrix_shape
 from flagrelease.convert.planning.parts import Cut, Part, cut, require_whole_blocks
 from flagrelease.convert.planning.target import Target
-from flagrelease.model.v4.inventory import Split, TensorSpec
+from flagrelease.model.tensors import Split, TensorSpec
 from flagrelease.shard.header import header_entry
 from flagrelease.source.source import Source
 

@@ -9,9 +9,9 @@ from flagrelease.convert.codecs.repack import REPACK_TILE
 from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8
 from flagrelease.formats.releases import RELEASE_FORMATS, Kept, ReleaseFormat, parse_format_and_layout
-from flagrelease.model.v4.drafts import DRAFT_PREFIX
-from flagrelease.model.v4.inventory import Storage
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.drafts import DRAFT_PREFIX
+from flagrelease.model.stored import StoredWeight
+from flagrelease.model.tensors import Storage
 from flagrelease.records.manifest import Drafts, Dtype, OGroups, TargetRecord
 from flagrelease.source.source import Source
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from flagrelease.convert.codecs.decoder import U8
 from flagrelease.errors import CheckpointError
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.header import TensorMeta
 

@@ -19,7 +19,7 @@ from flagrelease.convert.planning.target import Action
 from flagrelease.convert.running.maker import Sink
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP8_CHANNEL, INT8
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.records.manifest import ElementCounts, LossRecord
 from flagrelease.records.recipe import ConvertSpec, LossLimit
 

@@ -13,7 +13,7 @@ from flagrelease.convert.codecs.lookup import contains
 from flagrelease.convert.codecs.scales import scale_values
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import SCALE_RULE, Format
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.shard.header import TensorMeta
 
 _E8M0_NAN = 255

@@ -22,7 +22,7 @@ from flagrelease.convert.running.faults import require_finite
 from flagrelease.convert.running.maker import Maker, Sink
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.records.manifest import ElementCounts, LossRecord
 from flagrelease.records.recipe import ConvertSpec
 

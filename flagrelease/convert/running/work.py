@@ -24,7 +24,7 @@ from flagrelease.convert.running.journal import TensorResult
 from flagrelease.convert.running.maker import Maker, Sink
 from flagrelease.convert.running.makers import make_maker
 from flagrelease.formats.formats import Format
-from flagrelease.model.v4.stored import StoredWeight
+from flagrelease.model.stored import StoredWeight
 from flagrelease.records.manifest import ElementCounts
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.header import TensorMeta

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-DRAFT_PREFIX = "mtp."
 _DSPARK_PREFIX = "dspark_"
 
 

@@ -1,8 +1,7 @@
 """The tensors a DeepSeek-V4 checkpoint holds, computed from its config: names, logical shapes, storage, sharding.
 
 This is the one table of the model's names. The converter requires that a source holds exactly these tensors, the
-engine that a release does. Shapes are logical: two FP4 codes that share a byte count as two elements. A quantised
-weight `X.weight` has a sibling, its scale, which is not listed: it follows from the format (`flagrelease.formats`).
+engine that a release does.
 
 Symbols in shapes: H hidden, QR q_lora_rank, NH heads, HD head_dim, OG o_groups, OR o_lora_rank, E experts,
 MI expert width, V vocabulary, IH indexer heads, ID indexer head_dim, M hc_mult.
@@ -11,47 +10,9 @@ MI expert width, V vocabulary, IH indexer heads, ID indexer head_dim, M hc_mult.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
 
-from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8, StorageRule
+from flagrelease.model.tensors import Split, Storage, TensorSpec
 from flagrelease.model.v4.config import ModelConfig
-
-
-class Storage(Enum):
-    """How a tensor may be stored: DeepSeek publishes linears as FP8 and experts as FP4 or FP8; both may be plain.
-
-    Releases for serving stacks hold both with a scale for each row, as INT8 or FP8, or with one for 32 elements.
-    """
-
-    LINEAR = StorageRule("fp8 with a block scale", "BF16", (FP8, INT8, FP8_CHANNEL, MXFP8))
-    EXPERT = StorageRule(
-        "fp4 with a scale per 32, or fp8 with a block scale", "BF16", (FP4, FP8, INT8, FP8_CHANNEL, MXFP8)
-    )
-    BF16 = StorageRule("bf16", "BF16")
-    F32 = StorageRule("f32", "F32")
-    I64 = StorageRule("i64", "I64")
-
-
-class Split(Enum):
-    """How tensor parallelism cuts a tensor over mp ranks (DeepSeek's inference/convert.py; FlagOS' for o-groups)."""
-
-    NONE = "every rank holds all of it"
-    ROWS = "dimension 0, by mp"
-    EXPERT = "whole, on the one rank that owns the expert"
-    O_GROUP_ROWS = "wo_a: dimension 0, by o-group"
-    O_GROUP_COLUMNS = "wo_b: dimension 1, by o-group"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One logical tensor. `expert` is the global expert id where `split` is EXPERT, else None."""
-
-    name: str
-    shape: tuple[int, ...]
-    storage: Storage
-    split: Split = Split.NONE
-    expert: int | None = None
 
 
 def inventory(config: ModelConfig) -> dict[str, TensorSpec]:

@@ -14,11 +14,7 @@ _SHAPES = {
     (5, 128, 16, 128, False): ("flagrelease-tiny-v4",),
     (5, 128, 16, 128, True): ("flagrelease-tiny-v4-dspark",),
 }
-
-
-def has_known_shape(name: str) -> bool:
-    """Whether `published_names` would know the model called `name`."""
-    return any(name in names for names in _SHAPES.values())
+NAMES = frozenset(name for names in _SHAPES.values() for name in names)
 
 
 def published_names(config: ModelConfig) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagrelease.formats.formats import FP4, FP8, block_counts, weight_of_scale
+from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
-from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
+from flagrelease.model.v4.inventory import inventory
 from flagrelease.shard.header import build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME
 

@@ -1,4 +1,4 @@
-"""`StoredWeight`: what a stored tensor of a DeepSeek-V4 checkpoint means: a weight with its scale and its format.
+"""`StoredWeight`: what a stored tensor of a checkpoint means: a weight with its scale and its format.
 
 The format follows from the stored dtype and shape, not from the name; the name only says which tensor of the inventory
 it is. Nothing here reads a file: headers and config come from the caller.
@@ -14,8 +14,9 @@ from pathlib import PurePath
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import Format
 from flagrelease.formats.match import differing_experts, match, pair_scales
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import Storage, TensorSpec, inventory
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import family_of
+from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.shard.header import TensorMeta
 
 _EXPERT = re.compile(r"(.+)\.ffn\.experts\.(\d+)\.w1\.weight")
@@ -39,7 +40,7 @@ class StoredWeight:
 
 def understand(
     stored: Mapping[str, TensorMeta],
-    config: ModelConfig,
+    config: FamilyConfig,
     config_path: PurePath,
     parts: Mapping[str, tuple[TensorSpec, tuple[int, ...]]] | None = None,
 ) -> tuple[tuple[StoredWeight, ...], list[str]]:
@@ -54,7 +55,8 @@ def understand(
     """
     problems: list[str] = []
     scales, offsets, found = pair_scales(stored, problems)
-    wanted = parts if parts is not None else {spec.name: (spec, spec.shape) for spec in inventory(config).values()}
+    specs = family_of(config).inventory(config)
+    wanted = parts if parts is not None else {name: (spec, spec.shape) for name, spec in specs.items()}
     weights = []
     # V4-Pro has 73,000 weights of sixty kinds: what matched once is not matched again
     matched: dict[object, tuple[Format | None, tuple[int, int]]] = {}
@@ -80,7 +82,7 @@ def understand(
     return tuple(weights), problems
 
 
-def _other_experts(found: Mapping[str, TensorMeta], config: ModelConfig, path: PurePath) -> Iterator[str]:
+def _other_experts(found: Mapping[str, TensorMeta], config: FamilyConfig, path: PurePath) -> Iterator[str]:
     """Where every block stores as many experts as every other one, but not those that the config names."""
     stored: dict[str, set[int]] = {}
     for name in found:
@@ -102,7 +104,7 @@ def _naming_hint(name: str) -> str:
     return ""
 
 
-def _disagreements(config: ModelConfig, path: PurePath, weights: list[StoredWeight]) -> Iterator[str]:
+def _disagreements(config: FamilyConfig, path: PurePath, weights: list[StoredWeight]) -> Iterator[str]:
     experts = ((w.weight, w.format) for w in weights if w.spec.storage is Storage.EXPERT)
     yield from differing_experts(experts, config.declared_expert_dtype, path)
     if config.quantization_config is not None and weights and all(w.format is None for w in weights):

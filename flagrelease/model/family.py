@@ -1,0 +1,59 @@
+"""`Family`: what conversion and proof ask of a family of models, beside the numbers of its config.
+
+A family is a folder: `v4/`. Whoever handles checkpoints of any family asks through this interface, so that a new family
+is a new folder and one entry in `families.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Generic, TypeVar
+
+from flagrelease.formats.releases import ReleaseFormatName
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.tensors import TensorSpec
+
+C = TypeVar("C", bound=FamilyConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceCaches:
+    """What the caches of one sequence take on every card in the bundled engine.
+
+    Attributes:
+        sizes: tokens -> bytes, for the lengths that plans show.
+        longest: bytes -> tokens of the longest sequence whose caches fit them; 0 if none does.
+    """
+
+    sizes: dict[int, int]
+    longest: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Family(Generic[C]):
+    """One family.
+
+    Attributes:
+        model_type: of its config.json.
+        parse: the checked part of a config.json; the second argument names the file in errors.
+        inventory: every tensor that a checkpoint of a config holds, by name; scales not listed.
+        native_arguments: the model part of DeepSeek's `inference/config.json`.
+        without_drafts: config.json or inference/config.json of the model without its draft stages, as a new document;
+            the second argument is the number of layers.
+        published: the published models of a config's shape, the one that a recipe is shipped for first.
+        names: all of these.
+        attention: what a layer's compression ratio means, in words.
+        caches: of a release of this format; null for a family that the bundled engine does not run.
+    """
+
+    model_type: str
+    parse: Callable[[dict[str, Any], PurePath | str], C]
+    inventory: Callable[[C], dict[str, TensorSpec]]
+    native_arguments: Callable[[C], dict[str, Any]]
+    without_drafts: Callable[[dict[str, Any], int], dict[str, Any]]
+    published: Callable[[C], tuple[str, ...]]
+    names: frozenset[str]
+    attention: Mapping[int, str]
+    caches: Callable[[C, ReleaseFormatName], SequenceCaches] | None
