@@ -160,7 +160,8 @@ def verify_published(release: str, key: Path | None, sample_bytes: int, private:
         UsageError: `release` is no address on a hub.
         VerificationError: the release there is not what it says.
     """
-    from flagrelease.publish.online import parse_address, verify_online
+    from flagrelease.publish.online import verify_online
+    from flagrelease.publish.reading.remote import parse_address
     from flagrelease.publish.summary import online_text
     from flagrelease.publish.upload.client import open_hub
 

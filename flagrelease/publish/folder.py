@@ -11,8 +11,9 @@ from pathlib import Path
 from flagrelease.console import Tracker
 from flagrelease.errors import ResourceError, VerificationError
 from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
-from flagrelease.publish.listing import RemoteFile, compare
+from flagrelease.publish.listing import compare
 from flagrelease.publish.publication import Publication, PublishedFile
+from flagrelease.publish.reading.remote import RemoteFile
 from flagrelease.publish.signature import check_signed
 from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 from flagrelease.records.provenance import read_statement

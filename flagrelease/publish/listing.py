@@ -8,20 +8,11 @@ from dataclasses import dataclass
 
 from flagrelease.errors import VerificationError
 from flagrelease.publish.publication import PublishedFile
+from flagrelease.publish.reading.remote import RemoteFile
 
 # Written by a hub when it creates a repository; says which names are LFS files, and is no part of a release.
 HUB_FILES = frozenset({".gitattributes"})
 _SHOWN = 5  # differences in a message
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """One file as a listing has it: SHA-256, or for small files in git the SHA-1 of the blob."""
-
-    path: str
-    size: int
-    sha256: str | None
-    git_sha1: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,30 +16,21 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from flagrelease.errors import UsageError, VerificationError
+from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
-from flagrelease.publish.hubs.registry import find_licence, hub_by_scheme, schemes
-from flagrelease.publish.listing import HUB_FILES, RemoteFile, git_sha1
+from flagrelease.publish.hubs.registry import find_licence
+from flagrelease.publish.listing import HUB_FILES, git_sha1
 from flagrelease.publish.publication import version_of
+from flagrelease.publish.reading.remote import Address, RemoteFile, RepositoryFacts
 from flagrelease.publish.sample import Sample, prove_sample
 from flagrelease.publish.signature import check_signed
-from flagrelease.publish.upload.client import HubClient, RepositoryFacts
+from flagrelease.publish.upload.client import HubClient
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest
 from flagrelease.records.provenance import read_statement
 
-_ADDRESS = re.compile(r"(?P<scheme>[a-z]+)://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _RECORD_BYTES = 1 << 30  # a manifest of V4-Pro has 30 MB; what is much longer is none
 _SMALL_BYTES = 64 << 20  # a hub that keeps a longer file without its SHA-256 is not believed
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a release is published. `revision` is a tag, or None for the default branch."""
-
-    hub: Hub
-    repo: str
-    revision: str | None
 
 
 class OnlineReport(BaseModel):
@@ -94,20 +85,6 @@ class _Records:
     def version(self) -> str:
         """The tag that these files have."""
         return version_of(self.manifest.tool.version, self.digests)
-
-
-def parse_address(text: str) -> Address | None:
-    """`hf://OWNER/NAME@TAG` or `modelscope://OWNER/NAME`; None where there is no `://`.
-
-    Raises:
-        UsageError: another scheme, or not a repository.
-    """
-    if "://" not in text:
-        return None
-    match = _ADDRESS.fullmatch(text)
-    if match is None or (hub := hub_by_scheme(match["scheme"])) is None:
-        raise UsageError(f"{text!r}: write {' or '.join(f'{scheme}://OWNER/NAME@TAG' for scheme in schemes())}")
-    return Address(hub, match["repo"], match["revision"])
 
 
 def verify_online(

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.bundle import BUNDLE_TYPE, PAYLOAD_TYPE, PREDICATE_TYPE, encoded, open_bundle, root_digest
-from flagrelease.publish.extra import require
 from flagrelease.publish.hubs.names import SIGNATURE_NAME
+from flagrelease.publish.reading.extra import require
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey

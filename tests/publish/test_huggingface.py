@@ -17,9 +17,9 @@ from flagrelease.console import progress
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.publication import Publication, make_publication
+from flagrelease.publish.reading.huggingface import HuggingFaceClient
 from flagrelease.publish.records import read_records
 from flagrelease.publish.upload.huggingface import HuggingFace
-from flagrelease.publish.upload.huggingface_client import HuggingFaceClient
 from flagrelease.retry import Patience
 
 REPO = "FlagRelease/DeepSeek-V4-Flash-nvidia-FlagOS"

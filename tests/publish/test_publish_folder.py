@@ -17,8 +17,9 @@ from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.hubs.registry import HUBS
 from flagrelease.publish.limits import commits, limit_advice, limit_problems
-from flagrelease.publish.listing import RemoteFile, compare, git_sha1
+from flagrelease.publish.listing import compare, git_sha1
 from flagrelease.publish.publication import Publication, make_publication
+from flagrelease.publish.reading.remote import RemoteFile
 from flagrelease.publish.records import read_records
 from flagrelease.records.manifest import FileRecord, Manifest
 

@@ -13,9 +13,9 @@ from flagrelease.errors import UsageError
 from flagrelease.publish.hubs import registry
 from flagrelease.publish.hubs.hub import CardRules, Hub, HubLimits
 from flagrelease.publish.hubs.names import WRITTEN_NAMES, is_written_by_publishing
-from flagrelease.publish.online import Address, parse_address
 from flagrelease.publish.publication import Publication
 from flagrelease.publish.publish import publish
+from flagrelease.publish.reading.remote import Address, parse_address
 
 PACKAGE = Path(registry.__file__).parents[2]
 THIRD = Hub(
@@ -26,6 +26,7 @@ THIRD = Hub(
     card=CardRules(("license", "base_model", "base_model_relation", "shape"), frozenset(), {"shape": "round"}),
     documents={"configuration.json": b"{}"},
     download="third get {repo} {folder}",
+    reader=f"{__name__}:ThirdClient",
     client=f"{__name__}:ThirdClient",
     package="third-client",
     token="third",

@@ -26,12 +26,13 @@ from flagrelease.cli import main
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
-from flagrelease.publish.online import Address, OnlineReport, parse_address, verify_online
+from flagrelease.publish.online import OnlineReport, verify_online
 from flagrelease.publish.publish import publish
+from flagrelease.publish.reading.huggingface import HuggingFaceClient
+from flagrelease.publish.reading.modelscope import ModelScopeClient
+from flagrelease.publish.reading.remote import Address, parse_address, take
 from flagrelease.publish.sample import prove_sample
-from flagrelease.publish.upload.client import HubClient, take
-from flagrelease.publish.upload.huggingface_client import HuggingFaceClient
-from flagrelease.publish.upload.modelscope_client import ModelScopeClient
+from flagrelease.publish.upload.client import HubClient
 from flagrelease.records.manifest import FileRecord, Manifest, TensorRecord
 from flagrelease.retry import Patience
 
@@ -262,12 +263,12 @@ def test_a_hub_that_does_not_answer_is_a_network_error(online: Online) -> None:
 
 
 def test_ranges_are_what_was_asked_for() -> None:
-    assert take(206, [b"ab", b"cd", b"ef"], 7, 3) == b"abc"
-    assert take(200, [b"abcdef"], 0, 3) == b"abc"
-    with pytest.raises(ConnectionError, match="HTTP 200"):
-        take(200, [b"abcdef"], 1, 3)
+    assert take(206, {}, [b"ab", b"cd", b"ef"], 7, 3) == b"abc"
+    assert take(200, {}, [b"abcdef"], 0, 3) == b"abc"
+    with pytest.raises(NetworkError, match="HTTP 200"):
+        take(200, {}, [b"abcdef"], 1, 3)
     with pytest.raises(ConnectionError, match="2 of 3 bytes"):
-        take(206, [b"ab"], 0, 3)
+        take(206, {}, [b"ab"], 0, 3)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ class Hub:
         licences: SPDX id -> how the hub spells the licence. A release with another licence is not published there.
         documents: files that only this hub reads, path -> content; their names are in `names.WRITTEN_NAMES`.
         download: the command that downloads a repository; {repo} and {folder} stand for its two words.
+        reader: `module:class` of its `reading.remote.HubReader`.
         client: `module:class` of its `upload.client.HubClient`.
         package: the distribution that the client needs.
         token: what the hub's tokens look like, a regular expression.
@@ -73,6 +74,7 @@ class Hub:
     card: CardRules
     documents: Mapping[str, bytes]
     download: str
+    reader: str
     client: str
     package: str
     token: str

@@ -31,6 +31,7 @@ HUGGING_FACE = Hub(
     ),
     documents={},
     download="hf download {repo} --local-dir {folder}",
+    reader="flagrelease.publish.reading.huggingface:HuggingFaceClient",
     client="flagrelease.publish.upload.huggingface:HuggingFace",
     package="huggingface-hub",
     token=r"hf_[A-Za-z0-9]{20,}",

@@ -82,6 +82,7 @@ MODELSCOPE = Hub(
     ),
     documents={CONFIGURATION_NAME: b'{"framework": "pytorch", "task": "text-generation"}\n'},
     download="modelscope download --model {repo} --local_dir {folder}",
+    reader="flagrelease.publish.reading.modelscope:ModelScopeClient",
     client="flagrelease.publish.upload.modelscope:ModelScope",
     package="modelscope-hub",
     token=r"ms-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -12,44 +11,14 @@ from flagrelease.console import Tracker
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.publish.hubs.hub import Hub
 from flagrelease.publish.hubs.names import STATEMENT_NAME
-from flagrelease.publish.listing import RemoteFile
 from flagrelease.publish.publication import Publication
+from flagrelease.publish.reading.remote import HubReader, RemoteFile
 from flagrelease.records.manifest import MANIFEST_NAME, parse_manifest
 from flagrelease.records.provenance import read_statement
 
 
-@dataclass(frozen=True, slots=True)
-class RepositoryFacts:
-    """What the hub shows of a repository: `public`, `private` or a word of its own, and the licence as it spells it."""
-
-    visibility: str
-    licence: str | None
-
-
-class HubClient(Protocol):
+class HubClient(HubReader, Protocol):
     """One hub. Every method waits out what passes by itself."""
-
-    hub: Hub
-
-    def pin(self, repo: str, revision: str | None) -> str:
-        """The revision to read all of: a commit where the hub has them, else the tag. None: the default branch.
-
-        Raises:
-            VerificationError: there is no such repository, tag or branch.
-        """
-        ...
-
-    def describe(self, repo: str, revision: str) -> RepositoryFacts:
-        """Visibility and licence."""
-        ...
-
-    def list_files(self, repo: str, revision: str) -> list[RemoteFile]:
-        """All files with their digests; nothing is downloaded."""
-        ...
-
-    def read(self, repo: str, revision: str, path: str, begin: int, count: int) -> bytes:
-        """`count` bytes of a file from byte `begin`."""
-        ...
 
     def publish(self, publication: Publication, progress: Tracker) -> str:
         """Make the default branch hold exactly this publication, and tag it; returns the commit, or the tag.
@@ -102,26 +71,3 @@ def _model_of(client: HubClient, repo: str, revision: str, sizes: dict[str, int]
         raise VerificationError(f"{repo}: names no model and has no {STATEMENT_NAME}")
     statement = client.read(repo, revision, STATEMENT_NAME, 0, sizes[STATEMENT_NAME])
     return read_statement(statement, manifest, hashlib.sha256(content).hexdigest()).recipe.model
-
-
-def range_header(begin: int, count: int) -> dict[str, str]:
-    """Headers that ask for bytes as they are stored."""
-    return {"Range": f"bytes={begin}-{begin + count - 1}", "Accept-Encoding": "identity"}
-
-
-def take(status: int, chunks: Iterable[bytes], begin: int, count: int) -> bytes:
-    """The bytes of a range from the reply to it, and no more than were asked for.
-
-    Raises:
-        ConnectionError: the reply is shorter, or is not of this range.
-    """
-    if status != 206 and begin:
-        raise ConnectionError(f"asked for a range, got HTTP {status}")
-    content = bytearray()
-    for chunk in chunks:
-        content += chunk
-        if len(content) >= count:
-            break
-    if len(content) < count:
-        raise ConnectionError(f"{len(content):,} of {count:,} bytes came")
-    return bytes(content[:count])

@@ -16,8 +16,8 @@ from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.listing import HUB_FILES, Difference, compare
 from flagrelease.publish.publication import Publication
+from flagrelease.publish.reading.huggingface import MAIN, HuggingFaceClient
 from flagrelease.publish.upload.client import refuse_another_models
-from flagrelease.publish.upload.huggingface_client import MAIN, HuggingFaceClient
 from flagrelease.publish.upload.huggingface_files import send, take_from
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.redaction import redact

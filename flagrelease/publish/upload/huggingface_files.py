@@ -10,7 +10,7 @@ from flagrelease.console import Tracker
 from flagrelease.errors import VerificationError
 from flagrelease.publish.listing import Difference, read_whole
 from flagrelease.publish.publication import Publication, PublishedFile
-from flagrelease.publish.upload.huggingface_client import MAIN, HuggingFaceClient
+from flagrelease.publish.reading.huggingface import MAIN, HuggingFaceClient
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete

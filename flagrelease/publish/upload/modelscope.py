@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 from flagrelease.console import Tracker
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.publish.hubs.modelscope import commit_batches, in_commit_order, is_inline
-from flagrelease.publish.listing import HUB_FILES, Difference, RemoteFile, compare, read_whole
+from flagrelease.publish.listing import HUB_FILES, Difference, compare, read_whole
 from flagrelease.publish.publication import Publication, PublishedFile
+from flagrelease.publish.reading.modelscope import MASTER, ModelScopeClient
+from flagrelease.publish.reading.remote import RemoteFile
 from flagrelease.publish.upload.client import refuse_another_models
-from flagrelease.publish.upload.modelscope_client import MASTER, ModelScopeClient
 from flagrelease.records.manifest import MANIFEST_NAME
 
 

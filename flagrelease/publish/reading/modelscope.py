@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flagrelease.errors import FlagReleaseError, NetworkError, VerificationError
-from flagrelease.publish.extra import require
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
-from flagrelease.publish.listing import RemoteFile
-from flagrelease.publish.upload.client import RepositoryFacts, range_header, take
+from flagrelease.publish.reading.extra import require
+from flagrelease.publish.reading.remote import RemoteFile, RepositoryFacts, range_header, take
 from flagrelease.redaction import redact, redact_logs_of
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience
 
@@ -69,7 +68,7 @@ class ModelScopeClient:
         def call() -> bytes:
             headers = range_header(begin, count)
             with self.api.legacy.download_stream(repo, "model", path, revision, headers) as response:
-                return take(response.status_code, response.iter_content(_CHUNK), begin, count)
+                return take(response.status_code, response.headers, response.iter_content(_CHUNK), begin, count)
 
         return self.attempt(f"read {path} of {repo}", call)
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
-from flagrelease.publish.extra import require
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
-from flagrelease.publish.listing import RemoteFile
-from flagrelease.publish.upload.client import RepositoryFacts, range_header, take
+from flagrelease.publish.reading.extra import require
+from flagrelease.publish.reading.remote import RemoteFile, RepositoryFacts, range_header, take
 from flagrelease.redaction import redact, redact_logs_of
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 
 Result = TypeVar("Result")
 
 MAIN = "main"
+_MOST_REDIRECTS = 8
+_EXPIRED = (400, 401, 403, 404)  # what stores answer to a presigned address whose time is over
 _XET_REFUSAL = re.compile(r"HTTP status client error \((\d{3})")  # in the text of a ConnectionError of hf_xet 1.8
 
 
@@ -35,6 +37,7 @@ class HuggingFaceClient:
         redact_logs_of("huggingface_hub")
         self.api = HfApi(endpoint=endpoint)
         self._patience = patience or Patience()
+        self._stores: dict[str, str] = {}  # address of a file -> where the hub said that its bytes are
 
     def pin(self, repo: str, revision: str | None) -> str:
         """The commit of a branch or tag; a commit as it is."""
@@ -79,19 +82,45 @@ class HuggingFaceClient:
         return branches, {ref.name: ref.target_commit for ref in refs.tags}
 
     def read(self, repo: str, revision: str, path: str, begin: int, count: int) -> bytes:
-        """Read bytes of a file by a ranged request; it is redirected to where the hub stores the file."""
+        """Read bytes of a file by a ranged request.
+
+        The hub answers with the address of the store that has the file (S3, or the bridge to Xet), which is presigned
+        and good for many ranges. It is kept until the store refuses it, since the hub limits how often it resolves.
+        A token goes to the hub's own host only.
+        """
         from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
         from huggingface_hub.utils._headers import build_hf_headers
 
         address = hf_hub_url(repo, path, revision=revision, endpoint=self.api.endpoint)
 
-        def call() -> bytes:
-            headers = build_hf_headers() | range_header(begin, count)
-            with get_session().stream("GET", address, headers=headers) as response:
+        def ask(where: str, own: bool, kept: str | None) -> bytes | str | None:
+            """The bytes; or the address to which this one leads; or None, where a presigned one has expired."""
+            headers = (build_hf_headers(token=self.api.token) if own else {}) | range_header(begin, count)
+            with get_session().stream("GET", where, headers=headers, follow_redirects=False) as response:
+                if response.is_redirect:
+                    return urljoin(where, response.headers["location"])
+                if where == kept and response.status_code in _EXPIRED:
+                    return None
                 if response.is_error:
                     response.read()
                 hf_raise_for_status(response)
-                return take(response.status_code, response.iter_bytes(), begin, count)
+                return take(response.status_code, response.headers, response.iter_bytes(), begin, count)
+
+        def call() -> bytes:
+            kept = self._stores.get(address)
+            where = kept or address
+            for _ in range(_MOST_REDIRECTS):
+                own = _host(where) == _host(address)
+                found = ask(where, own, kept)
+                if isinstance(found, bytes):
+                    if not own:
+                        self._stores[address] = where
+                    return found
+                if found is None:
+                    self._stores.pop(address, None)
+                    kept = None
+                where = found or address
+            raise NetworkError(f"read {path} of {repo}: {_MOST_REDIRECTS} redirects led to no file")
 
         return self.attempt(f"read {path} of {repo}", call)
 
@@ -123,6 +152,11 @@ class HuggingFaceClient:
             if not isinstance(error.__cause__, HfHubHTTPError):
                 raise
             raise NetworkError(f"{what}: {_reason(error.__cause__)}") from None
+
+
+def _host(address: str) -> tuple[str | None, int | None]:
+    parts = urlsplit(address)
+    return parts.hostname, parts.port
 
 
 def _obstacle(error: Exception) -> Obstacle | None:
