@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flagrelease import console
-from flagrelease.errors import UsageError
+from flagrelease.convert.disk.options import (
+    DiskOption,
+    HandOverCheckOption,
+    HandOverOption,
+    PrivateOption,
+    RepoOption,
+    ToOption,
+)
 from flagrelease.records.named import complete_recipe, find_recipe
 
 if TYPE_CHECKING:
+    from flagrelease.convert.planning.passes import DiskPlan
     from flagrelease.convert.planning.plan import Plan
     from flagrelease.convert.request import ConversionRequest
     from flagrelease.convert.summary import Summary
@@ -110,16 +118,6 @@ DigestsOption = Annotated[
         "damaged one.",
     ),
 ]
-DiskOption = Annotated[
-    str | None,
-    typer.Option(
-        "--disk",
-        metavar="SIZE",
-        help="Bytes that --out may hold at any moment, as 500GB: files are made in passes, and those of a pass are "
-        "handed over and deleted before the next one begins.",
-    ),
-]
-
 _PLAN_EXAMPLES = """\
 Example: flagrelease plan recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/
 
@@ -131,6 +129,8 @@ _CONVERT_EXAMPLES = """\
 Example: flagrelease convert recipes/deepseek-v4-flash.yaml --checkpoint DeepSeek-V4-Flash/ --out releases/
 
 Example: flagrelease convert DeepSeek-V4-Flash/ --target bf16:mp16 --target fp8:mp8 --out releases/
+
+Example: flagrelease convert pro --checkpoint DeepSeek-V4-Pro/ --out work/ --disk 500GB --to hf
 """
 
 
@@ -176,7 +176,7 @@ def plan(
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import show_plan
 
-    _, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk)
+    _, request, summary, _ = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk)
     gather_claims(request, source_digests, ask=False)
     console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
     summary.require_takers()
@@ -191,6 +191,12 @@ def convert(
     cards: CardsOption = None,
     o_groups: OGroupsOption = None,
     drafts: DraftsOption = None,
+    disk: DiskOption = None,
+    to: ToOption = None,
+    repo: RepoOption = None,
+    private: PrivateOption = False,
+    hand_over: HandOverOption = None,
+    hand_over_check: HandOverCheckOption = None,
     workers: WorkersOption = None,
     device: Annotated[
         DeviceChoice, typer.Option("--device", help="Where weights are decoded; auto is the CPU.")
@@ -203,17 +209,29 @@ def convert(
     After an interruption, run the same command again: it resumes.
     """
     from flagrelease.convert.claims import gather_claims
+    from flagrelease.convert.disk.chosen import HandOverChoice
+    from flagrelease.convert.disk.told import convert_and_say, show_handed_over
     from flagrelease.convert.display import releases_document, remark_lines, show_releases
     from flagrelease.convert.recheck import check_finished
     from flagrelease.convert.running.conversion import choose_lookup
     from flagrelease.convert.running.conversion import convert as run_conversion
     from flagrelease.records.manifest import MANIFEST_NAME
 
+    choice = HandOverChoice(to, repo, private, hand_over, hand_over_check)
+    choice.require_with(disk)
     lookup = choose_lookup(device.value)
-    made, request, summary = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers)
+    made, request, summary, passes = _planned(
+        source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk
+    )
     summary.require_takers()
     for line in remark_lines(summary.left_out, summary.remarks):
         console.say(line)
+    if passes is not None:
+        places = choice.places(made, request.repositories)
+        claims = gather_claims(request, source_digests, ask=True)
+        made_there = convert_and_say(made, passes, out, places, summary.workers, lookup, claims)
+        console.show(as_json, made_there, lambda: show_handed_over(made_there))
+        return
     claims = gather_claims(request, source_digests, ask=True)
     folders = [release.target.folder for release in made.releases]
     before = [folder for folder in folders if (out / folder / MANIFEST_NAME).is_file()]
@@ -244,15 +262,16 @@ def _planned(
     drafts: DraftsChoice | None,
     out: Path,
     workers: int | None,
-    disk: str | None = None,
-) -> tuple[Plan, ConversionRequest, Summary]:
+    disk: str | None,
+) -> tuple[Plan, ConversionRequest, Summary, DiskPlan | None]:
+    from flagrelease.convert.disk.options import parse_budget
     from flagrelease.convert.planning.memory import default_workers
     from flagrelease.convert.planning.passes import plan_passes
     from flagrelease.convert.planning.plan import make_plan
     from flagrelease.convert.request import make_request
     from flagrelease.convert.summary import summarise
 
-    budget = None if disk is None else _size(disk)
+    budget = None if disk is None else parse_budget(disk)
     cut: OGroups | None = None if o_groups is None else o_groups.value
     stages: Drafts | None = None if drafts is None else drafts.value
     with console.counted(f"reading the headers of {checkpoint or source}, placing every byte") as counter:
@@ -260,16 +279,7 @@ def _planned(
         placed = partial(counter, "releases planned")
         made = make_plan(request.source, request.targets, request.options, request.provenance, placed)
         passes = None if budget is None else plan_passes(made, budget)
-        return made, request, summarise(made, request, workers or default_workers(), out, passes)
-
-
-def _size(text: str) -> int:
-    from flagrelease.records.recipe import parse_bytes
-
-    size = parse_bytes(text)
-    if not isinstance(size, int) or size <= 0:
-        raise UsageError(f"--disk {text}: write a size as 500GB or 2TiB")
-    return size
+        return made, request, summarise(made, request, workers or default_workers(), out, passes), passes
 
 
 def _saying_where_it_resumes(report: Callable[[int], None], complete: int) -> Callable[[int], None]:

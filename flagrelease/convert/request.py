@@ -24,11 +24,13 @@ from flagrelease.source.source import Source, read_source
 
 @dataclass(frozen=True, slots=True)
 class ChipTarget:
-    """One release of one chip. `stack` is the id of the serving stack that a recipe makes it for."""
+    """One release of one chip. `stack` is the id of the serving stack that a recipe makes it for, `repo` the repository
+    that the recipe publishes it in."""
 
     chip: Chip
     target: Target
     stack: str | None = None
+    repo: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class ConversionRequest:
     provenance: Provenance
     hubs: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def repositories(self) -> dict[Target, str]:
+        """Where the recipe publishes each release; of one that several chips get, the first one's repository."""
+        return {one.target: one.repo for one in reversed(self.chips) if one.repo is not None}
 
 
 @paused_collector()
@@ -133,7 +140,8 @@ def checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
 
 def _in_recipe(one: ChipRelease, o_groups: OGroups | None, drafts: Drafts | None) -> ChipTarget:
     spec = one.spec
-    return ChipTarget(one.chip, parse_target(spec.target, o_groups or spec.o_groups, drafts or spec.drafts), spec.stack)
+    target = parse_target(spec.target, o_groups or spec.o_groups, drafts or spec.drafts)
+    return ChipTarget(one.chip, target, spec.stack, one.repo)
 
 
 def _for_chip(

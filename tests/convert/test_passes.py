@@ -105,7 +105,7 @@ def test_the_order_depends_on_plan_and_budget_alone(checkpoint: Path, three: Pla
     assert plan_passes(again, budget) == plan_passes(three, budget)
 
 
-@pytest.mark.parametrize("target", ["int8:hf", "bf16:mp8", "native:hf"])
+@pytest.mark.parametrize("target", [pytest.param("int8:hf", marks=pytest.mark.slow), "bf16:mp8", "native:hf"])
 def test_records_take_no_more_than_is_planned_for_them(
     target: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +179,7 @@ def test_files_written_pass_by_pass_are_those_of_one_pass(checkpoint: Path, tmp_
 
     def write(part: Plan, elsewhere: Collection[int] = ()) -> None:
         write_files(
-            part, out, held, 2, cpu_lookup, lambda done: None, FileCheck(plan.source.folder, {}),
+            part, out, held, 2, cpu_lookup, lambda done: None, FileCheck(plan.source.files, {}),
             elsewhere=elsewhere, finished=lambda file: told.append((file.release, file.name)),
         )  # fmt: skip
 
@@ -214,6 +214,13 @@ def test_what_hears_of_a_finished_file_can_end_the_work(checkpoint: Path, tmp_pa
 
     with pytest.raises(ResourceError, match="no room for model-"):
         write_files(
-            plan, tmp_path, {0: journal}, 2, cpu_lookup, lambda done: None, FileCheck(checkpoint, {}), finished=refuse
+            plan,
+            tmp_path,
+            {0: journal},
+            2,
+            cpu_lookup,
+            lambda done: None,
+            FileCheck(plan.source.files, {}),
+            finished=refuse,
         )
     journal.close()

@@ -8,7 +8,7 @@ each file says that its first bytes are on the disk and what they hash to. What 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -106,7 +106,9 @@ class Journal:
         self._folder.remove_control(self._ours)
 
 
-def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | None:
+def open_journal(
+    folder: Path, plan: Plan, release: ReleasePlan, facts: Mapping[str, str] | None = None
+) -> Journal | None:
     """The journal of this release in `folder`, or None if the release is already complete there.
 
     A complete release is known by its manifest, plan and source; its files must be there with their sizes but are not
@@ -122,8 +124,8 @@ def open_journal(folder: Path, plan: Plan, release: ReleasePlan) -> Journal | No
         if (work := folder / WORK_FOLDER).is_dir():
             _tidy(folder, work, ours)
         return None
-    facts = {"bytes": str(release.size)}  # so that `flagrelease status` can say how far it is
-    work_folder = WorkFolder(folder, WORK_FOLDER, "convert", binding_of(plan, release), facts)
+    known = {"bytes": str(release.size)}  # so that `flagrelease status` can say how far it is
+    work_folder = WorkFolder(folder, WORK_FOLDER, "convert", binding_of(plan, release), known | dict(facts or {}))
     try:
         return Journal(work_folder, ours)
     except BaseException:

@@ -47,12 +47,12 @@ class HuggingFace(HuggingFaceClient):
             NetworkError: the hub did not do it; what did pass stays, and the same command resumes.
         """
         repo, branch = publication.repo, f"publish-{publication.digest[:12]}"
-        self._ensure_repository(publication)
+        self.ensure_repository(repo, publication.private, publication.records.licence)
         branches, tags = self.refs(repo)
         commit, tagged = branches[MAIN], tags.get(publication.version)
         if tagged is not None:
             self._check(publication, tagged)
-        self._refuse_foreign(publication, commit)
+        self.refuse_foreign(repo, commit, publication.records.recipe.model)
         if replaced := self._difference(publication, commit):
             whole = tagged
             if whole is None:
@@ -70,39 +70,44 @@ class HuggingFace(HuggingFaceClient):
         self._require_main(publication, commit)
         return commit
 
-    def _ensure_repository(self, publication: Publication) -> None:
+    def ensure_repository(self, repo: str, private: bool, spdx: str | None) -> None:
         """Create the repository with its visibility; one that is there must have visibility and licence right.
 
-        Hugging Face reads the licence from the card, so a repository that nothing was published to has none.
+        Hugging Face reads the licence from the card, so a repository that nothing was published to has none. `spdx` is
+        None where nobody has said what it is.
         """
-        repo = publication.repo
 
         def call() -> None:
             if not self.api.repo_exists(repo):
                 # Not exist_ok: a reply that was lost is noticed by asking again.
-                self.api.create_repo(repo, private=publication.private)
+                self.api.create_repo(repo, private=private)
 
         self.attempt(f"create {repo}", call)
-        facts = self.describe(repo, MAIN)
-        if facts.visibility != publication.visibility:
-            raise UsageError(f"{repo}: is {facts.visibility}; this publication is {publication.visibility}")
-        licence = self.hub.licence(publication.records.licence)
-        if facts.licence not in (None, licence):
+        facts, wanted = self.describe(repo, MAIN), "private" if private else "public"
+        if facts.visibility != wanted:
+            raise UsageError(f"{repo}: is {facts.visibility}; this publication is {wanted}")
+        if spdx is not None and facts.licence not in (None, licence := self.hub.licence(spdx)):
             raise UsageError(f"{repo}: has licence {facts.licence!r}; this is {licence!r}")
 
-    def _refuse_foreign(self, publication: Publication, main: str) -> None:
-        listed = self.list_files(publication.repo, main)
+    def refuse_foreign(self, repo: str, main: str, model: str | None) -> None:
+        """Leave a repository alone that holds something else on main than a publication of `model`, if that is known.
+
+        Raises:
+            UsageError: it does.
+        """
+        listed = self.list_files(repo, main)
         there = {file.path for file in listed} - HUB_FILES
         if there and MANIFEST_NAME not in there:
             raise UsageError(
-                f"{publication.repo}: main holds {len(there)} files without a {MANIFEST_NAME}, so nothing that "
+                f"{repo}: main holds {len(there)} files without a {MANIFEST_NAME}, so nothing that "
                 "flagrelease published; name another repository or empty it"
             )
-        refuse_another_models(self, publication.repo, main, listed, publication.records.recipe.model)
+        if model is not None:
+            refuse_another_models(self, repo, main, listed, model)
 
     def _stage(self, publication: Publication, branch: str, progress: Tracker) -> str:
         """Send everything to the branch, which an earlier run may have left; returns the branch's commit."""
-        head = self._ensure_branch(publication.repo, branch)
+        head = self.ensure_branch(publication.repo, branch)
         try:
             return self._bring(
                 publication, branch, head, partial(send, self, publication, branch, publication.siblings, progress)
@@ -112,8 +117,8 @@ class HuggingFace(HuggingFaceClient):
             progress.to(0)
             return self._bring(publication, branch, head, partial(send, self, publication, branch, (), progress))
 
-    def _ensure_branch(self, repo: str, branch: str) -> str:
-        """Returns its commit."""
+    def ensure_branch(self, repo: str, branch: str) -> str:
+        """Begin a branch at main, unless it is there; returns its commit."""
 
         def call() -> str:
             if branch not in self.refs(repo)[0]:

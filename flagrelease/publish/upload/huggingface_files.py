@@ -55,7 +55,7 @@ def send(
     copied = sum(file.size for file in wanted if file.sha256 in elsewhere)
     progress.add(publication.bytes - sum(file.size for file in wanted) + copied)
     for batch in _batches([file for file in wanted if file.sha256 not in elsewhere]):
-        operations += _send_batch(client, publication.repo, branch, batch)
+        operations += send_batch(client, publication.repo, branch, batch)
         progress.add(sum(file.size for file in batch))
     return operations
 
@@ -77,9 +77,15 @@ def take_from(
     ]
 
 
-def _send_batch(
+def send_batch(
     client: HuggingFaceClient, repo: str, branch: str, batch: list[PublishedFile]
 ) -> list[CommitOperationAdd]:
+    """The operations of files whose bytes, if they are LFS, are sent now.
+
+    Raises:
+        VerificationError: a file is not what its digest says.
+        NetworkError: the hub did not take one.
+    """
     from huggingface_hub import CommitOperationAdd
 
     additions = [CommitOperationAdd(file.path, _content(file)) for file in batch]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -38,7 +38,7 @@ class ModelScope(ModelScopeClient):
             NetworkError: the hub did not do it; what did pass stays, and the same command resumes.
         """
         repo, tag = publication.repo, publication.version
-        self._ensure_repository(publication)
+        self.ensure_repository(repo, publication.private, publication.records.licence)
         if tagged := tag in self.tags(repo):
             self._check(publication, tag)
         found = self.list_files(repo, MASTER)
@@ -55,18 +55,24 @@ class ModelScope(ModelScopeClient):
             self._check(publication, tag)
         return tag
 
-    def _ensure_repository(self, publication: Publication) -> None:
-        repo, spdx = publication.repo, publication.records.licence
-        licence = self.hub.licence(spdx)
+    def ensure_repository(self, repo: str, private: bool, spdx: str | None) -> None:
+        """Create the repository with visibility and licence; one that is there must have both right.
+
+        Raises:
+            UsageError: it has not, or nobody has said which licence it is, which this hub wants to know first.
+        """
+        if spdx is None:
+            raise UsageError(f"{repo}: ModelScope asks for a licence, and only a recipe says it; convert by a recipe")
+        licence, visibility = self.hub.licence(spdx), "private" if private else "public"
 
         def call() -> None:
             if not self.api.repo_exists(repo, "model"):
-                self.api.create_repo(repo, "model", visibility=publication.visibility, license=licence)
+                self.api.create_repo(repo, "model", visibility=visibility, license=licence)
 
         self.attempt(f"create {repo}", call)
         facts = self.describe(repo, MASTER)
-        if facts.visibility != publication.visibility:
-            raise UsageError(f"{repo}: is {facts.visibility}; this publication is {publication.visibility}")
+        if facts.visibility != visibility:
+            raise UsageError(f"{repo}: is {facts.visibility}; this publication is {visibility}")
         if (facts.licence or "").lower() not in {licence.lower(), spdx.lower()}:
             raise UsageError(f"{repo}: has licence {facts.licence!r}; this is {licence!r}")
 
@@ -90,10 +96,16 @@ class ModelScope(ModelScopeClient):
     def _send(self, publication: Publication, files: list[PublishedFile], progress: Tracker) -> None:
         """Blobs that the hub does not have yet, one request each; the bytes are hashed on their way."""
         for file in files:
-            self.attempt(f"send {file.path}", partial(self._send_one, publication.repo, file))
+            self.attempt(f"send {file.path}", partial(self.send_one, publication.repo, file))
             progress.add(file.size)
 
-    def _send_one(self, repo: str, file: PublishedFile) -> None:
+    def send_one(self, repo: str, file: PublishedFile) -> None:
+        """Send a blob, unless the hub has it.
+
+        Raises:
+            VerificationError: the file is not what its digest says.
+            NetworkError: the hub wants it without encryption.
+        """
         client = self.api.legacy
         address = client.validate_blobs(repo, "model", [{"oid": file.sha256, "size": file.size}]).get(file.sha256)
         if address is None:  # stored already
@@ -123,11 +135,16 @@ class ModelScope(ModelScopeClient):
                     f"{publication.repo}: somebody else changed {theirs[0]!r} on master during this publication; it is "
                     "left as it is. When it may be replaced, run the same command again, which sends nothing twice"
                 )
-            actions = _actions(publication, compare(publication.by_path, found))
-            for batch in commit_batches((action, len(action["path"]) + len(action["content"])) for action in actions):
-                self.api.legacy.create_commit(publication.repo, "model", batch, publication.title, MASTER)
+            difference = compare(publication.by_path, found)
+            self.commit(publication.repo, publication.by_path, difference, publication.title)
 
         self.attempt(f"commit to {MASTER} of {publication.repo}", call)
+
+    def commit(self, repo: str, by_path: Mapping[str, PublishedFile], difference: Difference, title: str) -> None:
+        """Commit to master what is missing or changed, and delete what is extra; the manifest is in the last commit."""
+        actions = _actions(by_path, difference)
+        for batch in commit_batches((action, len(action["path"]) + len(action["content"])) for action in actions):
+            self.api.legacy.create_commit(repo, "model", batch, title, MASTER)
 
     def _tag(self, repo: str, tag: str) -> None:
         def call() -> None:
@@ -165,13 +182,13 @@ def _changed_by_others(publication: Publication, before: list[RemoteFile], found
     )
 
 
-def _actions(publication: Publication, difference: Difference) -> Iterator[dict[str, Any]]:
+def _actions(by_path: Mapping[str, PublishedFile], difference: Difference) -> Iterator[dict[str, Any]]:
     """Deletions, files, and last what says that the publication is complete."""
     empty = {"type": "normal", "size": 0, "sha256": "", "content": "", "encoding": ""}
     for path in difference.extra:
         yield {"action": "delete", "path": path, **empty}
     for path in in_commit_order((*difference.missing, *difference.changed)):
-        file = publication.by_path[path]
+        file = by_path[path]
         if not is_inline(file.path, file.size):
             content = {"type": "lfs", "sha256": file.sha256, "content": "", "encoding": ""}
         else:
