@@ -12,10 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flagrelease.errors import VerificationError
-from flagrelease.publish.listing import HUB_FILES, RemoteFile, compare
+from flagrelease.publish.listing import HUB_FILES, compare
 from flagrelease.publish.publication import PublishedFile
+from flagrelease.publish.reading.huggingface import MAIN
+from flagrelease.publish.reading.remote import RemoteFile
 from flagrelease.publish.staging.place import Staged, require_whole
-from flagrelease.publish.upload.huggingface_client import MAIN
 from flagrelease.publish.upload.huggingface_files import send_batch
 
 if TYPE_CHECKING:

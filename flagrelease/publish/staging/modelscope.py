@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.modelscope import is_inline
-from flagrelease.publish.listing import HUB_FILES, Difference, RemoteFile, compare
+from flagrelease.publish.listing import HUB_FILES, Difference, compare
 from flagrelease.publish.publication import PublishedFile
+from flagrelease.publish.reading.modelscope import MASTER
+from flagrelease.publish.reading.remote import RemoteFile
 from flagrelease.publish.staging.place import Staged, require_whole
-from flagrelease.publish.upload.modelscope_client import MASTER
 
 if TYPE_CHECKING:
     from flagrelease.publish.upload.modelscope import ModelScope
