@@ -135,18 +135,6 @@ def torch_module(kind: str, module: str | None) -> TorchModule:
     return cast(TorchModule, getattr(torch, kind))
 
 
-def compute_capability() -> tuple[int, int] | None:
-    """Of the current device, where torch is built for CUDA and shows one; otherwise None.
-
-    AMD's torch answers as torch.cuda and numbers its devices alike, with another meaning: gfx942 is (9, 4).
-    """
-    import torch
-
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_capability()
-
-
 def current_cuda_stream() -> int:
     """The address of the current stream, by which kernels for CUDA tell streams apart."""
     import torch

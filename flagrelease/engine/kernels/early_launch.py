@@ -17,17 +17,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from flagrelease.accelerator import compute_capability, current_cuda_stream
-from flagrelease.engine.kernels.interpreter import INTERPRETED, jit
+from flagrelease.accelerator import current_cuda_stream
+from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.targets import TARGET
 
-
-def _launches_early() -> bool:
-    """Whether the device (compute capability 9.0 or later) and this Triton (3.4 or later) have such launches."""
-    capability = None if INTERPRETED.value else compute_capability()
-    return capability is not None and capability >= (9, 0) and hasattr(tl.extra.cuda, "gdc_wait")
-
-
-EARLY = tl.constexpr(_launches_early())
+EARLY = tl.constexpr(TARGET.starts_early)
 
 
 _late: set[int] = set()  # streams whose next kernel here is launched as usual

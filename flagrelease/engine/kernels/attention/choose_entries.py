@@ -13,15 +13,14 @@ from flagrelease.engine.kernels.attention.best_visible import best_of_levels
 from flagrelease.engine.kernels.attention.candidates import GROUP, Level, spans
 from flagrelease.engine.kernels.attention.indexer_scores import entry_scores
 from flagrelease.engine.kernels.attention.key_rows import (
-    decodes_by_ptx,
     index_row_bytes,
     load_index_keys,
     load_index_query,
 )
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.hopper import FILLED, MULTIPROCESSORS
 from flagrelease.engine.kernels.interpreter import dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, check_given, next_power_of_2, unit_columns
+from flagrelease.engine.kernels.targets import TARGET
 
 MANY_SCORES = 1 << 17  # for which a chip's programs walk over several tiles each
 
@@ -131,9 +130,9 @@ def choose_entries(q: Tensor, keys: Tensor, weights: Tensor, visible: Tensor, k:
     programs = min(ceil_div(N, block_n), max(1, most // T))
     _entry_scores_kernel[(T, programs)](
         q, keys, weights, visible, levels[0].values, *above[:3], H, N, D, B, *q.stride()[:2], *keys.stride()[:2],
-        weights.stride(0), ROW=row, PTX=row > 0 and decodes_by_ptx(), GROUP=GROUP,
-        BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n,
-        BLOCK_D=max(16, next_power_of_2(D)), NEXT=T * programs < FILLED, num_warps=warps, num_stages=stages,
+        weights.stride(0), ROW=row, PTX=row > 0 and TARGET.multiplies_bf16_pairs, GROUP=GROUP,
+        BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n, BLOCK_D=max(16, next_power_of_2(D)),
+        NEXT=T * programs < TARGET.sizes.filled, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return best_of_levels(levels, visible, K)
 
@@ -143,8 +142,9 @@ def _tile(scores: int, *, coded: bool, single: bool) -> tuple[int, int, int, int
 
     `coded`: of rows of codes, whose decoding takes as long as their way from memory; `single`: of FP32.
     """
+    multiprocessors = TARGET.sizes.multiprocessors
     if single:
-        return 64, 4, 1, MULTIPROCESSORS
+        return 64, 4, 1, multiprocessors
     if coded and scores >= MANY_SCORES:
-        return (128, 4, 3, MULTIPROCESSORS * 2) if scores >= 8 * MANY_SCORES else (64, 4, 3, MULTIPROCESSORS * 4)
-    return 64, 4, 3, MULTIPROCESSORS * 2
+        return (128, 4, 3, multiprocessors * 2) if scores >= 8 * MANY_SCORES else (64, 4, 3, multiprocessors * 4)
+    return 64, 4, 3, multiprocessors * 2

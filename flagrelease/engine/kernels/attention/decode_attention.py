@@ -6,17 +6,13 @@ position that its query sees.
 """
 # ruff: noqa: N803  (dimensions of the legend)
 
-from functools import cache
-
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.accelerator import compute_capability
-from flagrelease.engine.kernels.attention.key_rows import decoded_keys, decodes_by_ptx, fetch_keys, row_bytes
+from flagrelease.engine.kernels.attention.key_rows import decoded_keys, fetch_keys, row_bytes
 from flagrelease.engine.kernels.early_launch import early_kernel, prefetch_rows, wait_for_results
-from flagrelease.engine.kernels.hopper import MULTIPROCESSORS
-from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, dot, jit
+from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import (
     ceil_div,
     check_positions,
@@ -24,6 +20,7 @@ from flagrelease.engine.kernels.layout import (
     next_power_of_2,
 )
 from flagrelease.engine.kernels.row_vectors import rounded, stepwise_factor, store_scaled, turned, turns, turns_of
+from flagrelease.engine.kernels.targets import TARGET
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 MOST_PARTS = 64  # that are joined at once
@@ -252,7 +249,7 @@ def decode_attention(
         raise ValueError(f"FP16 and scales for {D} columns of {q.dtype}: BF16 in groups of {FP8_BLOCK}")
     K = entries if chosen is None else chosen.shape[1]
     tile = _tile(T, K + window, coded=row > 0, single=q.element_size() == 4)
-    step, programs = tile["BLOCK_T"], MULTIPROCESSORS * 8 // tile["num_warps"]
+    step, programs = tile["BLOCK_T"], TARGET.sizes.multiprocessors * 8 // tile["num_warps"]
     steps, blocks = ceil_div(K + window, step), ceil_div(H, tile["BLOCK_H"])
     parts = max(1, min(steps, MOST_PARTS, programs // (T * blocks)))
     per_part = ceil_div(steps, parts) * step
@@ -263,8 +260,8 @@ def decode_attention(
     _part_kernel[(T, blocks, parts)](
         q, kv, None if chosen is None else chosen.contiguous(), positions, newest, cos, sin, acc, most, total,
         D**-0.5, eps, q.stride(0), len(kv), kv.stride(0), H, first, kv.shape[1] - 1 - first, K, window, ratio, per_part,
-        STEPWISE=stepwise, D=D, R=2 * cos.shape[1], ROW=row, PTX=row > 0 and decodes_by_ptx(), SINGLE=per_part == step,
-        num_stages=2, **tile,
+        STEPWISE=stepwise, D=D, R=2 * cos.shape[1], ROW=row, PTX=row > 0 and TARGET.multiplies_bf16_pairs,
+        SINGLE=per_part == step, num_stages=2, **tile,
     )  # fmt: skip
     o = torch.empty(T, H, D, dtype=torch.float16 if scaled else q.dtype, device=q.device)
     scales = torch.empty(T, H, D // FP8_BLOCK, dtype=torch.float32, device=q.device) if scaled else None
@@ -285,15 +282,9 @@ def _tile(queries: int, listed: int, *, coded: bool, single: bool) -> dict[str, 
     """Tile sizes; only speed depends on them. `coded`: rows of codes; `single`: FP32, which takes twice the memory."""
     if single:
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 16, "num_warps": 4}
-    if queries < MANY_QUERIES and queries * listed >= MANY_LISTED and _takes_all_heads():
+    if queries < MANY_QUERIES and queries * listed >= MANY_LISTED and TARGET.multiplies_from_shared_memory:
         return {"KEYS": 0, "BLOCK_H": 32, "BLOCK_T": 64, "num_warps": 8}
-    if queries < MANY_QUERIES or not _takes_all_heads():  # as few heads as the matrix unit takes
+    if queries < MANY_QUERIES or not TARGET.multiplies_from_shared_memory:  # as few heads as the matrix unit takes
         # A single one has fewer programs than the chip has multiprocessors: each may have twice the threads.
         return {"KEYS": 1, "BLOCK_H": 16, "BLOCK_T": 32, "num_warps": 8 if queries == 1 else 4}
     return {"KEYS": 0, "BLOCK_H": 64, "BLOCK_T": 32 if coded else 64, "num_warps": 8}
-
-
-@cache
-def _takes_all_heads() -> bool:
-    """Whether a program may have 200 KiB of shared memory and multiplies what lies there: compute capability 9.0."""
-    return bool(INTERPRETED.value) or compute_capability() == (9, 0)

@@ -9,12 +9,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.attention.key_rows import decodes_by_ptx, index_row_bytes, load_index_keys
+from flagrelease.engine.kernels.attention.key_rows import index_row_bytes, load_index_keys
 from flagrelease.engine.kernels.attention.pack_keys import unpacked_index_keys
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.hopper import FILLED
 from flagrelease.engine.kernels.interpreter import dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
+from flagrelease.engine.kernels.targets import TARGET
 
 QUERIES = 64  # that a program walks over, where enough programs remain; as many pay for reading coded keys before
 
@@ -91,12 +91,12 @@ def indexer_scores(q: Tensor, k: Tensor, weights: Tensor, rows: Tensor | None = 
     y = torch.empty(B, S, N, dtype=torch.float32, device=q.device)
     block_n, warps, stages = (128, 4, 3) if q.element_size() == 2 else (32, 4, 1)
     tiles = ceil_div(N, block_n)
-    per_program = max(1, min(QUERIES, B * S * tiles // (8 * FILLED)))
+    per_program = max(1, min(QUERIES, B * S * tiles // (8 * TARGET.sizes.filled)))
     programs = ceil_div(S, per_program)
     _indexer_scores_kernel[(tiles, programs, B)](
         q, k, weights, rows, y, S, H, N, D, *q.stride()[:3], *k.stride()[:2], *weights.stride()[:2], per_program,
-        ROW=row, PTX=row > 0 and decodes_by_ptx(),
+        ROW=row, PTX=row > 0 and TARGET.multiplies_bf16_pairs,
         BLOCK_H=max(16, next_power_of_2(H)), BLOCK_N=block_n, BLOCK_D=max(16, next_power_of_2(D)),
-        NEXT=tiles * programs * B < FILLED, num_warps=warps, num_stages=stages,
+        NEXT=tiles * programs * B < TARGET.sizes.filled, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return y

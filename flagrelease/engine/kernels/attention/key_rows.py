@@ -6,14 +6,11 @@ of odd columns: products add both up.
 """
 # ruff: noqa: N803  (dimensions and constants)
 
-from functools import cache
-
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.accelerator import compute_capability
-from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, jit, round_e4m3
+from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
 from flagrelease.engine.kernels.layout import power_of_two_columns
 from flagrelease.engine.kernels.quantisation.codes import (
     e2m1_code,
@@ -21,7 +18,6 @@ from flagrelease.engine.kernels.quantisation.codes import (
     power_of_two,
     power_of_two_exponent,
 )
-from flagrelease.engine.kernels.quantisation.fp4_codes import compiles_ptx
 from flagrelease.engine.kernels.row_vectors import fp8_steps
 from flagrelease.model.v4.cache_size import index_key_row_bytes, key_row_bytes
 
@@ -100,13 +96,6 @@ def index_row_bytes(keys: Tensor, dtype: torch.dtype, width: int) -> int:
     if dtype != torch.bfloat16 or keys.shape[-1] != size or keys.stride(-1) != 1 or keys.stride(-2) != size:
         raise ValueError(f"{dtype} index scores of {width} columns over codes {tuple(keys.shape)} {keys.stride()}")
     return size
-
-
-@cache
-def decodes_by_ptx() -> bool:
-    """Whether the device multiplies pairs of BF16 numbers, for which the assembly is written: from 9.0 on."""
-    capability = None if INTERPRETED.value or not compiles_ptx() else compute_capability()
-    return capability is not None and capability >= (9, 0)
 
 
 @jit

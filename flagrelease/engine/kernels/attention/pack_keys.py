@@ -7,7 +7,6 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.attention.key_rows import (
     decoded_keys,
-    decodes_by_ptx,
     fetch_keys,
     index_row_bytes,
     load_index_keys,
@@ -17,6 +16,7 @@ from flagrelease.engine.kernels.attention.key_rows import (
 )
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.layout import ceil_div, rows
+from flagrelease.engine.kernels.targets import TARGET
 from flagrelease.model.v4.cache_size import INDEX_GROUP, KEY_GROUP, ROTATED, index_key_row_bytes, key_row_bytes
 
 SLOTS = 16  # of keys that a program unpacks; four times as many of index keys
@@ -113,6 +113,6 @@ def _unpack(keys: Tensor, width: int, which: Tensor | None, slots: int, size: in
     y = torch.empty(count, N, width, dtype=torch.bfloat16, device=keys.device)
     if y.numel():
         _unpack_kernel[(ceil_div(N, slots), count)](
-            keys, which, y, N, keys.stride(0), ROW=size, D=width, T=slots, INDEX=index, PTX=decodes_by_ptx()
+            keys, which, y, N, keys.stride(0), ROW=size, D=width, T=slots, INDEX=index, PTX=TARGET.multiplies_bf16_pairs
         )
     return y

@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flagrelease.engine.kernels.attention.key_rows import decoded_keys, decodes_by_ptx, fetch_keys, row_bytes
+from flagrelease.engine.kernels.attention.key_rows import decoded_keys, fetch_keys, row_bytes
 from flagrelease.engine.kernels.attention.pack_keys import unpacked_keys
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.hopper import FILLED
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
+from flagrelease.engine.kernels.targets import TARGET
 
 OFTEN = 8  # readings of a coded key on average, from which on it pays to read them all once before
 MANY_QUERIES = 256  # from here on programs fill a chip without splitting the heads
@@ -128,8 +128,8 @@ def sparse_attention(
     _sparse_attention_kernel[(B * S, ceil_div(H, block_h))](
         q, kv, sink.float().contiguous(), idx, rows, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
         *idx.stride()[:2], BLOCK_H=block_h, BLOCK_T=block_t, D=D, BLOCK_D=max(16, next_power_of_2(D)),
-        ROW=row, PTX=row > 0 and decodes_by_ptx(), NEXT=programs < FILLED, num_warps=8 if block_h == 64 else 4,
-        num_stages=stages,
+        ROW=row, PTX=row > 0 and TARGET.multiplies_bf16_pairs, NEXT=programs < TARGET.sizes.filled,
+        num_warps=8 if block_h == 64 else 4, num_stages=stages,
     )  # fmt: skip
     return o
 
@@ -139,4 +139,4 @@ def _heads(queries: int, heads: int) -> int:
     most = max(16, next_power_of_2(heads))
     if queries >= MANY_QUERIES:
         return min(64, most)
-    return min(32, most) if queries * ceil_div(heads, 32) >= FILLED else 16
+    return min(32, most) if queries * ceil_div(heads, 32) >= TARGET.sizes.filled else 16

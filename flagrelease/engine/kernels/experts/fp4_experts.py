@@ -17,7 +17,7 @@ from flagrelease.engine.kernels.experts.swiglu import clamped_swiglu
 from flagrelease.engine.kernels.interpreter import cast, jit
 from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant
-from flagrelease.engine.kernels.quantisation.fp4_codes import compiles_ptx
+from flagrelease.engine.kernels.targets import TARGET
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 MOST_CODED = 64  # pairs of an expert; above it adding 32 columns at a time takes longer than decoding to BF16
@@ -187,7 +187,7 @@ def fp4_expert_outputs(
     elif T > 1:
         pairs, plan = plan_pairs(ids, experts.first, E)
         items, kind = E, "experts"
-    ptx = compiles_ptx()
+    ptx = TARGET.ptx
     w1, w3, w2, s1, s3, s2 = (
         _words(t) for t in (experts.w1, experts.w3, experts.w2, experts.s1, experts.s3, experts.s2)
     )
@@ -231,7 +231,7 @@ def _tiles(T: int, mean: int, coded: bool) -> tuple[dict[str, int], dict[str, in
     One BLOCK_M for both. Measured on an H200: 168 registers let three programs share a multiprocessor, and a fourth
     stage leaves too little cache for the scales.
     """
-    if not compiles_ptx():  # the interpreter, for which few large tiles are fast
+    if not TARGET.ptx:  # the interpreter, for which few large tiles are fast
         return _both(128, 2 if coded and mean <= 1 else 16, 4, 2, spread=coded and mean <= 1)
     if not coded:
         return _both(128, 128 if mean > 8 else 16, 8, 2)

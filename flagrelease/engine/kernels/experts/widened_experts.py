@@ -20,8 +20,8 @@ from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant
 from flagrelease.engine.kernels.quantisation.codes import scale_value
-from flagrelease.engine.kernels.quantisation.fp4_codes import compiles_ptx
 from flagrelease.engine.kernels.quantisation.fp4_scaled import fp4_scaled_operands
+from flagrelease.engine.kernels.targets import TARGET
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 FEWEST = 160  # pairs of an expert on average, from which decoding it once pays: 2 to 3 ms a layer of V4-Flash
@@ -184,7 +184,7 @@ def widen(
     ys = torch.empty(len(w), N // 128, K // 128, dtype=torch.uint8, device=w.device)
     _widen_kernel[(N // 128, K // 256, len(w))](
         words, scales, _apart(w, w3), _apart(s, s3), y, ys, N, K, words.stride(0), scales.stride(0),
-        PAIRED=paired, PTX=compiles_ptx(), num_warps=8,
+        PAIRED=paired, PTX=TARGET.ptx, num_warps=8,
     )  # fmt: skip
     return y, ys
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flagrelease.engine.kernels.hopper import FILLED, MULTIPROCESSORS, SHARED_MEMORY
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2
+from flagrelease.engine.kernels.targets import TARGET
 
 SHORTEST_PART = 512  # columns
 
@@ -26,8 +26,8 @@ def tile_shape(rows: int, outputs: int, fmt: str, single: bool) -> tuple[int, in
     if rows > 64 and not single:
         return (64, 128, 128, 4) if fmt == "fp4" else (128, 128, 64, 8)
     block_m = max(16, next_power_of_2(min(rows, 64)))
-    block_n = 64
-    while block_n > 16 and outputs // block_n < (2 * FILLED if block_n == 64 and rows <= 16 else FILLED):
+    block_n, filled = 64, TARGET.sizes.filled
+    while block_n > 16 and outputs // block_n < (2 * filled if block_n == 64 and rows <= 16 else filled):
         block_n //= 2
     # Every warp holds all of x for its outputs: with few rows few warps, or x is decoded more often than the weight.
     warps = 2 if rows <= 16 and fmt != "fp4" and not single else 4
@@ -62,11 +62,12 @@ class Tile:
         if rows > 64 or fmt == "fp4" or single:
             return cls(*tile_shape(rows, outputs, fmt, single), 3, False, 0 if rows > 64 else 8)
         block_m, steps = max(16, next_power_of_2(rows)), ceil_div(columns, 128)
-        wide = outputs >= 2 * FILLED * 128
+        wide = outputs >= 2 * TARGET.sizes.filled * 128
         if coded and (wide or rows > 32):
             # As many steps on their way as leave room for all programs at once.
             block_n = 128 if wide else 64
-            room = SHARED_MEMORY // ((block_m + block_n) * 128) // ceil_div(outputs // block_n, MULTIPROCESSORS)
+            turns = ceil_div(outputs // block_n, TARGET.sizes.multiprocessors)
+            room = TARGET.sizes.shared_memory // ((block_m + block_n) * 128) // turns
             return cls(block_m, block_n, 128, 4, max(3, min(room, 6)), rows <= 32, 0 if wide else 2)
         if fmt == "fp8":
             return cls(block_m, 64, 128, 4, 6, True, 2) if coded else cls(block_m, 64, 128, 4, 4, True, 8)

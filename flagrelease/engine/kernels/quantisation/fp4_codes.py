@@ -19,21 +19,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.interpreter import INTERPRETED, cast, jit
 from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.quantisation.codes import e2m1_value
+from flagrelease.engine.kernels.targets import TARGET
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 BLOCK = 256  # columns that are arranged among themselves
-
-
-def compiles_ptx() -> bool:
-    """Whether kernels become PTX, for which the inline assembly below is written."""
-    return not INTERPRETED.value and bool(triton.runtime.driver.active.get_current_target().backend == "cuda")
 
 
 def program(steps: str, *operands: dict[str, str]) -> Any:
@@ -237,7 +232,7 @@ def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
 
     In place. Only where the kernels that read them were tuned: for PTX (and in the interpreter, for tests).
     """
-    if not (INTERPRETED.value or compiles_ptx()):
+    if not (INTERPRETED.value or TARGET.ptx):
         return experts
     blocks = experts.w1.shape[1] % BLOCK == 0 and experts.w2.shape[1] % BLOCK == 0
     if experts.format != "fp4" or experts.arranged or not blocks or not _plain_powers(experts):
