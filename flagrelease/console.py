@@ -271,3 +271,17 @@ class _Tracker:
         if not self.begun:
             self.to(0)
         self.to(self.done + count)
+
+
+def saying_where_it_resumes(report: Callable[[int], None], complete: int) -> Callable[[int], None]:
+    """`report`, which first says what an earlier run of the same command has written, beside `complete` releases."""
+    begun = False
+
+    def told(done: int) -> None:
+        nonlocal begun
+        if not begun and done > complete:
+            say(f"resuming: an earlier run had written {human_bytes(done - complete)} of these files")
+        begun = True
+        report(done)
+
+    return told

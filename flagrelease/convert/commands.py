@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from flagrelease.convert.disk.options import (
     RepoOption,
     ToOption,
 )
+from flagrelease.convert.sharing.options import MergeOption, PartOption, PartsOption
 from flagrelease.records.named import complete_recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ Example: flagrelease convert recipes/deepseek-v4-flash.yaml --checkpoint DeepSee
 Example: flagrelease convert DeepSeek-V4-Flash/ --target bf16:mp16 --target fp8:mp8 --out releases/
 
 Example: flagrelease convert pro --checkpoint DeepSeek-V4-Pro/ --out work/ --disk 500GB --to hf
+
+Example: flagrelease convert flash --checkpoint DeepSeek-V4-Flash/ --part 3/8 --out releases/
 """
 
 
@@ -168,6 +170,7 @@ def plan(
         Path, typer.Option("--out", metavar="DIR", help="Where convert would write: its free space is compared.")
     ] = Path(),
     disk: DiskOption = None,
+    parts: PartsOption = None,
     workers: WorkersOption = None,
     source_digests: DigestsOption = None,
     as_json: JsonOption = False,
@@ -176,7 +179,9 @@ def plan(
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import show_plan
 
-    _, request, summary, _ = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk)
+    _, request, summary, _ = _planned(
+        source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk, parts
+    )
     gather_claims(request, source_digests, ask=False)
     console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
     summary.require_takers()
@@ -202,6 +207,8 @@ def convert(
         DeviceChoice, typer.Option("--device", help="Where weights are decoded; auto is the CPU.")
     ] = DeviceChoice.AUTO,
     source_digests: DigestsOption = None,
+    part: PartOption = None,
+    merge: MergeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Dequantise, repack and cut a checkpoint into releases, in one pass.
@@ -215,10 +222,13 @@ def convert(
     from flagrelease.convert.recheck import check_finished
     from flagrelease.convert.running.conversion import choose_lookup
     from flagrelease.convert.running.conversion import convert as run_conversion
+    from flagrelease.convert.sharing.commands import make_part, merge_shown
+    from flagrelease.convert.sharing.options import chosen_part
     from flagrelease.records.manifest import MANIFEST_NAME
 
     choice = HandOverChoice(to, repo, private, hand_over, hand_over_check)
     choice.require_with(disk)
+    chosen = chosen_part(part, merge, disk, source_digests)
     lookup = choose_lookup(device.value)
     made, request, summary, passes = _planned(
         source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk
@@ -232,24 +242,29 @@ def convert(
         made_there = convert_and_say(made, passes, out, places, summary.workers, lookup, claims)
         console.show(as_json, made_there, lambda: show_handed_over(made_there))
         return
-    claims = gather_claims(request, source_digests, ask=True)
+    if chosen is not None:
+        claims = gather_claims(request, source_digests, ask=True)
+        make_part(made, chosen, out, summary.workers, lookup, claims, as_json)
+        return
     folders = [release.target.folder for release in made.releases]
     before = [folder for folder in folders if (out / folder / MANIFEST_NAME).is_file()]
     waiting = sum(release.size for release in made.releases if release.target.folder not in before)
-    with console.progress("convert", made.bytes_to_write) as report:
-        manifests = run_conversion(
-            made,
-            out,
-            workers=summary.workers,
-            lookup=lookup,
-            claims=claims,
-            progress=_saying_where_it_resumes(report.to, made.bytes_to_write - waiting),
-        )
-    check_finished(made, manifests, before, claims, summary.workers)
-    named = request.provenance.recipe is not None
-    console.show(
-        as_json, releases_document(out, manifests, before), lambda: show_releases(out, manifests, before, named)
-    )
+    if merge:
+        manifests = merge_shown(made, out, summary.workers)
+    else:
+        claims = gather_claims(request, source_digests, ask=True)
+        with console.progress("convert", made.bytes_to_write) as report:
+            manifests = run_conversion(
+                made,
+                out,
+                workers=summary.workers,
+                lookup=lookup,
+                claims=claims,
+                progress=console.saying_where_it_resumes(report.to, made.bytes_to_write - waiting),
+            )
+        check_finished(made, manifests, before, claims, summary.workers)
+    document, named = releases_document(out, manifests, before), request.provenance.recipe is not None
+    console.show(as_json, document, lambda: show_releases(out, manifests, before, named))
 
 
 def _planned(
@@ -263,12 +278,14 @@ def _planned(
     out: Path,
     workers: int | None,
     disk: str | None,
+    parts: int | None = None,
 ) -> tuple[Plan, ConversionRequest, Summary, DiskPlan | None]:
     from flagrelease.convert.disk.options import parse_budget
     from flagrelease.convert.planning.memory import default_workers
     from flagrelease.convert.planning.passes import plan_passes
     from flagrelease.convert.planning.plan import make_plan
     from flagrelease.convert.request import make_request
+    from flagrelease.convert.sharing.shares import divide
     from flagrelease.convert.summary import summarise
 
     budget = None if disk is None else parse_budget(disk)
@@ -279,18 +296,5 @@ def _planned(
         placed = partial(counter, "releases planned")
         made = make_plan(request.source, request.targets, request.options, request.provenance, placed)
         passes = None if budget is None else plan_passes(made, budget)
-        return made, request, summarise(made, request, workers or default_workers(), out, passes), passes
-
-
-def _saying_where_it_resumes(report: Callable[[int], None], complete: int) -> Callable[[int], None]:
-    """`report`, which first says what an earlier run of the same command has written, beside `complete` releases."""
-    begun = False
-
-    def say(done: int) -> None:
-        nonlocal begun
-        if not begun and done > complete:
-            console.say(f"resuming: an earlier run had written {console.human_bytes(done - complete)} of these files")
-        begun = True
-        report(done)
-
-    return say
+        shares = None if parts is None else divide(made, parts)
+        return made, request, summarise(made, request, workers or default_workers(), out, passes, shares), passes

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from flagrelease.console import human_bytes, out, say, table
 from flagrelease.convert.inspect import Inspection
+from flagrelease.convert.sharing.summary import show_parts
 from flagrelease.convert.summary import DiskSummary, ReleaseSummary, SequenceSummary, Summary
 from flagrelease.records.manifest import Manifest
 
@@ -76,6 +77,8 @@ def show_plan(plan: Summary) -> None:
     console.print(f"write   {human_bytes(plan.bytes_to_write)}; {f'[red]{free}[/red]' if short else free}")
     if plan.passes is not None:
         _show_passes(plan.passes)
+    if plan.parts is not None:
+        show_parts(plan.parts, plan.source_bytes)
     console.print(f"memory  {human_bytes(plan.peak_memory_bytes)} for {plan.workers} workers, beside the interpreter")
     for note in plan.notes:
         console.print(escape(note))

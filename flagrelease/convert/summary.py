@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,8 @@ from flagrelease.convert.planning.memory import memory_bound
 from flagrelease.convert.planning.passes import DiskPlan
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.request import ConversionRequest
+from flagrelease.convert.sharing.shares import Share
+from flagrelease.convert.sharing.summary import PartSummary, summarise_share
 from flagrelease.convert.stacks import StackSummary, judge_stacks, stack_notes, stack_problems
 from flagrelease.errors import UsageError
 from flagrelease.model.families import family_of
@@ -118,6 +121,7 @@ class Summary(_Record):
 
     Attributes:
         passes: the order of work under `--disk`; null without it.
+        parts: what each machine does under `--parts`; null without it.
         peak_disk_bytes: what a conversion needs; disk_free_bytes: what is free at `disk`, the folder it would write to.
         notes: where the releases of each chip come from, and what nobody knows of the stacks they are made for.
         left_out: file or folder of the source that goes into no release -> why.
@@ -138,6 +142,7 @@ class Summary(_Record):
     disk_free_bytes: int
     workers: int
     passes: DiskSummary | None
+    parts: list[PartSummary] | None
     notes: list[str]
     releases: list[ReleaseSummary]
     left_out: dict[str, str]
@@ -157,7 +162,14 @@ class Summary(_Record):
 
 
 @paused_collector()
-def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path, disk: DiskPlan | None = None) -> Summary:
+def summarise(
+    plan: Plan,
+    request: ConversionRequest,
+    workers: int,
+    out: Path,
+    disk: DiskPlan | None = None,
+    shares: Sequence[Share] | None = None,
+) -> Summary:
     """The numbers of `plan`. Chips that were asked for come first; the others of the table say whether they fit.
 
     Args:
@@ -166,6 +178,7 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path, d
         workers: threads that decode.
         out: the folder that would be written to; it need not exist yet.
         disk: the passes, where a budget was given.
+        shares: where it is to be divided among machines.
     """
     releases = [_release(plan, release, request) for release in plan.releases]
     return Summary(
@@ -181,6 +194,7 @@ def summarise(plan: Plan, request: ConversionRequest, workers: int, out: Path, d
         disk_free_bytes=free_bytes(out),
         workers=workers,
         passes=None if disk is None else _passes(plan, disk),
+        parts=None if shares is None else [summarise_share(plan, share) for share in shares],
         notes=[*request.notes, *(note for one in releases for note in stack_notes(one.folder, one.stacks))],
         releases=releases,
         left_out=plan.source.companions.left_out,

@@ -18,6 +18,7 @@ from flagrelease.convert.planning.passes import DiskPlan, only_files
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.running.assembly import make_manifest
 from flagrelease.convert.running.conversion import Progress, require_apart, write_files
+from flagrelease.convert.running.earlier import refuse_parts
 from flagrelease.convert.running.journal import Journal, open_journal
 from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.publish.publication import PublishedFile
@@ -71,6 +72,7 @@ def convert_inside(
 
 def _open(plan: Plan, release: ReleasePlan, folder: Path, place: Place) -> Journal:
     require_apart(plan.source.files.folder, folder)
+    refuse_parts(folder.parent, folder.name)
     journal = None
     if not (folder / MANIFEST_NAME).is_file():
         journal = open_journal(folder, plan, release, {"place": place.address})

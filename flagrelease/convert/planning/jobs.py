@@ -9,7 +9,7 @@ those at its end when all others have been.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from flagrelease.convert.planning.files import OutputFile
@@ -39,7 +39,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What one action makes of a tensor: every place each part goes to, and the releases (of the plan) of these."""
+    """What one action makes of a tensor: every place each part goes to, and the releases (of the plan) of these, but
+    for those in which another machine records the tensor."""
 
     action: Action
     pieces: dict[Role, tuple[Piece, ...]]
@@ -48,14 +49,34 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One visit to one source tensor."""
+    """One visit to one source tensor.
+
+    Attributes:
+        rows: of the stored weight, half-open, where only these are read, because another machine records the tensor;
+            None: all are read, and what is learned of the tensor is recorded.
+    """
 
     tensor: StoredWeight
     products: tuple[Product, ...]
+    rows: tuple[int, int] | None = None
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Of the source: the rows, from the beginning of a block on, and the whole scale."""
+        weight, scale = self.tensor.weight, self.tensor.scale
+        beside = scale.nbytes if scale else 0
+        if self.rows is None:
+            return weight.nbytes + beside
+        first = self.rows[0] - self.rows[0] % self.tensor.block[0]
+        row_bytes = weight.nbytes // weight.shape[0] if weight.shape else weight.nbytes
+        return row_bytes * (self.rows[1] - first) + beside
 
 
 def make_jobs(
-    tensors: Sequence[StoredWeight], files: Sequence[OutputFile], actions: Sequence[Sequence[Action]]
+    tensors: Sequence[StoredWeight],
+    files: Sequence[OutputFile],
+    actions: Sequence[Sequence[Action]],
+    elsewhere: Collection[tuple[int, int]] = (),
 ) -> tuple[Job, ...]:
     """All visits, in order.
 
@@ -63,6 +84,7 @@ def make_jobs(
         tensors: the source's.
         files: of all releases.
         actions: for each release what it makes of each tensor.
+        elsewhere: (release, place of a tensor in the source) that another machine records.
     """
     placed: dict[_Key, dict[Action, dict[Role, list[Piece]]]] = {}
     for number, file in enumerate(files):
@@ -73,19 +95,27 @@ def make_jobs(
             by_role[one.part.role].append(Piece(number, position, one.cut))
             position += one.nbytes
     return tuple(
-        Job(
-            tensors[key[-1]],
-            tuple(
-                Product(
-                    action,
-                    {role: tuple(pieces) for role, pieces in by_role.items()},
-                    frozenset(files[piece.file].release for piece in by_role["weight"]),
-                )
-                for action, by_role in by_action.items()
-            ),
-        )
+        _job(tensors[key[-1]], key[-1], by_action, files, elsewhere)
         for key, by_action in sorted(placed.items(), key=lambda item: item[0])
     )
+
+
+def _job(
+    tensor: StoredWeight,
+    order: int,
+    by_action: dict[Action, dict[Role, list[Piece]]],
+    files: Sequence[OutputFile],
+    elsewhere: Collection[tuple[int, int]],
+) -> Job:
+    products = []
+    for action, by_role in by_action.items():
+        releases = {files[piece.file].release for piece in by_role["weight"]}
+        recorded = frozenset(release for release in releases if (release, order) not in elsewhere)
+        products.append(Product(action, {role: tuple(pieces) for role, pieces in by_role.items()}, recorded))
+    if any(product.releases for product in products):
+        return Job(tensor, tuple(products))
+    cuts = [piece.cut for product in products for piece in product.pieces["weight"]]
+    return Job(tensor, tuple(products), (min(cut.row0 for cut in cuts), max(cut.row1 for cut in cuts)))
 
 
 def bytes_visited(tensors: Sequence[StoredWeight], files: Sequence[OutputFile]) -> int:

@@ -116,12 +116,12 @@ def record_bytes(release: ReleasePlan) -> int:
 def _orders(plan: Plan) -> Iterator[Sequence[int]]:
     numbers = range(len(plan.files))
     yield numbers
-    yield sorted(numbers, key=_place(plan))
-    place = _place(plan)
+    yield sorted(numbers, key=place_in_source(plan))
+    place = place_in_source(plan)
     yield sorted(numbers, key=lambda n: (plan.releases[plan.files[n].release].layout is not None, place(n)))
 
 
-def _place(plan: Plan) -> Callable[[int], tuple[int, int, float, int]]:
+def place_in_source(plan: Plan) -> Callable[[int], tuple[int, int, float, int]]:
     """Sorts files by the part of the source that they hold; ranks of several releases by the experts that they share.
 
     The files of a release stand rank by rank, so the place of a file among them says which share of the experts it has.

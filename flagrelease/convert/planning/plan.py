@@ -85,18 +85,26 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Plan:
-    """Several releases from one pass over one source."""
+    """Several releases from one pass over one source.
+
+    Attributes:
+        files: of all releases, or those of them that are made here.
+        elsewhere: (release, place of a tensor in the source) where another machine, which makes other files of the
+            release, records the tensor.
+    """
 
     source: Source
     options: ConvertSpec
     provenance: Provenance
     releases: tuple[ReleasePlan, ...]
     files: tuple[OutputFile, ...]
+    elsewhere: frozenset[tuple[int, int]] = field(default=frozenset(), repr=False)
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
         """The order of work. Only a conversion asks for it: V4-Pro has half a million pieces to place."""
-        return make_jobs(self.source.tensors, self.files, [release.actions for release in self.releases])
+        actions = [release.actions for release in self.releases]
+        return make_jobs(self.source.tensors, self.files, actions, self.elsewhere)
 
     @property
     def bytes_to_write(self) -> int:

@@ -14,7 +14,7 @@ from flagrelease.convert.planning.files import OutputFile
 from flagrelease.convert.planning.memory import BUFFERS_PER_WORKER, CHUNK_BYTES
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.convert.running.assembly import assemble
-from flagrelease.convert.running.earlier import refuse_other_source
+from flagrelease.convert.running.earlier import refuse_other_source, refuse_parts
 from flagrelease.convert.running.journal import Journal, open_journal
 from flagrelease.convert.running.lanes import Buffers, Lane, LaneSink, Run
 from flagrelease.convert.running.schedule import Schedule
@@ -58,6 +58,7 @@ def convert(
     try:
         for number, release in enumerate(plan.releases):
             refuse_other_source(out / release.target.folder, plan.source, stated)
+            refuse_parts(out, release.target.folder)
             journal = open_journal(out / release.target.folder, plan, release)
             if journal is not None:
                 journals[number] = journal

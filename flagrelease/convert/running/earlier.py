@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from flagrelease.errors import ResourceError
@@ -9,6 +10,23 @@ from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 from flagrelease.records.source_identity import identity_of_record
 from flagrelease.source.digests import Claims
 from flagrelease.source.source import Source
+
+PARTS_FOLDER = "parts"  # of an output folder; parts of a conversion lie in it (convert/sharing)
+
+
+def refuse_parts(out: Path, release: str) -> None:
+    """Refuse to begin the release `release` under `out` anew where parts of it were made.
+
+    Raises:
+        ResourceError: names a part.
+    """
+    if (out / release / MANIFEST_NAME).is_file():
+        return
+    for path in sorted((out / PARTS_FOLDER).glob(f"*-of-*/{glob.escape(release)}")):
+        raise ResourceError(
+            f"{out}: parts of {release} were made here with --part ({path.parent.name}); merge them with --merge, or "
+            f"give another --out"
+        )
 
 
 def refuse_other_source(folder: Path, source: Source, claims: Claims) -> None:

@@ -8,7 +8,7 @@ each file says that its first bytes are on the disk and what they hash to. What 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -23,7 +23,7 @@ from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, LossRecord, read_manifest
 
 WORK_FOLDER = ".flagrelease"
-_LOG_NAME, _LOG_VERSION = "journal.jsonl", 2
+JOURNAL_NAME, _LOG_VERSION = "journal.jsonl", 2
 
 
 class TensorResult(BaseModel):
@@ -66,17 +66,11 @@ class Journal:
             ResourceError: the work folder holds files of somebody else, or the log cannot be read or written.
         """
         self.work = folder.control
-        self.files: dict[str, FileState] = {}
-        self.tensors: dict[tuple[str, Action], TensorResult] = {}
         self._folder, self._ours = folder, ours
         self._mutex = threading.Lock()
         refuse_foreign(self.work, ours)
-        self._log = AppendLog(self.work / _LOG_NAME, "conversion", _LOG_VERSION, _RECORDS, {})
-        for record in self._log.records:
-            if isinstance(record, FileState):
-                self.files[record.file] = record
-            else:
-                self.tensors[record.tensor, record.action] = record
+        self._log = _open_log(self.work / JOURNAL_NAME)
+        self.files, self.tensors = _split(self._log.records)
 
     def add_tensor(self, result: TensorResult) -> None:
         """Record a tensor. On resume, a tensor without a record is read again even if its output is already written.
@@ -106,6 +100,33 @@ class Journal:
         self._folder.remove_control(self._ours)
 
 
+def read_journal(path: Path) -> tuple[dict[str, FileState], dict[tuple[str, Action], TensorResult]]:
+    """The records of files and of tensors in a journal, whose work folder the caller has locked.
+
+    Raises:
+        ResourceError: it is no journal of this version, or cannot be read.
+    """
+    with _open_log(path) as log:
+        return _split(log.records)
+
+
+def _open_log(path: Path) -> AppendLog[TensorResult | FileState]:
+    return AppendLog(path, "conversion", _LOG_VERSION, _RECORDS, {})
+
+
+def _split(
+    records: Iterable[TensorResult | FileState],
+) -> tuple[dict[str, FileState], dict[tuple[str, Action], TensorResult]]:
+    files: dict[str, FileState] = {}
+    tensors: dict[tuple[str, Action], TensorResult] = {}
+    for record in records:
+        if isinstance(record, FileState):
+            files[record.file] = record
+        else:
+            tensors[record.tensor, record.action] = record
+    return files, tensors
+
+
 def open_journal(
     folder: Path, plan: Plan, release: ReleasePlan, facts: Mapping[str, str] | None = None
 ) -> Journal | None:
@@ -118,9 +139,9 @@ def open_journal(
     Raises:
         ResourceError: the folder holds something else, was begun for another checkpoint or plan, or is in use.
     """
-    ours = frozenset({*(file.name for file in release.files), _LOG_NAME})
+    ours = frozenset({*(file.name for file in release.files), JOURNAL_NAME})
     if (folder / MANIFEST_NAME).is_file():
-        _check_complete(folder, release)
+        check_complete(folder, release)
         if (work := folder / WORK_FOLDER).is_dir():
             _tidy(folder, work, ours)
         return None
@@ -153,7 +174,12 @@ def binding_of(plan: Plan, release: ReleasePlan) -> dict[str, str]:
     }
 
 
-def _check_complete(folder: Path, release: ReleasePlan) -> None:
+def check_complete(folder: Path, release: ReleasePlan) -> None:
+    """Refuse a complete release of another plan, or one whose files are not there with their sizes.
+
+    Raises:
+        ResourceError: names the folder or the file.
+    """
     manifest = read_manifest(folder)
     if manifest.plan != release.digest:
         raise ResourceError(f"{folder}: holds a release of another plan; give another --out or remove the folder")

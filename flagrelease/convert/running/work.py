@@ -33,23 +33,23 @@ Reader = Callable[[TensorMeta, int, U8], None]  # (tensor, byte offset in it, ar
 
 
 def run_job(job: Job, read: Reader, sink: Sink, lookup: Lookup, options: ConvertSpec) -> list[TensorResult]:
-    """Stream one tensor through; return what was learned of it, one result a product.
+    """Stream one tensor through; return what was learned of it, one result a product; nothing, if it reads only rows.
 
     Raises:
         CheckpointError: a NaN code, a scale that is NaN, infinite or negative, or, where `options` do not allow it,
             an FP4 element that FP8 cannot hold, or a weight or scale whose bytes are all zero.
     """
     if job.tensor.format is None:
-        return [_copy_plain(job, read, sink, options)]
+        return _copy_plain(job, read, sink, options)
     return _stream_quantised(job, job.tensor.format, read, sink, lookup, options)
 
 
-def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> TensorResult:
+def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> list[TensorResult]:
     weight = job.tensor.weight
     (product,) = job.products
     digest = blake3()
-    row_bytes, chunks = _chunks(weight, 1, 1)
-    blank = must_hold_values(job.tensor)
+    row_bytes, chunks = _chunks(weight, 1, 1, job.rows)
+    blank = job.rows is None and must_hold_values(job.tensor)
     for row, rows in chunks:
         data = sink.buffer(rows * row_bytes)
         read(weight, row * row_bytes, data)
@@ -58,11 +58,15 @@ def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> Ten
         sink.put(data, row, row_bytes, product.pieces["weight"])
     if blank:
         refuse_zero(weight, options)
+    if job.rows is not None:
+        return []
     own = digest.hexdigest()
     counts = ElementCounts(copied=weight.elements)
-    return TensorResult(
-        tensor=weight.name, action=Action.COPY, source={weight.name: own}, parts={"weight": own}, counts=counts
-    )
+    return [
+        TensorResult(
+            tensor=weight.name, action=Action.COPY, source={weight.name: own}, parts={"weight": own}, counts=counts
+        )
+    ]
 
 
 def _stream_quantised(
@@ -78,8 +82,8 @@ def _stream_quantised(
     require_scales(tensor.scale, stored)
     makers = [make_maker(product, tensor, stored, lookup, options) for product in job.products]
     copies: tuple[Piece, ...] = sum((maker.product.pieces["weight"] for maker in makers if maker.copies), ())
-    weight_digest, blank = blake3(), True
-    row_bytes, chunks = _chunks(tensor.weight, tensor.block[0], max(maker.width for maker in makers))
+    weight_digest, blank = blake3(), job.rows is None
+    row_bytes, chunks = _chunks(tensor.weight, tensor.block[0], max(maker.width for maker in makers), job.rows)
     for row, rows in chunks:
         codes = sink.buffer(rows * row_bytes)
         read(tensor.weight, row * row_bytes, codes)
@@ -97,7 +101,8 @@ def _stream_quantised(
     if blank:
         refuse_zero(tensor.weight, options)
     source = {tensor.weight.name: weight_digest.hexdigest(), tensor.scale.name: blake3(scale).hexdigest()}
-    return [_finish(maker, tensor, source, sink) for maker in makers]
+    results = [_finish(maker, tensor, source, sink) for maker in makers]
+    return results if job.rows is None else []
 
 
 def _finish(maker: Maker, tensor: StoredWeight, source: dict[str, str], sink: Sink) -> TensorResult:
@@ -119,9 +124,14 @@ def _finish(maker: Maker, tensor: StoredWeight, source: dict[str, str], sink: Si
     )
 
 
-def _chunks(weight: TensorMeta, row_step: int, width: int) -> tuple[int, Iterator[tuple[int, int]]]:
-    """Bytes of a row, and (first row, rows) of chunks of about CHUNK_BYTES of output, cut at multiples of row_step."""
+def _chunks(
+    weight: TensorMeta, row_step: int, width: int, rows: tuple[int, int] | None
+) -> tuple[int, Iterator[tuple[int, int]]]:
+    """Bytes of a row, and (first row, rows) of chunks of about CHUNK_BYTES of output, cut at multiples of row_step.
+
+    `rows`: the only ones that are wanted."""
     total = weight.shape[0] if weight.shape else 1
+    first, end = rows or (0, total)
     row_bytes = weight.nbytes // max(total, 1)
     step = max(1, CHUNK_BYTES // max(1, row_bytes * width * row_step)) * row_step
-    return row_bytes, ((row, min(step, total - row)) for row in range(0, total, step))
+    return row_bytes, ((row, min(step, end - row)) for row in range(first - first % row_step, end, step))

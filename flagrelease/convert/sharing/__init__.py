@@ -1,0 +1,1 @@
+"""One conversion on many machines: `--part I/N`, `--merge`, `--executor ray`."""
