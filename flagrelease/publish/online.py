@@ -3,6 +3,8 @@
 Read are the manifest, the provenance statement and the signature, and the small files that a hub lists without SHA-256
 (Hugging Face keeps those in git). Nothing of this machine is needed: the records say what must be there, and the
 signature, with the public key, says who said so.
+
+What `convert --disk` has put beside the publications has a manifest alone, and is compared with that.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from flagrelease.errors import VerificationError
 from flagrelease.publish.hubs.hub import Hub
-from flagrelease.publish.hubs.names import SIGNATURE_NAME, STATEMENT_NAME
+from flagrelease.publish.hubs.names import SIGNATURE_NAME, STAGING_REPOSITORY, STATEMENT_NAME, is_staged
 from flagrelease.publish.hubs.registry import find_licence
 from flagrelease.publish.listing import HUB_FILES, git_sha1
 from flagrelease.publish.publication import version_of
@@ -38,7 +40,8 @@ class OnlineReport(BaseModel):
 
     Attributes:
         revision: that was read: a commit of Hugging Face, a tag of ModelScope.
-        version: the tag that these files have.
+        published: false for what `convert --disk` put there, which nobody has validated.
+        version: the tag that these files have; null for what is not published.
         signature: `checked` (what is wrong with it is among the problems), `not-checked` (no key was given), or `none`.
         tensors, tensor_bytes: of the sample whose bytes were read; `seed` chose them.
         problems: sentences; none means that the publication is whole and unchanged.
@@ -49,7 +52,8 @@ class OnlineReport(BaseModel):
     hub: str
     repo: str
     revision: str
-    version: str
+    published: bool
+    version: str | None
     model: str | None
     target: TargetRecord
     manifest_sha256: str
@@ -72,19 +76,21 @@ class OnlineReport(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """What a publication says of itself. `digests` lists every file, records included; `licence` is an SPDX id."""
+    """What a release says of itself. `digests` lists every file, records included; `licence` is an SPDX id, None where
+    a release that is not published names no recipe."""
 
     manifest: Manifest
-    model: str
-    licence: str
+    model: str | None
+    licence: str | None
     manifest_sha256: str
     digests: dict[str, str]
     signature: bytes | None
+    published: bool = True
 
     @property
-    def version(self) -> str:
+    def version(self) -> str | None:
         """The tag that these files have."""
-        return version_of(self.manifest.tool.version, self.digests)
+        return version_of(self.manifest.tool.version, self.digests) if self.published else None
 
 
 def verify_online(
@@ -105,8 +111,10 @@ def verify_online(
     revision = client.pin(address.repo, address.revision)
     facts = client.describe(address.repo, revision)
     listed = {file.path: file for file in client.list_files(address.repo, revision) if file.path not in HUB_FILES}
-    records = _read_records(client, address.repo, revision, listed)
+    staged = is_staged(address.repo, address.revision)
+    records = (_read_staged if staged else _read_records)(client, address.repo, revision, listed)
     problems = list(_differences(client, address.repo, revision, records, listed))
+    private = private or address.repo.endswith(STAGING_REPOSITORY)
     problems += _repository_problems(client.hub, facts, records.licence, private)
     problems += _tag_problems(address, records.version)
     if key is not None:
@@ -120,6 +128,7 @@ def verify_online(
         hub=client.hub.name,
         repo=address.repo,
         revision=revision,
+        published=records.published,
         version=records.version,
         model=records.model,
         target=records.manifest.target,
@@ -136,14 +145,14 @@ def verify_online(
     )
 
 
-def _repository_problems(hub: Hub, facts: RepositoryFacts, licence: str, private: bool) -> Iterator[str]:
+def _repository_problems(hub: Hub, facts: RepositoryFacts, licence: str | None, private: bool) -> Iterator[str]:
     if facts.visibility != (wanted := "private" if private else "public"):
         yield f"the repository is {facts.visibility}, not {wanted}"
-    if (facts.licence or "").lower() not in {hub.licence(licence).lower(), licence.lower()}:
+    if licence is not None and (facts.licence or "").lower() not in {hub.licence(licence).lower(), licence.lower()}:
         yield f"the repository has licence {facts.licence!r}; the recipe says {licence}"
 
 
-def _tag_problems(address: Address, version: str) -> Iterator[str]:
+def _tag_problems(address: Address, version: str | None) -> Iterator[str]:
     """A tag that looks like a version names the files; other tags and commits name nothing."""
     tag = address.revision
     if tag is not None and tag != version and re.fullmatch(r"v.+-[0-9a-f]{12}", tag):
@@ -167,6 +176,23 @@ def _read_records(client: HubClient, repo: str, revision: str, listed: Mapping[s
     if signature is not None:
         digests[SIGNATURE_NAME] = hashlib.sha256(signature).hexdigest()
     return _Records(manifest, statement.recipe.model, licence, manifest_sha256, digests, signature)
+
+
+def _read_staged(client: HubClient, repo: str, revision: str, listed: Mapping[str, RemoteFile]) -> _Records:
+    """The manifest alone: there is neither card nor statement before the release is published."""
+    if MANIFEST_NAME not in listed:
+        raise VerificationError(
+            f"{repo}@{revision}: no {MANIFEST_NAME} yet: the conversion that writes it has not finished; run its "
+            "command again"
+        )
+    content = _read_whole(client, repo, revision, listed[MANIFEST_NAME], _RECORD_BYTES)
+    manifest = parse_manifest(content, f"{repo}/{MANIFEST_NAME}")
+    sha256 = hashlib.sha256(content).hexdigest()
+    digests = {file.path: file.sha256 for file in manifest.files} | {MANIFEST_NAME: sha256}
+    licence = manifest.source.license
+    return _Records(
+        manifest, manifest.model, None if licence is None else find_licence(licence), sha256, digests, None, False
+    )
 
 
 def _read_whole(client: HubClient, repo: str, revision: str, file: RemoteFile, limit: int) -> bytes:

@@ -64,9 +64,10 @@ def _beside_its_limit(figure: Figure) -> str:
 def online_text(report: OnlineReport) -> str:
     """What a check of a published release found, for people."""
     signature = {"checked": "signature checked", "not-checked": "signed; --key checks by whom", "none": "not signed"}
+    version = "NOT PUBLISHED: nobody has validated it" if report.version is None else f"version {report.version}"
     lines = [
         f"{report.hub}: {report.repo} at {report.revision}",
-        f"{report.files} files, {report.bytes:,} bytes ({human_bytes(report.bytes)}), version {report.version}",
+        f"{report.files} files, {report.bytes:,} bytes ({human_bytes(report.bytes)}), {version}",
         f"visibility {report.visibility}, licence {report.licence}, {signature[report.signature]}",
     ]
     if report.tensors:

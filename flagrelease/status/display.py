@@ -59,4 +59,5 @@ def _conversion(state: ReleaseState) -> str:
     of = "" if done.total is None else f" of {console.human_bytes(done.total)}"
     share = "" if done.share is None else f" ({done.share:.0%})"
     now = {True: "a process works on it", False: "nobody works on it", None: "whether anybody works on it is unknown"}
-    return escape(f"unfinished: {console.human_bytes(done.written)}{of}{share} written; {now[done.working]}")
+    kind = "unfinished" if done.place is None else f"handed over to {done.place}"
+    return escape(f"{kind}: {console.human_bytes(done.written)}{of}{share} written; {now[done.working]}")

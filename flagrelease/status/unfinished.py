@@ -19,6 +19,7 @@ class Progress(BaseModel):
     Attributes:
         written: bytes of unfinished files whose digest is recorded.
         total: bytes of all files of the release; null where the conversion was begun by a version that did not say it.
+        place: where its finished files go, whose bytes count as written; null if they stay here.
         working: whether a process of this machine holds the folder; null where the kernel does not tell.
     """
 
@@ -28,6 +29,7 @@ class Progress(BaseModel):
     total: int | None
     files: int
     working: bool | None
+    place: str | None = None
 
     @property
     def share(self) -> float | None:
@@ -47,9 +49,10 @@ def progress(folder: Path) -> Progress:
         match record:
             case {"file": str(name), "offset": int(offset)}:
                 offsets[name] = offset
+    total, place = _facts(folder / WORK / _BEGUN)
     return Progress(
-        written=sum(offsets.values()), total=_total(folder / WORK / _BEGUN), files=len(offsets),
-        working=is_locked(folder / WORK / _LOCK),
+        written=sum(offsets.values()), total=total, files=len(offsets), working=is_locked(folder / WORK / _LOCK),
+        place=place,
     )  # fmt: skip
 
 
@@ -71,14 +74,16 @@ def _parsed(line: bytes) -> object:
         return None
 
 
-def _total(begun: Path) -> int | None:
+def _facts(begun: Path) -> tuple[int | None, str | None]:
+    """Bytes of the whole release, and the place that its files go to."""
     try:
         match json.loads(begun.read_bytes()):
-            case {"facts": {"bytes": str(text)}} if text.isdecimal():
-                return int(text)
+            case {"facts": {"bytes": str(text), **more}} if text.isdecimal():
+                place = more.get("place")
+                return int(text), place if isinstance(place, str) else None
     except (OSError, ValueError):
         pass
-    return None
+    return None, None
 
 
 def is_locked(path: Path) -> bool | None:

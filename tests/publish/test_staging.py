@@ -19,10 +19,13 @@ from modelscope_standin import ModelScopeStandIn
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.errors import NetworkError, UsageError, VerificationError
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.publish.online import verify_online
+from flagrelease.publish.reading.remote import parse_address
 from flagrelease.publish.staging.huggingface import HuggingFacePlace
 from flagrelease.publish.staging.modelscope import ModelScopePlace
 from flagrelease.publish.staging.place import Place, Staged
 from flagrelease.publish.staging.places import places_on_a_hub
+from flagrelease.publish.summary import online_text
 from flagrelease.publish.upload.huggingface import HuggingFace
 from flagrelease.publish.upload.modelscope import ModelScope
 from flagrelease.records.manifest import MANIFEST_NAME
@@ -259,3 +262,38 @@ def test_which_repository_and_which_hub(plan: Plan, huggingface: HuggingFaceStan
         places_on_a_hub("modelscope", [one, one], REPO, False)
     places = places_on_a_hub("hf", [one], REPO, False, huggingface.url)
     assert places["native-hf"].address == f"hf://{REPO}@{branch_of(plan)}"
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "modelscope"])
+def test_verify_checks_what_is_staged_on_the_hub(
+    kind: str, plan: Plan, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """By its manifest, since the files are gone here; what the hub lost, changed or gained is found."""
+    hub = request.getfixturevalue(kind)
+    stage(hub, plan, tmp_path / "out")
+    patience = Patience(sleep=lambda _: None)
+    client = HuggingFace(hub.url, patience) if kind == "huggingface" else ModelScope(hub.url, patience)
+    address = parse_address(place_on(hub, plan).address)
+    assert address is not None
+    report = verify_online(client, address, sample_bytes=300_000)
+    assert report.problems == ()
+    assert report.tensors > 0
+    assert not report.published
+    assert report.version is None
+    assert "NOT PUBLISHED: nobody has validated it" in online_text(report)
+    lost, changed = plan.files[0].name, plan.files[1].name
+    if kind == "huggingface":
+        tree = hub.repositories[REPO].tree(branch_of(plan))
+        del tree[lost]
+        tree[changed] = lfs(tree[changed].size, "0" * 64)
+        tree["more.txt"] = regular(b"x")
+    else:
+        tree = hub.repositories[MODEL_SCOPE_REPO].master
+        del tree[lost]
+        tree[changed] = tree[changed][:-1] + b"?"
+        tree["more.txt"] = b"x"
+    found = verify_online(client, address).problems
+    assert found == (f"{lost}: lost", "more.txt: not of this release", f"{changed}: changed")
+    del tree[MANIFEST_NAME]
+    with pytest.raises(VerificationError, match=r"no manifest.json yet: the conversion that writes it has not"):
+        verify_online(client, address)

@@ -57,6 +57,8 @@ def test_files_are_copied_and_asked_for(
     assert contents(store) == at_once
     assert not list((store.parent / "out").rglob("*.safetensors"))
     assert said["releases"]["native-hf"]["place"] == f"cp {{file}} {store}/native-hf/{{name}}"
+    assert main(["status", str(store.parent / "out")]) == 0
+    assert "handed over to cp {file}" in " ".join(capsys.readouterr().out.split())
     # A manifest that lies there already is not written around: the same command finds all of it whole.
     assert main(words(source, store)) == 0
     assert "Every file is whole in its place" in capsys.readouterr().out

@@ -19,6 +19,10 @@ CONTAINER_FILE = "Containerfile"
 COMPOSE_FILE = "compose.yaml"
 CONFIGURATION_NAME = "configuration.json"  # by which ModelScope shows a model
 
+# Where `convert --disk` puts what nobody has validated: a branch that begins so, or a repository that ends so.
+STAGING_BRANCH = "convert-"
+STAGING_REPOSITORY = "-unvalidated"
+
 # Names at the top of a publication, for any hub. The script for one node is named after the layout (run_mp8.sh).
 WRITTEN_NAMES = frozenset(
     {
@@ -46,6 +50,11 @@ def is_written_by_publishing(path: str) -> bool:
     """
     path = path.casefold()
     return path in _WRITTEN_IN_ANY_CASE or _ONE_NODE_SCRIPT.fullmatch(path) is not None
+
+
+def is_staged(repo: str, revision: str | None) -> bool:
+    """Whether a place on a hub is one of `convert --disk`, and no publication."""
+    return (revision or "").startswith(STAGING_BRANCH) or repo.endswith(STAGING_REPOSITORY)
 
 
 def one_node_script(layout: str) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flagrelease.errors import VerificationError
+from flagrelease.publish.hubs.names import STAGING_BRANCH
 from flagrelease.publish.listing import HUB_FILES, compare
 from flagrelease.publish.publication import PublishedFile
 from flagrelease.publish.reading.huggingface import MAIN
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from flagrelease.publish.upload.huggingface import HuggingFace
     from flagrelease.publish.upload.huggingface_files import Operation
 
-_STAGED = "convert"
-
 
 class HuggingFacePlace:
     """A branch for one release."""
@@ -32,7 +31,7 @@ class HuggingFacePlace:
     def __init__(self, client: HuggingFace, staged: Staged, repo: str, private: bool) -> None:
         """Nothing is asked yet."""
         self._client, self._staged, self._repo, self._private = client, staged, repo, private
-        self.branch = f"{_STAGED}-{staged.folder}-{staged.plan[:12]}"
+        self.branch = f"{STAGING_BRANCH}{staged.folder}-{staged.plan[:12]}"
         self._begun = False
 
     @property

@@ -21,8 +21,6 @@ from flagrelease.publish.staging.place import Staged, require_whole
 if TYPE_CHECKING:
     from flagrelease.publish.upload.modelscope import ModelScope
 
-SUFFIX = "-unvalidated"
-
 
 class ModelScopePlace:
     """A private repository for one release."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flagrelease.errors import UsageError
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
+from flagrelease.publish.hubs.names import STAGING_REPOSITORY
 from flagrelease.publish.staging.command import CommandPlace, parse_commands
 from flagrelease.publish.staging.place import Place, Staged
 
@@ -37,13 +38,13 @@ def places_on_a_hub(
         hub = HuggingFace(endpoint)
         return {one.folder: HuggingFacePlace(hub, one, named[one.folder] or "", private) for one in releases}
     if to == MODELSCOPE.scheme:
-        from flagrelease.publish.staging.modelscope import SUFFIX, ModelScopePlace
+        from flagrelease.publish.staging.modelscope import ModelScopePlace
         from flagrelease.publish.upload.modelscope import ModelScope
 
         if repo is not None and len(releases) > 1:
             raise UsageError(f"--repo {repo}: a repository of ModelScope has no branches; it holds one release")
         other = ModelScope(endpoint)
-        return {one.folder: ModelScopePlace(other, one, f"{named[one.folder]}{SUFFIX}") for one in releases}
+        return {one.folder: ModelScopePlace(other, one, f"{named[one.folder]}{STAGING_REPOSITORY}") for one in releases}
     raise UsageError(f"--to {to}: no such hub; there are {HUGGING_FACE.scheme} and {MODELSCOPE.scheme}")
 
 
