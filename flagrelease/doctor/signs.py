@@ -83,7 +83,7 @@ def _own_nodes(one: Sighting) -> bool:
 
 
 def _look(chip: Chip, place: Place, packages: Packages) -> Sighting:
-    signs = load_signs().chips[chip.id]
+    signs = load_signs().chips.get(chip.id) or _of_the_row(chip)
     hardware, cards = _device_files(chip, signs, place)
     driver = tool = None
     if place.program(chip.smi.split()[0]) is not None:
@@ -101,6 +101,11 @@ def _look(chip: Chip, place: Place, packages: Packages) -> Sighting:
         if not any(packages.versions(one.distributions) for one in others):  # Kunlunxin's torch calls itself +cu129
             software = (f"torch {version}", *software)
     return Sighting(chip=chip.id, hardware=hardware, software=software, cards=cards, driver=driver, tool=tool)
+
+
+def _of_the_row(chip: Chip) -> ChipSigns:
+    """Of a chip that only the chip table has: the distribution is named after the module that it brings."""
+    return ChipSigns() if chip.torch_module is None else ChipSigns(distributions=(chip.torch_module,))
 
 
 def _device_files(chip: Chip, signs: ChipSigns, place: Place) -> tuple[tuple[str, ...], int | None]:

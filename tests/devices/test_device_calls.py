@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from record_signatures import HOOKS
-from torch_standins import KINDS, RECORDS, StandIn, signature
+from torch_standins import KINDS, RECORDS, StandIn, installed, signature, use
 
-from flagrelease import accelerator, device
+from flagrelease import accelerator
 from flagrelease.accelerator import NEEDED_TO_RECORD, Extra, RecordedGraph, Recording, StreamEvent, WorkStream
 from flagrelease.chips.table import load_chips
-from flagrelease.device import Device, open_device
+from flagrelease.device import Device
 from flagrelease.doctor.probes import torch_devices
 
 PACKAGE = Path(__file__).parents[2] / "flagrelease"
@@ -113,35 +112,6 @@ def test_the_newest_version_has_the_hooks_of_generators_and_pinned_memory(packag
 def standin(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """As `torch.npu` or `torch.musa`, whose module is installed."""
     yield from installed(StandIn(record), record, monkeypatch)
-
-
-def installed(standin: StandIn, record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    for streams in (device._recorder, device._lane):
-        streams.cache_clear()
-    monkeypatch.setattr(torch, KINDS[record["package"]], standin, raising=False)
-    monkeypatch.setitem(sys.modules, record["package"], sys)  # any module: only its import is asked for
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **named: empty(*shape, **named))
-    yield standin
-    for streams in (device._recorder, device._lane):
-        streams.cache_clear()
-
-
-def use(kind: str) -> list[str]:
-    """All that a Device does, once; returns what ran, in order."""
-    ran: list[str] = []
-    one = open_device(kind, 1)
-    assert (one.name, one.memory(), one.why_eager) == ("card 1", (11, 100), None)
-    one.set_current()
-    one.synchronize()
-    assert one.reaches([0])
-    one.capture(lambda: ran.append("captured"), one.memory_pool())()
-    one.capture(lambda: ran.append("alone"))()
-    ran.append(one.beside(0, lambda x: f"beside {x}", 3)())
-    one.finish_queued()
-    assert one.fetch(torch.arange(3))().tolist() == [0, 1, 2]
-    return ran
 
 
 @each_record
@@ -255,6 +225,29 @@ def test_no_file_goes_around_the_list() -> None:
 )
 def test_the_walk_sees_a_detour(planted: str) -> None:
     assert detours(planted)
+
+
+RANDOM = {
+    "Generator", "manual_seed", "rand", "randn", "randint", "randperm", "multinomial", "exponential_", "uniform_",
+    "normal_", "bernoulli_",
+}  # fmt: skip
+
+
+def random_numbers(source: str) -> list[str]:
+    """What of torch's random numbers a file asks for, NumPy's apart."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and node.attr in RANDOM and not ast.unparse(node).startswith("np.")
+    ]
+
+
+def test_no_random_number_of_a_model_is_drawn_on_a_device() -> None:
+    """`bench` alone asks torch for any: weights and tokens that have no meaning."""
+    sources = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    every = {path: random_numbers(source) for path, source in sources.items() if "torch" in source}
+    assert {path.split("/")[0] for path, found in every.items() if found} == {"bench"}
+    assert random_numbers("torch.Generator(device).manual_seed(0)")
 
 
 def test_the_list_is_read_whole() -> None:

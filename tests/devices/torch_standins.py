@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import Parameter, Signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
+import torch
+
+from flagrelease import device
+from flagrelease.device import open_device
 
 RECORDS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("signatures.json").read_text(encoding="utf-8"))
 KINDS = {"torch_npu": "npu", "torch_musa": "musa"}
@@ -89,3 +96,33 @@ class StandIn:
         before, self._current = self._current, target
         yield
         self._current = before
+
+
+def installed(standin: StandIn, record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """`standin` in the place of its torch module, until the generator goes on."""
+    for streams in (device._recorder, device._lane):
+        streams.cache_clear()
+    monkeypatch.setattr(torch, KINDS[record["package"]], standin, raising=False)
+    monkeypatch.setitem(sys.modules, record["package"], sys)  # any module: only its import is asked for
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **named: empty(*shape, **named))
+    yield standin
+    for streams in (device._recorder, device._lane):
+        streams.cache_clear()
+
+
+def use(kind: str) -> list[str]:
+    """All that a Device does, once; returns what ran, in order."""
+    ran: list[str] = []
+    one = open_device(kind, 1)
+    assert (one.name, one.memory(), one.why_eager) == ("card 1", (11, 100), None)
+    one.set_current()
+    one.synchronize()
+    assert one.reaches([0])
+    one.capture(lambda: ran.append("captured"), one.memory_pool())()
+    one.capture(lambda: ran.append("alone"))()
+    ran.append(one.beside(0, lambda x: f"beside {x}", 3)())
+    one.finish_queued()
+    assert one.fetch(torch.arange(3))().tolist() == [0, 1, 2]
+    return ran
