@@ -43,7 +43,8 @@ def count_lost(codes: U8, index: Index, block: tuple[int, int], tables: Tables) 
 
 def contains(codes: U8, wanted: NDArray[np.bool_]) -> bool:
     """Whether one of the byte values marked in `wanted` [256] is among `codes`."""
-    return any(bool((codes == value).any()) for value in np.flatnonzero(wanted))  # FP8 has two NaN
+    values = np.flatnonzero(wanted).astype(np.uint8)  # two of FP8; in another type, every code would be converted
+    return any(bool((codes == value).any()) for value in values)
 
 
 def _run(codes: U8, index: Index, block: tuple[int, int], entries: NDArray[Any], out: NDArray[Any] | None) -> int:

@@ -52,7 +52,8 @@ class ByRow:
         """See `Maker`."""
         blocks = slice(row // self._block[0], -(-(row + len(codes)) // self._block[0]))
         exponents = None if self._exponents is None else self._exponents[blocks]
-        out = sink.buffer(codes.size * self.width)
+        row_bytes, pieces = codes.shape[1] * self.width, self.product.pieces["weight"]
+        out = sink.buffer_for(codes.size * self.width, row, row_bytes, pieces)
         quantise_rows(
             codes, self._decoder, self._scales[blocks], exponents, self._block, self._rule, self._figures, row, out
         )
@@ -69,7 +70,7 @@ class ByRow:
                 f"recipe with 'lossy_repack: allow', or with a limit, rounds and counts them"
             )
         self._digest.update(out)
-        sink.put(out, row, codes.shape[1] * self.width, self.product.pieces["weight"])
+        sink.put(out, row, row_bytes, pieces)
 
     def others(self) -> dict[Role, NDArray[Any]]:
         """See `Maker`."""

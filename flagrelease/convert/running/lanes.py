@@ -1,9 +1,8 @@
-"""`Lane`: one output file, written by a thread of its own. `Buffers`: the memory that chunks travel in.
+"""`Lane`: one output file, written by a thread of its own, beside which another one hashes.
 
 Decoding and writing meet in queues: a worker fills a buffer and puts views of it into the queues of all files that want
-a piece; each file's thread copies, hashes and writes; the buffer is free again when the last of them is done. The
-number of buffers bounds the memory. Bytes that come before their turn wait in the lane. The last buffers are for the
-first of the running jobs, whose bytes never wait, so the buffers always come back.
+a piece; each file's threads hash and write it; the buffer is free again when the last of them is done. Bytes that come
+before their turn wait in the lane.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import hashlib
 import heapq
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,101 +20,21 @@ import numpy as np
 from flagrelease.convert.codecs.decoder import U8
 from flagrelease.convert.planning.files import OutputFile
 from flagrelease.convert.planning.jobs import Piece
+from flagrelease.convert.running.buffers import Buffers, Run, Shared
 from flagrelease.convert.running.journal import FileState, Journal
-from flagrelease.shard.writer import SequentialFile
+from flagrelease.shard.writer import SequentialFile, sector_offset
 
 # A file's first bytes are made safe and journalled this often; a kill costs at most this much of each open file.
 CHECKPOINT_BYTES = 256 << 20
 
 
-class Stopped(Exception):  # noqa: N818 - the run ends because of another thread's error, or on purpose
-    """Raised in a thread that waits when the run has been stopped."""
-
-
-class Run:
-    """What the threads of a run share: one lock, the first error, and the count of bytes written."""
-
-    def __init__(self) -> None:
-        """Nothing has happened yet."""
-        self.changed = threading.Condition()
-        self.error: BaseException | None = None
-        self.stopped = False
-        self.written = 0
-
-    def stop(self, error: BaseException | None = None) -> None:
-        """End the run; the first error is the one that is reported."""
-        with self.changed:
-            if not self.stopped:
-                self.error = error
-            self.stopped = True
-            self.changed.notify_all()
-
-    def add_written(self, count: int) -> None:
-        """Count bytes for the progress display."""
-        with self.changed:
-            self.written += count
-
-
-class Buffers:
-    """A fixed number of byte buffers; longer requests are met with memory of their own and count as one.
-
-    `kept` of them only the first of the running jobs gets.
-    """
-
-    def __init__(self, run: Run, count: int, kept: int, nbytes: int) -> None:
-        """`count` buffers of `nbytes`, allocated when first used."""
-        self._run = run
-        self._kept = kept
-        self._nbytes = nbytes
-        self._left = count
-        self._free: list[U8] = []
-
-    def take(self, nbytes: int, is_first: Callable[[], bool]) -> U8:
-        """Wait for a buffer. `is_first()` says whether the job that asks is the first of those running.
-
-        Raises:
-            Stopped: the run was stopped.
-        """
-        with self._run.changed:
-            self._run.changed.wait_for(lambda: self._run.stopped or self._left > (0 if is_first() else self._kept))
-            if self._run.stopped:
-                raise Stopped
-            self._left -= 1
-            if nbytes > self._nbytes:
-                return np.empty(nbytes, dtype=np.uint8)
-            return (self._free.pop() if self._free else np.empty(self._nbytes, dtype=np.uint8))[:nbytes]
-
-    def give(self, buffer: U8) -> None:
-        """Put a buffer back."""
-        whole = buffer if buffer.base is None else buffer.base
-        with self._run.changed:
-            self._left += 1
-            if whole.nbytes == self._nbytes:
-                self._free.append(whole)
-            self._run.changed.notify_all()
-
-
-class Shared:
-    """A buffer on its way to several files; `release` by the last of them gives it back."""
-
-    def __init__(self, buffers: Buffers, data: U8, holders: int) -> None:
-        """`holders` releases are awaited."""
-        self._buffers = buffers
-        self._data = data
-        self._holders = holders
-        self._lock = threading.Lock()
-
-    def release(self) -> None:
-        """One holder is done."""
-        with self._lock:
-            self._holders -= 1
-            last = self._holders == 0
-        if last:
-            self._buffers.give(self._data)
-
-
 class Lane:
-    """One output file. Its thread starts with the first bytes put and ends with the last byte of the file."""
+    """One output file. Its thread starts with the first bytes put and ends with the last byte of the file.
+
+    Attributes:
+        resume_at: how many bytes an earlier run has left, after `recover`.
+        position: how many bytes have gone into the file.
+    """
 
     def __init__(
         self,
@@ -127,6 +46,7 @@ class Lane:
         """Nothing is read yet: `recover` finds out what an earlier run has left. `told` hears of the finished file."""
         self.name = file.name
         self.resume_at = 0
+        self.position = 0
         self._run = run
         self._plan = file
         self._journal = journal
@@ -223,6 +143,7 @@ class Lane:
             raise AssertionError(f"{self.path}: bytes for offset {begin} come when {output.position} are there")
         if skip < len(data):
             output.append(data[skip:])
+            self.position = output.position
             self._run.add_written(len(data) - skip)
 
 
@@ -237,27 +158,33 @@ def _holds(path: Path, state: FileState) -> bool:
 class LaneSink:
     """Cuts the chunks of one job into the pieces of the files that want them."""
 
-    def __init__(self, buffers: Buffers, lanes: dict[int, Lane], is_first: Callable[[], bool]) -> None:
-        """Pieces of files that are not in `lanes` belong to releases that are already complete."""
+    def __init__(self, buffers: Buffers, lanes: dict[int, Lane], job: int) -> None:
+        """`job` is its number. Pieces of files that are not in `lanes` are not wanted."""
         self.drop = buffers.give
-        self._is_first = is_first
+        self._job = job
         self._buffers = buffers
         self._lanes = lanes
 
     def buffer(self, nbytes: int) -> U8:
         """Wait for memory."""
-        return self._buffers.take(nbytes, self._is_first)
+        return self._buffers.take(nbytes, self._job)
+
+    def buffer_for(self, nbytes: int, row: int, row_bytes: int, pieces: tuple[Piece, ...]) -> U8:
+        """Wait for memory, placed so that the first file that takes whole rows can write them from where they are."""
+        start = 0
+        for _, piece, _, _ in self._wanted(row, nbytes // max(1, row_bytes), pieces):
+            if (piece.cut.byte0, piece.cut.byte1) == (0, row_bytes):
+                start = sector_offset(piece.begin + (row - piece.cut.row0) * row_bytes)
+                break
+        return self._buffers.take(nbytes, self._job, start)
 
     def put(self, data: U8, row: int, row_bytes: int, pieces: tuple[Piece, ...]) -> None:
         """Queue the part of each piece that lies in this chunk: whole rows from `row` on."""
         matrix = data.reshape(-1, row_bytes)
         cuts: dict[tuple[int, int, int, int], U8] = {}  # ranks that hold the same piece share one copy
         queued: list[tuple[Lane, int, U8]] = []
-        for piece in pieces:
-            lane, cut = self._lanes.get(piece.file), piece.cut
-            first, end = max(row, cut.row0), min(row + len(matrix), cut.row1)
-            if lane is None or first >= end or piece.end <= lane.resume_at:
-                continue
+        for lane, piece, first, end in self._wanted(row, len(matrix), pieces):
+            cut = piece.cut
             key = (first - row, end - row, cut.byte0, cut.byte1)
             if key not in cuts:
                 cuts[key] = np.ascontiguousarray(matrix[key[0] : key[1], key[2] : key[3]]).reshape(-1)
@@ -269,3 +196,11 @@ class LaneSink:
         shared = Shared(self._buffers, data, len(queued))
         for lane, begin, view in queued:
             lane.put(begin, view, shared)
+
+    def _wanted(self, row: int, rows: int, pieces: tuple[Piece, ...]) -> Iterator[tuple[Lane, Piece, int, int]]:
+        """The pieces that files still want of `rows` rows from `row` on: the file, the piece, its rows among them."""
+        for piece in pieces:
+            lane = self._lanes.get(piece.file)
+            first, end = max(row, piece.cut.row0), min(row + rows, piece.cut.row1)
+            if lane is not None and first < end and piece.end > lane.resume_at:
+                yield lane, piece, first, end

@@ -19,6 +19,10 @@ class Sink(Protocol):
         """Wait for memory; a byte array of this length. It is given back by `put` or `drop`."""
         ...
 
+    def buffer_for(self, nbytes: int, row: int, row_bytes: int, pieces: tuple[Piece, ...]) -> U8:
+        """Wait for memory for whole rows from `row` on that will go to `pieces`."""
+        ...
+
     def put(self, data: U8, row: int, row_bytes: int, pieces: tuple[Piece, ...]) -> None:
         """Send a filled buffer, whole rows from `row` on, to the files of `pieces`."""
         ...

@@ -128,12 +128,13 @@ class LookedUp:
                     f"{row + len(codes) - 1} hold {lost} FP4 elements that FP8 with a scale per {REPACK_TILE[0]}x"
                     f"{REPACK_TILE[1]} cannot hold exactly; a recipe with 'lossy_repack: allow' rounds and counts them"
                 )
-        out = sink.buffer(codes.size * self.width)
+        row_bytes, pieces = codes.shape[1] * self.width, self.product.pieces["weight"]
+        out = sink.buffer_for(codes.size * self.width, row, row_bytes, pieces)
         self._lookup(codes, index, self._block, self._tables, out.view(self._tables.entries.dtype).reshape(codes.shape))
         if self._counting and decoding:
             require_finite(self._tensor, out, codes.shape, row)
         self._digest.update(out)
-        sink.put(out, row, codes.shape[1] * self.width, self.product.pieces["weight"])
+        sink.put(out, row, row_bytes, pieces)
 
     def others(self) -> dict[Role, NDArray[Any]]:
         """See `Maker`."""

@@ -51,7 +51,7 @@ def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> lis
     row_bytes, chunks = _chunks(weight, 1, 1, job.rows)
     blank = job.rows is None and must_hold_values(job.tensor)
     for row, rows in chunks:
-        data = sink.buffer(rows * row_bytes)
+        data = sink.buffer_for(rows * row_bytes, row, row_bytes, product.pieces["weight"])
         read(weight, row * row_bytes, data)
         digest.update(data)
         blank = blank and is_zero(data)
@@ -85,7 +85,7 @@ def _stream_quantised(
     weight_digest, blank = blake3(), job.rows is None
     row_bytes, chunks = _chunks(tensor.weight, tensor.block[0], max(maker.width for maker in makers), job.rows)
     for row, rows in chunks:
-        codes = sink.buffer(rows * row_bytes)
+        codes = sink.buffer_for(rows * row_bytes, row, row_bytes, copies)
         read(tensor.weight, row * row_bytes, codes)
         weight_digest.update(codes)
         blank = blank and is_zero(codes)
