@@ -1,8 +1,8 @@
-"""Write `signatures.json`: what torch_npu and torch_musa offer as `torch.npu` and `torch.musa`, by their sources.
+"""Write `signatures.json`: what torch, torch_npu and torch_musa offer as `torch.cuda`, `.npu` and `.musa`, by sources.
 
     python tests/devices/record_signatures.py
 
-Neither package can be imported without the vendor's libraries, so nothing is: wheels of torch-npu come from PyPI,
+The vendors' cannot be imported without their libraries, so nothing is: wheels of torch and torch-npu come from PyPI,
 torch_musa from its tags on GitHub, and the names that an `__init__.py` exposes are followed to where they are defined.
 Run it when a version is new; the tests then say which of our calls it no longer takes.
 """
@@ -20,7 +20,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-WHEELS = ("2.9.0", "2.10.0", "2.14.0")  # of torch-npu: those of chips.yaml's stacks, and the newest of 2026-11-30
+# Distribution -> versions of chips.yaml's stacks and the newest of 2026-11-30; of torch that is the installed one, and
+# the tests ask it. torch's wheel for macOS has the same Python files and no CUDA libraries.
+WHEELS = {"torch": ("2.7.1", "2.9.0"), "torch-npu": ("2.9.0", "2.10.0", "2.14.0")}
+PLATFORMS = {"torch": "macosx_11_0_arm64", "torch-npu": "manylinux_2_28_x86_64"}
+ROOTS = {"torch": "torch/cuda/__init__.py", "torch-npu": "torch_npu/npu/__init__.py"}
 TAGS = ("v2.1.1", "v2.5.0", "v2.7.1")  # of torch_musa; later ones are not public
 MUSA = "https://github.com/MooreThreads/torch_musa"
 HERE = Path(__file__).parent
@@ -106,16 +110,26 @@ def starred(inner: str, there: dict[str, Entry], read: Read) -> dict[str, Entry]
 def record(package: str, path: str, read: Read) -> dict[str, Any]:
     """One version: names with signatures, and the hooks that its header overrides."""
     names = {name: one for name, one in sorted(exposed(path, read).items()) if not name.startswith("_")}
-    header = read(HOOK_FILES[package]) or ""
+    header = read(HOOK_FILES[package]) or "" if package in HOOK_FILES else ""
     return {"names": names, "hooks": [hook for hook in HOOKS if f" {hook}(" in header]}
 
 
-def of_wheels(folder: Path) -> Iterator[dict[str, Any]]:
-    """torch-npu."""
-    for version in WHEELS:
-        here = folder / version
-        wanted = ["--no-deps", "--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64"]
-        command = [sys.executable, "-m", "pip", "download", "-q", *wanted, "-d", str(here), f"torch-npu=={version}"]
+def of_wheels(folder: Path, distribution: str) -> Iterator[dict[str, Any]]:
+    """torch, torch-npu."""
+    for version in WHEELS[distribution]:
+        here = folder / distribution / version
+        wanted = ["--no-deps", "--only-binary=:all:", "--python-version=3.11", f"--platform={PLATFORMS[distribution]}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            *wanted,
+            "-d",
+            str(here),
+            f"{distribution}=={version}",
+        ]
         subprocess.run(command, check=True)
         (wheel,) = here.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -124,12 +138,13 @@ def of_wheels(folder: Path) -> Iterator[dict[str, Any]]:
             def read(path: str, archive: zipfile.ZipFile = archive, files: set[str] = files) -> str | None:
                 return archive.read(path).decode() if path in files else None
 
+            package, root = distribution.replace("-", "_"), ROOTS[distribution]
             yield {
-                "package": "torch_npu",
+                "package": package,
                 "version": version,
                 "from": f"PyPI {wheel.name}, sha256 {hashlib.sha256(wheel.read_bytes()).hexdigest()}",
-                "root": "torch_npu/npu/__init__.py",
-                **record("torch_npu", "torch_npu/npu/__init__.py", read),
+                "root": root,
+                **record(package, root, read),
             }
 
 
@@ -161,7 +176,7 @@ def main(musa: str = MUSA) -> None:
     """Of all versions. `musa`: where its repository is, if not on GitHub."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        every = [*of_wheels(folder), *of_tags(folder, musa)]
+        every = [one for name in WHEELS for one in of_wheels(folder, name)] + list(of_tags(folder, musa))
     lines = []
     for one in every:
         head = {key: one[key] for key in ("package", "version", "from", "root", "hooks")}

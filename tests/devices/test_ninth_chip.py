@@ -34,7 +34,7 @@ def test_its_device_is_opened_by_the_row_alone(monkeypatch: pytest.MonkeyPatch) 
     """`torch.acme`, with the calls of the list, is all that has to be there for recording, streams and memory."""
     with pytest.raises(ResourceError, match="'acme' needs the module torch_acme, which is not installed"):
         open_device("acme")
-    record = {**RECORDS[0], "package": "torch_acme"}
+    record = {**next(one for one in RECORDS if one["package"] == "torch_npu"), "package": "torch_acme"}
     record["names"] = {name.replace("NPU", "ACME"): one for name, one in record["names"].items()}
     monkeypatch.setitem(KINDS, "torch_acme", "acme")
     for _ in installed(StandIn(record), record, monkeypatch):

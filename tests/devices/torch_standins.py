@@ -18,7 +18,7 @@ from flagrelease import device
 from flagrelease.device import open_device
 
 RECORDS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("signatures.json").read_text(encoding="utf-8"))
-KINDS = {"torch_npu": "npu", "torch_musa": "musa"}
+KINDS = {"torch": "cuda", "torch_npu": "npu", "torch_musa": "musa"}
 
 
 def signature(parameters: list[list[Any]]) -> Signature:
@@ -32,7 +32,7 @@ def signature(parameters: list[list[Any]]) -> Signature:
 
 
 class StandIn:
-    """`torch.npu` or `torch.musa` of one recorded version, with two devices.
+    """`torch.cuda`, `torch.npu` or `torch.musa` of one recorded version, with two devices.
 
     A name that the version does not have raises AttributeError, arguments that it does not take TypeError, as the
     package would. `log` has what was called, with the arguments: functions by name, methods as Class.method.
@@ -103,7 +103,8 @@ def installed(standin: StandIn, record: dict[str, Any], monkeypatch: pytest.Monk
     for streams in (device._recorder, device._lane):
         streams.cache_clear()
     monkeypatch.setattr(torch, KINDS[record["package"]], standin, raising=False)
-    monkeypatch.setitem(sys.modules, record["package"], sys)  # any module: only its import is asked for
+    if record["package"] != "torch":
+        monkeypatch.setitem(sys.modules, record["package"], sys)  # any module: only its import is asked for
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **named: empty(*shape, **named))
