@@ -6,6 +6,7 @@ import ast
 import copy
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,21 @@ MODULES = {"cuda", "npu", "musa", "xpu", "mtia", "accelerator"}
 VENDORS = {"torch_npu", "torch_musa"}
 
 
-def detours(source: str) -> list[str]:
+@cache
+def files() -> dict[str, list[ast.AST]]:
+    """Path in the package -> all nodes of its source, of the files that name torch."""
+    sources = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    return {path: nodes(source) for path, source in sources.items() if "torch" in source}
+
+
+def nodes(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
+def detours(tree: list[ast.AST]) -> list[str]:
     """How a file touches an accelerator's torch module, or a vendor's, by itself."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in tree:
         if isinstance(node, ast.Attribute) and node.attr in MODULES:
             owner = ast.unparse(node.value)
             found += [f"{owner}.{node.attr}"] if owner in ("torch", "torch.version", "torch.backends") else []
@@ -195,9 +207,7 @@ def reaches(name: str) -> bool:
 
 
 def test_no_file_goes_around_the_list() -> None:
-    every = {
-        str(path.relative_to(PACKAGE)): detours(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")
-    }
+    every = {path: detours(tree) for path, tree in files().items()}
     assert every.pop("accelerator.py")
     assert {path: found for path, found in every.items() if found} == {
         # A dtype by its name.
@@ -224,7 +234,7 @@ def test_no_file_goes_around_the_list() -> None:
     ],
 )
 def test_the_walk_sees_a_detour(planted: str) -> None:
-    assert detours(planted)
+    assert detours(nodes(planted))
 
 
 RANDOM = {
@@ -233,21 +243,20 @@ RANDOM = {
 }  # fmt: skip
 
 
-def random_numbers(source: str) -> list[str]:
+def random_numbers(tree: list[ast.AST]) -> list[str]:
     """What of torch's random numbers a file asks for, NumPy's apart."""
     return [
         ast.unparse(node)
-        for node in ast.walk(ast.parse(source))
+        for node in tree
         if isinstance(node, ast.Attribute) and node.attr in RANDOM and not ast.unparse(node).startswith("np.")
     ]
 
 
 def test_no_random_number_of_a_model_is_drawn_on_a_device() -> None:
     """`bench` alone asks torch for any: weights and tokens that have no meaning."""
-    sources = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
-    every = {path: random_numbers(source) for path, source in sources.items() if "torch" in source}
+    every = {path: random_numbers(tree) for path, tree in files().items()}
     assert {path.split("/")[0] for path, found in every.items() if found} == {"bench"}
-    assert random_numbers("torch.Generator(device).manual_seed(0)")
+    assert random_numbers(nodes("torch.Generator(device).manual_seed(0)"))
 
 
 def test_the_list_is_read_whole() -> None:
