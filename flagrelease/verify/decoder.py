@@ -88,7 +88,7 @@ def to_bf16(values: F32, scales: F64, block: tuple[int, int]) -> tuple[U16, int]
 
     `scales` is [ceil(rows / block[0]), ceil(columns / block[1])]. `values` is overwritten.
     """
-    if _are_safe(scales):
+    if are_safe(scales):
         multiply(values, scales.astype(np.float32), block)
         return values.view(np.uint16)[:, 1::2], 0  # the upper halves; the lower are zero, for the products are exact
     products = values.astype(np.float64)  # 4 significant bits times at most 24: exact in float64
@@ -97,7 +97,8 @@ def to_bf16(values: F32, scales: F64, block: tuple[int, int]) -> tuple[U16, int]
     return round_to_bf16(products)
 
 
-def _are_safe(scales: F64) -> bool:
+def are_safe(scales: F64) -> bool:
+    """Whether any number of a stored format times any of these scales is an exact, normal float32 within BF16."""
     mantissas, exponents = np.frexp(scales)
     low, high = _SAFE_EXPONENTS
     return bool(np.all(mantissas == 0.5) and np.all((exponents > low) & (exponents <= high)))

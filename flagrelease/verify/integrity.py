@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flagrelease.errors import VerificationError
@@ -26,6 +27,16 @@ _BLOCK = 4 << 20
 
 def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
     """Compare folder and manifest: names, kinds, modes, sizes, then the SHA-256 of every file."""
+    with checking_files(release, manifest, workers) as finish:
+        return finish()
+
+
+@contextmanager
+def checking_files(release: Path, manifest: Manifest, workers: Workers) -> Iterator[Callable[[], Check]]:
+    """`check_files`, which hashes while the body runs; what is yielded waits for the end.
+
+    A file is hashed from its first byte to its last by one core, so the largest begin first, and others read weights.
+    """
     log = CheckLog("files")
     found = {path.relative_to(release).as_posix(): path for path in _entries(release)}
     records = {record.path: record for record in manifest.files}
@@ -45,8 +56,14 @@ def check_files(release: Path, manifest: Manifest, workers: Workers) -> Check:
     def hash_one(record: FileRecord) -> None:
         _check_content(found[record.path], record, workers, log)
 
-    workers.each(hash_one, [record for name, record in sorted(records.items()) if name in found])
-    return log.close(f"names, sizes and SHA-256 of all files against the {listed}")
+    there = [record for name, record in sorted(records.items()) if name in found]
+    with workers.begun(hash_one, sorted(there, key=lambda record: -record.size)) as finish:
+
+        def close() -> Check:
+            finish()
+            return log.close(f"names, sizes and SHA-256 of all files against the {listed}")
+
+        yield close
 
 
 def _is_left_by_downloads(name: str) -> bool:

@@ -20,7 +20,7 @@ from flagrelease.records.release import ReleaseOnDisk, read_release
 from flagrelease.verify.companions import check_companions
 from flagrelease.verify.configs import check_config
 from flagrelease.verify.expected import ExpectedWeight
-from flagrelease.verify.integrity import check_files
+from flagrelease.verify.integrity import checking_files
 from flagrelease.verify.origin import Origin, open_source
 from flagrelease.verify.replicas import check_replicas
 from flagrelease.verify.result import Check, CheckLog, Finding, VerifyReport
@@ -81,8 +81,9 @@ def verify_read_release(
     loading, verdicts = check_stacks(folder, manifest, stacks)
     origin = None if source is None else open_source(source)
     team = Workers(workers, progress)
-    files = check_files(folder, manifest, team)
-    others, elements = check_weights(folder, manifest, origin, sample, seed, team)
+    with checking_files(folder, manifest, team) as finish:
+        others, elements = check_weights(folder, manifest, origin, sample, seed, team)
+        files = finish()
     return VerifyReport(
         manifest_sha256=release.manifest_sha256,
         model=manifest.model,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class WeightChecks:
             CheckpointError: the source breaks a rule of its format.
             VerificationError: a file cannot be read.
         """
-        self._workers.each(self._check, weights)
+        # The longest first: no thread is left alone with one at the end.
+        self._workers.each(self._check, sorted(weights, key=lambda weight: -math.prod(weight.spec.shape)))
 
     def _check(self, weight: ExpectedWeight) -> None:
         tensors = [self._release.tensors[form.name] for form in weight.forms]
