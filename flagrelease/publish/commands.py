@@ -11,7 +11,6 @@ import typer
 
 from flagrelease.chips.table import get_chip
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.publish.records import default_report
 from flagrelease.records.named import complete_recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -44,7 +43,14 @@ def register(app: typer.Typer) -> None:
 
 
 def publish(
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.", show_default=False)],
+    release: Annotated[
+        str,
+        typer.Argument(
+            metavar="RELEASE",
+            help="A release folder, or hf://OWNER/NAME@BRANCH where convert --disk has put one.",
+            show_default=False,
+        ),
+    ],
     chip: Annotated[str, typer.Option("--chip", metavar="NAME", help="The chip it is published for.")],
     to: Annotated[str, typer.Option("--to", metavar="hf|modelscope|DIR", help="A hub, or a folder.")],
     repo: Annotated[
@@ -82,10 +88,10 @@ def publish(
 ) -> None:
     """Put a validated release on a hub or into a folder, and check there by digest that it is what was validated."""
     from flagrelease.publish.publish import OverLimitError
-    from flagrelease.publish.publish import publish as run_publication
+    from flagrelease.publish.staging.published import publish_from
 
     try:
-        outcome = run_publication(
+        outcome = publish_from(
             release,
             chip,
             to,
@@ -93,7 +99,7 @@ def publish(
             private=private,
             dry_run=dry_run,
             yes=yes,
-            report=report or _validated(release, chip, allow_unvalidated),
+            report=report,
             allow_unvalidated=allow_unvalidated,
             allow_unproved_weights=allow_unproved_weights,
             recipe=recipe,
@@ -145,12 +151,6 @@ def _show_plan(publication: Publication, revision: str | None, as_json: bool) ->
         _print_json({**plan_document(publication), "revision": revision})
     else:
         print(plan_text(publication))
-
-
-def _validated(release: Path, chip: str, allow_unvalidated: bool) -> Path | None:
-    """The report where validate puts it; None if there need be none and there is none."""
-    path = default_report(release, get_chip(chip).id)
-    return path if path.is_file() or not allow_unvalidated else None
 
 
 def verify_published(release: str, key: Path | None, sample_bytes: int, private: bool, as_json: bool) -> None:

@@ -24,14 +24,14 @@ from flagrelease.publish.hubs.names import SIGNATURE_NAME, STAGING_REPOSITORY, S
 from flagrelease.publish.hubs.registry import find_licence
 from flagrelease.publish.listing import HUB_FILES, git_sha1
 from flagrelease.publish.publication import version_of
-from flagrelease.publish.reading.remote import Address, RemoteFile, RepositoryFacts
+from flagrelease.publish.reading.remote import Address, HubReader, RemoteFile, RepositoryFacts
 from flagrelease.publish.sample import Sample, prove_sample
 from flagrelease.publish.signature import check_signed
 from flagrelease.publish.upload.client import HubClient
 from flagrelease.records.manifest import MANIFEST_NAME, Manifest, TargetRecord, parse_manifest
 from flagrelease.records.provenance import read_statement
 
-_RECORD_BYTES = 1 << 30  # a manifest of V4-Pro has 30 MB; what is much longer is none
+RECORD_BYTES = 1 << 30  # a manifest of V4-Pro has 30 MB; what is much longer is none
 _SMALL_BYTES = 64 << 20  # a hub that keeps a longer file without its SHA-256 is not believed
 
 
@@ -161,7 +161,7 @@ def _tag_problems(address: Address, version: str | None) -> Iterator[str]:
 
 def _read_records(client: HubClient, repo: str, revision: str, listed: Mapping[str, RemoteFile]) -> _Records:
     contents = {
-        name: _read_whole(client, repo, revision, listed[name], _RECORD_BYTES)
+        name: read_listed(client, repo, revision, listed[name], RECORD_BYTES)
         for name in (MANIFEST_NAME, STATEMENT_NAME, SIGNATURE_NAME)
         if name in listed
     }
@@ -185,7 +185,7 @@ def _read_staged(client: HubClient, repo: str, revision: str, listed: Mapping[st
             f"{repo}@{revision}: no {MANIFEST_NAME} yet: the conversion that writes it has not finished; run its "
             "command again"
         )
-    content = _read_whole(client, repo, revision, listed[MANIFEST_NAME], _RECORD_BYTES)
+    content = read_listed(client, repo, revision, listed[MANIFEST_NAME], RECORD_BYTES)
     manifest = parse_manifest(content, f"{repo}/{MANIFEST_NAME}")
     sha256 = hashlib.sha256(content).hexdigest()
     digests = {file.path: file.sha256 for file in manifest.files} | {MANIFEST_NAME: sha256}
@@ -195,7 +195,7 @@ def _read_staged(client: HubClient, repo: str, revision: str, listed: Mapping[st
     )
 
 
-def _read_whole(client: HubClient, repo: str, revision: str, file: RemoteFile, limit: int) -> bytes:
+def read_listed(client: HubReader, repo: str, revision: str, file: RemoteFile, limit: int) -> bytes:
     """A file, compared with what the listing says of it.
 
     Raises:
@@ -220,6 +220,6 @@ def _differences(
         file, digest = listed[path], records.digests[path]
         found = file.sha256
         if found is None:
-            found = hashlib.sha256(_read_whole(client, repo, revision, file, _SMALL_BYTES)).hexdigest()
+            found = hashlib.sha256(read_listed(client, repo, revision, file, _SMALL_BYTES)).hexdigest()
         if found != digest:
             yield f"{path}: changed"

@@ -26,6 +26,7 @@ def plan_publication(
     private: bool = False,
     signing_key: Path | None = None,
     signature: Path | None = None,
+    staged: str | None = None,
 ) -> Publication:
     """Files of the release, card, run files, report, what the hub reads, statement, and a signature if asked for.
 
@@ -35,6 +36,7 @@ def plan_publication(
         named: how the card of a folder calls the repository; None: as the manifest's recipe says.
         signing_key: PEM file of an EC private key.
         signature: a bundle over exactly these files that was made elsewhere.
+        staged: `owner/name@branch` of the hub, where `convert --disk` has put the files.
 
     Raises:
         UsageError: a file of the release has a name that publishing writes; a key or bundle that does not fit.
@@ -51,7 +53,7 @@ def plan_publication(
         **run_files(records),
         **facts.documents,
     }
-    siblings = _siblings(records) if named == own else ()
+    siblings = (*(() if staged is None else (staged,)), *(_siblings(records) if named == own else ()))
 
     def with_documents() -> Publication:
         return make_publication(records, hub, place, private, documents, siblings)

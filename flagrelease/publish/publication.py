@@ -32,7 +32,8 @@ class Publication:
     Attributes:
         hub: None for a folder.
         repo: `owner/name`; for a folder its path.
-        siblings: repositories of the same hub that may hold the same weights, so that the hub may copy them.
+        siblings: repositories of the same hub that may hold the same weights, so that the hub may copy them:
+            `owner/name`, or `owner/name@branch`.
     """
 
     records: Records

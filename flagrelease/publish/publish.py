@@ -13,6 +13,7 @@ from flagrelease.publish.hubs.registry import hub_by_scheme, schemes
 from flagrelease.publish.limits import limit_problems
 from flagrelease.publish.plan import plan_publication
 from flagrelease.publish.publication import Publication
+from flagrelease.publish.reading.remote import Address
 from flagrelease.publish.records import read_records
 from flagrelease.publish.upload.client import open_hub
 from flagrelease.records.recipe import read_recipe
@@ -53,6 +54,7 @@ def publish(
     signature: Path | None = None,
     endpoint: str | None = None,
     replace: bool = False,
+    staged: Address | None = None,
 ) -> PublishOutcome:
     """Plan the publication of a release for a chip, and carry it out if `yes` is given and `dry_run` is not.
 
@@ -69,6 +71,7 @@ def publish(
         signature: a bundle over exactly these files that was made elsewhere, for example by sigstore without a key.
         endpoint: another hub than the client's own settings say.
         replace: a folder that holds an earlier publication of the same model for the same chip gets this one instead.
+        staged: where `convert --disk` has put the files; `release` is then what `staging.fetched` made of it.
 
     Raises:
         FlagReleaseError: everything that keeps the target from holding exactly what was proved.
@@ -81,9 +84,15 @@ def publish(
     attached = None if recipe is None else read_recipe(recipe)
     records = read_records(release, get_chip(chip), report, allow_unvalidated, allow_unproved_weights, attached)
     place = to if hub is None else repo or records.wanted.repo
+    if staged is not None and (hub is not staged.hub or place != staged.repo):
+        raise UsageError(
+            f"{staged.hub.scheme}://{staged.repo}@{staged.revision}: its files are published in that repository alone, "
+            f"where they need not be sent; --to {to} is {place}"
+        )
     publication = plan_publication(
-        records, hub, place, named=named, private=private, signing_key=signing_key, signature=signature
-    )
+        records, hub, place, named=named, private=private, signing_key=signing_key, signature=signature,
+        staged=None if staged is None else f"{staged.repo}@{staged.revision}",
+    )  # fmt: skip
     if problems := limit_problems(publication):
         raise OverLimitError(publication, problems)
     if dry_run or not yes:

@@ -44,8 +44,8 @@ def send(
         CommitOperationCopy(
             src_path_in_repo=path,
             path_in_repo=file.path,
-            src_repo_id=repo,
-            src_repo_type="model",
+            src_repo_id=None if repo == publication.repo else repo,
+            src_repo_type=None if repo == publication.repo else "model",
             src_revision=commit,
         )
         for file in wanted
@@ -107,11 +107,13 @@ def _announce(client: HuggingFaceClient, repo: str, revision: str, additions: li
 
 
 def _held_by(client: HuggingFaceClient, siblings: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
-    """SHA-256 -> (repository, commit, path) of the LFS files on the main branches of `siblings` that exist."""
+    """SHA-256 -> (repository, commit, path) of the LFS files of `siblings` that exist: on their branches, or main."""
     held: dict[str, tuple[str, str, str]] = {}
-    for repo in siblings:
+    for sibling in reversed(siblings):  # the first one counts
+        repo, _, branch = sibling.partition("@")
         if client.attempt(f"look at {repo}", partial(client.api.repo_exists, repo)):
-            commit = client.refs(repo)[0][MAIN]
+            if (commit := client.refs(repo)[0].get(branch or MAIN)) is None:
+                continue
             held |= {
                 file.sha256: (repo, commit, file.path)
                 for file in client.list_files(repo, commit)
