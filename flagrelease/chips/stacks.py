@@ -99,6 +99,7 @@ class ServingStack(_Strict):
     claims: tuple[Claim, ...]
     silent: tuple[Silent, ...]
     unknown: tuple[str, ...]
+    families: dict[str, tuple[Claim, ...]] = {}
 
     @cached_property
     def by_form(self) -> dict[Form, Claim]:
@@ -109,6 +110,7 @@ class ServingStack(_Strict):
     def sources(self) -> set[str]:
         """All that its facts rest on."""
         facts: list[Claim | Silent | Launch | Drafting] = [*self.claims, *self.silent]
+        facts += [claim for claims in self.families.values() for claim in claims]
         if self.launch is not None:
             facts += [self.launch, *self.launch.drafts.values()]
         return {source for fact in facts for source in fact.sources}

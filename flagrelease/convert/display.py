@@ -22,9 +22,10 @@ def show_inspection(found: Inspection) -> None:
     stages = f", {found.mtp_stages} {'DSpark' if found.dspark else 'MTP'} stage(s)" if found.mtp_stages else ""
     layers = ", ".join(f"{count} {kind}" for kind, count in found.layers.items())
     block = "x".join(map(str, found.block_size)) if found.block_size else "none"
-    console.print(f"[bold]{escape(found.folder)}[/bold]: DeepSeek-V4, {sum(found.layers.values())} layers{stages}")
+    console.print(f"[bold]{escape(found.folder)}[/bold]: {found.family}, {sum(found.layers.values())} layers{stages}")
     console.print(f"  layers   {layers}")
-    console.print(f"  experts  {found.experts} a layer, {found.experts_per_token} for a token")
+    drafting = f"; {found.draft_experts} a draft stage" if found.draft_experts not in (0, found.experts) else ""
+    console.print(f"  experts  {found.experts} a layer, {found.experts_per_token} for a token{drafting}")
     console.print(f"  weights  {found.logical_elements:,} elements in {found.tensors:,} tensors, {found.files} files")
     console.print(f"  bytes    {found.bytes:,} ({human_bytes(found.bytes)}); FP8 blocks {block}")
     for title, tallies in (("format", found.formats), ("scale dtype", found.scales), ("stored dtype", found.dtypes)):

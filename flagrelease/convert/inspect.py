@@ -32,6 +32,8 @@ class Inspection(BaseModel):
         dtypes: stored dtype -> tensors and bytes, scales included.
         formats: what weights are (fp4, fp8 or the plain dtype) -> logical tensors and stored bytes with their scales.
         scales: dtype of scales -> tensors and bytes.
+        family: of the model, as people call it.
+        experts, draft_experts: of a layer, and of a draft stage (0 without stages).
         layers: kind of attention -> number of layers.
         logical_elements: elements of all understood weights; two FP4 codes a byte count as two.
         left_out: file or folder that would not go into a release -> why.
@@ -42,6 +44,7 @@ class Inspection(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     folder: str
+    family: str
     files: int
     tensors: int
     bytes: int
@@ -54,6 +57,7 @@ class Inspection(BaseModel):
     mtp_stages: int
     dspark: bool
     experts: int
+    draft_experts: int
     experts_per_token: int
     logical_elements: int
     left_out: dict[str, str]
@@ -75,6 +79,7 @@ def inspect_checkpoint(
     config, stored = source.config, source.index.tensors.values()
     return Inspection(
         folder=str(source.root),
+        family=family_of(config).title,
         files=len(source.index.headers),
         tensors=len(source.index.tensors),
         bytes=source.index.total_size,
@@ -87,6 +92,7 @@ def inspect_checkpoint(
         mtp_stages=config.n_mtp_layers,
         dspark=config.is_dspark,
         experts=config.n_routed_experts,
+        draft_experts=list(config.expert_counts.values())[-1] if config.n_mtp_layers else 0,
         experts_per_token=config.num_experts_per_tok,
         logical_elements=sum(_elements(t) for t in source.tensors),
         left_out=source.companions.left_out,

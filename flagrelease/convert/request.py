@@ -17,7 +17,7 @@ from flagrelease.errors import UsageError
 from flagrelease.model.families import family_of, has_known_shape
 from flagrelease.records.chip_releases import ChipRelease, split_choice
 from flagrelease.records.manifest import Drafts, OGroups
-from flagrelease.records.recipe import ConvertSpec, Recipe, read_recipe
+from flagrelease.records.recipe import ConvertSpec, EngramTables, Recipe, read_recipe
 from flagrelease.records.shipped import shipped_recipe
 from flagrelease.source.source import Source, read_source
 
@@ -100,7 +100,9 @@ def make_request(
     if cards is not None:
         raise UsageError(f"--cards is for a checkpoint folder; {source} says the layout of each chip itself")
     chosen = () if named and not known else recipe.chosen(chips)
-    wanted = tuple(_in_recipe(one, o_groups, drafts) for one in chosen)
+    engram = recipe.convert.engram_tables
+    named = [replace(one, engram=engram) for one in named]
+    wanted = tuple(_in_recipe(one, o_groups, drafts, engram) for one in chosen)
     understood = read_source(checkpoint_of(recipe, source, checkpoint), told)
     _require_model(recipe, source, understood)
     return ConversionRequest(
@@ -138,10 +140,12 @@ def checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
     return Path(os.path.normpath(path.parent / recipe.source.path))
 
 
-def _in_recipe(one: ChipRelease, o_groups: OGroups | None, drafts: Drafts | None) -> ChipTarget:
+def _in_recipe(
+    one: ChipRelease, o_groups: OGroups | None, drafts: Drafts | None, engram: EngramTables = "decode"
+) -> ChipTarget:
     spec = one.spec
     target = parse_target(spec.target, o_groups or spec.o_groups, drafts or spec.drafts)
-    return ChipTarget(one.chip, target, spec.stack, one.repo)
+    return ChipTarget(one.chip, replace(target, engram=engram), spec.stack, one.repo)
 
 
 def _for_chip(

@@ -60,7 +60,7 @@ def judge_stacks(release: ReleasePlan, wanted: Iterable[ChipTarget]) -> list[Sta
             stacks[stack.id] = stack
     named = {one.stack for one in gets}
     whole = _planned(release)
-    few = _few_experts(release, whole)
+    few = _few_experts(release, whole) if whole.replayed else whole
     found = []
     for stack in stacks.values():
         judgement = judge(stack, few)

@@ -77,10 +77,11 @@ FP8 = Format("fp8", ("F8_E4M3",), ("F8_E8M0", "F32", "BF16", "F16"), 1, None)
 FP4 = Format("fp4", ("I8", "U8", "F4"), ("F8_E8M0",), 2, (1, 32))
 INT8 = Format("int8", ("I8",), ("F32", "BF16"), 1, (1, 0), ROW_SCALE_SUFFIXES)
 FP8_CHANNEL = Format("fp8-channel", ("F8_E4M3",), ("F32", "BF16"), 1, (1, 0), ROW_SCALE_SUFFIXES)
+FP8_GROUP = Format("fp8-group", ("F8_E4M3",), ("F8_E8M0",), 1, (1, 32))  # Engram tables of V4.1
 MXFP8 = Format("mxfp8", ("F8_E4M3",), ("U8",), 1, (1, 32), ROW_SCALE_SUFFIXES)
 
 # What DeepSeek publishes, and so what can be converted.
-SOURCE_FORMATS = (FP8, FP4)
+SOURCE_FORMATS = (FP8, FP4, FP8_GROUP)
 FORMATS = (*SOURCE_FORMATS, INT8, FP8_CHANNEL, MXFP8)
 
 

@@ -135,9 +135,22 @@ class FamilyConfig(BaseModel):
         return self.n_mtp_layers > 0 and not self.is_dspark
 
     @property
+    def most_ranks(self) -> int:
+        """Ranks that inference code of this family can have at most."""
+        return self.num_attention_heads
+
+    @property
     def expert_counts(self) -> dict[str, int]:
         """Key of config.json -> how many experts a block has, for each kind of block."""
         return {"n_routed_experts": self.n_routed_experts}
+
+
+def not_run(origin: PurePath | str, model_type: object) -> CheckpointError:
+    """The refusal of a model that the bundled engine does not run."""
+    return CheckpointError(
+        f"{origin}: model_type is {model_type!r}, and the bundled engine runs 'deepseek_v4' only: it has no forward "
+        f"pass of another family. Such a model can be converted and verified, not run or validated"
+    )
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from flagrelease.errors import CheckpointError
-from flagrelease.model.config import FamilyConfig, document_of, read_document
+from flagrelease.model.config import FamilyConfig, document_of, not_run, read_document
 from flagrelease.model.family import Family
 from flagrelease.model.v4.family import V4
+from flagrelease.model.v41.family import V41
 
-FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (V4,)}
+FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (V4, V41)}
 
 
 def family_of(config: FamilyConfig) -> Family[Any]:
@@ -46,6 +47,23 @@ def read_config_bytes(content: bytes, path: PurePath) -> tuple[FamilyConfig, dic
     """`read_config` of bytes that were read from `path`."""
     raw = document_of(content, path)
     return parse_config(raw, path), raw
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a model of a family that the bundled engine does not run, before anything is asked or loaded for it.
+
+    A config.json that cannot be read is refused by whoever needs it.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    path = folder / "config.json"
+    try:
+        config, _ = read_config(path)
+    except CheckpointError:
+        return
+    if family_of(config).caches is None:
+        raise not_run(path, config.model_type)
 
 
 def has_known_shape(name: str) -> bool:

@@ -6,7 +6,7 @@ is a new folder and one entry in `families.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Generic, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from flagrelease.formats.releases import ReleaseFormatName
 from flagrelease.model.config import FamilyConfig
 from flagrelease.model.tensors import TensorSpec
+from flagrelease.shard.header import TensorMeta
 
 C = TypeVar("C", bound=FamilyConfig)
 
@@ -44,6 +45,13 @@ class Family(Generic[C]):
             the second argument is the number of layers.
         published: the published models of a config's shape, the one that a recipe is shipped for first.
         names: all of these.
+        title: what people call the family.
+        formats: the release formats that exist for it.
+        reasons: why a checkpoint does not hold this model, from the tensors that it has by name, as sentences; the last
+            argument names its config.json. None where nothing better can be said than which tensors are missing.
+        hint: why a tensor of this name may be there, though the model has none of the name; empty if nobody knows.
+        native_scale_fmt: whether DeepSeek's ModelArgs have `scale_fmt`.
+        repack_tile: (rows, columns) that share a scale where FP4 is repacked as FP8.
         attention: what a layer's compression ratio means, in words.
         caches: of a release of this format; null for a family that the bundled engine does not run.
     """
@@ -55,5 +63,11 @@ class Family(Generic[C]):
     without_drafts: Callable[[dict[str, Any], int], dict[str, Any]]
     published: Callable[[C], tuple[str, ...]]
     names: frozenset[str]
+    title: str
+    formats: frozenset[str]
+    reasons: Callable[[Mapping[str, TensorMeta], C, PurePath], Iterator[str]]
+    hint: Callable[[str], str]
+    native_scale_fmt: bool
+    repack_tile: tuple[int, int]
     attention: Mapping[int, str]
     caches: Callable[[C, ReleaseFormatName], SequenceCaches] | None

@@ -6,7 +6,6 @@ it is. Nothing here reads a file: headers and config come from the caller.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -19,15 +18,13 @@ from flagrelease.model.families import family_of
 from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.shard.header import TensorMeta
 
-_EXPERT = re.compile(r"(.+)\.ffn\.experts\.(\d+)\.w1\.weight")
-_OF_VISION = ("vision.", "aligner.", "image_")
-
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
     """One logical tensor: stored weight, and for a quantised one its scale, format and block (rows, elements).
 
     `offset`: zero points beside the scale, as ModelSlim stores them; whoever reads the weight must find them all zero.
+    `tile`: (rows, columns) that share a scale if FP4 is repacked as FP8.
     """
 
     spec: TensorSpec
@@ -36,6 +33,7 @@ class StoredWeight:
     format: Format | None = None
     block: tuple[int, int] = (1, 1)
     offset: TensorMeta | None = None
+    tile: tuple[int, int] = (1, 1)
 
 
 def understand(
@@ -55,14 +53,15 @@ def understand(
     """
     problems: list[str] = []
     scales, offsets, found = pair_scales(stored, problems)
-    specs = family_of(config).inventory(config)
+    family = family_of(config)
+    specs = family.inventory(config)
     wanted = parts if parts is not None else {name: (spec, spec.shape) for name, spec in specs.items()}
     weights = []
     # V4-Pro has 73,000 weights of sixty kinds: what matched once is not matched again
     matched: dict[object, tuple[Format | None, tuple[int, int]]] = {}
     for name, weight in found.items():
         if name not in wanted:
-            problems.append(f"{weight.file}: tensor {name!r} is not part of this model{_naming_hint(name)}")
+            problems.append(f"{weight.file}: tensor {name!r} is not part of this model{family.hint(name)}")
             continue
         (spec, shape), scale = wanted[name], scales.get(name)
         suffix = scale and scale.name.rpartition(".")[2]
@@ -73,35 +72,13 @@ def understand(
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
-        weights.append(StoredWeight(spec, weight, scale, *matched[kind], offsets.get(name)))
+        weights.append(StoredWeight(spec, weight, scale, *matched[kind], offsets.get(name), family.repack_tile))
     folder = config_path.parent
     problems += [f"{folder}: tensor {name!r} of this model is in no file" for name in wanted if name not in found]
     if problems and parts is None:
-        problems[:0] = _other_experts(found, config, config_path)
+        problems[:0] = family.reasons(found, config, config_path)
     problems += _disagreements(config, config_path, weights)
     return tuple(weights), problems
-
-
-def _other_experts(found: Mapping[str, TensorMeta], config: FamilyConfig, path: PurePath) -> Iterator[str]:
-    """Where every block stores as many experts as every other one, but not those that the config names."""
-    stored: dict[str, set[int]] = {}
-    for name in found:
-        if expert := _EXPERT.match(name):
-            stored.setdefault(expert[1], set()).add(int(expert[2]))
-    counts = {len(numbers) if numbers == set(range(len(numbers))) else -1 for numbers in stored.values()}
-    if len(counts) == 1 and (count := counts.pop()) not in (-1, config.n_routed_experts):
-        yield (
-            f"{path}: n_routed_experts is {config.n_routed_experts}, but every block stores experts 0 to {count - 1}: "
-            f"a pruned checkpoint must say n_routed_experts {count}"
-        )
-
-
-def _naming_hint(name: str) -> str:
-    if name.startswith("model."):
-        return " (a name of transformers; DeepSeek's own names have no 'model.' prefix)"
-    if name.startswith(_OF_VISION) or name.endswith(".gate.bias_vl"):
-        return " (a model that sees, such as DeepSeek-V4-Flash-Vision-Exp; this tool converts those that read text)"
-    return ""
 
 
 def _disagreements(config: FamilyConfig, path: PurePath, weights: list[StoredWeight]) -> Iterator[str]:

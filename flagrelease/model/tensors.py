@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8, StorageRule
+from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, FP8_GROUP, INT8, MXFP8, StorageRule
 
 
 class Storage(Enum):
@@ -22,6 +22,7 @@ class Storage(Enum):
     EXPERT = StorageRule(
         "fp4 with a scale per 32, or fp8 with a block scale", "BF16", (FP4, FP8, INT8, FP8_CHANNEL, MXFP8)
     )
+    TABLE = StorageRule("fp8 with a scale per 32 elements of a row", "BF16", (FP8_GROUP,))
     BF16 = StorageRule("bf16", "BF16")
     F32 = StorageRule("f32", "F32")
     I64 = StorageRule("i64", "I64")
@@ -32,6 +33,7 @@ class Split(Enum):
 
     NONE = "every rank holds all of it"
     ROWS = "dimension 0, by mp"
+    PADDED_ROWS = "dimension 0, by mp rounded up; the last ranks are filled up with rows of zeros whose scales are 1"
     EXPERT = "whole, on the one rank that owns the expert"
     O_GROUP_ROWS = "wo_a: dimension 0, by o-group"
     O_GROUP_COLUMNS = "wo_b: dimension 1, by o-group"
@@ -39,10 +41,11 @@ class Split(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One logical tensor. `expert` is the global expert id where `split` is EXPERT, else None."""
+    """One logical tensor. Where `split` is EXPERT: the global id of the expert, and how many experts its block has."""
 
     name: str
     shape: tuple[int, ...]
     storage: Storage
     split: Split = Split.NONE
     expert: int | None = None
+    experts: int = 0

@@ -85,6 +85,9 @@ class LossLimit(_Strict):
     largest_share_of_inexact_rows: float = Field(ge=0, le=1)
 
 
+EngramTables = Literal["decode", "keep"]
+
+
 class ConvertSpec(_Strict):
     """Everything about the conversion that changes a byte, and what it may let pass.
 
@@ -95,6 +98,8 @@ class ConvertSpec(_Strict):
         lossy_repack: whether an element that a release's format cannot hold exactly stops the work (`refuse`), is
             rounded and counted (`allow`), or stops it where more than a share of a weight's rows are not exact.
         int8_scale, channel_scale: the rule for scales by row; `flagrelease.formats.releases` has the formulas.
+        engram_tables: what a BF16 release of DeepSeek-V4.1 makes of its Engram tables: BF16 (`decode`), or the source's
+            FP8 codes with their scales (`keep`), which takes 190 GB less.
         allow_zero_tensors: names of stored tensors, or patterns with *, whose bytes may all be zero. Elsewhere such a
             weight or scale is a damaged file.
     """
@@ -105,6 +110,13 @@ class ConvertSpec(_Strict):
     int8_scale: Literal["best", "power-of-two", "absmax", "mse"] = "best"
     channel_scale: Literal["power-of-two", "absmax"] = "power-of-two"
     allow_zero_tensors: tuple[str, ...] = ()
+    engram_tables: EngramTables = "decode"
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans and manifests of other models stay as they were before V4.1."""
+        document: dict[str, Any] = dump(self)
+        return {key: value for key, value in document.items() if (key, value) != ("engram_tables", "decode")}
 
 
 def _as_list(value: Any) -> Any:

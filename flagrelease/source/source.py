@@ -97,4 +97,8 @@ def survey_source(where: Path | CheckpointFiles, told: Told = lambda done, total
     misunderstood += routing_problems(files, tensors, config.n_routed_experts)
     identity = identify_checkpoint(files, index, hashlib.sha256(content).hexdigest())
     companions, unfit = survey_companions(files, config.vocab_size, raw)
-    return Source(files, config, raw, identity, index, companions, tensors), problems + misunderstood + unfit
+    found = problems + misunderstood + unfit
+    if problems:  # the reason may stand in front of the files that are missing because of it
+        known = list(family_of(config).reasons(index.tensors, config, config_path))
+        found = known + [problem for problem in found if problem not in known]
+    return Source(files, config, raw, identity, index, companions, tensors), found

@@ -113,7 +113,7 @@ def _native_numbers(config: FamilyConfig, names_experts: bool) -> dict[str, Any]
     # DeepSeek's ModelArgs knows expert_dtype "fp4"; without it experts have `dtype`, so FP8 experts need no mention
     if config.declared_expert_dtype == "fp4" or names_experts:
         numbers["expert_dtype"] = config.declared_expert_dtype
-    if config.block_quantisation.scale_fmt is not None:
+    if config.block_quantisation.scale_fmt is not None and family_of(config).native_scale_fmt:
         numbers["scale_fmt"] = config.block_quantisation.scale_fmt
     return numbers
 
@@ -146,6 +146,8 @@ def _without_dropped(document: dict[str, Any], manifest: Manifest) -> dict[str, 
     if manifest.target.drafts == "keep":
         return document
     left: dict[str, Any] = {}
+    if "text_config" in document:  # V4.1 has the model's numbers in there
+        return document | {"text_config": _without_dropped(document["text_config"], manifest)}
     for key, value in document.items():
         if key in ("num_nextn_predict_layers", "n_mtp_layers"):
             left[key] = 0

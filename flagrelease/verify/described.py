@@ -27,7 +27,8 @@ def problems(
 ) -> Iterator[str]:
     """Sentences about config.json of a release; `weights` are what it must hold, none if that cannot be told."""
     target, release = manifest.target, RELEASE_FORMATS[manifest.target.dtype]
-    quantised = any(weight.scale is not None for weight in weights)
+    # the config of a BF16 release is silent about Engram tables that kept their codes
+    quantised = any(weight.scale is not None for weight in weights if weight.spec.storage is not Storage.TABLE)
     if not weights and release.experts is not None:
         quantised = any(weight_of_scale(name) is not None for name in manifest.source.tensors)
     if quantised and release.description is Description.DEEPSEEK:
@@ -62,6 +63,8 @@ def _deepseek(
         yield f"expert_dtype is {experts!r} in a release of {target.dtype}"
     elif target.layout == "hf" and release.f32_scales and document.get("expert_dtype") != "fp8":
         yield "expert_dtype is not at top level, the only place where vLLM looks for it"
+    if config.block_quantisation is not None and config.block_quantisation.expert_dtype not in (None, experts):
+        yield "expert_dtype in quantization_config is not the one at top level"
     if target.layout == "hf":
         listed = _names(_block(document).get("ignored_layers"))
         decoded = [w for w in weights if w.source_scale is not None and w.scale is None]

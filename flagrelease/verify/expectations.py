@@ -18,7 +18,7 @@ from flagrelease.formats.formats import FP4, FP8, SCALE_RULE, Format
 from flagrelease.verify.decoder import E4M3_NAN, U8, VALUES, are_safe, count_bad, scale_values, to_bf16
 from flagrelease.verify.gather import GatheredTensor
 
-_BF16_EXPONENT = np.uint16(0x7F80)
+BF16_EXPONENT = np.uint16(0x7F80)
 Rows = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
@@ -159,7 +159,7 @@ class Decoded(Expectation):
         bits, rounded = to_bf16(self._values(codes), scales, self._block)
         self.rounded += rounded
         if not self._surely_finite:
-            self._infinite += int(np.count_nonzero((bits & _BF16_EXPONENT) == _BF16_EXPONENT))
+            self._infinite += int(np.count_nonzero((bits & BF16_EXPONENT) == BF16_EXPONENT))
         return bits
 
     def broken(self, row: int, element: U8) -> str:

@@ -14,6 +14,7 @@ from flagrelease.errors import VerificationError
 from flagrelease.formats.formats import (
     FP4,
     FP8,
+    FP8_GROUP,
     MXFP8,
     Format,
     block_counts,
@@ -112,12 +113,19 @@ def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, conf
     release, mp = RELEASE_FORMATS[manifest.target.dtype], manifest.target.layout == "mp"
     expert = spec.storage is Storage.EXPERT
     stored = release.stored(spec.name, expert=expert, mp=mp)
+    if spec.storage is Storage.TABLE:
+        stored = None if _decodes_tables(manifest) else Kept.AS_STORED
     if source_scale is None or stored is None:
         plain = Form(spec.name, (spec.storage.value.plain,), spec.shape)
         return ExpectedWeight(spec, source_scale, None, plain, copies=_copies(plain, release, config))
     if isinstance(stored, Format) and stored is not FP8:
         return _by_row_or_group(spec, source_scale, stored, release)
     name = scale_names(spec.name)[0] if mp else source_scale
+    if spec.storage is Storage.TABLE:
+        codes = Form(spec.name, FP8_GROUP.weight_dtypes, spec.shape)
+        return ExpectedWeight(
+            spec, source_scale, stored, codes, _scale_form(name, spec, FP8_GROUP, FP8_GROUP.scale_dtypes, None)
+        )
     if stored is Kept.AS_STORED and expert and config.declared_expert_dtype == "fp4":
         packed = _fp4_form(spec, manifest)
         return ExpectedWeight(
@@ -127,6 +135,11 @@ def _expect(spec: TensorSpec, source_scale: str | None, manifest: Manifest, conf
     wide = stored is FP8 and release.f32_scales and not mp
     scale = _scale_form(name, spec, FP8, _FLOAT_SCALES if wide else FP8.scale_dtypes, config.block_size)
     return ExpectedWeight(spec, source_scale, stored, codes, scale)
+
+
+def _decodes_tables(manifest: Manifest) -> bool:
+    """Whether Engram tables become BF16: in a release of BF16 whose recipe does not keep them."""
+    return manifest.target.dtype == "bf16" and manifest.options.get("engram_tables", "decode") == "decode"
 
 
 def _copies(plain: Form, release: ReleaseFormat, config: FamilyConfig) -> tuple[Form, ...]:

@@ -28,7 +28,8 @@ class GatheredTensor:
 
     `reading` reads files that are not on this machine.
 
-    Only the first copy of a box is read; that the copies agree is a check of its own (`replicas`).
+    Only the first copy of a box is read; that the copies agree is a check of its own (`replicas`). The last boxes of an
+    Engram table reach behind its last row.
     """
 
     name: str
@@ -78,6 +79,16 @@ class GatheredTensor:
                 self._read(copies[0], offset, part)
                 target[:] = part
         return out
+
+    def filling(self) -> Iterator[tuple[PurePath, Bytes]]:
+        """File and bytes of the rows that ranks hold behind the last row of the tensor."""
+        for box, copies in self.boxes.items():
+            first = max(box.top, self.rows)
+            if box.bottom > first:
+                left, right = self._byte_columns(box)
+                rows = np.empty((box.bottom - first, right - left), np.uint8)
+                self._read(copies[0], (first - box.top) * (right - left), rows)
+                yield copies[0].file, rows
 
     def locate(self, row: int, byte: int) -> tuple[PurePath, int]:
         """The file, and the offset in it, of a byte of a row."""

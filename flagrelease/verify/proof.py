@@ -9,6 +9,7 @@ from flagrelease.errors import VerificationError
 from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, Format
 from flagrelease.formats.releases import RELEASE_FORMATS
 from flagrelease.model.stored import StoredWeight
+from flagrelease.model.tensors import Storage
 from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, LossRecord, Manifest
 from flagrelease.verify.by_row import RowCodes, RowScales, ZeroOffsets
 from flagrelease.verify.encoder import SCALE_RULES, RowRule
@@ -17,6 +18,7 @@ from flagrelease.verify.expected import ExpectedWeight
 from flagrelease.verify.gather import GatheredTensor, whole
 from flagrelease.verify.origin import Origin
 from flagrelease.verify.repacks import GroupCodes, GroupScales, Repacked, RepackedScale, WidenedScale
+from flagrelease.verify.tables import DecodedTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class WeightProof:
     def elements(self) -> ElementCounts:
         """How the weight's elements were converted. Call this after all rows have been read."""
         count, first = math.prod(self.weight.spec.shape), self.expectations[0]
-        if isinstance(first, Decoded):
+        if isinstance(first, Decoded | DecodedTable):
             return ElementCounts(exact=count - first.rounded, rounded=first.rounded)
         if isinstance(first, Repacked):
             return ElementCounts(repacked=count - first.lost, lost=first.lost)
@@ -92,6 +94,8 @@ def _expectations(
     manifest: Manifest,
 ) -> tuple[Expectation, ...]:
     to = weight.stored
+    if weight.spec.storage is Storage.TABLE:
+        return (DecodedTable(codes, scale),) if to is None else (Copied(codes), CopiedScale(scale))
     if to is None:
         return (Decoded(codes, scale, fmt, stored.block),)
     if to is MXFP8:

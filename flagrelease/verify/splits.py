@@ -1,7 +1,7 @@
 """Where each part of a tensor lies in an `mpN` release: the second table of DeepSeek's sharding rules.
 
-Written from DeepSeek's `inference/convert.py` (which tensors are cut, and along what) and FlagOS' o-group split for
-more ranks than o-groups. It is on purpose not `TensorSpec.split`: a wrong rule there must show here.
+Written from DeepSeek's `inference/convert.py` of V4 and V4.1 (which tensors are cut, and along what) and FlagOS'
+o-group split for more ranks than o-groups. It is on purpose not `TensorSpec.split`: a wrong rule there must show here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class SplitRule(Enum):
 
     REPLICATED = "every rank holds all of it"
     ROWS = "dimension 0 in mp parts"
+    FILLED = "dimension 0 in mp parts, rounded up: the last ranks hold more rows than there are"
     EXPERT = "whole, on the rank of the expert"
     WO_A = "dimension 0 in mp parts, or by o-group"
     WO_B = "dimension 1 in mp parts, or by o-group"
@@ -38,6 +39,9 @@ _IN_BLOCK = {
     "attn.wo_b": SplitRule.WO_B,
     "markov_head.markov_w1": SplitRule.ROWS,
     "markov_head.markov_w2": SplitRule.ROWS,
+    "markov_head.embed": SplitRule.ROWS,
+    "markov_head.head": SplitRule.ROWS,
+    "engram.embed": SplitRule.FILLED,
 }
 
 
@@ -53,12 +57,16 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What the cuts depend on. `mode` says how wo_a and wo_b are spread where mp > o_groups."""
+    """What the cuts depend on. `mode` says how wo_a and wo_b are spread where mp > o_groups.
+
+    `drafters`: experts of a draft stage, if these are not as many as a layer's.
+    """
 
     mp: int
     o_groups: int
     experts: int
     mode: OGroups | None
+    drafters: int | None = None
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -79,10 +87,14 @@ def place(name: str, shape: tuple[int, ...], ranks: Ranks) -> dict[Box, tuple[in
     if cut is SplitRule.REPLICATED:
         return {Box(0, rows, 0, columns): everyone}
     if cut is SplitRule.EXPERT:
-        owner = expert // _divide(name, "experts", ranks.experts, mp)
+        experts = (ranks.drafters if name.startswith("mtp.") else None) or ranks.experts
+        owner = expert // _divide(name, "experts", experts, mp)
         return {Box(0, rows, 0, columns): (owner,)}
     if cut is SplitRule.ROWS:
         return _grid(name, rows, columns, mp, 1, 1)
+    if cut is SplitRule.FILLED:
+        height = -(-rows // mp)
+        return {Box(rank * height, (rank + 1) * height, 0, columns): (rank,) for rank in range(mp)}
     if mp <= ranks.o_groups:
         return _grid(name, rows, columns, mp, 1, 1) if cut is SplitRule.WO_A else _grid(name, rows, columns, 1, mp, 1)
     sharing = _divide(name, "ranks by o-groups", mp, ranks.o_groups)

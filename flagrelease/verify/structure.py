@@ -72,7 +72,9 @@ def _place(form: Form, manifest: Manifest, config: FamilyConfig) -> Placement:
             f"{MANIFEST_NAME}: target.o_groups is {target.o_groups!r} for mp{target.mp} of a model with "
             f"{config.o_groups} o-groups; it says how they are spread where mp is larger, and only there"
         )
-    return place(form.name, form.shape, Ranks(target.mp, config.o_groups, config.n_routed_experts, target.o_groups))
+    experts = list(config.expert_counts.values())  # of layers, and of draft stages if they have others
+    ranks = Ranks(target.mp, config.o_groups, experts[0], target.o_groups, experts[-1])
+    return place(form.name, form.shape, ranks)
 
 
 def _compare_manifest(manifest: Manifest, forms: list[Form], log: CheckLog) -> None:

@@ -26,6 +26,7 @@ from flagrelease.verify.origin import Origin
 from flagrelease.verify.proof import WeightProof, prepare
 from flagrelease.verify.result import CheckLog, Finding
 from flagrelease.verify.structure import StoredRelease
+from flagrelease.verify.tables import wrong_filling
 from flagrelease.verify.workers import Workers
 
 _QUANTISED = frozenset({"F8_E4M3", "F8_E8M0", "I8", "U8", "F4"})
@@ -100,6 +101,8 @@ class WeightChecks:
                     differences.compare(start, found, np.ascontiguousarray(wanted).view(np.uint8))
             self._workers.advance(found.nbytes)
         self.tensors.saw(1, tensor.nbytes)
+        for file, rule in wrong_filling(tensor):
+            self.tensors.add(Finding(tensor=tensor.name, file=file, rule=rule))
         if blank and not self._may_be_blank(tensor, weight):
             rule = "all its bytes are zero, which no trained weight or scale is: the source was damaged"
             self.tensors.add(Finding(tensor=tensor.name, rule=rule))

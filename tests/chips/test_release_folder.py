@@ -12,7 +12,8 @@ from flagrelease.chips.loading.verdict import judge
 from flagrelease.chips.stacks import get_stack
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
-from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.model.synthetic import Stored
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
 
 @pytest.mark.parametrize(

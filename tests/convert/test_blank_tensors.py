@@ -11,7 +11,8 @@ import pytest
 from harness import plan_of, run_plan
 
 from flagrelease.errors import CheckpointError
-from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.model.synthetic import Stored
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.manifest import read_manifest
 from flagrelease.shard.index import open_checkpoint
 

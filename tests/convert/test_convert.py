@@ -10,7 +10,8 @@ import recut
 from harness import contents, plan_of, run_plan
 from safetensors import safe_open
 
-from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.model.synthetic import Stored
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
 TARGETS = [
     "bf16:hf",

@@ -62,7 +62,8 @@ def test_nan(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
 def test_a_scale_that_is_no_factor(tmp_path: Path, value: float) -> None:
-    from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+    from flagrelease.model.synthetic import Stored
+    from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
     write_checkpoint(tmp_path / "source", tiny_config(), Stored(scale_dtype="F32"))
     plant(tmp_path / "source", "layers.0.attn.wq_b.scale", 3, 0, np.float32(value).tobytes())
@@ -103,7 +104,8 @@ def test_a_lossy_repack_is_refused_or_counted(source: Path, tmp_path: Path) -> N
 
 
 def test_rounding_with_general_scales_is_counted(tmp_path: Path) -> None:
-    from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+    from flagrelease.model.synthetic import Stored
+    from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
     source = tmp_path / "source"
     write_checkpoint(source, tiny_config(), Stored(scale_dtype="F32"))

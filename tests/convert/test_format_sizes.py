@@ -16,7 +16,8 @@ import pytest
 from harness import plan_of
 
 from flagrelease.convert.planning.fit import hub_problems
-from flagrelease.model.v4.synthetic import Stored, write_checkpoint
+from flagrelease.model.synthetic import Stored
+from flagrelease.model.v4.synthetic import write_checkpoint
 from flagrelease.source.source import Source
 
 FLASH: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "configs" / "flash.json").read_text())

@@ -32,7 +32,7 @@ def test_every_code_under_every_scale(decoder: Decoder) -> None:
 def test_repack() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (200, 160), dtype=np.uint8)
-    index, _ = repack_scales(rng.integers(100, 130, (200, 10), dtype=np.uint8))
+    index, _ = repack_scales(rng.integers(100, 130, (200, 10), dtype=np.uint8), (128, 128))
     here, there = np.empty(codes.shape, np.uint16), np.empty(codes.shape, np.uint16)
     cpu_lookup(codes, index, (1, 16), repack_tables(), here)
     choose_lookup("cuda")(codes, index, (1, 16), repack_tables(), there)

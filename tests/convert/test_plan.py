@@ -17,7 +17,8 @@ from flagrelease.cli import main
 from flagrelease.convert.planning.fit import card_fit, rank_bytes
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.errors import CheckpointError, UsageError
-from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.model.synthetic import Stored
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.source.source import Source, read_source
 
 GIB = 2**30
@@ -162,13 +163,13 @@ def test_config_says_what_the_weights_are(checkpoint: Path, tmp_path: Path) -> N
 
 
 def test_expert_dtype_stays_where_the_source_has_it_but_for_fp8(tmp_path: Path) -> None:
-    """vLLM reads it from the top level only, and takes FP8 experts for FP4 without it."""
+    """vLLM reads it from the top level only, and takes FP8 experts for FP4 without it: there it says so twice."""
     config = tiny_config()
     del config["expert_dtype"]
     config["quantization_config"]["expert_dtype"] = "fp4"
     write_checkpoint(tmp_path / "source", config)
     run_plan(plan_of(tmp_path / "source", "fp8:hf", "native:hf"), tmp_path)
-    for folder, top, inside in (("fp8-hf", "fp8", None), ("native-hf", None, "fp4")):
+    for folder, top, inside in (("fp8-hf", "fp8", "fp8"), ("native-hf", None, "fp4")):
         written = json.loads((tmp_path / folder / "config.json").read_text())
         assert written.get("expert_dtype") == top
         assert written["quantization_config"].get("expert_dtype") == inside

@@ -19,8 +19,9 @@ from flagrelease.convert.running.by_row import ByRow
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4
 from flagrelease.model.stored import StoredWeight
+from flagrelease.model.synthetic import Stored
 from flagrelease.model.tensors import Storage, TensorSpec
-from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.manifest import read_manifest
 from flagrelease.records.recipe import ConvertSpec, LossLimit
 from flagrelease.shard.header import TensorMeta

@@ -13,7 +13,8 @@ from flagrelease.convert.codecs.lookup import cpu_lookup
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.running.conversion import convert
-from flagrelease.model.v4.synthetic import Stored, tiny_config, write_checkpoint
+from flagrelease.model.synthetic import Stored
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import read_source
 from flagrelease.verify.ties import gather_equal

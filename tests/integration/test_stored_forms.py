@@ -19,9 +19,10 @@ import torch
 from flagrelease import cli, engine
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4, SCALE_SUFFIXES, SOURCE_FORMATS, weight_of_scale
+from flagrelease.model.synthetic import Stored, stored_tensors
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory
-from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.shard.header import TensorMeta, build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME, open_checkpoint
 from flagrelease.source.source import read_source

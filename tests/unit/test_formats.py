@@ -404,7 +404,7 @@ def test_repack_scales_follow_the_rule(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(0, 6))):
         r, c = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, groups - 1))
         old[r, c] = data.draw(st.one_of(st.integers(0, 254), st.integers(0, 7)))
-    index, new = repack_scales(old)
+    index, new = repack_scales(old, (128, 128))
     assert new.dtype == np.uint8
     assert new.shape == (-(-rows // 128), -(-groups // 4))
     assert index.shape == old.shape
@@ -425,7 +425,7 @@ def test_repacked_tile_has_the_values_of_the_old_one(low: int) -> None:
     generator = np.random.default_rng(low)
     packed = generator.integers(0, 256, (200, 80), dtype=np.uint8)
     old = generator.integers(low, min(low + 7, 255), (200, 5), dtype=np.uint8)
-    index, new = repack_scales(old)
+    index, new = repack_scales(old, (128, 128))
     out = np.zeros(packed.shape, dtype=np.uint16)
     cpu_lookup(packed, index, (1, 16), repack_tables(), out)
     fp8 = out.view(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
@@ -446,7 +446,7 @@ def test_repack_counts_what_a_deep_group_loses() -> None:
     packed[8, 16:32] = 0x62  # 1 and 4: survive 2^15
     old = np.full((128, 4), 100, dtype=np.uint8)
     old[:, 1] = 85
-    index, _ = repack_scales(old)
+    index, _ = repack_scales(old, (128, 128))
     assert count_lost(packed, index, (1, 16), repack_tables()) == 32
 
 

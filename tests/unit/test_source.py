@@ -17,9 +17,10 @@ import pytest
 from flagrelease.convert.planning.target import parse_target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.stored import StoredWeight
+from flagrelease.model.synthetic import Stored, stored_tensors
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory
-from flagrelease.model.v4.synthetic import Stored, stored_tensors, tiny_config, write_checkpoint
+from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.shard.header import build_header, tensor_bytes
 from flagrelease.shard.index import INDEX_NAME
 from flagrelease.source.source import Source, read_source, survey_source
@@ -345,7 +346,7 @@ def test_missing_rope_scaling_key_is_refused_by_name(checkpoint: Checkpoint, key
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "deepseek_v3"), ("model_type", "deepseek_v41"), ("hidden_size", 0), ("hidden_size", -256),
+        ("model_type", "deepseek_v3"), ("model_type", "deepseek_v5"), ("hidden_size", 0), ("hidden_size", -256),
         ("hidden_size", 256.5), ("hidden_size", None), ("hidden_size", [256]), ("compress_ratios", [0, 4, 128]),
         ("compress_ratios", [0, 4, 128, 0, 0]), ("compress_ratios", [0, 4, 127, 0]), ("n_shared_experts", 2),
         ("o_groups", 3), ("scoring_func", "softmax"), ("expert_dtype", "int8"), ("dspark_block_size", 5),

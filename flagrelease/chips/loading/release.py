@@ -77,6 +77,11 @@ class Release:
             {key: value for key, value in self.config.items() if key not in _STORAGE_KEYS}, "config.json"
         )
 
+    @property
+    def replayed(self) -> bool:
+        """Whether `loaders.yaml` has the loaders of this model's family: they are those of DeepSeek-V4."""
+        return self.model.model_type == "deepseek_v4"
+
     @cached_property
     def specs(self) -> tuple[TensorSpec, ...]:
         """The tensors of the model."""

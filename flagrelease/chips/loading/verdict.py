@@ -61,6 +61,8 @@ def judge(stack: ServingStack, release: Release, layout: Literal["hf", "mp"] = "
         CheckpointError: config.json is not one of DeepSeek-V4.
     """
     form = release.form
+    if not release.replayed:
+        return _of_another_family(stack, release, form, layout)
     claim = stack.by_form[form]
     if layout not in stack.layouts:
         why = f"it reads releases of layout {' and '.join(stack.layouts)}, not {layout}"
@@ -77,6 +79,17 @@ def judge(stack: ServingStack, release: Release, layout: Literal["hf", "mp"] = "
     mark = claim.mark if as_known else load_loaders()[stack.loader].mark
     why_all = (*known, *summary(bad))
     return Judgement(stack.id, form, verdict, mark, why_all, attempt.flags, attempt.environment, attempt.replay)
+
+
+def _of_another_family(stack: ServingStack, release: Release, form: Form, layout: Literal["hf", "mp"]) -> Judgement:
+    """What is claimed of the stack and a family whose loaders were not written down; unknown if nothing is."""
+    family = release.model.model_type
+    if layout in stack.layouts:
+        for claim in stack.families.get(family, ()):
+            if form in claim.forms:
+                return _by_claim(stack, form, claim, None, (), ())
+    why = f"whether {stack.title} loads {family} in this form was not established"
+    return Judgement(stack.id, form, "unknown", "inferred", (why,), (), (), None)
 
 
 def summary(findings: Iterable[Finding]) -> list[str]:

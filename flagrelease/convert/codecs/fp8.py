@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flagrelease.convert.codecs.decoder import F64, decoder_of
-from flagrelease.formats.formats import FP8
+from flagrelease.formats.formats import FP8, FP8_GROUP
 
 
 def _e4m3_values() -> F64:
@@ -17,3 +17,4 @@ def _e4m3_values() -> F64:
 
 
 FP8_DECODER = decoder_of(FP8, _e4m3_values())
+FP8_GROUP_DECODER = decoder_of(FP8_GROUP, _e4m3_values())

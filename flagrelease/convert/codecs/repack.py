@@ -1,7 +1,8 @@
-"""FP4 with a scale for 32 elements, repacked as FP8 with a scale for each 128 x 128 tile: a look-up too.
+"""FP4 with a scale for 32 elements, repacked as FP8 with a scale for each tile: a look-up too.
 
-The rule is DeepSeek's (inference/convert.py): the new scale is the largest old one of the tile over 2^6, since
-6 * 2^6 = 384 <= 448. An old scale 2^d below the largest multiplies by 2^(6-d); from d = 19 on all codes become 0.
+The rule is DeepSeek's (inference/convert.py of V4, whose tiles are 128 x 128, and of V4.1, 32 x 32): the new scale is
+the largest old one of the tile over 2^6, since 6 * 2^6 = 384 <= 448. An old scale 2^d below the largest multiplies by
+2^(6-d); from d = 19 on all codes become 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from flagrelease.convert.codecs.fp8 import FP8_DECODER
 from flagrelease.convert.codecs.quantise import encode_values
 from flagrelease.convert.codecs.tables import Tables, count_inexact, pack
 
-REPACK_TILE = (128, 128)
 _REPACK_HEADROOM = 6
 _REPACK_DEEPEST = 20
 
@@ -35,12 +35,13 @@ def repack_tables() -> Tables:
     return fp8_tables(FP4_DECODER, np.ldexp(1.0, _REPACK_HEADROOM - np.arange(_REPACK_DEEPEST + 1)))
 
 
-def repack_scales(old: U8) -> tuple[NDArray[np.int32], U8]:
-    """Table index of each FP4 group and E8M0 code of each 128 x 128 tile, from E8M0 codes `old` [R, ceil(C/32)].
+def repack_scales(old: U8, tile: tuple[int, int]) -> tuple[NDArray[np.int32], U8]:
+    """Table index of each FP4 group and E8M0 code of each tile of FP8, from E8M0 codes `old` [R, ceil(C/32)].
 
-    Row 0 must be the first row of a tile. Code 255 (NaN) must have been refused.
+    `tile`: rows and columns, whole groups of 32. Row 0 must be the first row of a tile. Code 255 (NaN) must have been
+    refused.
     """
-    rows, groups = REPACK_TILE[0], REPACK_TILE[1] // 32
+    rows, groups = tile[0], tile[1] // 32
     tiles = -(-old.shape[0] // rows), -(-old.shape[1] // groups)
     padded = np.zeros((tiles[0] * rows, tiles[1] * groups), dtype=np.uint8)
     padded[: old.shape[0], : old.shape[1]] = old

@@ -93,8 +93,11 @@ def release_config(
     experts = source.expert_format
     if experts is not None:  # BF16 experts beside FP8 weights are meant by saying nothing
         fp8 = target.release.experts is FP8
-        # vLLM reads FP8 experts from the top level only, and takes a missing key for FP4
-        (quantization if inside and not fp8 else config)["expert_dtype"] = "fp8" if fp8 else experts.name
+        # vLLM reads FP8 experts from the top level only, and takes a missing key for FP4; DeepSeek-V4.1 says it inside
+        if inside:
+            quantization["expert_dtype"] = "fp8" if fp8 else experts.name
+        if fp8 or not inside:
+            config["expert_dtype"] = "fp8" if fp8 else experts.name
     if target.dtype == "fp8-bf16-wo-a":
         quantization["ignored_layers"] = ignored_layers(source.config, stored)
     return dict(config)
@@ -123,7 +126,9 @@ def native_config(source: Source, target: Target) -> dict[str, Any]:
     if target.dtype == "bf16":
         return config | {"dtype": "bf16"}
     quantization = source.config.block_quantisation
-    config |= {"dtype": "fp8", "scale_fmt": quantization.scale_fmt if quantization else None}
+    config["dtype"] = "fp8"
+    if family.native_scale_fmt:
+        config["scale_fmt"] = quantization.scale_fmt if quantization else None
     if target.dtype == "native" and source.expert_format is not None and source.expert_format.name == "fp4":
         config["expert_dtype"] = "fp4"
     return config

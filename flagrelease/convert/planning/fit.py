@@ -71,7 +71,14 @@ def _alike(source: Source) -> list[tuple[StoredWeight, int]]:
     found: dict[object, tuple[StoredWeight, int]] = {}
     for tensor in source.tensors:
         spec, scale = tensor.spec, tensor.scale
-        kind = (spec.split, spec.expert, spec.shape, tensor.weight.dtype, scale and (scale.dtype, scale.shape))
+        kind = (
+            spec.split,
+            spec.expert,
+            spec.experts,
+            spec.shape,
+            tensor.weight.dtype,
+            scale and (scale.dtype, scale.shape),
+        )
         example, count = found.get(kind, (tensor, 0))
         found[kind] = example, count + 1
     return list(found.values())

@@ -115,7 +115,9 @@ def _job(
     if any(product.releases for product in products):
         return Job(tensor, tuple(products))
     cuts = [piece.cut for product in products for piece in product.pieces["weight"]]
-    return Job(tensor, tuple(products), (min(cut.row0 for cut in cuts), max(cut.row1 for cut in cuts)))
+    stored = tensor.weight.shape[0] if tensor.weight.shape else 1  # a rank that is filled up has more
+    end = min(max(cut.row1 for cut in cuts), stored)
+    return Job(tensor, tuple(products), (min(*(cut.row0 for cut in cuts), end), end))
 
 
 def bytes_visited(tensors: Sequence[StoredWeight], files: Sequence[OutputFile]) -> int:

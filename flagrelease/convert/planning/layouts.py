@@ -45,7 +45,7 @@ class TensorParallel:
     def owner(self, spec: TensorSpec) -> int:
         """The rank that holds a tensor of an expert, whole."""
         assert spec.expert is not None
-        return spec.expert // (self.config.n_routed_experts // self.mp)
+        return spec.expert // (spec.experts // self.mp)
 
     def regions(self, spec: TensorSpec) -> list[tuple[int, Region]]:
         """(rank, what it holds) of a tensor, ranks ascending."""
@@ -57,6 +57,9 @@ class TensorParallel:
             return [(self.owner(spec), Region(0, rows, 0, cols))]
         if spec.split is Split.ROWS:
             return [(rank, Region(*_part(rows, self.mp, rank), 0, cols)) for rank in ranks]
+        if spec.split is Split.PADDED_ROWS:
+            step = -(-rows // self.mp)
+            return [(rank, Region(rank * step, (rank + 1) * step, 0, cols)) for rank in ranks]
         if self.mp <= self.config.o_groups:
             group_parts, parts, split = self.mp, self.mp, False
         else:
@@ -86,13 +89,15 @@ def tensor_parallel(config: FamilyConfig, mp: int, o_groups: OGroups) -> TensorP
 def divisibility_problem(config: FamilyConfig, mp: int) -> str | None:
     """Why this model cannot be cut into mp ranks, with the numbers; None if it can."""
     for what, count in (
-        ("n_routed_experts", config.n_routed_experts),
+        *config.expert_counts.items(),
         ("vocab_size", config.vocab_size),
         ("num_attention_heads", config.num_attention_heads),
         ("index_n_heads", config.index_n_heads),
     ):
         if mp < 1 or count % mp:
             return f"{what} {count} is not divisible by {mp}"
+    if mp > config.most_ranks:
+        return f"inference code of this model has at most {config.most_ranks} ranks"
     if max(mp, config.o_groups) % min(mp, config.o_groups):
         return f"neither of mp {mp} and o_groups {config.o_groups} divides the other"
     if config.o_groups * config.o_lora_rank % mp:

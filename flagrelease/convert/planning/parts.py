@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from flagrelease.convert.codecs.repack import REPACK_TILE
 from flagrelease.convert.planning.layouts import Region, matrix_shape
 from flagrelease.convert.planning.target import Action, Target
 from flagrelease.errors import UsageError
@@ -87,8 +86,8 @@ def parts_of(tensor: StoredWeight, action: Action, target: Target) -> tuple[Part
         return _row_parts(tensor, action, target)
     scale_name = scale.name if target.mp is None else scale_names(spec.name)[0]
     if action in (Action.REPACK, Action.REPACK_F32):
-        blocks, dtype = block_counts(spec.shape, REPACK_TILE), "F8_E8M0" if action is Action.REPACK else "F32"
-        return Part(spec.name, FP8.weight_dtypes[0], spec.shape), Part(scale_name, dtype, blocks, "scale", REPACK_TILE)
+        blocks, dtype = block_counts(spec.shape, tensor.tile), "F8_E8M0" if action is Action.REPACK else "F32"
+        return Part(spec.name, FP8.weight_dtypes[0], spec.shape), Part(scale_name, dtype, blocks, "scale", tensor.tile)
     dtype = "F32" if action is Action.WIDEN else scale.dtype
     kept_scale = Part(scale_name, dtype, scale.shape, "scale", tensor.block)
     if tensor.format.elements_per_byte == 2 and target.mp is not None:
@@ -119,10 +118,10 @@ def _row_parts(tensor: StoredWeight, action: Action, target: Target) -> tuple[Pa
 def cut(part: Part, region: Region) -> Cut:
     """The bytes of `part` that belong to a region of the weight, whole blocks only (`require_whole_blocks`)."""
     row_block, col_block = part.block
-    rows, columns = matrix_shape(part.shape)
+    _, columns = matrix_shape(part.shape)
     bits = DTYPE_BITS[part.dtype]
     col1 = min(-(-region.col1 // col_block), columns)
-    row1 = min(-(-region.row1 // row_block), rows)
+    row1 = -(-region.row1 // row_block)  # beyond the part's rows where a rank is filled up
     return Cut(region.row0 // row_block, row1, region.col0 // col_block * bits // 8, col1 * bits // 8)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from flagrelease.convert.codecs.repack import REPACK_TILE
 from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8
 from flagrelease.formats.releases import RELEASE_FORMATS, Kept, ReleaseFormat, parse_format_and_layout
 from flagrelease.model.drafts import DRAFT_PREFIX
+from flagrelease.model.families import family_of
 from flagrelease.model.stored import StoredWeight
 from flagrelease.model.tensors import Storage
 from flagrelease.records.manifest import Drafts, Dtype, OGroups, TargetRecord
+from flagrelease.records.recipe import EngramTables
 from flagrelease.source.source import Source
 
 
@@ -21,8 +22,8 @@ class Action(Enum):
 
     COPY = "copied bit by bit, a scale with its weight"
     DECODE = "decoded to BF16; the scale is used up"
-    REPACK = "FP4 with a scale per 32 to FP8 with an E8M0 scale per 128 x 128"
-    REPACK_F32 = "FP4 with a scale per 32 to FP8 with an F32 scale per 128 x 128"
+    REPACK = "FP4 with a scale per 32 to FP8 with an E8M0 scale per tile"
+    REPACK_F32 = "FP4 with a scale per 32 to FP8 with an F32 scale per tile"
     WIDEN = "FP8 codes copied, their E8M0 scales written as F32"
     INT8 = "INT8 with an F32 scale for each row"
     INT8_BF16 = "INT8 with a scale for each row that BF16 holds, written as F32"
@@ -39,12 +40,14 @@ class Target:
         mp: ranks that it is cut for; None for the hf layout.
         o_groups: how wo_a and wo_b are cut where mp > o_groups.
         drafts: whether it holds the draft stages (`mtp.*`: the preview's MTP, DSpark's three).
+        engram: what a BF16 release makes of Engram tables.
     """
 
     dtype: Dtype
     mp: int | None
     o_groups: OGroups = "shared"
     drafts: Drafts = "keep"
+    engram: EngramTables = "decode"
 
     @property
     def release(self) -> ReleaseFormat:
@@ -77,6 +80,8 @@ class Target:
         """What this release makes of `tensor`."""
         if tensor.format is None:
             return Action.COPY
+        if tensor.spec.storage is Storage.TABLE:
+            return Action.DECODE if self.dtype == "bf16" and self.engram == "decode" else Action.COPY
         expert = tensor.spec.storage is Storage.EXPERT
         wanted = self.release.stored(tensor.spec.name, expert=expert, mp=self.mp is not None)
         if wanted is None:
@@ -122,13 +127,19 @@ def require_possible(target: Target, source: Source) -> None:
     Raises:
         UsageError: quantised numbers asked of a BF16 source, or FP8 blocks that the config does not describe.
     """
+    family = family_of(source.config)
+    if target.dtype not in family.formats:
+        raise UsageError(
+            f"target {target}: no stack is known that loads {family.title} in this format; it can be made "
+            f"{', '.join(name for name in RELEASE_FORMATS if name in family.formats)}"
+        )
     if target.dtype == "bf16":
         return
     if all(t.format is None for t in source.tensors):
         raise UsageError(f"target {target}: {source.root} holds no quantised tensor; from it only bf16 can be made")
     block = source.config.block_size
-    if target.release.experts is FP8 and source.expert_format is FP4 and block != REPACK_TILE:
+    if target.release.experts is FP8 and source.expert_format is FP4 and block != family.repack_tile:
         raise UsageError(
-            f"target {target}: FP4 is repacked in blocks of {list(REPACK_TILE)}, "
+            f"target {target}: FP4 is repacked in blocks of {list(family.repack_tile)}, "
             f"weight_block_size is {block and list(block)}"
         )

@@ -19,8 +19,8 @@ from flagrelease.shard.header import TensorMeta
 _E8M0_NAN = 255
 
 
-def require_scales(scale: TensorMeta, stored: NDArray[Any]) -> None:
-    """Refuse scales that are NaN, infinite or negative.
+def require_scales(scale: TensorMeta, stored: NDArray[Any], first: int = 0) -> None:
+    """Refuse scales that are NaN, infinite or negative. `stored` are the rows from `first` on.
 
     Raises:
         CheckpointError: with the scale and the place of the first.
@@ -32,7 +32,7 @@ def require_scales(scale: TensorMeta, stored: NDArray[Any]) -> None:
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise CheckpointError(
-            f"{scale.file}: scale {scale.name!r} at [{row}, {column}]: stored as {stored[row, column]}, "
+            f"{scale.file}: scale {scale.name!r} at [{first + row}, {column}]: stored as {stored[row, column]}, "
             f"which is NaN, infinite or negative; {SCALE_RULE}"
         )
 

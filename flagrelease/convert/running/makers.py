@@ -12,7 +12,7 @@ from flagrelease.convert.codecs.decoder import U8
 from flagrelease.convert.codecs.decoders import DECODERS
 from flagrelease.convert.codecs.lookup import Index, Lookup, count_lost
 from flagrelease.convert.codecs.mxfp8 import GROUP, fp4_as_e4m3, spread_scales
-from flagrelease.convert.codecs.repack import REPACK_TILE, repack_scales, repack_tables
+from flagrelease.convert.codecs.repack import repack_scales, repack_tables
 from flagrelease.convert.codecs.scales import e8m0_values, exponents_of, scale_values
 from flagrelease.convert.codecs.tables import Tables, bf16_tables, e8m0_tables, inexact_possible
 from flagrelease.convert.planning.jobs import Product
@@ -105,7 +105,7 @@ class LookedUp:
             self._scale = scale
             return fp4_as_e4m3(), np.zeros_like(scale)
         if action in (Action.REPACK, Action.REPACK_F32):
-            index, tiles = repack_scales(scale)
+            index, tiles = repack_scales(scale, self._tensor.tile)
             self._scale = tiles if action is Action.REPACK else e8m0_values()[tiles].astype(np.float32)
             return repack_tables(), index
         decoder = DECODERS[self._tensor.format.name]
@@ -123,10 +123,11 @@ class LookedUp:
             lost = count_lost(codes, index, self._block, self._tables)
             self._inexact += lost
             if lost and not decoding and self._options.lossy_repack != "allow":
+                tile = "x".join(map(str, self._tensor.tile))
                 raise CheckpointError(
                     f"{self._tensor.weight.file}: tensor {self._tensor.spec.name!r}: rows {row} to "
-                    f"{row + len(codes) - 1} hold {lost} FP4 elements that FP8 with a scale per {REPACK_TILE[0]}x"
-                    f"{REPACK_TILE[1]} cannot hold exactly; a recipe with 'lossy_repack: allow' rounds and counts them"
+                    f"{row + len(codes) - 1} hold {lost} FP4 elements that FP8 with a scale per {tile} cannot hold "
+                    f"exactly; a recipe with 'lossy_repack: allow' rounds and counts them"
                 )
         row_bytes, pieces = codes.shape[1] * self.width, self.product.pieces["weight"]
         out = sink.buffer_for(codes.size * self.width, row, row_bytes, pieces)

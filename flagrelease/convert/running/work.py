@@ -1,35 +1,31 @@
 """One job: read a source tensor in chunks of rows, make its products, hand the bytes to the files they belong to.
 
 Memory is a few chunks a worker. Only a scale is held whole: it is at most 1/16 of its weight's bytes and, in
-DeepSeek-V4, under a megabyte.
+DeepSeek-V4, under a megabyte. The scales of V4.1's Engram tables are streamed too (`engram.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 from blake3 import blake3
 
-from flagrelease.convert.codecs.decoder import U8
 from flagrelease.convert.codecs.lookup import Lookup
 from flagrelease.convert.codecs.scales import scale_storage
 from flagrelease.convert.planning.jobs import Job, Piece
-from flagrelease.convert.planning.memory import CHUNK_BYTES
 from flagrelease.convert.planning.parts import Role
 from flagrelease.convert.planning.target import Action
 from flagrelease.convert.running.blank import is_zero, must_hold_values, refuse_zero
+from flagrelease.convert.running.chunks import Reader, chunks_of
+from flagrelease.convert.running.engram import fill_up, stream_table
 from flagrelease.convert.running.faults import require_numbers, require_scales
 from flagrelease.convert.running.journal import TensorResult
 from flagrelease.convert.running.maker import Maker, Sink
 from flagrelease.convert.running.makers import make_maker
 from flagrelease.formats.formats import Format
 from flagrelease.model.stored import StoredWeight
+from flagrelease.model.tensors import Storage
 from flagrelease.records.manifest import ElementCounts
 from flagrelease.records.recipe import ConvertSpec
-from flagrelease.shard.header import TensorMeta
-
-Reader = Callable[[TensorMeta, int, U8], None]  # (tensor, byte offset in it, array to fill)
 
 
 def run_job(job: Job, read: Reader, sink: Sink, lookup: Lookup, options: ConvertSpec) -> list[TensorResult]:
@@ -41,6 +37,8 @@ def run_job(job: Job, read: Reader, sink: Sink, lookup: Lookup, options: Convert
     """
     if job.tensor.format is None:
         return _copy_plain(job, read, sink, options)
+    if job.tensor.spec.storage is Storage.TABLE:
+        return stream_table(job, job.tensor.format, read, sink, lookup, options)
     return _stream_quantised(job, job.tensor.format, read, sink, lookup, options)
 
 
@@ -48,7 +46,7 @@ def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> lis
     weight = job.tensor.weight
     (product,) = job.products
     digest = blake3()
-    row_bytes, chunks = _chunks(weight, 1, 1, job.rows)
+    row_bytes, chunks = chunks_of(weight, 1, 1, job.rows)
     blank = job.rows is None and must_hold_values(job.tensor)
     for row, rows in chunks:
         data = sink.buffer_for(rows * row_bytes, row, row_bytes, product.pieces["weight"])
@@ -58,6 +56,7 @@ def _copy_plain(job: Job, read: Reader, sink: Sink, options: ConvertSpec) -> lis
         sink.put(data, row, row_bytes, product.pieces["weight"])
     if blank:
         refuse_zero(weight, options)
+    fill_up(product.pieces["weight"], weight.shape[0] if weight.shape else 1, row_bytes, 0, sink)
     if job.rows is not None:
         return []
     own = digest.hexdigest()
@@ -83,7 +82,7 @@ def _stream_quantised(
     makers = [make_maker(product, tensor, stored, lookup, options) for product in job.products]
     copies: tuple[Piece, ...] = sum((maker.product.pieces["weight"] for maker in makers if maker.copies), ())
     weight_digest, blank = blake3(), job.rows is None
-    row_bytes, chunks = _chunks(tensor.weight, tensor.block[0], max(maker.width for maker in makers), job.rows)
+    row_bytes, chunks = chunks_of(tensor.weight, tensor.block[0], max(maker.width for maker in makers), job.rows)
     for row, rows in chunks:
         codes = sink.buffer_for(rows * row_bytes, row, row_bytes, copies)
         read(tensor.weight, row * row_bytes, codes)
@@ -122,16 +121,3 @@ def _finish(maker: Maker, tensor: StoredWeight, source: dict[str, str], sink: Si
         counts=maker.counts(np.prod(tensor.spec.shape, dtype=np.int64).item()),
         loss=loss,
     )
-
-
-def _chunks(
-    weight: TensorMeta, row_step: int, width: int, rows: tuple[int, int] | None
-) -> tuple[int, Iterator[tuple[int, int]]]:
-    """Bytes of a row, and (first row, rows) of chunks of about CHUNK_BYTES of output, cut at multiples of row_step.
-
-    `rows`: the only ones that are wanted."""
-    total = weight.shape[0] if weight.shape else 1
-    first, end = rows or (0, total)
-    row_bytes = weight.nbytes // max(total, 1)
-    step = max(1, CHUNK_BYTES // max(1, row_bytes * width * row_step)) * row_step
-    return row_bytes, ((row, min(step, end - row)) for row in range(first - first % row_step, end, step))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flagrelease.formats.releases import ReleaseFormatName
+from flagrelease.formats.releases import RELEASE_FORMATS, ReleaseFormatName
 from flagrelease.model.family import Family, SequenceCaches
 from flagrelease.model.v4.cache_size import longest_context, sequence_bytes, sequence_lengths
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
@@ -10,6 +10,7 @@ from flagrelease.model.v4.drafts import without_drafts
 from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.published import NAMES, published_names
 from flagrelease.model.v4.rounding import OF_RELEASE
+from flagrelease.model.v4.unfit import naming_hint, reasons
 
 
 def _caches(config: ModelConfig, release: ReleaseFormatName) -> SequenceCaches:
@@ -26,6 +27,12 @@ V4 = Family[ModelConfig](
     without_drafts=without_drafts,
     published=published_names,
     names=NAMES,
+    title="DeepSeek-V4",
+    formats=frozenset(RELEASE_FORMATS),
+    reasons=reasons,
+    hint=naming_hint,
+    native_scale_fmt=True,
+    repack_tile=(128, 128),
     attention={0: "sliding window", 4: "compressed by 4, indexed", 128: "compressed by 128"},
     caches=_caches,
 )

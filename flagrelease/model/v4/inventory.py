@@ -85,7 +85,7 @@ def _moe(at: str, config: ModelConfig, hashed: bool) -> Iterator[TensorSpec]:
     for name, shape in (("w1", (MI, H)), ("w2", (H, MI)), ("w3", (MI, H))):
         yield TensorSpec(f"{at}.shared_experts.{name}.weight", shape, Storage.LINEAR)
         for e in range(E):
-            yield TensorSpec(f"{at}.experts.{e}.{name}.weight", shape, Storage.EXPERT, Split.EXPERT, e)
+            yield TensorSpec(f"{at}.experts.{e}.{name}.weight", shape, Storage.EXPERT, Split.EXPERT, e, E)
 
 
 def _mtp_stage(stage: int, config: ModelConfig) -> Iterator[TensorSpec]:

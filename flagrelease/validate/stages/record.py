@@ -11,6 +11,7 @@ from flagrelease.device import open_device
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
+from flagrelease.model.families import require_run
 from flagrelease.model.v4.config import read_config
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.rules import ValidationRules
@@ -71,13 +72,14 @@ def record(recording: Recording, watch: Watch) -> BaselineFolder:
     Under torchrun every rank calls this and all see the folder; the first one writes.
 
     Raises:
-        CheckpointError: the source is not a sound checkpoint.
+        CheckpointError: the source is not a sound checkpoint, or one of a family that the bundled engine does not run.
         UsageError: data or documents that cannot be used, a device that does not exist.
         ResourceError: the folder holds another baseline's logits, another process records into it, or a device or
             package is missing.
         VerificationError: it holds answers of another model, or under other rules.
         NetworkError: the hub or the endpoint.
     """
+    require_run(recording.source)
     folder, parts = BaselineFolder(recording.out), recording.parts
     exams = read_exams(recording.data, recording.rules)
     identity = identify(recording.source).digest

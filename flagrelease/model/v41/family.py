@@ -1,0 +1,30 @@
+"""DeepSeek-V4.1 as a family."""
+
+from __future__ import annotations
+
+from flagrelease.model.family import Family
+from flagrelease.model.v41.config import V41Config, parse_config
+from flagrelease.model.v41.drafts import without_drafts
+from flagrelease.model.v41.inventory import inventory
+from flagrelease.model.v41.native import native_arguments
+from flagrelease.model.v41.published import NAMES, published_names
+from flagrelease.model.v41.unfit import naming_hint, reasons
+
+V41 = Family[V41Config](
+    model_type="deepseek_v41",
+    parse=parse_config,
+    inventory=inventory,
+    native_arguments=native_arguments,
+    without_drafts=without_drafts,
+    published=published_names,
+    names=NAMES,
+    title="DeepSeek-V4.1",
+    # No stack is known that loads V4.1 from the other formats as flagrelease writes them.
+    formats=frozenset({"native", "fp8", "fp8-e8m0", "bf16"}),
+    reasons=reasons,
+    hint=naming_hint,
+    native_scale_fmt=False,
+    repack_tile=(32, 32),
+    attention={0: "sliding window", 1: "shared keys of every token", 2: "shared keys of two tokens"},
+    caches=None,
+)
