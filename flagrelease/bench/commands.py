@@ -11,6 +11,8 @@ import typer
 
 from flagrelease.bench.options import comma_numbers, write_plot
 from flagrelease.bench.serve import commands as serve
+from flagrelease.console import say
+from flagrelease.errors import UsageError
 
 group = typer.Typer(help="Measure a machine: the engine, its operators, a server.", no_args_is_help=True)
 
@@ -120,3 +122,49 @@ def kernels(
         print(json.dumps(report.document(), indent=2))
     else:
         show_kernels(report)
+
+
+@group.command(name="compile", epilog="Example: flagrelease bench compile --target cuda:90 --target hip:gfx942")
+def compile_kernels(
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="BACKEND:ARCH", help="As cuda:90, hip:gfx942; several. Default: eight."),
+    ] = None,
+    tritons: Annotated[
+        list[Path] | None,
+        typer.Option("--triton", metavar="DIR", help="Made by pip install --target; several. Default: the installed."),
+    ] = None,
+    name: Annotated[
+        DimensionsChoice, typer.Option("--dimensions", help="The model whose steps are launched.")
+    ] = DimensionsChoice.FLASH,
+    numerics: Annotated[str, typer.Option("--numerics", help="Of the steps, with commas: native, fp8, bf16.")] = (
+        "native,bf16"
+    ),
+    batch: Annotated[str, typer.Option("--batch", help="Rows that decode together, a step each.")] = "1,16",
+    context: Annotated[int, typer.Option("--context", min=1, help="Tokens before those that are decoded.")] = 4096,
+    prompt: Annotated[str, typer.Option("--prompt", help="Tokens of prompts that are read.")] = "512,8192",
+    as_json: JsonOption = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="A table for a page on stdout.")] = False,
+) -> None:
+    """Every kernel that the engine launches, compiled for chips that are not here: which of them take it, and what it
+    needs there.
+
+    Triton compiles without a device, so this needs none. Nothing is run or timed.
+    """
+    from flagrelease.bench.compile.display import markdown, show_compiled
+    from flagrelease.bench.compile.matrix import CompileRequest, compile_matrix
+    from flagrelease.bench.compile.target import TARGETS
+
+    if as_json and as_markdown:
+        raise UsageError("--json and --markdown: stdout takes one document")
+    request = CompileRequest(
+        tuple(targets or TARGETS), tuple(tritons or ()), name.value, tuple(numerics.split(",")),
+        comma_numbers("--batch", batch), context, comma_numbers("--prompt", prompt),
+    )  # fmt: skip
+    report = compile_matrix(request, say)
+    if as_json:
+        print(json.dumps(report.document(), indent=2))
+    elif as_markdown:
+        print(markdown(report), end="")
+    else:
+        show_compiled(report)

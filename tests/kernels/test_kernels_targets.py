@@ -80,6 +80,13 @@ def test_the_current_target_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tile_shape(61, 2048, "fp8", False)[1] == 16
 
 
+def test_no_more_steps_are_on_their_way_than_memory_holds() -> None:
+    """AMD's 64 KiB hold three steps of 20 KiB; six of them, as Hopper has, made launches that a device refuses."""
+    assert HOPPER.stages(6, 20480) == 6
+    assert Target("hip", "gfx942").sizes.stages(6, 20480) == 3
+    assert Target("hip", "gfx942").sizes.stages(3, 1 << 20) == 1
+
+
 def test_every_row_says_where_its_numbers_are_from() -> None:
     for (backend, _), sizes in SIZES.items():
         assert backend in ("cuda", "hip")

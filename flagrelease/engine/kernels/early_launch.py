@@ -23,6 +23,12 @@ from flagrelease.engine.kernels.targets import TARGET
 
 EARLY = tl.constexpr(TARGET.starts_early)
 
+# Named here, where they may be missing: Triton follows every name in a kernel, also in branches that it leaves out, and
+# triton-ascend 3.2 has no `tl.extra.cuda`, so that it would refuse all kernels.
+_cuda: Any = getattr(tl.extra, "cuda", None)
+_launch_dependents: Any = getattr(_cuda, "gdc_launch_dependents", None)
+_wait: Any = getattr(_cuda, "gdc_wait", None)
+
 
 _late: set[int] = set()  # streams whose next kernel here is launched as usual
 
@@ -66,8 +72,8 @@ def wait_for_results(NEXT: tl.constexpr = True) -> None:
     """
     if EARLY:
         if NEXT:
-            tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+            _launch_dependents()
+        _wait()
 
 
 @jit

@@ -37,6 +37,10 @@ class Sizes:
     shared_memory: int
     source: str
 
+    def stages(self, most: int, size: int) -> int:
+        """How many steps of a loop may be on their way at once, `most` at most, when each takes `size` bytes."""
+        return max(1, min(most, self.shared_memory // size))
+
 
 _CUDA = "CUDA C++ Programming Guide, Technical Specifications per Compute Capability; "
 _ROCM = "rocm.docs.amd.com, AMD GPU specifications: "

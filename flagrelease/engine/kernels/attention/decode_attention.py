@@ -77,7 +77,8 @@ def _slots(
 @jit
 def _ask_for(kv: tl.tensor, slot: tl.tensor, D: tl.constexpr, BLOCK_T: tl.constexpr, ROW: tl.constexpr) -> None:
     """Start the keys of slots [BLOCK_T] on their way to the cache; which of them exist does not matter."""
-    size: tl.constexpr = ROW if ROW > 0 else D * (kv.dtype.element_ty.primitive_bitwidth // 8)
+    bits: tl.constexpr = kv.dtype.element_ty.primitive_bitwidth  # Triton 3.2 does not divide what has no name yet
+    size: tl.constexpr = ROW if ROW > 0 else D * bits // 8
     rows = kv.to(tl.pointer_type(tl.uint8)) + tl.maximum(slot, 0) * size
     prefetch_rows(rows, BLOCK_T, size)
 

@@ -26,7 +26,7 @@ from flagrelease.engine.kernels.weights import ExpertWeights
 
 FEWEST = 160  # pairs of an expert on average, from which decoding it once pays: 2 to 3 ms a layer of V4-Flash
 AT_ONCE = 32  # experts that are held in FP8: 0.8 GB of V4-Flash
-TILE = {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 4}
+TILE = {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": TARGET.sizes.stages(4, 2 * 128 * 128)}
 
 
 @jit

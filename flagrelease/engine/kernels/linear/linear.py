@@ -15,6 +15,7 @@ from flagrelease.engine.kernels.layout import ceil_div, unit_columns
 from flagrelease.engine.kernels.linear import widen
 from flagrelease.engine.kernels.linear.product import product
 from flagrelease.engine.kernels.linear.tiles import SHORTEST_PART, Tile, enough_programs, prefetched_lines
+from flagrelease.engine.kernels.targets import TARGET
 from flagrelease.engine.kernels.weights import FP8_BLOCK, check_fp4_weight, check_fp8_weight, weight_format
 
 
@@ -64,7 +65,8 @@ def _linear_kernel(
     if FORMAT == "fp4":
         ws = ws_ptr + n * ws_row
     if PREFETCH > 0:  # weights are nobody's result
-        width: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth // 8
+        bits: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth  # Triton 3.2 does not divide a nameless number
+        width: tl.constexpr = bits // 8
         start = tl.where(n < N, n, 0) * w_row + group * w_group + begin
         prefetch_rows(w_ptr.to(tl.pointer_type(tl.uint8)) + start * width, BLOCK_N, PREFETCH)
     wait_for_results()
@@ -214,10 +216,12 @@ def _run(
         ws = stored_scale(ws.flatten(0, 1))
     coded, single = x.dtype == torch.float8_e4m3fn, torch.float32 in (x.dtype, w.dtype)
     tile = Tile.of(M, G * N * len(y), per_part or K, fmt, coded, single)
+    step = (tile.block_m * x.element_size() + tile.block_n * w.element_size()) * tile.block_k
     _linear_kernel[(ceil_div(M, tile.block_m), ceil_div(N, tile.block_n), G * len(y))](
         x, xs, w, ws, y, M, N, K, x.stride(0), x.stride(1), *((0, 0) if xs is None else xs.stride()[:2]), w.stride(1),
         w.stride(0), 0 if ws is None else ws.stride(0), y.stride(1), y.stride(0), G, per_part or K,
         FORMAT=fmt, QUANTISED=xs is not None, SQRT_SOFTPLUS=sqrt_softplus,
         PREFETCH=prefetched_lines(K, per_part or K, w, tile.ahead), BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k, WEIGHTS_LEFT=tile.left, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_K=tile.block_k, WEIGHTS_LEFT=tile.left, num_warps=tile.warps,
+        num_stages=TARGET.sizes.stages(tile.stages, step),
     )  # fmt: skip
