@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "bench": ("httpx2",),
     "publish": ("cryptography", "huggingface_hub", "modelscope_hub"),
     "math": ("math_verify",),
+    "ray": ("ray",),
     "eval": ("lm_eval", "datasets", "httpx2"),
 }
 

@@ -31,6 +31,7 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--consumers", metavar="FOLDER", help="made by tests/consumers/make_environment.sh")
     parser.addoption("--servers", metavar="FOLDER", help="made by tests/servers/make_environment.sh")
+    parser.addoption("--ray", metavar="FOLDER", help="made by tests/cluster/make_environment.sh")
     parser.addoption("--clients", metavar="FOLDER", help="made by tests/clients/make_environment.sh")
     parser.addoption("--modelslim-writer", metavar="FILE", help="quantize.py of vllm-ascend: docs/stacks.md")
 

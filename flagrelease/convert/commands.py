@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,23 @@ from flagrelease.convert.disk.options import (
     RepoOption,
     ToOption,
 )
-from flagrelease.convert.sharing.options import MergeOption, PartOption, PartsOption
+from flagrelease.convert.options import (
+    DeviceChoice,
+    DeviceOption,
+    DraftsChoice,
+    DraftsOption,
+    OGroupsChoice,
+    OGroupsOption,
+)
+from flagrelease.convert.sharing.options import (
+    ClusterOption,
+    ExecutorChoice,
+    ExecutorOption,
+    MergeOption,
+    PartOption,
+    PartsOption,
+    Sharing,
+)
 from flagrelease.records.named import complete_recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -27,28 +42,6 @@ if TYPE_CHECKING:
     from flagrelease.convert.request import ConversionRequest
     from flagrelease.convert.summary import Summary
     from flagrelease.records.manifest import Drafts, OGroups
-
-
-class OGroupsChoice(str, Enum):
-    """How wo_a and wo_b are cut where mp > o_groups."""
-
-    SHARED = "shared"
-    SPLIT = "split"
-
-
-class DraftsChoice(str, Enum):
-    """Whether a release holds the draft stages of its model."""
-
-    KEEP = "keep"
-    DROP = "drop"
-
-
-class DeviceChoice(str, Enum):
-    """Where decoding runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 SourceArgument = Annotated[
@@ -87,22 +80,6 @@ ChipOption = Annotated[
 CardsOption = Annotated[
     int | None,
     typer.Option("--cards", min=1, metavar="N", help="With --chip and a checkpoint folder: cut for N cards instead."),
-]
-OGroupsOption = Annotated[
-    OGroupsChoice | None,
-    typer.Option(
-        "--o-groups",
-        help="With more ranks than o-groups: ranks of one o-group hold the same slice of wo_a and wo_b (shared) or "
-        "one slice each (split).",
-    ),
-]
-DraftsOption = Annotated[
-    DraftsChoice | None,
-    typer.Option(
-        "--drafts",
-        help="keep or drop the draft stages of the model (mtp.*), which make answers faster and change none. Default: "
-        "as the recipe says, else keep.",
-    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 WorkersOption = Annotated[
@@ -203,12 +180,13 @@ def convert(
     hand_over: HandOverOption = None,
     hand_over_check: HandOverCheckOption = None,
     workers: WorkersOption = None,
-    device: Annotated[
-        DeviceChoice, typer.Option("--device", help="Where weights are decoded; auto is the CPU.")
-    ] = DeviceChoice.AUTO,
+    device: DeviceOption = DeviceChoice.AUTO,
     source_digests: DigestsOption = None,
     part: PartOption = None,
     merge: MergeOption = False,
+    executor: ExecutorOption = ExecutorChoice.LOCAL,
+    parts: PartsOption = None,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Dequantise, repack and cut a checkpoint into releases, in one pass.
@@ -222,13 +200,13 @@ def convert(
     from flagrelease.convert.recheck import check_finished
     from flagrelease.convert.running.conversion import choose_lookup
     from flagrelease.convert.running.conversion import convert as run_conversion
-    from flagrelease.convert.sharing.commands import make_part, merge_shown
-    from flagrelease.convert.sharing.options import chosen_part
+    from flagrelease.convert.sharing.commands import convert_in_cluster, make_part, merge_shown
     from flagrelease.records.manifest import MANIFEST_NAME
 
+    sharing = Sharing.of(part, merge, executor, parts, cluster)
+    sharing.require_alone(disk, source_digests, device.value)
     choice = HandOverChoice(to, repo, private, hand_over, hand_over_check)
     choice.require_with(disk)
-    chosen = chosen_part(part, merge, disk, source_digests)
     lookup = choose_lookup(device.value)
     made, request, summary, passes = _planned(
         source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk
@@ -242,15 +220,18 @@ def convert(
         made_there = convert_and_say(made, passes, out, places, summary.workers, lookup, claims)
         console.show(as_json, made_there, lambda: show_handed_over(made_there))
         return
-    if chosen is not None:
+    if sharing.part is not None:
         claims = gather_claims(request, source_digests, ask=True)
-        make_part(made, chosen, out, summary.workers, lookup, claims, as_json)
+        make_part(made, sharing.part, out, summary.workers, lookup, claims, as_json)
         return
     folders = [release.target.folder for release in made.releases]
     before = [folder for folder in folders if (out / folder / MANIFEST_NAME).is_file()]
     waiting = sum(release.size for release in made.releases if release.target.folder not in before)
     if merge:
         manifests = merge_shown(made, out, summary.workers)
+    elif sharing.cluster is not None:
+        claims = gather_claims(request, source_digests, ask=True)
+        manifests = convert_in_cluster(made, out, sharing.cluster, parts, workers, claims)
     else:
         claims = gather_claims(request, source_digests, ask=True)
         with console.progress("convert", made.bytes_to_write) as report:

@@ -13,6 +13,10 @@ from flagrelease.errors import ResourceError
 _LONGEST_NOTE = 200
 
 
+class InUseError(ResourceError):
+    """Another process holds a lock."""
+
+
 def open_locked(path: Path, what: Path | None = None) -> int:
     """Open `path` for reading and writing, making it if need be, and lock it against every other process.
 
@@ -27,7 +31,8 @@ def open_locked(path: Path, what: Path | None = None) -> int:
         The descriptor. Closing it gives the lock back.
 
     Raises:
-        ResourceError: another process holds the lock, or the file cannot be opened or locked.
+        InUseError: another process holds the lock.
+        ResourceError: the file cannot be opened or locked.
     """
     while True:
         with refused(path):
@@ -37,7 +42,7 @@ def open_locked(path: Path, what: Path | None = None) -> int:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise ResourceError(f"{what or path}: in use by another flagrelease process") from None
+                    raise InUseError(f"{what or path}: in use by another flagrelease process") from None
                 if _is_still(path, descriptor):
                     return descriptor
         except BaseException:
@@ -67,9 +72,9 @@ class FileLock:
         """
         try:
             descriptor = open_locked(path, what)
-        except ResourceError as error:
+        except InUseError as error:
             holder = _note(path)
-            raise ResourceError(f"{error} ({holder})" if holder else str(error)) from error.__cause__
+            raise InUseError(f"{error} ({holder})" if holder else str(error)) from None
         self._descriptor: int | None = descriptor
         try:
             with refused(path):

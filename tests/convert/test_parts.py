@@ -160,6 +160,16 @@ def test_after_the_merge_nothing_is_left_to_do(finished: Path, plan: Plan) -> No
     assert contents(finished) == before
 
 
+def test_what_a_kill_behind_the_manifest_left_is_removed(finished: Path, plan: Plan, alone: dict[str, bytes]) -> None:
+    run_merge(plan, finished)
+    control = finished / "bf16-hf" / WORK_FOLDER
+    control.mkdir()
+    for name in ("begun.json", "journal.jsonl", "lock"):
+        (control / name).write_bytes(b"{}\n")
+    run_merge(plan, finished)
+    assert contents(finished) == alone
+
+
 def test_everything_that_is_missing_is_named(finished: Path, plan: Plan) -> None:
     shares = divide(plan, 3)
     shutil.rmtree(finished / "parts" / "1-of-3")

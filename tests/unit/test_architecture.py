@@ -72,7 +72,9 @@ ALLOWED: dict[str, set[str]] = {
         "convert/running",
         "durable",
         "errors",
+        "extras",
         "records",
+        "shard",
         "source",
     },
     "convert/disk": {
@@ -262,6 +264,7 @@ HEAVY = {
     "huggingface_hub": set(),
     "modelscope_hub": set(),
     "cryptography": set(),
+    "ray": {"convert/sharing/ray_cluster.py"},
 }
 
 

@@ -10,9 +10,11 @@ from flagrelease import console
 from flagrelease.convert.codecs.lookup import Lookup
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.convert.running.earlier import PARTS_FOLDER
+from flagrelease.convert.sharing.driver import convert_on, need_of
 from flagrelease.convert.sharing.merge import merge_parts
 from flagrelease.convert.sharing.part import PartResult, convert_part
 from flagrelease.convert.sharing.shares import Share, divide
+from flagrelease.extras import require_extra
 from flagrelease.records.manifest import Manifest
 from flagrelease.source.digests import Claims
 
@@ -50,3 +52,26 @@ def merge_shown(plan: Plan, out: Path, workers: int) -> dict[str, Manifest]:
     """Make the releases of their parts, under a progress display."""
     with console.progress("merge", plan.bytes_to_write) as report:
         return merge_parts(plan, out, workers=workers, progress=report.to)
+
+
+def convert_in_cluster(
+    plan: Plan, out: Path, address: str, parts: int | None, workers: int | None, claims: Claims
+) -> dict[str, Manifest]:
+    """Make all parts on the nodes of a Ray cluster, and merge them.
+
+    Args:
+        address: of the cluster.
+        parts: how many; None: one for each node.
+        workers: threads of a job; None: as many as the smallest node has CPUs.
+        claims: stated digests of source files.
+
+    Raises:
+        ResourceError: Ray is not installed, there is no such cluster; and as `driver.convert_on`.
+    """
+    require_extra("ray", "--executor ray")
+    from flagrelease.convert.sharing.ray_cluster import RayCluster
+
+    with RayCluster(address) as cluster, console.progress("convert", plan.bytes_to_write) as report:
+        need = need_of(plan, cluster.nodes(), workers)
+        told = console.saying_where_it_resumes(report.to, 0)
+        return convert_on(cluster, plan, out, need=need, count=parts, progress=told, say=console.say, claims=claims)

@@ -12,8 +12,17 @@ from pathlib import Path
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.convert.running.assembly import assemble
 from flagrelease.convert.running.earlier import PARTS_FOLDER
-from flagrelease.convert.running.journal import WORK_FOLDER, check_complete, open_journal
-from flagrelease.convert.sharing.part_folder import DONE_NAME, PROGRESS_NAME, counts_in, folder_of, ours, require_count
+from flagrelease.convert.running.journal import WORK_FOLDER, open_journal
+from flagrelease.convert.sharing.part_folder import (
+    DONE_NAME,
+    DRIVER_LOCK_NAME,
+    DRIVER_NAME,
+    PROGRESS_NAME,
+    counts_in,
+    folder_of,
+    ours,
+    require_count,
+)
 from flagrelease.convert.sharing.records import PartRecords, join_checked, join_tensors, places, read_parts
 from flagrelease.convert.sharing.shares import Share, divide
 from flagrelease.durable.files import refused
@@ -56,7 +65,7 @@ def merge_parts(
     for number, release in enumerate(plan.releases):
         folder = out / release.target.folder
         if (folder / MANIFEST_NAME).is_file():
-            check_complete(folder, release)
+            open_journal(folder, plan, release)  # checks it, and removes what a kill behind the manifest left
         else:
             waiting.append(number)
     counts = sorted(counts_in(out))
@@ -187,5 +196,9 @@ def _remove_parts(plan: Plan, out: Path, shares: Sequence[Share]) -> None:
                 (folder / name).unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()
+    parts = out / PARTS_FOLDER
+    for name in (DRIVER_NAME, DRIVER_LOCK_NAME):
+        with refused(parts):
+            (parts / name).unlink(missing_ok=True)
     with suppress(OSError):
-        (out / PARTS_FOLDER).rmdir()
+        parts.rmdir()

@@ -25,6 +25,8 @@ from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME, CheckedFileRecord
 
 DONE_NAME, PROGRESS_NAME = "done.json", "progress"
+# In OUT/parts/ while an engine makes the parts: who shares them out, and the lock that nobody else does.
+DRIVER_NAME, DRIVER_LOCK_NAME = "driver", "driver.lock"
 _NAME = re.compile(r"([1-9][0-9]*)-of-([1-9][0-9]*)")
 
 
