@@ -3,6 +3,9 @@
     python benchmarks/convert.py                                # real V4-Flash dimensions, 3 layers, 48 experts
     python benchmarks/convert.py --peer FOLDER                  # beside FlagOS' convert_weight.py and convert.py
     python benchmarks/convert.py --target fp8:mp8 --repeat 5
+    python benchmarks/convert.py --scale 1 4 16 --targets bf16:mp8 bf16:hf --verify --beside FOLDER --work /dev/shm
+
+The last form measures what workers are worth, beside the build in FOLDER (convert_scaling.py).
 
 The floor of a conversion is what it must do at least: write the bytes and hash them. `raw write` writes the same number
 of bytes to as many files and nothing else; `raw write + SHA-256` also hashes them, with as many threads as convert has
@@ -165,9 +168,9 @@ def machine() -> str:
 def commit() -> str:
     """The commit measured, with a mark if files differ from it."""
     words = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return words.stdout.strip()
+    return words.stdout.strip() or "unknown (no git history here)"
 
 
 def main() -> None:
@@ -181,10 +184,23 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peer", type=Path, help="a checkout of flagos-ai/DeepSeek-V4-FlagOS (needs an mp target)")
     parser.add_argument("--work", type=Path, help="a folder on the disk to measure; default: the temporary folder")
+    parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="measure these numbers of workers instead")
+    parser.add_argument(
+        "--targets", nargs="+", default=["bf16:mp8", "bf16:hf"], help="with --scale: what to convert to"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="with --scale: verify --source too, with the most workers"
+    )
+    parser.add_argument("--beside", type=Path, help="with --scale: a folder with another build's flagrelease/")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="flagrelease-bench-", dir=options.work))
     try:
-        measure(options, work)
+        if options.scale:
+            from convert_scaling import scale
+
+            scale(options, work)
+        else:
+            measure(options, work)
     finally:
         shutil.rmtree(work)
 
@@ -203,7 +219,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
         shutil.rmtree(work / "out", ignore_errors=True)
         return run(command, source)
 
-    convert()  # compiles the look-up loops, which are cached
+    convert()  # so that Python has compiled every module
     rows: dict[str, Measured] = {}
 
     def raw(name: str, writer: Callable[[Path], Measured]) -> None:

@@ -9,7 +9,6 @@ import typer
 
 from flagrelease import console
 from flagrelease.chips.listing.commands import complete_chip
-from flagrelease.chips.table import get_chip
 from flagrelease.errors import ResourceError
 
 _EXAMPLES = """\
@@ -45,6 +44,7 @@ def doctor(
 
     What may crash or hang is imported in a process of its own, with a limit of time. Nothing is written.
     """
+    from flagrelease.chips.table import get_chip
     from flagrelease.doctor.display import show_diagnosis
     from flagrelease.doctor.examine import examine
     from flagrelease.doctor.place import Place

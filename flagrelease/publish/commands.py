@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flagrelease.chips.table import get_chip
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.records.named import complete_recipe, find_recipe
 
@@ -133,6 +132,7 @@ def scripts(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")] = False,
 ) -> None:
     """Write the files that run a release on its chip, without publishing it: scripts, Containerfile, compose file."""
+    from flagrelease.chips.table import get_chip
     from flagrelease.publish.scripts import write_scripts
     from flagrelease.records.recipe import read_recipe
 
