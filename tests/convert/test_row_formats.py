@@ -263,6 +263,9 @@ class Discarding:
     def buffer(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, dtype=np.uint8)
 
+    def buffer_for(self, nbytes: int, row: int, row_bytes: int, pieces: object) -> np.ndarray:
+        return self.buffer(nbytes)
+
     def put(self, data: np.ndarray, row: int, row_bytes: int, pieces: object) -> None:
         pass
 

@@ -64,11 +64,11 @@ def checkpoint_for(
             source = read_source(tmp_path / "checkpoint")
 
         def read(folder: Path, told: object) -> Source:
-            assert folder == source.folder
+            assert folder == source.root
             return source
 
         monkeypatch.setattr(request_module, "read_source", read)
-        return source.folder
+        return Path(source.root)
 
     return made
 
