@@ -129,3 +129,10 @@ def test_a_launch_is_recorded_once_and_one_that_takes_too_much_memory_fails() ->
         ("add", "large", "takes 65537 bytes of shared memory; hip:gfx942 has 65536"),
         ("add", "refused", "RuntimeError: PassManager::run failed"),
     ]
+
+
+def test_a_model_of_few_layers_has_all_of_them() -> None:
+    """`--dimensions tiny`, of four layers, was refused because five are launched of the others."""
+    from flagrelease.bench.compile.steps import run_steps
+
+    run_steps("tiny", "bf16", (), 64, (), lambda operator: None)

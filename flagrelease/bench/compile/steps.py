@@ -115,7 +115,7 @@ def run_steps(
         UsageError: dimensions or numerics that do not exist.
     """
     device = open_device("cpu", 0)
-    config = dimensions(name, LAYERS)
+    config = dimensions(name, min(LAYERS, dimensions(name).num_hidden_layers))
     policy = choose_numerics(numerics, torch.bfloat16, config)
     tensors = ShapedTensors(config, torch.device("cpu"), alone(), fp4=policy.fp4 or not policy.keep_codes)
     model = Model.build(
