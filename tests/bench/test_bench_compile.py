@@ -12,7 +12,7 @@ import pytest
 
 from flagrelease.bench.compile import matrix
 from flagrelease.bench.compile.binary import Registers, cubin_registers, registers
-from flagrelease.bench.compile.display import cell, failures, markdown
+from flagrelease.bench.compile.display import cell, failures, markdown, show_compiled
 from flagrelease.bench.compile.matrix import Compiled, CompileReport, CompileRequest, compile_matrix
 from flagrelease.bench.compile.record import CompiledLaunch, Recorder
 from flagrelease.bench.compile.target import TARGETS, CompileTarget
@@ -71,10 +71,10 @@ def test_cells_and_failures() -> None:
     assert cell((FAILS,)) == "**0 of 1**"
     columns = (Compiled("cuda:80", "3.6.0", (FITS, FAILS)), Compiled("cuda:90", "3.6.0", (FITS,)))
     report = CompileReport("2026-12-01", "0.1.0", REQUEST, columns)
-    assert list(failures(report)) == [("add", "_add_kernel", "cuda:80, 3.6.0", "CompilationError: no fp8e4nv | here")]
+    assert list(failures(report)) == [("cuda:80, 3.6.0", "CompilationError: no fp8e4nv | here", "add (_add_kernel)")]
     page = markdown(report)
     assert "| add | **1 of 2**; 45; 168 | 1; 45; 168 |" in page
-    assert "| add | _add_kernel | cuda:80, 3.6.0 | CompilationError: no fp8e4nv / here |" in page
+    assert "| cuda:80, 3.6.0 | CompilationError: no fp8e4nv / here | add (_add_kernel) |" in page
     assert json.loads(json.dumps(report.document()))["columns"][0]["launches"][1]["failure"] == FAILS.failure
 
 
@@ -129,6 +129,27 @@ def test_a_launch_is_recorded_once_and_one_that_takes_too_much_memory_fails() ->
         ("add", "large", "takes 65537 bytes of shared memory; hip:gfx942 has 65536"),
         ("add", "refused", "RuntimeError: PassManager::run failed"),
     ]
+    recorder.begin("swiglu")
+    recorder("small", lambda: Kernel("a", 65536), {"num_warps": 4})
+    assert recorder.launches[3].operator == "swiglu"
+
+
+def test_a_terminal_sees_the_table_and_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = (Compiled("cuda:80", "3.6.0", (FITS, FAILS)),)
+    show_compiled(CompileReport("2026-12-01", "0.1.0", REQUEST, columns))
+    shown = capsys.readouterr().out
+    assert "1 of 2; 45; 168" in shown
+    assert "cuda:80, 3.6.0: CompilationError: no fp8e4nv | here: add (_add_kernel)" in shown
+
+
+@pytest.mark.slow
+def test_steps_of_a_small_model_compile_for_hopper(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--dimensions tiny --target cuda:90 --numerics bf16 --batch 1 --prompt 64 --json"
+    assert main(["bench", "compile", *words.split()]) == 0
+    (column,) = json.loads(capsys.readouterr().out)["columns"]
+    operators = {launch["operator"] for launch in column["launches"]}
+    assert {"decode_attention", "expert_outputs", "linear", "sparse_attention"} <= operators
+    assert all(launch["failure"] is None and launch["registers"] for launch in column["launches"])
 
 
 def test_a_model_of_few_layers_has_all_of_them() -> None:

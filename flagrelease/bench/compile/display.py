@@ -27,15 +27,14 @@ def cell(launches: tuple[CompiledLaunch, ...]) -> str:
     return "; ".join(words) if fit else count
 
 
-def failures(report: CompileReport) -> Iterator[tuple[str, str, str, str]]:
-    """(operator, kernel, targets by Triton, reason), each reason once."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+def failures(report: CompileReport) -> Iterator[tuple[str, str, str]]:
+    """(target and Triton, reason, kernels with their operators), each reason once for each target."""
     for column in report.columns:
+        found: dict[str, dict[str, None]] = {}
         for launch in column.failures:
-            where = found.setdefault((launch.operator, launch.kernel, launch.failure or ""), [])
-            where += [] if _name(column) in where else [_name(column)]
-    for (operator, kernel, reason), where in sorted(found.items()):
-        yield operator, kernel, ", ".join(where), reason
+            found.setdefault(launch.failure or "", {})[f"{launch.operator} ({launch.kernel})"] = None
+        for reason, kernels in sorted(found.items()):
+            yield _name(column), reason, ", ".join(kernels)
 
 
 def show_compiled(report: CompileReport) -> None:
@@ -45,8 +44,8 @@ def show_compiled(report: CompileReport) -> None:
     for operator in report.operators:
         rows.add_row(operator, *(cell(column.of(operator)).replace("**", "") for column in report.columns))
     out().print(rows)
-    for operator, kernel, where, reason in failures(report):
-        out().print(f"{operator}, {kernel} on {where}: {reason}", markup=False)
+    for where, reason, kernels in failures(report):
+        out().print(f"{where}: {reason}: {kernels}", markup=False)
 
 
 def markdown(report: CompileReport) -> str:
@@ -58,7 +57,7 @@ def markdown(report: CompileReport) -> str:
         lines.append(f"| {' | '.join((operator, *cells))} |")
     failed = list(failures(report))
     if failed:
-        lines += ["", "| operator | kernel | where | why not |", "|---|---|---|---|"]
+        lines += ["", "| target | why not | operators and kernels |", "|---|---|---|"]
         lines += [f"| {' | '.join(text.replace('|', '/') for text in row)} |" for row in failed]
     return "\n".join(lines) + "\n"
 

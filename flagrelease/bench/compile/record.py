@@ -33,7 +33,7 @@ class CompiledLaunch:
 
 
 class Recorder:
-    """Compiles launches one by one, each once, and keeps what came of it."""
+    """Compiles launches one by one, and keeps what came of each kernel, once for each operator that launches it."""
 
     def __init__(self, target: CompileTarget) -> None:
         """`target`: what is compiled for, whose shared memory bounds what a kernel may take."""
@@ -56,7 +56,8 @@ class Recorder:
         # The front end raises the first, passes and assemblers the second; forks raise others of their own below it.
         except (triton.CompilationError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             failure = _last_line(error)
-        seen = kernel, compiled.hash if compiled is not None else (failure, str(sorted(map(str, options.items()))))
+        same = compiled.hash if compiled is not None else (failure, str(sorted(map(str, options.items()))))
+        seen = self._operator, kernel, same
         if seen not in self._seen:
             self._seen.add(seen)
             self.launches.append(self._launch(kernel, compiled, failure))
