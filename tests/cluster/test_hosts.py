@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,8 +73,7 @@ class Hosts:
 
 @pytest.fixture
 def hosts(python: Path) -> Iterator[Hosts]:
-    folder = Path(f"/tmp/fr{os.getpid()}")  # Ray's sockets need a short path
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="fr", dir="/tmp"))  # Ray's sockets need a short path
     made = Hosts(python, folder)
     try:
         if not made.connect():
@@ -80,6 +81,7 @@ def hosts(python: Path) -> Iterator[Hosts]:
         yield made
     finally:
         made.remove()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def convert(hosts: Hosts, checkpoint: Path, out: Path, parts: int) -> subprocess.Popen[str]:

@@ -14,7 +14,7 @@ from harness import contents, plan_of, run_plan
 from flagrelease.convert.disk import conversion
 from flagrelease.convert.planning.passes import plan_passes
 from flagrelease.convert.planning.plan import Plan
-from flagrelease.convert.running import lanes, work
+from flagrelease.convert.running import chunks, lanes
 from flagrelease.convert.running.journal import WORK_FOLDER
 from flagrelease.errors import NetworkError, ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME
@@ -198,7 +198,7 @@ def test_a_conversion_without_a_budget_makes_files_that_are_elsewhere_again(one:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "BLOCK_BYTES", 64 << 10)
-    monkeypatch.setattr(work, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64 << 10)
     monkeypatch.setattr(lanes, "CHECKPOINT_BYTES", 256 << 10)
 
 

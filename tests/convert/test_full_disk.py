@@ -16,9 +16,9 @@ from harness import contents, plan_of, run_plan
 
 _DRIVER = """
 import resource, sys
-from flagrelease.convert.running import lanes, work
+from flagrelease.convert.running import chunks, lanes
 from flagrelease.shard import writer
-writer.BLOCK_BYTES = work.CHUNK_BYTES = 16 << 10
+writer.BLOCK_BYTES = chunks.CHUNK_BYTES = 16 << 10
 lanes.CHECKPOINT_BYTES = 32 << 10
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

@@ -17,7 +17,7 @@ from crashes import Crash, Crashes
 from harness import contents, plan_of, run_plan
 
 from flagrelease.convert.codecs.lookup import cpu_lookup
-from flagrelease.convert.running import assembly, conversion, lanes, work
+from flagrelease.convert.running import assembly, chunks, conversion, lanes
 from flagrelease.convert.running.conversion import convert
 from flagrelease.convert.running.journal import WORK_FOLDER, open_journal
 from flagrelease.errors import ResourceError
@@ -39,16 +39,16 @@ def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks, chunks and checkpoints small enough that a tiny conversion has hundreds of moments to stop at."""
     monkeypatch.setattr(writer, "BLOCK_BYTES", 64 << 10)
-    monkeypatch.setattr(work, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64 << 10)
     monkeypatch.setattr(lanes, "CHECKPOINT_BYTES", 256 << 10)
 
 
 # Runs the real command line with small steps, so that a kill finds files half written and checkpoints taken.
 _DRIVER = """
 import sys
-from flagrelease.convert.running import lanes, work
+from flagrelease.convert.running import chunks, lanes
 from flagrelease.shard import writer
-writer.BLOCK_BYTES = work.CHUNK_BYTES = 64 << 10
+writer.BLOCK_BYTES = chunks.CHUNK_BYTES = 64 << 10
 lanes.CHECKPOINT_BYTES = 256 << 10
 from flagrelease.cli import main
 sys.exit(main(sys.argv[1:]))

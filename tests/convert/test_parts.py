@@ -16,7 +16,7 @@ from sharing_runs import run_merge, run_part, run_parts
 
 from flagrelease.cli import main
 from flagrelease.convert.planning.plan import Plan
-from flagrelease.convert.running import lanes, work
+from flagrelease.convert.running import chunks, lanes
 from flagrelease.convert.running.journal import WORK_FOLDER
 from flagrelease.convert.sharing import part_folder
 from flagrelease.convert.sharing.part_folder import DONE_NAME
@@ -58,7 +58,7 @@ def finished(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "BLOCK_BYTES", 64 << 10)
-    monkeypatch.setattr(work, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64 << 10)
     monkeypatch.setattr(lanes, "CHECKPOINT_BYTES", 256 << 10)
 
 

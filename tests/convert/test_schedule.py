@@ -15,7 +15,7 @@ import pytest
 from harness import contents, plan_of, run_plan
 
 from flagrelease.convert.planning.plan import Plan
-from flagrelease.convert.running import buffers, conversion, work
+from flagrelease.convert.running import buffers, chunks, conversion, work
 from flagrelease.convert.running.buffers import Buffers, Run, Standing, Stopped
 from flagrelease.convert.running.journal import open_journal
 from flagrelease.convert.running.lanes import Lane
@@ -192,7 +192,7 @@ def test_the_fewest_buffers_are_enough(
     """Three buffers for seven workers, chunks far smaller than tensors: no run stands still."""
     plan = plan_of(checkpoint, *targets, max_file_bytes=2_000_000)
     run_plan(plan, tmp_path / "usual")
-    monkeypatch.setattr(work, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64 << 10)
     real = buffers.Buffers
 
     def few(run: Run, count: int, nbytes: int, standing: Any) -> Buffers:
@@ -208,7 +208,7 @@ def test_an_error_in_any_thread_ends_all(
     where: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(checkpoint, "bf16:mp8", "native:hf", max_file_bytes=2_000_000)
-    monkeypatch.setattr(work, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64 << 10)
     count, lock = [0], threading.Lock()
 
     def failing(real: Any) -> Any:
