@@ -12,7 +12,7 @@ import pytest
 from publish_release import report_for, write_release, write_report
 
 from flagrelease.cli import main
-from flagrelease.convert.running import lanes, work
+from flagrelease.convert.running import chunks, lanes
 from flagrelease.durable.lock import FileLock
 from flagrelease.publish.publish import publish
 from flagrelease.records.manifest import ToolRecord
@@ -158,7 +158,7 @@ def test_how_far_an_unfinished_conversion_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(writer, "BLOCK_BYTES", 64 << 10)
-    monkeypatch.setattr(work, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64 << 10)
     monkeypatch.setattr(lanes, "CHECKPOINT_BYTES", 256 << 10)
 
     def stopping(report: Any, complete: int) -> Any:
