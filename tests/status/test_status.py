@@ -168,7 +168,7 @@ def test_how_far_an_unfinished_conversion_is(
 
         return say
 
-    monkeypatch.setattr("flagrelease.convert.commands._saying_where_it_resumes", stopping)
+    monkeypatch.setattr("flagrelease.console.saying_where_it_resumes", stopping)
     words = ["convert", str(TINY), "--target", "native:hf", "--out", str(tmp_path), "--workers", "1"]
     assert main(words) == 130
     (state,) = look_at(tmp_path).releases
