@@ -57,7 +57,7 @@ def engine(
     ] = None,
     numerics: Annotated[str, typer.Option("--numerics", help="native, fp8 or bf16; docs/numerics.md.")] = "native",
     operators: Annotated[
-        str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
+        str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems, emulated.")
     ] = "auto",
     batch: Annotated[str, typer.Option("--batch", help="Rows that decode together, one row of the table each.")] = (
         "1,16,64"

@@ -112,7 +112,7 @@ def _time(ops: Operators, case: OperatorCase, device: Device) -> float:
     operator = getattr(ops, case.operator)
     arguments = tuple(ops.arrange_experts(_copy(a)) if isinstance(a, ExpertWeights) else a for a in case.arguments)
     call: Callable[[], None] = lambda: operator(*arguments)  # noqa: E731
-    if ops.name == "torch":
+    if not ops.captured:
         return seconds(device, call, repeats=2)
     replay = device.capture(call)
     return seconds(device, replay, repeats=3, inner=20)

@@ -44,7 +44,7 @@ def load(
         numerics: what is rounded where, see `numerics.py`. None: the release's own, see `own_numerics`.
         dtype: of streams and caches, torch's or its name; "float32" makes a reference (not of native and fp8).
         device: auto, cpu, or one that the chip table knows; under torchrun this process's device of that kind.
-        operators: the provider of the operators: torch, triton, auto or flag_gems.
+        operators: the provider of the operators: torch, triton, auto, flag_gems or emulated.
         chunk: tokens appended to a sequence in one step; more take more memory and fewer steps.
         mtp: load the draft stages too. Their tensors are checked in any case.
         progress: is told how many of this rank's weights are loaded, and how many there are.

@@ -65,7 +65,7 @@ DtypeOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[
-    str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
+    str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems, emulated.")
 ]
 ContextOption = Annotated[
     int | None,

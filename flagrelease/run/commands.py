@@ -102,7 +102,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where validation runs: auto, cpu, cuda, ...")] = "auto",
     operators: Annotated[
-        str, typer.Option("--operators", help="Which operators compute: torch, triton, auto.")
+        str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, emulated.")
     ] = "auto",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Threads that decode and hash. Default: the processors.")

@@ -71,6 +71,6 @@ VariantOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, or one of the chip table: cuda, npu, musa.")]
 OperatorsOption = Annotated[
-    str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems.")
+    str, typer.Option("--operators", help="Which operators compute: torch, triton, auto, flag_gems, emulated.")
 ]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="How many answers are generated at once.")]

@@ -41,6 +41,8 @@ def test_kernels_of_each_kind_compile_for_amd() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("target", ["cuda:100", "cuda:120", "hip:gfx90a", "hip:gfx942", "hip:gfx950", "hip:gfx1201"])
+@pytest.mark.parametrize(
+    "target", ["cuda:80", "cuda:100", "cuda:120", "hip:gfx90a", "hip:gfx942", "hip:gfx950", "hip:gfx1201"]
+)
 def test_every_kernel_compiles_for(target: str) -> None:
     assert compiled(target)["failures"] == {}

@@ -14,7 +14,7 @@ from flagrelease.engine.kernels.attention import choose_entries
 from flagrelease.engine.kernels.attention.decode_attention import _tile as attention_tile
 from flagrelease.engine.kernels.attention.sparse_attention import _heads
 from flagrelease.engine.kernels.linear.tiles import Tile, tile_shape
-from flagrelease.engine.kernels.targets import HOPPER, SIZES, Target
+from flagrelease.engine.kernels.targets import HOPPER, SIZES, Target, declares_e4m3
 
 PACKAGE = Path(flagrelease.__file__).parent
 # What vendors' Tritons call their chips, whose numbers are no compute capabilities: the drivers of AMD's (gfx942 is
@@ -42,6 +42,29 @@ def test_what_nvidias_architectures_can_do(arch: int, pairs: bool) -> None:
     target = Target("cuda", arch)
     assert target.ptx
     assert target.multiplies_bf16_pairs == target.starts_early == pairs
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 says so to whoever asks for its options
+@pytest.mark.parametrize(
+    ("backend", "arch", "there"),
+    [("cuda", 80, False), ("cuda", 86, False), ("cuda", 89, True), ("cuda", 90, True), ("hip", "gfx942", True)],
+)
+def test_a_target_has_e4m3_if_triton_compiles_it(backend: str, arch: int | str, there: bool) -> None:
+    assert Target(backend, arch).has_e4m3 is there
+
+
+@pytest.mark.parametrize(
+    ("options", "there"),
+    [
+        ({"supported_fp8_dtypes": ("fp8e5", "fp8e4nv")}, True),
+        ({"supported_fp8_dtypes": (), "allow_fp8e4nv": True}, False),
+        ({"allow_fp8e4nv": True}, True),
+        ({}, False),
+    ],
+)
+def test_a_vendors_backend_declares_e4m3(options: dict[str, object], there: bool) -> None:
+    """As NVIDIA's, Kunlunxin's and Triton 3.0's do it, and one that knows nothing of FP8."""
+    assert declares_e4m3(type("Options", (), options)()) is there
 
 
 def test_hopper_is_cut_as_it_was_measured() -> None:

@@ -12,6 +12,7 @@ from kernel_comparison import poisoned
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.emulation import emulated_fp8
 from flagrelease.engine.kernels.experts import widened_experts
 from flagrelease.engine.kernels.quantisation import fp4_scaled
 from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
@@ -47,6 +48,17 @@ def widened(
 
 def distance(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.slow
+def test_emulated_fp8_gives_the_same_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter, which multiplies FP8 and BF16 numbers alike; a GPU's FP8 unit adds with fewer bits."""
+    given = arguments(device)
+    with monkeypatch.context() as patch:
+        exact = widened(patch, *given, 32)
+    with emulated_fp8():
+        emulated = widened(monkeypatch, *given, 32)
+    assert distance(emulated, exact) <= (0 if device.type == "cpu" else 4e-3)
 
 
 @pytest.mark.parametrize("at_once", [1, 32])

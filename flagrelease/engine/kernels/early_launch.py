@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from flagrelease.accelerator import current_cuda_stream
+from flagrelease.engine.kernels.emulation import as_kernels_take_them, kernels_emulate
 from flagrelease.engine.kernels.interpreter import jit
 from flagrelease.engine.kernels.targets import TARGET
 
@@ -49,18 +50,21 @@ def _may_start_early() -> bool:
 
 
 class _EarlyKernel:
-    """A jitted function whose launches ask for an early start."""
+    """A jitted function whose launches ask for an early start, and give it E4M3 as bytes where FP8 is emulated."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._kernel = triton.jit(function)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return partial(self._kernel[grid], launch_pdl=_may_start_early())
+        launch = self._kernel[grid]
+        if EARLY.value:
+            launch = partial(launch, launch_pdl=_may_start_early())
+        return as_kernels_take_them(launch) if kernels_emulate() else launch
 
 
-def early_kernel(function: Callable[..., Any]) -> Any:
+def early_kernel(function: Callable[..., Any]) -> _EarlyKernel:
     """`jit` for a kernel that calls `wait_for_results`."""
-    return _EarlyKernel(function) if EARLY.value else jit(function)
+    return _EarlyKernel(function)
 
 
 @jit

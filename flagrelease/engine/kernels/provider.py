@@ -1,4 +1,4 @@
-"""Providers of the operators, chosen by name: `torch`, `triton`, `auto`, `flag_gems`."""
+"""Providers of the operators, chosen by name: `torch`, `triton`, `auto`, `flag_gems`, `emulated`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Literal, get_args
 
 import torch
 
+from flagrelease.engine.kernels.emulated_operators import emulating
+from flagrelease.engine.kernels.emulation import kernels_emulate, torch_emulates
 from flagrelease.engine.kernels.operators import Operators
 from flagrelease.errors import ResourceError, UsageError
 
-ProviderName = Literal["torch", "triton", "auto", "flag_gems"]
+ProviderName = Literal["torch", "triton", "auto", "flag_gems", "emulated"]
 
 
 def load_provider(name: str, device: torch.device) -> Operators:
@@ -22,6 +24,9 @@ def load_provider(name: str, device: torch.device) -> Operators:
     | triton | a Triton kernel for every operator, on an accelerator (or any device under TRITON_INTERPRET=1) |
     | auto | the fastest known of each: torch on a CPU; on an accelerator Triton, and the vendor's dense products |
     | flag_gems | FlagGems' kernels where it has the operator, Triton otherwise, on an accelerator |
+    | emulated | as auto, with FP8 by integer arithmetic: what a chip's FP8 unit adds to a difference is then gone |
+
+    On a device without FP8 all of them emulate it; `Operators.name` says so.
 
     Raises:
         UsageError: no provider has that name.
@@ -29,14 +34,22 @@ def load_provider(name: str, device: torch.device) -> Operators:
     """
     if name not in get_args(ProviderName):
         raise UsageError(f"no operator provider {name!r}; there are {', '.join(get_args(ProviderName))}")
+    if name == "emulated":
+        return emulating(_load("auto", device))
+    ops = _load(name, device)
+    emulates = torch_emulates(device.type) or (device.type != "cpu" and name != "torch" and kernels_emulate())
+    return emulating(ops) if emulates else ops
+
+
+def _load(name: str, device: torch.device) -> Operators:
     if name == "torch" or (name == "auto" and device.type == "cpu"):
         return Operators()
     if device.type == "cpu" and (name == "flag_gems" or os.environ.get("TRITON_INTERPRET") != "1"):
         raise ResourceError(f"operator provider {name!r} needs an accelerator; on a CPU there is 'torch'")
-    return _load(name)
+    return _import(name)
 
 
-def _load(name: str) -> Operators:
+def _import(name: str) -> Operators:
     # Imported on demand: a CPU needs none of these, and flag_gems looks for a device when it is imported.
     try:
         if name == "triton":

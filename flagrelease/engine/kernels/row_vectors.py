@@ -9,6 +9,7 @@ import triton.language as tl
 
 from flagrelease.engine.kernels.interpreter import cast, jit, round_e4m3
 from flagrelease.engine.kernels.quantisation.codes import e2m1_code, e2m1_value, power_of_two, power_of_two_exponent
+from flagrelease.engine.kernels.quantisation.e4m3 import as_e4m3
 
 
 @jit
@@ -81,7 +82,7 @@ def store_fp8(x: tl.tensor, codes_ptr: tl.tensor, scales_ptr: tl.tensor, N: tl.t
     """`reference.act_quant` of one row, of which N columns count."""
     y, exponent = fp8_steps(x, D, 128)
     d, g = tl.arange(0, D), tl.arange(0, D // 128)
-    tl.store(codes_ptr + d, cast(tl.reshape(y, (D,)), tl.float8e4nv), mask=d < N)
+    tl.store(codes_ptr + d, as_e4m3(tl.reshape(y, (D,)), codes_ptr.dtype.element_ty), mask=d < N)
     tl.store(scales_ptr + g, power_of_two(exponent), mask=g * 128 < N)
 
 

@@ -12,9 +12,12 @@ without a row takes Hopper's.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
 
 from flagrelease.engine.kernels.interpreter import INTERPRETED
 
@@ -96,6 +99,21 @@ class Target:
         """Whether the matrix unit takes operands from 200 KiB of shared memory, as Hopper's `wgmma` does; the
         interpreter does all that Hopper does."""
         return self._nvidia == 90 or bool(INTERPRETED.value)
+
+    @property
+    def has_e4m3(self) -> bool:
+        """Whether Triton compiles kernels with E4M3, by its backend's options; the interpreter has every type."""
+        if not self.backend:
+            return True
+        options = make_backend(GPUTarget(self.backend, self.arch, 32)).parse_options({})
+        return declares_e4m3(options)
+
+
+def declares_e4m3(options: Any) -> bool:
+    """Whether the options of a backend, which vendors' forks have too, name the type."""
+    if not hasattr(options, "supported_fp8_dtypes"):  # before Triton 3.1
+        return bool(getattr(options, "allow_fp8e4nv", False))
+    return "fp8e4nv" in options.supported_fp8_dtypes
 
 
 def _current() -> Target:

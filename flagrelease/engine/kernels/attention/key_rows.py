@@ -18,6 +18,7 @@ from flagrelease.engine.kernels.quantisation.codes import (
     power_of_two,
     power_of_two_exponent,
 )
+from flagrelease.engine.kernels.quantisation.e4m3 import e4m3_value
 from flagrelease.engine.kernels.row_vectors import fp8_steps
 from flagrelease.model.v4.cache_size import index_key_row_bytes, key_row_bytes
 
@@ -96,15 +97,6 @@ def index_row_bytes(keys: Tensor, dtype: torch.dtype, width: int) -> int:
     if dtype != torch.bfloat16 or keys.shape[-1] != size or keys.stride(-1) != 1 or keys.stride(-2) != size:
         raise ValueError(f"{dtype} index scores of {width} columns over codes {tuple(keys.shape)} {keys.stride()}")
     return size
-
-
-@jit
-def e4m3_value(code: tl.tensor) -> tl.tensor:
-    """The FP32 value of an E4M3 code 0..255 (int32)."""
-    magnitude = code & 127
-    normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
-    return tl.where(code >= 128, -value, value)
 
 
 @jit

@@ -14,6 +14,7 @@ blocks of 256.
 import triton.language as tl
 
 from flagrelease.engine.kernels.interpreter import dot, jit
+from flagrelease.engine.kernels.quantisation.e4m3 import numbers
 from flagrelease.engine.kernels.quantisation.fp4_codes import fp4_bf16_operands, fp4_columns, fp4_operands
 
 
@@ -47,7 +48,7 @@ def coded_product(
         words = tl.load(w_ptr + start // 8 + (w_at[:, None] + word[None, :]))
         inside = tl.broadcast_to(m_inside[None, :], (32, BLOCK_M))
         x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x + start, 32, inside)
-        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, BLOCK_N, PTX)
+        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, BLOCK_N, PTX, x0.dtype)
         zero = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         # Powers of two come and go exactly: in xs's units a product is added by one instruction.
         acc *= _quotient(one, xs0)[None, :]
@@ -102,8 +103,8 @@ def spread_product(
         next_s0, next_s1 = _row_scales(s_ptr, s_at, start + 256, K)
         next_x_scale = tl.load(xs + tl.minimum(start + 256, K - 256) // 128, mask=row_inside, other=0.0)
         words = tl.load(w_ptr + start // 8 + at)
-        columns = tl.load(x + start, mask=x_inside, other=0.0)
-        y = dot(fp4_columns(words, BLOCK_N, PTX), columns, tl.zeros((BLOCK_N, COLUMNS), tl.float32))
+        columns = numbers(tl.load(x + start, mask=x_inside, other=0.0), tl.bfloat16)
+        y = dot(fp4_columns(words, BLOCK_N, PTX, columns.dtype), columns, tl.zeros((BLOCK_N, COLUMNS), tl.float32))
         scales = tl.where((group < 4)[None, :], s0[:, None], s1[:, None]) >> (8 * (group % 4))[None, :]
         acc += y * (((scales & 255) << 23).to(tl.float32, bitcast=True) * x_scale[None, :])
         s0, s1, x_scale = next_s0, next_s1, next_x_scale
@@ -160,14 +161,14 @@ def plain_product(
 def _eight(x: tl.tensor, apart: tl.tensor, inside: tl.tensor) -> tl.tensor:
     """The eight operands at pointers x, x + apart, .."""
     return (
-        tl.load(x, mask=inside, other=0.0),
-        tl.load(x + apart, mask=inside, other=0.0),
-        tl.load(x + 2 * apart, mask=inside, other=0.0),
-        tl.load(x + 3 * apart, mask=inside, other=0.0),
-        tl.load(x + 4 * apart, mask=inside, other=0.0),
-        tl.load(x + 5 * apart, mask=inside, other=0.0),
-        tl.load(x + 6 * apart, mask=inside, other=0.0),
-        tl.load(x + 7 * apart, mask=inside, other=0.0),
+        numbers(tl.load(x, mask=inside, other=0.0), tl.bfloat16),
+        numbers(tl.load(x + apart, mask=inside, other=0.0), tl.bfloat16),
+        numbers(tl.load(x + 2 * apart, mask=inside, other=0.0), tl.bfloat16),
+        numbers(tl.load(x + 3 * apart, mask=inside, other=0.0), tl.bfloat16),
+        numbers(tl.load(x + 4 * apart, mask=inside, other=0.0), tl.bfloat16),
+        numbers(tl.load(x + 5 * apart, mask=inside, other=0.0), tl.bfloat16),
+        numbers(tl.load(x + 6 * apart, mask=inside, other=0.0), tl.bfloat16),
+        numbers(tl.load(x + 7 * apart, mask=inside, other=0.0), tl.bfloat16),
     )
 
 

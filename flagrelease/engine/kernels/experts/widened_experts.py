@@ -20,6 +20,7 @@ from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant
 from flagrelease.engine.kernels.quantisation.codes import scale_value
+from flagrelease.engine.kernels.quantisation.e4m3 import numbers
 from flagrelease.engine.kernels.quantisation.fp4_scaled import fp4_scaled_operands
 from flagrelease.engine.kernels.targets import TARGET
 from flagrelease.engine.kernels.weights import ExpertWeights
@@ -70,7 +71,7 @@ def _widen_kernel(
     low, high = tl.load(s), tl.load(s + 1)
     most_low, most_high = _most(low), _most(high)
     w0, w1, w2, w3, w4, w5, w6, w7 = fp4_scaled_operands(
-        words, _exponents(low, most_low), _exponents(high, most_high), 128, PTX
+        words, _exponents(low, most_low), _exponents(high, most_high), 128, PTX, y_ptr.dtype.element_ty
     )
     y = y_ptr + (e * N + row)[:, None] * K + tl.program_id(1) * 256 + tl.arange(0, 32)[None, :]
     tl.store(y, w0)
@@ -127,8 +128,8 @@ def _product_kernel(
         for group in range(groups):
             after = tl.minimum(group + 1, groups - 1)
             next_x, next_w = tl.load(xs + after, mask=inside, other=0.0), tl.load(ws + after)
-            a = tl.load(x + group * 128, mask=inside[:, None], other=0.0)
-            b = tl.load(w + group * 128)
+            a = numbers(tl.load(x + group * 128, mask=inside[:, None], other=0.0), tl.bfloat16)
+            b = numbers(tl.load(w + group * 128), tl.bfloat16)
             y = dot(a, tl.trans(b), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
             acc += y * (x_scale * scale_value(w_scale))[:, None]
             x_scale, w_scale = next_x, next_w

@@ -27,6 +27,7 @@ import triton.language as tl
 from flagrelease.engine.kernels.interpreter import dot, jit
 from flagrelease.engine.kernels.linear.row_product import mx_product, row_product
 from flagrelease.engine.kernels.quantisation.codes import e2m1_value, scale_value
+from flagrelease.engine.kernels.quantisation.e4m3 import numbers
 
 
 @jit
@@ -165,8 +166,8 @@ def _fp8_step(
     WEIGHTS_LEFT: tl.constexpr,
 ) -> tl.tensor:
     k = start + tl.arange(0, 128)
-    a = tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0)
-    b = tl.load(w[:, None] + k[None, :], mask=w_inside[:, None] & (k < K)[None, :], other=0.0)
+    a = numbers(tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0), tl.bfloat16)
+    b = numbers(tl.load(w[:, None] + k[None, :], mask=w_inside[:, None] & (k < K)[None, :], other=0.0), a.dtype)
     if a.dtype == tl.float16:
         b = b.to(tl.float16)
     elif a.dtype != b.dtype:
@@ -198,7 +199,7 @@ def _fp4_step(
 ) -> tl.tensor:
     k = start + tl.arange(0, 128)
     pair = start // 2 + tl.arange(0, 64)
-    a = tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0)
+    a = numbers(tl.load(x[:, None] + k[None, :], mask=x_inside[:, None] & (k < K)[None, :], other=0.0), tl.bfloat16)
     codes = tl.load(w[None, :] + pair[:, None], mask=w_inside[None, :] & (pair * 2 < K)[:, None], other=0).to(tl.int32)
     if a.dtype == tl.float8e4nv:  # BF16 holds E4M3 exactly, and every chip multiplies it
         a = a.to(tl.float32).to(tl.bfloat16)

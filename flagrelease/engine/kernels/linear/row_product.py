@@ -9,6 +9,7 @@ import triton.language as tl
 
 from flagrelease.engine.kernels.interpreter import dot, jit
 from flagrelease.engine.kernels.quantisation.codes import scale_value
+from flagrelease.engine.kernels.quantisation.e4m3 import numbers
 
 
 @jit
@@ -45,7 +46,8 @@ def row_product(
 @jit
 def _codes(x: tl.tensor, inside: tl.tensor, start: tl.tensor, K: tl.tensor) -> tl.tensor:
     k = start + tl.arange(0, 128)
-    return tl.load(x[:, None] + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
+    codes = tl.load(x[:, None] + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
+    return numbers(codes, tl.bfloat16)
 
 
 @jit

@@ -12,6 +12,7 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import ceil_div
 from flagrelease.engine.kernels.quantisation.codes import scale_value
+from flagrelease.engine.kernels.quantisation.e4m3 import numbers
 
 ROWS = 1024  # from here on, on an H200: decoding takes as long as 450 rows save
 
@@ -24,7 +25,7 @@ def _widen_kernel(w_ptr: tl.tensor, ws_ptr: tl.tensor, y_ptr: tl.tensor, K: tl.t
     k = tl.program_id(1) * 128 + tl.arange(0, 128)
     at, inside = row[:, None] * K + k[None, :], (k < K)[None, :]
     scale = scale_value(tl.load(ws_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)))
-    w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    w = numbers(tl.load(w_ptr + at, mask=inside, other=0.0), tl.float32).to(tl.float32)
     tl.store(y_ptr + at, cast(w * scale, tl.bfloat16), mask=inside)
 
 

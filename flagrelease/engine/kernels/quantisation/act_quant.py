@@ -9,6 +9,7 @@ from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_resul
 from flagrelease.engine.kernels.interpreter import cast, round_e4m3
 from flagrelease.engine.kernels.layout import ceil_div, output, rows
 from flagrelease.engine.kernels.quantisation.codes import power_of_two, power_of_two_exponent
+from flagrelease.engine.kernels.quantisation.e4m3 import as_e4m3
 from flagrelease.engine.kernels.weights import FP8_BLOCK
 
 BLOCK_R = 16
@@ -42,7 +43,7 @@ def _act_quant_kernel(
     if ROUNDTRIP:  # without the FP8 type, which not every chip has
         tl.store(at, cast(round_e4m3(y) * power_of_two(exponent)[:, None], y_ptr.dtype.element_ty), mask=inside)
     else:
-        tl.store(at, cast(y, tl.float8e4nv), mask=inside)
+        tl.store(at, as_e4m3(y, y_ptr.dtype.element_ty), mask=inside)
         tl.store(scale_ptr + r * G + g, power_of_two(exponent), mask=r < R)
 
 

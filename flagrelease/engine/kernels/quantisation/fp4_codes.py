@@ -76,9 +76,12 @@ _PTX_BF16 = program(
 
 
 @jit
-def fp4_operands(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr) -> tl.tensor:
-    """Arranged words [N, 32] of 256 columns -> codes times 2^-6 as E4M3: eight tensors [N, 32], from column 32j on."""
-    if PTX:
+def fp4_operands(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    """Arranged words [N, 32] of 256 columns -> codes times 2^-6: eight tensors [N, 32], from column 32j on.
+
+    `dtype` is E4M3, or BF16 where FP8 is emulated.
+    """
+    if PTX and dtype == tl.float8e4nv:
         return tl.inline_asm_elementwise(
             _PTX_E4M3,
             "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
@@ -101,24 +104,24 @@ def fp4_operands(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr) -> tl.ten
         first, third = tl.split(tl.reshape(even, (N, 8, 2)))
         second, fourth = tl.split(tl.reshape(odd, (N, 8, 2)))
         return (
-            _four(first, False, N),
-            _four(first, True, N),
-            _four(second, False, N),
-            _four(second, True, N),
-            _four(third, False, N),
-            _four(third, True, N),
-            _four(fourth, False, N),
-            _four(fourth, True, N),
+            _four(first, False, N, dtype),
+            _four(first, True, N, dtype),
+            _four(second, False, N, dtype),
+            _four(second, True, N, dtype),
+            _four(third, False, N, dtype),
+            _four(third, True, N, dtype),
+            _four(fourth, False, N, dtype),
+            _four(fourth, True, N, dtype),
         )
 
 
 @jit
-def fp4_columns(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr) -> tl.tensor:
-    """`fp4_operands` side by side: E4M3 [N, 256].
+def fp4_columns(words: tl.tensor, N: tl.constexpr, PTX: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    """`fp4_operands` side by side: [N, 256].
 
     Nothing moves: a thread keeps the codes that it decoded, and they are where the matrix unit takes them.
     """
-    w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, N, PTX)
+    w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, N, PTX, dtype)
     even = tl.join(tl.join(w0, w4), tl.join(w2, w6))
     odd = tl.join(tl.join(w1, w5), tl.join(w3, w7))
     return tl.reshape(tl.permute(tl.join(even, odd), (0, 2, 3, 4, 1)), (N, 256))
@@ -180,11 +183,11 @@ def _pair(words: tl.tensor, factor: tl.tensor, Y: tl.constexpr, P: tl.constexpr,
 
 
 @jit
-def _four(words: tl.tensor, Y: tl.constexpr, N: tl.constexpr) -> tl.tensor:
-    """The codes of columns X or Y in the bytes of words [N, 8], side by side: E4M3 [N, 32]."""
+def _four(words: tl.tensor, Y: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    """The codes of columns X or Y in the bytes of words [N, 8], side by side: [N, 32]."""
     outer = tl.join(_value(words, Y), _value(words >> 16, Y))
     inner = tl.join(_value(words >> 8, Y), _value(words >> 24, Y))
-    return cast(tl.reshape(tl.join(outer, inner), (N, 32)) * 2.0**-6, tl.float8e4nv)
+    return cast(tl.reshape(tl.join(outer, inner), (N, 32)) * 2.0**-6, dtype)
 
 
 @jit

@@ -3,7 +3,8 @@
 
 import triton.language as tl
 
-from flagrelease.engine.kernels.interpreter import cast, jit
+from flagrelease.engine.kernels.interpreter import jit
+from flagrelease.engine.kernels.quantisation.e4m3 import as_e4m3
 from flagrelease.engine.kernels.quantisation.fp4_codes import E4M3_STEPS, fp4_operands, program
 
 # Four E4M3 numbers {v}, codes times 2^-6, times two to the {k} / 8, which is 1 to 12: exponents of normal ones grow,
@@ -39,10 +40,13 @@ _PTX_SCALED = program(
 
 @jit
 def fp4_scaled_operands(
-    words: tl.tensor, low: tl.tensor, high: tl.tensor, N: tl.constexpr, PTX: tl.constexpr
-) -> tl.tensor:  # fmt: skip
-    """`fp4_operands` times powers of two: two int32 [N] with four exponents each, 1 to 12, for 32 columns each."""
-    if PTX:
+    words: tl.tensor, low: tl.tensor, high: tl.tensor, N: tl.constexpr, PTX: tl.constexpr, dtype: tl.constexpr
+) -> tl.tensor:
+    """`fp4_operands` times powers of two: two int32 [N] with four exponents each, 1 to 12, for 32 columns each.
+
+    `dtype` is E4M3, or uint8 for the codes of it.
+    """
+    if PTX and dtype == tl.float8e4nv:
         place = tl.arange(0, 32) % 4
         exponents = tl.where((place < 2)[None, :], low[:, None], high[:, None]) >> (16 * (place % 2))[None, :]
         return tl.inline_asm_elementwise(
@@ -63,21 +67,21 @@ def fp4_scaled_operands(
             pack=4,
         )
     else:  # noqa: RET505 - Triton compiles what follows a return
-        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, N, PTX)
+        w0, w1, w2, w3, w4, w5, w6, w7 = fp4_operands(words, N, PTX, tl.bfloat16 if dtype == tl.uint8 else dtype)
         return (
-            _times(w0, low, 0),
-            _times(w1, low, 1),
-            _times(w2, low, 2),
-            _times(w3, low, 3),
-            _times(w4, high, 0),
-            _times(w5, high, 1),
-            _times(w6, high, 2),
-            _times(w7, high, 3),
+            _times(w0, low, 0, dtype),
+            _times(w1, low, 1, dtype),
+            _times(w2, low, 2, dtype),
+            _times(w3, low, 3, dtype),
+            _times(w4, high, 0, dtype),
+            _times(w5, high, 1, dtype),
+            _times(w6, high, 2, dtype),
+            _times(w7, high, 3, dtype),
         )
 
 
 @jit
-def _times(codes: tl.tensor, exponents: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
-    """E4M3 rows times two to the byte at PLACE of an int32."""
+def _times(codes: tl.tensor, exponents: tl.tensor, PLACE: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    """Rows times two to the byte at PLACE of an int32."""
     power = ((((exponents >> (8 * PLACE)) & 255) + 127) << 23).to(tl.float32, bitcast=True)
-    return cast(codes.to(tl.float32) * power[:, None], tl.float8e4nv)
+    return as_e4m3(codes.to(tl.float32) * power[:, None], dtype)

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
-from flagrelease.engine.kernels.interpreter import cast
 from flagrelease.engine.kernels.layout import next_power_of_2, rows
+from flagrelease.engine.kernels.quantisation.e4m3 import as_e4m3
 from flagrelease.engine.kernels.reference.row_scales import TOKEN_SCALE_FLOOR
 
 LONGEST_STEP = 4096
@@ -44,7 +44,7 @@ def _token_quant_kernel(
             y = (y + 12582912.0) - 12582912.0  # 1.5 * 2^23: there FP32 addition rounds to integers
             tl.store(y_ptr + r * K + k, y.to(tl.int8), mask=k < K)
         else:
-            tl.store(y_ptr + r * K + k, cast(y, tl.float8e4nv), mask=k < K)
+            tl.store(y_ptr + r * K + k, as_e4m3(y, y_ptr.dtype.element_ty), mask=k < K)
 
 
 def token_quant(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.reference.e4m3 import numbers
 from flagrelease.engine.kernels.reference.quantisation import act_quant, e2m1_values, fp4_act_quant
 from flagrelease.model.v4.cache_size import INDEX_GROUP, KEY_GROUP, ROTATED, index_key_row_bytes, key_row_bytes
 
@@ -33,7 +34,7 @@ def pack_keys(x: Tensor) -> Tensor:
 def unpack_keys(rows: Tensor, width: int) -> Tensor:
     """The keys that `pack_keys` has stored: BF16 [.., width]."""
     unrotated = width - ROTATED
-    codes = rows[..., :unrotated].contiguous().view(torch.float8_e4m3fn).float()
+    codes = numbers(rows[..., :unrotated].contiguous().view(torch.float8_e4m3fn))
     scales = _powers(rows[..., width + ROTATED : width + ROTATED + unrotated // KEY_GROUP])
     values = _scaled(codes, scales, KEY_GROUP)
     rotated = torch.stack((rows[..., unrotated:width], rows[..., width : width + ROTATED]), -1).flatten(-2)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.layout import ceil_div
+from flagrelease.engine.kernels.reference.e4m3 import numbers
 from flagrelease.engine.kernels.reference.precision import wide_dtype
 from flagrelease.engine.kernels.reference.quantisation import dequantise
 from flagrelease.engine.kernels.weights import FP8_BLOCK, check_fp4_weight, check_fp8_weight
@@ -68,7 +69,7 @@ def _activation(xq: Tensor, xs: Tensor | None, columns: int, out_dtype: torch.dt
     """The activation's values, scales applied, in the accumulation precision."""
     if xq.shape[-1] != columns:
         raise ValueError(f"the activation has {xq.shape[-1]} columns, the weight {columns}")
-    x = xq.to(wide_dtype(out_dtype))
+    x = numbers(xq, wide_dtype(out_dtype))
     if (xs is None) == (xq.dtype == torch.float8_e4m3fn):
         raise ValueError(f"activations of {xq.dtype} come {'with' if xs is None else 'without'} scales")
     if xs is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.reference.e4m3 import numbers, to_e4m3
 from flagrelease.engine.kernels.reference.precision import wide
 from flagrelease.engine.kernels.weights import FP4_BLOCK, FP8_BLOCK, MX_BLOCK, check_weight, weight_format
 
@@ -32,7 +33,7 @@ def act_quant(x: Tensor, block: int = FP8_BLOCK) -> tuple[Tensor, Tensor]:
     """
     groups = _groups(x, block)
     scale = _power_of_two_scale(groups, E4M3_AMAX_FLOOR, E4M3_MAX)
-    codes = (groups / scale[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    codes = to_e4m3((groups / scale[..., None]).clamp(-E4M3_MAX, E4M3_MAX))
     return codes.flatten(-2), scale
 
 
@@ -43,7 +44,7 @@ def act_quant_roundtrip(x: Tensor, block: int = FP8_BLOCK, out: Tensor | None = 
     this is the revised version.
     """
     codes, scale = act_quant(x, block)
-    y = (_groups(codes.float(), block) * scale[..., None]).flatten(-2).to(x.dtype)
+    y = (_groups(numbers(codes), block) * scale[..., None]).flatten(-2).to(x.dtype)
     return y if out is None else out.copy_(y)
 
 
@@ -115,12 +116,12 @@ def dequantise(w: Tensor, ws: Tensor | None) -> Tensor:
     check_weight(w, ws)
     fmt = weight_format(w, ws)
     if fmt == "fp4":
-        return (_groups(e2m1_values(w), FP4_BLOCK) * ws.float()[..., None]).flatten(-2)
+        return (_groups(e2m1_values(w), FP4_BLOCK) * numbers(ws)[..., None]).flatten(-2)
     if fmt == "mxfp8":
-        return (_groups(w.float(), MX_BLOCK) * ws.view(torch.float8_e8m0fnu).float()[..., None]).flatten(-2)
+        return (_groups(numbers(w), MX_BLOCK) * numbers(ws.view(torch.float8_e8m0fnu))[..., None]).flatten(-2)
     if fmt != "fp8":
-        return w.float() * ws[..., None]
-    return w.float() * _spread(ws, w, (FP8_BLOCK, FP8_BLOCK))
+        return numbers(w) * ws[..., None]
+    return numbers(w) * _spread(ws, w, (FP8_BLOCK, FP8_BLOCK))
 
 
 def decode(w: Tensor, ws: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -147,21 +148,21 @@ def decode_fp8(w: Tensor, ws: Tensor, dtype: torch.dtype, block: tuple[int, int]
     """
     scale = _spread(ws, w, block)
     if ws.dtype != torch.float32:
-        return (w.float() * scale).to(dtype)
+        return (numbers(w) * scale).to(dtype)
     return _rounded_once(w, scale, dtype)
 
 
 def _rounded_once(w: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Codes times FP32 scales in `dtype`."""
     if dtype != torch.bfloat16:
-        return (w.float() * scale).to(dtype)
-    return _round_to_odd(w.double() * scale.double()).to(dtype)
+        return (numbers(w) * scale).to(dtype)
+    return _round_to_odd(numbers(w, torch.float64) * scale.double()).to(dtype)
 
 
 def _spread(ws: Tensor, w: Tensor, block: tuple[int, int]) -> Tensor:
     """The FP32 scale of every element of w."""
     rows, columns = w.shape[-2:]
-    tall = ws.float().repeat_interleave(block[0], -2)[..., :rows, :]
+    tall = numbers(ws).repeat_interleave(block[0], -2)[..., :rows, :]
     return tall.repeat_interleave(block[1], -1)[..., :columns]
 
 

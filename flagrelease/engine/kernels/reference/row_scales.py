@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flagrelease.engine.kernels.reference.e4m3 import numbers, to_e4m3
 from flagrelease.engine.kernels.reference.linear import linear
 from flagrelease.engine.kernels.reference.precision import wide_dtype
 from flagrelease.engine.kernels.reference.quantisation import E4M3_MAX, dequantise
@@ -40,7 +41,7 @@ def token_quant(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     steps = values / scale.where(scale > 0, 1.0)[..., None]
     if dtype == torch.int8:
         return steps.round().clamp(-INT8_MAX, INT8_MAX).to(dtype), scale
-    return steps.clamp(-E4M3_MAX, E4M3_MAX).to(dtype), scale
+    return to_e4m3(steps.clamp(-E4M3_MAX, E4M3_MAX)), scale
 
 
 def row_linear(
@@ -63,7 +64,7 @@ def row_linear(
     wide = wide_dtype(out_dtype)
     # INT32 sums fit into float64 exactly, and there is a fast product of it everywhere.
     exact = torch.float64 if w.dtype == torch.int8 else wide
-    total = (xq.to(exact) @ w.to(exact).mT).to(wide)
+    total = (numbers(xq, exact) @ numbers(w, exact).mT).to(wide)
     y = (total * xs.to(wide)[..., None] * ws.to(wide)).to(out_dtype)
     return y if out is None else out.copy_(y)
 
@@ -88,8 +89,8 @@ def mx_act_quant_roundtrip(x: Tensor, out: Tensor | None = None) -> Tensor:
     groups = x.float().view(*x.shape[:-1], x.shape[-1] // MX_BLOCK, MX_BLOCK)
     exponent = ((groups.abs().amax(-1).view(torch.int32) >> 23) - 8).clamp(min=1)
     scale = (exponent << 23).view(torch.float32)[..., None]
-    codes = (groups / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    y = (codes.float() * scale).flatten(-2).to(x.dtype)
+    codes = to_e4m3((groups / scale).clamp(-E4M3_MAX, E4M3_MAX))
+    y = (numbers(codes) * scale).flatten(-2).to(x.dtype)
     return y if out is None else out.copy_(y)
 
 
