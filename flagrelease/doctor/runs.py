@@ -31,24 +31,24 @@ def runs(found: Found) -> Iterator[Ability]:
 
 def _run(found: Found, what: str, numbers: str, size: int) -> Ability:
     here, needed = len(found.torch.devices), cards_for(size, found.card_gib)
-    if numbers == "fp8" and (hardware := _fp8(found)) is not None:
-        return Ability(what=what, can="no", why=hardware)
+    emulated = _emulated(found) if numbers == "fp8" else None
     cards = f"{here} device{'s' if here > 1 else ''} of {found.card_gib} GiB"
     if needed <= here:
-        return Ability(what=what, can="yes", why=f"{MODEL} ({human_bytes(size)}) on {needed} ranks of {cards}")
+        why = f"{MODEL} ({human_bytes(size)}) on {needed} ranks of {cards}"
+        return Ability(what=what, can="partly" if emulated else "yes", why=f"{why}{emulated or ''}")
     nodes = -(-needed // here)
     why = f"{MODEL} ({human_bytes(size)}) needs {needed} ranks; there are {cards}: {nodes} machines like this one"
-    return Ability(what=what, can="partly", why=why)
+    return Ability(what=what, can="partly", why=f"{why}{emulated or ''}")
 
 
-def _fp8(found: Found) -> str | None:
-    """Why FP8 is no way here."""
-    capability = found.torch.devices[0].capability
+def _emulated(found: Found) -> str | None:
+    """What is said of FP8 in the engine, where the chip does not have it."""
+    capability, without = found.torch.devices[0].capability, None
     if found.chip is not None and found.chip.fp8 is False:
-        return f"{found.chip.id} has no FP8 in hardware (chip table); its release is BF16 or INT8"
-    if found.chip is not None and found.chip.id == "nvidia" and capability is not None and capability < (8, 9):
-        return f"compute capability {capability[0]}.{capability[1]} has no FP8; it begins with 8.9"
-    return None
+        without = f"{found.chip.id} has no FP8 in hardware (chip table)"
+    elif found.chip is not None and found.chip.id == "nvidia" and capability is not None and capability < (8, 9):
+        without = f"compute capability {capability[0]}.{capability[1]} has no FP8, which begins with 8.9"
+    return None if without is None else f"; {without}: the engine emulates it exactly, slowly"
 
 
 def possible_releases(found: Found) -> list[ChipRow]:
@@ -73,8 +73,11 @@ def _release(found: Found, row: ChipRow, need: Need) -> Ability:
     absent = missing(found.packages, load_signs().stacks.get(row.stack, ()))
     by = row.stack_title if _stack_is_here(found, row) else "flagrelease's engine"
     lack = f"; {row.stack} is not installed ({', '.join(absent)} missing)" if absent else ""
+    emulated = _emulated(found) if row.format.startswith("fp8") and not _stack_is_here(found, row) else None
+    lack += emulated or ""
     if cards <= here:
-        return Ability(what=what, can="yes", why=f"V4-Flash on {cards} of {here} devices, by {by}{lack}")
+        why = f"V4-Flash on {cards} of {here} devices, by {by}{lack}"
+        return Ability(what=what, can="partly" if emulated else "yes", why=why)
     nodes = -(-cards // here)
     return Ability(what=what, can="partly", why=f"V4-Flash needs {cards} cards: {nodes} machines like this one{lack}")
 
@@ -107,6 +110,5 @@ def _why_not(found: Found, row: ChipRow, need: Need) -> str | None:
         return f"a rank's weights, {size}, do not fit a device of {found.card_gib} GiB: convert with --cards for more"
     if _stack_is_here(found, row):
         return None
-    if (trouble := engine_trouble(found)) is not None:
-        return trouble[0]
-    return _fp8(found) if row.format.startswith("fp8") else None
+    trouble = engine_trouble(found)
+    return None if trouble is None else trouble[0]

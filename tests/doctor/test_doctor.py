@@ -46,9 +46,19 @@ def test_a_vendors_machine_is_recognised(chip: str, tmp_path: Path) -> None:
     ("chip", "bf16", "fp8", "int8"),
     [  # 673 GB, 306 GB and 308 GB against 8 cards, of whose memory 90 % holds weights, in powers of two
         ("nvidia", ("yes", "on 8 ranks"), ("yes", "on 4 ranks"), ("yes", "on 4 ranks")),
-        ("ascend", ("partly", "needs 16 ranks"), ("no", "no FP8 in hardware"), ("yes", "on 8 ranks")),
+        (
+            "ascend",
+            ("partly", "needs 16 ranks"),
+            ("partly", "no FP8 in hardware (chip table): the engine emulates it exactly, slowly"),
+            ("yes", "on 8 ranks"),
+        ),
         ("mthreads", ("partly", "needs 16 ranks"), ("yes", "on 4 ranks"), ("yes", "on 4 ranks")),
-        ("iluvatar", ("partly", "needs 16 ranks"), ("no", "no FP8 in hardware"), ("yes", "on 8 ranks")),
+        (
+            "iluvatar",
+            ("partly", "needs 16 ranks"),
+            ("partly", "no FP8 in hardware (chip table): the engine emulates it exactly, slowly"),
+            ("yes", "on 8 ranks"),
+        ),
     ],
 )
 def test_on_how_many_ranks_each_kind_of_numbers_runs(
@@ -66,9 +76,10 @@ def test_an_older_nvidia_has_no_fp8(tmp_path: Path) -> None:
     for line in machine.torch:
         if "device" in line:
             line["device"]["capability"] = [8, 0]
-    why = "compute capability 8.0 has no FP8; it begins with 8.9"
-    assert can(look(machine), "run fp8") == ("no", why)
-    assert can(look(machine), "run fp8-mp8 (made for flagos)") == ("no", why)
+    why = "; compute capability 8.0 has no FP8, which begins with 8.9: the engine emulates it exactly, slowly"
+    for what in ("run fp8", "run fp8-mp8 (made for flagos)"):
+        verdict, said = can(look(machine), what)
+        assert (verdict, said[-len(why) :]) == ("partly", why)
     assert can(look(machine), "run fp8-hf (made for vllm)")[0] == "yes", "vLLM is installed and has ways of its own"
 
 
