@@ -52,7 +52,7 @@ def make_gaussian(folder: Path) -> None:
         if ".experts." in name:
             data = (scales if name.endswith(".scale") else codes).reshape(-1)
             assert data.size == meta.nbytes, name
-            with meta.file.open("r+b") as file:
+            with Path(meta.file).open("r+b") as file:
                 file.seek(meta.begin)
                 file.write(data.tobytes())
 

@@ -30,8 +30,8 @@ from flagrelease import cli, engine
 from flagrelease.convert.codecs.decoder import F64
 from flagrelease.convert.codecs.fp4 import FP4_DECODER
 from flagrelease.convert.codecs.quantise import encode
-from flagrelease.convert.codecs.rows import RowFigures, RowRule, exponents_of, quantise_rows
-from flagrelease.convert.codecs.scales import e8m0_values
+from flagrelease.convert.codecs.rows import RowFigures, RowRule, quantise_rows
+from flagrelease.convert.codecs.scales import e8m0_values, exponents_of
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.formats.formats import FP8_CHANNEL, INT8
 from flagrelease.formats.releases import RELEASE_FORMATS
