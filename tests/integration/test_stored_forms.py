@@ -18,7 +18,7 @@ import torch
 
 from flagrelease import cli, engine
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import FP4, SCALE_SUFFIXES, SOURCE_FORMATS, weight_of_scale
+from flagrelease.formats.formats import FP4, FP8_GROUP, SCALE_SUFFIXES, SOURCE_FORMATS, weight_of_scale
 from flagrelease.model.synthetic import Stored, stored_tensors
 from flagrelease.model.v4.config import parse_config
 from flagrelease.model.v4.inventory import inventory
@@ -39,6 +39,7 @@ FORMS = [  # the second name of a scale with the first type of each; with the ot
         else pytest.mark.slow,
     )
     for fmt in SOURCE_FORMATS
+    if fmt is not FP8_GROUP  # V4.1's Engram tables, which test_v41_conversion.py converts
     for dtype in fmt.weight_dtypes
     for suffix in SCALE_SUFFIXES
     for scale in fmt.scale_dtypes

@@ -37,7 +37,7 @@ def findings(folder: Path) -> list[str]:
 
 def test_a_published_folder_is_proved_like_the_release(converted: Converted, folder: Path) -> None:
     report = verify_release(folder, converted.source)
-    assert report.passed
+    assert report.passed, report.to_json().decode()
     assert {check.status for check in report.checks} == {"pass"}
     held = [path for path in folder.rglob("*") if path.is_file()]
     assert len(held) > len([path for path in converted.release.rglob("*") if path.is_file()])
