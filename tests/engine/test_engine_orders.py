@@ -117,7 +117,10 @@ PICKLING = re.compile(r"(pickle|marshal|shelve)\.|(torch\.)?(dist|distributed)\.
 def test_nothing_of_the_package_unpickles() -> None:
     package = Path(flagrelease.__file__).parent
     found = {str(path.relative_to(package)): pickling(path.read_text()) for path in package.rglob("*.py")}
-    ray = {"convert/sharing/job.py", "convert/sharing/ray_cluster.py"}  # a Ray cluster runs what its driver sends, as such
+    ray = {
+        "convert/sharing/job.py",
+        "convert/sharing/ray_cluster.py",
+    }  # Ray's own nature
     assert {file for file, names in found.items() if names} == ray
 
 

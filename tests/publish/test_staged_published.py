@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HuggingFace
 @pytest.fixture
 def address(hub: HuggingFaceStandIn, converted: Converted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Where the release of `converted` is staged; its card has a licence, which the hub asks for."""
-    readme = converted.source / "README.md"
-    readme.write_text("---\nlicense: apache-2.0\n---\n# the source's card\n")
-    words = ["convert", str(RECIPES / "tiny.yaml"), "--checkpoint", str(converted.source), "--chip", "nvidia:fp8-mp8"]
+    source = tmp_path / "source"  # a copy: other tests compare the release with what it was made of
+    shutil.copytree(converted.source, source)
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n# the source's card\n")
+    words = ["convert", str(RECIPES / "tiny.yaml"), "--checkpoint", str(source), "--chip", "nvidia:fp8-mp8"]
     with pytest.MonkeyPatch.context() as patch:  # the command has no option for another hub
         patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         assert main([*words, "--out", str(tmp_path / "out"), "--disk", "10MB", "--to", "hf", "--json"]) == 0
