@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from flagrelease.formats.releases import RELEASE_FORMATS, ReleaseFormatName
+from flagrelease.model.drafts import without_drafts
 from flagrelease.model.family import Family, SequenceCaches
 from flagrelease.model.v4.cache_size import longest_context, sequence_bytes, sequence_lengths
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
-from flagrelease.model.v4.drafts import without_drafts
 from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.published import NAMES, published_names
 from flagrelease.model.v4.rounding import OF_RELEASE

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 
+from flagrelease.model.unfit import hint_of_transformers, other_count
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.shard.header import TensorMeta
 
@@ -19,8 +20,7 @@ def reasons(found: Mapping[str, TensorMeta], config: ModelConfig, path: PurePath
     for name in found:
         if expert := _EXPERT.match(name):
             stored.setdefault(expert[1], set()).add(int(expert[2]))
-    counts = {len(numbers) if numbers == set(range(len(numbers))) else -1 for numbers in stored.values()}
-    if len(counts) == 1 and (count := counts.pop()) not in (-1, config.n_routed_experts):
+    if (count := other_count(stored.values(), config.n_routed_experts)) is not None:
         yield (
             f"{path}: n_routed_experts is {config.n_routed_experts}, but every block stores experts 0 to {count - 1}: "
             f"a pruned checkpoint must say n_routed_experts {count}"
@@ -29,8 +29,6 @@ def reasons(found: Mapping[str, TensorMeta], config: ModelConfig, path: PurePath
 
 def naming_hint(name: str) -> str:
     """Why a tensor of this name may be in a checkpoint, though no DeepSeek-V4 model has one."""
-    if name.startswith("model."):
-        return " (a name of transformers; DeepSeek's own names have no 'model.' prefix)"
     if name.startswith(_OF_VISION) or name.endswith(".gate.bias_vl"):
         return " (a model that sees, such as DeepSeek-V4-Flash-Vision-Exp; this tool converts those that read text)"
-    return ""
+    return hint_of_transformers(name)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from flagrelease.model import drafts
 from flagrelease.model.v41.config import TEXT
-
-_DSPARK_PREFIX = "dspark_"
 
 
 def without_drafts(config: dict[str, Any], layers: int) -> dict[str, Any]:
     """`config.json` (nested) or `inference/config.json` (flat) of the model alone, as a new document.
 
     Args:
-        config: the document. `compress_ratios` has an entry for each layer and then one for each stage.
+        config: the document.
         layers: of the model, stages not counted.
     """
     if TEXT in config:
-        return config | {TEXT: without_drafts(config[TEXT], layers)}
-    kept = {key: value for key, value in config.items() if not key.startswith(_DSPARK_PREFIX)}
-    for key in ("num_nextn_predict_layers", "n_mtp_layers"):
-        if key in kept:
-            kept[key] = 0
-    if "compress_ratios" in kept:
-        kept["compress_ratios"] = kept["compress_ratios"][:layers]
-    return kept
+        return config | {TEXT: drafts.without_drafts(config[TEXT], layers)}
+    return drafts.without_drafts(config, layers)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from flagrelease.model.family import Family
+from flagrelease.model.unfit import hint_of_transformers
 from flagrelease.model.v41.config import V41Config, parse_config
 from flagrelease.model.v41.drafts import without_drafts
 from flagrelease.model.v41.inventory import inventory
 from flagrelease.model.v41.native import native_arguments
 from flagrelease.model.v41.published import NAMES, published_names
-from flagrelease.model.v41.unfit import naming_hint, reasons
+from flagrelease.model.v41.unfit import reasons
 
 V41 = Family[V41Config](
     model_type="deepseek_v41",
@@ -22,7 +23,7 @@ V41 = Family[V41Config](
     # No stack is known that loads V4.1 from the other formats as flagrelease writes them.
     formats=frozenset({"native", "fp8", "fp8-e8m0", "bf16"}),
     reasons=reasons,
-    hint=naming_hint,
+    hint=hint_of_transformers,
     native_scale_fmt=False,
     repack_tile=(32, 32),
     attention={0: "sliding window", 1: "shared keys of every token", 2: "shared keys of two tokens"},

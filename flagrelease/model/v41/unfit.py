@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 
 from flagrelease.model.drafts import DRAFT_PREFIX
+from flagrelease.model.unfit import other_count
 from flagrelease.model.v41.config import V41Config
 from flagrelease.shard.header import TensorMeta
 
@@ -35,17 +36,9 @@ def _other_experts(found: Mapping[str, TensorMeta], config: V41Config, path: Pur
         if expert := _EXPERT.fullmatch(name):
             stored[expert[1]].setdefault(expert[2], set()).add(int(expert[3]))
     for kind, key in _KEYS.items():
-        counts = {len(ids) if ids == set(range(len(ids))) else -1 for ids in stored[kind].values()}
         said = getattr(config, key)
-        if len(counts) == 1 and (count := counts.pop()) not in (-1, said):
+        if (count := other_count(stored[kind].values(), said)) is not None:
             yield (
                 f"{path}: {key} is {said}, but every block of {kind}.* stores experts 0 to {count - 1}: a pruned "
                 f"checkpoint must say {key} {count}"
             )
-
-
-def naming_hint(name: str) -> str:
-    """Why a tensor of this name may be in a checkpoint, though no DeepSeek-V4.1 model has one."""
-    if name.startswith("model."):
-        return " (a name of transformers; DeepSeek's own names have no 'model.' prefix)"
-    return ""
