@@ -149,7 +149,7 @@ def not_run(origin: PurePath | str, model_type: object) -> CheckpointError:
     """The refusal of a model that the bundled engine does not run."""
     return CheckpointError(
         f"{origin}: model_type is {model_type!r}, and the bundled engine runs 'deepseek_v4' only: it has no forward "
-        f"pass of another family. Such a model can be converted and verified, not run or validated"
+        f"pass of another family. Such a model can be converted and verified, not run, validated or published"
     )
 
 

@@ -370,6 +370,8 @@ def test_without_draft_stages_nothing_of_them_is_left(source: Path, tmp_path: Pa
         ("serve", "{release}"),
         ("validate", "{release}", "--chip", "nvidia", "--out", "{out}"),
         ("baseline", "record", "{source}", "--out", "{out}"),
+        ("publish", "{release}", "--chip", "nvidia", "--to", "{out}", "--allow-unvalidated", "--yes"),
+        ("scripts", "{release}", "--chip", "nvidia", "--out", "{out}"),
     ],
     ids=lambda command: command[0],
 )

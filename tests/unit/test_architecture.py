@@ -165,6 +165,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "extras",
         "formats",
+        "model",
         "publish/hubs",
         "publish/reading",
         "records",
