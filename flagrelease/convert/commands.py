@@ -214,14 +214,13 @@ def convert(
     summary.require_takers()
     for line in remark_lines(summary.left_out, summary.remarks):
         console.say(line)
-    if passes is not None:
-        places = choice.places(made, request.repositories)
-        claims = gather_claims(request, source_digests, ask=True)
+    places = None if passes is None else choice.places(made, request.repositories)
+    claims = {} if merge else gather_claims(request, source_digests, ask=True)  # a merge compares no source
+    if passes is not None and places is not None:
         made_there = convert_and_say(made, passes, out, places, summary.workers, lookup, claims)
         console.show(as_json, made_there, lambda: show_handed_over(made_there))
         return
     if sharing.part is not None:
-        claims = gather_claims(request, source_digests, ask=True)
         make_part(made, sharing.part, out, summary.workers, lookup, claims, as_json)
         return
     folders = [release.target.folder for release in made.releases]
@@ -230,10 +229,8 @@ def convert(
     if merge:
         manifests = merge_shown(made, out, summary.workers)
     elif sharing.cluster is not None:
-        claims = gather_claims(request, source_digests, ask=True)
         manifests = convert_in_cluster(made, out, sharing.cluster, parts, workers, claims)
     else:
-        claims = gather_claims(request, source_digests, ask=True)
         with console.progress("convert", made.bytes_to_write) as report:
             manifests = run_conversion(
                 made,

@@ -67,11 +67,8 @@ class Recorder:
         if compiled is None:
             return CompiledLaunch(self._operator, kernel, None, None, None, failure)
         shared, found = getattr(compiled.metadata, "shared", None), registers(compiled.asm)
-        if found is None:
-            return CompiledLaunch(self._operator, kernel, shared, None, None, self._too_large(shared))
-        return CompiledLaunch(
-            self._operator, kernel, shared, found.used, found.spilled, self._too_large(shared)
-        )  # fmt: skip
+        used, spilled = (None, None) if found is None else (found.used, found.spilled)
+        return CompiledLaunch(self._operator, kernel, shared, used, spilled, self._too_large(shared))
 
     def _too_large(self, shared: int | None) -> str | None:
         from flagrelease.engine.kernels.targets import SIZES

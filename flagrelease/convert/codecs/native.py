@@ -110,9 +110,7 @@ def _engine(text: str) -> Any:
     )
     tuning = binding.create_pipeline_tuning_options(speed_level=2)
     tuning.loop_unrolling = tuning.slp_vectorization = True
-    tuning.loop_vectorization = (
-        False  # it would gather, which takes twice as long as loads, and twice as long to compile
-    )
+    tuning.loop_vectorization = False  # it would gather: twice the time of loads, and twice as long to compile
     builder = binding.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
     engine = binding.create_mcjit_compiler(module, machine)

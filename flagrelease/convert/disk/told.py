@@ -58,6 +58,6 @@ def show_handed_over(document: Mapping[str, Any]) -> None:
         rows.add_row(name, f"{one['files']}", f"{size:,}", console.human_bytes(size), escape(one["place"]))
     console.out().print(rows)
     console.out().print(
-        "Every file is whole in its place. Nothing was validated or published: fetch a release where it is validated, "
-        "and publish it from there."
+        "Every file is whole in its place. Nothing was validated or published yet: fetch a release to where it is "
+        "validated, then publish it (docs/small-disks.md)."
     )
