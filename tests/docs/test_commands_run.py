@@ -1,7 +1,8 @@
 """README.md and docs/ done literally: each page's commands in order, on the small trained model under another name.
 
 What a page says is not run is left out, and so are `pip` (tests/packaging installs into new environments), `make` (this
-is `make test`), `pytest`, and the serving stacks' own programs. Everything else must end with 0.
+is `make test`), `pytest`, and the serving stacks' own programs. Everything else must end with 0, but
+`doctor`, which ends with 4 where the chip that a page is about is not in this machine.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def run(command: Command, world: Path) -> None:
             said.append(line)
             if serves and "serving" in line:
                 process.send_signal(signal.SIGINT)
-    assert process.returncode == 0, f"{command.text}\n{''.join(said)}"
+    right = (0, 4) if command.ours[:1] and command.ours[0][:1] == ["doctor"] else (0,)
+    assert process.returncode in right, f"{command.text}\n{''.join(said)}"
 
 
 def runs_here(command: Command) -> bool:

@@ -50,6 +50,7 @@ def _commands(chip: Chip, need: Need) -> str:
     said = state_words(need) if need.progress is None else f"{state_words(need)}; {need.progress}"
     return (
         f"\n**{need.model}**: {_size(need)}, {console.human_bytes(need.card_bytes)} of weights a card; {said}.\n\n"
+        f"<!-- not run: the published checkpoint and the chip; its recipe refuses a small model -->\n"
         f"```\n{need.convert}\n"
         f"flagrelease verify releases/{need.release} --source {need.model}\n"
         f"flagrelease doctor --chip {chip.id}      # on the chip\n"
