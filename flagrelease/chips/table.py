@@ -111,7 +111,8 @@ class Evidence(_Strict):
 class Chip(_Strict):
     """One platform.
 
-    `graph_class` is what its torch module calls the class that records work and replays it. `why_null` maps each field
+    `graph_class` is what its torch module calls the class that records work and replays it. `fp8_from` is the compute
+    capability from which on its devices have FP8, empty where they all are alike. `why_null` maps each field
     that is null (nested ones dotted) to "unknown: ..." or "none: ...".
     """
 
@@ -128,6 +129,7 @@ class Chip(_Strict):
     visible_devices: VisibleDevices
     smi: str
     fp8: bool | None
+    fp8_from: tuple[()] | tuple[int, int] = ()
     fp4: bool
     release_dtype: ReleaseDtype
     release_reason: str
@@ -149,6 +151,10 @@ class Chip(_Strict):
     def cards_per_node(self) -> int:
         """Cards a node of that product."""
         return self.products[0].cards_per_node
+
+    def older_than_fp8(self, capability: tuple[int, int] | None) -> bool:
+        """Whether a device of the chip, of this compute capability (None: it has none), is too old to have FP8."""
+        return bool(self.fp8_from) and capability is not None and capability < self.fp8_from
 
     def docker_flags(self, access: Literal["toolkit", "raw"]) -> tuple[str, ...]:
         """`docker run` flags that give a container all cards of a node, with the vendor's container runtime or without.

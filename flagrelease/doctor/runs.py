@@ -43,11 +43,12 @@ def _run(found: Found, what: str, numbers: str, size: int) -> Ability:
 
 def _emulated(found: Found) -> str | None:
     """What is said of FP8 in the engine, where the chip does not have it."""
-    capability, without = found.torch.devices[0].capability, None
-    if found.chip is not None and found.chip.fp8 is False:
-        without = f"{found.chip.id} has no FP8 in hardware (chip table)"
-    elif found.chip is not None and found.chip.id == "nvidia" and capability is not None and capability < (8, 9):
-        without = f"compute capability {capability[0]}.{capability[1]} has no FP8, which begins with 8.9"
+    chip, capability, without = found.chip, found.torch.devices[0].capability, None
+    if chip is not None and chip.fp8 is False:
+        without = f"{chip.id} has no FP8 in hardware (chip table)"
+    elif chip is not None and capability is not None and chip.older_than_fp8(capability):
+        there, first = (".".join(map(str, version)) for version in (capability, chip.fp8_from))
+        without = f"compute capability {there} has no FP8, which begins with {first}"
     return None if without is None else f"; {without}: the engine emulates it exactly, slowly"
 
 

@@ -136,6 +136,18 @@ def test_which_stream_is_recorded_and_what_waits(record: dict[str, Any], standin
     assert [name for name, *_ in standin.log if name.startswith("Stream.")] == ["Stream.wait_stream"] * 2
 
 
+def test_moore_threads_note_on_modes_of_recording_is_borne_out() -> None:
+    """The note said that torch_musa does not have the mode, by vllm-plugin-FL's word; its `graph` takes one."""
+    assert "torch.musa.graph takes that mode (2.1.1 to 2.7.1)" in " ".join(load_chips()["mthreads"].notes)
+    musa = {one["version"]: one["names"] for one in RECORDS if one["package"] == "torch_musa"}
+    taken = [
+        version
+        for version, names in musa.items()
+        if "capture_error_mode" in signature(names["graph"]["parameters"]).parameters
+    ]
+    assert taken == list(musa) == ["2.1.1", "2.5.0", "2.7.1"]
+
+
 @each_record
 def test_recordings_have_their_own_memory_where_none_can_be_shared(
     record: dict[str, Any], monkeypatch: pytest.MonkeyPatch

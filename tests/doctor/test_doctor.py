@@ -83,6 +83,16 @@ def test_an_older_nvidia_has_no_fp8(tmp_path: Path) -> None:
     assert can(look(machine), "run fp8-hf (made for vllm)")[0] == "yes", "vLLM is installed and has ways of its own"
 
 
+def test_other_vendors_numbers_are_no_compute_capabilities(tmp_path: Path) -> None:
+    """Hygon's torch is AMD's, which says 9.4 of gfx942; MetaX' says 8.0 of a chip that is no A100."""
+    for chip in ("hygon", "metax"):
+        machine = furnish(tmp_path / chip, chip)
+        for line in machine.torch:
+            if "device" in line:
+                line["device"]["capability"] = [8, 0]
+        assert "compute capability" not in can(look(machine), "run fp8")[1]
+
+
 def test_a_release_that_is_cut_for_larger_cards_does_not_run(tmp_path: Path) -> None:
     """Some tables count a BI-V150 as two devices of 32 GiB; a rank of bf16-mp16 is 42 GB."""
     machine = furnish(tmp_path, "iluvatar", devices=16)

@@ -142,6 +142,32 @@ def test_one_place_asks_what_the_device_is() -> None:
     assert questions("torch.version.hip is None")
 
 
+def compares(source: str) -> bool:
+    """Whether a file compares a compute capability with anything but None."""
+    comparisons = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Compare))
+    sides = (
+        side
+        for node in comparisons
+        if not all(isinstance(how, ast.Is | ast.IsNot) for how in node.ops)
+        for whole in (node.left, *node.comparators)
+        for side in ast.walk(whole)
+    )
+    names = {getattr(side, "id", getattr(side, "attr", "")) for side in sides}
+    return any("capability" in name for name in names) or "_nvidia" in names
+
+
+def test_compute_capabilities_are_compared_where_it_is_known_whose_they_are() -> None:
+    """doctor compared one with (8, 9) itself, and asked for NVIDIA by name to be allowed to."""
+    comparing = [path for path in PACKAGE.rglob("*.py") if compares(path.read_text(encoding="utf-8"))]
+    assert sorted(str(path.relative_to(PACKAGE)) for path in comparing) == [
+        "chips/table.py",  # with what the chip's row says; rows of other vendors have no such number
+        "engine/kernels/targets.py",
+    ]
+    assert compares("found.chip is not None and device.capability < (8, 9)")
+    assert compares("if (9, 0) <= torch.cuda.get_device_capability(): pass")
+    assert not compares("capability is not None")
+
+
 def test_without_a_device_kernels_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoDriver:
         @property
