@@ -58,6 +58,14 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sourc
     return source
 
 
+@pytest.fixture(scope="session")
+def v41_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small DeepSeek-V4.1 in DeepSeek's own form, with sane weights and a tokenizer; it is only read."""
+    from v41_checkpoint import write_small
+
+    return write_small(tmp_path_factory.mktemp("v41-native"))
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser in which pages are looked at. Where there is none, these tests are reported as not run."""

@@ -6,10 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from v41_checkpoint import write_small
 
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP8, FP8_GROUP
@@ -62,6 +64,15 @@ def test_the_native_config_is_deepseeks_own() -> None:
     assert has_known_shape("DeepSeek-V4.1-Flash-1017")
 
 
+@pytest.mark.parametrize("document", [FLASH, tiny_config()], ids=["flash", "tiny"])
+def test_tables_have_a_row_for_each_remainder_of_the_next_primes(document: dict[str, Any]) -> None:
+    """Facts C.6: each layer, order and head takes the next prime that none has, from `engram_vocab_size` on."""
+    text = document["text_config"]
+    heads = (text["engram_max_ngram_size"] - 1) * text["engram_n_heads"]
+    primes = (n for n in count(text["engram_vocab_size"]) if all(n % d for d in range(2, math.isqrt(n) + 1)))
+    assert [sum(islice(primes, heads)) for _ in text["engram_layer_ids"]] == text["engram_num_embeddings"]
+
+
 def test_blocks_come_from_the_config_and_tables_have_their_own(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, tiny_config(), holes=True)
     found = {(one.format, one.block) for one in read_source(tmp_path).tensors if one.format in (FP8, FP8_GROUP)}
@@ -99,7 +110,7 @@ def _text(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (_text(kv_source_layer_ids=[1, 4, 5], index_source_layer_ids=[1, 4, 5]), "kv_source_layer_ids has .1., whose"),
         (_text(kv_source_layer_ids=[2, 3]), "kv_source_layer_ids has .3., which index_source_layer_ids lacks"),
         (_text(engram_layer_ids=[1, 8]), "engram_layer_ids is .1, 8.; layers from 0 to 7"),
-        (_text(engram_num_embeddings=[2011]), "engram_num_embeddings has 1 entries, engram_layer_ids 2"),
+        (_text(engram_num_embeddings=[1916]), "engram_num_embeddings has 1 entries, engram_layer_ids 2"),
         (_text(num_nextn_predict_layers=1), "num_nextn_predict_layers is 1; dspark_target_layer_ids name 3 stages"),
         (_text(o_groups=3), "o_groups 3 does not divide"),
     ],
@@ -173,3 +184,13 @@ def test_the_engine_refuses_it_with_the_reason(tmp_path: Path) -> None:
     says = "the bundled engine runs 'deepseek_v4' only: it has no forward pass of another family"
     with pytest.raises(CheckpointError, match=says):
         read_config_for_the_engine(tmp_path / "config.json")
+
+
+# --- the one that tests run
+
+
+def test_the_small_checkpoint_is_whole_and_is_written_alike_each_time(v41_release: Path, tmp_path: Path) -> None:
+    read_source(v41_release)  # refuses what its inventory lacks
+    write_small(tmp_path)
+    for path in v41_release.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name

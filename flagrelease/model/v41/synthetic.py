@@ -16,8 +16,9 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     """A `config.json` of the whole architecture at dimensions that mp8 cuts at whole blocks; about 3 MB of weights.
 
     Every kind of layer is there: all ratios, sources of the index that are and that are not sources of keys, Engram in
-    a layer with and in one without compressed keys, three draft stages, a vision tower of two layers. `changes` are of
-    `text_config`.
+    a layer with and in one without compressed keys, three draft stages, a vision tower of two layers. The rows of its
+    Engram tables are sums of the primes that follow `engram_vocab_size`, one for each order and head, as in DeepSeek's.
+    `changes` are of `text_config`.
     """
     text: dict[str, Any] = {
         "model_type": "deepseek_v41_text", "vocab_size": 512, "hidden_size": 128, "moe_intermediate_size": 96,
@@ -32,7 +33,7 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
         "kv_source_layer_ids": [2, 4, 5], "index_source_layer_ids": [2, 4, 5, 7], "index_n_heads": 8,
         "index_head_dim": 32, "index_topk": 16, "candidate_source_layer_id": 5, "candidate_topk_blocks": 8,
         "candidate_block_size": 4, "hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-06,
-        "engram_layer_ids": [1, 4], "engram_num_embeddings": [2011, 2018], "engram_max_ngram_size": 4,
+        "engram_layer_ids": [1, 4], "engram_num_embeddings": [1916, 2148], "engram_max_ngram_size": 4,
         "engram_vocab_size": 300, "engram_n_heads": 2, "engram_head_dim": 64, "engram_pad_token_id": 2,
         "engram_compressed_vocab_size": 400, "num_nextn_predict_layers": 3, "dspark_block_size": 5,
         "dspark_noise_token_id": 3, "dspark_target_layer_ids": [5, 6, 7], "dspark_markov_rank": 32,
