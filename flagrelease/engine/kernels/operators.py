@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.reference import v41
 from flagrelease.engine.kernels.reference.experts import arrange_experts
 
 if TYPE_CHECKING:
@@ -89,9 +90,23 @@ class Operators:
     token_quant = staticmethod(reference.token_quant)
     topk_visible = staticmethod(reference.topk_visible)
 
+    # DeepSeek-V4.1's
+    candidate_blocks = staticmethod(v41.candidate_blocks)
+    engram_gate = staticmethod(v41.engram_gate)
+    engram_rows = staticmethod(v41.engram_rows)
+    fp4_keys_roundtrip = staticmethod(v41.fp4_keys_roundtrip)
+    hc_collapse = staticmethod(v41.hc_collapse)
+    hc_delayed = staticmethod(v41.hc_delayed)
+    moe_experts_32 = staticmethod(v41.moe_experts_32)
+    ngram_rows = staticmethod(v41.ngram_rows)
+    route_modal = staticmethod(v41.route_modal)
+    shared_attention = staticmethod(v41.shared_attention)
+    topk_candidates = staticmethod(v41.topk_candidates)
+
     def describe(self) -> dict[str, str]:
         """Operator -> the function that computes it, with its module: what a report says was run."""
         return {name: f"{getattr(self, name).__module__}.{getattr(self, name).__name__}" for name in OPERATORS}
 
 
 OPERATORS = tuple(reference.__all__)
+V41_OPERATORS = tuple(v41.__all__)

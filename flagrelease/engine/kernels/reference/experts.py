@@ -10,7 +10,7 @@ from flagrelease.engine.kernels.reference.precision import wide
 from flagrelease.engine.kernels.reference.quantisation import act_quant_roundtrip, dequantise
 from flagrelease.engine.kernels.reference.row_scales import mx_act_quant_roundtrip, row_linear, token_quant
 from flagrelease.engine.kernels.reference.rows import swiglu
-from flagrelease.engine.kernels.weights import ExpertWeights, weight_format
+from flagrelease.engine.kernels.weights import FP8_BLOCK, ExpertWeights, weight_format
 
 
 def gate_scores(x: Tensor, w: Tensor) -> Tensor:
@@ -82,6 +82,14 @@ def moe_experts(
     Returns:
         FP32 (float64 for float64 x) [T, H]; zero for tokens without a local expert.
     """
+    return sum_experts(x, ids, weights, experts, swiglu_limit, quantise_activations, FP8_BLOCK)
+
+
+def sum_experts(
+    x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, swiglu_limit: float, quantise_activations: bool,
+    group: int,
+) -> Tensor:  # fmt: skip
+    """`moe_experts`; `group`: columns of an input rounded to FP8 that share a scale."""
     if experts.arranged:
         raise ValueError("these experts are in the order of another provider's kernels")
     out = torch.zeros_like(wide(x))
@@ -89,7 +97,7 @@ def moe_experts(
         token, slot = torch.where(ids == experts.first + local)
         if len(token) == 0:
             continue
-        y = _expert(x[token], weights[token, slot], experts, local, swiglu_limit, quantise_activations)
+        y = _expert(x[token], weights[token, slot], experts, local, swiglu_limit, quantise_activations, group)
         out.index_add_(0, token, y.to(out.dtype))
     return out
 
@@ -100,22 +108,22 @@ def arrange_experts(experts: ExpertWeights) -> ExpertWeights:
 
 
 def _expert(
-    x: Tensor, weight: Tensor, experts: ExpertWeights, local: int, swiglu_limit: float, quantise: bool
+    x: Tensor, weight: Tensor, experts: ExpertWeights, local: int, swiglu_limit: float, quantise: bool, group: int
 ) -> Tensor:
     w1, w3, w2 = (
         (w[local], None if s is None else s[local])
         for w, s in ((experts.w1, experts.s1), (experts.w3, experts.s3), (experts.w2, experts.s2))
     )
-    gate, up = (_product(x, *each, quantise) for each in (w1, w3))
-    return _product(swiglu(gate, up, swiglu_limit, weight), *w2, quantise)
+    gate, up = (_product(x, *each, quantise, group) for each in (w1, w3))
+    return _product(swiglu(gate, up, swiglu_limit, weight), *w2, quantise, group)
 
 
-def _product(x: Tensor, w: Tensor, ws: Tensor | None, quantise: bool) -> Tensor:
+def _product(x: Tensor, w: Tensor, ws: Tensor | None, quantise: bool, group: int) -> Tensor:
     """x [T, K], rounded as the weight's format has it, times a stored weight [N, K] -> [T, N]."""
     if ws is not None and weight_format(w, ws) in ("int8", "fp8-channel"):
         if not quantise:
             raise ValueError("weights with a scale for each row take quantised activations")
         return row_linear(*token_quant(x, w.dtype), w, ws, x.dtype)
     if quantise:
-        x = mx_act_quant_roundtrip(x) if weight_format(w, ws) == "mxfp8" else act_quant_roundtrip(x)
+        x = mx_act_quant_roundtrip(x) if weight_format(w, ws) == "mxfp8" else act_quant_roundtrip(x, group)
     return linear(x, dequantise(w, ws), x.dtype)
