@@ -13,6 +13,7 @@ from flagrelease.engine.kernels import targets
 from flagrelease.engine.kernels.attention import choose_entries
 from flagrelease.engine.kernels.attention.decode_attention import _tile as attention_tile
 from flagrelease.engine.kernels.attention.sparse_attention import _heads
+from flagrelease.engine.kernels.attention.sparse_attention import _tile as whole_tile
 from flagrelease.engine.kernels.linear.tiles import Tile, tile_shape
 from flagrelease.engine.kernels.targets import HOPPER, SIZES, Target, declares_e4m3
 
@@ -108,6 +109,18 @@ def test_no_more_steps_are_on_their_way_than_memory_holds() -> None:
     assert HOPPER.stages(6, 20480) == 6
     assert Target("hip", "gfx942").sizes.stages(6, 20480) == 3
     assert Target("hip", "gfx942").sizes.stages(3, 1 << 20) == 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "tile"),
+    [("cuda", 90, (64, 64, 2)), ("cuda", 100, (32, 64, 2)), ("cuda", 80, (32, 32, 1)), ("hip", "gfx950", (32, 32, 1))],
+)
+def test_prompts_attention_fits_what_a_program_may_have(
+    backend: str, arch: int | str, tile: tuple[int, int, int]
+) -> None:
+    """Hopper's tile takes 257 KiB on 10.0, whose programs have 227, and 193 on others, as Triton 3.9 compiles it."""
+    assert whole_tile(Target(backend, arch), "3.9.0") == tile
+    assert whole_tile(Target(backend, arch), "3.1.0") == (32, 32, 1)
 
 
 def test_every_row_says_where_its_numbers_are_from() -> None:

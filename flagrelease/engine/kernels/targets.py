@@ -101,6 +101,11 @@ class Target:
         return self._nvidia == 90 or bool(INTERPRETED.value)
 
     @property
+    def sums_in_tensor_memory(self) -> bool:
+        """Whether the matrix unit adds up in memory of its own: `tcgen05`, 10.x and 11.x (PTX ISA)."""
+        return 100 <= self._nvidia < 120
+
+    @property
     def has_e4m3(self) -> bool:
         """Whether Triton compiles kernels with E4M3, by its backend's options; the interpreter has every type."""
         if not self.backend:

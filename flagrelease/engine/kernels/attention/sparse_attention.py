@@ -15,15 +15,25 @@ from flagrelease.engine.kernels.attention.pack_keys import unpacked_keys
 from flagrelease.engine.kernels.early_launch import early_kernel, wait_for_results
 from flagrelease.engine.kernels.interpreter import cast, dot, jit
 from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2, unit_columns
-from flagrelease.engine.kernels.targets import KIB, TARGET
+from flagrelease.engine.kernels.targets import KIB, TARGET, Target
 
 OFTEN = 8  # readings of a coded key on average, from which on it pays to read them all once before
 MANY_QUERIES = 256  # from here on programs fill a chip without splitting the heads
 
-# Positions a step, heads a program, loads in flight. Triton before 3.2 fails on more at d = 512: its pipeliner on keys
-# whose addresses are loaded too, its layouts on the larger tile; which takes 193 KiB of shared memory.
-_NEW = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 2)
-TILE = (64, 64, 2) if _NEW and TARGET.sizes.shared_memory >= 193 * KIB else (32, 32, 1)
+
+def _tile(target: Target, triton_version: str = triton.__version__) -> tuple[int, int, int]:
+    """Positions a step, heads a program, loads in flight, at d = 512.
+
+    Triton before 3.2 fails on more than the smallest: its pipeliner on keys whose addresses are loaded too, its layouts
+    on the larger tile. That takes 193 KiB of shared memory, and 257 where sums are in tensor memory (Triton 3.9, 10.0).
+    """
+    new = tuple(map(int, triton_version.split(".")[:2])) >= (3, 2)
+    if not new or target.sizes.shared_memory < 193 * KIB:
+        return 32, 32, 1
+    return (32, 64, 2) if target.sums_in_tensor_memory else (64, 64, 2)
+
+
+TILE = _tile(TARGET)
 
 
 @jit
