@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from flagrelease import console
+from flagrelease.convert.planning.plan import Provenance
 from flagrelease.convert.request import ConversionRequest
+from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.digests import Claims, join_claims, read_digest_file, stated_claims
+from flagrelease.source.hub.files import HubFiles
 from flagrelease.source.hub_listing import listed_claims
 
 
@@ -27,8 +30,13 @@ def gather_claims(request: ConversionRequest, digest_file: Path | None, *, ask: 
     several = [stated_claims(files)]
     if digest_file is not None:
         several.append(read_digest_file(digest_file, files))
-    if ask and files.folder is not None and origin.repo is not None and origin.revision is not None:
+    if ask and origin.repo is not None and origin.revision is not None and not _is_of(files, origin):
         listed, remark = listed_claims(origin.repo, origin.revision)
         console.say(f"source: {remark}")
         several.append(listed)
     return join_claims(files, several)
+
+
+def _is_of(files: CheckpointFiles, origin: Provenance) -> bool:
+    """Whether the files are read from the very place that would be asked."""
+    return isinstance(files, HubFiles) and (files.repo, files.revision) == (origin.repo, origin.revision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +25,7 @@ from flagrelease.convert.options import (
     OGroupsChoice,
     OGroupsOption,
 )
+from flagrelease.convert.places import find_source
 from flagrelease.convert.sharing.options import (
     ClusterOption,
     ExecutorChoice,
@@ -34,7 +35,8 @@ from flagrelease.convert.sharing.options import (
     PartsOption,
     Sharing,
 )
-from flagrelease.records.named import complete_recipe, find_recipe
+from flagrelease.records.named import complete_recipe
+from flagrelease.source.hub.opening import place_of
 
 if TYPE_CHECKING:
     from flagrelease.convert.planning.passes import DiskPlan
@@ -45,19 +47,24 @@ if TYPE_CHECKING:
 
 
 SourceArgument = Annotated[
-    Path,
+    PurePath,
     typer.Argument(
         metavar="SOURCE",
-        help="A recipe (YAML, or the name of a shipped one: flash) or a checkpoint folder.",
-        parser=find_recipe,
+        help="A recipe (YAML, or the name of a shipped one: flash), or a checkpoint: a folder, "
+        "hf://OWNER/NAME@REVISION or modelscope://OWNER/NAME@TAG.",
+        parser=find_source,
         autocompletion=complete_recipe,
         show_default=False,
     ),
 ]
 CheckpointOption = Annotated[
-    Path | None,
+    PurePath | None,
     typer.Option(
-        "--checkpoint", metavar="DIR", help="With a recipe: the folder that you downloaded its checkpoint to."
+        "--checkpoint",
+        metavar="DIR|ADDRESS",
+        parser=place_of,
+        help="With a recipe: the folder that you downloaded its checkpoint to, or hf://OWNER/NAME or "
+        "modelscope://OWNER/NAME@TAG, which is read there by ranges.",
     ),
 ]
 TargetOption = Annotated[
@@ -121,15 +128,24 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.", show_default=False)],
+    checkpoint: Annotated[
+        PurePath,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder, hf://OWNER/NAME@REVISION or modelscope://OWNER/NAME@TAG.",
+            parser=place_of,
+            show_default=False,
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show what a checkpoint holds, and where its config, index and headers disagree (exit code 3)."""
     from flagrelease.convert.display import show_inspection
     from flagrelease.convert.inspect import inspect_checkpoint
+    from flagrelease.source.hub.opening import files_at
 
     with console.counted(f"reading the headers in {checkpoint}") as counter:
-        inspection = inspect_checkpoint(checkpoint, partial(counter, "headers read"))
+        inspection = inspect_checkpoint(files_at(checkpoint), partial(counter, "headers read"))
     console.show(as_json, inspection.model_dump(mode="json"), lambda: show_inspection(inspection))
     if inspection.problems:
         raise typer.Exit(3)
@@ -246,8 +262,8 @@ def convert(
 
 
 def _planned(
-    source: Path,
-    checkpoint: Path | None,
+    source: PurePath,
+    checkpoint: PurePath | None,
     target: list[str],
     chip: list[str],
     cards: int | None,

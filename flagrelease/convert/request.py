@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from flagrelease.chips.table import Chip
 from flagrelease.convert.planning.collector import paused_collector
@@ -19,7 +20,13 @@ from flagrelease.records.chip_releases import ChipRelease, split_choice
 from flagrelease.records.manifest import Drafts, OGroups
 from flagrelease.records.recipe import ConvertSpec, EngramTables, Recipe, read_recipe
 from flagrelease.records.shipped import shipped_recipe
+from flagrelease.shard.files import CheckpointFiles
+from flagrelease.source.hub.address import HubPath
+from flagrelease.source.hub.files import HubFiles
+from flagrelease.source.hub.opening import files_at
 from flagrelease.source.source import Source, read_source
+
+Place = TypeVar("Place", bound=PurePath)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,8 @@ class ConversionRequest:
 
 @paused_collector()
 def make_request(
-    source: Path,
-    checkpoint: Path | None,
+    source: PurePath,
+    checkpoint: PurePath | None,
     targets: Sequence[str],
     chips: Sequence[str],
     o_groups: OGroups | None,
@@ -84,18 +91,19 @@ def make_request(
     """
     known = [split_choice(text)[0] for text in chips]
     named = [parse_target(text, o_groups or "shared", drafts or "keep") for text in targets]
-    if source.is_dir():
+    if not isinstance(source, Path) or source.is_dir():
         if checkpoint is not None:
             raise UsageError("--checkpoint belongs to a recipe; SOURCE is a checkpoint already")
         if not known and not named:
             raise UsageError(f"{source} is a checkpoint: say what to make of it, --target bf16:mp8 or --chip mthreads")
         if cards is not None and not known:
             raise UsageError("--cards needs --chip; a --target says its number of ranks itself, as in bf16:mp8")
-        understood = read_source(source, told)
+        understood = read_source(files_at(source), told)
         found = [one for text in chips for one in _for_chip(text, understood, o_groups, drafts, cards)]
         wanted = tuple({(one.chip.id, one.target): one for one, _ in found}.values())
         notes = tuple(dict.fromkeys(note for _, note in found))
-        return ConversionRequest(understood, _unique(wanted, named), wanted, ConvertSpec(), Provenance(), (), notes)
+        where = _where(understood.files)
+        return ConversionRequest(understood, _unique(wanted, named), wanted, ConvertSpec(), where, (), notes)
     recipe = read_recipe(source)
     if cards is not None:
         raise UsageError(f"--cards is for a checkpoint folder; {source} says the layout of each chip itself")
@@ -103,7 +111,8 @@ def make_request(
     engram = recipe.convert.engram_tables
     named = [replace(one, engram=engram) for one in named]
     wanted = tuple(_in_recipe(one, o_groups, drafts, engram) for one in chosen)
-    understood = read_source(checkpoint_of(recipe, source, checkpoint), told)
+    place = at_revision(recipe, source, checkpoint_of(recipe, source, checkpoint))
+    understood = read_source(files_at(place), told)
     _require_model(recipe, source, understood)
     return ConversionRequest(
         understood, _unique(wanted, named), wanted, recipe.convert, _provenance(recipe), recipe.hubs
@@ -124,18 +133,37 @@ def _require_model(recipe: Recipe, path: Path, source: Source) -> None:
         )
 
 
-def checkpoint_of(recipe: Recipe, path: Path, checkpoint: Path | None) -> Path:
-    """The folder of the checkpoint: `checkpoint`, or the one that the recipe in the file `path` names.
+def at_revision(recipe: Recipe, path: Path, place: PurePath) -> PurePath:
+    """`place` itself; of the repository that the recipe in the file `path` names, the recipe's revision.
 
     Raises:
-        UsageError: neither names a folder.
+        UsageError: the address is of that repository on Hugging Face, but of another revision than the recipe's.
+    """
+    source, (address, _, revision) = recipe.source, str(place).partition("@")
+    if not isinstance(place, HubPath) or address != f"hf://{source.repo}":
+        return place
+    if revision not in ("", source.revision):
+        raise UsageError(f"{path}: is for {source.repo} at {source.revision}; --checkpoint names {revision} of it")
+    return HubPath(f"{address}@{source.revision}")
+
+
+def _where(files: CheckpointFiles) -> Provenance:
+    """Of a bare checkpoint: its repository and revision, if it is one of a hub."""
+    return Provenance(repo=files.repo, revision=files.revision) if isinstance(files, HubFiles) else Provenance()
+
+
+def checkpoint_of(recipe: Recipe, path: Path, checkpoint: Place | None) -> Place | Path:
+    """Where the checkpoint is: `checkpoint`, or the folder that the recipe in the file `path` names.
+
+    Raises:
+        UsageError: neither names one.
     """
     if checkpoint is not None:
         return checkpoint
     if recipe.source.path is None:
         raise UsageError(
             f"{path}: names {recipe.source.repo}@{recipe.source.revision[:12]}, but no folder on this machine; "
-            f"download it and pass --checkpoint FOLDER"
+            f"download it and pass --checkpoint FOLDER, or read it there: --checkpoint hf://{recipe.source.repo}"
         )
     return Path(os.path.normpath(path.parent / recipe.source.path))
 

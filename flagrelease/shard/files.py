@@ -6,7 +6,7 @@ are. A file is named by its path inside the checkpoint, with forward slashes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -56,6 +56,11 @@ class CheckpointFiles(Protocol):
         """File -> what its hub's listing states: a SHA-256 or git's SHA-1, in hexadecimal digits."""
         ...
 
+    @property
+    def memory_bytes(self) -> int:
+        """What reading its tensors holds in memory at most, beside what the reader gives."""
+        ...
+
     def names(self) -> Sequence[str]:
         """All files, hidden ones too, sorted; only the files of links that lead somewhere.
 
@@ -84,6 +89,15 @@ class CheckpointFiles(Protocol):
         """`read`, or None if there is no such file."""
         ...
 
+    def stream(self, name: str) -> Iterator[bytes | memoryview]:
+        """A whole file, front to back, in blocks; each is good until the next is asked for.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+            NetworkError: a hub does not give the bytes.
+        """
+        ...
+
     def headers(self, names: Sequence[str], told: Told) -> list[Header]:
         """The headers of files, in the order of `names`. `told(done, total)` is called after each.
 
@@ -92,11 +106,11 @@ class CheckpointFiles(Protocol):
         """
         ...
 
-    def tensors(self, wanted: Sequence[tuple[TensorMeta, int]] = ()) -> AbstractContextManager[TensorReading]:
+    def tensors(self, wanted: Sequence[tuple[TensorMeta, int]] | None = None) -> AbstractContextManager[TensorReading]:
         """Open the files for reading tensors, until the context ends.
 
         Args:
             wanted: tensors, and how many bytes of the beginning of each, that will be read once in this order; what
-                is far away fetches them ahead, many in one request.
+                is far away fetches them ahead, many in one request. None: whatever the reader finds it needs.
         """
         ...

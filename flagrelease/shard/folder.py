@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from flagrelease.errors import CheckpointError
 from flagrelease.shard.files import Told
 from flagrelease.shard.header import Header, TensorMeta, read_header
 from flagrelease.shard.reader import TensorReader
+
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,11 @@ class FolderFiles:
     def stated(self) -> Mapping[str, str]:
         """See `CheckpointFiles`: what lies beside the files is read by `source.digests`."""
         return {}
+
+    @property
+    def memory_bytes(self) -> int:
+        """See `CheckpointFiles`."""
+        return 0
 
     def names(self) -> Sequence[str]:
         """See `CheckpointFiles`."""
@@ -63,6 +70,17 @@ class FolderFiles:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
+    def stream(self, name: str) -> Iterator[memoryview]:
+        """See `CheckpointFiles`."""
+        path, buffer = self.root / name, bytearray(_BLOCK_BYTES)
+        view = memoryview(buffer)
+        try:
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    yield view[:count]
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
     def headers(self, names: Sequence[str], told: Told) -> list[Header]:
         """See `CheckpointFiles`."""
         found = []
@@ -71,7 +89,7 @@ class FolderFiles:
             told(len(found), len(names))
         return found
 
-    def tensors(self, wanted: Sequence[tuple[TensorMeta, int]] = ()) -> TensorReader:
+    def tensors(self, wanted: Sequence[tuple[TensorMeta, int]] | None = None) -> TensorReader:
         """See `CheckpointFiles`."""
         return TensorReader()
 

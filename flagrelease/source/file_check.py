@@ -1,8 +1,8 @@
 """`FileCheck`: the files of a checkpoint compared with the digests that are stated for them, while it is converted.
 
 Small files are hashed at once, before a byte is written. Tensor files are hashed by threads of their own beside the
-conversion, front to back and in its order, so that what one of the two has read is still in the page cache for the
-other. A file that differs ends the conversion, and no release appears.
+conversion, front to back and in its order, so that what one of the two has read is still in the page cache, or in
+`source.hub.blocks`, for the other. A file that differs ends the conversion, and no release appears.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import CheckedFileRecord, DigestAlgorithm
 from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.digests import Claim, Claims
-
-_BLOCK_BYTES = 4 << 20
 
 
 class FileCheck:
@@ -82,36 +79,13 @@ class FileCheck:
     def _digests(
         self, name: str, algorithms: set[DigestAlgorithm], stopped: Callable[[], bool]
     ) -> dict[DigestAlgorithm, str] | None:
-        if self._files.folder is not None:
-            return _digests_of_file(self._files.folder / name, algorithms, stopped)
-        content = self._files.read(name)
-        hashes = _begun(algorithms, len(content))
-        for digest in hashes.values():
-            digest.update(content)
+        """The digests of a whole file; None if the work was stopped."""
+        hashes = {algorithm: hashlib.new("sha256" if algorithm == "sha256" else "sha1") for algorithm in algorithms}
+        if "git-sha1" in hashes:
+            hashes["git-sha1"].update(b"blob %d\0" % self._files.size(name))
+        for block in self._files.stream(name):
+            if stopped():
+                return None
+            for digest in hashes.values():
+                digest.update(block)
         return {algorithm: digest.hexdigest() for algorithm, digest in hashes.items()}
-
-
-def _begun(algorithms: set[DigestAlgorithm], size: int) -> dict[DigestAlgorithm, hashlib._Hash]:
-    hashes = {algorithm: hashlib.new("sha256" if algorithm == "sha256" else "sha1") for algorithm in algorithms}
-    if "git-sha1" in hashes:
-        hashes["git-sha1"].update(b"blob %d\0" % size)
-    return hashes
-
-
-def _digests_of_file(
-    path: Path, algorithms: set[DigestAlgorithm], stopped: Callable[[], bool]
-) -> dict[DigestAlgorithm, str] | None:
-    """The digests of a whole file; None if the work was stopped."""
-    buffer = bytearray(_BLOCK_BYTES)
-    view = memoryview(buffer)
-    try:
-        with path.open("rb", buffering=0) as file:
-            hashes = _begun(algorithms, path.stat().st_size)
-            while count := file.readinto(buffer):
-                if stopped():
-                    return None
-                for digest in hashes.values():
-                    digest.update(view[:count])
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    return {algorithm: digest.hexdigest() for algorithm, digest in hashes.items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Protocol
 
 import typer
 
 from flagrelease import console
 from flagrelease.errors import UsageError, VerificationError
+from flagrelease.source.hub.opening import place_of
 
 _EXAMPLES = """\
 Example: flagrelease verify releases/bf16-mp16 --source DeepSeek-V4-Flash/ --sample 0.1
@@ -44,8 +45,14 @@ def register(app: typer.Typer, published: Published) -> None:
             ),
         ],
         source: Annotated[
-            Path | None,
-            typer.Option("--source", metavar="CHECKPOINT", help="Compute every weight again from this checkpoint."),
+            PurePath | None,
+            typer.Option(
+                "--source",
+                metavar="CHECKPOINT",
+                parser=place_of,
+                help="Compute every weight again from this checkpoint: a folder, hf://OWNER/NAME@REVISION or "
+                "modelscope://OWNER/NAME@TAG.",
+            ),
         ] = None,
         sample: Annotated[
             float,
@@ -91,7 +98,7 @@ def register(app: typer.Typer, published: Published) -> None:
 
 def _verify_folder(
     folder: Path,
-    source: Path | None,
+    source: PurePath | None,
     sample: float,
     stacks: list[str],
     key: Path | None,
@@ -100,15 +107,17 @@ def _verify_folder(
     published: Published,
 ) -> None:
     from flagrelease.records.release import read_release
+    from flagrelease.source.hub.opening import files_at
     from flagrelease.verify.display import show_verification
     from flagrelease.verify.verify import bytes_to_read, verify_read_release
 
     if key is not None and not key.is_file():
         raise UsageError(f"--key {key}: no such file")
     release, threads = read_release(folder), workers or len(os.sched_getaffinity(0))
+    files = None if source is None else files_at(source)
     with console.progress("verify", bytes_to_read(release.manifest, sample)) as report:
         result = verify_read_release(
-            release, source, sample, seed=0, progress=report.add, workers=threads, stacks=stacks
+            release, files, sample, seed=0, progress=report.add, workers=threads, stacks=stacks
         )
     unsigned = [] if key is None else published.signature_problems(folder, key)
     document = result.model_dump(mode="json") | ({} if key is None else {"signature_problems": unsigned})

@@ -17,6 +17,7 @@ from pathlib import Path
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, Manifest
 from flagrelease.records.release import ReleaseOnDisk, read_release
+from flagrelease.shard.files import CheckpointFiles
 from flagrelease.verify.companions import check_companions
 from flagrelease.verify.configs import check_config
 from flagrelease.verify.expected import ExpectedWeight
@@ -35,7 +36,7 @@ NO_STRUCTURE = "the structure does not hold, so bytes cannot be placed"
 
 def verify_release(
     release: Path,
-    source: Path | None = None,
+    source: Path | CheckpointFiles | None = None,
     sample: float = 1.0,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -46,7 +47,7 @@ def verify_release(
 
     Args:
         release: folder with `manifest.json`.
-        source: the checkpoint it was converted from.
+        source: the checkpoint it was converted from: its folder, or its files wherever they are.
         sample: share of the weights, in (0, 1], whose data `tensors` and `source` read; a scale goes with its weight.
             All other checks are always complete.
         seed: chooses the weights of a sample.
@@ -67,7 +68,7 @@ def verify_release(
 
 def verify_read_release(
     release: ReleaseOnDisk,
-    source: Path | None,
+    source: Path | CheckpointFiles | None,
     sample: float,
     seed: int,
     progress: Callable[[int], None] | None,

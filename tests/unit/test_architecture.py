@@ -103,6 +103,7 @@ ALLOWED: dict[str, set[str]] = {
         "records",
         "shard",
         "source",
+        "source/hub",
     },
     "verify": {
         "__init__",
@@ -115,6 +116,7 @@ ALLOWED: dict[str, set[str]] = {
         "publish/hubs",
         "records",
         "shard",
+        "source/hub",
         "strict_json",
     },
     "engine": {

@@ -19,6 +19,7 @@ from flagrelease.convert.request import make_request
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.recipe import Recipe, parse_bytes, read_recipe
+from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.source import Source, read_source
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +64,8 @@ def checkpoint_for(
             write_checkpoint(tmp_path / "checkpoint", config_of(recipe), holes=True)
             source = read_source(tmp_path / "checkpoint")
 
-        def read(folder: Path, told: object) -> Source:
-            assert folder == source.root
+        def read(files: CheckpointFiles, told: object) -> Source:
+            assert files.root == source.root
             return source
 
         monkeypatch.setattr(request_module, "read_source", read)

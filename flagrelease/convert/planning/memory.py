@@ -22,4 +22,4 @@ def memory_bound(plan: Plan, workers: int) -> int:
     """Bytes a conversion needs at most beside the interpreter: buffers, copies of column cuts, blocks of open files."""
     # All ranks of an mp release grow together; of an hf release, at most as many files as workers write to them.
     open_files = min(len(plan.files), sum(release.target.mp or workers for release in plan.releases))
-    return 2 * workers * BUFFERS_PER_WORKER * CHUNK_BYTES + open_files * BLOCK_BYTES
+    return 2 * workers * BUFFERS_PER_WORKER * CHUNK_BYTES + open_files * BLOCK_BYTES + plan.source.files.memory_bytes
