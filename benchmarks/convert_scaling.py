@@ -39,7 +39,10 @@ class Run:
 
 def command_line(build: Path, words: list[str]) -> Run:
     """Run `flagrelease` of the build in this folder."""
-    environment = os.environ | {"PYTHONPATH": str(build), "OMP_NUM_THREADS": "1"}
+    beside = os.environ.get("PYTHONPATH", "").split(os.pathsep)[
+        1:
+    ]  # where packages are, behind the tree that runs this
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(build), *beside]), "OMP_NUM_THREADS": "1"}
     begun = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "flagrelease", *words], cwd=build, env=environment, stdout=subprocess.DEVNULL,

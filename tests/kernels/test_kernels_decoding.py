@@ -52,9 +52,18 @@ AFTER_ROUNDING = {
 
 def call(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The results, parts added up, and the arguments that were written to."""
+    return read(case, *run(operators, case, arguments))
+
+
+def run(operators: Any, case: Case, arguments: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """What the operator gives, and its arguments, in which copies stand for what it writes to."""
     copies = tuple(a.clone() if isinstance(a, Tensor) and i in WRITTEN.get(case.operator, ()) else a
                    for i, a in enumerate(arguments))  # fmt: skip
-    result = getattr(operators, case.operator)(*copies)
+    return getattr(operators, case.operator)(*copies), copies
+
+
+def read(case: Case, result: Any, copies: tuple[Any, ...]) -> tuple[Any, ...]:
+    """See `call`."""
     results = result if isinstance(result, tuple) else (result,)
     if case.operator.endswith("_parts") and case.operator.startswith(("linear", "fp8")):
         results = (results[0].sum(0),)
@@ -181,9 +190,9 @@ def test_a_captured_kernel_gives_the_same(case: Case, gpu: torch.device) -> None
     expected = call(TritonOperators, case, arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = call(TritonOperators, case, arguments)
+        captured = run(TritonOperators, case, arguments)
     graph.replay()
-    compare(case, arguments, captured, expected)
+    compare(case, arguments, read(case, *captured), expected)
 
 
 def test_arranged_experts_are_for_their_own_kernels(device: torch.device) -> None:

