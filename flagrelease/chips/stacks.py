@@ -22,6 +22,8 @@ Form = OurForm | OthersForm
 OUR_FORMS: tuple[OurForm, ...] = get_args(OurForm)
 FORMS: tuple[Form, ...] = (*OUR_FORMS, *get_args(OthersForm))
 
+V4 = "deepseek_v4"  # the family that `claims` and `launch` of a stack are about
+
 Mark = Literal["verified", "stated", "inferred"]
 LaunchFlag = Annotated[str, StringConstraints(pattern=r"^--[a-z-]+(=.+)?$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*=\S+$")]
@@ -62,7 +64,7 @@ class Drafting(_Strict):
 
 
 class Launch(_Strict):
-    """How the stack is started for DeepSeek-V4 of any form.
+    """How the stack is started for a family of models, in whatever form.
 
     `settings`: what else must be set. `drafts`: by the kind of draft stages; of an absent kind nothing is known.
     """
@@ -84,6 +86,13 @@ class Silent(_Strict):
     sources: Sources
 
 
+class OtherFamily(_Strict):
+    """What is known of a stack and a family other than DeepSeek-V4; a form without a claim is unknown."""
+
+    launch: Launch | None = None
+    claims: tuple[Claim, ...] = ()
+
+
 class ServingStack(_Strict):
     """One serving stack; `stacks.yaml` says at its head what each key means."""
 
@@ -99,20 +108,35 @@ class ServingStack(_Strict):
     claims: tuple[Claim, ...]
     silent: tuple[Silent, ...]
     unknown: tuple[str, ...]
-    families: dict[str, tuple[Claim, ...]] = {}
+    families: dict[str, OtherFamily] = {}
 
     @cached_property
     def by_form(self) -> dict[Form, Claim]:
         """The claim of each form."""
         return {form: claim for claim in self.claims for form in claim.forms}
 
+    def claim(self, form: Form, model_type: str) -> Claim:
+        """What is known of this form of a model of the family; an `unknown` of its own where nothing is."""
+        if model_type == V4:
+            return self.by_form[form]
+        for claim in self.families.get(model_type, OtherFamily()).claims:
+            if form in claim.forms:
+                return claim
+        why = f"whether {self.title} loads {model_type} in this form was not established"
+        return Claim(forms=(form,), verdict="unknown", mark="inferred", sources=("nothing",), why=why)
+
+    def launch_of(self, model_type: str) -> Launch | None:
+        """How it is started for models of the family, if a source says so."""
+        return self.launch if model_type == V4 else self.families.get(model_type, OtherFamily()).launch
+
     @property
     def sources(self) -> set[str]:
         """All that its facts rest on."""
         facts: list[Claim | Silent | Launch | Drafting] = [*self.claims, *self.silent]
-        facts += [claim for claims in self.families.values() for claim in claims]
-        if self.launch is not None:
-            facts += [self.launch, *self.launch.drafts.values()]
+        facts += [claim for family in self.families.values() for claim in family.claims]
+        for launch in (self.launch, *(family.launch for family in self.families.values())):
+            if launch is not None:
+                facts += [launch, *launch.drafts.values()]
         return {source for fact in facts for source in fact.sources}
 
     @model_validator(mode="after")

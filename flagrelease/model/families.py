@@ -66,6 +66,11 @@ def require_run(folder: Path) -> None:
         raise not_run(path, config.model_type)
 
 
+def family_named(name: str) -> Family[Any] | None:
+    """The family that publishes a model called `name`."""
+    return next((family for family in FAMILIES.values() if name in family.names), None)
+
+
 def has_known_shape(name: str) -> bool:
     """Whether a family publishes a model called `name`."""
-    return any(name in family.names for family in FAMILIES.values())
+    return family_named(name) is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flagrelease.errors import UsageError
 
-_FAMILY = "deepseek-v4-"
+_PREFIXES = ("deepseek-v4-", "deepseek-")  # V4's models go without the number, those of other families with it
 
 
 @cache
@@ -22,7 +22,12 @@ def shipped_recipes() -> dict[str, Path]:
 def recipe_names() -> list[str]:
     """What a shipped recipe can be called: `deepseek-v4-flash`, and `flash` for short."""
     names = list(shipped_recipes())
-    return [name.removeprefix(_FAMILY) for name in names if name.startswith(_FAMILY)] + names
+    return [short for name in names if (short := short_name(name)) != name] + names
+
+
+def short_name(name: str) -> str:
+    """`flash` of `deepseek-v4-flash`, `v4.1-flash` of `deepseek-v4.1-flash`."""
+    return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
 
 
 def find_recipe(text: str) -> Path:
@@ -37,9 +42,9 @@ def find_recipe(text: str) -> Path:
     if path.exists():
         return path
     name = text.lower()
-    for candidate in (name, _FAMILY + name):
-        if candidate in shipped:
-            return shipped[candidate]
+    for stem, file in shipped.items():
+        if name in (stem, short_name(stem)):
+            return file
     near = difflib.get_close_matches(name, recipe_names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UsageError(

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_release_of_the_newest_recipes_has_a_row() -> None:
     rows = {(row.chip, need.model, need.release) for row in find_your_chip() for need in row.needs}
-    for name in ("deepseek-v4-flash-0731", "deepseek-v4-pro-0813"):
+    for name in ("deepseek-v4-flash-0731", "deepseek-v4-pro-0813", "deepseek-v4.1-flash"):
         recipe = read_recipe(shipped_recipes()[name])
         wanted = {(one.chip.id, recipe.model, one.spec.name) for one in recipe.chosen()}
         assert wanted == {row for row in rows if row[1] == recipe.model}
@@ -56,6 +56,9 @@ def test_the_fewest_cards(weight_bytes: float, memory: int, cards: int) -> None:
     assert cards_for(int(weight_bytes), memory) == cards
 
 
+_FAMILIES = {"flash-0731": "deepseek_v4", "pro-0813": "deepseek_v4", "v4.1-flash": "deepseek_v41"}
+
+
 def test_the_commands_are_commands() -> None:
     """Each is parsed by the real command line, or is the launch of its stack behind its variables."""
     commands: Any = get_command(app).commands
@@ -65,7 +68,7 @@ def test_the_commands_are_commands() -> None:
                 words = shlex.split(part)
                 if words[0] == "flagrelease":
                     commands[words[1]].make_context(words[1], words[2:])
-                elif (launch := load_stacks()[row.stack].launch) is not None:
+                elif (launch := load_stacks()[row.stack].launch_of(_FAMILIES[need.recipe])) is not None:
                     program = [word for word in words if not re.match("[A-Z][A-Z0-9_]*=", word)]
                     usual = shlex.split(launch.command)
                     assert program[: len(usual)] == usual
@@ -74,6 +77,20 @@ def test_the_commands_are_commands() -> None:
                     assert [int(word.partition("=")[2]) for word in parallel] == [need.cards]
                 else:
                     assert part == f"as {row.stack_title} says; no source has its command"
+
+
+def test_a_model_of_another_family_is_started_as_its_own_sources_say() -> None:
+    """V4's launch would name V4's tokenizer."""
+    (row,) = (row for row in find_your_chip() if row.v41_flash is not None)
+    assert (row.chip, row.stack, row.format, row.flash, row.pro) == ("nvidia", "vllm", "native", None, None)
+    assert (row.verdict, row.mark) == ("loads", "stated")
+    need = row.v41_flash
+    assert need is not None
+    assert need.cards == 8, "475 GiB on cards of 96"
+    assert need.start == (
+        "VLLM_ENGINE_READY_TIMEOUT_S=3600 vllm serve releases/native-hf --served-model-name DeepSeek-V4.1-Flash "
+        "--tokenizer-mode=deepseek_v41 --tensor-parallel-size=8"
+    )
 
 
 def test_what_is_known_of_progress_names_what_there_is() -> None:

@@ -106,6 +106,22 @@ def test_the_flags_are_those_of_the_fact_sheet() -> None:
     }
 
 
+def test_of_another_family_only_what_is_claimed_of_it_is_known() -> None:
+    known = {
+        (name, form): stack.claim(form, "deepseek_v41").verdict
+        for name, stack in load_stacks().items()
+        for form in OUR_FORMS
+    }
+    assert {key: verdict for key, verdict in known.items() if verdict != OPEN} == {
+        ("vllm", "native"): OK, ("vllm", "fp8-e8m0"): "wrong", ("sglang", "native"): OK,
+        ("vllm-ascend", "native"): NO, ("vllm-ascend", "fp8"): NO, ("vllm-ascend", "fp8-e8m0"): NO,
+    }  # fmt: skip
+    vllm = load_stacks()["vllm"].launch_of("deepseek_v41")
+    assert vllm is not None
+    assert vllm.flags == ("--tokenizer-mode=deepseek_v41",)
+    assert load_stacks()["vllm-musa"].launch_of("deepseek_v41") is None
+
+
 def test_each_release_is_told_by_its_headers() -> None:
     assert {form: release.form for form, release in RELEASES.items()} == {form: form for form in RELEASES}
     assert set(RELEASES) == set(FORMS)

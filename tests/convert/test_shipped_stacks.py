@@ -21,6 +21,7 @@ from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.recipe import read_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+OF_V4 = [path for path in SHIPPED if "v4.1" not in path.stem]
 CUTS_TO = 16  # experts of the small model: no layout of more ranks can be made of it
 
 
@@ -32,7 +33,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_release_of_a_shipped_recipe_is_what_its_stack_loads(path: Path, small: Path, tmp_path: Path) -> None:
+def test_every_release_of_a_shipped_recipe_is_what_its_stack_loads(
+    path: Path, small: Path, v41_release: Path, tmp_path: Path
+) -> None:
+    small = small if path in OF_V4 else v41_release
     recipe = tmp_path / path.name
     text = re.sub(r"layout: mp(\d+)", lambda found: f"layout: mp{min(int(found[1]), CUTS_TO)}", path.read_text())
     recipe.write_text(re.sub(r"(?m)^model: .*$", "model: small", text))
@@ -42,7 +46,8 @@ def test_every_release_of_a_shipped_recipe_is_what_its_stack_loads(path: Path, s
     summary.require_takers()
     assert summary.notes == []  # of no stack it is unknown whether it loads the release made for it
     manifests = run_plan(plan, tmp_path / "out")
-    assert len(manifests) == len(set(request.targets)) < len(request.chips)  # chips share
+    assert len(manifests) == len(set(request.targets))
+    assert len(manifests) < len(request.chips) or path not in OF_V4  # chips share
     for one in read_recipe(recipe).chosen():
         if one.spec.layout == "hf":
             assert one.stack is not None
@@ -72,7 +77,7 @@ def test_each_chip_gets_what_its_own_stack_loads_and_keeps_flagos_engine() -> No
 
 def test_the_limit_of_the_shipped_recipes_refuses_what_blocks_lose(small: Path, tmp_path: Path) -> None:
     """`allow` would let FP4 elements pass that FP8 blocks lose; the limit is of rows, and blocks have none."""
-    for path in SHIPPED:
+    for path in OF_V4:
         limit = read_recipe(path).convert.lossy_repack
         assert not isinstance(limit, str)
         assert limit.largest_share_of_inexact_rows == 1

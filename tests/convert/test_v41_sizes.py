@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from flagrelease.convert import request as request_module
 from flagrelease.convert.planning.fit import rank_bytes
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
+from flagrelease.convert.request import ConversionRequest, make_request
 from flagrelease.model.v41.synthetic import write_checkpoint
+from flagrelease.records.named import find_recipe
 from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import Source, read_source
 
@@ -35,20 +38,44 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return read_source(folder)
 
 
+@pytest.fixture
+def request_of(
+    full: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], ConversionRequest]:
+    """What the shipped recipe asks for with a `--target`, its model and its Engram tables as given."""
+
+    def read(folder: Path, told: object) -> Source:
+        assert folder == full.root
+        return full
+
+    def make(target: str, change: str) -> ConversionRequest:
+        recipe = tmp_path / "recipe.yaml"
+        old, _, new = change.partition(" -> ")
+        recipe.write_text(find_recipe("v4.1-flash").read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+        return make_request(recipe, Path(full.root), [target] if target else [], [], None)
+
+    monkeypatch.setattr(request_module, "read_source", read)
+    return make
+
+
+KEPT = "convert:\n -> convert:\n  engram_tables: keep\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "engram", "tensors", "total"),
+    ("target", "change", "tensors", "total"),
     [
-        ("native:hf", "decode", 96_085, 510_286_023_000),
-        ("fp8:hf", "decode", 96_085, 773_636_540_760), ("fp8-e8m0:hf", "decode", 96_085, 772_004_202_840),
-        ("bf16:hf", "decode", 48_496, 1_526_495_246_152), ("bf16:hf", "keep", 48_498, 1_336_025_579_352),
+        ("", "", 96_085, 510_286_023_000),  # what the recipe has for NVIDIA
+        ("", "model: DeepSeek-V4.1-Flash -> model: DeepSeek-V4.1-Flash-1017", 96_085, 510_286_023_000),
+        ("fp8:hf", "", 96_085, 773_636_540_760), ("fp8-e8m0:hf", "", 96_085, 772_004_202_840),
+        ("bf16:hf", "", 48_496, 1_526_495_246_152), ("bf16:hf", KEPT, 48_498, 1_336_025_579_352),
     ],
 )  # fmt: skip
-def test_releases_have_the_totals_of_the_facts(
-    full: Source, target: str, engram: str, tensors: int, total: int
+def test_releases_of_the_shipped_recipe_have_the_totals_of_the_facts(
+    request_of: Callable[[str, str], ConversionRequest], target: str, change: str, tensors: int, total: int
 ) -> None:
-    wanted = replace(parse_target(target), engram=engram)  # type: ignore[arg-type]
-    (release,) = make_plan(full, [wanted], ConvertSpec()).releases
+    asked = request_of(target, change)
+    (release,) = make_plan(asked.source, asked.targets, asked.options).releases
     assert len(release.parts) == tensors
     assert sum(part.nbytes for _, _, part in release.parts.values()) == total
     files = [one.nbytes for file in release.files for one in file.slices]

@@ -115,7 +115,10 @@ def test_a_release_on_disk(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["num_nextn_predict_layers"] == 1
 
 
-@pytest.mark.parametrize("recipe_file", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=str)
+OF_V4 = [path for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")) if "v4.1" not in path.stem]
+
+
+@pytest.mark.parametrize("recipe_file", OF_V4, ids=str)
 def test_the_models_of_recipes_are_recognised_by_name(recipe_file: Path, tmp_path: Path) -> None:
     # without their draft stages nothing else tells them apart, if the release carries no encoder
     name = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))["model"]

@@ -35,6 +35,8 @@ def test_every_file_of_recipes_is_shipped_by_its_name() -> None:
         ("pro-0813", "deepseek-v4-pro-0813"),
         ("deepseek-v4-flash-0731", "deepseek-v4-flash-0731"),
         ("DeepSeek-V4-Flash-0731", "deepseek-v4-flash-0731"),
+        ("v4.1-flash", "deepseek-v4.1-flash"),
+        ("DeepSeek-V4.1-Flash", "deepseek-v4.1-flash"),
         ("tiny", "tiny"),
     ],
 )

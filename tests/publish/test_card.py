@@ -38,7 +38,9 @@ from flagrelease.records.report import parse_report
 GOLDEN = Path(__file__).parent / "golden"
 # Cards of the releases with DSpark differ from those of the previews in names and sizes, but for draft stages.
 _ALIKE = {"deepseek-v4-flash-0731": ["mthreads"], "deepseek-v4-pro-0813": ["ascend"], "tiny-dspark": ["ascend"]}
-CASES = [(path.stem, chip) for path in sorted(RECIPES.glob("*.yaml")) for chip in read_recipe(path).releases]
+# DeepSeek-V4.1 has no release for FlagOS' engine
+OF_V4 = [path for path in sorted(RECIPES.glob("*.yaml")) if "v4.1" not in path.stem]
+CASES = [(path.stem, chip) for path in OF_V4 for chip in read_recipe(path).releases]
 
 
 def records_of(recipe_name: str, chip: str, validated: bool = True) -> Records:

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"errors", "formats", "shard", "strict_json"},
     "chips": {"errors", "publish/hubs"},
     "chips/loading": {"chips", "errors", "formats", "model", "shard", "strict_json"},
-    "chips/listing": {"chips", "console", "formats", "records"},
+    "chips/listing": {"chips", "console", "formats", "model", "records"},
     "publish/hubs": {"errors"},
     "publish/reading": {"errors", "extras", "publish/hubs", "redaction", "retry"},
     "accelerator": {"errors"},

@@ -45,7 +45,8 @@ def show_all() -> None:
     """Two tables: the releases of all chips, and what the stacks load."""
     rows = console.table("chip", "release", "made for", ">Flash", ">cards", ">Pro", ">cards")
     for row in find_your_chip():
-        rows.add_row(row.chip, row.format, row.stack, *_size(row.flash), *_size(row.pro))
+        release = row.format if row.v41_flash is None else f"V4.1 {row.format}"
+        rows.add_row(row.chip, release, row.stack, *_size(row.flash or row.v41_flash), *_size(row.pro))
     states = Counter(state_words(need) for row in find_your_chip() for need in row.needs)
     out = console.out()
     out.print(rows)

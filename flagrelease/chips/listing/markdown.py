@@ -12,7 +12,7 @@ _QUICKSTART = "docs/quickstart.md"
 
 def readme_table() -> str:
     """A row for each release of each chip; the chip is a link to its section of the quickstart."""
-    lines = ["| chip | for | release | V4-Flash | V4-Pro | state |", "|---|---|---|---|---|---|"]
+    lines = ["| chip | for | release | V4-Flash | V4-Pro | V4.1-Flash | state |", "|---|---|---|---|---|---|---|"]
     for row in find_your_chip():
         cells = [
             f"[{row.vendor} {row.product}]({_QUICKSTART}#{row.chip})",
@@ -20,6 +20,7 @@ def readme_table() -> str:
             f"`{row.format}`",
             _size(row.flash),
             _size(row.pro),
+            _size(row.v41_flash),
             ", ".join(dict.fromkeys(state_words(need) for need in row.needs)),
         ]
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")

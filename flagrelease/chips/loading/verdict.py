@@ -85,11 +85,9 @@ def _of_another_family(stack: ServingStack, release: Release, form: Form, layout
     """What is claimed of the stack and a family whose loaders were not written down; unknown if nothing is."""
     family = release.model.model_type
     if layout in stack.layouts:
-        for claim in stack.families.get(family, ()):
-            if form in claim.forms:
-                return _by_claim(stack, form, claim, None, (), ())
-    why = f"whether {stack.title} loads {family} in this form was not established"
-    return Judgement(stack.id, form, "unknown", "inferred", (why,), (), (), None)
+        return _by_claim(stack, form, stack.claim(form, family), None, (), ())
+    why = f"it reads releases of layout {' and '.join(stack.layouts)}, not {layout}"
+    return Judgement(stack.id, form, "refused", "verified", (why,), (), (), None)
 
 
 def summary(findings: Iterable[Finding]) -> list[str]:
