@@ -50,6 +50,7 @@ from coded_cases import CODED_CASES
 from decoding_cases import DECODING_CASES
 from kernel_cases import CASES, Case, moe
 from test_kernels_decoding import arranged
+from v41_cases import V41_CASES
 
 from flagrelease.engine.kernels.exchange import Exchange, sum_over_ranks
 from flagrelease.engine.kernels.experts.widened_experts import widened_expert_outputs
@@ -101,7 +102,7 @@ def _error(work: Callable[..., None], *args: Any) -> str | None:
 
 
 def main(operators: list[str], dtype: str | None) -> dict[str, object]:
-    every = (*CASES, *DECODING_CASES, *CODED_CASES)
+    every = (*CASES, *DECODING_CASES, *CODED_CASES, *V41_CASES)
     cases = [case for case in every if not operators or case.operator in operators]
     if dtype is not None:
         cases = [case for case in cases if ("float32" in case.label) == (dtype == "float32")]

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from flagrelease.engine.kernels.emulation import emulated_fp8
-from flagrelease.engine.kernels.operators import OPERATORS, Operators
+from flagrelease.engine.kernels.operators import OPERATORS, V41_OPERATORS, Operators
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,7 +18,7 @@ def emulating(ops: Operators) -> Operators:
     """The operators of `ops` with FP8 emulated inside each call; its name, which reports have, says so."""
     emulated = copy.copy(ops)
     emulated.name = f"{ops.name} (FP8 emulated)"
-    for name in (*OPERATORS, "arrange_experts", "hc_post_mixes_over_ranks"):
+    for name in (*OPERATORS, *V41_OPERATORS, "arrange_experts", "hc_post_mixes_over_ranks"):
         operator = getattr(ops, name)
         if operator is not None:
             setattr(emulated, name, _emulated(operator))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flagrelease.engine.kernels.attention.best_visible import best_visible
+from flagrelease.engine.kernels.attention.candidate_blocks import candidate_blocks, topk_candidates
 from flagrelease.engine.kernels.attention.choose_entries import choose_entries
 from flagrelease.engine.kernels.attention.compress_token import compress_token
 from flagrelease.engine.kernels.attention.compress_windows import compress_windows
@@ -13,11 +14,17 @@ from flagrelease.engine.kernels.attention.indexer_scores import indexer_scores
 from flagrelease.engine.kernels.attention.latents import latents
 from flagrelease.engine.kernels.attention.pack_keys import pack_index_keys, pack_keys
 from flagrelease.engine.kernels.attention.rope import apply_rope
+from flagrelease.engine.kernels.attention.shared_attention import shared_attention
 from flagrelease.engine.kernels.attention.sparse_attention import sparse_attention
 from flagrelease.engine.kernels.attention.topk_visible import topk_visible
 from flagrelease.engine.kernels.early_launch import start_after_all
+from flagrelease.engine.kernels.engram.engram_gate import engram_gate
+from flagrelease.engine.kernels.engram.engram_rows import engram_rows
+from flagrelease.engine.kernels.engram.ngram_rows import ngram_rows
 from flagrelease.engine.kernels.experts.gate_route import gate_route, gate_route_hashed
 from flagrelease.engine.kernels.experts.moe_experts import expert_outputs, moe_experts
+from flagrelease.engine.kernels.experts.moe_experts_32 import moe_experts_32
+from flagrelease.engine.kernels.experts.route_modal import route_modal
 from flagrelease.engine.kernels.experts.routing import route, route_hashed
 from flagrelease.engine.kernels.experts.swiglu import swiglu, swiglu_quant
 from flagrelease.engine.kernels.linear.add import add
@@ -34,6 +41,7 @@ from flagrelease.engine.kernels.linear.linear import (
     linear_parts,
 )
 from flagrelease.engine.kernels.linear.row_linear import mx_linear, row_linear
+from flagrelease.engine.kernels.norms.hc_delayed import hc_collapse, hc_delayed
 from flagrelease.engine.kernels.norms.hc_mixes import hc_mixes
 from flagrelease.engine.kernels.norms.hc_post import hc_post, hc_post_parts
 from flagrelease.engine.kernels.norms.hc_post_mixes import hc_post_mixes, hc_post_mixes_over_ranks
@@ -45,6 +53,7 @@ from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant, act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.fp4_act_quant import fp4_act_quant, fp4_act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.fp4_codes import arrange_experts
+from flagrelease.engine.kernels.quantisation.fp4_keys import fp4_keys_roundtrip
 from flagrelease.engine.kernels.quantisation.mx_act_quant import mx_act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.round_parts import round_parts, swiglu_parts
 from flagrelease.engine.kernels.quantisation.token_quant import token_quant
@@ -115,3 +124,16 @@ class TritonOperators(Operators):
     swiglu_quant = staticmethod(swiglu_quant)
     token_quant = staticmethod(token_quant)
     topk_visible = staticmethod(topk_visible)
+
+    # DeepSeek-V4.1's
+    candidate_blocks = staticmethod(candidate_blocks)
+    engram_gate = staticmethod(engram_gate)
+    engram_rows = staticmethod(engram_rows)
+    fp4_keys_roundtrip = staticmethod(fp4_keys_roundtrip)
+    hc_collapse = staticmethod(hc_collapse)
+    hc_delayed = staticmethod(hc_delayed)
+    moe_experts_32 = staticmethod(moe_experts_32)
+    ngram_rows = staticmethod(ngram_rows)
+    route_modal = staticmethod(route_modal)
+    shared_attention = staticmethod(shared_attention)
+    topk_candidates = staticmethod(topk_candidates)

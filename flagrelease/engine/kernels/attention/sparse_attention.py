@@ -37,7 +37,7 @@ TILE = _tile(TARGET)
 
 
 @jit
-def _in_rows(rows: tl.tensor, d: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr) -> tl.tensor:
+def in_rows(rows: tl.tensor, d: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr) -> tl.tensor:
     """Mask of the D columns of some rows. Whole rows have no need of one for each column, which costs a tenth."""
     if D == BLOCK_D:
         return rows[:, None]
@@ -81,7 +81,7 @@ def _sparse_attention_kernel(
         row = tl.load(rows_ptr + b).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
-    inside = _in_rows(h < H, d, D, BLOCK_D)
+    inside = in_rows(h < H, d, D, BLOCK_D)
     q = tl.load(q_ptr + b * q_b + s * q_s + h[:, None] * q_h + d[None, :], mask=inside, other=0.0)
 
     m = tl.full((BLOCK_H,), float("-inf"), tl.float32)
@@ -94,7 +94,7 @@ def _sparse_attention_kernel(
         keys = kv_ptr + row * kv_b
         if ROW == 0:
             at = keys + position[:, None] * kv_n + d[None, :]
-            kv = tl.load(at, mask=_in_rows(valid, d, D, BLOCK_D), other=0.0)
+            kv = tl.load(at, mask=in_rows(valid, d, D, BLOCK_D), other=0.0)
         else:
             low, high, exponent = fetch_keys(keys, position, D, ROW)
             kv = decoded_keys(low, high, exponent, q_ptr.dtype.element_ty, BLOCK_T, D, PTX)
@@ -134,7 +134,7 @@ def sparse_attention(
     q, kv, idx = unit_columns(q), unit_columns(kv), unit_columns(idx)
     o = q.new_empty(B, S, H, D)
     block_t, most_heads, stages = TILE if q.element_size() == 2 else (16, 64, 1)
-    block_h = min(_heads(B * S, H), most_heads)
+    block_h = min(heads_of_program(B * S, H), most_heads)
     programs = B * S * ceil_div(H, block_h)
     _sparse_attention_kernel[(B * S, ceil_div(H, block_h))](
         q, kv, sink.float().contiguous(), idx, rows, o, scale, S, H, T, *q.stride()[:3], *kv.stride()[:2],
@@ -145,7 +145,7 @@ def sparse_attention(
     return o
 
 
-def _heads(queries: int, heads: int) -> int:
+def heads_of_program(queries: int, heads: int) -> int:
     """Of a program: as many as leave enough programs, for each reads the keys."""
     most = max(16, next_power_of_2(heads))
     if queries >= MANY_QUERIES:

@@ -86,15 +86,20 @@ def _row_kernel(
     tl.store(y_ptr + row * K + slot, tl.full((BLOCK_K,), -1, tl.int32), mask=(slot >= there) & (slot < K))
 
 
-def choose_in_rows(level: Level, visible: Tensor, k: int, groups: Tensor | None, offset: int = 0) -> Tensor:
-    """A `candidates.Choose` with a program a row, in ascending order; `offset` is added to the places of scores."""
+def choose_in_rows(
+    level: Level, visible: Tensor, k: int, groups: Tensor | None, offset: int = 0, group: int = GROUP
+) -> Tensor:
+    """A `candidates.Choose` with a program a row, in ascending order; `offset` is added to the places of scores.
+
+    `group`: values that each of `groups` stands for.
+    """
     R, N = level.values.shape
-    M = N if groups is None else groups.shape[1] * GROUP
+    M = N if groups is None else groups.shape[1] * group
     y = torch.empty(R, k, dtype=torch.int32, device=visible.device)
     _row_kernel[(R,)](
         level.values, groups, visible, y, level.values.stride(0), N, M, k, level.span,
         offset if level.span == 1 else 0,
-        GROUP=GROUP, BLOCK_M=max(32, next_power_of_2(M)), BLOCK_K=next_power_of_2(k), num_warps=_warps(M),
+        GROUP=group, BLOCK_M=max(32, next_power_of_2(M)), BLOCK_K=next_power_of_2(k), num_warps=_warps(M),
     )  # fmt: skip
     return y
 

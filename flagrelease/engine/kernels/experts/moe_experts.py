@@ -22,7 +22,7 @@ from flagrelease.engine.kernels.linear.tiles import tile_shape
 from flagrelease.engine.kernels.quantisation.act_quant import act_quant, act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.mx_act_quant import mx_act_quant_roundtrip
 from flagrelease.engine.kernels.quantisation.token_quant import token_quant
-from flagrelease.engine.kernels.weights import ExpertWeights
+from flagrelease.engine.kernels.weights import FP8_BLOCK, ExpertWeights
 
 
 @early_kernel
@@ -179,7 +179,17 @@ def moe_experts(
     quantise_activations: bool,
 ) -> Tensor:
     """See `reference.moe_experts`. BF16 or FP32 activations."""
+    return sum_experts(x, ids, weights, experts, swiglu_limit, quantise_activations, FP8_BLOCK)
+
+
+def sum_experts(
+    x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, swiglu_limit: float, quantise_activations: bool,
+    group: int,
+) -> Tensor:  # fmt: skip
+    """See `reference.experts.sum_experts`; kernels of arranged experts round groups of 128."""
     ids, weights, x = _checked(x, ids, weights, experts)
+    if experts.arranged and quantise_activations and group != FP8_BLOCK:
+        raise ValueError(f"the kernels of arranged experts round groups of {FP8_BLOCK} columns, not of {group}")
     (T, H), E, slots = x.shape, len(experts.w1), ids.shape[1]
     if widened_experts.are_worth_it(experts, ids.numel(), quantise_activations):
         y = widened_experts.widened_expert_outputs(x, ids, weights, experts, swiglu_limit)
@@ -189,7 +199,7 @@ def moe_experts(
             x, None, None, ids, weights, experts, swiglu_limit, quantise_activations, y, zeros=False
         )
     else:
-        y = _outputs(x, None, None, ids, weights, experts, swiglu_limit, quantise_activations)
+        y = _outputs(x, None, None, ids, weights, experts, swiglu_limit, quantise_activations, group)
     out = torch.empty(T, H, dtype=torch.float32, device=x.device)
     block_h = min(1024, next_power_of_2(H))
     _combine_kernel[(T, ceil_div(H, block_h))](ids, y, out, experts.first, E, H, SLOTS=slots, BLOCK_H=block_h)
@@ -226,14 +236,14 @@ def _checked(x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights) ->
 
 def _outputs(
     x: Tensor, xq: Tensor | None, xs: Tensor | None, ids: Tensor, weights: Tensor, experts: ExpertWeights,
-    swiglu_limit: float, quantise: bool,
+    swiglu_limit: float, quantise: bool, group: int = FP8_BLOCK,
 ) -> Tensor:  # fmt: skip
     """Outputs of the local pairs [P, H]; the others' are not written. xq, xs: see `reference.expert_outputs`."""
     (T, H), (E, MI), slots, fmt = x.shape, experts.w1.shape[:2], ids.shape[1], experts.format
     pairs, start = plan_pairs(ids, experts.first, E)
     tiles = _tiles(T * slots, min(MI, H), experts, x.dtype)
     if xq is None or fmt == "plain":
-        xq, xs = _quantise(x, fmt, quantise)
+        xq, xs = _quantise(x, fmt, quantise, group)
     (w1, s1), (w3, s3), (w2, s2) = (
         (_bytes(w, fmt), stored_scale(s))
         for w, s in ((experts.w1, experts.s1), (experts.w3, experts.s3), (experts.w2, experts.s2))
@@ -243,7 +253,7 @@ def _outputs(
         xq, xs, w1, w3, s1, s3, weights, pairs, start, h, swiglu_limit, slots, MI, H, *_strides(xq, xs, w1, s1),
         FORMAT=fmt, QUANTISED=xs is not None, **tiles,
     )  # fmt: skip
-    hq, hs = _quantise(h, fmt, quantise)
+    hq, hs = _quantise(h, fmt, quantise, group)
     y = x.new_empty(T * slots, H)
     _down_kernel[(ceil_div(H, tiles["BLOCK_N"]), E)](
         hq, hs, w2, s2, pairs, start, y, H, MI, *_strides(hq, hs, w2, s2)[1:],
@@ -252,7 +262,7 @@ def _outputs(
     return y
 
 
-def _quantise(x: Tensor, fmt: str, quantise: bool) -> tuple[Tensor, Tensor | None]:
+def _quantise(x: Tensor, fmt: str, quantise: bool, group: int) -> tuple[Tensor, Tensor | None]:
     """The activation as the product takes it: codes and scales, or rounded values for plain weights and MXFP8."""
     if fmt in ("int8", "fp8-channel"):
         if not quantise:
@@ -262,7 +272,8 @@ def _quantise(x: Tensor, fmt: str, quantise: bool) -> tuple[Tensor, Tensor | Non
         return x, None
     if fmt == "mxfp8":
         return mx_act_quant_roundtrip(x), None
-    return (act_quant_roundtrip(x), None) if fmt == "plain" else act_quant(x)
+    # Products of codes apply one scale to 128 columns; values of other groups are exact in x's type.
+    return (act_quant_roundtrip(x, group), None) if fmt == "plain" or group != FP8_BLOCK else act_quant(x)
 
 
 def _bytes(w: Tensor, fmt: str) -> Tensor:

@@ -99,7 +99,7 @@ def hc_pre_norm(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """See `reference.hc_pre_norm`."""
     T, M, H = x.shape
-    _check_mixes(x, mixes, squares, scale, base)
+    check_mixes(x, mixes, squares, scale, base)
     if weight.shape != (H,) or (quantise and H % 128):
         raise ValueError(f"a norm of {H}, not {tuple(weight.shape)}; groups of 128 columns")
     x_rows, S = rows(x.flatten(-2)), len(mixes)
@@ -119,7 +119,7 @@ def hc_weights(
 ) -> tuple[Tensor, Tensor]:
     """See `reference.hc_weights`."""
     T, M, H = x.shape
-    _check_mixes(x, mixes, squares, scale, base)
+    check_mixes(x, mixes, squares, scale, base)
     S = len(mixes)
     post = torch.empty(T, M, dtype=torch.float32, device=x.device)
     comb = torch.empty(T, M, M, dtype=torch.float32, device=x.device)
@@ -130,7 +130,12 @@ def hc_weights(
     return post, comb
 
 
-def _check_mixes(x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor) -> None:
+def check_mixes(x: Tensor, mixes: Tensor, squares: Tensor, scale: Tensor, base: Tensor) -> None:
+    """Refuse parts of mixes that are not of streams x [T, M, H], as kernels address them.
+
+    Raises:
+        ValueError: they are not.
+    """
     T, M, _ = x.shape
     N = M * (M + 2)
     if mixes.shape[1:] != (T, N) or squares.shape != mixes.shape[:2] or scale.shape != (3,) or base.shape != (N,):
