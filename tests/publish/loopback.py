@@ -39,6 +39,7 @@ class Seen:
     path: str
     size: int
     authorised: bool
+    peer: int = 0  # the client's port: one connection has one
 
 
 @dataclass
@@ -127,7 +128,9 @@ class Loopback:
             return
         body = self._body(handler, length)
         with self.lock:
-            self.seen.append(Seen(handler.command, path, len(body), "Authorization" in handler.headers))
+            self.seen.append(
+                Seen(handler.command, path, len(body), "Authorization" in handler.headers, handler.client_address[1])
+            )
         if fault is not None and fault.hook is not None:
             fault.hook()
         if fault is not None and fault.kind == "drop":

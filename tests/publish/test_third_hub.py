@@ -30,6 +30,7 @@ THIRD = Hub(
     client=f"{__name__}:ThirdClient",
     package="third-client",
     token="third",
+    login="ask its owner",
     commits=lambda files: 7,
 )
 SENT: list[str] = []

@@ -43,12 +43,15 @@ class StoredElsewhere(HuggingFaceStandIn):
         self.store = Loopback()
         self.store.routes = [("GET", r"/store/(?P<oid>[0-9a-f]+)/(?P<number>\d+)", self.serve)]
         self.good_for, self.resolved = 10**9, 0
+        self.gated: tuple[int, str] | None = None  # what a gated repository answers whoever asks for a file of it
         self.served: dict[str, int] = {}
 
     def resolve(self, match: Any, query: Any, body: bytes, headers: Any) -> Reply:
         held = self._repository(match, headers)
         if isinstance(held, Reply):
             return held
+        if self.gated is not None:  # its listing is shown to all
+            return Reply(self.gated[0], {"error": self.gated[1]}, {"X-Error-Code": "GatedRepo"})
         entry = (held.tree(match["rev"]) or {}).get(match["path"])
         if entry is None or entry.sha256 is None:
             return super().resolve(match, query, body, headers)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hubs import REPO, StoredElsewhere, commit, contents_of, huggingface, modelscope
+from huggingface_standin import TOKEN
 from loopback import Fault
 
 from flagrelease.cli import main
@@ -169,7 +170,60 @@ def test_a_private_repository_without_a_token(
 ) -> None:
     with huggingface(checkpoint, tmp_path / "cas", monkeypatch, private=True):
         assert main(["inspect", HF]) == 3
-    assert "no such repository, or none that this token may see" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"hf://{REPO}: no such repository on huggingface, or none that this token may see" in error
+    assert "hf auth login" in error
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, f"Access to model {REPO} is restricted. You must have access to it and be authenticated to access it."),
+        (403, f"Access to model {REPO} is restricted and you are not in the authorized list. Ask for access."),
+    ],
+)
+def test_a_gated_repository_names_hub_repository_and_login_and_no_token(
+    hub: StoredElsewhere,
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such a repository is listed for everybody, and its files are refused. Said at once, for every command."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.gated = (status, f"{said} Your token was {TOKEN}.")
+    for words in (["inspect", HF], ["convert", HF, "--target", "bf16:hf", "--out", str(tmp_path / "out")]):
+        hub.seen.clear()
+        assert main(words) == 6
+        output = capsys.readouterr()
+        for part in (REPO, f"HTTP {status}", "huggingface wants an account", "hf auth login", "gated"):
+            assert part in output.err
+        assert "PLANTED" not in output.err + output.out
+        assert hub.count("GET .*/resolve/.*") <= 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_modelscope_names_its_own_login(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with modelscope(checkpoint, monkeypatch) as standing:
+        standing.faults = [Fault("GET .*/repo", "status", 1, 403)]
+        assert main(["inspect", f"modelscope://{REPO}@v1"]) == 6
+    error = capsys.readouterr().err
+    assert REPO in error
+    assert "modelscope wants an account" in error
+    assert "MODELSCOPE_API_TOKEN" in error
+
+
+def test_ranges_of_the_store_come_over_one_connection(hub: StoredElsewhere) -> None:
+    """A reply that is not read to its end costs a connection, and each new one several journeys to the hub and back."""
+    files = files_at(place_of(HF))
+    name = next(name for name in files.names() if name.endswith(".safetensors"))
+    for _ in range(5):
+        files.headers([name], lambda done, total: None)
+    assert hub.store.count(STORE) == 5
+    assert len({seen.peer for seen in hub.store.seen}) == 1
 
 
 def test_a_hub_without_ranges_is_refused_at_once(hub: StoredElsewhere, capsys: pytest.CaptureFixture[str]) -> None:

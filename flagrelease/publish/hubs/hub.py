@@ -63,6 +63,7 @@ class Hub:
         client: `module:class` of its `upload.client.HubClient`.
         package: the distribution that the client needs.
         token: what the hub's tokens look like, a regular expression.
+        login: what a user does so that the client has one.
         commits: how many commits files (path, bytes) make in an empty repository.
         is_inline: whether a file (path, bytes) is sent inside a commit; None where the hub decides that itself.
     """
@@ -78,6 +79,7 @@ class Hub:
     client: str
     package: str
     token: str
+    login: str
     commits: Callable[[Sequence[tuple[str, int]]], int]
     is_inline: Callable[[str, int], bool] | None = None
 

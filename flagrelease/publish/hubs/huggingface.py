@@ -35,5 +35,6 @@ HUGGING_FACE = Hub(
     client="flagrelease.publish.upload.huggingface:HuggingFace",
     package="huggingface-hub",
     token=r"hf_[A-Za-z0-9]{20,}",
+    login="set HF_TOKEN or run `hf auth login`",
     commits=lambda files: 2,  # one on the branch, one on main
 )

@@ -86,6 +86,7 @@ MODELSCOPE = Hub(
     client="flagrelease.publish.upload.modelscope:ModelScope",
     package="modelscope-hub",
     token=r"ms-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    login="set MODELSCOPE_API_TOKEN or run `modelscope login`",
     commits=_commits,
     is_inline=is_inline,
 )

@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 from flagrelease.errors import FlagReleaseError, NetworkError, UsageError, VerificationError
 from flagrelease.publish.hubs.huggingface import HUGGING_FACE
 from flagrelease.publish.reading.extra import require
-from flagrelease.publish.reading.remote import RemoteFile, RepositoryFacts, range_header, take
+from flagrelease.publish.reading.remote import RemoteFile, RepositoryFacts, advice, range_header, take, unseen
 from flagrelease.redaction import redact, redact_logs_of
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience, seconds_asked
 
@@ -42,7 +42,7 @@ class HuggingFaceClient:
     def pin(self, repo: str, revision: str | None) -> str:
         """The commit of a branch or tag; a commit as it is."""
         if not self.attempt(f"look at {repo}", lambda: self.api.repo_exists(repo)):
-            raise VerificationError(f"{repo}: no such repository, or none that this token may see")
+            raise VerificationError(unseen(self.hub, repo))
         if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
             return revision
         branches, tags = self.refs(repo)
@@ -88,7 +88,7 @@ class HuggingFaceClient:
         and good for many ranges. It is kept until the store refuses it, since the hub limits how often it resolves.
         A token goes to the hub's own host only.
         """
-        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
         from huggingface_hub.utils._headers import build_hf_headers
 
         address = hf_hub_url(repo, path, revision=revision, endpoint=self.api.endpoint)
@@ -96,7 +96,13 @@ class HuggingFaceClient:
         def ask(where: str, own: bool, kept: str | None) -> bytes | str | None:
             """The bytes; or the address to which this one leads; or None, where a presigned one has expired."""
             headers = (build_hf_headers(token=self.api.token) if own else {}) | range_header(begin, count)
-            with get_session().stream("GET", where, headers=headers, follow_redirects=False) as response:
+            with get_session().stream(
+                "GET",
+                where,
+                headers=headers,
+                follow_redirects=False,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,  # of a silence; the session itself would wait for ever
+            ) as response:
                 if response.is_redirect:
                     return urljoin(where, response.headers["location"])
                 if where == kept and response.status_code in _EXPIRED:
@@ -139,11 +145,11 @@ class HuggingFaceClient:
         except FlagReleaseError:
             raise
         except LocalTokenNotFoundError:
-            raise UsageError(f"{what}: no token; set HF_TOKEN or run `hf auth login`") from None
+            raise UsageError(f"{what}: no token; {self.hub.login}") from None
         except OfflineModeIsEnabled:
             raise NetworkError(f"{what}: HF_HUB_OFFLINE is set") from None
         except HfHubHTTPError as error:
-            raise NetworkError(f"{what}: {_reason(error)}") from None
+            raise NetworkError(f"{what}: {_reason(error)}{advice(self.hub, error.response.status_code)}") from None
         except (ConnectionError, TimeoutError, PermissionError) as error:  # of Xet, whose client has no errors of HTTP
             if error.filename is not None:  # no: of a file of the release
                 raise

@@ -8,7 +8,7 @@ from typing import TypeVar
 from flagrelease.errors import FlagReleaseError, NetworkError, VerificationError
 from flagrelease.publish.hubs.modelscope import MODELSCOPE
 from flagrelease.publish.reading.extra import require
-from flagrelease.publish.reading.remote import RemoteFile, RepositoryFacts, range_header, take
+from flagrelease.publish.reading.remote import RemoteFile, RepositoryFacts, advice, range_header, take, unseen
 from flagrelease.redaction import redact, redact_logs_of
 from flagrelease.retry import TRANSIENT_STATUS, Obstacle, Patience
 
@@ -35,7 +35,7 @@ class ModelScopeClient:
     def pin(self, repo: str, revision: str | None) -> str:
         """The tag itself: this hub has tags, but no commits to read by."""
         if not self.attempt(f"look at {repo}", lambda: self.api.repo_exists(repo, "model")):
-            raise VerificationError(f"{repo}: no such repository, or none that this token may see")
+            raise VerificationError(unseen(self.hub, repo))
         tags = self.tags(repo)
         if revision is not None and revision != MASTER and revision not in tags:
             raise VerificationError(f"{repo}: no tag {revision!r}; it has {', '.join(sorted(tags)) or 'none'}")
@@ -85,7 +85,8 @@ class ModelScopeClient:
         except FlagReleaseError:
             raise
         except HubError as error:
-            raise NetworkError(f"{what}: {_reason(error)}") from None
+            status = getattr(error, "status_code", None)
+            raise NetworkError(f"{what}: {_reason(error)}{advice(self.hub, status)}") from None
 
 
 def _obstacle(error: Exception) -> Obstacle | None:

@@ -97,6 +97,21 @@ def open_reader(hub: Hub, endpoint: str | None = None) -> HubReader:
     return cast("HubReader", getattr(import_module(module), name)(endpoint))
 
 
+def unseen(hub: Hub, repo: str) -> str:
+    """What is said of a repository that the hub does not show: it does not say whether there is one."""
+    return f"{repo}: no such repository on {hub.name}, or none that this token may see; {hub.login} if it is private"
+
+
+def advice(hub: Hub, status: int | None) -> str:
+    """What is said behind a refusal: of 401 and 403 what a user can do; of others nothing."""
+    if status not in (401, 403):
+        return ""
+    return (
+        f"; {hub.name} wants an account that may do this: {hub.login}, and if the repository is gated, ask for access "
+        f"on its page first"
+    )
+
+
 def range_header(begin: int, count: int) -> dict[str, str]:
     """Headers that ask for bytes as they are stored."""
     return {"Range": f"bytes={begin}-{begin + count - 1}", "Accept-Encoding": "identity"}
@@ -119,7 +134,7 @@ def take(status: int, headers: Mapping[str, str], chunks: Iterable[bytes], begin
     content = bytearray()
     for chunk in chunks:
         content += chunk
-        if len(content) >= count:
+        if len(content) > count:  # at exactly `count` the reply is read to its end, or its connection could not be kept
             break
     if len(content) < count:
         raise ConnectionError(f"{len(content):,} of {count:,} bytes came")
