@@ -15,6 +15,7 @@ from flagrelease.convert.recheck import check_finished
 from flagrelease.convert.running.conversion import choose_lookup
 from flagrelease.convert.running.conversion import convert as run_conversion
 from flagrelease.convert.running.earlier import refuse_other_source
+from flagrelease.convert.running.journal import tidy
 from flagrelease.convert.running.rerecord import record_again
 from flagrelease.durable.files import refused
 from flagrelease.errors import FlagReleaseError, ResourceError
@@ -73,6 +74,7 @@ def _make_way(
             folder.rename(_removed(folder))
         _remove(_removed(folder))
     elif held.state in ("finished", "same-bytes"):
+        tidy(folder, release)
         refuse_other_source(folder, conversions.plan.source, claims)
         if held.state == "same-bytes":
             assert held.manifest is not None

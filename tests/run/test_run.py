@@ -24,6 +24,7 @@ from scripted_exam import choice_rules
 from flagrelease import cli
 from flagrelease.chips.table import get_chip
 from flagrelease.cli import main
+from flagrelease.convert.running.journal import Journal
 from flagrelease.errors import NetworkError
 from flagrelease.publish.records import default_report
 from flagrelease.ranks.status import Status
@@ -223,6 +224,18 @@ def test_killed_it_goes_on_and_ends_the_same(run: Run, tmp_path: Path, seen: str
     assert len({name.split("/")[0] for name in held}) == len(CHIPS)
 
 
+def test_killed_between_a_manifest_and_the_end_of_its_work_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The release is complete, so no conversion looked at it again: every later run found files beside its manifest."""
+    with monkeypatch.context() as killed:
+        killed.setattr("flagrelease.convert.running.journal.Journal.remove", Journal.close)
+        run("--until", "convert")
+    assert (tmp_path / "out" / "bf16-hf" / ".flagrelease" / "begun.json").is_file()
+    assert run("--until", "verify") == {chip: {"convert": "done", "verify": "done"} for chip in CHIPS}
+    assert not (tmp_path / "out" / "bf16-hf" / ".flagrelease").exists()
+
+
 def test_a_release_that_is_wrong_stops_its_chips_and_no_others(run: Run, tmp_path: Path) -> None:
     run("--until", "convert")
     victim = sorted((tmp_path / "out" / "fp8-hf").glob("*.safetensors"))[0]
@@ -416,7 +429,7 @@ def test_ranks_are_started_and_their_own_exit_codes_are_kept(
     assert "nvidia fp8-mp2: validate: network: gone" in capsys.readouterr().out
     for command in commands:
         with pytest.raises(SystemExit) as ended:
-            cli.app([*command, "--help"])
+            cli.command_line()([*command, "--help"])
         assert ended.value.code == 0
     assert [command[0] for command in commands] == ["baseline", "validate"]
 

@@ -139,29 +139,39 @@ def open_journal(
     Raises:
         ResourceError: the folder holds something else, was begun for another checkpoint or plan, or is in use.
     """
-    ours = frozenset({*(file.name for file in release.files), JOURNAL_NAME})
     if (folder / MANIFEST_NAME).is_file():
         check_complete(folder, release)
-        if (work := folder / WORK_FOLDER).is_dir():
-            _tidy(folder, work, ours)
+        tidy(folder, release)
         return None
     known = {"bytes": str(release.size)}  # so that `flagrelease status` can say how far it is
     work_folder = WorkFolder(folder, WORK_FOLDER, "convert", binding_of(plan, release), known | dict(facts or {}))
     try:
-        return Journal(work_folder, ours)
+        return Journal(work_folder, ours(release))
     except BaseException:
         work_folder.close()
         raise
 
 
-def _tidy(folder: Path, work: Path, ours: Collection[str]) -> None:
-    """Remove the work folder that a kill left in a complete release, unless somebody works there or put files there."""
-    refuse_foreign(work, ours)
+def tidy(folder: Path, release: ReleasePlan) -> None:
+    """Remove the work folder that a kill left in a complete release, unless somebody works there or put files there.
+
+    Raises:
+        ResourceError: somebody does or did; names the folder or the file.
+    """
+    work, names = folder / WORK_FOLDER, ours(release)
+    if not work.is_dir():
+        return
+    refuse_foreign(work, names)
     lock = FileLock(work / LOCK_NAME, folder)
     try:
-        remove_control(work, lock, ours)
+        remove_control(work, lock, names)
     finally:
         lock.close()
+
+
+def ours(release: ReleasePlan) -> frozenset[str]:
+    """The files that may lie in the work folder of `release`, or of a part of it."""
+    return frozenset({*(file.name for file in release.files), JOURNAL_NAME})
 
 
 def binding_of(plan: Plan, release: ReleasePlan) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.convert.running.assembly import assemble
 from flagrelease.convert.running.earlier import PARTS_FOLDER
-from flagrelease.convert.running.journal import WORK_FOLDER, open_journal
+from flagrelease.convert.running.journal import WORK_FOLDER, open_journal, ours
 from flagrelease.convert.sharing.part_folder import (
     DONE_NAME,
     DRIVER_LOCK_NAME,
@@ -20,7 +20,6 @@ from flagrelease.convert.sharing.part_folder import (
     PROGRESS_NAME,
     counts_in,
     folder_of,
-    ours,
     require_count,
 )
 from flagrelease.convert.sharing.records import PartRecords, join_checked, join_tensors, places, read_parts

@@ -15,9 +15,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flagrelease import __version__
-from flagrelease.convert.planning.plan import Plan, ReleasePlan
+from flagrelease.convert.planning.plan import Plan
 from flagrelease.convert.running.earlier import PARTS_FOLDER
-from flagrelease.convert.running.journal import JOURNAL_NAME, WORK_FOLDER, Journal, binding_of, check_complete
+from flagrelease.convert.running.journal import JOURNAL_NAME, WORK_FOLDER, Journal, binding_of, check_complete, ours
 from flagrelease.convert.sharing.shares import Share
 from flagrelease.durable.files import refused
 from flagrelease.durable.folder import WorkFolder
@@ -129,11 +129,6 @@ def require_count(out: Path, count: int) -> None:
             f"{out / PARTS_FOLDER}: holds parts of {' and of '.join(map(str, others))}, not of {count}; give every "
             f"part the same number, or another --out"
         )
-
-
-def ours(release: ReleasePlan) -> frozenset[str]:
-    """The files that may lie in the work folder of a part of `release`."""
-    return frozenset({*(file.name for file in release.files), JOURNAL_NAME})
 
 
 def open_part_journal(out: Path, plan: Plan, share: Share, number: int) -> Journal | None:
