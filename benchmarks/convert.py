@@ -39,7 +39,7 @@ import psutil
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.model.v4.synthetic import write_checkpoint
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.shard.writer import SequentialFile
 from flagrelease.source.source import read_source
 

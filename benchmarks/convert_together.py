@@ -37,7 +37,7 @@ from flagrelease.convert.codecs.lookup import cpu_lookup
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.running.conversion import convert
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import read_source
 source, out, workers, *targets = sys.argv[1:]
 plan = make_plan(read_source(Path(source)), map(parse_target, targets), ConvertSpec(lossy_repack="allow"))

@@ -16,7 +16,7 @@ from flagrelease.convert.planning.passes import plan_passes
 from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.model.v4.synthetic import write_checkpoint
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import read_source
 
 ROOT = Path(__file__).resolve().parents[1]

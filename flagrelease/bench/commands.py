@@ -39,7 +39,6 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", h
 
 def register(app: typer.Typer) -> None:
     """Add the group to `app`."""
-    serve.register(group)
     app.add_typer(group, name="bench")
 
 
@@ -168,3 +167,6 @@ def compile_kernels(
         print(markdown(report), end="")
     else:
         show_compiled(report)
+
+
+serve.register(group)

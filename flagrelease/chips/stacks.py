@@ -7,11 +7,11 @@ from functools import cache, cached_property
 from importlib import resources
 from typing import Annotated, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from flagrelease.chips.table import get_chip, load_chips
 from flagrelease.errors import UsageError
+from flagrelease.plain_yaml import parse_yaml
 
 # How a release can be stored: our release formats, and what others publish. `stacks.yaml` says what the last six are.
 OurForm = Literal[
@@ -157,7 +157,7 @@ def parse_stacks(text: str) -> dict[str, ServingStack]:
     Raises:
         ValueError: a row breaks the schema, leaves out a form or a reason, or cites a source that is not listed.
     """
-    table = yaml.safe_load(text)
+    table = parse_yaml(text)
     stacks = {name: ServingStack.model_validate({"id": name, **row}) for name, row in table["stacks"].items()}
     cited = {source for stack in stacks.values() for source in stack.sources}
     if cited != set(table["sources"]):

@@ -8,10 +8,10 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from flagrelease.errors import UsageError
+from flagrelease.plain_yaml import parse_yaml
 from flagrelease.publish.hubs.registry import known_hub
 
 ReleaseDtype = Literal["bf16", "fp8"]
@@ -214,7 +214,7 @@ def parse_chips(text: str) -> dict[str, Chip]:
         ValueError: a row breaks the schema, a name is claimed by two rows, an evidence names no source of the table, or
             chips that share a torch device differ in the module, graph class or backend it needs.
     """
-    table = yaml.safe_load(text)
+    table = parse_yaml(text)
     chips = {name: Chip.model_validate({"id": name, **row}) for name, row in table["chips"].items()}
     names = [name for chip in chips.values() for name in (chip.id, *chip.aliases)]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -17,8 +17,9 @@ from flagrelease.convert.planning.target import Target, parse_target
 from flagrelease.errors import UsageError
 from flagrelease.model.families import family_of, has_known_shape
 from flagrelease.records.chip_releases import ChipRelease, split_choice
+from flagrelease.records.convert_spec import ConvertSpec, EngramTables
 from flagrelease.records.manifest import Drafts, OGroups
-from flagrelease.records.recipe import ConvertSpec, EngramTables, Recipe, read_recipe
+from flagrelease.records.recipe import Recipe, read_recipe
 from flagrelease.records.shipped import shipped_recipe
 from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.hub.address import HubPath

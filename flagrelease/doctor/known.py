@@ -9,13 +9,13 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flagrelease.chips.stacks import Mark
 from flagrelease.chips.table import load_chips
 from flagrelease.doctor.packages import Packages, local_part, satisfies
 from flagrelease.doctor.place import Place
+from flagrelease.plain_yaml import parse_yaml
 
 Severity = Literal["broken", "wrong", "risk"]
 
@@ -78,7 +78,7 @@ def parse_known(text: str) -> tuple[dict[str, str], tuple[Known, ...]]:
     Raises:
         ValueError: a row breaks the schema, has the id of another, or cites what is not listed, or a source is uncited.
     """
-    table = yaml.safe_load(text)
+    table = parse_yaml(text)
     rows = tuple(Known.model_validate(row) for row in table["known"])
     ids = [row.id for row in rows]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):

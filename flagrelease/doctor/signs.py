@@ -7,12 +7,12 @@ from collections import Counter
 from functools import cache
 from importlib import resources
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.chips.table import Chip, load_chips
 from flagrelease.doctor.packages import Packages
 from flagrelease.doctor.place import Place
+from flagrelease.plain_yaml import parse_yaml
 
 _TOOL_SECONDS = 20.0
 _LEFT = "nvidia"  # what is there when nothing of another vendor is
@@ -65,7 +65,7 @@ class Sighting(BaseModel):
 def load_signs() -> Signs:
     """The table that is shipped."""
     text = resources.files("flagrelease.doctor").joinpath("signs.yaml").read_text(encoding="utf-8")
-    return Signs.model_validate(yaml.safe_load(text))
+    return Signs.model_validate(parse_yaml(text))
 
 
 def sightings(place: Place, packages: Packages) -> list[Sighting]:

@@ -15,9 +15,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
-import yaml
-
 from flagrelease.errors import VerificationError
+from flagrelease.plain_yaml import parse_yaml
 from flagrelease.publish.hubs.names import REPORT_NAME
 from flagrelease.publish.records import Records
 from flagrelease.records.manifest import MANIFEST_NAME
@@ -192,7 +191,7 @@ def _cell(text: str) -> str:
 
 @cache
 def _table(name: str) -> Any:
-    return yaml.safe_load(resources.files("flagrelease.chips").joinpath(name).read_text(encoding="utf-8"))
+    return parse_yaml(resources.files("flagrelease.chips").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _found(document: Any, pointer: str) -> Any:

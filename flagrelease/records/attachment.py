@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from flagrelease.errors import UsageError, VerificationError, first_problem
 from flagrelease.formats.formats import FP8_CHANNEL, INT8
 from flagrelease.formats.releases import RELEASE_FORMATS
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.manifest import Manifest
-from flagrelease.records.recipe import ConvertSpec, Recipe
+from flagrelease.records.recipe import Recipe
 
 
 def require_recipe(manifest: Manifest, chip: str, attached: Recipe | None) -> Recipe:

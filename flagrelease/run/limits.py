@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from flagrelease.errors import UsageError
-from flagrelease.records.recipe import parse_bytes
+from flagrelease.records.convert_spec import parse_bytes
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGAIN = 60.0  # seconds until a run that did not end is asked again

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
 from flagrelease.chips.launch import cards_for
 from flagrelease.chips.listing.markdown import quickstart, readme_table
@@ -18,7 +17,7 @@ from flagrelease.chips.listing.rows import find_your_chip
 from flagrelease.chips.listing.sizes import planned_sizes
 from flagrelease.chips.stacks import load_stacks
 from flagrelease.chips.table import load_chips
-from flagrelease.cli import app, main
+from flagrelease.cli import command_line, main
 from flagrelease.records.named import shipped_recipes
 from flagrelease.records.recipe import read_recipe
 
@@ -61,7 +60,7 @@ _FAMILIES = {"flash-0731": "deepseek_v4", "pro-0813": "deepseek_v4", "v4.1-flash
 
 def test_the_commands_are_commands() -> None:
     """Each is parsed by the real command line, or is the launch of its stack behind its variables."""
-    commands: Any = get_command(app).commands
+    commands: Any = command_line().commands
     for row in find_your_chip():
         for need in row.needs:
             for part in (need.convert, need.start.partition(" && ")[0]):

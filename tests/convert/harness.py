@@ -8,8 +8,8 @@ from flagrelease.convert.codecs.lookup import cpu_lookup
 from flagrelease.convert.planning.plan import Plan, make_plan
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.running.conversion import convert
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.manifest import Manifest
-from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import Source, read_source
 
 

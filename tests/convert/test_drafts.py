@@ -18,8 +18,8 @@ from flagrelease.convert.running.conversion import convert
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import native_arguments, parse_config
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.manifest import read_manifest
-from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import read_source
 from flagrelease.verify.ties import gather_equal
 from flagrelease.verify.verify import verify_release

@@ -118,7 +118,7 @@ def test_a_bf16_source_does_not_become_fp8(checkpoint: Path, tmp_path: Path) -> 
 
 def test_shared_and_split_cannot_share_a_folder(checkpoint: Path) -> None:
     from flagrelease.convert.planning.plan import make_plan
-    from flagrelease.records.recipe import ConvertSpec
+    from flagrelease.records.convert_spec import ConvertSpec
 
     targets = [parse_target("bf16:mp16", "shared"), parse_target("bf16:mp16", "split")]
     with pytest.raises(UsageError, match="would both be written to 'bf16-mp16'"):

@@ -22,8 +22,8 @@ from flagrelease.model.stored import StoredWeight
 from flagrelease.model.synthetic import Stored
 from flagrelease.model.tensors import Storage, TensorSpec
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
+from flagrelease.records.convert_spec import ConvertSpec, LossLimit
 from flagrelease.records.manifest import read_manifest
-from flagrelease.records.recipe import ConvertSpec, LossLimit
 from flagrelease.shard.header import TensorMeta
 
 SOURCES = {

@@ -19,8 +19,8 @@ from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.request import ConversionRequest, make_request
 from flagrelease.model.v41.synthetic import write_checkpoint
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.named import find_recipe
-from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import Source, read_source
 
 CONFIG = Path(__file__).parents[1] / "golden" / "configs" / "v41-flash.json"

@@ -9,9 +9,8 @@ import pytest
 from shell_blocks import PAGES, ROOT, Command, commands_of
 from typer import Exit
 from typer._click.exceptions import ClickException
-from typer.main import get_command
 
-from flagrelease.cli import app
+from flagrelease.cli import command_line
 
 OTHERS = {
     "make",
@@ -30,7 +29,7 @@ OTHERS = {
     "docker",
     "kubectl",
 }
-COMMAND = get_command(app)
+COMMAND = command_line()
 
 
 def parse(words: list[str]) -> str | None:

@@ -15,7 +15,7 @@ from flagrelease.convert.planning.plan import make_plan
 from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.running.conversion import convert
 from flagrelease.engine.numerics import OF_RELEASE, NumericsName
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import read_source
 
 TOKENS = random_tokens(150)

@@ -22,7 +22,7 @@ from flagrelease.engine.batch.scheduler import Scheduler, generate_all
 from flagrelease.engine.decode.stepper import CapturedStepper
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.text import Tokenizer
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import read_source
 
 FORMATS = ("w8a8-ascend", "bf16", "fp8", "fp8-e8m0", "fp8-bf16-wo-a", "int8", "int8-experts", "fp8-channel", "mxfp8")

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
-from flagrelease.cli import app, main
+from flagrelease.cli import command_line, main
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 
 
@@ -177,7 +176,7 @@ def commands(group: Any, *words: str) -> Iterator[tuple[str, ...]]:
         yield from commands(command, *words, name) if hasattr(command, "commands") else [(*words, name)]
 
 
-@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=" ".join)
+@pytest.mark.parametrize("words", list(commands(command_line())), ids=" ".join)
 def test_help_is_whole_in_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
@@ -255,7 +254,7 @@ def test_a_bug_asks_to_be_reported() -> None:
     assert done.stderr.splitlines()[-1].startswith("flagrelease: this is a bug in flagrelease. Please report")
 
 
-@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=" ".join)
+@pytest.mark.parametrize("words", list(commands(command_line())), ids=" ".join)
 def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
     assert main([*words, "--help"]) == 0
     example = " ".join(capsys.readouterr().out.split()).partition("Example")[2]

@@ -15,7 +15,7 @@ from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.running.conversion import convert
 from flagrelease.model.synthetic import Stored
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import read_source
 from flagrelease.verify.ties import gather_equal
 from flagrelease.verify.verify import verify_release

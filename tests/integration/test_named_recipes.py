@@ -10,9 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from flagrelease.cli import app, main
+from flagrelease.cli import command_line, main
 from flagrelease.errors import UsageError
 from flagrelease.records.named import find_recipe, shipped_recipes
 from flagrelease.records.recipe import read_recipe
@@ -69,7 +68,7 @@ ASKED = {
 
 def test_the_table_has_every_command_that_takes_a_recipe() -> None:
     found: set[str] = set()
-    pending = [get_command(app)]
+    pending = [command_line()]
     while pending:
         command = pending.pop()
         pending += getattr(command, "commands", {}).values()

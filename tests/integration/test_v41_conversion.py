@@ -30,7 +30,7 @@ from flagrelease.errors import UsageError
 from flagrelease.model.v41.config import parse_config
 from flagrelease.model.v41.inventory import inventory
 from flagrelease.model.v41.synthetic import tiny_config, write_checkpoint
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import read_source
 from flagrelease.verify.result import VerifyReport
 from flagrelease.verify.splits import Ranks, place

@@ -7,10 +7,9 @@ import sys
 
 import pytest
 from ci_files import GITHUB, GITLAB, Step, commands, github_steps, gitlab_steps
-from typer.main import get_command
 
 from flagrelease.chips.table import load_chips
-from flagrelease.cli import app
+from flagrelease.cli import command_line
 from flagrelease.run.limits import parse_size, parse_time
 from flagrelease.run.notification import split_command
 
@@ -37,7 +36,7 @@ def test_the_published_schema_takes_it(schema: str, path: object, options: list[
 
 def parse(words: list[str]) -> dict[str, object]:
     """By the real command line, without running the command."""
-    group = get_command(app)
+    group = command_line()
     with group.make_context("flagrelease", list(words)) as context:
         name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])  # type: ignore[attr-defined]
         assert command is not None, f"no command {name}"

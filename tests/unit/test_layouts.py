@@ -31,7 +31,7 @@ from flagrelease.model.tensors import Split, Storage, TensorSpec
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
 from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.synthetic import tiny_config
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import Source
 
 CONFIGS = Path(__file__).parents[1] / "golden" / "configs"

@@ -19,7 +19,8 @@ from flagrelease.convert.request import make_request
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.model.v41 import synthetic as v41_synthetic
-from flagrelease.records.recipe import Recipe, parse_bytes, read_recipe
+from flagrelease.records.convert_spec import parse_bytes
+from flagrelease.records.recipe import Recipe, read_recipe
 from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.source import Source, read_source
 

@@ -13,7 +13,7 @@ from flagrelease.convert.planning.target import parse_target
 from flagrelease.convert.running.conversion import convert
 from flagrelease.errors import VerificationError
 from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.source.source import read_source
 from flagrelease.verify import integrity
 from flagrelease.verify.verify import verify_release

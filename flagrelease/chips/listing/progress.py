@@ -6,8 +6,9 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict
+
+from flagrelease.plain_yaml import parse_yaml
 
 State = Literal["planned", "converted", "run"]
 WORDS: dict[State, str] = {
@@ -38,7 +39,7 @@ class Progress(BaseModel):
 def progress() -> tuple[Progress, ...]:
     """All entries."""
     text = resources.files("flagrelease.chips.listing").joinpath("progress.yaml").read_text(encoding="utf-8")
-    return tuple(Progress.model_validate(row) for row in yaml.safe_load(text))
+    return tuple(Progress.model_validate(row) for row in parse_yaml(text))
 
 
 def progress_of(chip: str, model: str, release: str) -> Progress | None:

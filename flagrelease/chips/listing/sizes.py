@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
+
+from flagrelease.plain_yaml import parse_yaml
 
 
 class _Strict(BaseModel):
@@ -31,4 +32,4 @@ class ModelSizes(_Strict):
 def planned_sizes() -> dict[str, ModelSizes]:
     """By the model's name, as recipes have it."""
     text = resources.files("flagrelease.chips.listing").joinpath("sizes.yaml").read_text(encoding="utf-8")
-    return {model: ModelSizes.model_validate(row) for model, row in yaml.safe_load(text).items()}
+    return {model: ModelSizes.model_validate(row) for model, row in parse_yaml(text).items()}

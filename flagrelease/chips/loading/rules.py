@@ -7,8 +7,9 @@ from functools import cache, cached_property
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from flagrelease.plain_yaml import parse_yaml
 
 Mark = Literal["verified", "stated", "inferred"]
 Scheme = Literal["fp8", "compressed-tensors", "modelslim", "none"]
@@ -236,7 +237,7 @@ def parse_loaders(text: str) -> dict[str, Loader]:
     Raises:
         ValueError: a row breaks the schema, has a base that is not above it, or cites a source that is not listed.
     """
-    table = yaml.safe_load(text)
+    table = parse_yaml(text)
     rows: dict[str, dict[str, Any]] = {}
     for name, row in table["loaders"].items():
         base = row.pop("base", None)

@@ -57,7 +57,7 @@ def parse_budget(text: str) -> int:
     Raises:
         UsageError: it is not written so.
     """
-    from flagrelease.records.recipe import parse_bytes
+    from flagrelease.records.convert_spec import parse_bytes
 
     size = parse_bytes(text)
     if not isinstance(size, int) or size <= 0:

@@ -25,8 +25,8 @@ from flagrelease.convert.planning.slices import slices_by_rank
 from flagrelease.convert.planning.target import Action, Target, require_possible
 from flagrelease.errors import CheckpointError, UsageError
 from flagrelease.model.stored import StoredWeight
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.manifest import MANIFEST_NAME, alike_but_for_case
-from flagrelease.records.recipe import ConvertSpec
 from flagrelease.source.source import Source
 
 

@@ -12,8 +12,8 @@ from flagrelease.model.drafts import DRAFT_PREFIX
 from flagrelease.model.families import family_of
 from flagrelease.model.stored import StoredWeight
 from flagrelease.model.tensors import Storage
+from flagrelease.records.convert_spec import EngramTables
 from flagrelease.records.manifest import Drafts, Dtype, OGroups, TargetRecord
-from flagrelease.records.recipe import EngramTables
 from flagrelease.source.source import Source
 
 

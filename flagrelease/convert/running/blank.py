@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from flagrelease.convert.codecs.decoder import U8
 from flagrelease.errors import CheckpointError
 from flagrelease.model.stored import StoredWeight
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.shard.header import TensorMeta
 
 _GLANCE_BYTES = 256  # one of these is rarely zero, so nearly every tensor costs one glance and no pass

@@ -20,8 +20,8 @@ from flagrelease.convert.running.maker import Sink
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP8_CHANNEL, INT8
 from flagrelease.model.stored import StoredWeight
+from flagrelease.records.convert_spec import ConvertSpec, LossLimit
 from flagrelease.records.manifest import ElementCounts, LossRecord
-from flagrelease.records.recipe import ConvertSpec, LossLimit
 
 
 class ByRow:

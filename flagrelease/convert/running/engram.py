@@ -25,8 +25,8 @@ from flagrelease.convert.running.faults import require_finite, require_numbers, 
 from flagrelease.convert.running.journal import TensorResult
 from flagrelease.convert.running.maker import Sink
 from flagrelease.formats.formats import Format
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.manifest import ElementCounts
-from flagrelease.records.recipe import ConvertSpec
 from flagrelease.shard.header import TensorMeta
 
 _ONE = 127  # E8M0

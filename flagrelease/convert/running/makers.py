@@ -23,8 +23,8 @@ from flagrelease.convert.running.maker import Maker, Sink
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP4
 from flagrelease.model.stored import StoredWeight
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.manifest import ElementCounts, LossRecord
-from flagrelease.records.recipe import ConvertSpec
 
 
 def make_maker(

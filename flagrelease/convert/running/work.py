@@ -24,8 +24,8 @@ from flagrelease.convert.running.makers import make_maker
 from flagrelease.formats.formats import Format
 from flagrelease.model.stored import StoredWeight
 from flagrelease.model.tensors import Storage
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.records.manifest import ElementCounts
-from flagrelease.records.recipe import ConvertSpec
 
 
 def run_job(job: Job, read: Reader, sink: Sink, lookup: Lookup, options: ConvertSpec) -> list[TensorResult]:

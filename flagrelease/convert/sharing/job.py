@@ -28,7 +28,7 @@ from flagrelease.convert.sharing.shares import Share, divide
 from flagrelease.durable.files import write_whole
 from flagrelease.durable.lock import InUseError
 from flagrelease.errors import FlagReleaseError, ResourceError
-from flagrelease.records.recipe import ConvertSpec
+from flagrelease.records.convert_spec import ConvertSpec
 from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.digests import Claims
 from flagrelease.source.source import read_source

@@ -14,11 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.config import ModelConfig
+from flagrelease.plain_yaml import parse_yaml
 
 Mode = Literal["chat", "thinking", "minimal", "low", "medium", "high", "xhigh", "max"]
 """What can be asked for: no thinking; thinking, as much as the revision does by default; thinking with an effort."""
@@ -90,7 +90,7 @@ class _Table(_Strict):
 @cache
 def _table() -> _Table:
     return _Table.model_validate(
-        yaml.safe_load(resources.files("flagrelease.model.v4").joinpath("efforts.yaml").read_bytes())
+        parse_yaml(resources.files("flagrelease.model.v4").joinpath("efforts.yaml").read_bytes())
     )
 
 

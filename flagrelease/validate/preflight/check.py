@@ -6,9 +6,9 @@ from functools import cache
 from importlib import resources
 from typing import Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from flagrelease.plain_yaml import parse_yaml
 from flagrelease.records.rules.preflight import CheckId
 
 CHECKS: tuple[CheckId, ...] = get_args(CheckId)
@@ -70,4 +70,4 @@ def fixes_of(id_: CheckId) -> dict[Server, str]:
 @cache
 def _fixes() -> dict[CheckId, dict[Server, str]]:
     content = resources.files("flagrelease.validate.preflight").joinpath("fixes.yaml").read_bytes()
-    return TypeAdapter(dict[CheckId, dict[Server, str]]).validate_python(yaml.safe_load(content))
+    return TypeAdapter(dict[CheckId, dict[Server, str]]).validate_python(parse_yaml(content))
