@@ -13,7 +13,7 @@ What is not here: random numbers. Those of a model are drawn on the CPU; only `b
 from __future__ import annotations
 
 import importlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol, cast
 
 from flagrelease.errors import ResourceError
@@ -112,6 +112,17 @@ class CudaStream(Protocol):
     cuda_stream: int
 
 
+class CudaRuntime(Protocol):
+    """What `torch.cuda.cudart()` has, of CUDA or of HIP, for memory of the host that is not torch's."""
+
+    def cudaHostRegister(self, address: int, size: int, flags: int, /) -> Any:
+        """Keep pages where they are, and let devices read them. Returns an error, whose number is 0 for none."""
+
+    def cudaGetErrorString(self, error: Any, /) -> str:
+        """What an error means."""
+
+
+_PORTABLE, _MAPPED, _READ_ONLY = 1, 2, 8  # flags of cudaHostRegister (CUDA Runtime API, Memory Management)
 NEEDED_TO_RECORD = ("Stream", "current_stream", "stream", "graph")
 
 
@@ -141,3 +152,21 @@ def current_cuda_stream() -> int:
 
     stream: CudaStream = torch.cuda.current_stream()
     return stream.cuda_stream
+
+
+def register_for_cuda(address: int, size: int) -> str | None:
+    """Let kernels of all devices read memory of the host, a mapped file's too: page-aligned, until the process ends.
+
+    Returns why they cannot, or None. The driver then holds every page of it in memory.
+    """
+    import torch
+
+    cuda: Any = torch.cuda
+    runtime: CudaRuntime = cuda.cudart()
+    error = runtime.cudaHostRegister(address, size, _PORTABLE | _MAPPED | _READ_ONLY)
+    if int(error) == 0:
+        return None
+    # The failure stays behind as CUDA's last error, which the next launch would take for its own.
+    with suppress(RuntimeError):
+        torch.ones(1, device="cuda").add_(1)
+    return f"cudaHostRegister: {runtime.cudaGetErrorString(error)}"

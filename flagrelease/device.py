@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from flagrelease.accelerator import NEEDED_TO_RECORD, RecordedGraph, Recording, TorchModule, WorkStream, torch_module
+from flagrelease.accelerator import (
+    NEEDED_TO_RECORD,
+    RecordedGraph,
+    Recording,
+    TorchModule,
+    WorkStream,
+    register_for_cuda,
+    torch_module,
+)
 from flagrelease.chips.table import Chip, get_chip, load_chips
 from flagrelease.errors import ResourceError, UsageError
 
@@ -161,6 +169,17 @@ class Device:
         """Whether a kernel on it can read and write the memory of the devices of these indices, all of its type."""
         can = None if self.type == "cpu" else getattr(_api(self.type), "can_device_access_peer", None)
         return can is not None and all(other < _count(self.type) and can(self.index, other) for other in others)
+
+    def reach_host(self, address: int, size: int) -> str | None:
+        """Let its kernels read memory of the host through the pointer, until the process ends; or say why they cannot.
+
+        Args:
+            address: of the first byte, aligned to a page.
+            size: bytes; all of them are held in memory from then on.
+        """
+        if self.type == "cpu":
+            return None
+        return register_for_cuda(address, size) if self.type == "cuda" else f"torch.{self.type} is not known to pin it"
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""

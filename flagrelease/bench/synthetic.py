@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.device import Device
+from flagrelease.engine.host_rows import Table
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.numerics import Numerics, choose_numerics
 from flagrelease.engine.parallel import Groups, alone
@@ -55,6 +56,10 @@ class RandomTensors:
         else:
             return None
         return torch.full(shape, byte, dtype=torch.uint8, device=self._device).view(torch.float8_e8m0fnu)
+
+    def table(self, name: str) -> Table:
+        """Both, as they are."""
+        return Table(self.read(name), self.read_scale(name), "random")
 
     def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Both, one after the other."""

@@ -33,7 +33,7 @@ class Intake:
 
     def __init__(self, device: Device, threads: int | None = None) -> None:
         """No file is open yet. `threads`: None: one for each processor that this process may use, up to 16."""
-        self.device, self._device = torch.device(device.torch_device), device
+        self.device, self.opened = torch.device(device.torch_device), device
         self._reader = TensorReader()
         threads = threads or max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
         self._ahead = 2 * threads
@@ -56,7 +56,7 @@ class Intake:
             CheckpointError: the file cannot be read.
         """
         there = self.read(meta, begin, size).to(self.device, non_blocking=True)
-        self._device.finish_queued()  # else threads would pin memory without end while a device is busy
+        self.opened.finish_queued()  # else threads would pin memory without end while a device is busy
         return there
 
     def fetch_large(self, meta: TensorMeta, begin: int, size: int) -> Tensor:

@@ -13,6 +13,7 @@ from flagrelease import __version__
 from flagrelease.device import open_device
 from flagrelease.engine.agreement import require_same_options, require_same_release
 from flagrelease.engine.control import open_control
+from flagrelease.engine.host_rows import Table
 from flagrelease.engine.intake import Intake
 from flagrelease.engine.kernels.provider import load_provider
 from flagrelease.engine.numerics import NumericsName, choose_numerics, own_numerics
@@ -95,6 +96,12 @@ class _Watched:
         tensor = self._release.read(name)
         self._note(name)
         return tensor
+
+    def table(self, name: str) -> Table:
+        """The release's table."""
+        table = self._release.table(name)
+        self._note(name)
+        return table
 
     def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The release's tensors and scales."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from flagrelease.engine.host_rows import Table
 from flagrelease.engine.intake import Intake
 from flagrelease.engine.modelslim import index_name, take_copies
 from flagrelease.engine.placement import RankSlice, local_pieces
@@ -146,6 +147,14 @@ class Release:
             CheckpointError: as they do.
         """
         return self._stored.read_each(names)
+
+    def table(self, name: str) -> Table:
+        """This rank's rows of a table, on the device or, if it is too large for that, with the host.
+
+        Raises:
+            CheckpointError: its file cannot be read.
+        """
+        return self._stored.table(name)
 
     def read_scale(self, name: str) -> Tensor | None:
         """This rank's part of its scale, if `read` gives codes, in the form that `ExpertWeights` shows.

@@ -14,10 +14,12 @@ A code or a scale that is no number, or that its format does not have, is refuse
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
+from flagrelease.engine.host_rows import Table, host_rows
 from flagrelease.engine.intake import Intake
 from flagrelease.engine.kernels.reference.quantisation import decode_fp8
 from flagrelease.engine.kernels.weights import FP8_BLOCK
@@ -34,6 +36,7 @@ _TORCH = {
 _E8M0_NAN = 255
 _E4M3_NAN = 0x7F  # with either sign
 _COMPARED = 1 << 26  # bytes at a time
+_SHARE = 0.75  # of a device's memory, for weights with tables; the rest is for caches and what a step needs
 Fetch = Callable[[TensorMeta, int, int], Tensor]  # bytes of a tensor, on the device
 
 
@@ -76,6 +79,37 @@ class StoredTensors:
     def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """`read` and `read_scale` of each, in this order, but several at once."""
         return self._intake.each(lambda name: (self._read(name, self._intake.fetch), self.read_scale(name)), names)
+
+    def table(self, name: str) -> Table:
+        """This rank's rows of a table as they are stored, without reading them where they stay with the host.
+
+        They go to the device if all that this rank holds takes at most three quarters of it; else they stay. A code
+        that is NaN is not looked for, as that would read all of it; `flagrelease verify` has.
+        """
+        weight, (first, last) = self._weights[name], self._pieces[name].ranges[0]
+        hosted = self._intake.device.type == "cpu" or self._bytes() > _SHARE * self._intake.opened.memory()[1]
+        how, found = f"on {self._intake.device}", list[Tensor]()
+        for meta in (weight.weight, weight.scale):
+            if meta is None:
+                continue
+            rows, row = meta.shape[0], meta.nbytes // meta.shape[0]
+            begin, end = (min(first, rows), min(last, rows)) if self._whole else (0, rows)  # padding is in no whole one
+            if hosted:
+                part = host_rows(meta, begin * row, (end - begin) * row, self._intake)
+                data, how = part.data, part.how if meta is weight.weight or not part.pinned else how
+            else:
+                data = self._intake.fetch_large(meta, begin * row, (end - begin) * row)
+            found.append(data.view(_TORCH[meta.dtype]).view(end - begin, *meta.shape[1:]))
+        return Table(found[0], found[1] if len(found) > 1 else None, how)
+
+    def _bytes(self) -> int:
+        """Of all that this rank holds, scales included."""
+        total = 0
+        for name, weight in self._weights.items():
+            stored = weight.weight.nbytes + (weight.scale.nbytes if weight.scale else 0)
+            part = prod(self._pieces[name].shape) / prod(weight.spec.shape) if self._whole else 1
+            total += int(stored * part)
+        return total
 
     def _read(self, name: str, fetch: Fetch) -> Tensor:
         weight, ranges = self._weights[name], list(self._pieces[name].ranges)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flagrelease.engine.host_rows import Table
 from flagrelease.engine.kernels.reference.quantisation import decode
 from flagrelease.engine.kernels.weights import FP8_BLOCK, ExpertWeights, weight_format
 from flagrelease.engine.linear import Linear
@@ -24,6 +25,9 @@ class TensorSource(Protocol):
 
     def read_scale(self, name: str) -> Tensor | None:
         """The scale of the weight `name`, or None if the weight is stored plain."""
+
+    def table(self, name: str) -> Table:
+        """This rank's rows of a table as they are stored, wherever they are held."""
 
     def read_each(self, names: Sequence[str]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """`read` and `read_scale` of each, in this order; the source may work ahead."""
@@ -53,6 +57,10 @@ class Weights:
         """A weight in the compute dtype, decoded if it is stored in codes (exact where scales are powers of two)."""
         full = self._prefix + name
         return decode(self._source.read(full), self._source.read_scale(full), self.dtype)
+
+    def table(self, name: str) -> Table:
+        """A table that is read by rows, as it is stored, on the device or with the host."""
+        return self._source.table(self._prefix + name)
 
     def linear(self, name: str) -> Linear:
         """A layer whose weight DeepSeek stores as FP8, and whose input the numerics may therefore round.

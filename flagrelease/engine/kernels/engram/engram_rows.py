@@ -15,6 +15,7 @@ from flagrelease.engine.kernels.layout import ceil_div, next_power_of_2
 from flagrelease.engine.kernels.linear.linear import stored_scale
 from flagrelease.engine.kernels.quantisation.codes import scale_value
 from flagrelease.engine.kernels.quantisation.e4m3 import numbers
+from flagrelease.engine.kernels.reference import v41 as reference
 from flagrelease.engine.kernels.weights import MX_BLOCK
 
 ROWS = 4  # of a program: few, so that one token's 24 are asked for by several multiprocessors
@@ -53,9 +54,11 @@ def _rows_kernel(
 
 
 def engram_rows(codes: Tensor, scales: Tensor | None, rows: Tensor, first: int = 0) -> Tensor:
-    """See `reference.v41.engram_rows`. A table of another device than `rows` lies in pinned memory of the host."""
+    """See `reference.v41.engram_rows`. A table of the host that is not pinned is read there (`engine/host_rows.py`)."""
     R, D = codes.shape
-    _check_table(codes, scales, rows.device)
+    _check_table(codes, scales)
+    if not all(_reached(part, rows.device) for part in (codes, scales) if part is not None):
+        return reference.engram_rows(codes, scales, rows, first)
     rows = rows.contiguous()
     dtype = codes.dtype if scales is None else torch.bfloat16
     y = torch.empty(*rows.shape[:-1], rows.shape[-1] * D, dtype=dtype, device=rows.device)
@@ -66,8 +69,8 @@ def engram_rows(codes: Tensor, scales: Tensor | None, rows: Tensor, first: int =
     return y
 
 
-def _check_table(codes: Tensor, scales: Tensor | None, device: torch.device) -> None:
-    """Refuse all but E4M3 [R, D] with E8M0 scales [R, D/32] and plain numbers, where kernels on `device` reach them."""
+def _check_table(codes: Tensor, scales: Tensor | None) -> None:
+    """Refuse all but contiguous E4M3 [R, D] with E8M0 scales [R, D/32], and contiguous plain numbers."""
     if (codes.dtype == torch.float8_e4m3fn) != (scales is not None) or codes.shape[1] % MX_BLOCK:
         raise ValueError(
             f"an Engram table {codes.dtype} {tuple(codes.shape)} {'with' if scales is not None else 'without'} scales"
@@ -79,8 +82,9 @@ def _check_table(codes: Tensor, scales: Tensor | None, device: torch.device) -> 
             f"an Engram table {tuple(codes.shape)} has scales {scales.dtype} {tuple(scales.shape)}: E8M0, one for "
             f"{MX_BLOCK} columns of each row"
         )
-    for part in (codes, *(() if scales is None else (scales,))):
-        if not part.is_contiguous():
-            raise ValueError("an Engram table and its scales are contiguous")
-        if part.device != device and not part.is_pinned():
-            raise ValueError(f"kernels on {device} do not reach an Engram table on {part.device} that is not pinned")
+    if not (codes.is_contiguous() and (scales is None or scales.is_contiguous())):
+        raise ValueError("an Engram table and its scales are contiguous")
+
+
+def _reached(part: Tensor, device: torch.device) -> bool:
+    return part.device == device or part.is_pinned()
