@@ -4,10 +4,11 @@ The interpreter accepts what compilers refuse: a name of two shapes in two branc
 compiled for the types of its arguments, which are tensors of the CPU (flagrelease/bench/compile/standin.py). To be run
 by itself, since Triton and the kernels decide at import what they are for:
 
-    python tests/kernels/compile_cases.py cuda:90 [operator ..] [--dtype float32|other]
+    python tests/kernels/compile_cases.py cuda:90 [operator ..] [--dtype float32|other] [--changed FILE ..]
 
-prints {"cases": count, "launches": count, "failures": {case: the last line of the error}} as JSON. The case "planted"
-must fail.
+prints {"cases": count, "first": operators, "launches": count, "failures": {case: the last line of the error}} as JSON.
+The case "planted" must fail. Of operators whose launch is in a changed file one case comes first, whether they are
+named or not; if it fails, the rest is not compiled.
 """
 
 # ruff: noqa: E402  (modules look at what is set here when they are imported)
@@ -33,8 +34,11 @@ parser = argparse.ArgumentParser()
 parser.add_argument("target")
 parser.add_argument("operators", nargs="*")
 parser.add_argument("--dtype", choices=["float32", "other"], help="of the activations; both if not given")
+parser.add_argument("--changed", nargs="*", default=[], help="files, by their paths in the repository")
 asked = parser.parse_args()
 target = CompileTarget.parse(asked.target)
+triton.knobs.compilation.disable_line_info = True  # for debuggers; it takes a tenth of the time
+MOST_CHANGED = 6  # operators, when a file is changed that has many: for AMD a case takes several seconds
 launches = 0
 
 
@@ -101,22 +105,40 @@ def _error(work: Callable[..., None], *args: Any) -> str | None:
     return None
 
 
-def main(operators: list[str], dtype: str | None) -> dict[str, object]:
-    every = (*CASES, *DECODING_CASES, *CODED_CASES, *V41_CASES)
-    cases = [case for case in every if not operators or case.operator in operators]
+def _changed_first(cases: list[Case], changed: list[str]) -> list[Case]:
+    modules = {file.removesuffix(".py").replace("/", ".") for file in changed}
+    first: dict[str, Case] = {}
+    for case in cases:
+        if getattr(TritonOperators, case.operator).__module__ in modules:
+            first.setdefault(case.operator, case)
+    return list(first.values())[:MOST_CHANGED]
+
+
+def _errors(cases: list[Case]) -> dict[str, str | None]:
+    return {f"{case.operator}: {case.label}": _error(_launch, case) for case in cases}
+
+
+def main(operators: list[str], dtype: str | None, changed: list[str]) -> dict[str, object]:
+    every = [*CASES, *DECODING_CASES, *CODED_CASES, *V41_CASES]
     if dtype is not None:
-        cases = [case for case in cases if ("float32" in case.label) == (dtype == "float32")]
-    errors = {"planted": _error(_planted), **{f"{c.operator}: {c.label}": _error(_launch, c) for c in cases}}
-    if not operators and dtype != "float32":
-        errors["widened"] = _error(_launch_widened)
-        # Their stores are PTX; other targets' ranks exchange by collectives (engine/peers.py).
-        sizes = [(2, 1), (2, 64), (8, 1)] if target.backend == "cuda" else []
-        errors |= {
-            f"exchange of {rows} rows on {ranks} ranks": _error(_exchanges, ranks, rows) for ranks, rows in sizes
-        }
+        every = [case for case in every if ("float32" in case.label) == (dtype == "float32")]
+    first = _changed_first(every, changed)
+    rest = [case for case in every if case not in first and (not operators or case.operator in operators)]
+    errors = _errors(first)
+    if not any(errors.values()):
+        errors |= _errors(rest)
+        if not operators and dtype != "float32":
+            errors["widened"] = _error(_launch_widened)
+            # Their stores are PTX; other targets' ranks exchange by collectives (engine/peers.py).
+            sizes = [(2, 1), (2, 64), (8, 1)] if target.backend == "cuda" else []
+            errors |= {
+                f"exchange of {rows} rows on {ranks} ranks": _error(_exchanges, ranks, rows) for ranks, rows in sizes
+            }
+    errors["planted"] = _error(_planted)
     failures = {name: error for name, error in errors.items() if error is not None}
-    return {"cases": len(cases), "launches": launches, "failures": failures}
+    changed_operators = [case.operator for case in first]
+    return {"cases": len(first) + len(rest), "first": changed_operators, "launches": launches, "failures": failures}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(asked.operators, asked.dtype)))
+    print(json.dumps(main(asked.operators, asked.dtype, asked.changed)))

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from changed_files import changed_files
 
+ROOT = Path(__file__).parents[2]
 # Of AMD's, whose compiler takes several times as long: one kernel of each kind (E4M3 codes out of numbers and numbers
-# out of codes, products of codes, index arithmetic, whole rows).
+# out of codes, products of codes, index arithmetic, whole rows), and the kernels that were changed.
 AMD = ("act_quant", "token_quant", "add", "rms_norm", "pack_index_keys")
+EMBEDDING = "flagrelease/engine/kernels/linear/embedding.py"
 
 
-def compiled(target: str, *arguments: str) -> dict[str, Any]:
+def compiled(target: str, *arguments: str, also_changed: tuple[str, ...] = ()) -> dict[str, Any]:
     script = Path(__file__).parent / "compile_cases.py"
-    command = [sys.executable, str(script), target, *arguments]
+    command = [sys.executable, str(script), target, *arguments, "--changed", *also_changed, *changed_files(ROOT)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     outcome: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -34,9 +37,35 @@ def test_every_kernel_compiles_for_hopper(dtype: str) -> None:
 
 
 def test_kernels_of_each_kind_compile_for_amd() -> None:
-    outcome = compiled("hip:gfx942", *AMD, "--dtype", "other")
-    assert outcome["launches"] >= outcome["cases"] >= len(AMD)
+    outcome = compiled("hip:gfx942", *AMD, "--dtype", "other", also_changed=(EMBEDDING,))
+    assert outcome["launches"] >= outcome["cases"] > len(AMD)
+    assert "embedding" in outcome["first"] or len(outcome["first"]) == 6
     assert outcome["failures"] == {}
+
+
+def git(root: Path, *words: str) -> None:
+    command = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@example.org", *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_changed_files_are_those_since_the_branch_was_left_or_of_the_last_commit(tmp_path: Path) -> None:
+    """In a folder of a repository, paths are the folder's; an archive and a first commit have no changes."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    assert changed_files(folder) == []
+    git(tmp_path, "init", "-q", "-b", "main")
+    for name in ("a", "b", "c"):
+        (folder / name).write_text(name)
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "-q", "-m", name)
+        assert changed_files(folder) == ([] if name == "a" else [name])
+    git(tmp_path, "checkout", "-q", "-b", "work", "HEAD~1")
+    for name in ("d", "e"):
+        (folder / name).write_text(name)
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "-q", "-m", name)
+    (folder / "a").write_text("changed, and in no commit")
+    assert changed_files(folder) == ["a", "d", "e"]
 
 
 @pytest.mark.slow
