@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flagrelease.model.v4.chat import END_THINK, END_TOOL_CALLS, EOS, TOOL_CALLS
+from flagrelease.model.spelling import Spelling
+from flagrelease.model.turns import END_THINK, EOS
 from flagrelease.model.v4.dsml import Calls, Piece, ToolCall
 from flagrelease.model.v4.encoded import Opening, Part
 from flagrelease.model.v4.markup import Awaited, begins
@@ -49,6 +50,7 @@ class CompletionStream:
 
     _part: Part
     _tools: bool  # calls are read as such
+    _spelling: Spelling
     as_taught: bool = True
     _unread: deque[str] = field(default_factory=deque)
     _read: int = 0  # characters, of which the last ones are held
@@ -66,7 +68,7 @@ class CompletionStream:
     @classmethod
     def start(cls, opening: Opening) -> CompletionStream:
         """At the end of a prompt. Where it offered no tools, markup of calls is text, as with DeepSeek's parser."""
-        return cls(opening.part, opening.tools)
+        return cls(opening.part, opening.tools, opening.spelling)
 
     @property
     def part(self) -> Part:
@@ -172,9 +174,11 @@ class CompletionStream:
                 self._read += len(END_THINK)
                 return
             starts_line = self._quoting.starts_line(self._held[:found])
-            begun = begins(self._held, found, final=final, starts_line=starts_line)
+            begun = begins(self._held, found, self._spelling, final=final, starts_line=starts_line)
             if begun in ("unsure", "object"):
-                self._awaited = Awaited(len(self._held) - found) if begun == "object" else None
+                self._awaited = (
+                    Awaited(len(self._held) - found, self._spelling.end_invoke) if begun == "object" else None
+                )
                 break
             if begun == "no" or self._quoting.after(self._held[:found]):
                 place = found + 1
@@ -189,7 +193,7 @@ class CompletionStream:
             if not thinks or self._only_calls:
                 self._open_block(pieces, block)
                 return
-            self._try(pieces, block, Trial(starts_line), final=final)
+            self._try(pieces, block, Trial(starts_line, self._spelling), final=final)
             if self._trial is not None:
                 self._say_held(pieces, found, final=False)
             return
@@ -198,7 +202,7 @@ class CompletionStream:
     def _say_held(self, pieces: list[Said | Piece], found: int, *, final: bool) -> None:
         """Say what belongs to no mark, one of which may have begun at `found`, or -1."""
         keep = len(self._held) if final else self._sayable(found)
-        if self._after_block and (END_TOOL_CALLS if final else "").startswith(self._held[:keep].strip()):
+        if self._after_block and (self._spelling.end_block if final else "").startswith(self._held[:keep].strip()):
             if final and self._held:  # only space after the calls, or a tag that the answer's end cut
                 self._held, self.as_taught = "", False
             return
@@ -210,13 +214,13 @@ class CompletionStream:
         text = self._held
         for _ in range(2):  # the prompt teaches a blank line before the block
             text = text.removesuffix("\n")
-        if self._held[len(text) :] != "\n\n" or not block.startswith(TOOL_CALLS) or self._part != "content":
+        if self._held[len(text) :] != "\n\n" or not block.startswith(self._spelling.block) or self._part != "content":
             self.as_taught = False
         if self._after_block:
             self.as_taught = False
             text = text if text.strip() else ""
         self._say(pieces, text)
-        self._held, self._calls = "", Calls(number=self._number)
+        self._held, self._calls = "", Calls(self._number, self._spelling)
         self._put_back(block)
 
     def _next_mark(self, place: int, thinks: bool) -> int:

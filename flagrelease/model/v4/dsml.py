@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from flagrelease.model.spelling import Spelling
 from flagrelease.model.v4.json_text import is_json, write_string
 from flagrelease.model.v4.markup import (
     CLOSING,
-    END_INVOKE,
     MOST_WRAPPERS,
     UNSURE,
     Awaited,
@@ -48,6 +48,7 @@ class Calls:
     """A block that has begun. `number` is that of its next call."""
 
     number: int
+    spelling: Spelling
     as_taught: bool = True
     _held: str = ""
     _awaited: Awaited | None = None  # what comes behind the held text, until it is looked at
@@ -106,7 +107,7 @@ class Calls:
 
     def _between(self, pieces: list[Piece], *, final: bool) -> str:
         """Before the wrapper, or behind an invoke."""
-        tag = next_tag(self._held, 0, final=final)
+        tag = next_tag(self._held, 0, self.spelling, final=final)
         if tag == UNSURE:
             return "waits"
         if not isinstance(tag, Tag):
@@ -117,7 +118,7 @@ class Calls:
             self._wrappers += 1
             return "goes on"
         if tag.kind == "open wrapper" and not self._empty:
-            behind = next_tag(self._held, tag.end, final=final)
+            behind = next_tag(self._held, tag.end, self.spelling, final=final)
             if behind == UNSURE:
                 return "waits"
             if behind == "end":  # it was meant to close
@@ -128,9 +129,9 @@ class Calls:
             self.as_taught = self.as_taught and not self._empty
             self._take(tag, "\n")
             return "over"
-        begun = begins_invoke(self._held, tag, final=final)
+        begun = begins_invoke(self._held, tag, self.spelling, final=final)
         if begun in ("unsure", "object"):
-            self._awaited = Awaited(len(self._held)) if begun == "object" else None
+            self._awaited = Awaited(len(self._held), self.spelling.end_invoke) if begun == "object" else None
             return "waits"
         if begun == "no":
             self.as_taught = False
@@ -146,9 +147,9 @@ class Calls:
             return "goes on"
         at = skip_space(self._held, 0)
         if self._held.startswith("{", at):
-            close = self._held.index(END_INVOKE)
+            close = self._held.index(self.spelling.end_invoke)
             self._more(pieces, self._held[at:close].rstrip())
-            self._held = self._held[close + len(END_INVOKE) :]
+            self._held = self._held[close + len(self.spelling.end_invoke) :]
             self.as_taught = False
             return "goes on"
         self._more(pieces, "{")
@@ -157,7 +158,7 @@ class Calls:
 
     def _invoke(self, pieces: list[Piece], *, final: bool) -> str:
         """Behind the opening of an invoke, or a parameter."""
-        tag = next_tag(self._held, 0, final=final)
+        tag = next_tag(self._held, 0, self.spelling, final=final)
         if tag in (UNSURE, "end"):
             return "waits"
         if isinstance(tag, Tag) and tag.kind == "open parameter":
@@ -171,7 +172,7 @@ class Calls:
         self._more(pieces, "}")
         self._state = "between"
         if isinstance(tag, Tag) and tag.kind == "close invoke":
-            self._take(tag, "\n")
+            self._take(tag, "\n" if self._keys else self.spelling.empty)
         else:
             self.as_taught = False
         return "goes on"
@@ -181,7 +182,7 @@ class Calls:
         at = self._held.find(CLOSING)
         ends: Verdict = "unsure"
         while at >= 0:
-            tag = read_tag(self._held, at, final=final)
+            tag = read_tag(self._held, at, self.spelling, final=final)
             ends = self._ends_value(tag, final=final)
             if ends != "no":
                 break
@@ -196,23 +197,23 @@ class Calls:
             part = max((n for n in range(1, len(CLOSING)) if self._held.endswith(CLOSING[:n])), default=0)
             at = len(self._held) - part
         elif ends == "object":
-            self._awaited = Awaited(len(self._held) - at)
+            self._awaited = Awaited(len(self._held) - at, self.spelling.end_invoke)
         self._add(pieces, at)
         return "waits"
 
     def _ends_value(self, tag: Read, *, final: bool) -> Verdict:
         if not isinstance(tag, Tag):
             return tag
-        follows = next_tag(self._held, tag.end, final=final)
+        follows = next_tag(self._held, tag.end, self.spelling, final=final)
         if tag.kind == "close parameter":
             if isinstance(follows, Tag):
                 return "no" if follows.kind in ("close parameter", "open wrapper") else "yes"
             return "yes" if follows == "end" else follows
         if tag.kind == "close invoke":  # the parameter is not closed; believed at the very end, or before another call
             if isinstance(follows, Tag) and follows.kind == "open invoke":
-                return begins_invoke(self._held, follows, final=final)
+                return begins_invoke(self._held, follows, self.spelling, final=final)
             if isinstance(follows, Tag) and follows.kind == "close wrapper":
-                follows = next_tag(self._held, follows.end, final=final)
+                follows = next_tag(self._held, follows.end, self.spelling, final=final)
             return "yes" if follows == "end" else "no" if isinstance(follows, Tag) else follows
         return "no"
 

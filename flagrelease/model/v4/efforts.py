@@ -57,7 +57,7 @@ class Efforts:
             UsageError: there is no such mode.
         """
         if mode not in self.by_mode:
-            raise UsageError(f"chat mode {mode!r}: known are {', '.join(MODES)}")
+            raise UsageError(f"chat mode {mode!r}: known are {', '.join(self.by_mode)}")
         return self.by_mode[mode]
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flagrelease.model.v4.chat import END_THINK
+from flagrelease.model.spelling import Spelling
+from flagrelease.model.turns import END_THINK
 from flagrelease.model.v4.dsml import Calls
 from flagrelease.model.v4.markup import Awaited, begins
 
@@ -17,6 +18,7 @@ class Trial:
     """The text of a thought from where a block begins in it."""
 
     _starts_line: bool
+    _spelling: Spelling
     _calls: Calls | None = None
     _rest: str = ""  # of the text in front of the end of the thought
     _awaited: Awaited | None = None  # what comes behind that, until it is looked at
@@ -55,11 +57,11 @@ class Trial:
         while self._calls is not None or self._rest.strip():
             if self._calls is None:
                 self._rest = self._rest.lstrip()
-                begun = begins(self._rest, 0, final=final, starts_line=self._starts_line)
+                begun = begins(self._rest, 0, self._spelling, final=final, starts_line=self._starts_line)
                 if begun != "yes":
-                    self._awaited = Awaited(len(self._rest)) if begun == "object" else None
+                    self._awaited = Awaited(len(self._rest), self._spelling.end_invoke) if begun == "object" else None
                     return begun in ("unsure", "object")
-                self._calls, self._starts_line = Calls(number=0), True
+                self._calls, self._starts_line = Calls(0, self._spelling), True
             _, rest = self._calls.push(self._rest, final=final)
             self._rest = rest or ""
             if rest is None:
