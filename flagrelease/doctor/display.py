@@ -56,7 +56,7 @@ def _chips(found: Diagnosis) -> Iterator[str]:
 def _sighting(one: Sighting) -> str:
     signs = [*one.hardware, *one.software]
     driver = "" if one.driver is None else f"; driver {one.driver}"
-    cards = "" if not one.cards else f"; {one.cards} numbered devices"
+    cards = "" if not one.cards else f"; {one.cards} numbered device{'s' if one.cards > 1 else ''}"
     tool = "" if one.tool in (None, "answers") else f"; its tool {one.tool}"
     what = "" if one.hardware else " (software only)"
     if not signs:

@@ -37,7 +37,8 @@ def _run(found: Found, what: str, numbers: str, size: int) -> Ability:
         why = f"{MODEL} ({human_bytes(size)}) on {needed} ranks of {cards}"
         return Ability(what=what, can="partly" if emulated else "yes", why=f"{why}{emulated or ''}")
     nodes = -(-needed // here)
-    why = f"{MODEL} ({human_bytes(size)}) needs {needed} ranks; there are {cards}: {nodes} machines like this one"
+    there = f"there {'are' if here > 1 else 'is'} {cards}"
+    why = f"{MODEL} ({human_bytes(size)}) needs {needed} ranks; {there}: {nodes} machines like this one"
     return Ability(what=what, can="partly", why=f"{why}{emulated or ''}")
 
 
