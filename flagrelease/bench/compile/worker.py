@@ -16,6 +16,7 @@ from typing import Any
 def compile_launches(request: dict[str, Any]) -> dict[str, Any]:
     """The document for a request: target, dimensions, numerics, batches, context, prompts."""
     os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # for debuggers; it takes a tenth of the time
     from flagrelease.bench.compile.record import Recorder
     from flagrelease.bench.compile.standin import stand_in
     from flagrelease.bench.compile.target import CompileTarget
