@@ -11,7 +11,7 @@ from kernel_cases import Case
 from kernel_comparison import assert_same, poisoned
 from test_kernels_emulation import _results, _same_bits
 from torch_operations import MEMORY_AND_SHAPE, Recorder
-from v41_cases import V41_CASES
+from v41_cases import V41_CASES, v41_flash_cases
 
 from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.emulated_operators import emulating
@@ -21,7 +21,9 @@ from flagrelease.engine.kernels.reference.experts import sum_experts
 from flagrelease.engine.kernels.triton_operators import TritonOperators
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-OF_FP8 = [case for case in V41_CASES if case.operator == "engram_rows" and case.label.startswith("codes")]
+OF_FP8 = [
+    case for case in V41_CASES if f"{case.operator}: {case.label}" in ("engram_rows: codes", "fp8_linear_32: parts")
+]
 
 
 def _ids(case: Case) -> str:
@@ -48,6 +50,18 @@ EACH = [
 def test_kernel_gives_what_the_definition_gives(
     case: Case, device: torch.device, record_property: Callable[[str, object], None]
 ) -> None:
+    _compare(case, device, record_property)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", v41_flash_cases(), ids=_ids)
+def test_kernel_gives_what_the_definition_gives_at_flash_shapes(
+    case: Case, gpu: torch.device, record_property: Callable[[str, object], None]
+) -> None:
+    _compare(case, gpu, record_property)
+
+
+def _compare(case: Case, device: torch.device, record_property: Callable[[str, object], None]) -> None:
     arguments = case.arguments(device)
     expected = getattr(v41, case.operator)(*arguments)
     with poisoned(), Recorder() as recorder:
@@ -103,6 +117,10 @@ DEFECTS: list[tuple[str, str, str, Callable[..., Any]]] = [
     ("scales are powers of two", "fp4_keys_roundtrip", "odd bfloat16", _round_up),
     ("groups of 32", "fp4_keys_roundtrip", "odd float32",
      lambda x: reference.fp4_act_quant_roundtrip(torch.nn.functional.pad(x, (0, 16)), 32)[..., :80]),
+    ("scales of another tile", "fp8_linear_32", "parts",
+     lambda x, w, ws, t: v41.fp8_linear_32(x, w, ws.view(torch.uint8).roll(1, 1).view(ws.dtype), t)),
+    ("tiles transposed", "fp8_linear_32", "odd bfloat16",
+     lambda x, w, ws, t: v41.fp8_linear_32(x, w, ws.view(torch.uint8).flip(0).view(ws.dtype), t)),
     ("one stream", "hc_collapse", "odd bfloat16", lambda x, pre: v41.hc_collapse(x, pre * torch.tensor([1, 1, 1, 0]))),
     ("parts not added up", "hc_delayed", "parts",
      lambda x, m, s, *a: v41.hc_delayed(x, m[:1], s[:1], *a)),

@@ -15,7 +15,7 @@ import torch
 from kernel_cases import experts
 from kernel_comparison import assert_same
 from torch import Tensor
-from v41_cases import keys, table
+from v41_cases import keys, table, tiles
 
 from flagrelease.engine.kernels import reference
 from flagrelease.engine.kernels.reference import v41
@@ -81,6 +81,19 @@ def test_keys_are_fp4_under_e4m3_scales(dtype: torch.dtype) -> None:
     assert torch.equal(x, expected)
     with pytest.raises(ValueError, match="do not divide"):
         v41.fp4_keys_roundtrip(x[:, :40])
+
+
+def test_a_linear_has_a_scale_for_each_tile_of_32_by_32() -> None:
+    x, (w, ws) = randn(2, 70), tiles(40, 70)
+    values = w.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    scales = ws.view(torch.uint8).numpy().view(ml_dtypes.float8_e8m0fnu).astype(np.float64)
+    expected = torch.zeros(2, 40, dtype=F64)
+    for m, n, k in itertools.product(range(2), range(40), range(70)):
+        expected[m, n] += float(x[m, k]) * values[n, k] * scales[n // 32, k // 32]
+    assert_same(v41.fp8_linear_32(x, w, ws, F64), expected)
+    for wrong in ((x[:, :64], w, ws), (x, w, ws[:1]), (x, w, ws.view(torch.uint8)), (x, w.float(), ws)):
+        with pytest.raises(ValueError, match=r"columns|scales"):
+            v41.fp8_linear_32(*wrong, F64)
 
 
 def test_attention_over_two_lists_is_one_softmax() -> None:

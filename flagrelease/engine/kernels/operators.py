@@ -95,6 +95,7 @@ class Operators:
     engram_gate = staticmethod(v41.engram_gate)
     engram_rows = staticmethod(v41.engram_rows)
     fp4_keys_roundtrip = staticmethod(v41.fp4_keys_roundtrip)
+    fp8_linear_32 = staticmethod(v41.fp8_linear_32)
     hc_collapse = staticmethod(v41.hc_collapse)
     hc_delayed = staticmethod(v41.hc_delayed)
     moe_experts_32 = staticmethod(v41.moe_experts_32)

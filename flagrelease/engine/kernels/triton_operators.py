@@ -29,6 +29,7 @@ from flagrelease.engine.kernels.experts.routing import route, route_hashed
 from flagrelease.engine.kernels.experts.swiglu import swiglu, swiglu_quant
 from flagrelease.engine.kernels.linear.add import add
 from flagrelease.engine.kernels.linear.embedding import embedding
+from flagrelease.engine.kernels.linear.fp8_linear_32 import fp8_linear_32
 from flagrelease.engine.kernels.linear.linear import (
     fp4_linear,
     fp8_grouped_linear,
@@ -130,6 +131,7 @@ class TritonOperators(Operators):
     engram_gate = staticmethod(engram_gate)
     engram_rows = staticmethod(engram_rows)
     fp4_keys_roundtrip = staticmethod(fp4_keys_roundtrip)
+    fp8_linear_32 = staticmethod(fp8_linear_32)
     hc_collapse = staticmethod(hc_collapse)
     hc_delayed = staticmethod(hc_delayed)
     moe_experts_32 = staticmethod(moe_experts_32)

@@ -12,8 +12,9 @@ from flagrelease.engine.kernels.reference.attention import sparse_attention, top
 from flagrelease.engine.kernels.reference.e4m3 import numbers, to_e4m3
 from flagrelease.engine.kernels.reference.experts import sum_experts
 from flagrelease.engine.kernels.reference.hyper_connections import hc_split_sinkhorn
+from flagrelease.engine.kernels.reference.linear import linear
 from flagrelease.engine.kernels.reference.precision import wide
-from flagrelease.engine.kernels.reference.quantisation import E2M1_MAX, e2m1_codes, e2m1_values
+from flagrelease.engine.kernels.reference.quantisation import E2M1_MAX, decode_fp8, e2m1_codes, e2m1_values
 from flagrelease.engine.kernels.weights import ExpertWeights
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "engram_gate",
     "engram_rows",
     "fp4_keys_roundtrip",
+    "fp8_linear_32",
     "hc_collapse",
     "hc_delayed",
     "moe_experts_32",
@@ -34,6 +36,7 @@ KEY_GROUP = 16  # columns of a shared key that share a scale
 KEY_AMAX_FLOOR = 6.0 * 2.0**-9  # makes the least scale E4M3's least number
 ACT_GROUP = 32  # columns of an activation that share a scale
 ROUTE_FLOOR = 1e-20
+TILE = 32  # rows and columns of a linear's FP8 weight that share a scale
 DOT_FLOOR = 1e-6
 
 
@@ -80,6 +83,32 @@ def fp4_keys_roundtrip(x: Tensor, out: Tensor | None = None) -> Tensor:
     values = e2m1_values(codes[..., 0::2] | (codes[..., 1::2] << 4))
     y = (values * scale).flatten(-2).to(x.dtype)
     return y if out is None else out.copy_(y)
+
+
+def fp8_linear_32(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """x W^T of an FP8 weight with a scale for each tile of 32 x 32.
+
+    Args:
+        x: [.., K], rounded before by `act_quant_roundtrip` in groups of 32 if at all.
+        w: E4M3 [N, K].
+        ws: E8M0 [ceil(N / 32), ceil(K / 32)].
+        out_dtype: of the result [.., N].
+    """
+    check_tiles(x, w, ws)
+    return linear(x, decode_fp8(w, ws, torch.float32, (TILE, TILE)), out_dtype)
+
+
+def check_tiles(x: Tensor, w: Tensor, ws: Tensor) -> None:
+    """Refuse what does not fit together.
+
+    Raises:
+        ValueError: dtypes or shapes.
+    """
+    tiles = tuple(-(-size // TILE) for size in w.shape)
+    if w.dtype != torch.float8_e4m3fn or ws.dtype != torch.float8_e8m0fnu or tuple(ws.shape) != tiles:
+        raise ValueError(f"{w.dtype} {tuple(w.shape)} with scales {ws.dtype} {tuple(ws.shape)}: E4M3 and E8M0 {tiles}")
+    if x.shape[-1] != w.shape[1]:
+        raise ValueError(f"the activation has {x.shape[-1]} columns, the weight {w.shape[1]}")
 
 
 def shared_attention(
