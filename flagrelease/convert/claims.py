@@ -9,7 +9,6 @@ from flagrelease.convert.planning.plan import Provenance
 from flagrelease.convert.request import ConversionRequest
 from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.digests import Claims, join_claims, read_digest_file, stated_claims
-from flagrelease.source.hub.files import HubFiles
 from flagrelease.source.hub_listing import listed_claims
 
 
@@ -39,4 +38,8 @@ def gather_claims(request: ConversionRequest, digest_file: Path | None, *, ask: 
 
 def _is_of(files: CheckpointFiles, origin: Provenance) -> bool:
     """Whether the files are read from the very place that would be asked."""
+    if files.folder is not None:
+        return False
+    from flagrelease.source.hub.files import HubFiles
+
     return isinstance(files, HubFiles) and (files.repo, files.revision) == (origin.repo, origin.revision)

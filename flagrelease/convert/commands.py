@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from flagrelease.convert.planning.passes import DiskPlan
     from flagrelease.convert.planning.plan import Plan
     from flagrelease.convert.request import ConversionRequest
-    from flagrelease.convert.summary import Summary
     from flagrelease.records.manifest import Drafts, OGroups
 
 
@@ -63,8 +63,8 @@ CheckpointOption = Annotated[
         "--checkpoint",
         metavar="DIR|ADDRESS",
         parser=place_of,
-        help="With a recipe: the folder that you downloaded its checkpoint to, or hf://OWNER/NAME or "
-        "modelscope://OWNER/NAME@TAG, which is read there by ranges.",
+        help="With a recipe: the folder that you downloaded its checkpoint to, or its address on a hub as SOURCE has "
+        "it, which is read there by ranges.",
     ),
 ]
 TargetOption = Annotated[
@@ -171,10 +171,14 @@ def plan(
     """Show what convert would write, to the byte: files, memory, disk, cards, hub limits. Reads headers only."""
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.display import show_plan
+    from flagrelease.convert.planning.memory import default_workers
+    from flagrelease.convert.sharing.shares import divide
+    from flagrelease.convert.summary import summarise
 
-    _, request, summary, _ = _planned(
-        source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk, parts
-    )
+    with _counted(source, checkpoint) as counter:
+        made, request, passes = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, disk, counter)
+        shares = None if parts is None else divide(made, parts)
+        summary = summarise(made, request, workers or default_workers(), out, passes, shares)
     gather_claims(request, source_digests, ask=False)
     console.show(as_json, summary.model_dump(mode="json"), lambda: show_plan(summary))
     summary.require_takers()
@@ -211,12 +215,12 @@ def convert(
     """
     from flagrelease.convert.claims import gather_claims
     from flagrelease.convert.disk.chosen import HandOverChoice
-    from flagrelease.convert.disk.told import convert_and_say, show_handed_over
     from flagrelease.convert.display import releases_document, remark_lines, show_releases
+    from flagrelease.convert.planning.memory import default_workers
     from flagrelease.convert.recheck import check_finished
     from flagrelease.convert.running.conversion import choose_lookup
     from flagrelease.convert.running.conversion import convert as run_conversion
-    from flagrelease.convert.sharing.commands import convert_in_cluster, make_part, merge_shown
+    from flagrelease.convert.takers import require_takers
     from flagrelease.records.manifest import MANIFEST_NAME
 
     sharing = Sharing.of(part, merge, executor, parts, cluster)
@@ -224,41 +228,53 @@ def convert(
     choice = HandOverChoice(to, repo, private, hand_over, hand_over_check)
     choice.require_with(disk)
     lookup = choose_lookup(device.value)
-    made, request, summary, passes = _planned(
-        source, checkpoint, target, chip, cards, o_groups, drafts, out, workers, disk
-    )
-    summary.require_takers()
-    for line in remark_lines(summary.left_out, summary.remarks):
+    with _counted(source, checkpoint) as counter:
+        made, request, passes = _planned(source, checkpoint, target, chip, cards, o_groups, drafts, disk, counter)
+    require_takers(made, request)
+    threads = workers or default_workers()
+    for line in remark_lines(made.source.companions.left_out, made.source.index.remarks):
         console.say(line)
     places = None if passes is None else choice.places(made, request.repositories)
     claims = {} if merge else gather_claims(request, source_digests, ask=True)  # a merge compares no source
     if passes is not None and places is not None:
-        made_there = convert_and_say(made, passes, out, places, summary.workers, lookup, claims)
+        from flagrelease.convert.disk.told import convert_and_say, show_handed_over
+
+        made_there = convert_and_say(made, passes, out, places, threads, lookup, claims)
         console.show(as_json, made_there, lambda: show_handed_over(made_there))
         return
     if sharing.part is not None:
-        make_part(made, sharing.part, out, summary.workers, lookup, claims, as_json)
+        from flagrelease.convert.sharing.commands import make_part
+
+        make_part(made, sharing.part, out, threads, lookup, claims, as_json)
         return
     folders = [release.target.folder for release in made.releases]
     before = [folder for folder in folders if (out / folder / MANIFEST_NAME).is_file()]
     waiting = sum(release.size for release in made.releases if release.target.folder not in before)
     if merge:
-        manifests = merge_shown(made, out, summary.workers)
+        from flagrelease.convert.sharing.commands import merge_shown
+
+        manifests = merge_shown(made, out, threads)
     elif sharing.cluster is not None:
+        from flagrelease.convert.sharing.commands import convert_in_cluster
+
         manifests = convert_in_cluster(made, out, sharing.cluster, parts, workers, claims)
     else:
         with console.progress("convert", made.bytes_to_write) as report:
             manifests = run_conversion(
                 made,
                 out,
-                workers=summary.workers,
+                workers=threads,
                 lookup=lookup,
                 claims=claims,
                 progress=console.saying_where_it_resumes(report.to, made.bytes_to_write - waiting),
             )
-        check_finished(made, manifests, before, claims, summary.workers)
+        check_finished(made, manifests, before, claims, threads)
     document, named = releases_document(out, manifests, before), request.provenance.recipe is not None
     console.show(as_json, document, lambda: show_releases(out, manifests, before, named))
+
+
+def _counted(source: PurePath, checkpoint: PurePath | None) -> AbstractContextManager[console.Counter]:
+    return console.counted(f"reading the headers of {checkpoint or source}, placing every byte")
 
 
 def _planned(
@@ -269,26 +285,21 @@ def _planned(
     cards: int | None,
     o_groups: OGroupsChoice | None,
     drafts: DraftsChoice | None,
-    out: Path,
-    workers: int | None,
     disk: str | None,
-    parts: int | None = None,
-) -> tuple[Plan, ConversionRequest, Summary, DiskPlan | None]:
+    counter: console.Counter,
+) -> tuple[Plan, ConversionRequest, DiskPlan | None]:
     from flagrelease.convert.disk.options import parse_budget
-    from flagrelease.convert.planning.memory import default_workers
-    from flagrelease.convert.planning.passes import plan_passes
     from flagrelease.convert.planning.plan import make_plan
     from flagrelease.convert.request import make_request
-    from flagrelease.convert.sharing.shares import divide
-    from flagrelease.convert.summary import summarise
 
     budget = None if disk is None else parse_budget(disk)
     cut: OGroups | None = None if o_groups is None else o_groups.value
     stages: Drafts | None = None if drafts is None else drafts.value
-    with console.counted(f"reading the headers of {checkpoint or source}, placing every byte") as counter:
-        request = make_request(source, checkpoint, target, chip, cut, cards, stages, partial(counter, "headers read"))
-        placed = partial(counter, "releases planned")
-        made = make_plan(request.source, request.targets, request.options, request.provenance, placed)
-        passes = None if budget is None else plan_passes(made, budget)
-        shares = None if parts is None else divide(made, parts)
-        return made, request, summarise(made, request, workers or default_workers(), out, passes, shares), passes
+    request = make_request(source, checkpoint, target, chip, cut, cards, stages, partial(counter, "headers read"))
+    placed = partial(counter, "releases planned")
+    made = make_plan(request.source, request.targets, request.options, request.provenance, placed)
+    if budget is None:
+        return made, request, None
+    from flagrelease.convert.planning.passes import plan_passes
+
+    return made, request, plan_passes(made, budget)

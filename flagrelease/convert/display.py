@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from flagrelease.console import human_bytes, out, say, table
-from flagrelease.convert.inspect import Inspection
-from flagrelease.convert.sharing.summary import show_parts
-from flagrelease.convert.summary import DiskSummary, ReleaseSummary, SequenceSummary, Summary
-from flagrelease.records.manifest import Manifest
+
+if TYPE_CHECKING:
+    from flagrelease.convert.inspect import Inspection
+    from flagrelease.convert.summary import DiskSummary, ReleaseSummary, SequenceSummary, Summary
+    from flagrelease.records.manifest import Manifest
 
 _SHOWN = 20  # lines of a list; --json has all of it
 
@@ -47,7 +49,7 @@ def show_inspection(found: Inspection) -> None:
         console.print(f"  and {len(found.problems) - _SHOWN} more (--json has them all)")
 
 
-def remark_lines(left_out: dict[str, str], remarks: list[str]) -> list[str]:
+def remark_lines(left_out: dict[str, str], remarks: Sequence[str]) -> list[str]:
     """What people should know of a source that is not refused for it, a line each."""
     return [f"left out of every release: {name} ({reason})" for name, reason in left_out.items()] + [
         f"note: {remark}" for remark in remarks
@@ -79,6 +81,8 @@ def show_plan(plan: Summary) -> None:
     if plan.passes is not None:
         _show_passes(plan.passes)
     if plan.parts is not None:
+        from flagrelease.convert.sharing.summary import show_parts
+
         show_parts(plan.parts, plan.source_bytes)
     console.print(f"memory  {human_bytes(plan.peak_memory_bytes)} for {plan.workers} workers, beside the interpreter")
     for note in plan.notes:

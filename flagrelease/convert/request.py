@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from flagrelease.chips.table import Chip
 from flagrelease.convert.planning.collector import paused_collector
 from flagrelease.convert.planning.fit import RESERVE_BYTES, rank_bytes, smallest_mp
 from flagrelease.convert.planning.layouts import tensor_parallel
@@ -16,16 +15,17 @@ from flagrelease.convert.planning.plan import Provenance
 from flagrelease.convert.planning.target import Target, parse_target
 from flagrelease.errors import UsageError
 from flagrelease.model.families import family_of, has_known_shape
-from flagrelease.records.chip_releases import ChipRelease, split_choice
 from flagrelease.records.convert_spec import ConvertSpec, EngramTables
 from flagrelease.records.manifest import Drafts, OGroups
-from flagrelease.records.recipe import Recipe, read_recipe
-from flagrelease.records.shipped import shipped_recipe
 from flagrelease.shard.files import CheckpointFiles
 from flagrelease.source.hub.address import HubPath
-from flagrelease.source.hub.files import HubFiles
 from flagrelease.source.hub.opening import files_at
 from flagrelease.source.source import Source, read_source
+
+if TYPE_CHECKING:
+    from flagrelease.chips.table import Chip
+    from flagrelease.records.chip_releases import ChipRelease
+    from flagrelease.records.recipe import Recipe
 
 Place = TypeVar("Place", bound=PurePath)
 
@@ -90,7 +90,7 @@ def make_request(
             a number of cards that the weights do not fit.
         CheckpointError: the checkpoint is not what it says.
     """
-    known = [split_choice(text)[0] for text in chips]
+    known = _known(chips)
     named = [parse_target(text, o_groups or "shared", drafts or "keep") for text in targets]
     if not isinstance(source, Path) or source.is_dir():
         if checkpoint is not None:
@@ -105,6 +105,8 @@ def make_request(
         notes = tuple(dict.fromkeys(note for _, note in found))
         where = _where(understood.files)
         return ConversionRequest(understood, _unique(wanted, named), wanted, ConvertSpec(), where, (), notes)
+    from flagrelease.records.recipe import read_recipe
+
     recipe = read_recipe(source)
     if cards is not None:
         raise UsageError(f"--cards is for a checkpoint folder; {source} says the layout of each chip itself")
@@ -118,6 +120,14 @@ def make_request(
     return ConversionRequest(
         understood, _unique(wanted, named), wanted, recipe.convert, _provenance(recipe), recipe.hubs
     )
+
+
+def _known(chips: Sequence[str]) -> list[Chip]:
+    if not chips:
+        return []
+    from flagrelease.records.chip_releases import split_choice  # the chip table
+
+    return [split_choice(text)[0] for text in chips]
 
 
 def _unique(wanted: Iterable[ChipTarget], named: list[Target]) -> tuple[Target, ...]:
@@ -150,6 +160,10 @@ def at_revision(recipe: Recipe, path: Path, place: PurePath) -> PurePath:
 
 def _where(files: CheckpointFiles) -> Provenance:
     """Of a bare checkpoint: its repository and revision, if it is one of a hub."""
+    if files.folder is not None:
+        return Provenance()
+    from flagrelease.source.hub.files import HubFiles
+
     return Provenance(repo=files.repo, revision=files.revision) if isinstance(files, HubFiles) else Provenance()
 
 
@@ -181,6 +195,9 @@ def _for_chip(
     text: str, source: Source, o_groups: OGroups | None, drafts: Drafts | None, cards: int | None
 ) -> Iterator[tuple[ChipTarget, str]]:
     """What a chip gets of a bare checkpoint, and why, as sentences."""
+    from flagrelease.records.chip_releases import split_choice
+    from flagrelease.records.shipped import shipped_recipe
+
     chip, release = split_choice(text)
     model = next(iter(family_of(source.config).published(source.config)), None)
     recipe = None if model is None else shipped_recipe(model)

@@ -12,7 +12,7 @@ from flagrelease.convert.planning.plan import Plan, make_plan
 from flagrelease.convert.planning.target import Target
 from flagrelease.convert.request import ConversionRequest, checkpoint_of, make_request
 from flagrelease.convert.running.outdated import Held, look
-from flagrelease.convert.summary import summarise
+from flagrelease.convert.takers import require_takers
 from flagrelease.errors import FlagReleaseError, ResourceError
 from flagrelease.records.release import read_release
 from flagrelease.records.source_identity import identify
@@ -110,7 +110,7 @@ def _one_plan(request: RunRequest, asked: ConversionRequest, targets: Sequence[T
     told = partial(counter, "releases planned")
     plan = make_plan(asked.source, targets, asked.options, asked.provenance, told)
     only = replace(asked, targets=tuple(targets), chips=tuple(one for one in asked.chips if one.target in set(targets)))
-    summarise(plan, only, request.workers, request.out).require_takers()
+    require_takers(plan, only)
     return plan
 
 

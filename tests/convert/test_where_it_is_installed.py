@@ -41,14 +41,3 @@ def test_nothing_of_an_installation_is_written_and_no_home_is_needed(target: str
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert {path: path.read_bytes() for path in package.rglob("*.nb?")} == before
-
-
-def test_only_scales_by_row_load_numba(tmp_path: Path) -> None:
-    """It takes a second to load and to compile, in every process."""
-    code = (
-        "import sys; from flagrelease.cli import main; "
-        f"code = main(['convert', {str(SOURCE)!r}, '--target', 'bf16:mp2', '--out', {str(tmp_path)!r}]); "
-        "assert code == 0, code; assert 'numba' not in sys.modules"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr

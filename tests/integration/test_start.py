@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import typer
 from typer.core import TyperOption
 
 from flagrelease.cli import command_line
 from flagrelease.commands import PARTS, ROOT_OPTIONS_WITH_A_VALUE, asked_for
+
+TINY = Path(__file__).parents[2] / "examples" / "tiny" / "flagrelease-tiny-v4"
+# What a conversion to a named target has no use for: each takes hundredths of a second of every start, or seconds.
+UNUSED = (
+    "asyncio", "jinja2", "numba", "packaging", "torch", "triton", "yaml",
+    "flagrelease.chips", "flagrelease.convert.disk.conversion", "flagrelease.convert.sharing.driver",
+    "flagrelease.convert.summary", "flagrelease.engine", "flagrelease.publish.staging", "flagrelease.records.recipe",
+    "flagrelease.records.report", "flagrelease.run", "flagrelease.source.hub.files", "flagrelease.validate",
+    "flagrelease.verify",
+)  # fmt: skip
+
+
+def loaded(words: list[str]) -> set[str]:
+    """The modules that a process has imported after this command."""
+    code = (
+        "import sys; from flagrelease.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def unused(modules: set[str]) -> set[str]:
+    return {name for name in modules for part in UNUSED if name == part or name.startswith(f"{part}.")}
+
+
+def test_a_conversion_imports_only_what_it_uses(tmp_path: Path) -> None:
+    found = loaded(["convert", str(TINY), "--target", "bf16:mp2", "--out", str(tmp_path)])
+    assert "flagrelease.convert.running.conversion" in found
+    assert not unused(found)
+    assert unused(found | {"numba.core", "flagrelease.chips.table"}) == {"numba.core", "flagrelease.chips.table"}
 
 
 def test_the_table_has_every_command_of_every_part() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.planning.target import Target
 from flagrelease.errors import UsageError
 from flagrelease.publish.hubs.registry import find_licence, schemes
-from flagrelease.publish.staging.place import Place, Staged
-from flagrelease.publish.staging.places import places_by_commands, places_on_a_hub
+
+if TYPE_CHECKING:
+    from flagrelease.publish.staging.place import Place, Staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class HandOverChoice:
             UsageError: a release without a repository or licence, a command that is not there.
             ResourceError: the client of the hub is not installed.
         """
+        from flagrelease.publish.staging.places import places_by_commands, places_on_a_hub
+
         releases = [_staged(plan, release, repositories) for release in plan.releases]
         if self.to is not None:
             return places_on_a_hub(self.to, releases, self.repo, self.private)
@@ -64,6 +68,8 @@ class HandOverChoice:
 
 
 def _staged(plan: Plan, release: ReleasePlan, repositories: Mapping[Target, str]) -> Staged:
+    from flagrelease.publish.staging.place import Staged
+
     licence = plan.provenance.license
     return Staged(
         folder=release.target.folder,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-from flagrelease.shard.files import CheckpointFiles
-from flagrelease.shard.folder import FolderFiles
 from flagrelease.source.hub.address import HubPath
+
+if TYPE_CHECKING:
+    from flagrelease.shard.files import CheckpointFiles
 
 
 def place_of(text: str) -> PurePath:
@@ -32,6 +34,8 @@ def files_at(place: PurePath) -> CheckpointFiles:
         NetworkError: the hub refuses, or does not answer.
     """
     if not isinstance(place, HubPath):
+        from flagrelease.shard.folder import FolderFiles  # which reads with numpy
+
         return FolderFiles(Path(place))
     from flagrelease.publish.reading.remote import parse_address
     from flagrelease.source.hub.files import open_hub_files
