@@ -9,72 +9,104 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from flagrelease.errors import CheckpointError
 from flagrelease.records.manifest import CheckedFileRecord, DigestAlgorithm
 from flagrelease.shard.files import CheckpointFiles
-from flagrelease.source.digests import Claim, Claims
+from flagrelease.source.digests import Claims
 
 
 class FileCheck:
     """One comparison of a checkpoint with `claims`."""
 
-    def __init__(self, files: CheckpointFiles, claims: Claims) -> None:
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        claims: Claims,
+        known: Iterable[CheckedFileRecord] = (),
+        record: Callable[[CheckedFileRecord], None] = lambda record: None,
+    ) -> None:
         """Hash every file that holds no tensors.
+
+        Args:
+            files, claims: of the checkpoint.
+            known: what an earlier run found of tensor files that have not been written since. A file whose claims are
+                all among it is not hashed again.
+            record: called with what is found of each tensor file, by any thread.
 
         Raises:
             CheckpointError: one of them is not what a claim says, or cannot be read.
         """
         self._files = files
         self._claims = claims
-        self._waiting = deque(sorted(name for name in claims if name.endswith(".safetensors")))
+        self._record = record
         self._checked: list[CheckedFileRecord] = []
         self._lock = threading.Lock()
-        for name in sorted(claims.keys() - set(self._waiting)):
-            self._check(name, lambda: False)
+        then = {(one.path, one.algorithm): one.digest for one in known}
+        self._waiting: list[str] = []
+        for name in sorted(claims):
+            if not name.endswith(".safetensors"):
+                self._keep(self._found(name, lambda: False))
+            elif all(then.get((name, claim.algorithm)) == claim.digest for claim in claims[name]):
+                self._keep(self._agreeing(name, {claim.algorithm: claim.digest for claim in claims[name]}))
+            else:
+                self._waiting.append(name)
 
-    @property
-    def pending(self) -> bool:
-        """Whether tensor files are still to be hashed."""
-        return bool(self._waiting)
+    def pending(self, names: Collection[str] | None = None) -> bool:
+        """Whether tensor files (of `names`, if given) are still to be hashed."""
+        return any(names is None or name in names for name in self._waiting)
 
-    def work(self, stopped: Callable[[], bool]) -> None:
-        """Hash tensor files until none is left, or `stopped()`. Called by any number of threads at once.
+    def work(self, stopped: Callable[[], bool], names: Collection[str] | None = None) -> None:
+        """Hash tensor files (of `names`, if given) until none is left, or `stopped()`.
+
+        Called by any number of threads at once.
 
         Raises:
             CheckpointError: a file is not what a claim says, or cannot be read.
         """
         while not stopped():
             with self._lock:
-                if not self._waiting:
+                name = next((one for one in self._waiting if names is None or one in names), None)
+                if name is None:
                     return
-                name = self._waiting.popleft()
-            self._check(name, stopped)
+                self._waiting.remove(name)
+            found = self._found(name, stopped)
+            self._keep(found)
+            for one in found:
+                self._record(one)
 
     def records(self) -> tuple[CheckedFileRecord, ...]:
         """What was compared, and found right, by path and algorithm."""
         return tuple(sorted(self._checked, key=lambda record: (record.path, record.algorithm)))
 
-    def _check(self, name: str, stopped: Callable[[], bool]) -> None:
-        by_algorithm: dict[DigestAlgorithm, list[Claim]] = {}
+    def _keep(self, found: Iterable[CheckedFileRecord]) -> None:
+        with self._lock:
+            self._checked += found
+
+    def _found(self, name: str, stopped: Callable[[], bool]) -> list[CheckedFileRecord]:
+        """What a file that is hashed now agrees with; nothing if the work was stopped."""
+        digests = self._digests(name, {claim.algorithm for claim in self._claims[name]}, stopped)
+        if digests is None:
+            return []
         for claim in self._claims[name]:
-            by_algorithm.setdefault(claim.algorithm, []).append(claim)
-        found = self._digests(name, set(by_algorithm), stopped)
-        if found is None:
-            return
-        for algorithm, claims in by_algorithm.items():
-            for claim in claims:
-                if claim.digest != found[algorithm]:
-                    raise CheckpointError(
-                        f"{self._files.root / name}: its {algorithm} is {found[algorithm]}, but {claim.by} says "
-                        f"{claim.digest}: damaged or exchanged since it was published; download it again"
-                    )
-            authorities = tuple(sorted({claim.by for claim in claims}))
-            record = CheckedFileRecord(path=name, algorithm=algorithm, digest=found[algorithm], stated_by=authorities)
-            with self._lock:
-                self._checked.append(record)
+            if claim.digest != (found := digests[claim.algorithm]):
+                raise CheckpointError(
+                    f"{self._files.root / name}: its {claim.algorithm} is {found}, but {claim.by} says "
+                    f"{claim.digest}: damaged or exchanged since it was published; download it again"
+                )
+        return self._agreeing(name, digests)
+
+    def _agreeing(self, name: str, digests: dict[DigestAlgorithm, str]) -> list[CheckedFileRecord]:
+        return [
+            CheckedFileRecord(
+                path=name,
+                algorithm=algorithm,
+                digest=digest,
+                stated_by=tuple(sorted({claim.by for claim in self._claims[name] if claim.algorithm == algorithm})),
+            )
+            for algorithm, digest in digests.items()
+        ]
 
     def _digests(
         self, name: str, algorithms: set[DigestAlgorithm], stopped: Callable[[], bool]

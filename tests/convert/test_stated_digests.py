@@ -19,7 +19,7 @@ from flagrelease.errors import CheckpointError, ResourceError
 from flagrelease.records.manifest import Manifest, read_manifest
 from flagrelease.shard.folder import FolderFiles
 from flagrelease.shard.index import open_checkpoint
-from flagrelease.source.digests import Claims, join_claims, local_claims, read_digest_file
+from flagrelease.source.digests import Claim, Claims, join_claims, local_claims, read_digest_file
 
 
 def sha256(path: Path) -> str:
@@ -211,3 +211,32 @@ def test_a_release_that_records_its_digests_is_not_hashed_again(
     for _ in range(2):
         assert main([*words, "--source-digests", str(sums)]) == 0
     assert "finished before" not in capsys.readouterr().err
+
+
+def test_what_was_hashed_before_an_interruption_is_not_hashed_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a hub it would be fetched again. What is stated now decides: another digest is compared with the bytes."""
+    names = sorted(path.name for path in checkpoint.glob("*.safetensors"))
+    claims: Claims = {name: (Claim("sha256", sha256(checkpoint / name), "digest-file"),) for name in names}
+    whole = run(checkpoint, tmp_path / "undisturbed", claims)
+    hashed: list[str] = []
+    stream = FolderFiles.stream
+    monkeypatch.setattr(FolderFiles, "stream", lambda self, name: hashed.append(name) or stream(self, name))
+
+    def no_more(*_: object) -> None:
+        raise ResourceError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flagrelease.convert.running.conversion.assemble", no_more)
+        with pytest.raises(ResourceError, match="planted"):
+            run(checkpoint, tmp_path / "out", claims)
+    assert sorted(hashed) == names
+    other = claims | {names[1]: (Claim("sha256", "0" * 64, "digest-file"),)}
+    hashed.clear()
+    with pytest.raises(CheckpointError, match=f"{names[1]}: its sha256 is .* but digest-file says 0000"):
+        run(checkpoint, tmp_path / "out", other)
+    assert hashed == [names[1]]
+    hashed.clear()
+    assert run(checkpoint, tmp_path / "out", claims) == whole
+    assert hashed == []

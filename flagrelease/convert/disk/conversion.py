@@ -14,9 +14,10 @@ from pathlib import Path
 
 from flagrelease.convert.codecs.lookup import Lookup
 from flagrelease.convert.disk.hand_over import HandOver, staged_file
-from flagrelease.convert.planning.passes import DiskPlan, only_files
+from flagrelease.convert.planning.passes import DiskPlan, only_files, source_files
 from flagrelease.convert.planning.plan import Plan, ReleasePlan
 from flagrelease.convert.running.assembly import make_manifest
+from flagrelease.convert.running.checking import begin_check
 from flagrelease.convert.running.conversion import Progress, require_apart, write_files
 from flagrelease.convert.running.earlier import refuse_parts
 from flagrelease.convert.running.journal import Journal, open_journal
@@ -59,7 +60,8 @@ def convert_inside(
     try:
         for number, release in enumerate(plan.releases):
             journals[number] = _open(plan, release, out / release.target.folder, places[release.target.folder])
-        work = _Work(plan, out, journals, places, handed_over, FileCheck(plan.source.files, stated))
+        check = begin_check(plan.source.files, stated, journals)
+        work = _Work(plan, out, journals, places, handed_over, check)
         made: dict[int, Manifest] = {}
         for one in disk.passes:
             work.run(one.files, workers, lookup, progress)
@@ -121,10 +123,15 @@ class _Work:
 
     def run(self, files: tuple[int, ...], workers: int, lookup: Lookup, progress: Progress) -> None:
         """Make the files of a pass that are not in their places, and take them there."""
-        if self.gone.issuperset(files) and self._recorded(files) and not self._check.pending:
+        made = self.gone.issuperset(files) and self._recorded(files)
+        if made and not self._check.pending():
+            return
+        part = only_files(self._plan, files)
+        # Files of the source that this pass reads; all that are left where a manifest, which names them, comes next.
+        compared = None if self._completes(files) else source_files(part)
+        if made and not self._check.pending(compared):
             return
         self._clear(files)
-        part = only_files(self._plan, files)
         elsewhere = [place for place, number in enumerate(files) if number in self.gone]
         before = sum(self._plan.files[number].size for number in self.gone)
         hand_over = HandOver(self._plan, self._journals, self._places, self._count)
@@ -137,6 +144,7 @@ class _Work:
                 lookup,
                 lambda done: progress(before + done),
                 self._check,
+                compared=compared,
                 elsewhere=elsewhere,
                 finished=hand_over.put,
             )
@@ -166,6 +174,11 @@ class _Work:
     def _count(self, nbytes: int) -> None:
         self._handed += nbytes
         self._tell(self._handed)
+
+    def _completes(self, files: tuple[int, ...]) -> bool:
+        """Whether a release is whole when these files are in their places."""
+        left = {file.release for n, file in enumerate(self._plan.files) if n not in self.gone and n not in files}
+        return any(number not in left for number in self._journals)
 
     def whole_releases(self) -> list[int]:
         """The releases all of whose files are in their places."""

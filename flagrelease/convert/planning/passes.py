@@ -101,12 +101,20 @@ def only_files(plan: Plan, files: Sequence[int]) -> Plan:
     return replace(plan, files=tuple(plan.files[number] for number in files))
 
 
+def source_files(plan: Plan) -> frozenset[str]:
+    """Names of the checkpoint's files that the jobs of `plan` read."""
+    stored = (part for job in plan.jobs for part in (job.tensor.weight, job.tensor.scale) if part is not None)
+    return frozenset(part.file.name for part in stored)
+
+
 def record_bytes(release: ReleasePlan) -> int:
     """What is kept of a release beside its tensor files, at most: journal, documents, manifest."""
     names = {tensor.spec.name for tensor, _, _ in release.parts.values()}
     count, letters = len(names), sum(map(len, names))
     journal = count * _IN_JOURNAL + letters * _NAMES_IN_JOURNAL
     journal += sum(2 * (1 + file.size // _RECORDED_EVERY) * (_FILE_RECORD + len(file.name)) for file in release.files)
+    sources = {tensor.weight.file.name for tensor, _, _ in release.parts.values()}
+    journal += sum(2 * (_FILE_RECORD + len(name)) for name in sources)  # its state, and that it was compared whole
     manifest = len(release.parts) * _IN_MANIFEST + sum(map(len, release.parts))
     manifest += count * _OF_SOURCE_IN_MANIFEST + 4 * letters
     manifest += len(json.dumps(release.planned)) + _FILE_RECORD * (len(release.files) + len(release.documents.written))

@@ -14,6 +14,7 @@ from flagrelease.convert.planning.memory import BUFFERS_PER_WORKER, CHUNK_BYTES
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.convert.running.assembly import assemble
 from flagrelease.convert.running.buffers import Buffers, Run
+from flagrelease.convert.running.checking import begin_check
 from flagrelease.convert.running.earlier import refuse_other_source, refuse_parts
 from flagrelease.convert.running.journal import Journal, open_journal
 from flagrelease.convert.running.lanes import Lane, LaneSink
@@ -63,7 +64,7 @@ def convert(
             if journal is not None:
                 journals[number] = journal
         if journals:
-            check = FileCheck(plan.source.files, stated)
+            check = begin_check(plan.source.files, stated, journals)
             write_files(plan, out, journals, workers, lookup, progress, check)
             for number, journal in journals.items():
                 folder = out / plan.releases[number].target.folder
@@ -85,6 +86,7 @@ def write_files(
     progress: Progress,
     check: FileCheck,
     *,
+    compared: Collection[str] | None = None,
     elsewhere: Collection[int] = (),
     finished: Callable[[OutputFile], None] = lambda file: None,
 ) -> None:
@@ -95,6 +97,7 @@ def write_files(
         out, workers, lookup, progress: as for `convert`.
         journals: by index into `Plan.releases`.
         check: compares the source beside the work.
+        compared: the files that it compares now; None: all that are left.
         elsewhere: indexes of files that are not to be written; their tensors are recorded all the same.
         finished: called by any thread as soon as a file is whole on the disk and recorded, also if an earlier run had
             finished it. What it raises ends the work.
@@ -130,12 +133,12 @@ def write_files(
 
         def hash_sources() -> None:
             try:
-                check.work(lambda: run.stopped)
+                check.work(lambda: run.stopped, compared)
             except BaseException as error:  # noqa: BLE001 - the main thread raises it
                 run.stop(error)
 
         threads = [threading.Thread(target=work, name=f"worker {n}", daemon=True) for n in range(workers)]
-        if check.pending:
+        if check.pending(compared):
             hashing = max(1, workers // WORKERS_PER_HASHING_THREAD)
             threads += [threading.Thread(target=hash_sources, name=f"hash {n}", daemon=True) for n in range(hashing)]
         try:

@@ -2,7 +2,8 @@
 
 RELEASE/.flagrelease/ is a work folder (durable/folder.py): locked, and bound to one plan and one source. In it
 unfinished files grow beside an append log (durable/log.py). A record for each tensor holds its digests, a record for
-each file says that its first bytes are on the disk and what they hash to. What has no record is done again.
+each file says that its first bytes are on the disk and what they hash to, and a record for each file of the source
+that it has the digest that is stated for it. What has no record is done again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flagrelease.durable.folder import LOCK_NAME, WorkFolder, refuse_foreign, re
 from flagrelease.durable.lock import FileLock
 from flagrelease.durable.log import AppendLog
 from flagrelease.errors import ResourceError
-from flagrelease.records.manifest import MANIFEST_NAME, ElementCounts, LossRecord, read_manifest
+from flagrelease.records.manifest import MANIFEST_NAME, CheckedFileRecord, ElementCounts, LossRecord, read_manifest
 
 WORK_FOLDER = ".flagrelease"
 JOURNAL_NAME, _LOG_VERSION = "journal.jsonl", 2
@@ -53,7 +54,8 @@ class FileState(BaseModel):
     sha256: str
 
 
-_RECORDS: TypeAdapter[TensorResult | FileState] = TypeAdapter(TensorResult | FileState)
+JournalRecord = TensorResult | FileState | CheckedFileRecord
+_RECORDS: TypeAdapter[JournalRecord] = TypeAdapter(JournalRecord)
 
 
 class Journal:
@@ -70,7 +72,7 @@ class Journal:
         self._mutex = threading.Lock()
         refuse_foreign(self.work, ours)
         self._log = _open_log(self.work / JOURNAL_NAME)
-        self.files, self.tensors = _split(self._log.records)
+        self.files, self.tensors, self.checked = _split(self._log.records)
 
     def add_tensor(self, result: TensorResult) -> None:
         """Record a tensor. On resume, a tensor without a record is read again even if its output is already written.
@@ -88,6 +90,11 @@ class Journal:
         with self._mutex:
             self.files[name] = state
         self._log.append(state, sync=True)
+
+    def add_checked(self, record: CheckedFileRecord) -> None:
+        """Record that a file of the source has the digest that is stated for it. The work folder is bound to the
+        state of the source, so this holds for whoever opens it again."""
+        self._log.append(record, sync=False)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -107,24 +114,28 @@ def read_journal(path: Path) -> tuple[dict[str, FileState], dict[tuple[str, Acti
         ResourceError: it is no journal of this version, or cannot be read.
     """
     with _open_log(path) as log:
-        return _split(log.records)
+        files, tensors, _ = _split(log.records)
+        return files, tensors
 
 
-def _open_log(path: Path) -> AppendLog[TensorResult | FileState]:
+def _open_log(path: Path) -> AppendLog[JournalRecord]:
     return AppendLog(path, "conversion", _LOG_VERSION, _RECORDS, {})
 
 
 def _split(
-    records: Iterable[TensorResult | FileState],
-) -> tuple[dict[str, FileState], dict[tuple[str, Action], TensorResult]]:
+    records: Iterable[JournalRecord],
+) -> tuple[dict[str, FileState], dict[tuple[str, Action], TensorResult], list[CheckedFileRecord]]:
     files: dict[str, FileState] = {}
     tensors: dict[tuple[str, Action], TensorResult] = {}
+    checked: list[CheckedFileRecord] = []
     for record in records:
         if isinstance(record, FileState):
             files[record.file] = record
-        else:
+        elif isinstance(record, TensorResult):
             tensors[record.tensor, record.action] = record
-    return files, tensors
+        else:
+            checked.append(record)
+    return files, tensors, checked
 
 
 def open_journal(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flagrelease.convert.codecs.lookup import Lookup
 from flagrelease.convert.planning.plan import Plan
+from flagrelease.convert.running.checking import begin_check
 from flagrelease.convert.running.conversion import Progress, require_apart, write_files
 from flagrelease.convert.running.earlier import refuse_other_source
 from flagrelease.convert.running.journal import WORK_FOLDER, Journal
@@ -24,7 +25,6 @@ from flagrelease.convert.sharing.part_folder import (
 from flagrelease.convert.sharing.shares import Share
 from flagrelease.durable.files import write_whole
 from flagrelease.source.digests import Claims
-from flagrelease.source.file_check import FileCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def convert_part(
         if not journals:
             progress(share.nbytes)
             return PartResult(out, complete_before=True)
-        check = FileCheck(plan.source.files, stated)
+        check = begin_check(plan.source.files, stated, journals)
         told = _of_this_share(plan, share, journals, progress)
         write_files(share.of(plan), out, journals, workers, lookup, told, check)
         record = done_record(plan, share, check.records())

@@ -15,14 +15,11 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from flagrelease.convert.planning.collector import paused_collector
-from flagrelease.convert.planning.passes import only_files, place_in_source
+from flagrelease.convert.planning.passes import only_files, place_in_source, source_files
 from flagrelease.convert.planning.plan import Plan
 from flagrelease.errors import UsageError
-
-_Dealt = TypeVar("_Dealt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,8 @@ def divide(plan: Plan, count: int) -> tuple[Share, ...]:
 
 def _shares(plan: Plan, groups: Sequence[Sequence[int]]) -> tuple[Share, ...]:
     elsewhere = _recorded_elsewhere(plan, groups)
-    sources = _deal([(header.file_size, header.file.name) for header in plan.source.index.headers], len(groups))
+    visits = [_visited(_only(plan, group, elsewhere[number])) for number, group in enumerate(groups)]
+    sources = _deal_sources(plan, [names for names, _ in visits])
     sizes = {header.file.name: header.file_size for header in plan.source.index.headers}
     return tuple(
         Share(
@@ -124,11 +122,31 @@ def _shares(plan: Plan, groups: Sequence[Sequence[int]]) -> tuple[Share, ...]:
             elsewhere=elsewhere[number],
             sources=frozenset(sources[number]),
             nbytes=sum(plan.files[n].size for n in group),
-            bytes_to_read=sum(job.bytes_to_read for job in _only(plan, group, elsewhere[number]).jobs),
+            bytes_to_read=visits[number][1],
             bytes_to_compare=sum(sizes[name] for name in sources[number]),
         )
         for number, group in enumerate(groups)
     )
+
+
+def _visited(part: Plan) -> tuple[frozenset[str], int]:
+    """The files of the source that `part` reads, and how many bytes of them."""
+    return source_files(part), sum(job.bytes_to_read for job in part.jobs)
+
+
+def _deal_sources(plan: Plan, read: Sequence[frozenset[str]]) -> list[list[str]]:
+    """Which files of the source each group compares: such as it reads anyway, so that a hub sends their bytes once.
+
+    The largest first, each to whoever of its readers has least by then."""
+    dealt: list[list[str]] = [[] for _ in read]
+    taken = [0] * len(read)
+    for header in sorted(plan.source.index.headers, key=lambda header: -header.file_size):
+        name = header.file.name
+        readers = [group for group, names in enumerate(read) if name in names] or range(len(read))
+        group = min(readers, key=lambda one: (taken[one], one))
+        dealt[group].append(name)
+        taken[group] += header.file_size
+    return dealt
 
 
 def _recorded_elsewhere(plan: Plan, groups: Sequence[Sequence[int]]) -> list[frozenset[tuple[int, int]]]:
@@ -200,9 +218,9 @@ def _within(sizes: Sequence[int], limit: int, count: int) -> list[int]:
     return [*ends, len(sizes)]
 
 
-def _deal(sized: Sequence[tuple[int, _Dealt]], count: int) -> list[list[_Dealt]]:
+def _deal(sized: Sequence[tuple[int, int]], count: int) -> list[list[int]]:
     """The largest first, each to whoever has least by then; among equals the order decides."""
-    groups: list[list[_Dealt]] = [[] for _ in range(count)]
+    groups: list[list[int]] = [[] for _ in range(count)]
     least = [(0, group) for group in range(count)]
     for size, one in sorted(sized, key=lambda item: -item[0]):
         taken, group = heapq.heappop(least)
