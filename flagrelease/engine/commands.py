@@ -29,6 +29,7 @@ from flagrelease.engine.options import (
     SpeculateOption,
 )
 from flagrelease.engine.preflight import check_origins, choose_context, leads, require_writable, serving_key
+from flagrelease.engine.speculation import AUTO as AUTO_DRAFTS
 from flagrelease.engine.speculation import OFF, choose_speculation
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
@@ -196,7 +197,7 @@ def serve(
         ),
     ] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Print a line for every request on stderr.")] = False,
-    speculate: SpeculateOption = OFF,
+    speculate: SpeculateOption = AUTO_DRAFTS,
     ranks: RanksOption = AUTO,
     as_json: Annotated[
         bool, typer.Option("--json", help="When requests are accepted, print a JSON line with the address.")

@@ -146,8 +146,8 @@ def receive(
             while (_missing(word, mark, inside) > 0) & (looked != looks):
                 word = tl.load(place, mask=inside, other=0, volatile=True)
                 looked += 1
-            # Once more: of a tile with fewer words than threads several threads load the same word, each for itself, and
-            # what was counted is the look of one of them. Now that it has seen the word the others do too.
+            # Once more: of a tile with fewer words than threads several threads load the same word, each for itself,
+            # and what was counted is the look of one of them. Now that it has seen the word the others do too.
             word = tl.load(place, mask=inside, other=0, volatile=True)
             part = word.to(tl.int32).to(tl.float32, bitcast=True)
         if rank == 0:
