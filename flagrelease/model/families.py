@@ -25,12 +25,21 @@ def parse_config(raw: dict[str, Any], origin: PurePath | str) -> FamilyConfig:
     Raises:
         CheckpointError: no family has this model_type, or a key is missing or of a wrong type.
     """
+    config: FamilyConfig = family_of_document(raw, origin).parse(raw, origin)
+    return config
+
+
+def family_of_document(raw: dict[str, Any], origin: PurePath | str) -> Family[Any]:
+    """The family that a `config.json` document says it is of. `origin` names it in errors.
+
+    Raises:
+        CheckpointError: no family has this model_type.
+    """
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         known = " and ".join(map(repr, FAMILIES))
         raise CheckpointError(f"{origin}: model_type is {raw.get('model_type')!r}; this tool converts {known}")
-    config: FamilyConfig = family.parse(raw, origin)
-    return config
+    return family
 
 
 def read_config(path: Path) -> tuple[FamilyConfig, dict[str, Any]]:

@@ -46,6 +46,7 @@ class Family(Generic[C]):
         published: the published models of a config's shape, the one that a recipe is shipped for first.
         names: all of these.
         title: what people call the family.
+        mp_readers: the engines that read its releases of mp layouts, in words.
         formats: the release formats that exist for it.
         reasons: why a checkpoint does not hold this model, from the tensors that it has by name, as sentences; the last
             argument names its config.json. None where nothing better can be said than which tensors are missing.
@@ -64,6 +65,7 @@ class Family(Generic[C]):
     published: Callable[[C], tuple[str, ...]]
     names: frozenset[str]
     title: str
+    mp_readers: str
     formats: frozenset[str]
     reasons: Callable[[Mapping[str, TensorMeta], C, PurePath], Iterator[str]]
     hint: Callable[[str], str]

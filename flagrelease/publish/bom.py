@@ -77,7 +77,7 @@ def _model(records: Records, name: str) -> dict[str, Any]:
         "hashes": _hashes(records.manifest_sha256),
         "licenses": [{"license": {"id": records.licence}}],
         "pedigree": {"ancestors": [_source(records, _SOURCE + "-ancestor")]},
-        "modelCard": {"modelParameters": {"task": "text-generation", "architectureFamily": "DeepSeek-V4"}},
+        "modelCard": {"modelParameters": {"task": "text-generation", "architectureFamily": records.family.title}},
         "properties": [{"name": f"flagrelease:{key}", "value": value} for key, value in properties.items()],
     }
 

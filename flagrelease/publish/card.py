@@ -20,6 +20,7 @@ from flagrelease.publish.claims import (
     Evidence,
     Line,
     Row,
+    Status,
     manifest,
     of_chip,
     of_stack,
@@ -47,9 +48,8 @@ def make_card(records: Records, hub: Hub, repo: str) -> bytes:
 
     Raises:
         VerificationError: a claim without a record, or metadata that break a rule of the hub, which are faults of
-            flagrelease or of the records; or config.json of an hf release, or of one with DSpark's stages, cannot be
-            read.
-        CheckpointError: config.json of an hf release is not one of DeepSeek-V4.
+            flagrelease or of the records; or config.json cannot be read.
+        CheckpointError: config.json is of no family.
     """
     claims, text = Claims(records), render(front_matter(records, hub))
     for lines in _sections(records, hub, repo):
@@ -103,6 +103,7 @@ def _what_it_is(records: Records) -> Iterator[Line]:
         shared = f"{records.target.o_groups} between ranks"
         yield Row(files_are, manifest("/target/o_groups"), ("o-groups", shared))
     yield drafts_row(records, files_are)
+    yield from _of_the_family(records, files_are)
     cards = f"{_count(records.cards, 'card')} x {product.memory_gib} GiB"
     nodes = "one node" if records.nodes == 1 else f"{records.nodes} nodes of {product.cards_per_node}"
     yield Row("inferred", Evidence(CHIPS, f"/chips/{chip.id}/products"), ("needs", f"{cards}, {nodes}"))
@@ -114,7 +115,21 @@ def _weights(records: Records) -> str:
     wo_a = kept.wo_a if records.target.mp is None else None
     kinds = {"routed experts": kept.experts, "other linears": kept.linears, "wo_a": wo_a}
     held = ", ".join(f"{kind} {_held(stored)}" for kind, stored in kinds.items())
-    return f"{kept.words}: {held}; what the source does not quantise is as there"
+    rows, columns = records.family.repack_tile
+    words = kept.words.replace("128 x 128", f"{rows} x {columns}")
+    return f"{words}: {held}; what the source does not quantise is as there"
+
+
+def _of_the_family(records: Records, status: Status) -> Iterator[Row]:
+    """What only some families have: Engram tables, and a vision tower."""
+    tensors = records.manifest.tensors
+    tables = sorted(name for name in tensors if name.endswith(".engram.embed.weight"))
+    if tables:
+        coded = tables[0].removesuffix("weight") + "scale" in tensors
+        how = "FP8 as in the source, a scale for 32 elements of a row" if coded else "BF16"
+        yield Row(status, manifest("/tensors"), ("Engram tables", f"{len(tables)}: {how}"))
+    if any(name.startswith("vision.") for name in tensors):
+        yield Row(status, manifest("/tensors"), ("images", "vision tower and aligner as in the source"))
 
 
 def _held(stored: Format | Kept | None) -> str:
@@ -230,7 +245,7 @@ def _limits(records: Records) -> Iterator[Line]:
     yield ""
     made = manifest("/target")
     if records.target.mp is not None:
-        files = f"The `model{{rank}}-mp{records.target.mp}` files are for flagrelease's engine and FlagOS' engine."
+        files = f"The `model{{rank}}-mp{records.target.mp}` files are for {records.family.mp_readers}."
         yield Claim("inferred", made, f"{files} vLLM and transformers do not load them.")
     if RELEASE_FORMATS[records.target.dtype].description is not Description.DEEPSEEK:
         said = "Stacks round activations as the format says, with a scale for each token or block of it, and not as the"

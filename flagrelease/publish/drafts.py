@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from flagrelease.chips.stacks import DraftKind
 from flagrelease.errors import VerificationError
 from flagrelease.publish.claims import STACKS, Claim, Evidence, Line, Row, Status, manifest, of_stack
-from flagrelease.publish.records import Records
-from flagrelease.publish.serving import Served, read_document
+from flagrelease.publish.records import Records, read_document
+from flagrelease.publish.serving import Served
 from flagrelease.records.chip_releases import FLAGOS
 
 _STAGE = re.compile(r"mtp\.(\d+)\.")
@@ -53,7 +53,8 @@ def held_drafts(records: Records) -> HeldDrafts | None:
         return None
     if not any(name.startswith(_OF_DSPARK) for name in tensors):
         return HeldDrafts("mtp", stages, stages)
-    size = read_document(records, "config.json").get("dspark_block_size")
+    document = read_document(records, "config.json")
+    size = document.get("text_config", document).get("dspark_block_size")  # V4.1 has the model's numbers there
     if type(size) is not int or size < 1:
         raise VerificationError(f"{records.release / 'config.json'}: dspark_block_size {size!r}: a number is expected")
     return HeldDrafts("dspark", stages, size)
@@ -97,7 +98,7 @@ def drafting(records: Records, stacks: Iterable[Served]) -> Iterator[Line]:
 
 
 def _how(one: Served, kind: DraftKind) -> str:
-    launch = one.stack.launch
+    launch = one.launch
     known = None if launch is None else launch.drafts.get(kind)
     if known is None:
         return "not known"

@@ -30,7 +30,7 @@ def front_matter(records: Records, hub: Hub) -> dict[str, Any]:
     of the card says what was exact. `library_name` is given only where transformers was seen to load the release.
     """
     product = re.sub(r"[^a-z0-9]+", "-", records.product.name.lower()).strip("-")
-    tags = ["deepseek_v4", "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout]
+    tags = [records.family.model_type, "moe", "flagos", records.chip.id, product, records.target.dtype, records.layout]
     tags += [] if records.wanted.spec.stack is None else [records.wanted.spec.stack]
     tags += _TAGS.get(RELEASE_FORMATS[records.target.dtype].description, [])
     known: dict[str, Any] = {

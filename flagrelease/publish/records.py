@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from flagrelease.chips.launch import cards_for
 from flagrelease.chips.table import CardProduct, Chip
 from flagrelease.errors import VerificationError
-from flagrelease.model.families import require_run
+from flagrelease.model.families import family_of_document, require_run
+from flagrelease.model.family import Family
 from flagrelease.publish.hubs.registry import find_licence
 from flagrelease.records.attachment import require_recipe
 from flagrelease.records.chip_releases import ChipRelease, releases_of
@@ -48,6 +50,16 @@ class Records:
     def product(self) -> CardProduct:
         """The product that the release is for."""
         return self.wanted.product
+
+    @property
+    def family(self) -> Family[Any]:
+        """Of the model, by the release's config.json.
+
+        Raises:
+            VerificationError: it cannot be read.
+            CheckpointError: it is of no family.
+        """
+        return family_of_document(read_document(self, "config.json"), self.release / "config.json")
 
     @property
     def manifest_sha256(self) -> str:
@@ -88,6 +100,24 @@ class Records:
     def nodes(self) -> int:
         """Nodes those cards are in."""
         return -(-self.cards // self.product.cards_per_node)
+
+
+def read_document(records: Records, name: str) -> dict[str, Any]:
+    """A JSON object of the release, by the name of its file.
+
+    Raises:
+        VerificationError: it cannot be read, or is no such document.
+    """
+    path = records.release / name
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise VerificationError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise VerificationError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise VerificationError(f"{path}: a JSON object is expected")
+    return document
 
 
 def default_report(release: Path, chip: str) -> Path:

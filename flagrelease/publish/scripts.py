@@ -65,7 +65,7 @@ def _problem(served: Served) -> str | None:
     judgement = served.judgement
     if judgement.verdict in _NOTHING:
         return f"{_NOTHING[judgement.verdict]}: {'; '.join(judgement.why)}"
-    return None if served.stack.launch is not None else "no source says how it is started"
+    return None if served.launch is not None else "no source says how it is started"
 
 
 def _remarks(served: Served) -> Iterable[str]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from flagrelease.chips.launch import launch_lines
 from flagrelease.chips.loading.release import Release
 from flagrelease.chips.loading.verdict import Judgement, judge
-from flagrelease.chips.stacks import ServingStack, stacks_of
-from flagrelease.errors import VerificationError
+from flagrelease.chips.stacks import V4, Launch, ServingStack, stacks_of
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION
 from flagrelease.publish.claims import Claim, Line, manifest, of_stack
-from flagrelease.publish.records import Records
+from flagrelease.publish.records import Records, read_document
 
 TRANSFORMERS = "5.23"  # the first that was seen to load a release: tests/publish/test_card.py
 _KNOWN = {"verified": "read in its source", "stated": "by its makers' word", "inferred": "concluded from its source"}
@@ -26,6 +23,7 @@ class Served:
 
     stack: ServingStack
     judgement: Judgement
+    launch: Launch | None
 
     @property
     def name(self) -> str:
@@ -34,9 +32,15 @@ class Served:
 
     @property
     def loads(self) -> bool:
-        """Whether the replay of its loader fills every parameter, and nothing that is known speaks against it."""
+        """Whether nothing that is known speaks against it, and the replay of its loader fills every parameter.
+
+        Of a family whose loaders were not written down nothing is replayed, and what is known alone decides.
+        """
         done = self.judgement.replay
-        sound = done is not None and all(finding.kind == "note" for finding in done.findings)
+        if done is None:
+            sound = self.stack.loader is not None  # it has one, for another family
+        else:
+            sound = all(finding.kind == "note" for finding in done.findings)
         return sound and self.judgement.verdict in ("loads", "loads with flags")
 
     @property
@@ -50,7 +54,7 @@ def judge_stacks(records: Records) -> tuple[Served, ...]:
 
     Raises:
         VerificationError: config.json or the description of the weights cannot be read.
-        CheckpointError: config.json is not one of DeepSeek-V4.
+        CheckpointError: config.json is of no family.
     """
     if records.target.mp is not None:
         return ()
@@ -59,30 +63,13 @@ def judge_stacks(records: Records) -> tuple[Served, ...]:
     described = read_document(records, MODELSLIM_DESCRIPTION) if MODELSLIM_DESCRIPTION in files else None
     release = Release(read_document(records, "config.json"), described, tensors, files)
     stacks = [stack for stack in stacks_of(records.chip.id) if "hf" in stack.layouts]
-    return tuple(Served(stack, judge(stack, release)) for stack in stacks)
-
-
-def read_document(records: Records, name: str) -> dict[str, Any]:
-    """A JSON object of the release, by the name of its file.
-
-    Raises:
-        VerificationError: it cannot be read, or is no such document.
-    """
-    path = records.release / name
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise VerificationError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise VerificationError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise VerificationError(f"{path}: a JSON object is expected")
-    return document
+    family = records.family.model_type
+    return tuple(Served(stack, judge(stack, release), stack.launch_of(family)) for stack in stacks)
 
 
 def loads_in_transformers(records: Records) -> bool:
-    """Whether the files are what transformers reads: whole tensors in BF16."""
-    return (records.layout, records.target.dtype) == ("hf", "bf16")
+    """Whether the files are what transformers reads: whole tensors in BF16, of a family that it was seen to load."""
+    return (records.layout, records.target.dtype, records.family.model_type) == ("hf", "bf16", V4)
 
 
 def serving(records: Records, stacks: Iterable[Served]) -> Iterator[Line]:
@@ -93,8 +80,14 @@ def serving(records: Records, stacks: Iterable[Served]) -> Iterator[Line]:
     if named:
         yield "## Serving stacks"
         yield ""
-        replayed = "The loaders of these stacks were replayed on the headers of this release: which parameter gets"
-        yield Claim("inferred", manifest("/tensors"), f"{replayed} which tensor, and how.", bullet=False)
+        if any(one.judgement.replay is not None for one in named):
+            replayed = "The loaders of these stacks were replayed on the headers of this release: which parameter gets"
+            yield Claim("inferred", manifest("/tensors"), f"{replayed} which tensor, and how.", bullet=False)
+        else:
+            said = f"No loader was replayed on this release: what these stacks load of {records.family.title} is known"
+            yield Claim(
+                "inferred", manifest("/target"), f"{said} by their makers' word, or from reading.", bullet=False
+            )
         yield Claim("not run", None, "Nobody has run the commands with this release yet.", bullet=False)
     for one in named:
         if one.loads:
@@ -117,24 +110,28 @@ def serving(records: Records, stacks: Iterable[Served]) -> Iterator[Line]:
 def _loads(records: Records, one: Served) -> Iterator[Line]:
     stack, judgement = one.stack, one.judgement
     made_for = " This release is made for it." if stack.id == records.wanted.spec.stack else ""
-    assert judgement.replay is not None
     yield ""
     yield f"### {stack.title}"
     yield ""
-    filled = f"all {judgement.replay.parameters:,} parameters are filled with what they should hold"
     known = of_stack(stack.id)
-    yield Claim("inferred", known, f"Version {stack.version}: {filled}.", bullet=False)
+    if judgement.replay is None:
+        yield Claim("inferred", known, f"Version {stack.version}.", bullet=False)
+    else:
+        filled = f"all {judgement.replay.parameters:,} parameters are filled with what they should hold"
+        yield Claim("inferred", known, f"Version {stack.version}: {filled}.", bullet=False)
     taken = f"That it takes this format is {_KNOWN[judgement.mark]}.{made_for}"
     yield Claim("inferred", known, taken, bullet=False)
-    if stack.launch is not None:
+    if one.launch is not None:
         yield ""
         yield "```bash"
         yield from command(records, one)
         yield "```"
-        if stack.launch.settings is not None:
+        if one.launch.settings is not None:
             yield ""
-            yield Claim("inferred", known, f"Settings: {stack.launch.settings}.", bullet=False)
-    notes = [*judgement.why, *(silent.what for silent in stack.silent)]
+            yield Claim("inferred", known, f"Settings: {one.launch.settings}.", bullet=False)
+    # what goes wrong in silence was seen in the loader for V4; of another family's nothing of the kind is known
+    silent = stack.silent if judgement.replay is not None else ()
+    notes = [*judgement.why, *(each.what for each in silent)]
     if notes:
         yield ""
         yield from (Claim("inferred", known, note) for note in notes)
@@ -142,7 +139,7 @@ def _loads(records: Records, one: Served) -> Iterator[Line]:
 
 def command(records: Records, one: Served, folder: str = ".") -> list[str]:
     """The stack's launch with what this release needs beside it; `folder` is where the release lies."""
-    launch = one.stack.launch
+    launch = one.launch
     assert launch is not None
     needs = one.judgement
     return launch_lines(
@@ -180,7 +177,7 @@ def _transformers(records: Records) -> Iterator[Line]:
         f"transformers {TRANSFORMERS} or newer loads the files: tried with a small model on a CPU, not on this chip."
     )
     yield Claim("inferred", made, tried, bullet=False)
-    said = "It knows no chat format of DeepSeek-V4: prompts are written by `encoding/` of the release."
+    said = f"It knows no chat format of {records.family.title}: prompts are written by `encoding/` of the release."
     yield Claim("inferred", made, said, bullet=False)
     if records.nodes > 1:
         said = "It knows one node only: what its cards do not hold is kept in the host's memory, and is slow."

@@ -100,6 +100,6 @@ def _engine(records: Records) -> StackStart:
 
 
 def _stack(records: Records, one: Served) -> StackStart:
-    lines = tuple(command(records, one)) if one.loads and one.stack.launch is not None else ()
+    lines = tuple(command(records, one)) if one.loads and one.launch is not None else ()
     named = ("The recipe makes the release for this stack.",) if one.stack.id == records.wanted.spec.stack else ()
     return StackStart(one.stack.title, one.stack.version, one.judgement.verdict, (*named, *one.judgement.why), lines)

@@ -22,8 +22,10 @@ from flagrelease.records.manifest import (
 from flagrelease.records.recipe import read_recipe
 
 _DSPARK = ("mtp.0.main_proj.weight", "mtp.1.attn_norm.weight", "mtp.2.markov_head.markov_w1.weight")
-_DRAFTS = dict.fromkeys(("deepseek-v4-flash-0731", "deepseek-v4-pro-0813", "tiny-dspark"), _DSPARK) | dict.fromkeys(
-    ("deepseek-v4-flash", "deepseek-v4-pro", "tiny"), ("mtp.0.e_proj.weight",)
+_DRAFTS = (
+    dict.fromkeys(("deepseek-v4-flash-0731", "deepseek-v4-pro-0813", "tiny-dspark"), _DSPARK)
+    | dict.fromkeys(("deepseek-v4-flash", "deepseek-v4-pro", "tiny"), ("mtp.0.e_proj.weight",))
+    | {"deepseek-v4.1-flash": (*_DSPARK[:2], "mtp.2.markov_head.embed.weight")}
 )
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -59,7 +59,7 @@ def manifest(
     records = {f"layers.{n}.w": TensorRecord(dtype="BF16", shape=(4, 2), blake3=digest(f"{n}")) for n in range(tensors)}
     records["layers.0.w"] = TensorRecord(dtype="BF16", shape=(4, 2), blake3=digest(f"first of {version}"))
     loss = LossRecord(rows=4, exact_rows=3, elements=8, exact_elements=7, largest_error=0.01, rms_error=0.002)
-    config = json.dumps({"version": version}).encode()
+    config = json.dumps({"model_type": "deepseek_v4", "version": version}).encode()
     files = (
         FileRecord(path="config.json", size=len(config), sha256=sha256(config)),
         FileRecord(path="model-00001-of-00001.safetensors", size=10**9 + version, sha256=digest(f"weights {version}")),
@@ -121,7 +121,9 @@ class Output:
         self._aside(folder / "manifest.json", self.path / "history" / name, folder / "config.json")
         folder.mkdir(parents=True, exist_ok=True)
         content = made.to_json()
-        (folder / "config.json").write_text(json.dumps({"version": made.options.get("version", 0)}))
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "deepseek_v4", "version": made.options.get("version", 0)})
+        )
         (folder / "manifest.json").write_bytes(content)
         return sha256(content)
 

@@ -28,6 +28,7 @@ V4 = Family[ModelConfig](
     published=published_names,
     names=NAMES,
     title="DeepSeek-V4",
+    mp_readers="flagrelease's engine and FlagOS' engine",
     formats=frozenset(RELEASE_FORMATS),
     reasons=reasons,
     hint=naming_hint,

@@ -20,6 +20,7 @@ V41 = Family[V41Config](
     published=published_names,
     names=NAMES,
     title="DeepSeek-V4.1",
+    mp_readers="DeepSeek's own program",
     # No stack is known that loads V4.1 from the other formats as flagrelease writes them.
     formats=frozenset({"native", "fp8", "fp8-e8m0", "bf16"}),
     reasons=reasons,
