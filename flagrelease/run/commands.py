@@ -10,6 +10,7 @@ import typer
 
 from flagrelease.records.named import complete_recipe, find_recipe
 from flagrelease.run.request import STAGES, StageName
+from flagrelease.source.hub.opening import folder_of
 
 if TYPE_CHECKING:
     from flagrelease.run.nightly import Job
@@ -52,7 +53,10 @@ def run(
         Path, typer.Option("--out", metavar="DIR", help="Folder for releases, validations and the baseline.")
     ],
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="DIR", help="The source, if the recipe names no folder.")
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="DIR", parser=folder_of, help="The source, if the recipe names no folder."
+        ),
     ] = None,
     chip: Annotated[
         list[str],

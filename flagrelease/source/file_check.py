@@ -93,9 +93,16 @@ class FileCheck:
             if claim.digest != (found := digests[claim.algorithm]):
                 raise CheckpointError(
                     f"{self._files.root / name}: its {claim.algorithm} is {found}, but {claim.by} says "
-                    f"{claim.digest}: damaged or exchanged since it was published; download it again"
+                    f"{claim.digest}: {self._what_then()}"
                 )
         return self._agreeing(name, digests)
+
+    def _what_then(self) -> str:
+        if self._files.hub is not None:
+            return (
+                f"{self._files.hub} serves other bytes than it lists; run the same command again, and report it there"
+            )
+        return "damaged or exchanged since it was published; download it again"
 
     def _agreeing(self, name: str, digests: dict[DigestAlgorithm, str]) -> list[CheckedFileRecord]:
         return [

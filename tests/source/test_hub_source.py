@@ -143,6 +143,7 @@ def test_a_file_that_is_not_what_the_hub_lists_is_refused(
     error = capsys.readouterr().err
     assert name in error
     assert "huggingface says" in error
+    assert "huggingface serves other bytes than it lists" in error
     assert not (tmp_path / "out" / "bf16-hf" / "manifest.json").exists()
 
 
@@ -255,3 +256,9 @@ def test_the_recipe_decides_the_revision(
     assert main([*words, f"hf://{repo}@{'ab' * 20}"]) == 2
     assert "--checkpoint names abab" in capsys.readouterr().err
     assert main([*words, "s3://bucket/key"]) == 2
+
+
+def test_run_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "flash", "--checkpoint", HF, "--out", str(tmp_path / "out")]) == 2
+    assert f"{HF}: this command needs a folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -209,6 +209,7 @@ ALLOWED: dict[str, set[str]] = {
         "ranks",
         "records",
         "source",
+        "source/hub",
         "validate",
     },
     "status": {"chips", "console", "errors", "publish", "publish/hubs", "records"},

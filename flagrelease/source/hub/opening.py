@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from flagrelease.errors import UsageError
 from flagrelease.source.hub.address import HubPath
 
 if TYPE_CHECKING:
@@ -23,6 +24,20 @@ def place_of(text: str) -> PurePath:
 
     parse_address(text)
     return HubPath(text)
+
+
+def folder_of(text: str) -> Path:
+    """The folder that is written as `text`, for commands that read a checkpoint from a disk only.
+
+    Raises:
+        UsageError: it is an address.
+    """
+    if "://" in text:
+        raise UsageError(
+            f"{text}: this command needs a folder, because the engine reads the checkpoint, too; inspect, plan, "
+            f"convert and verify read it on its hub"
+        )
+    return Path(text)
 
 
 def files_at(place: PurePath) -> CheckpointFiles:
