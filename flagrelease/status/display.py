@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.markup import escape
 
 from flagrelease import console
 from flagrelease.status.folder import ChipState, FolderStatus, ReleaseState
+from flagrelease.status.parts import PartState
+from flagrelease.status.unfinished import Progress
 
 _COLOURS = {"complete": "green", "pass": "green", "unfinished": "yellow", "cannot-tell": "yellow", "missing": "dim"}
 
@@ -21,6 +25,8 @@ def show_status(found: FolderStatus) -> None:
             size = "-" if state.bytes is None else console.human_bytes(state.bytes)
             table.add_row(state.name, state.model or "-", size, _conversion(state))
         out.print(table)
+    if found.parts:
+        _show_parts(found.parts)
     if found.chips:
         rows = console.table("chip", "release", "converted", "validated", "weights", "published", "missing")
         for one in found.chips:
@@ -55,9 +61,28 @@ def _conversion(state: ReleaseState) -> str:
         return escape(f"damaged: {state.problem}")
     if state.progress is None:
         return _cell(state.conversion)
-    done = state.progress
+    kind = "unfinished" if state.progress.place is None else f"handed over to {state.progress.place}"
+    return escape(f"{kind}: {_how_far(state.progress)}")
+
+
+def _show_parts(parts: Sequence[PartState]) -> None:
+    """Which parts are finished, and what is to be done next."""
+    rows = console.table("part", "releases", "state")
+    for one in parts:
+        far = "" if one.progress is None or one.state == "finished" else f": {_how_far(one.progress)}"
+        rows.add_row(one.part, escape(", ".join(one.releases)) or "-", escape(f"{one.state}{far}"))
+    out = console.out()
+    out.print()
+    out.print(rows)
+    open_parts = [one.part for one in parts if one.state != "finished"]
+    if open_parts:
+        out.print(f"still to be finished, each by convert --part: {', '.join(open_parts)}", markup=False)
+    else:
+        out.print("all parts are finished: convert --merge makes the releases of them", markup=False)
+
+
+def _how_far(done: Progress) -> str:
     of = "" if done.total is None else f" of {console.human_bytes(done.total)}"
     share = "" if done.share is None else f" ({done.share:.0%})"
     now = {True: "a process works on it", False: "nobody works on it", None: "whether anybody works on it is unknown"}
-    kind = "unfinished" if done.place is None else f"handed over to {done.place}"
-    return escape(f"{kind}: {console.human_bytes(done.written)}{of}{share} written; {now[done.working]}")
+    return f"{console.human_bytes(done.written)}{of}{share} written; {now[done.working]}"

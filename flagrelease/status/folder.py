@@ -17,6 +17,7 @@ from flagrelease.records.manifest import MANIFEST_NAME, Manifest
 from flagrelease.records.recipe import Recipe
 from flagrelease.records.release import ReleaseOnDisk, read_release
 from flagrelease.records.report import proves_weights
+from flagrelease.status.parts import PartState, parts_in
 from flagrelease.status.publications import publications
 from flagrelease.status.unfinished import Progress, is_unfinished, progress
 from flagrelease.status.validations import Validation, validation
@@ -63,10 +64,12 @@ class ChipState(_Record):
 
 
 class FolderStatus(_Record):
-    """The whole folder. `remarks` are things that belong to nothing: reports and publications of other manifests."""
+    """The whole folder. `parts` are those of a conversion that machines share, until they are merged; `remarks` are
+    things that belong to nothing: reports and publications of other manifests."""
 
     folder: str
     releases: tuple[ReleaseState, ...]
+    parts: tuple[PartState, ...]
     chips: tuple[ChipState, ...]
     baseline: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -98,9 +101,13 @@ def look_at(folder: Path) -> FolderStatus:
     chips = [_chip(folder, one, states, finished, published, remarks) for one in _wanted(finished, remarks)]
     remarks += _stray_reports(folder, chips)
     return FolderStatus(
-        folder=str(folder), releases=tuple(states), chips=tuple(chips), baseline=_baseline(folder / "baseline"),
+        folder=str(folder),
+        releases=tuple(states),
+        parts=parts_in(folder),
+        chips=tuple(chips),
+        baseline=_baseline(folder / "baseline"),
         remarks=tuple(dict.fromkeys(remarks)),
-    )  # fmt: skip
+    )
 
 
 def _finished(path: Path) -> tuple[ReleaseState, ReleaseOnDisk | None]:
