@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.kernels.weights import FP8_BLOCK
+from flagrelease.engine.kernels.weights import FP8_BLOCK, FP8_TILE, FP8_TILED
 from flagrelease.engine.numerics import Numerics
 
 
@@ -113,6 +113,31 @@ class Fp8Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Fp8Tiles:
+    """V4.1's FP8 with a scale for 32 x 32, whose inputs have one for 32 columns."""
+
+    rounds: bool = True
+    fused: bool = False
+    rows_per_scale: int = FP8_TILE
+
+    def round(self, ops: Operators, x: Tensor) -> Rounded:
+        """See `Scheme`."""
+        return Rounded(x, ops.act_quant_roundtrip(x, FP8_TILE))
+
+    def product(
+        self, ops: Operators, x: Rounded, weight: Tensor, scale: Tensor | None, out_dtype: torch.dtype,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See `Scheme`."""
+        y = ops.fp8_linear_32(_there(x.codes), weight, _there(scale), out_dtype)
+        return y if out is None else out.copy_(y)
+
+    def parts(self, ops: Operators, x: Rounded, weight: Tensor, scale: Tensor | None) -> Tensor:
+        """See `Scheme`."""
+        return self.product(ops, x, weight, scale, torch.float32)[None]
+
+
+@dataclass(frozen=True, slots=True)
 class ByRow:
     """INT8 or FP8 codes (`dtype`) with a scale for each row, and so are the inputs: a scale for each token."""
 
@@ -167,6 +192,7 @@ _OF_FORMAT: dict[str, Scheme] = {
     "int8": ByRow(torch.int8),
     "fp8-channel": ByRow(torch.float8_e4m3fn),
     "mxfp8": Mx(),
+    FP8_TILED: Fp8Tiles(),
 }
 
 

@@ -4,6 +4,7 @@
 |---|---|
 | FP4 | packed codes, E8M0 scales |
 | FP8 in blocks of 128 x 128 | codes, E8M0 or FP32 scales (BF16 and FP16 ones become FP32, which is exact) |
+| FP8 in tiles of 32 x 32 | codes, E8M0 scales |
 | FP8 in other blocks | BF16, rounded once as `flagrelease convert` does |
 | INT8, FP8 with a scale for each row | codes, FP32 scales [rows] |
 | MXFP8 | codes, the bytes of E8M0 scales |
@@ -22,10 +23,10 @@ from torch import Tensor
 from flagrelease.engine.host_rows import Table, host_rows
 from flagrelease.engine.intake import Intake
 from flagrelease.engine.kernels.reference.quantisation import decode_fp8
-from flagrelease.engine.kernels.weights import FP8_BLOCK
+from flagrelease.engine.kernels.weights import FP8_BLOCK, FP8_TILE
 from flagrelease.engine.placement import Range, RankSlice
 from flagrelease.errors import CheckpointError
-from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, SCALE_RULE, Format
+from flagrelease.formats.formats import FP4, FP8, INT8, MXFP8, SCALE_RULE
 from flagrelease.model.stored import StoredWeight
 from flagrelease.shard.header import TensorMeta
 
@@ -122,14 +123,14 @@ class StoredTensors:
         _check_codes(weight, part)
         if weight.offset is not None:
             self._check_offset(weight, weight.offset)
-        if _has_kernels(weight.format, weight.block):
+        if self._has_kernels(weight):
             return part
         return decode_fp8(part, self._scale(weight), torch.bfloat16, weight.block)
 
     def read_scale(self, name: str) -> Tensor | None:
         """This rank's part of the scale, or None where `read` gives no codes."""
         weight = self._weights[name]
-        if weight.format is None or not _has_kernels(weight.format, weight.block):
+        if weight.format is None or not self._has_kernels(weight):
             return None
         return self._scale(weight)
 
@@ -152,6 +153,11 @@ class StoredTensors:
                 f"{copy.file}: tensor {copy.name!r} differs from {name!r}, of which it is to be a copy for the draft "
                 f"stage"
             )
+
+    def _has_kernels(self, weight: StoredWeight) -> bool:
+        """Whether kernels take the codes: tiles of 32 x 32 if all scales are E8M0, for they are joined with others."""
+        tiled = weight.block == (FP8_TILE, FP8_TILE) and weight.spec.storage not in self._wide_scales
+        return weight.format is not FP8 or tiled or weight.block == (FP8_BLOCK, FP8_BLOCK)
 
     def _scale(self, weight: StoredWeight) -> Tensor:
         assert weight.scale is not None, "a weight in codes has a scale"
@@ -206,7 +212,3 @@ def _check_scale(scale: TensorMeta, stored: Tensor) -> None:
         raise CheckpointError(
             f"{scale.file}: scale {scale.name!r} holds a value that is NaN, infinite or negative; {SCALE_RULE}"
         )
-
-
-def _has_kernels(fmt: Format, block: tuple[int, int]) -> bool:
-    return fmt is not FP8 or block == (FP8_BLOCK, FP8_BLOCK)

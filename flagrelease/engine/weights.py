@@ -10,11 +10,12 @@ from torch import Tensor
 
 from flagrelease.engine.host_rows import Table
 from flagrelease.engine.kernels.reference.quantisation import decode
-from flagrelease.engine.kernels.weights import FP8_BLOCK, ExpertWeights, weight_format
+from flagrelease.engine.kernels.weights import FP8_BLOCK, FP8_TILED, ExpertWeights, spread_over_rows, weight_format
 from flagrelease.engine.linear import Linear
 from flagrelease.engine.numerics import Numerics
 from flagrelease.engine.schemes import as_bytes, scheme_of
 from flagrelease.errors import UsageError
+from flagrelease.formats.formats import FP8
 
 
 class TensorSource(Protocol):
@@ -102,6 +103,8 @@ class Weights:
         full = [f"{self._prefix}experts.{expert}.{name}.weight" for expert in ids for name in names]
         for n, (one, both) in enumerate(zip(full, self._source.read_each(full), strict=True)):
             weight, scale = self._held(one, *both)
+            if scale is not None and weight_format(weight, scale) == FP8_TILED:
+                scale = spread_over_rows(weight, scale)
             if weights is None:
                 weights = _room(weight, len(ids), len(names))
                 scales = None if scale is None else _room(scale, len(ids), len(names))
@@ -117,7 +120,7 @@ class Weights:
         if scale is None or not self.numerics.keep_codes:
             return decode(weight, scale, self.dtype), None
         fmt = weight_format(weight, scale)
-        if fmt not in self.numerics.keeps:
+        if (FP8.name if fmt == FP8_TILED else fmt) not in self.numerics.keeps:
             raise UsageError(
                 f"tensor {full!r} is {fmt.upper()}, which numerics {self.numerics.name!r} does not use; --numerics "
                 f"bf16 decodes it"

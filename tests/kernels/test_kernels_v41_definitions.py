@@ -12,14 +12,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from kernel_cases import experts
+from kernel_cases import e4m3, e8m0, experts
 from kernel_comparison import assert_same
 from torch import Tensor
 from v41_cases import keys, table, tiles
 
 from flagrelease.engine.kernels import reference
+from flagrelease.engine.kernels.operators import Operators
 from flagrelease.engine.kernels.reference import v41
-from flagrelease.engine.kernels.reference.quantisation import dequantise
+from flagrelease.engine.kernels.reference.quantisation import decode, dequantise
+from flagrelease.engine.kernels.weights import ExpertWeights, spread_over_rows, weight_format
+from flagrelease.engine.numerics import Numerics
+from flagrelease.engine.schemes import scheme_of
 
 F64 = torch.float64
 
@@ -92,8 +96,40 @@ def test_a_linear_has_a_scale_for_each_tile_of_32_by_32() -> None:
         expected[m, n] += float(x[m, k]) * values[n, k] * scales[n // 32, k // 32]
     assert_same(v41.fp8_linear_32(x, w, ws, F64), expected)
     for wrong in ((x[:, :64], w, ws), (x, w, ws[:1]), (x, w, ws.view(torch.uint8)), (x, w.float(), ws)):
-        with pytest.raises(ValueError, match=r"columns|scales"):
+        with pytest.raises(ValueError, match=r"columns|scales|float8"):
             v41.fp8_linear_32(*wrong, F64)
+
+
+def test_tiles_of_32_by_32_are_told_apart_and_decoded() -> None:
+    w, ws = tiles(40, 70)
+    assert weight_format(w, ws) == "fp8-32"
+    assert weight_format(e4m3(32, 32), e8m0(1, 1)) == "fp8"  # one scale for all, whatever the size of a block
+    assert weight_format(e4m3(256, 256), e8m0(2, 2)) == "fp8"
+    spread = ws.float().repeat_interleave(32, 0)[:40].repeat_interleave(32, 1)[:, :70]
+    assert torch.equal(dequantise(w, ws), w.float() * spread)
+    assert torch.equal(decode(w, ws, torch.bfloat16), (w.float() * spread).bfloat16())
+    w, ws = tiles(40, 96)
+    by_row = spread_over_rows(w, ws)
+    assert weight_format(w, by_row) == "mxfp8"
+    assert torch.equal(dequantise(w, by_row), dequantise(w, ws))
+    tiled = e4m3(1, 64, 64), e8m0(1, 2, 2)
+    with pytest.raises(ValueError, match="spread_over_rows"):
+        ExpertWeights(tiled[0], tiled[0], tiled[0], tiled[1], tiled[1], tiled[1], 0)
+
+
+def test_a_linear_of_tiles_rounds_its_input_in_groups_of_32() -> None:
+    """Held in codes it gives what the decoded weight gives; half of the columns would drown under one scale for all."""
+    (w, ws), x = tiles(64, 128), randn(3, 128).bfloat16()
+    x[:, :32] *= 2**13
+    w.view(torch.uint8)[:, :32] = 0
+    scheme, ops = scheme_of("fp8-32", Numerics("native", torch.bfloat16, ("fp4", "fp8"), "every")), Operators()
+    rounded = scheme.round(ops, x)
+    assert rounded.codes is not None
+    assert torch.equal(rounded.codes, reference.act_quant_roundtrip(x, 32))
+    expected = reference.linear(rounded.codes, decode(w, ws, torch.bfloat16), torch.bfloat16)
+    assert_same(scheme.product(ops, rounded, w, ws, torch.bfloat16), expected)
+    assert_same(scheme.product(ops, rounded, w, ws, torch.bfloat16, torch.empty(3, 64).bfloat16()), expected)
+    assert_same(scheme.parts(ops, rounded, w, ws).sum(0).bfloat16(), expected)
 
 
 def test_attention_over_two_lists_is_one_softmax() -> None:
@@ -152,14 +188,14 @@ def test_image_tokens_are_routed_by_their_own_bias() -> None:
         assert weights[t].tolist() == pytest.approx([float(scores[t, e]) / total * 1.5 for e in best], rel=1e-12)
 
 
-@pytest.mark.parametrize("fmt", ["fp4", "plain"])
+@pytest.mark.parametrize("fmt", ["fp4", "plain", "mxfp8"])
 def test_experts_inputs_are_rounded_in_groups_of_32(fmt: str) -> None:
     """FP32, so that only the activations are rounded: E4M3 under 2^ceil(log2(amax / 448))."""
     own = experts(fmt, 2, 32, 64, 1, torch.float32)
     x, ids, weights = torch.randn(3, 64), torch.tensor([[1], [2], [0]]), torch.rand(3, 1)
     x[:, :32] *= 2**13  # would drown the others under one scale; the weights there are zero
     for w in (own.w1, own.w3):
-        w[..., : w.shape[-1] // 2] = 0
+        w.view(torch.uint8 if w.element_size() == 1 else w.dtype)[..., : w.shape[-1] // 2] = 0
 
     def rounded(v: np.ndarray) -> np.ndarray:
         groups = v.reshape(-1, 32)

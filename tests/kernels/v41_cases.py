@@ -82,7 +82,7 @@ def _experts(fmt: str, dtype: torch.dtype) -> tuple[Any, ...]:
     x, ids, weights, own, *rest = moe(3, 2, fmt, dtype, True, (2, 64, 128, 1))
     large = torch.arange(128) // 32 % 2 == 0
     for w in (own.w1, own.w3):
-        w[..., large[::2] if fmt == "fp4" else large] = 0
+        w.view(torch.uint8 if w.element_size() == 1 else dtype)[..., large[::2] if fmt == "fp4" else large] = 0
     return torch.where(large, x * 2**13, x), ids, weights, own, *rest
 
 
@@ -105,6 +105,7 @@ def _by_dtype(dtype: torch.dtype) -> list[Case]:
 V41_CASES = [
     *_by_dtype(BF16),
     *_by_dtype(FP32),
+    of("moe_experts_32", "tiles spread over rows", lambda: _experts("mxfp8", BF16)),
     of("ngram_rows", "8 heads", lambda: grams(5, 4, 8)),
     of("ngram_rows", "pairs", lambda: grams(1, 2, 3)),
     of("engram_rows", "codes", lambda: (*table(50, 256, E4M3), torch.randint(0, 50, (3, 7)), 0)),

@@ -10,6 +10,8 @@ from torch import Tensor
 from flagrelease.engine.kernels.layout import ceil_div
 
 FP8_BLOCK = 128  # rows and columns of an FP8 weight that share one scale; columns of an activation that do
+FP8_TILE = 32  # rows and columns of an FP8 weight of V4.1 that share one scale
+FP8_TILED = "fp8-32"  # `weight_format` of it
 FP4_BLOCK = 32  # columns of an FP4 weight row (or of an indexer activation) that share one scale
 MX_BLOCK = 32  # columns of an MXFP8 row, weight or activation, that share one scale
 PACKED_FP4 = (torch.int8, torch.uint8)
@@ -19,8 +21,14 @@ def check_fp8_weight(w: Tensor, ws: Tensor) -> None:
     """Refuse anything but E4M3 codes [.., N, K] with scales [.., ceil(N/128), ceil(K/128)] in FP32 or E8M0."""
     if w.dtype != torch.float8_e4m3fn:
         raise ValueError(f"an FP8 weight holds float8_e4m3fn, not {w.dtype}")
-    expected = (*w.shape[:-2], ceil_div(w.shape[-2], FP8_BLOCK), ceil_div(w.shape[-1], FP8_BLOCK))
-    _check_scale(ws, expected, (torch.float8_e8m0fnu, torch.float32))
+    _check_scale(ws, _blocks(w, FP8_BLOCK), (torch.float8_e8m0fnu, torch.float32))
+
+
+def check_tiled_weight(w: Tensor, ws: Tensor) -> None:
+    """Refuse anything but E4M3 codes [.., N, K] with E8M0 scales [.., ceil(N/32), ceil(K/32)]."""
+    if w.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"an FP8 weight holds float8_e4m3fn, not {w.dtype}")
+    _check_scale(ws, _blocks(w, FP8_TILE), (torch.float8_e8m0fnu,))
 
 
 def check_fp4_weight(w: Tensor, ws: Tensor) -> None:
@@ -46,6 +54,10 @@ def check_mx_weight(w: Tensor, ws: Tensor) -> None:
     _check_scale(ws, (*w.shape[:-1], w.shape[-1] // MX_BLOCK), (torch.uint8,))
 
 
+def _blocks(w: Tensor, size: int) -> tuple[int, ...]:
+    return (*w.shape[:-2], ceil_div(w.shape[-2], size), ceil_div(w.shape[-1], size))
+
+
 def _check_scale(scale: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
     if scale.dtype not in dtypes:  # an E8M0 byte read as an integer is a wrong number, not an error
         raise ValueError(f"scales are {' or '.join(map(str, dtypes))}, not {scale.dtype}")
@@ -64,6 +76,7 @@ class ExpertWeights:
     | int8 | int8 | [E, MI, H] | [E, H, MI] | [E, MI], FP32 | [E, H], FP32 |
     | fp8-channel | float8_e4m3fn | [E, MI, H] | [E, H, MI] | [E, MI], FP32 | [E, H], FP32 |
     | mxfp8 | float8_e4m3fn | [E, MI, H] | [E, H, MI] | [E, MI, H/32], E8M0 as uint8 | [E, H, MI/32] |
+    | (V4.1's FP8) | as mxfp8, its scales spread over the rows that share them | | | |
     | plain | BF16 or wider | [E, MI, H] | [E, H, MI] | None | None |
 
     `arranged`: the codes are in the order of a provider's kernels (`Operators.arrange_experts`), which alone read them.
@@ -84,6 +97,8 @@ class ExpertWeights:
         """Refuse tensors that do not fit the table above."""
         if not self.w1.dtype == self.w3.dtype == self.w2.dtype:
             raise ValueError(f"experts of mixed types: w1 {self.w1.dtype}, w3 {self.w3.dtype}, w2 {self.w2.dtype}")
+        if self.format == FP8_TILED:
+            raise ValueError("experts in tiles of 32 x 32 are taken with a scale for each row: see `spread_over_rows`")
         width = 2 if self.format == "fp4" else 1
         experts, inter, hidden = self.w1.shape[0], self.w1.shape[1], self.w1.shape[2] * width
         if self.w3.shape != self.w1.shape or tuple(self.w2.shape) != (experts, hidden, inter // width):
@@ -99,14 +114,15 @@ class ExpertWeights:
 
 _CHECKS = {
     "fp4": check_fp4_weight, "fp8": check_fp8_weight, "int8": check_row_weight, "fp8-channel": check_row_weight,
-    "mxfp8": check_mx_weight,
+    "mxfp8": check_mx_weight, FP8_TILED: check_tiled_weight,
 }  # fmt: skip
 
 
 def weight_format(w: Tensor, ws: Tensor | None) -> str:
-    """`fp4`, `fp8`, `int8`, `fp8-channel`, `mxfp8` or `plain`, decided by the dtypes and by how the scales lie.
+    """`fp4`, `fp8`, `fp8-32`, `int8`, `fp8-channel`, `mxfp8` or `plain`, by the dtypes and by how the scales lie.
 
-    A scale for each row has one dimension less than its weight. MXFP8's scales are E8M0 kept as bytes.
+    A scale for each row has one dimension less than its weight. MXFP8's scales are E8M0 kept as bytes. Where blocks of
+    128 and tiles of 32 are as many, which is one of each, the scale is `fp8`.
     """
     if ws is not None and ws.dim() == w.dim() - 1:
         return "int8" if w.dtype == torch.int8 else "fp8-channel"
@@ -114,7 +130,16 @@ def weight_format(w: Tensor, ws: Tensor | None) -> str:
         return "fp4"
     if w.dtype != torch.float8_e4m3fn:
         return "plain"
-    return "mxfp8" if ws is not None and ws.dtype == torch.uint8 else "fp8"
+    if ws is not None and ws.dtype == torch.uint8:
+        return "mxfp8"
+    tiled = ws is not None and ws.dtype == torch.float8_e8m0fnu and tuple(ws.shape) == _blocks(w, FP8_TILE)
+    return FP8_TILED if tiled and _blocks(w, FP8_TILE) != _blocks(w, FP8_BLOCK) else "fp8"
+
+
+def spread_over_rows(w: Tensor, ws: Tensor) -> Tensor:
+    """The scales of a weight in tiles of 32 x 32 as MXFP8 has them: bytes [.., N, K/32]."""
+    check_tiled_weight(w, ws)
+    return ws.view(torch.uint8).repeat_interleave(FP8_TILE, -2)[..., : w.shape[-2], :].contiguous()
 
 
 def check_weight(w: Tensor, ws: Tensor | None) -> None:

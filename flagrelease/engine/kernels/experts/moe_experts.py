@@ -270,7 +270,7 @@ def _quantise(x: Tensor, fmt: str, quantise: bool, group: int) -> tuple[Tensor, 
         return token_quant(x, torch.int8 if fmt == "int8" else torch.float8_e4m3fn)
     if not quantise:
         return x, None
-    if fmt == "mxfp8":
+    if fmt == "mxfp8" and group == FP8_BLOCK:
         return mx_act_quant_roundtrip(x), None
     # Products of codes apply one scale to 128 columns; values of other groups are exact in x's type.
     return (act_quant_roundtrip(x, group), None) if fmt == "plain" or group != FP8_BLOCK else act_quant(x)

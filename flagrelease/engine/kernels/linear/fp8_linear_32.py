@@ -17,8 +17,9 @@ from flagrelease.engine.kernels.linear.linear import linear
 from flagrelease.engine.kernels.quantisation.codes import scale_value
 from flagrelease.engine.kernels.quantisation.e4m3 import numbers
 from flagrelease.engine.kernels.quantisation.round_parts import round_parts
-from flagrelease.engine.kernels.reference.v41 import TILE, check_tiles
+from flagrelease.engine.kernels.reference.v41 import check_tiles
 from flagrelease.engine.kernels.targets import TARGET
+from flagrelease.engine.kernels.weights import FP8_TILE
 
 MANY_ROWS = 512  # from here on the weight is decoded once, and not in every tile
 MOST_ROWS = 64  # of a program
@@ -92,19 +93,19 @@ def fp8_linear_32(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> T
     M, (N, K) = len(x_rows), w.shape
     if M >= MANY_ROWS:
         plain = torch.empty(N, K, dtype=x.dtype, device=x.device)
-        _decode_kernel[(ceil_div(N, TILE), ceil_div(K, STEP))](
-            w, scales, plain, N, K, w.stride(0), scales.stride(0), TILE=TILE, STEP=STEP
+        _decode_kernel[(ceil_div(N, FP8_TILE), ceil_div(K, STEP))](
+            w, scales, plain, N, K, w.stride(0), scales.stride(0), TILE=FP8_TILE, STEP=STEP
         )
         return linear(x, plain, out_dtype)
     block_m = min(MOST_ROWS, max(16, next_power_of_2(M)))
-    programs = ceil_div(M, block_m) * ceil_div(N, TILE)
+    programs = ceil_div(M, block_m) * ceil_div(N, FP8_TILE)
     parts = max(1, min(MOST_PARTS, 2 * TARGET.sizes.filled // programs, ceil_div(K, 4 * STEP)))
     per_part = ceil_div(ceil_div(K, parts), STEP) * STEP
     parts = ceil_div(K, per_part)
     y = torch.empty(parts, M, N, dtype=out_dtype if parts == 1 else torch.float32, device=x.device)
-    _tiles_kernel[(ceil_div(M, block_m), ceil_div(N, TILE), parts)](
+    _tiles_kernel[(ceil_div(M, block_m), ceil_div(N, FP8_TILE), parts)](
         x_rows, w, scales, y, M, N, K, x_rows.stride(0), w.stride(0), scales.stride(0), per_part,
-        TILE=TILE, STEP=STEP, BLOCK_M=block_m, num_warps=4, num_stages=4 if x.element_size() == 2 else 2,
+        TILE=FP8_TILE, STEP=STEP, BLOCK_M=block_m, num_warps=4, num_stages=4 if x.element_size() == 2 else 2,
     )  # fmt: skip
     whole = y[0] if parts == 1 else round_parts(y, out_dtype, False)[0]
     return whole.view(*x.shape[:-1], N)

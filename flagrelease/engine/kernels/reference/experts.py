@@ -125,5 +125,6 @@ def _product(x: Tensor, w: Tensor, ws: Tensor | None, quantise: bool, group: int
             raise ValueError("weights with a scale for each row take quantised activations")
         return row_linear(*token_quant(x, w.dtype), w, ws, x.dtype)
     if quantise:
-        x = mx_act_quant_roundtrip(x) if weight_format(w, ws) == "mxfp8" else act_quant_roundtrip(x, group)
+        mx = weight_format(w, ws) == "mxfp8" and group == FP8_BLOCK
+        x = mx_act_quant_roundtrip(x) if mx else act_quant_roundtrip(x, group)
     return linear(x, dequantise(w, ws), x.dtype)

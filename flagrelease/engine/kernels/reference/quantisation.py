@@ -11,13 +11,22 @@ from torch import Tensor
 
 from flagrelease.engine.kernels.reference.e4m3 import numbers, to_e4m3
 from flagrelease.engine.kernels.reference.precision import wide
-from flagrelease.engine.kernels.weights import FP4_BLOCK, FP8_BLOCK, MX_BLOCK, check_weight, weight_format
+from flagrelease.engine.kernels.weights import (
+    FP4_BLOCK,
+    FP8_BLOCK,
+    FP8_TILE,
+    FP8_TILED,
+    MX_BLOCK,
+    check_weight,
+    weight_format,
+)
 
 E4M3_MAX = 448.0
 E2M1_MAX = 6.0
 E4M3_AMAX_FLOOR = 1e-4  # upstream's guards against a zero group
 E2M1_AMAX_FLOOR = 6.0 * 2.0**-126
 
+_BLOCKS = {"fp8": (FP8_BLOCK, FP8_BLOCK), FP8_TILED: (FP8_TILE, FP8_TILE)}  # rows and columns that share a scale
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -119,9 +128,9 @@ def dequantise(w: Tensor, ws: Tensor | None) -> Tensor:
         return (_groups(e2m1_values(w), FP4_BLOCK) * numbers(ws)[..., None]).flatten(-2)
     if fmt == "mxfp8":
         return (_groups(numbers(w), MX_BLOCK) * numbers(ws.view(torch.float8_e8m0fnu))[..., None]).flatten(-2)
-    if fmt != "fp8":
-        return numbers(w) * ws[..., None]
-    return numbers(w) * _spread(ws, w, (FP8_BLOCK, FP8_BLOCK))
+    if fmt in _BLOCKS:
+        return numbers(w) * _spread(ws, w, _BLOCKS[fmt])
+    return numbers(w) * ws[..., None]
 
 
 def decode(w: Tensor, ws: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -133,8 +142,8 @@ def decode(w: Tensor, ws: Tensor | None, dtype: torch.dtype) -> Tensor:
         return w.to(dtype)
     check_weight(w, ws)
     fmt = weight_format(w, ws)
-    if fmt == "fp8":
-        return decode_fp8(w, ws, dtype, (FP8_BLOCK, FP8_BLOCK))
+    if fmt in _BLOCKS:
+        return decode_fp8(w, ws, dtype, _BLOCKS[fmt])
     if fmt in ("int8", "fp8-channel"):
         return _rounded_once(w, ws[..., None], dtype)
     return dequantise(w, ws).to(dtype)

@@ -15,7 +15,7 @@ from flagrelease.engine.kernels.reference.hyper_connections import hc_split_sink
 from flagrelease.engine.kernels.reference.linear import linear
 from flagrelease.engine.kernels.reference.precision import wide
 from flagrelease.engine.kernels.reference.quantisation import E2M1_MAX, decode_fp8, e2m1_codes, e2m1_values
-from flagrelease.engine.kernels.weights import ExpertWeights
+from flagrelease.engine.kernels.weights import FP8_TILE, ExpertWeights, check_tiled_weight
 
 __all__ = [
     "candidate_blocks",
@@ -36,7 +36,6 @@ KEY_GROUP = 16  # columns of a shared key that share a scale
 KEY_AMAX_FLOOR = 6.0 * 2.0**-9  # makes the least scale E4M3's least number
 ACT_GROUP = 32  # columns of an activation that share a scale
 ROUTE_FLOOR = 1e-20
-TILE = 32  # rows and columns of a linear's FP8 weight that share a scale
 DOT_FLOOR = 1e-6
 
 
@@ -95,7 +94,7 @@ def fp8_linear_32(x: Tensor, w: Tensor, ws: Tensor, out_dtype: torch.dtype) -> T
         out_dtype: of the result [.., N].
     """
     check_tiles(x, w, ws)
-    return linear(x, decode_fp8(w, ws, torch.float32, (TILE, TILE)), out_dtype)
+    return linear(x, decode_fp8(w, ws, torch.float32, (FP8_TILE, FP8_TILE)), out_dtype)
 
 
 def check_tiles(x: Tensor, w: Tensor, ws: Tensor) -> None:
@@ -104,9 +103,7 @@ def check_tiles(x: Tensor, w: Tensor, ws: Tensor) -> None:
     Raises:
         ValueError: dtypes or shapes.
     """
-    tiles = tuple(-(-size // TILE) for size in w.shape)
-    if w.dtype != torch.float8_e4m3fn or ws.dtype != torch.float8_e8m0fnu or tuple(ws.shape) != tiles:
-        raise ValueError(f"{w.dtype} {tuple(w.shape)} with scales {ws.dtype} {tuple(ws.shape)}: E4M3 and E8M0 {tiles}")
+    check_tiled_weight(w, ws)
     if x.shape[-1] != w.shape[1]:
         raise ValueError(f"the activation has {x.shape[-1]} columns, the weight {w.shape[1]}")
 
@@ -207,7 +204,10 @@ def route_modal(
 def moe_experts_32(
     x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights, swiglu_limit: float, quantise_activations: bool
 ) -> Tensor:  # fmt: skip
-    """`moe_experts` whose inputs are rounded to FP8 in groups of 32 columns, not of 128; FP4 and plain experts."""
+    """`moe_experts` whose inputs are rounded to FP8 in groups of 32 columns, not of 128.
+
+    FP4 and plain experts, and FP8 ones whose tiles have a scale for each row (`weights.spread_over_rows`).
+    """
     return sum_experts(x, ids, weights, experts, swiglu_limit, quantise_activations, ACT_GROUP)
 
 
