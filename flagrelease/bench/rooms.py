@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 
 from flagrelease.engine.control import gather_bytes
+from flagrelease.engine.loaded import DEFAULT_CHUNK
 from flagrelease.engine.v4.cache import Cache
-from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
+from flagrelease.engine.v4.model import Model
 from flagrelease.errors import ResourceError
 from flagrelease.model.v4.cache_size import sequence_lengths
 

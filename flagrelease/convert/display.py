@@ -143,7 +143,7 @@ def _show_cards(release: ReleaseSummary) -> None:
         rows.add_row(
             card.chip, f"{card.nodes} x {card.cards // card.nodes}", f"{card.card_bytes >> 30}",
             f"{card.weight_bytes / 2**30:.1f}", f"{card.left_bytes / 2**30:.1f}",
-            "?" if card.context is None else f"{card.context:,}",
+            f"{card.context:,}",
             *(f"{count:,}" for count in card.fit), verdict,
         )  # fmt: skip
     out().print(rows)

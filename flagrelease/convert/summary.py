@@ -37,8 +37,7 @@ class CardSummary(_Record):
         smallest_mp: the fewest ranks whose weights fit, null if none do.
         nodes, cards: that the release takes, one rank a card.
         left_bytes: of a card's memory beside the weights and what is kept free for the runtime; 0 if they do not fit.
-        context: tokens of the longest sequence whose caches fit what is left, at most what the model allows; null for
-            a model that the bundled engine does not run.
+        context: tokens of the longest sequence whose caches fit what is left, at most what the model allows.
         fit: how many of each of the release's `sequences` have room there together.
     """
 
@@ -53,7 +52,7 @@ class CardSummary(_Record):
     nodes: int
     cards: int
     left_bytes: int
-    context: int | None
+    context: int
     fit: list[int]
 
 
@@ -225,7 +224,7 @@ def _passes(plan: Plan, disk: DiskPlan) -> DiskSummary:
 def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> ReleaseSummary:
     config = plan.source.config
     family = family_of(config)
-    caches = None if family.caches is None else family.caches(config, release.target.dtype)
+    caches = family.caches(config, release.target.dtype)
     files = [FileSummary(path=file.name, bytes=file.size) for file in release.files]
     return ReleaseSummary(
         folder=release.target.folder,
@@ -241,16 +240,14 @@ def _release(plan: Plan, release: ReleasePlan, request: ConversionRequest) -> Re
         largest_file=max(files, key=lambda file: file.bytes),
         files=files,
         companions=sorted([*release.documents.written, *release.documents.copied]),
-        sequences=[] if caches is None else [SequenceSummary(context=n, bytes=b) for n, b in caches.sizes.items()],
+        sequences=[SequenceSummary(context=n, bytes=b) for n, b in caches.sizes.items()],
         cards=_cards(plan, release, request, caches),
         hubs={hub: hub_problems(release, (hub,)) for hub in file_limits()},
         stacks=judge_stacks(release, request.chips),
     )
 
 
-def _cards(
-    plan: Plan, release: ReleasePlan, request: ConversionRequest, caches: SequenceCaches | None
-) -> list[CardSummary]:
+def _cards(plan: Plan, release: ReleasePlan, request: ConversionRequest, caches: SequenceCaches) -> list[CardSummary]:
     if release.layout is None:
         return []
     asked = {one.chip.id for one in request.chips if one.target == release.target}
@@ -274,8 +271,8 @@ def _cards(
                 nodes=-(-release.layout.mp // chip.cards_per_node),
                 cards=release.layout.mp,
                 left_bytes=left,
-                context=None if caches is None else caches.longest(left),
-                fit=[] if caches is None else [left // nbytes for nbytes in caches.sizes.values()],
+                context=caches.longest(left),
+                fit=[left // nbytes for nbytes in caches.sizes.values()],
             )
         )
     return sorted(cards, key=lambda card: not card.asked)

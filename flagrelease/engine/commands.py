@@ -33,7 +33,7 @@ from flagrelease.engine.speculation import AUTO as AUTO_DRAFTS
 from flagrelease.engine.speculation import OFF, choose_speculation
 from flagrelease.errors import UsageError
 from flagrelease.extras import require_extra
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import read_config
 from flagrelease.ranks.command import AUTO, RanksOption, choose_ranks, cut_for, start_ranks
 from flagrelease.ranks.job import ranks as job_ranks
 
@@ -116,8 +116,10 @@ def generate(
 
     sampling: Sampling = Sampling(temperature, top_p, seed, max_tokens)
     context, speculation = choose_context(release, context), choose_speculation(speculate, release)
-    efforts = read_efforts(release)
-    effort = None if mode is ModeChoice.RAW else efforts.of(mode.value)
+    efforts = effort = None
+    if mode is not ModeChoice.RAW:
+        efforts = read_efforts(release)
+        effort = efforts.of(mode.value)
     requests, digests, tokens, opening = [], [], list[int](), None
     count = choose_ranks(ranks, cut_for(release), device)
     reads_input = prompts == STDIN or (prompt is None and prompts is None)
@@ -125,7 +127,7 @@ def generate(
         start_ranks(invocation, count, interactive=True)  # what this process reads its first rank could not
     if leads():
         tokenizer = Tokenizer(release)
-        if effort is not None and effort.thinks:
+        if efforts is not None and effort is not None and effort.thinks:
             say(f"{release}: {efforts.said}")
         if out is not None:
             require_writable(out)
@@ -217,8 +219,10 @@ def serve(
     key = serving_key(host, api_key_env) if leads() else None
     if leads():
         check_origins(origins, key)
-        Tokenizer(release)  # the session reads both again: what is wrong with them is said before the model is loaded
-        read_efforts(release)
+        read_efforts(
+            release
+        )  # the session reads both again: what is wrong with them is said before the model is loaded
+        Tokenizer(release)
     count = choose_ranks(ranks, cut_for(release), device)
     sockets = bind(host, port) if leads() else []
     if count > 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import family_of, no_chats, read_config
+from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.efforts import Efforts, recognise
 from flagrelease.records.manifest import MANIFEST_NAME, read_manifest
 
@@ -13,11 +14,13 @@ def read_efforts(release: Path | str) -> Efforts:
     """Find out which revision of the model a folder holds, and what it makes of the efforts that requests name.
 
     Raises:
-        CheckpointError: the folder has no config of a model.
+        CheckpointError: the folder has no config of a model whose chats the engine encodes.
         VerificationError: its manifest does not follow the schema.
     """
     release = Path(release)
     config, _ = read_config(release / "config.json")
+    if not isinstance(config, ModelConfig):
+        raise no_chats(release / "config.json", family_of(config).title)
     names: list[str | None] = []
     if (release / MANIFEST_NAME).is_file():
         manifest = read_manifest(release)

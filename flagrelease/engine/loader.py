@@ -13,13 +13,14 @@ from flagrelease import __version__
 from flagrelease.device import open_device
 from flagrelease.engine.agreement import require_same_options, require_same_release
 from flagrelease.engine.control import open_control
+from flagrelease.engine.families import build_model
 from flagrelease.engine.host_rows import Table
 from flagrelease.engine.intake import Intake
 from flagrelease.engine.kernels.provider import load_provider
+from flagrelease.engine.loaded import DEFAULT_CHUNK, AnyModel
 from flagrelease.engine.numerics import NumericsName, choose_numerics, own_numerics
 from flagrelease.engine.parallel import alone, join_groups, start_job
 from flagrelease.engine.release import Release
-from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
 from flagrelease.engine.weights import Weights
 from flagrelease.errors import UsageError
 from flagrelease.ranks.job import local_rank
@@ -35,7 +36,7 @@ def load(
     chunk: int = DEFAULT_CHUNK,
     mtp: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Model:
+) -> AnyModel:
     """Load a release: a source checkpoint, a release of any format in HF layout, or an mpN release.
 
     Under torchrun (or in any torch.distributed job) every rank calls this and holds its part; otherwise mp is 1.
@@ -79,7 +80,8 @@ def load(
         policy = choose_numerics(name, dtype, release.config, parts)
         policy.require(release.formats, path)
         source = release if progress is None else _Watched(release, progress)
-        model = Model.build(Weights(source, policy), release.config, policy, provider, groups, opened, mtp=mtp)
+        weights = Weights(source, policy)
+        model = build_model(path, weights, release.config, policy, provider, groups, opened, mtp=mtp)
     model.chunk = chunk
     return model
 

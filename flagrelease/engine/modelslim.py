@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flagrelease.errors import CheckpointError
 from flagrelease.formats.releases import MODELSLIM_DESCRIPTION, RELEASE_FORMATS, Description
-from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.config import FamilyConfig
 from flagrelease.shard.header import TensorMeta
 from flagrelease.shard.index import INDEX_NAME
 
@@ -40,7 +40,7 @@ def index_name(folder: Path) -> str:
     return f"{stem}.safetensors.index.json"
 
 
-def take_copies(folder: Path, config: ModelConfig, tensors: dict[str, TensorMeta]) -> list[tuple[TensorMeta, str]]:
+def take_copies(folder: Path, config: FamilyConfig, tensors: dict[str, TensorMeta]) -> list[tuple[TensorMeta, str]]:
     """Take the copies for the draft stage out of `tensors`; each with the name of what it copies.
 
     None where the folder is no ModelSlim folder: there such names are not part of the model.

@@ -26,6 +26,7 @@ import torch
 
 from flagrelease.errors import UsageError
 from flagrelease.formats.formats import FP4, FP8, FP8_CHANNEL, INT8, MXFP8
+from flagrelease.model.config import FamilyConfig
 from flagrelease.model.v4.cache_size import KEY_GROUP, KeyForms, key_forms
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.rounding import FP4_INDEX_KEYS, FP8_KEYS
@@ -46,6 +47,7 @@ class Numerics:
         name: of the policy.
         dtype: of streams, activations and caches.
         keeps: formats whose codes are multiplied as they are stored; none: all weights are decoded.
+        group: columns of a linear's input that share a scale where it is rounded to FP8 with several: 128 in V4.
         rounds: whose inputs are rounded: of every linear that DeepSeek stores in codes, of those that the release does,
             or of none.
         stepwise_q_norm: each step of the query heads' norm is rounded.
@@ -56,6 +58,7 @@ class Numerics:
     keeps: tuple[str, ...] = ()
     rounds: Literal["every", "stored", "none"] = "none"
     stepwise_q_norm: bool = False
+    group: int = 128
 
     @property
     def quantise_kv(self) -> bool:
@@ -126,7 +129,7 @@ _POLICIES = {
 }
 
 
-def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig, output_parts: int = 1) -> Numerics:
+def choose_numerics(name: str, dtype: torch.dtype, config: FamilyConfig, output_parts: int = 1) -> Numerics:
     """The policy called `name`, computing in `dtype`.
 
     float32 does not go with `native` and `fp8`: their rounding of activations is defined on BF16 values. With `bf16` it
@@ -138,21 +141,21 @@ def choose_numerics(name: str, dtype: torch.dtype, config: ModelConfig, output_p
     """
     if name not in _POLICIES:
         raise UsageError(f"numerics {name!r}: known are {', '.join(_POLICIES)}")
-    numerics = replace(_POLICIES[name], dtype=dtype)
+    numerics = replace(_POLICIES[name], dtype=dtype, group=config.activation_group)
     dtypes = (torch.bfloat16,) if numerics.rounds == "every" else (torch.bfloat16, torch.float32)
     if dtype not in dtypes:
         raise UsageError(f"numerics {name!r} computes in {' or '.join(map(str, dtypes))}, not {dtype}")
     if numerics.rounds == "every":
-        _check_groups(config, output_parts, "FP8", 128)
-        unrotated = config.head_dim - config.qk_rope_head_dim
-        if unrotated % KV_GROUP:
-            raise _group_error("head_dim - qk_rope_head_dim", unrotated, "FP8", KV_GROUP)
+        _check_groups(config, output_parts, "FP8", config.activation_group)
+        for width, (columns, group) in config.key_groups.items():
+            if columns % group:
+                raise _group_error(width, columns, "FP8", group)
     elif MXFP8.name in numerics.keeps:
         _check_groups(config, output_parts, "MXFP8", 32)
     return numerics
 
 
-def own_numerics(folder: Path, config: ModelConfig, formats: frozenset[str] = frozenset()) -> NumericsName:
+def own_numerics(folder: Path, config: FamilyConfig, formats: frozenset[str] = frozenset()) -> NumericsName:
     """The policy that a release is made for: its manifest's dtype.
 
     Without a manifest it is that of the stored `formats`; of a source checkpoint `native`, or `bf16` if it has no
@@ -169,7 +172,7 @@ def own_numerics(folder: Path, config: ModelConfig, formats: frozenset[str] = fr
     return "bf16" if config.quantization_config is None else "native"
 
 
-def _check_groups(config: ModelConfig, output_parts: int, fmt: str, group: int) -> None:
+def _check_groups(config: FamilyConfig, output_parts: int, fmt: str, group: int) -> None:
     cut = f" / {output_parts} ranks" if output_parts > 1 else ""
     widths = {
         "hidden_size": config.hidden_size,

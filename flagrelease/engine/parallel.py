@@ -29,7 +29,7 @@ from flagrelease.engine.collectives import bytes_of
 from flagrelease.engine.control import broadcast_bytes, open_control
 from flagrelease.engine.peers import Opened, open_exchange
 from flagrelease.errors import ResourceError, UsageError
-from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.config import FamilyConfig
 from flagrelease.ranks.job import ranks
 from flagrelease.records.manifest import OGroups
 
@@ -176,7 +176,7 @@ def alone() -> Groups:
 
 
 def join_groups(
-    config: ModelConfig, o_mode: OGroups, control: dist.ProcessGroup | None = None, device: Device | None = None
+    config: FamilyConfig, o_mode: OGroups, control: dist.ProcessGroup | None = None, device: Device | None = None
 ) -> Groups:
     """The groups of this process in an initialised torch.distributed job whose ranks all serve one model.
 
@@ -202,7 +202,7 @@ def join_groups(
     return Groups(mp, rank, npg, o_mode, dist.group.WORLD, pair, projection, control, exchange, why)
 
 
-def check_ranks(config: ModelConfig, mp: int) -> None:
+def check_ranks(config: FamilyConfig, mp: int) -> None:
     """Refuse a number of ranks that does not divide what is cut.
 
     Raises:
@@ -211,12 +211,14 @@ def check_ranks(config: ModelConfig, mp: int) -> None:
     cut = {
         "num_attention_heads": config.num_attention_heads,
         "index_n_heads": config.index_n_heads,
-        "n_routed_experts": config.n_routed_experts,
+        **config.expert_counts,
         "vocab_size": config.vocab_size,
     }
     for name, size in cut.items():
         if size % mp:
             raise UsageError(f"{mp} ranks do not divide {name} {size}")
+    if mp > config.most_ranks:
+        raise UsageError(f"{mp} ranks: inference code of this model has at most {config.most_ranks}")
     if config.o_groups % mp and mp % config.o_groups:
         raise UsageError(f"{mp} ranks and {config.o_groups} o_groups: one must divide the other")
 

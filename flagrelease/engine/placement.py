@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flagrelease.engine.parallel import check_ranks
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import family_of
 from flagrelease.model.tensors import Split, TensorSpec
-from flagrelease.model.v4.config import ModelConfig
-from flagrelease.model.v4.inventory import inventory
 from flagrelease.records.manifest import OGroups
 
 Range = tuple[int, int]  # begin, end
@@ -30,7 +30,7 @@ class RankSlice:
         return tuple(end - begin for begin, end in self.ranges)
 
 
-def local_pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None) -> dict[str, RankSlice]:
+def local_pieces(config: FamilyConfig, mp: int, rank: int, o_mode: OGroups | None) -> dict[str, RankSlice]:
     """What rank `rank` of `mp` holds, by name, without scales. `o_mode` matters only if mp > o_groups.
 
     Raises:
@@ -40,14 +40,15 @@ def local_pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None
     return {piece.spec.name: piece for piece in _pieces(config, mp, rank, o_mode)}
 
 
-def _pieces(config: ModelConfig, mp: int, rank: int, o_mode: OGroups | None) -> Iterator[RankSlice]:
-    experts = config.n_routed_experts // mp
-    for spec in inventory(config).values():
+def _pieces(config: FamilyConfig, mp: int, rank: int, o_mode: OGroups | None) -> Iterator[RankSlice]:
+    for spec in family_of(config).inventory(config).values():
         ranges = [(0, size) for size in spec.shape]
-        if spec.split is Split.EXPERT and spec.expert is not None and spec.expert // experts != rank:
+        if spec.split is Split.EXPERT and spec.expert is not None and spec.expert // (spec.experts // mp) != rank:
             continue
         if spec.split is Split.ROWS:
             ranges[0] = _nth(spec.shape[0], mp, rank)
+        elif spec.split is Split.PADDED_ROWS:
+            ranges[0] = _nth(-(-spec.shape[0] // mp) * mp, mp, rank)  # the last ranks' end lies behind the tensor
         elif spec.split in (Split.O_GROUP_ROWS, Split.O_GROUP_COLUMNS):
             ranges = _o_group(spec, mp, rank, config.o_groups, o_mode)
         yield RankSlice(spec, tuple(ranges))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flagrelease.errors import ResourceError, UsageError
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import read_config
 
 _ORIGIN = re.compile(r"https?://[^/?#\s*@]+")  # as a browser sends it: no path, no slash at the end
 DEFAULT_CONTEXT = 16384  # tokens of a sequence where nobody says

@@ -20,8 +20,9 @@ from flagrelease.engine.modelslim import index_name, take_copies
 from flagrelease.engine.placement import RankSlice, local_pieces
 from flagrelease.engine.stored import StoredTensors
 from flagrelease.errors import CheckpointError, UsageError
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import read_config
 from flagrelease.model.stored import StoredWeight, understand
-from flagrelease.model.v4.config import ModelConfig, read_config
 from flagrelease.records.manifest import MANIFEST_NAME, OGroups, read_manifest
 from flagrelease.shard.header import TensorMeta, read_header
 from flagrelease.shard.index import open_checkpoint
@@ -37,7 +38,7 @@ class Layout:
     o_mode: OGroups | None
 
 
-def find_layout(folder: Path, config: ModelConfig) -> Layout:
+def find_layout(folder: Path, config: FamilyConfig) -> Layout:
     """The layout of the release in `folder`, by its file names, its manifest and its shapes.
 
     Raises:
@@ -59,7 +60,7 @@ def find_layout(folder: Path, config: ModelConfig) -> Layout:
     return Layout(mp, _o_mode(folder, config, mp) if mp > config.o_groups else None)
 
 
-def _o_mode(folder: Path, config: ModelConfig, mp: int) -> OGroups:
+def _o_mode(folder: Path, config: FamilyConfig, mp: int) -> OGroups:
     """From the shape of layer 0's wo_b, and from the manifest if there is one; they must agree."""
     columns = config.o_groups * config.o_lora_rank
     name = "layers.0.attn.wo_b.weight"
@@ -166,7 +167,7 @@ class Release:
 
 
 def _understand(
-    folder: Path, config: ModelConfig, pieces: dict[str, RankSlice], metas: dict[str, TensorMeta], *, whole: bool
+    folder: Path, config: FamilyConfig, pieces: dict[str, RankSlice], metas: dict[str, TensorMeta], *, whole: bool
 ) -> dict[str, StoredWeight]:
     """Require exactly the expected tensors in declared forms. Returns this rank's weights by name."""
     parts = None if whole else {name: (piece.spec, piece.shape) for name, piece in pieces.items()}

@@ -63,18 +63,19 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A plain weight; `rounds`: its input is rounded to FP8 in groups of 128 all the same.
+    """A plain weight; `rounds`: its input is rounded to FP8 in groups of `group` columns all the same.
 
     That is the native computation on a BF16 release: the same numbers are multiplied.
     """
 
     rounds: bool
+    group: int = FP8_BLOCK
     fused: bool = False
     rows_per_scale: int = 1
 
     def round(self, ops: Operators, x: Tensor) -> Rounded:
         """See `Scheme`."""
-        return Rounded(x, ops.act_quant_roundtrip(x)) if self.rounds else Rounded(x)
+        return Rounded(x, ops.act_quant_roundtrip(x, self.group)) if self.rounds else Rounded(x)
 
     def product(
         self, ops: Operators, x: Rounded, weight: Tensor, scale: Tensor | None, out_dtype: torch.dtype,
@@ -198,7 +199,7 @@ _OF_FORMAT: dict[str, Scheme] = {
 
 def scheme_of(fmt: str, numerics: Numerics) -> Scheme:
     """The scheme of weights that are held in `fmt` (see `weight_format`) while the model runs."""
-    return _OF_FORMAT[fmt] if fmt in _OF_FORMAT else Plain(rounds=numerics.rounds == "every")
+    return _OF_FORMAT[fmt] if fmt in _OF_FORMAT else Plain(numerics.rounds == "every", numerics.group)
 
 
 def as_bytes(x: Tensor) -> Tensor:

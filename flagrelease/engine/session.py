@@ -13,13 +13,13 @@ from flagrelease.engine.batch.scheduler import Scheduler
 from flagrelease.engine.batch.worth import Worth
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.efforts import read_efforts
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.engine.loader import load
 from flagrelease.engine.numerics import NumericsName
 from flagrelease.engine.parallel import leave_job
 from flagrelease.engine.preflight import DEFAULT_CONTEXT
 from flagrelease.engine.speculation import NO_SPECULATION, Speculation
 from flagrelease.engine.text import Tokenizer
-from flagrelease.engine.v4.model import Model
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.ranks.job import is_leader
 
@@ -29,7 +29,7 @@ class Session:
     """Use as a context: at its end the processes of the job part."""
 
     release: Path
-    model: Model
+    model: AnyModel
     speculation: Speculation = NO_SPECULATION
 
     @classmethod
@@ -55,7 +55,8 @@ class Session:
         if model.groups.is_leader:
             said = f"{model.numerics.name} numerics in {dtype}, {model.ops.name} operators, {model.device.torch_device}"
             print(f"{release}: {said}, {model.groups.mp} rank(s), {describe_steps(model)}", file=sys.stderr)
-            print(f"{release}: {speculation.said}", file=sys.stderr)
+            for remark in (*model.remarks, speculation.said):
+                print(f"{release}: {remark}", file=sys.stderr)
         return cls(release, model, speculation)
 
     def __enter__(self) -> Session:

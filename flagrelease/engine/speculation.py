@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.config import ModelConfig, read_config
+from flagrelease.model.config import FamilyConfig
+from flagrelease.model.families import read_config
 
 AUTO, OFF = "auto", "off"
 
@@ -53,8 +54,10 @@ def choose_speculation(wanted: str, release: Path) -> Speculation:
     return Speculation(int(wanted), said=f"drafts: at most {wanted} a step, by {stages}")
 
 
-def describe_stages(config: ModelConfig) -> str:
+def describe_stages(config: FamilyConfig) -> str:
     """The draft stages of a release, as far as the engine knows them."""
+    if config.dspark_block_size is not None and not config.most_drafts:
+        return f"DSpark's {config.n_mtp_layers} stages of a family whose draft stages the engine does not run yet"
     if config.dspark_block_size is not None:
         return f"DSpark's {config.n_mtp_layers} stages, which draft blocks of {config.dspark_block_size}"
     if config.n_mtp_layers == 0:

@@ -190,7 +190,7 @@ class StoredTensors:
         if not self._whole:
             ranges = [(0, size) for size in shape]
         row = meta.nbytes // shape[0]
-        first, last = ranges[0]
+        first, last = (min(at, shape[0]) for at in ranges[0])  # padded rows are in no whole tensor
         part = fetch(meta, first * row, (last - first) * row)
         part = part.view(_TORCH[meta.dtype]).view(last - first, *shape[1:])
         return part[(slice(None), *(slice(*each) for each in ranges[1:]))].contiguous()

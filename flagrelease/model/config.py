@@ -140,17 +140,24 @@ class FamilyConfig(BaseModel):
         return self.num_attention_heads
 
     @property
+    def activation_group(self) -> int:
+        """Columns of a linear's input that share a scale where DeepSeek's code rounds it to FP8."""
+        return 128
+
+    @property
+    def key_groups(self) -> dict[str, tuple[int, int]]:
+        """Columns of a cached key that DeepSeek's code rounds to FP8, in words: their count and that of a group."""
+        return {"head_dim - qk_rope_head_dim": (self.head_dim - self.qk_rope_head_dim, 64)}
+
+    @property
+    def most_drafts(self) -> int:
+        """Tokens that the draft stages guess at once, as far as the bundled engine runs them: 0 if it does not."""
+        return 0
+
+    @property
     def expert_counts(self) -> dict[str, int]:
         """Key of config.json -> how many experts a block has, for each kind of block."""
         return {"n_routed_experts": self.n_routed_experts}
-
-
-def not_run(origin: PurePath | str, model_type: object) -> CheckpointError:
-    """The refusal of a model that the bundled engine does not run."""
-    return CheckpointError(
-        f"{origin}: model_type is {model_type!r}, and the bundled engine runs 'deepseek_v4' only: it has no forward "
-        f"pass of another family. Such a model can be converted and verified, not run, validated or published"
-    )
 
 
 def read_document(path: Path) -> dict[str, Any]:

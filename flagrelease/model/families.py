@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from flagrelease.errors import CheckpointError
-from flagrelease.model.config import FamilyConfig, document_of, not_run, read_document
+from flagrelease.model.config import FamilyConfig, document_of, read_document
 from flagrelease.model.family import Family
 from flagrelease.model.v4.family import V4
 from flagrelease.model.v41.family import V41
@@ -58,8 +58,8 @@ def read_config_bytes(content: bytes, path: PurePath) -> tuple[FamilyConfig, dic
     return parse_config(raw, path), raw
 
 
-def require_run(folder: Path) -> None:
-    """Refuse a model of a family that the bundled engine does not run, before anything is asked or loaded for it.
+def require_chats(folder: Path) -> None:
+    """Refuse a model whose chats the bundled engine does not encode, before anything is asked or loaded for it.
 
     A config.json that cannot be read is refused by whoever needs it.
 
@@ -71,8 +71,16 @@ def require_run(folder: Path) -> None:
         config, _ = read_config(path)
     except CheckpointError:
         return
-    if family_of(config).caches is None:
-        raise not_run(path, config.model_type)
+    if not family_of(config).chats:
+        raise no_chats(path, family_of(config).title)
+
+
+def no_chats(origin: PurePath | str, title: str) -> CheckpointError:
+    """The refusal of chats with a model whose encoding the bundled engine does not have."""
+    return CheckpointError(
+        f"{origin}: chats of {title} are not encoded by the bundled engine yet: it continues plain text and token ids "
+        f"(generate --mode raw, logits), and does not serve, ask or publish such a model"
+    )
 
 
 def family_named(name: str) -> Family[Any] | None:

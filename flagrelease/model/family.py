@@ -54,7 +54,8 @@ class Family(Generic[C]):
         native_scale_fmt: whether DeepSeek's ModelArgs have `scale_fmt`.
         repack_tile: (rows, columns) that share a scale where FP4 is repacked as FP8.
         attention: what a layer's compression ratio means, in words.
-        caches: of a release of this format; null for a family that the bundled engine does not run.
+        caches: of a release of this format.
+        chats: whether the bundled engine encodes chats for it.
     """
 
     model_type: str
@@ -72,4 +73,5 @@ class Family(Generic[C]):
     native_scale_fmt: bool
     repack_tile: tuple[int, int]
     attention: Mapping[int, str]
-    caches: Callable[[C, ReleaseFormatName], SequenceCaches] | None
+    caches: Callable[[C, ReleaseFormatName], SequenceCaches]
+    chats: bool

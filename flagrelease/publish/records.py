@@ -11,7 +11,7 @@ from typing import Any
 from flagrelease.chips.launch import cards_for
 from flagrelease.chips.table import CardProduct, Chip
 from flagrelease.errors import VerificationError
-from flagrelease.model.families import family_of_document, require_run
+from flagrelease.model.families import family_of_document, require_chats
 from flagrelease.model.family import Family
 from flagrelease.publish.hubs.registry import find_licence
 from flagrelease.records.attachment import require_recipe
@@ -147,7 +147,7 @@ def read_records(
     """
     content = read_manifest_bytes(release)
     manifest = parse_manifest(content, str(release / MANIFEST_NAME))
-    require_run(release)
+    require_chats(release)
     followed = require_recipe(manifest, chip.id, recipe)
     licence = find_licence(followed.source.license)
     if report is None and not allow_unvalidated:

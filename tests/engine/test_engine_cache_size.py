@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flagrelease.bench.dimensions import dimensions
+from flagrelease.engine.loaded import DEFAULT_CHUNK
 from flagrelease.engine.numerics import choose_numerics
 from flagrelease.engine.v4.cache import Cache
-from flagrelease.engine.v4.model import DEFAULT_CHUNK
 from flagrelease.model.v4.cache_size import CHUNK, CODED_FROM, key_forms, longest_context, sequence_bytes
 from flagrelease.model.v4.rounding import NumericsName
 

@@ -65,7 +65,8 @@ def trace(release: Path, numerics: Any, tokens: int) -> set[str]:
     step = model._plan(cache, [random_tokens(tokens), random_tokens(tokens)])
     model.ops = watched(mode)
     with mode:
-        model._forward(step, cache.layers, every=False)
+        streams, _ = model.watched(step, cache.layers)
+        model.read_out(streams[step.row, step.last[:, None]])
     return set(mode.seen)
 
 

@@ -15,25 +15,42 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from native_transcription import E2M1, Array, bf16, fp4, fp8, sigmoid
+from native_transcription import E2M1, Array, bf16, sigmoid
 from torch import Tensor
 
 PAD = 2
 
 
+EVEN_FIRST = np.array([0, 2, 4, 6, 1, 3, 5, 7])  # codes of E2M1: of two that are equally near, the even one is taken
+
+
+def nearest_e2m1(x: Array) -> Array:
+    """The nearest number of E2M1, |x| at most 6."""
+    distance = np.abs(E2M1[EVEN_FIRST] - np.minimum(np.abs(x), 6)[..., None])
+    return np.copysign(E2M1[EVEN_FIRST[distance.argmin(-1)]], x)
+
+
+def fp8(x: Array) -> Array:
+    """C, first line: groups of 32, a scale 2^ceil(log2(amax / 448)), E4M3."""
+    groups = x.reshape(-1, 32)
+    scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(groups).max(1, keepdims=True), 1e-4) / 448)))
+    codes = np.clip(groups / scale, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    return (codes.astype(np.float64) * scale).reshape(x.shape)
+
+
+def fp4(x: Array) -> Array:
+    """C.4: groups of 32, a scale 2^ceil(log2(amax / 6)), E2M1."""
+    groups = x.reshape(-1, 32)
+    scale = np.exp2(np.ceil(np.log2(np.maximum(np.abs(groups).max(1, keepdims=True), 6 * 2.0**-126) / 6)))
+    return (nearest_e2m1(groups / scale) * scale).reshape(x.shape)
+
+
 def fp4_keys(x: Array) -> Array:
     """C.3: groups of 16, s = E4M3(max(amax, 6 * 2^-9) / 6), E2M1 with ties to even, BF16(value * s)."""
-    out = np.empty_like(x)
-    for start in range(0, len(x), 16):
-        part = x[start : start + 16]
-        wanted = np.float32(max(float(np.abs(part).max()), 6 * 2.0**-9)) / np.float32(6)
-        scale = float(np.float32(wanted).astype(ml_dtypes.float8_e4m3fn))
-        for i, value in enumerate(part):
-            distance = np.abs(E2M1 - min(float(np.float32(abs(value)) / np.float32(scale)), 6))
-            nearest = np.flatnonzero(distance == distance.min())
-            code = next(int(n) for n in nearest if len(nearest) == 1 or n % 2 == 0)
-            out[start + i] = math.copysign(E2M1[code] * scale, value)
-    return bf16(out)
+    groups = x.reshape(-1, 16).astype(np.float32)
+    wanted = np.maximum(np.abs(groups).max(1, keepdims=True), np.float32(6 * 2.0**-9)) / np.float32(6)
+    scale = wanted.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return bf16((nearest_e2m1(groups / scale) * scale).reshape(x.shape))
 
 
 def compressed_key(text: str, raw: str) -> str:
@@ -86,6 +103,7 @@ class Transcription41:
         self.compressed, self.multipliers = compressed, multipliers
         orders = range(2, config["engram_max_ngram_size"] + 1)
         self.primes = buckets(config["engram_layer_ids"], config["engram_vocab_size"], orders, config["engram_n_heads"])
+        self.turning: dict[int, list[float]] = {}
         self.tokens: list[int] = []
         self.windows: dict[int, list[Array]] = {}  # of every layer
         self.halves: dict[int, list[tuple[Array, Array]]] = {}
@@ -98,7 +116,7 @@ class Transcription41:
         return bf16(x) if self.native else x
 
     def linear(self, name: str, x: Array) -> Array:
-        return self.stored(self.w[f"{name}.weight"] @ (fp8(x, 32) if self.native else x))
+        return self.stored(self.w[f"{name}.weight"] @ (fp8(x) if self.native else x))
 
     def plain(self, name: str, x: Array) -> Array:
         return self.stored(self.w[f"{name}.weight"] @ x)
@@ -106,11 +124,12 @@ class Transcription41:
     def norm(self, x: Array, weight: str) -> Array:
         return self.stored(x / math.sqrt(float(np.mean(x * x)) + self.c["rms_norm_eps"]) * self.w[weight])
 
-    def rope(self, x: Array, position: int, ratio: int, sign: int = 1) -> Array:
-        """The last dimensions, pair by pair; layers that compress have theta 160000 and YaRN."""
+    def frequencies(self, ratio: int) -> list[float]:
+        if ratio in self.turning:
+            return self.turning[ratio]
         dim, yarn = self.c["qk_rope_head_dim"], self.c["rope_scaling"]
         theta = self.c["compress_rope_theta"] if ratio else self.c["rope_theta"]
-        out = x.copy()
+        found = self.turning.setdefault(ratio, [])
         for i in range(dim // 2):
             f = theta ** (-2 * i / dim)
             if ratio:
@@ -123,10 +142,18 @@ class Transcription41:
                 first, last = max(math.floor(low), 0), min(math.ceil(high), dim - 1)
                 smooth = 1 - min(max((i - first) / (last - first), 0), 1)
                 f = f / yarn["factor"] * (1 - smooth) + f * smooth
-            at = len(x) - dim + 2 * i
-            turned = complex(x[at], x[at + 1]) * complex(math.cos(position * f), sign * math.sin(position * f))
-            out[at], out[at + 1] = turned.real, turned.imag
-        return self.stored(out)
+            found.append(f)
+        return found
+
+    def rope(self, x: Array, position: int, ratio: int, sign: int = 1) -> Array:
+        """The last dimensions of [.., d], pair by pair; layers that compress have theta 160000 and YaRN."""
+        dim = self.c["qk_rope_head_dim"]
+        turns = np.exp(1j * sign * position * np.array(self.frequencies(ratio)))
+        still, pairs = x[..., :-dim], x[..., -dim:].reshape(*x.shape[:-1], -1, 2)
+        turned = (pairs[..., 0] + 1j * pairs[..., 1]) * turns
+        return self.stored(
+            np.concatenate((still, np.stack((turned.real, turned.imag), -1).reshape(*x.shape[:-1], dim)), -1)
+        )
 
     # C.1
 
@@ -170,7 +197,7 @@ class Transcription41:
         qr = self.norm(self.linear(f"{at}.wq_a", y), f"{at}.q_norm.weight")
         key = self.rope(self.norm(self.linear(f"{at}.wkv", y), f"{at}.kv_norm.weight"), t, ratio)
         window = self.windows.setdefault(n, [])
-        window.append(fp8(key, 32) if self.native else key)
+        window.append(fp8(key) if self.native else key)
         keys = window[-c["sliding_window"] :]
         if ratio:
             source = max(one for one in c["kv_source_layer_ids"] if one <= n)
@@ -181,15 +208,14 @@ class Transcription41:
                 self.choose(n, source, t, y, qr)
             keys = keys + [self.entries[source][j] for j in self.picks[index, t]]
         heads = []
-        for h, q in enumerate(self.linear(f"{at}.wq_b", qr).reshape(c["num_attention_heads"], -1)):
-            q = self.rope(q, t, ratio)
-            z = np.array([q @ k for k in keys]) / math.sqrt(c["head_dim"])
+        for h, q in enumerate(self.rope(self.linear(f"{at}.wq_b", qr).reshape(c["num_attention_heads"], -1), t, ratio)):
+            z = np.array(keys) @ q / math.sqrt(c["head_dim"])
             p = np.exp(z - z.max())
             below = p.sum() + math.exp(self.w[f"{at}.attn_sink"][h] - z.max())
-            o = self.stored(sum(self.stored(p)[j] * keys[j] for j in range(len(keys))) / below)
-            heads.append(self.rope(o, t, ratio, sign=-1))
+            o = self.stored(self.stored(p) @ np.array(keys) / below)
+            heads.append(o)
         wo_a = self.w[f"{at}.wo_a.weight"].reshape(groups, c["o_lora_rank"], -1)
-        flat = np.array(heads).reshape(groups, -1)
+        flat = self.rope(np.array(heads), t, ratio, sign=-1).reshape(groups, -1)
         return self.linear(f"{at}.wo_b", self.stored(np.array([wo_a[g] @ flat[g] for g in range(groups)])).flatten())
 
     # C.3
@@ -223,8 +249,8 @@ class Transcription41:
             keys = self.index_keys[c["kv_source_layer_ids"][-1]]
         visible = (t + 1) // ratio
         q = self.linear(f"{at}.wq_b", qr).reshape(c["index_n_heads"], -1)
-        q = np.array([self.rope(one, t, ratio) for one in q])
-        q = np.array([fp4(one) for one in q]) if self.native else q
+        q = self.rope(q, t, ratio)
+        q = fp4(q) if self.native else q
         weights = self.plain(f"{at}.weights_proj", y) / math.sqrt(c["index_head_dim"] * c["index_n_heads"])
         scores = [float(np.maximum(q @ keys[j], 0) @ weights) for j in range(visible)]
         size, allowed = c["candidate_block_size"], set(range(visible))

@@ -17,7 +17,6 @@ from flagrelease.errors import CheckpointError
 from flagrelease.formats.formats import FP8, FP8_GROUP
 from flagrelease.model.families import family_of, has_known_shape, parse_config
 from flagrelease.model.synthetic import Stored, stored_tensors
-from flagrelease.model.v4.config import read_config as read_config_for_the_engine
 from flagrelease.model.v41.synthetic import tiny_config, write_checkpoint
 from flagrelease.shard.header import tensor_bytes
 from flagrelease.source.source import read_source, survey_source
@@ -174,16 +173,6 @@ def test_another_layout_of_a_later_snapshot_is_refused_by_its_tensors(tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match=r"'layers\.4\.attn\.compressor\.\S+' is not part of this model"):
         read_source(tmp_path)
-
-
-# --- it is not run
-
-
-def test_the_engine_refuses_it_with_the_reason(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, tiny_config(), holes=True)
-    says = "the bundled engine runs 'deepseek_v4' only: it has no forward pass of another family"
-    with pytest.raises(CheckpointError, match=says):
-        read_config_for_the_engine(tmp_path / "config.json")
 
 
 # --- the one that tests run

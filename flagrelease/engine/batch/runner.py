@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,12 @@ from flagrelease.engine.batch.orders import (
     decode,
     encode,
 )
-from flagrelease.engine.decode.stepper import choose_stepper, passes_are_captured
-from flagrelease.engine.v4.cache import Cache, SavedRow
+from flagrelease.engine.batch.reader import open_reader
+from flagrelease.engine.decode.stepper import choose_stepper
+from flagrelease.engine.loaded import AnyModel
+from flagrelease.engine.row_caches import RowCaches, SavedRow
 from flagrelease.engine.v4.drafting import Drafting, open_drafting
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
-from flagrelease.engine.v4.model import Model
-from flagrelease.engine.v4.reader import Reader
 from flagrelease.errors import UsageError
 
 _FOR_PASSES = 1 << 30  # bytes that are not given to what is kept
@@ -37,7 +38,7 @@ class Runner:
     """A model with `rows` sequences of at most `context` tokens."""
 
     def __init__(
-        self, model: Model, rows: int, context: int, *, speculate: bool = False, most: int | None = None
+        self, model: AnyModel, rows: int, context: int, *, speculate: bool = False, most: int | None = None
     ) -> None:
         """Allocate the caches, on every rank.
 
@@ -56,13 +57,13 @@ class Runner:
         options = {"--batch": rows, "--context": context, "--speculate": (speculate, most)}
         require_same_options(model.groups.control, options)
         self.model, self.rows, self.context, self.speculate = model, rows, context, speculate
-        self._cache = model.new_cache(rows, context)
+        self._cache: RowCaches[Any] = model.new_cache(rows, context)
         self._drafting = open_drafting(model, rows, context, most) if speculate else None
         if self._drafting is not None and self._cache.chunk <= self._drafting.most:
             most = self._drafting.most + 1
             raise UsageError(f"speculation appends {most} tokens in a step: chunk and context must be at least {most}")
         self._stepper = choose_stepper(model, self._cache, self._drafting)
-        self._reader = Reader(model, self._cache, fixed=passes_are_captured(model))
+        self._reader = open_reader(model, self._cache)
         self._saved: dict[int, tuple[SavedRow, ...]] = {}
         self._latest = torch.zeros(rows, dtype=torch.int64, device=model.head.device)
 
@@ -127,7 +128,7 @@ class Runner:
         self._reader.forget()
 
     @property
-    def _caches(self) -> list[Cache]:
+    def _caches(self) -> list[RowCaches[Any]]:
         return [self._cache] if self._drafting is None else [self._cache, self._drafting.cache]
 
     def _remember(self, order: Save | Load) -> None:
@@ -171,7 +172,7 @@ class Runner:
         if any(following):
             drafting.read(slice(pieces[0].row, pieces[-1].row + 1), features, following)
 
-    def _begin(self, cache: Cache, pieces: Sequence[Prefill]) -> None:
+    def _begin(self, cache: RowCaches[Any], pieces: Sequence[Prefill]) -> None:
         for piece in pieces:
             if piece.first:
                 cache.free(piece.row)

@@ -6,7 +6,7 @@ Both keep, on every rank, what the draft stages read of the positions whose foll
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from flagrelease.engine.decode.block_drafter import BlockDrafter
 from flagrelease.engine.decode.decoder import Decoder
 from flagrelease.engine.decode.drafter import Drafter
+from flagrelease.engine.loaded import AnyModel
+from flagrelease.engine.row_caches import RowCaches
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.drafting import Drafting
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
@@ -52,7 +54,7 @@ class Stepper(Protocol):
 class PlainStepper:
     """By the model's plain forward pass, on any number of ranks."""
 
-    def __init__(self, model: Model, cache: Cache, drafting: Drafting | None) -> None:
+    def __init__(self, model: AnyModel, cache: RowCaches[Any], drafting: Drafting | None) -> None:
         """`drafting`: if there is to be any draft."""
         self._model, self._cache, self._drafting = model, cache, drafting
         if drafting is not None:
@@ -138,17 +140,21 @@ def open_drafter(model: Model, drafting: Drafting, features: Tensor) -> Drafter 
     return BlockDrafter(model, model.dspark, drafting.cache, features, drafting.most)
 
 
-def choose_stepper(model: Model, cache: Cache, drafting: Drafting | None) -> Stepper:
-    """Captured on accelerators; plain on a CPU, and over ranks of unknown collectives."""
+def choose_stepper(model: AnyModel, cache: RowCaches[Any], drafting: Drafting | None) -> Stepper:
+    """Captured on accelerators; plain on a CPU, over ranks of unknown collectives, and of DeepSeek-V4.1."""
     if model.device.type == "cpu" or _collectives_are_apart(model):
+        return PlainStepper(model, cache, drafting)
+    if not isinstance(model, Model) or not isinstance(cache, Cache):
         return PlainStepper(model, cache, drafting)
     return CapturedStepper(model, cache, drafting)
 
 
-def describe_steps(model: Model) -> str:
+def describe_steps(model: AnyModel) -> str:
     """How the steps of this model run: `captured: CUDAGraph`, or `eager: ` and why; and what is slow about them."""
     if model.device.why_eager is not None:
         return f"eager: {model.device.why_eager}"
+    if not isinstance(model, Model):
+        return "eager: steps of DeepSeek-V4.1 are not captured"
     if _collectives_are_apart(model):
         return f"eager: no graph is known to hold the collectives of {model.device.dist_backend}"
     if not model.ops.captured:
@@ -163,10 +169,12 @@ def describe_steps(model: Model) -> str:
     return f"captured: {model.device.graph_class}{sums}{remark}"
 
 
-def passes_are_captured(model: Model) -> bool:
+def passes_are_captured(model: AnyModel) -> bool:
     """Whether passes of fixed sizes are captured for this model: pieces of prompts, whatever its drafts are."""
-    return model.device.why_eager is None and model.ops.captured and not _collectives_are_apart(model)
+    if not isinstance(model, Model) or model.device.why_eager is not None:
+        return False
+    return model.ops.captured and not _collectives_are_apart(model)
 
 
-def _collectives_are_apart(model: Model) -> bool:
+def _collectives_are_apart(model: AnyModel) -> bool:
     return model.groups.mp > 1 and model.device.dist_backend not in CAPTURED_BACKENDS

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from flagrelease.engine.agreement import require_same_options
 from flagrelease.engine.generate.jsonl import read_lines
-from flagrelease.engine.v4.model import Model
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.config import FamilyConfig
 
 
 def read_tokens(path: Path) -> list[list[int]]:
@@ -38,7 +38,7 @@ def read_tokens(path: Path) -> list[list[int]]:
     return sequences
 
 
-def check_request(config: ModelConfig, sequences: Sequence[Sequence[int]], top: int) -> None:
+def check_request(config: FamilyConfig, sequences: Sequence[Sequence[int]], top: int) -> None:
     """Refuse what this model cannot compute, before it is loaded.
 
     Raises:
@@ -55,7 +55,7 @@ def check_request(config: ModelConfig, sequences: Sequence[Sequence[int]], top: 
             raise UsageError(f"sequence {place}: token {wrong} is outside the vocabulary of {config.vocab_size}")
 
 
-def write_logits(model: Model, sequences: Sequence[Sequence[int]], out: Path, top: int, *, by_decode: bool) -> None:
+def write_logits(model: AnyModel, sequences: Sequence[Sequence[int]], out: Path, top: int, *, by_decode: bool) -> None:
     """Run every sequence and write the file (the leader does). `by_decode`: token by token, through the cache.
 
     Raises:
@@ -78,7 +78,7 @@ def write_logits(model: Model, sequences: Sequence[Sequence[int]], out: Path, to
         partial.replace(out)
 
 
-def _logits(model: Model, tokens: Sequence[int], *, by_decode: bool) -> Iterator[tuple[int, Tensor]]:
+def _logits(model: AnyModel, tokens: Sequence[int], *, by_decode: bool) -> Iterator[tuple[int, Tensor]]:
     """(first position, logits [S, V] after it and the following ones)."""
     cache = model.new_cache(rows=1, context=len(tokens))
     if by_decode:
@@ -102,7 +102,7 @@ def _reduce(logits: Tensor, tokens: Sequence[int], start: int, top: int) -> dict
     }
 
 
-def describe(model: Model, replay: str) -> dict[str, str]:
+def describe(model: AnyModel, replay: str) -> dict[str, str]:
     """How the log-probabilities were computed: the metadata of the file."""
     return {
         "numerics": model.numerics.name,

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.engine.v4.cache import Cache
 from flagrelease.engine.v4.dspark import DsparkStages
 from flagrelease.engine.v4.dspark_head import Choose, Drafts
@@ -54,7 +55,7 @@ class Drafting(Protocol):
         """
 
 
-def open_drafting(model: Model, rows: int, context: int, most: int | None = None) -> Drafting:
+def open_drafting(model: AnyModel, rows: int, context: int, most: int | None = None) -> Drafting:
     """The drafts that the model's stages make, for `rows` sequences of at most `context` tokens.
 
     Args:
@@ -66,6 +67,8 @@ def open_drafting(model: Model, rows: int, context: int, most: int | None = None
     Raises:
         UsageError: the model was loaded without its draft stages, or they make fewer drafts than `most`.
     """
+    if not isinstance(model, Model):
+        raise UsageError("the engine runs no draft stages of this model's family yet")
     made = model.config.most_drafts
     if most is not None and not 0 < most <= made:
         raise UsageError(f"--speculate {most}: the draft stages of this release guess at most {made} token(s) at once")

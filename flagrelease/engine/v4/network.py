@@ -11,12 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flagrelease.device import Device
-from flagrelease.engine.kernels.operators import Operators
-from flagrelease.engine.numerics import Numerics
-from flagrelease.engine.parallel import Groups
+from flagrelease.engine.loaded import LoadedModel
 from flagrelease.engine.v4.block import Block
-from flagrelease.engine.v4.cache import LayerCache
+from flagrelease.engine.v4.cache import Cache, LayerCache
 from flagrelease.engine.v4.dspark import DsparkStages, pool
 from flagrelease.engine.v4.hyper_connection import HyperHead
 from flagrelease.engine.v4.mtp import MtpStage
@@ -27,38 +24,23 @@ from flagrelease.model.v4.config import ModelConfig
 
 
 @dataclass(slots=True)
-class Network:
+class Network(LoadedModel[ModelConfig, Cache]):
     """The loaded parts, or this rank's slices of them.
 
     `mtp` (the preview's) and `dspark` are None unless draft stages were asked for; a release has one kind of them.
     """
 
-    config: ModelConfig
-    numerics: Numerics
-    ops: Operators
-    groups: Groups
-    device: Device
-    embed: Tensor
-    head: Tensor
     blocks: tuple[Block, ...]
     final: HyperHead
     mtp: MtpStage | None
     dspark: DsparkStages | None = None
     _ropes: dict[bool, RopeTable] = field(default_factory=dict)
 
-    def _forward(self, step: Step, layers: Sequence[LayerCache], *, every: bool) -> Tensor:
-        """Logits [B, S, V] after every token of a step, or [B, 1, V] after each row's last."""
-        streams = self._streams(step, layers)
-        if not every:
-            streams = streams[step.row, step.last[:, None]]
-        return self.read_out(streams)
-
-    def _streams(self, step: Step, layers: Sequence[LayerCache]) -> Tensor:
-        """The streams [B, S, M, H] behind the last layer. The layers' caches are extended."""
-        return self.watched(step, layers)[0]
-
     def watched(self, step: Step, layers: Sequence[LayerCache]) -> tuple[Tensor, Tensor]:
-        """As `_streams`, and what draft stages read: the same, or the pooled streams of DSpark's targets."""
+        """The streams [B, S, M, H] behind the last layer, and what draft stages read, as `Model.run_step`.
+
+        The layers' caches are extended.
+        """
         groups, shape = self.groups.spread(step.tokens.numel()), step.tokens.shape
         embedded = self.embed_tokens(step.tokens)
         if groups.is_spread:
@@ -76,18 +58,9 @@ class Network:
         features = torch.cat(pooled, -1)
         return streams, groups.together(features, (*shape, features.shape[-1]))
 
-    def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens [..] -> [.., H]."""
-        first = self.groups.rank * self.embed.shape[0]
-        return self.groups.all_sum(self.ops.embedding(tokens, self.embed, first))
-
     def read_out(self, streams: Tensor) -> Tensor:
         """Streams [.., M, H] -> float32 logits [.., V]."""
         return self.to_logits(self.final.collapse(self.ops, streams))
-
-    def to_logits(self, x: Tensor) -> Tensor:
-        """Hidden [.., H] -> float32 [.., V]."""
-        return self.groups.gather_vocab(self.ops.linear(x, self.head, torch.float32))
 
     @property
     def most_drafts(self) -> int:
@@ -140,8 +113,3 @@ class Network:
             table = self._ropes.get(compressed)
             if table is None or len(table.cos) < context:
                 self._ropes[compressed] = RopeTable.build(self.config, context, self._place, compressed=compressed)
-
-    @property
-    def _place(self) -> torch.device:
-        """Where tensors are."""
-        return self.head.device

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flagrelease.model.v4.config import ModelConfig
+from flagrelease.model.config import FamilyConfig
 
 
-def frequencies(config: ModelConfig, *, compressed: bool) -> Tensor:
+def frequencies(config: FamilyConfig, *, compressed: bool) -> Tensor:
     """FP32 [qk_rope_head_dim / 2]: radians per position of each pair of dimensions.
 
     Layers with compressed attention use compress_rope_theta and YaRN, for everything in them; sliding layers use
@@ -44,7 +44,7 @@ class RopeTable:
     sin: Tensor
 
     @classmethod
-    def build(cls, config: ModelConfig, positions: int, device: torch.device, *, compressed: bool) -> RopeTable:
+    def build(cls, config: FamilyConfig, positions: int, device: torch.device, *, compressed: bool) -> RopeTable:
         """The rows of positions 0 to `positions` - 1."""
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies(config, compressed=compressed))
         return cls(angles.cos().to(device), angles.sin().to(device))

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from flagrelease.engine.transfer import send
 from flagrelease.engine.v4.cache import OVERLAP_RATIO, pending_slots, ring_slots
+from flagrelease.model.config import FamilyConfig
 from flagrelease.model.v4.config import ModelConfig
 
-_BIN = -1  # the last slot of every buffer
+BIN = -1  # the last slot of every buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Extent:
     entries: dict[int, int]
 
     @classmethod
-    def of(cls, config: ModelConfig, starts: Sequence[int], ends: Sequence[int], context: int) -> Extent:
+    def of(cls, config: FamilyConfig, starts: Sequence[int], ends: Sequence[int], context: int) -> Extent:
         """Exactly what rows need that have seen `starts` tokens and will have seen `ends`."""
         grown = [(begun, past) for begun, past in zip(starts, ends, strict=True) if past > begun]
         longest = max(starts) + max(past - begun for begun, past in grown)
@@ -114,7 +115,7 @@ class Extent:
         )
 
 
-def _ratios(config: ModelConfig) -> list[int]:
+def _ratios(config: FamilyConfig) -> list[int]:
     return sorted(set(config.compress_ratios) - {0})
 
 
@@ -161,14 +162,14 @@ def lay_out(
     place = torch.arange(S, device=device)[None]
     positions, real = start + place, place < end - start
     ring, slot = ring_slots(config.sliding_window, chunk), {}
-    window = _window_slots(extent.window, ring, positions, real)
+    window = window_slots(extent.window, ring, positions, real)
     visible_slots, windows = {}, {}
     for ratio in sorted(set(config.compress_ratios)):
         C = context // ratio if ratio else 0
-        slot[ratio] = torch.where(real, C + positions % ring, _BIN)
+        slot[ratio] = torch.where(real, C + positions % ring, BIN)
         listed = torch.where(window < 0, -1, window + C)
         if ratio:
-            windows[ratio] = _plan_windows(
+            windows[ratio] = plan_windows(
                 ratio, extent.completed[ratio], extent.entries[ratio], drafts, start, end, positions, real
             )
         if ratio and ratio != OVERLAP_RATIO:
@@ -187,7 +188,7 @@ def lay_out(
     )
 
 
-def _window_slots(columns: int, ring: int, positions: Tensor, real: Tensor) -> Tensor:
+def window_slots(columns: int, ring: int, positions: Tensor, real: Tensor) -> Tensor:
     """Ring slots [B, S, columns] of the positions (p - columns, p] of each query, -1 where there is none."""
     keys = positions[..., None] - torch.arange(columns - 1, -1, -1, device=positions.device)
     return torch.where((keys >= 0) & real[..., None], keys % ring, -1)
@@ -200,7 +201,7 @@ def _prefix(windows: Windows, positions: Tensor, real: Tensor, ratio: int) -> Te
     return torch.where(seen, entry, -1)
 
 
-def _plan_windows(
+def plan_windows(
     ratio: int, completed: int, entries: int, drafts: int, start: Tensor, end: Tensor, positions: Tensor, real: Tensor
 ) -> Windows:
     """`completed`: windows that a row completes at most; `entries`: see `Windows`; `drafts`: see `Cache`."""
@@ -215,8 +216,8 @@ def _plan_windows(
     return Windows(
         visible=torch.where(real, (positions + 1) // ratio, 0),
         entries=entries,
-        pending_slot=torch.where(remembered, positions % N, _BIN),
+        pending_slot=torch.where(remembered, positions % N, BIN),
         source=torch.where(complete[..., None], source, N),
-        entry_slot=torch.where(complete, window, _BIN),
+        entry_slot=torch.where(complete, window, BIN),
         entry_position=torch.where(complete, window, 0) * ratio,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from flagrelease.model.config import FamilyConfig
 from flagrelease.model.v4.config import ModelConfig
 from flagrelease.model.v4.rounding import FP4_INDEX_KEYS, FP8_KEYS, NumericsName
 
@@ -142,7 +143,7 @@ def sequence_bytes(config: ModelConfig, numerics: NumericsName, context: int, ch
     return total
 
 
-def sequence_lengths(config: ModelConfig) -> tuple[int, ...]:
+def sequence_lengths(config: FamilyConfig) -> tuple[int, ...]:
     """Those of `LENGTHS` that the model goes to."""
     return tuple(length for length in LENGTHS if length <= config.max_position_embeddings)
 

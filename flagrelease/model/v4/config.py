@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from flagrelease.errors import CheckpointError, first_problem
-from flagrelease.model.config import DSPARK, FamilyConfig, not_run, read_document
+from flagrelease.model.config import DSPARK, FamilyConfig, read_document
 
 # Hugging Face key -> key of DeepSeek's inference/config.json (its dataclass ModelArgs), where the names differ.
 _NATIVE_NAMES = {
@@ -82,7 +82,7 @@ def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 def parse_config(raw: dict[str, Any], origin: PurePath | str) -> ModelConfig:
     """Check a `config.json` document. `origin` names it in errors."""
     if raw.get("model_type") != "deepseek_v4":
-        raise not_run(origin, raw.get("model_type"))
+        raise CheckpointError(f"{origin}: model_type is {raw.get('model_type')!r}; 'deepseek_v4' is expected here")
     try:
         return ModelConfig.model_validate(raw)
     except ValidationError as error:

@@ -36,4 +36,5 @@ V4 = Family[ModelConfig](
     repack_tile=(128, 128),
     attention={0: "sliding window", 4: "compressed by 4, indexed", 128: "compressed by 128"},
     caches=_caches,
+    chats=True,
 )

@@ -1,1 +1,1 @@
-"""DeepSeek-V4.1: its config, the tensors that follow from it, how it is cut. It is converted and proved, not run."""
+"""DeepSeek-V4.1: its config, the tensors that follow from it, how it is cut."""

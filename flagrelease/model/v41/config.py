@@ -108,6 +108,16 @@ class V41Config(FamilyConfig):
         return self.o_groups
 
     @property
+    def activation_group(self) -> int:
+        """As many columns as share a scale of a weight."""
+        return 32
+
+    @property
+    def key_groups(self) -> dict[str, tuple[int, int]]:
+        """All columns of a window's key, the rotated ones too."""
+        return {"head_dim": (self.head_dim, 32)}
+
+    @property
     def expert_counts(self) -> dict[str, int]:
         """The draft stages have fewer experts than the layers."""
         counts = {"n_routed_experts": self.n_routed_experts}

@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.engine.text import Tokenizer
-from flagrelease.engine.v4.model import Model
 from flagrelease.errors import VerificationError, first_problem
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import read_config
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import ReplayRules
 from flagrelease.records.source_identity import SourceIdentity
@@ -213,7 +213,7 @@ def open_with_documents(
     return opened, opened.documents(encoder, config.bos_token_id, config.max_position_embeddings)
 
 
-def describe_machine(model: Model) -> Machine:
+def describe_machine(model: AnyModel) -> Machine:
     """What runs a loaded model."""
     return Machine(
         device=model.device.type,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flagrelease.engine.kernels.operators import OPERATORS, Operators
-from flagrelease.engine.v4.model import Model
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.records.rules import ReplayRules
 
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ class LayerObserver(Operators):
     and with an indexer `n.entries` int32 [P, n], -1 for none.
     """
 
-    def __init__(self, model: Model, positions: Sequence[int]) -> None:
+    def __init__(self, model: AnyModel, positions: Sequence[int]) -> None:
         """Stand in for the operators of `model`."""
         self.name = model.ops.name
         for operator in OPERATORS:

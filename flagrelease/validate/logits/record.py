@@ -16,11 +16,11 @@ from flagrelease import __version__
 from flagrelease.durable.files import write_whole
 from flagrelease.durable.folder import LOCK_NAME, WorkFolder, remove_control
 from flagrelease.durable.lock import FileLock
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.engine.loader import load
 from flagrelease.engine.text import Tokenizer
-from flagrelease.engine.v4.model import Model
 from flagrelease.errors import CheckpointError, ResourceError
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import read_config
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import ToolRecord
 from flagrelease.records.rules import LogitsRules, ReplayRules
@@ -143,7 +143,7 @@ class _Wanted:
     documents: tuple[Document, ...]
     rules: ReplayRules
 
-    def record(self, model: Model) -> BaselineRecord:
+    def record(self, model: AnyModel) -> BaselineRecord:
         """The record of recording it with `model`, without digests of files."""
         return BaselineRecord(
             tool=ToolRecord(version=__version__),
@@ -205,7 +205,7 @@ class _Count:
 
 
 def _record_run(
-    model: Model, run: _Run, out: Path, documents: tuple[Document, ...], rules: ReplayRules, count: _Count
+    model: AnyModel, run: _Run, out: Path, documents: tuple[Document, ...], rules: ReplayRules, count: _Count
 ) -> None:
     replayer = Replayer(model, rules, run.shape(rules), max(len(document.tokens) for document in documents))
     for number, document in enumerate(documents):

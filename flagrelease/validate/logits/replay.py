@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flagrelease.engine.decode.stepper import choose_stepper
-from flagrelease.engine.v4.model import Model
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.records.rules import ReplayRules
 from flagrelease.validate.logits.distribution import Figures, Kept, compare, join, keep, part
 from flagrelease.validate.logits.layers import LayerObserver
@@ -46,7 +46,7 @@ class Replayer:
     All are decoded in the same caches, so that a device that records its steps records them once.
     """
 
-    def __init__(self, model: Model, rules: ReplayRules, shape: Shape, longest: int) -> None:
+    def __init__(self, model: AnyModel, rules: ReplayRules, shape: Shape, longest: int) -> None:
         """Allocate the caches; under tensor parallelism on every rank.
 
         Raises:

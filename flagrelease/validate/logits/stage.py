@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flagrelease import __version__
 from flagrelease.durable.folder import WorkFolder
-from flagrelease.engine.v4.model import Model
+from flagrelease.engine.loaded import AnyModel
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.records.report import Stage
 from flagrelease.records.rules import LogitsRules
@@ -34,14 +34,14 @@ Progress = Callable[[int, int], None]
 class _Port:
     """The port's run: its model, its work folder, the source's runs, and whether layers are looked at."""
 
-    model: Model
+    model: AnyModel
     work: Path
     baseline: Baseline
     layers: bool
 
 
 def run_logits(
-    model: Model,
+    model: AnyModel,
     release: Path,
     baseline: Path,
     rules: LogitsRules,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flagrelease.engine.efforts import read_efforts
+from flagrelease.model.families import read_config
 from flagrelease.model.v4.chat import BOS
-from flagrelease.model.v4.config import read_config
 from flagrelease.records.rules import PreflightRules, StageName, ValidationRules
 from flagrelease.validate.endpoint.reading import MalformedReplyError
 from flagrelease.validate.preflight.asking import PreflightAsker

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flagrelease.extras import remedy
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import read_config
 from flagrelease.records.report import Stage
 from flagrelease.records.rules import StageName
 from flagrelease.validate.baseline import NO_BASELINE, file_sha256
@@ -17,7 +17,7 @@ from flagrelease.validate.stages.stage import ABSENT, Outcome, Watch
 from flagrelease.validate.stages.state import stage_work
 
 if TYPE_CHECKING:
-    from flagrelease.engine.v4.model import Model
+    from flagrelease.engine.loaded import AnyModel
     from flagrelease.validate.logits.continuations.gate import Gate
     from flagrelease.validate.logits.continuations.texts import TextModel
     from flagrelease.validate.logits.served.server import ServedRelease
@@ -60,7 +60,7 @@ class LogitsStage:
         seeds = {"logits: bootstrap": self.given.request.rules.logits.seed}
         return Outcome(stage=self._stage(watch), inputs=self.inputs(), seeds=seeds)
 
-    def compute(self, model: Model, watch: Watch) -> Stage:
+    def compute(self, model: AnyModel, watch: Watch) -> Stage:
         """Run the documents on the engine; every rank calls this."""
         from flagrelease.validate.logits.stage import run_logits
 

@@ -25,11 +25,11 @@ from flagrelease.records.manifest import Dtype
 
 if TYPE_CHECKING:
     from flagrelease.engine.batch.scheduler import Scheduler
+    from flagrelease.engine.loaded import AnyModel
     from flagrelease.engine.session import Session
-    from flagrelease.engine.v4.model import Model
     from flagrelease.records.report import Stage
 
-LogitsRun = Callable[["Model"], "Stage"]
+LogitsRun = Callable[["AnyModel"], "Stage"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,12 +81,12 @@ def dropped_at_borders(ops: Operators) -> None:
 @contextmanager
 def short_window_in_prefill() -> Iterator[None]:
     """The same for the tokens of a prompt, whose windows are laid out for all layers at once."""
-    sound = steps._window_slots
+    sound = steps.window_slots
 
     def short(columns: int, *rest: Any) -> Tensor:
         return torch.cat((torch.full_like((slots := sound(columns, *rest))[..., :1], -1), slots[..., 1:]), -1)
 
-    with mock.patch.object(steps, "_window_slots", short):
+    with mock.patch.object(steps, "window_slots", short):
         yield
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flagrelease.engine.text import Tokenizer
-from flagrelease.model.v4.config import read_config
+from flagrelease.model.families import read_config
 from flagrelease.validate.endpoint.address import Endpoint
 from flagrelease.validate.endpoint.client import EndpointClient
 from flagrelease.validate.endpoint.queue import ask_each

@@ -1,0 +1,1 @@
+"""The forward pass of DeepSeek-V4.1 for text."""
