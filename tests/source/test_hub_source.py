@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,20 @@ def test_what_passes_is_waited_out(
     hub.store.faults = [fault]
     assert convert(tmp_path / "out") == 0
     assert same_but_for_the_manifest(tmp_path / "out", from_folder)
+
+
+def test_a_store_that_falls_silent_is_asked_again(hub: StoredElsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's session itself waits for ever; its setting for downloads says how long a silence may be."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    ended = threading.Event()
+    hub.store.faults = [Fault(STORE, "call", 1, hook=lambda: ended.wait() and None)]
+    try:
+        files = files_at(place_of(HF))
+        name = next(name for name in files.names() if name.endswith(".safetensors"))
+        (header,) = files.headers([name], lambda done, total: None)
+    finally:
+        ended.set()
+    assert header.file.name == name
 
 
 def test_a_hub_that_fails_for_good_leaves_nothing_that_looks_whole(
