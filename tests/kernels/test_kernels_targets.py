@@ -12,8 +12,8 @@ import flagrelease
 from flagrelease.engine.kernels import targets
 from flagrelease.engine.kernels.attention import choose_entries
 from flagrelease.engine.kernels.attention.decode_attention import _tile as attention_tile
-from flagrelease.engine.kernels.attention.sparse_attention import _heads
 from flagrelease.engine.kernels.attention.sparse_attention import _tile as whole_tile
+from flagrelease.engine.kernels.attention.sparse_attention import heads_of_program
 from flagrelease.engine.kernels.linear.tiles import Tile, tile_shape
 from flagrelease.engine.kernels.targets import HOPPER, SIZES, Target, declares_e4m3
 
@@ -85,7 +85,7 @@ def test_hopper_is_cut_as_it_was_measured() -> None:
         Tile(16, 64, 128, 4, 6, True, 2), Tile(16, 64, 128, 4, 6, True, 2), Tile(16, 128, 128, 4, 6, True, 0),
         Tile(64, 64, 128, 4, 6, False, 2), Tile(64, 128, 128, 4, 4, False, 0),
     ]  # fmt: skip
-    assert [_heads(queries, 64) for queries in (1, 61, 64, 255, 256)] == [16, 16, 32, 32, 64]
+    assert [heads_of_program(queries, 64) for queries in (1, 61, 64, 255, 256)] == [16, 16, 32, 32, 64]
     assert choose_entries._tile(1 << 20, coded=True, single=False) == (128, 4, 3, 264)
     assert choose_entries._tile(1 << 17, coded=True, single=False) == (64, 4, 3, 528)
     assert attention_tile(16, 640, coded=True, single=False) == {
