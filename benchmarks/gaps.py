@@ -22,7 +22,8 @@ from flagrelease.device import open_device
 from flagrelease.engine.batch.orders import Next, Prefill
 from flagrelease.engine.batch.reading import allowance
 from flagrelease.engine.batch.runner import Runner
-from flagrelease.engine.v4.model import DEFAULT_CHUNK, Model
+from flagrelease.engine.loaded import DEFAULT_CHUNK
+from flagrelease.engine.v4.model import Model
 
 BEHIND = 300  # tokens of each answer's prompt
 

@@ -84,6 +84,7 @@ def main() -> None:
     given = parser.parse_args()
     asked = prompts(given.folder, given.replies)
     model = engine.load(given.folder, device=given.device, mtp=True)
+    assert isinstance(model, Model), "the small model is of V4"
     for batch in given.batch:
         runs = {speculate: Run(model, given.folder, batch, speculate=speculate) for speculate in (False, True)}
         texts = {speculate: run(asked)[1] for speculate, run in runs.items()}
