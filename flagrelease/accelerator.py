@@ -154,16 +154,17 @@ def current_cuda_stream() -> int:
     return stream.cuda_stream
 
 
-def register_for_cuda(address: int, size: int) -> str | None:
+def register_for_cuda(address: int, size: int, *, read_only: bool) -> str | None:
     """Let kernels of all devices read memory of the host, a mapped file's too: page-aligned, until the process ends.
 
-    Returns why they cannot, or None. The driver then holds every page of it in memory.
+    Returns why they cannot, or None. The driver then holds every page of it in memory. `read_only`: the pages are
+    mapped for reading alone, which CUDA has to be told and not every device takes.
     """
     import torch
 
     cuda: Any = torch.cuda
     runtime: CudaRuntime = cuda.cudart()
-    error = runtime.cudaHostRegister(address, size, _PORTABLE | _MAPPED | _READ_ONLY)
+    error = runtime.cudaHostRegister(address, size, _PORTABLE | _MAPPED | (_READ_ONLY if read_only else 0))
     if int(error) == 0:
         return None
     # The failure stays behind as CUDA's last error, which the next launch would take for its own.

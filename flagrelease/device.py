@@ -170,16 +170,19 @@ class Device:
         can = None if self.type == "cpu" else getattr(_api(self.type), "can_device_access_peer", None)
         return can is not None and all(other < _count(self.type) and can(self.index, other) for other in others)
 
-    def reach_host(self, address: int, size: int) -> str | None:
+    def reach_host(self, address: int, size: int, *, read_only: bool) -> str | None:
         """Let its kernels read memory of the host through the pointer, until the process ends; or say why they cannot.
 
         Args:
             address: of the first byte, aligned to a page.
             size: bytes; all of them are held in memory from then on.
+            read_only: whether the pages are mapped for reading alone.
         """
         if self.type == "cpu":
             return None
-        return register_for_cuda(address, size) if self.type == "cuda" else f"torch.{self.type} is not known to pin it"
+        if self.type != "cuda":
+            return f"torch.{self.type} is not known to pin it"
+        return register_for_cuda(address, size, read_only=read_only)
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""

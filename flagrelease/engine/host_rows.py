@@ -85,7 +85,7 @@ def host_rows(meta: TensorMeta, begin: int, size: int, intake: Intake) -> HostRo
     if 2 * size > free:
         return HostRows(mapped.data, False, _unpinned(size, f"{why}; a copy does not fit beside it", meta))
     copied = _Mapped.anonymous(size)
-    not_copied = device.reach_host(copied.address, copied.length)
+    not_copied = device.reach_host(copied.address, copied.length, read_only=False)
     if not_copied is not None:
         return HostRows(mapped.data, False, _unpinned(size, f"{why}; nor a copy of it: {not_copied}", meta))
     _fill(copied.data, meta, begin, intake)
@@ -160,7 +160,7 @@ _PINNED: dict[tuple[int, str], str | None] = {}  # by address and device type, f
 def _pinned_once(mapped: _Mapped, device: Device) -> str | None:
     key = mapped.address, device.type
     if key not in _PINNED:
-        _PINNED[key] = device.reach_host(mapped.address, mapped.length)
+        _PINNED[key] = device.reach_host(mapped.address, mapped.length, read_only=True)
     return _PINNED[key]
 
 

@@ -35,9 +35,11 @@ class Pinning:
     answers: list[str | None]
     type: str = "pinning"
     asked: list[tuple[int, int]] = field(default_factory=list)
+    read_only: list[bool] = field(default_factory=list)
 
-    def reach_host(self, address: int, size: int) -> str | None:
+    def reach_host(self, address: int, size: int, *, read_only: bool) -> str | None:
         self.asked.append((address, size))
+        self.read_only.append(read_only)
         return self.answers[len(self.asked) - 1]
 
 
@@ -100,6 +102,7 @@ def test_the_mapping_is_pinned_by_whole_pages_once(stored: TensorMeta, intake: I
 def test_what_cannot_be_pinned_is_copied_and_that_is_said(stored: TensorMeta, intake: Intake) -> None:
     rows, device = held(stored, intake, "cudaHostRegister: operation not supported", None)
     assert len({address for address, _ in device.asked}) == 2
+    assert device.read_only == [True, False]  # the file's pages cannot be written to, those of the copy can
     assert rows.pinned
     assert rows.data.tolist() == expected(stored, 6400, 9000)
     assert "operation not supported" in rows.how
@@ -139,8 +142,8 @@ def test_a_shorter_file_and_a_missing_one_are_refused(stored: TensorMeta, intake
 
 
 def test_other_devices_say_that_they_do_not_pin() -> None:
-    assert Device("npu", 0, "hccl").reach_host(0, 4096) == "torch.npu is not known to pin it"
-    assert CPU.reach_host(0, 4096) is None
+    assert Device("npu", 0, "hccl").reach_host(0, 4096, read_only=True) == "torch.npu is not known to pin it"
+    assert CPU.reach_host(0, 4096, read_only=True) is None
 
 
 def two_tensors(tmp_path: Path, rows: int) -> StoredWeight:
@@ -230,7 +233,7 @@ def test_a_refused_pinning_leaves_no_error_behind(big: TensorMeta) -> None:
     with Intake(device) as intake:
         rows = host_rows(big, 0, big.nbytes, intake)
     address = rows.data.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    assert "cudaHostRegister" in str(device.reach_host(address, mmap.PAGESIZE))
+    assert "cudaHostRegister" in str(device.reach_host(address, mmap.PAGESIZE, read_only=True))
     assert torch.ones(3, device="cuda").add_(1).sum().item() == 6
 
 
