@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flagrelease.engine.sampling import Sampling as Sampling
     from flagrelease.engine.text import Tokenizer as Tokenizer
     from flagrelease.engine.v4.model import Model as Model
-    from flagrelease.model.v4.chat import encode_messages as encode_messages
+    from flagrelease.model.chats import encode_messages as encode_messages
     from flagrelease.model.v4.completion import Completion as Completion
     from flagrelease.model.v4.completion import parse_completion as parse_completion
 
@@ -29,7 +29,7 @@ _WHERE = {
     "Model": "flagrelease.engine.v4.model",
     "Sampling": "flagrelease.engine.sampling",
     "Tokenizer": "flagrelease.engine.text",
-    "encode_messages": "flagrelease.model.v4.chat",
+    "encode_messages": "flagrelease.model.chats",
     "load": "flagrelease.engine.loader",
     "parse_completion": "flagrelease.model.v4.completion",
     "read_efforts": "flagrelease.engine.efforts",

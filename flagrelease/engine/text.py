@@ -38,9 +38,13 @@ class Tokenizer:
         """Token ids. Special tokens are recognised in a text; in a chat, only those that its encoding wrote.
 
         Raises:
-            UsageError: the text holds half of a surrogate pair.
+            UsageError: the text holds half of a surrogate pair, or a chat shows images.
         """
         if isinstance(text, EncodedChat):
+            if text.images:
+                raise UsageError(
+                    "the chat shows an image, and the bundled engine reads text only: it runs no vision tower"
+                )
             parts = [self._ids(piece, self._tokenizer if special else self._plain) for piece, special in text.pieces]
             return [token for ids in parts for token in ids]
         return self._ids(text, self._tokenizer)

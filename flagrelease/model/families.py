@@ -58,8 +58,8 @@ def read_config_bytes(content: bytes, path: PurePath) -> tuple[FamilyConfig, dic
     return parse_config(raw, path), raw
 
 
-def require_chats(folder: Path) -> None:
-    """Refuse a model whose chats the bundled engine does not encode, before anything is asked or loaded for it.
+def require_judged(folder: Path) -> None:
+    """Refuse a model that validation does not know, before anything is asked, loaded or published of it.
 
     A config.json that cannot be read is refused by whoever needs it.
 
@@ -71,16 +71,12 @@ def require_chats(folder: Path) -> None:
         config, _ = read_config(path)
     except CheckpointError:
         return
-    if not family_of(config).chats:
-        raise no_chats(path, family_of(config).title)
-
-
-def no_chats(origin: PurePath | str, title: str) -> CheckpointError:
-    """The refusal of chats with a model whose encoding the bundled engine does not have."""
-    return CheckpointError(
-        f"{origin}: chats of {title} are not encoded by the bundled engine yet: it continues plain text and token ids "
-        f"(generate --mode raw, logits), and does not serve, ask or publish such a model"
-    )
+    family = family_of(config)
+    if not family.judged:
+        raise CheckpointError(
+            f"{path}: {family.title} is not validated yet: validation does not know the layers of its pass. Such a "
+            f"model is converted, verified, run and served, and neither judged nor published"
+        )
 
 
 def family_named(name: str) -> Family[Any] | None:

@@ -6,14 +6,15 @@ is a new folder and one entry in `families.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Generic, TypeVar
 
 from flagrelease.formats.releases import ReleaseFormatName
 from flagrelease.model.config import FamilyConfig
 from flagrelease.model.tensors import TensorSpec
+from flagrelease.model.v4.efforts import Efforts
 from flagrelease.shard.header import TensorMeta
 
 C = TypeVar("C", bound=FamilyConfig)
@@ -55,7 +56,10 @@ class Family(Generic[C]):
         repack_tile: (rows, columns) that share a scale where FP4 is repacked as FP8.
         attention: what a layer's compression ratio means, in words.
         caches: of a release of this format.
-        chats: whether the bundled engine encodes chats for it.
+        efforts: what a checkpoint or release of it makes of the efforts that requests name, from its folder, its config
+            and the names that it goes by. Each effort says whose encoding writes the chat (`model/chats.py`).
+        runs_drafts: whether the bundled engine runs its draft stages.
+        judged: whether validation knows the layers of its pass.
     """
 
     model_type: str
@@ -74,4 +78,6 @@ class Family(Generic[C]):
     repack_tile: tuple[int, int]
     attention: Mapping[int, str]
     caches: Callable[[C, ReleaseFormatName], SequenceCaches]
-    chats: bool
+    efforts: Callable[[Path, C, Sequence[str]], Efforts]
+    runs_drafts: bool
+    judged: bool

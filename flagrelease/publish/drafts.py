@@ -89,6 +89,9 @@ def drafting(records: Records, stacks: Iterable[Served]) -> Iterator[Line]:
     own = Evidence(STACKS, f"/stacks/{FLAGOS}")
     if held.kind == "mtp" and held.stages > 1:
         yield Claim("inferred", own, "flagrelease: not used; its engine runs a single MTP stage, or DSpark's")
+    elif not records.family.runs_drafts:
+        said = f"flagrelease: not used; its engine does not run the draft stages of {records.family.title} yet"
+        yield Claim("inferred", own, said)
     else:
         said = "flagrelease: `serve` drafts while that pays (`--speculate`), `generate` with `--speculate auto`"
         yield Claim("inferred", own, said)

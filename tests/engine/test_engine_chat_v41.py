@@ -11,6 +11,7 @@ import deepseek_recipe as recipe
 import pytest
 from test_engine_chat_oracle import ARGUMENTS, TOOL, WORDS
 
+from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
 from flagrelease.model.spelling import OF_V4, OF_V41, Spelling
 from flagrelease.model.turns import EOS, Message
@@ -211,6 +212,14 @@ def test_images_come_in_the_order_of_their_placeholders() -> None:
 def test_what_a_turn_cannot_hold_is_refused(message: Message, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         encode_messages([message], CHAT)
+
+
+def test_the_engine_reads_no_images(v41_release: Path) -> None:
+    shown = encode_messages([{"role": "user", "content": [PICTURE]}], CHAT)
+    with pytest.raises(UsageError, match="the chat shows an image, and the bundled engine reads text only"):
+        Tokenizer(v41_release).encode(shown)
+    told = encode_messages([{"role": "user", "content": IMAGE}], CHAT)
+    assert 500 not in Tokenizer(v41_release).encode(told), "the id of the placeholder; a quoted one is text"
 
 
 # --- reading answers

@@ -19,6 +19,7 @@ from flagrelease.engine.constraints.constraint import Constraint, Follower, mask
 from flagrelease.engine.constraints.wanted import Calls, ChosenAnswer, JsonAnswer, RegexAnswer, Wanted
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
+from flagrelease.model.spelling import OF_V41
 from flagrelease.model.v4.chat import DSML, END_THINK
 from flagrelease.model.v4.completion import parse_completion
 from flagrelease.model.v4.dsml import ToolCall
@@ -300,6 +301,26 @@ def test_a_text_is_written_as_the_prompt_teaches() -> None:
     assert tokens_of(follower) == [EOS]
     (call,) = calls_in(spoken)
     assert json.loads(call.arguments)["city"] == 'Sao "Paulo"\n</b> 你好 < / </'
+
+
+def test_another_familys_calls_are_written_as_its_prompt_teaches() -> None:
+    """DeepSeek-V4.1: a space behind the token, another wrapper, a blank line where there are no parameters."""
+    invoke = f'<{DSML} invoke name="{{}}">\n{{}}</{DSML} invoke>\n'
+    place = f'<{DSML} parameter name="n" string="false">null</{DSML} parameter>\n'
+    calls = invoke.format("nothing", "\n") + invoke.format("reference", place)
+    follower = Follower(compiled(Calls([tool("nothing"), tool("reference")], True, True, spelling=OF_V41)))
+    for token in TOKENIZER.encode(f"\n\n<{DSML} calls>\n{calls}</{DSML} calls>"):
+        allowed = tokens_of(follower)
+        assert allowed is not None
+        assert token in allowed, TOKENIZER.decode([token])
+        follower.take(token)
+    allowed = tokens_of(follower)
+    assert allowed is not None
+    assert EOS in allowed
+    opening = Opening("content", thinks=False, tools=True, spelling=OF_V41)
+    for seed in range(3):
+        read = parse_completion(said(compiled(Calls([tool("nothing")], True, False, spelling=OF_V41)), seed), opening)
+        assert [call.arguments for call in read.tool_calls] == ["{}"]
 
 
 @pytest.mark.parametrize(

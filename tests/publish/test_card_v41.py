@@ -70,6 +70,7 @@ def test_a_native_release_says_what_is_its_own(card_of: Any) -> None:
     assert "| Engram tables | 2: FP8 as in the source, a scale for 32 elements of a row" in text
     assert "| images | vision tower and aligner as in the source" in text
     assert "DSpark: 3 stages, which draft blocks of 5 tokens" in text
+    assert "flagrelease: not used; its engine does not run the draft stages of DeepSeek-V4.1 yet" in text
 
 
 def test_stacks_are_started_as_for_this_family(card_of: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from flagrelease.engine.constraints.schemas import MOST_CHARACTERS, Schema, check_schema, json_text
 from flagrelease.errors import UsageError
+from flagrelease.model.spelling import Spelling
 
 _ROOT = {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 _NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly",
@@ -42,12 +43,13 @@ class CalledTool:
     param: str
 
 
-def block_rules(tools: Sequence[CalledTool], dsml: int, *, several: bool, opened: bool) -> str:
+def block_rules(tools: Sequence[CalledTool], dsml: int, spelling: Spelling, *, several: bool, opened: bool) -> str:
     """Lark rules, of which `block` is the block.
 
     Args:
         tools: what may be called.
         dsml: the id of the token that every tag has.
+        spelling: of the words behind it.
         several: more than one call may be made.
         opened: the block's first `<` and that token have been written.
 
@@ -55,12 +57,12 @@ def block_rules(tools: Sequence[CalledTool], dsml: int, *, several: bool, opened
         UsageError: a schema holds what cannot be enforced here, or is too large.
     """
     check_schema([tool.parameters for tool in tools])
-    rules = _Rules(f"<[{dsml}]>")
+    rules = _Rules(f"<[{dsml}]>", spelling)
     calls = " | ".join([rules.call(tool) for tool in tools])
     before = "" if opened else f'"\\n\\n<" {rules.dsml}'
     rules.lines += [
         f"call: {calls}",
-        f'block: {before} "tool_calls>\\n" call{"+" if several else ""} "</" {rules.dsml} "tool_calls>"',
+        f'block: {before} "{spelling.calls}>\\n" call{"+" if several else ""} "</" {rules.dsml} "{spelling.calls}>"',
     ]
     return "\n".join(rules.lines) + "\n"
 
@@ -73,6 +75,7 @@ def place_of(line: str) -> str:
 @dataclass(slots=True)
 class _Rules:
     dsml: str
+    spelling: Spelling
     lines: list[str] = field(default_factory=list)
     size: int = 0
 
@@ -90,8 +93,11 @@ class _Rules:
         """The rule of a call."""
         _check_name(tool.name, "a function")
         parameters = self._any_parameters(True) if tool.parameters is None else self._parameters(tool)
-        opening = _quoted(f'invoke name="{tool.name}">\n')
-        return self._new("call", f'"<" {self.dsml} {opening} {parameters} "</" {self.dsml} "invoke>\\n"')
+        opening = _quoted(f'{self.spelling.invoke} name="{tool.name}">\n')
+        # V4.1 has a blank line where there are no parameters
+        blank = '"\\n"?' if self.spelling.empty != "\n" else ""
+        closing = f'{blank} "</" {self.dsml} "{self.spelling.invoke}>\\n"'
+        return self._new("call", f'"<" {self.dsml} {opening} {parameters} {closing}')
 
     def _parameters(self, tool: CalledTool) -> str:
         schema = _root(tool)
@@ -111,18 +117,21 @@ class _Rules:
         _check_name(name, f"{tool.param}: a property")
         place = f"{tool.param}.properties.{name}"
         return self._tagged(
-            _quoted(f'parameter name="{name}" string="'), _Forms.of(schema, definitions, place), tool, place
+            _quoted(f'{self.spelling.parameter} name="{name}" string="'),
+            _Forms.of(schema, definitions, place),
+            tool,
+            place,
         )
 
     def _any_parameters(self, schema: Schema, tool: CalledTool | None = None) -> str:
         """Parameters of any name, each by `schema`."""
-        name = f'"parameter name=\\"" /{_NAME.pattern}/ "\\" string=\\""'
+        name = f'"{self.spelling.parameter} name=\\"" /{_NAME.pattern}/ "\\" string=\\""'
         place = "" if tool is None else f"{tool.param}.additionalProperties"
         return self._tagged(name, _Forms.of(schema, {}, place), tool, place) + "*"
 
     def _tagged(self, opening: str, forms: _Forms, tool: CalledTool | None, place: str) -> str:
         """A parameter. `place` stands in a comment, from which a refusal takes it (`place_of`)."""
-        begin, close = f'"<" {self.dsml} {opening}', f'{self.dsml} "parameter>\\n"'
+        begin, close = f'"<" {self.dsml} {opening}', f'{self.dsml} "{self.spelling.parameter}>\\n"'
         ways = []
         if forms.texts:
             # one lexeme with the `</` behind it: the lexer would take that for a part of the text otherwise

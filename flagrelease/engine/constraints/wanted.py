@@ -10,6 +10,7 @@ from typing import Literal
 from flagrelease.engine.constraints.calls import CalledTool, block_rules
 from flagrelease.engine.constraints.schemas import LONGEST_TEXT, Schema, check_schema, json_text
 from flagrelease.errors import UsageError
+from flagrelease.model.spelling import OF_V4, Spelling
 
 Grammar = tuple[Literal["lark", "regex"], str]
 
@@ -76,12 +77,14 @@ class Calls:
         required: the answer is a block of calls; else the model decides, and a block that it begins is held to form.
         several: a block may have more than one call.
         answer: what an answer without calls must be, where the model decides; None: any text.
+        spelling: of the block.
     """
 
     tools: Sequence[CalledTool]
     required: bool
     several: bool
     answer: JsonAnswer | None = None
+    spelling: Spelling = OF_V4
 
     @property
     def waits(self) -> bool:
@@ -94,7 +97,7 @@ class Calls:
         Raises:
             UsageError: a schema cannot be enforced or is too large.
         """
-        block = block_rules(self.tools, dsml, several=self.several, opened=self.waits)
+        block = block_rules(self.tools, dsml, self.spelling, several=self.several, opened=self.waits)
         if self.answer is None:
             return "lark", f"start: block\n{block}"
         check_schema(self.answer.schema)

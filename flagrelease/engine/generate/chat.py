@@ -14,7 +14,8 @@ from flagrelease.engine.batch.sequence import Generated
 from flagrelease.engine.generate.turns import HELP, Turns
 from flagrelease.engine.sampling import Sampling
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.chat import Message, encode_messages
+from flagrelease.model.chats import encode_messages
+from flagrelease.model.turns import Message
 from flagrelease.model.v4.completion import parse_completion
 from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import Opening

@@ -11,7 +11,8 @@ from flagrelease.engine.generate.jsonl import read_lines, shown
 from flagrelease.engine.sampling import Sampling
 from flagrelease.engine.text import Tokenizer
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.chat import Message, encode_messages
+from flagrelease.model.chats import encode_messages
+from flagrelease.model.turns import Message
 from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import Opening
 from flagrelease.model.v4.messages import check_messages

@@ -60,7 +60,7 @@ async def asked_chat(served: Served, request: ChatRequest) -> AskedChat:
     """
     served.check_model(request.model)
     chat = await encoded(served, request)
-    constraint = await constrained(served, request, chat.opening.part)
+    constraint = await constrained(served, request, chat.opening.part, chat.opening.spelling)
     samplings = request.samplings(request.scores(), request.limit(), served.tokenizer, constraint)
     with blamed("messages"):
         return AskedChat(await served.encode(chat), chat.opening, samplings)

@@ -11,18 +11,21 @@ from flagrelease.engine.serve.requests.prompts import NamedTool
 from flagrelease.engine.serve.requests.protocol import ChatRequest, GenerationRequest
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
 from flagrelease.engine.serve.served import Served
+from flagrelease.model.spelling import OF_V4, Spelling
 from flagrelease.model.v4.encoded import Part
 
 _NONE: dict[str, Any] = {"type": "object", "properties": {}}  # a function without a schema has no parameters
 
 
-async def constrained(served: Served, request: GenerationRequest, part: Part) -> Constraint | None:
-    """The constraint of an answer that begins in `part`; None if it may be any text.
+async def constrained(
+    served: Served, request: GenerationRequest, part: Part, spelling: Spelling = OF_V4
+) -> Constraint | None:
+    """The constraint of an answer that begins in `part`, whose calls are spelt so; None if it may be any text.
 
     Raises:
         ParameterError: parameters contradict each other, or what they want cannot be enforced.
     """
-    found = _of_chat(request) if isinstance(request, ChatRequest) else request.form()
+    found = _of_chat(request, spelling) if isinstance(request, ChatRequest) else request.form()
     if found is None:
         return None
     param, wanted = found
@@ -35,20 +38,22 @@ async def constrained(served: Served, request: GenerationRequest, part: Part) ->
         return await served.constraints.compile(wanted, part)
 
 
-def _of_chat(request: ChatRequest) -> tuple[str, Wanted] | None:
+def _of_chat(request: ChatRequest, spelling: Spelling) -> tuple[str, Wanted] | None:
     """By `response_format` and the like, `tool_choice`, the tools that are strict, and `parallel_tool_calls`."""
     form, choice = request.form(), request.tool_choice
     required = choice == "required" or isinstance(choice, NamedTool)
     tools = [] if choice == "none" else _tools(request, required=required)
     if required:
-        return "tool_choice", Calls(tools, required=True, several=request.parallel_tool_calls and choice == "required")
+        several = request.parallel_tool_calls and choice == "required"
+        return "tool_choice", Calls(tools, required=True, several=several, spelling=spelling)
     strict = any(tool.parameters is not None for tool in tools)
     if not tools or (form is None and not strict and request.parallel_tool_calls):
         return form
     if form is not None and not isinstance(form[1], JsonAnswer):
         raise ParameterError(f"{form[0]} cannot be combined with tools", form[0])
     answer = None if form is None else cast(JsonAnswer, form[1])
-    calls = Calls(tools, required=False, several=request.parallel_tool_calls, answer=answer)
+    several = request.parallel_tool_calls
+    calls = Calls(tools, required=False, several=several, answer=answer, spelling=spelling)
     return ("tools" if form is None else form[0]), calls
 
 

@@ -30,11 +30,15 @@ _LONGEST_ENCODER = 1 << 20  # bytes that are read of it
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """`name`: as the revision's own encoder calls it, "none" without thinking. `preamble`: begins the prompt."""
+    """`name`: as the revision's own encoder calls it, "none" without thinking. `preamble`: begins the prompt.
+
+    `family` is the model_type of the models that it is for, whose encoding writes the prompt.
+    """
 
     name: str
     thinks: bool
     preamble: str = ""
+    family: str = "deepseek_v4"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from flagrelease.model.drafts import without_drafts
 from flagrelease.model.family import Family, SequenceCaches
 from flagrelease.model.v4.cache_size import longest_context, sequence_bytes, sequence_lengths
 from flagrelease.model.v4.config import ModelConfig, native_arguments, parse_config
+from flagrelease.model.v4.efforts import recognise
 from flagrelease.model.v4.inventory import inventory
 from flagrelease.model.v4.published import NAMES, published_names
 from flagrelease.model.v4.rounding import OF_RELEASE
@@ -36,5 +37,7 @@ V4 = Family[ModelConfig](
     repack_tile=(128, 128),
     attention={0: "sliding window", 4: "compressed by 4, indexed", 128: "compressed by 128"},
     caches=_caches,
-    chats=True,
+    efforts=recognise,
+    runs_drafts=True,
+    judged=True,
 )

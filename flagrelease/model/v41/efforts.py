@@ -16,6 +16,7 @@ from flagrelease.errors import UsageError
 from flagrelease.model.v4.efforts import Effort, Efforts, Mode
 
 LEAST, MOST = 1, 100
+FAMILY = "deepseek_v41"
 
 
 class _Table(BaseModel):
@@ -40,7 +41,7 @@ def effort_of(number: int) -> Effort:
     """
     if type(number) is not int or not LEAST <= number <= MOST:
         raise UsageError(f"effort {number!r}: DeepSeek-V4.1 takes a whole number from {LEAST} to {MOST}")
-    return Effort(str(number), thinks=True, preamble=_table().text.format(number=number))
+    return Effort(str(number), thinks=True, preamble=_table().text.format(number=number), family=FAMILY)
 
 
 def efforts_of(provider: str = "deepseek") -> Efforts:
@@ -53,4 +54,4 @@ def efforts_of(provider: str = "deepseek") -> Efforts:
     if provider not in providers:
         raise UsageError(f"efforts of {provider!r}: known are those of {', '.join(providers)}")
     known: dict[Mode, Effort] = {mode: effort_of(number) for mode, number in providers[provider].items()}
-    return Efforts("V4.1", "its family", {"chat": Effort("none", thinks=False), **known})
+    return Efforts("V4.1", "its family", {"chat": Effort("none", thinks=False, family=FAMILY), **known})

@@ -9,6 +9,7 @@ from flagrelease.model.v4.cache_size import sequence_lengths
 from flagrelease.model.v41.cache_size import longest_context, sequence_bytes
 from flagrelease.model.v41.config import V41Config, parse_config
 from flagrelease.model.v41.drafts import without_drafts
+from flagrelease.model.v41.efforts import efforts_of
 from flagrelease.model.v41.inventory import inventory
 from flagrelease.model.v41.native import native_arguments
 from flagrelease.model.v41.published import NAMES, published_names
@@ -29,7 +30,7 @@ V41 = Family[V41Config](
     published=published_names,
     names=NAMES,
     title="DeepSeek-V4.1",
-    mp_readers="DeepSeek's own program",
+    mp_readers="flagrelease's engine and DeepSeek's own program",
     # No stack is known that loads V4.1 from the other formats as flagrelease writes them.
     formats=frozenset({"native", "fp8", "fp8-e8m0", "bf16"}),
     reasons=reasons,
@@ -38,5 +39,7 @@ V41 = Family[V41Config](
     repack_tile=(32, 32),
     attention={0: "sliding window", 1: "shared keys of every token", 2: "shared keys of two tokens"},
     caches=_caches,
-    chats=False,
+    efforts=lambda *_: efforts_of(),
+    runs_drafts=False,
+    judged=False,
 )

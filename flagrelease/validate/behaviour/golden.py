@@ -14,7 +14,7 @@ from typing import Any
 
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import FlagReleaseError
-from flagrelease.model.v4.chat import encode_messages
+from flagrelease.model.chats import encode_messages
 from flagrelease.model.v4.efforts import Effort
 
 _INPUT = re.compile(r"test_input_(\d+)\.json")

@@ -9,7 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from flagrelease.model.v4.chat import Message, encode_messages
+from flagrelease.model.chats import encode_messages
+from flagrelease.model.turns import Message
 from flagrelease.model.v4.efforts import Effort
 from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import WISHES, BehaviourRules, Wish

@@ -12,7 +12,7 @@ from typing import Generic
 from typing_extensions import TypeVar
 
 from flagrelease.errors import UsageError
-from flagrelease.model.v4.chat import encode_messages
+from flagrelease.model.chats import encode_messages
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.model.v4.encoded import EncodedChat
 from flagrelease.records.rules import BenchmarkRules

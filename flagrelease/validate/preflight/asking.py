@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flagrelease.errors import NetworkError
-from flagrelease.model.v4.chat import encode_messages
+from flagrelease.model.chats import encode_messages
 from flagrelease.model.v4.efforts import Efforts
 from flagrelease.records.rules import PreflightRules
 from flagrelease.retry import Patience

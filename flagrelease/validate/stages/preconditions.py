@@ -13,7 +13,7 @@ from flagrelease.device import Device
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
-from flagrelease.model.families import read_config, require_chats
+from flagrelease.model.families import read_config, require_judged
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.records.rules import LogitsRules, LongContextRules, ValidationRules
@@ -84,7 +84,7 @@ def prepare(request: ValidationRequest) -> Prepared:
     if request.out.resolve().is_relative_to(request.release.folder.resolve()):
         raise UsageError(f"{request.out}: is inside the release, which holds only the files of its manifest")
     if request.until not in FILE_STAGES:
-        require_chats(request.release.folder)
+        require_judged(request.release.folder)
     baseline = None if request.baseline is None else BaselineFolder.open(request.baseline)
     device = _find_device(request)
     exams = read_exams(request.data, request.rules)

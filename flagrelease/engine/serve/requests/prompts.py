@@ -10,7 +10,8 @@ from pydantic import Discriminator, Field, Tag, WrapValidator
 from flagrelease.engine.serve.requests.conversation import ENCODED, ChatMessage, Tools
 from flagrelease.engine.serve.requests.fields import Typed, as_sent
 from flagrelease.engine.serve.requests.refusals import ParameterError, blamed
-from flagrelease.model.v4.chat import Message, encode_messages
+from flagrelease.model.chats import encode_messages
+from flagrelease.model.turns import Message
 from flagrelease.model.v4.efforts import Effort, Mode
 from flagrelease.model.v4.encoded import EncodedChat
 

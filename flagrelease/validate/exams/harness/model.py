@@ -17,7 +17,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from flagrelease.errors import UsageError, VerificationError
-from flagrelease.model.v4.chat import BOS, EOS, encode_messages
+from flagrelease.model.chats import encode_messages
+from flagrelease.model.turns import BOS, EOS
 from flagrelease.model.v4.efforts import Effort, Mode
 from flagrelease.validate.seeds import seed_of
 
