@@ -2,7 +2,8 @@
 
 The model names no implementation of its operators, so an observer can stand in for them: nothing in the engine knows of
 it, and a run without it costs nothing. A layer calls `hc_post` twice (behind attention, behind the feed-forward), a
-router's choice once, `topk_visible` once if it has an indexer; whatever else would come is an error here, not a gap.
+router's choice once, `topk_visible` (or `topk_candidates`) once if it has an indexer; whatever else would come is an
+error here, not a gap.
 
 Legend: P positions, M streams, H hidden, E experts, k experts a token, n entries an indexer chooses.
 """
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flagrelease.engine.kernels.operators import OPERATORS, Operators
+from flagrelease.engine.kernels.operators import OPERATORS, V41_OPERATORS, Operators
 from flagrelease.engine.loaded import AnyModel
 from flagrelease.records.rules import ReplayRules
 
@@ -44,14 +45,14 @@ class LayerObserver(Operators):
     def __init__(self, model: AnyModel, positions: Sequence[int]) -> None:
         """Stand in for the operators of `model`."""
         self.name = model.ops.name
-        for operator in OPERATORS:
+        for operator in (*OPERATORS, *V41_OPERATORS):
             setattr(self, operator, getattr(model.ops, operator))
         self._inner = model.ops
         self._layers = model.config.num_hidden_layers
         self._positions, self._wanted = tuple(positions), list[int]()
         self._count = 0
         self._parts: dict[str, list[Tensor]] = {}
-        for operator in ("hc_post", "route", "route_hashed", "topk_visible"):
+        for operator in ("hc_post", "route", "route_hashed", "route_modal", "topk_candidates", "topk_visible"):
             setattr(self, operator, getattr(self, f"_{operator}"))
         self.model = replace(model, ops=self)
 
@@ -93,15 +94,26 @@ class LayerObserver(Operators):
         self._see_route(scores, ids)
         return ids, weights
 
+    def _route_modal(
+        self, scores: Tensor, bias: Tensor, bias_vl: Tensor, image: Tensor | None, topk: int, route_scale: float
+    ) -> tuple[Tensor, Tensor]:
+        ids, weights = self._inner.route_modal(scores, bias, bias_vl, image, topk, route_scale)
+        self._see_route(scores + (bias if image is None else torch.where(image[:, None], bias_vl, bias)), ids)
+        return ids, weights
+
     def _topk_visible(self, scores: Tensor, visible: Tensor, k: int, offset: int = 0) -> Tensor:
-        chosen = self._inner.topk_visible(scores, visible, k, offset)
-        padded = torch.nn.functional.pad(chosen[0], (0, k - chosen.shape[-1]), value=-1)
-        self._see(self._layer, "entries", padded)
-        return chosen
+        return self._see_entries(self._inner.topk_visible(scores, visible, k, offset), k)
+
+    def _topk_candidates(self, scores: Tensor, visible: Tensor, k: int, blocks: Tensor, size: int) -> Tensor:
+        return self._see_entries(self._inner.topk_candidates(scores, visible, k, blocks, size), k)
 
     @property
     def _layer(self) -> int:
         return self._count // 2
+
+    def _see_entries(self, chosen: Tensor, k: int) -> Tensor:
+        self._see(self._layer, "entries", torch.nn.functional.pad(chosen[0], (0, k - chosen.shape[-1]), value=-1))
+        return chosen
 
     def _see_route(self, scores: Tensor, ids: Tensor) -> None:
         self._see(self._layer, "scores", scores)
