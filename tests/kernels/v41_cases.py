@@ -111,7 +111,7 @@ V41_CASES = [
     of("engram_rows", "codes", lambda: (*table(50, 256, E4M3), torch.randint(0, 50, (3, 7)), 0)),
     of("engram_rows", "codes of a rank", lambda: (*table(33, 96, E4M3), torch.randint(0, 99, (29,)), 41)),
     of("fp8_linear_32", "parts", lambda: (randn(1, 1100, dtype=BF16), *tiles(40, 1100), BF16)),
-    of("fp8_linear_32", "decoded once", lambda: (randn(512, 40, dtype=BF16), *tiles(33, 40), FP32)),
+    of("fp8_linear_32", "decoded once", lambda: (randn(512, 40, dtype=BF16), *tiles(33, 40), BF16)),
     of("hc_delayed", "parts", lambda: delayed(2, 3, 21)),
     of("shared_attention", "window alone", lambda: (lambda a: (*a[:2], None, *a[3:5], None, a[6]))(
         shared(1, 2, 5, 32, BF16))),
