@@ -20,7 +20,6 @@ from flagrelease.convert.sharing.job import Made, Refused, job_of, run_pickled
 from flagrelease.convert.sharing.merge import merge_parts
 from flagrelease.convert.sharing.shares import divide
 from flagrelease.errors import NetworkError
-from flagrelease.model.v4.synthetic import tiny_config, write_checkpoint
 from flagrelease.records.manifest import read_manifest
 from flagrelease.source.digests import stated_claims
 from flagrelease.source.hub.blocks import MEMORY_BYTES
@@ -31,14 +30,6 @@ from flagrelease.source.source import read_source
 HF = f"hf://{REPO}"
 STORE = "GET /store/.*"
 CUT = {"max_file_bytes": 1_500_000}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hub") / "checkpoint"
-    write_checkpoint(folder, tiny_config())
-    (folder / "LICENSE").write_text("MIT\n")
-    return folder
 
 
 @pytest.fixture(scope="module")
