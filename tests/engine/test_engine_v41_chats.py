@@ -59,7 +59,13 @@ def test_its_efforts_are_numbers(v41_release: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "more"), [("chat", {}), ("low", {"reasoning_effort": "low"}), ("max", {"reasoning_effort": "max"})]
+    ("mode", "more"),
+    [
+        ("chat", {}),
+        ("low", {"reasoning_effort": "low"}),
+        ("max", {"reasoning_effort": "max"}),
+        (60, {"extra_body": {"reasoning_effort": 60}}),
+    ],
 )
 def test_the_prompt_of_a_request_is_its_own(client: openai.OpenAI, served: Served, mode: Any, more: Any) -> None:
     answer = client.chat.completions.create(model=NAME, messages=TURNS, max_tokens=1, **more)  # type: ignore[arg-type]

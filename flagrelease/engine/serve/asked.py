@@ -48,7 +48,8 @@ async def encoded(served: Served, request: Conversation) -> EncodedChat:
     Raises:
         ParameterError: parameters contradict each other, or the encoding refuses a message.
     """
-    effort = served.efforts.of(request.mode(served.mode))
+    with blamed("reasoning_effort"):
+        effort = served.efforts.of(request.mode(served.mode))
     return request.encoded(effort) if is_short(request) else await aside(lambda: request.encoded(effort))
 
 

@@ -7,7 +7,7 @@ revision has to be known before a prompt is written. `recognise` finds it out fr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -43,23 +43,35 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Efforts:
-    """The efforts of one revision. `known_by` says in words how the revision was recognised."""
+    """The efforts of one revision.
+
+    Attributes:
+        revision: its name.
+        known_by: how it was recognised, in words.
+        by_mode: what the names mean.
+        numbered: the effort of a number, for a model that takes numbers.
+    """
 
     revision: str
     known_by: str
     by_mode: Mapping[Mode, Effort]
+    numbered: Callable[[int], Effort] | None = None
 
     @property
     def said(self) -> str:
         """For the user: which revision it is, and what told it."""
         return f"efforts of the {self.revision} revision, told by {self.known_by}"
 
-    def of(self, mode: Mode) -> Effort:
-        """The effort that `mode` asks for.
+    def of(self, mode: Mode | int) -> Effort:
+        """The effort that `mode` asks for, by its name or as a number.
 
         Raises:
-            UsageError: there is no such mode.
+            UsageError: there is no such mode, or this model takes no numbers.
         """
+        if isinstance(mode, int):
+            if self.numbered is None:
+                raise UsageError(f"reasoning_effort {mode}: this model has names for its efforts, no numbers")
+            return self.numbered(mode)
         if mode not in self.by_mode:
             raise UsageError(f"chat mode {mode!r}: known are {', '.join(self.by_mode)}")
         return self.by_mode[mode]

@@ -54,4 +54,4 @@ def efforts_of(provider: str = "deepseek") -> Efforts:
     if provider not in providers:
         raise UsageError(f"efforts of {provider!r}: known are those of {', '.join(providers)}")
     known: dict[Mode, Effort] = {mode: effort_of(number) for mode, number in providers[provider].items()}
-    return Efforts("V4.1", "its family", {"chat": Effort("none", thinks=False, family=FAMILY), **known})
+    return Efforts("V4.1", "its family", {"chat": Effort("none", thinks=False, family=FAMILY), **known}, effort_of)

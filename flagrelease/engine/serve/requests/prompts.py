@@ -87,6 +87,13 @@ ToolChoice = Annotated[
 ]
 
 
+AskedEffort = Annotated[
+    Annotated[Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"], Tag("word")]
+    | Annotated[int, Field(ge=1, le=100), Tag("number")],
+    Discriminator(lambda value: "number" if type(value) is int else "word"),
+]
+
+
 class Conversation(Typed):
     """Messages, the tools that the model may call, and how it thinks."""
 
@@ -94,7 +101,7 @@ class Conversation(Typed):
     tools: Annotated[Tools, WrapValidator(as_sent)] = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     thinking: Thinking | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: AskedEffort | None = None
     continue_final_message: bool = False
     add_generation_prompt: bool | None = None
 
@@ -158,7 +165,7 @@ class Conversation(Typed):
         choice = self.tool_choice
         return not isinstance(choice, NamedTool) or bool(tool["function"]["name"] == choice.function.name)
 
-    def mode(self, default: Mode) -> Mode:
+    def mode(self, default: Mode) -> Mode | int:
         """What `thinking` and `reasoning_effort` ask for; where they leave it open, what the server does by default.
 
         A request that only switches thinking on gets the server's effort, if the server's chats think, else the
