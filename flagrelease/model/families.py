@@ -58,27 +58,6 @@ def read_config_bytes(content: bytes, path: PurePath) -> tuple[FamilyConfig, dic
     return parse_config(raw, path), raw
 
 
-def require_judged(folder: Path) -> None:
-    """Refuse a model that validation does not know, before anything is asked, loaded or published of it.
-
-    A config.json that cannot be read is refused by whoever needs it.
-
-    Raises:
-        CheckpointError: with the reason.
-    """
-    path = folder / "config.json"
-    try:
-        config, _ = read_config(path)
-    except CheckpointError:
-        return
-    family = family_of(config)
-    if not family.judged:
-        raise CheckpointError(
-            f"{path}: {family.title} is not validated yet: validation does not know the layers of its pass. Such a "
-            f"model is converted, verified, run and served, and neither judged nor published"
-        )
-
-
 def family_named(name: str) -> Family[Any] | None:
     """The family that publishes a model called `name`."""
     return next((family for family in FAMILIES.values() if name in family.names), None)

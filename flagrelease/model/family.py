@@ -59,7 +59,6 @@ class Family(Generic[C]):
         efforts: what a checkpoint or release of it makes of the efforts that requests name, from its folder, its config
             and the names that it goes by. Each effort says whose encoding writes the chat (`model/chats.py`).
         runs_drafts: whether the bundled engine runs its draft stages.
-        judged: whether validation knows the layers of its pass.
     """
 
     model_type: str
@@ -80,4 +79,3 @@ class Family(Generic[C]):
     caches: Callable[[C, ReleaseFormatName], SequenceCaches]
     efforts: Callable[[Path, C, Sequence[str]], Efforts]
     runs_drafts: bool
-    judged: bool

@@ -11,7 +11,7 @@ from typing import Any
 from flagrelease.chips.launch import cards_for
 from flagrelease.chips.table import CardProduct, Chip
 from flagrelease.errors import VerificationError
-from flagrelease.model.families import family_of_document, require_judged
+from flagrelease.model.families import family_of_document
 from flagrelease.model.family import Family
 from flagrelease.publish.hubs.registry import find_licence
 from flagrelease.records.attachment import require_recipe
@@ -139,7 +139,6 @@ def read_records(
         recipe: attached to a release that was converted without one; it must give the same bytes.
 
     Raises:
-        CheckpointError: the release is of a family that validation does not know.
         UsageError: no recipe, or it gives this chip something else.
         VerificationError: no manifest, a file of it is missing or has another size, no passing report (and
             `allow_unvalidated` is false), one that did not compare the weights with their source (and
@@ -147,7 +146,6 @@ def read_records(
     """
     content = read_manifest_bytes(release)
     manifest = parse_manifest(content, str(release / MANIFEST_NAME))
-    require_judged(release)
     followed = require_recipe(manifest, chip.id, recipe)
     licence = find_licence(followed.source.license)
     if report is None and not allow_unvalidated:

@@ -39,5 +39,4 @@ V4 = Family[ModelConfig](
     caches=_caches,
     efforts=recognise,
     runs_drafts=True,
-    judged=True,
 )

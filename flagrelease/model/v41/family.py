@@ -41,5 +41,4 @@ V41 = Family[V41Config](
     caches=_caches,
     efforts=lambda *_: efforts_of(),
     runs_drafts=False,
-    judged=False,
 )

@@ -13,7 +13,7 @@ from flagrelease.device import Device
 from flagrelease.engine.efforts import read_efforts
 from flagrelease.errors import UsageError, VerificationError
 from flagrelease.extras import require_extra
-from flagrelease.model.families import read_config, require_judged
+from flagrelease.model.families import read_config
 from flagrelease.ranks.job import is_leader
 from flagrelease.records.manifest import MANIFEST_NAME
 from flagrelease.records.rules import LogitsRules, LongContextRules, ValidationRules
@@ -75,7 +75,6 @@ def prepare(request: ValidationRequest) -> Prepared:
     """Read everything that the stages compare with, and refuse what one of them would refuse. No model is loaded.
 
     Raises:
-        CheckpointError: the release is of a family that the bundled engine does not run.
         VerificationError: the baseline's logits or answers cannot be compared with the release, or are damaged.
         UsageError: a file of questions is missing or malformed, no baseline in that folder, a device of another kind
             than the rules count, a sandbox that is none, or `out` is inside the release.
@@ -83,8 +82,6 @@ def prepare(request: ValidationRequest) -> Prepared:
     """
     if request.out.resolve().is_relative_to(request.release.folder.resolve()):
         raise UsageError(f"{request.out}: is inside the release, which holds only the files of its manifest")
-    if request.until not in FILE_STAGES:
-        require_judged(request.release.folder)
     baseline = None if request.baseline is None else BaselineFolder.open(request.baseline)
     device = _find_device(request)
     exams = read_exams(request.data, request.rules)
