@@ -48,7 +48,7 @@ def test_the_previews_stage(flash: Records) -> None:
 
 
 def test_dsparks_stages_and_the_size_of_their_blocks(flash: Records, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"dspark_block_size": 7}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v4", "dspark_block_size": 7}))
     held = replace(with_tensors(flash, *DSPARK), release=tmp_path)
     assert held_drafts(held) == HeldDrafts("dspark", 3, 7)
     assert drafts_row(held, "proved").cells == ("draft stages", "DSpark: 3 stages, which draft blocks of 7 tokens")
