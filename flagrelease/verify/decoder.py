@@ -8,10 +8,10 @@ A weight decodes to code value times scale, rounded once to the nearest BF16, ti
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import numpy.typing as npt
+
+from flagrelease.once import once
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
@@ -160,7 +160,7 @@ def repacked_codes(packed: U8, codes: U8, tiles: U8, block: tuple[int, int]) -> 
 _LOWEST_SHIFT = -13  # from here down 6 * 2^shift is under half of the smallest E4M3, 2^-9: every code becomes zero
 
 
-@cache
+@once
 def _shift_tables() -> tuple[U16, U8]:
     """For every shift and packed byte: the two nearest E4M3 codes as one uint16, and how many of them are inexact."""
     shifts = range(_LOWEST_SHIFT, 7)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from flagrelease.formats.formats import Format
+from flagrelease.once import once
 from flagrelease.verify.decoder import (
     E8M0_NAN,
     F64,
@@ -127,7 +127,7 @@ class GroupCodes(Expectation):
         return "is not the E4M3 code of the source's FP4"
 
 
-@cache
+@once
 def _e4m3_pairs() -> npt.NDArray[np.uint16]:
     """For each byte of FP4 the two E4M3 codes of its values, the low nibble's first; E4M3 holds all eight exactly."""
     codes = [nearest_e4m3(e2m1_value(code & 7)) | (code & 8) << 4 for code in range(16)]

@@ -6,8 +6,6 @@ has one scale for 128 x 128 elements, so its codes stay and its exponent is repe
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,11 +13,12 @@ from flagrelease.convert.codecs.decoder import U8
 from flagrelease.convert.codecs.fp4 import FP4_DECODER
 from flagrelease.convert.codecs.repack import fp8_tables
 from flagrelease.convert.codecs.tables import Tables
+from flagrelease.once import once
 
 GROUP = 32
 
 
-@cache
+@once
 def fp4_as_e4m3() -> Tables:
     """One table, for index 0: the E4M3 codes of the two numbers that a byte of FP4 holds."""
     return fp8_tables(FP4_DECODER, np.ones(1))

@@ -12,10 +12,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 from llvmlite import binding, ir
+
+from flagrelease.once import once
 
 _TABLE_ENTRIES = 256
 _I64 = ir.IntType(64)
@@ -25,7 +26,7 @@ _C_TYPES = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, 
 Loop = Callable[..., int]
 
 
-@cache
+@once
 def compiled(index_bits: int, entry_bits: int, block_columns: int | None, summing: bool) -> Loop:
     """A loop over a matrix of codes. Calling it releases the interpreter lock.
 

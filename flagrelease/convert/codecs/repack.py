@@ -7,8 +7,6 @@ the largest old one of the tile over 2^6, since 6 * 2^6 = 384 <= 448. An old sca
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +15,7 @@ from flagrelease.convert.codecs.fp4 import FP4_DECODER
 from flagrelease.convert.codecs.fp8 import FP8_DECODER
 from flagrelease.convert.codecs.quantise import encode_values
 from flagrelease.convert.codecs.tables import Tables, count_inexact, pack
+from flagrelease.once import once
 
 _REPACK_HEADROOM = 6
 _REPACK_DEEPEST = 20
@@ -29,7 +28,7 @@ def fp8_tables(decoder: Decoder, ratios: F64) -> Tables:
     return Tables(pack(codes), count_inexact(exact, FP8_DECODER.values[codes, 0]))
 
 
-@cache
+@once
 def repack_tables() -> Tables:
     """FP4 to FP8 tables for `repack_scales` indices: row d multiplies by 2^(6-d)."""
     return fp8_tables(FP4_DECODER, np.ldexp(1.0, _REPACK_HEADROOM - np.arange(_REPACK_DEEPEST + 1)))

@@ -12,7 +12,6 @@ the same on every machine and with any number of workers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from flagrelease.convert.codecs.quantise import encode_values
 from flagrelease.convert.codecs.row_loops import E4M3_LARGEST, HIGHEST, INT8_LARGEST, LOWEST, RULES, quantise
 from flagrelease.convert.codecs.tables import Tables, count_inexact, pack
 from flagrelease.formats.formats import FP8_CHANNEL, INT8, Format
+from flagrelease.once import once
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def int8_values() -> F64:
     return np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float64)
 
 
-@cache
+@once
 def _tables(decoder: Decoder, to: Format) -> Tables:
     """Codes of every byte times 2^d, d from LOWEST to HIGHEST."""
     assert to in (INT8, FP8_CHANNEL)
@@ -127,7 +127,7 @@ def _tables(decoder: Decoder, to: Format) -> Tables:
     return Tables(pack(codes), count_inexact(exact, FP8_DECODER.values[codes, 0]))
 
 
-@cache
+@once
 def _order(decoder: Decoder) -> U8:
     """For each byte the code of its largest magnitude: codes without their sign are ordered as their values are."""
     codes = np.arange(256, dtype=np.uint8)
@@ -136,7 +136,7 @@ def _order(decoder: Decoder) -> U8:
     return np.asarray(np.maximum(codes & 7, codes >> 4 & 7))
 
 
-@cache
+@once
 def _squares(to: Format) -> tuple[NDArray[np.int64], int]:
     """The square of each code as an integer, and the exponent of its unit before squaring."""
     values, unit = (int8_values(), 0) if to is INT8 else (np.nan_to_num(FP8_DECODER.values[:, 0]), -9)

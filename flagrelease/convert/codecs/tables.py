@@ -8,7 +8,6 @@ a byte in a table chosen by block (`flagrelease.convert.codecs.lookup`). All rou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from flagrelease.convert.codecs.decoder import F64, U8, Decoder
 from flagrelease.convert.codecs.scales import e8m0_values
+from flagrelease.once import once
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def bf16_tables(decoder: Decoder, scales: F64) -> Tables:
     return Tables(pack(bits), count_inexact(exact, rounded))
 
 
-@cache
+@once
 def e8m0_tables(decoder: Decoder) -> Tables:
     """`bf16_tables` for all 256 E8M0 codes, so that a stored scale code is its own table index."""
     return bf16_tables(decoder, e8m0_values())
