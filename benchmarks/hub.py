@@ -56,14 +56,14 @@ class OnDisk:
             return file.read(part.stop - part.start)
 
 
-class Slow(StoredElsewhere):
+class Slow(StoredElsewhere):  # type: ignore[misc]  # the tests are not typed strictly
     """Hub and store wait before every reply, and count bytes."""
 
     def __init__(self, cas: Path, wait: float) -> None:
         super().__init__(cas)
         self.wait, self.sent = wait, 0
         for server in (self, self.store):
-            server._serve = self._slow(server._serve)  # type: ignore[method-assign]
+            server._serve = self._slow(server._serve)
 
     def _slow(self, serve: Any) -> Any:
         def waiting(handler: Any) -> None:
@@ -86,7 +86,7 @@ def fill(hub: Slow, folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".safetensors":
             digest = hashlib.sha256(name.encode()).hexdigest()
-            held.blobs[digest] = OnDisk(path)  # type: ignore[assignment]
+            held.blobs[digest] = OnDisk(path)
             tree[name] = lfs(path.stat().st_size, digest)
         else:
             tree[name] = regular(path.read_bytes())
