@@ -4,7 +4,7 @@
 # In a kernel of Triton 3.6 `-x` is 0 - x, which of 0.0 makes 0.0; in Triton 3.9 it changes the sign, as IEEE 754, torch and
 # Python do, so that -0.0 comes out. The same kernel therefore stores other bytes under both. Seen where codes of E4M3 are
 # decoded by `tl.where(code >= 128, -value, value)`: code 128 stands for -0.0, and became 0.0 on a GPU with Triton 3.6 alone.
-# Shown in the interpreter, which a machine without a GPU has; both lower `-x` in the same place for GPUs.
+# Shown in the interpreter, which a machine without a GPU has.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

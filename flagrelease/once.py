@@ -1,7 +1,7 @@
 """`once`: results that threads share, each made by the first that asks while the others wait for it.
 
 `functools.cache` makes a result in every thread that asks before the first has it. Sixteen workers begin together, so
-each compiled the loops and computed the tables for itself: a second of processors where 0.1 would do.
+each compiled the loops and computed the tables for itself.
 """
 
 from __future__ import annotations

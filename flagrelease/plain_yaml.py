@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-# The chips and stacks take 0.2 s of a core with the loader in Python, and a tenth of it with the one in C.
-_LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 
 def parse_yaml(text: str | bytes) -> Any:
     """The document. What users write is not read here: errors name lines as the parser in Python does."""
-    return yaml.load(text, Loader=_LOADER)
+    import yaml
+
+    # The chips and stacks take 0.2 s of a core with the loader in Python, and a tenth of it with the one in C.
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

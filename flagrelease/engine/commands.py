@@ -219,9 +219,8 @@ def serve(
     key = serving_key(host, api_key_env) if leads() else None
     if leads():
         check_origins(origins, key)
-        read_efforts(
-            release
-        )  # the session reads both again: what is wrong with them is said before the model is loaded
+        # The session reads both again: what is wrong with them is said before the model is loaded.
+        read_efforts(release)
         Tokenizer(release)
     count = choose_ranks(ranks, cut_for(release), device)
     sockets = bind(host, port) if leads() else []

@@ -79,7 +79,7 @@ SpeculateOption = Annotated[
         "--speculate",
         metavar="auto|off|N",
         help="Let the release's draft stages guess tokens ahead: the same text, sooner. N: at most so many in a step. "
-        "auto: as many as they make, while it pays.",
+        "auto: as many as they make, while it pays. off: the stages are not loaded.",
     ),
 ]
 RowsOption = Annotated[int, typer.Option("--batch", min=1, help="Sequences at once.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from flagrelease.accelerator import NEEDED_TO_RECORD
 from flagrelease.device import Device
 from flagrelease.engine.decode.stepper import describe_steps
 from flagrelease.engine.kernels.operators import Operators
+from flagrelease.engine.v4.model import Model
+from flagrelease.engine.v41.model import V41Model
 
 
 def model(
@@ -22,16 +25,17 @@ def model(
     exchange: object = None,
     no_exchange: str = "",
     experts: tuple[tuple[str, bool], ...] = (("fp4", True),),
-) -> SimpleNamespace:
+) -> Model:
     """As far as it is asked. `experts`: of each layer, the format, and whether the fast kernels read them."""
     ops = type("Fused", (Operators,), {"name": "fused", "captured": captured})()
     blocks = [
         SimpleNamespace(ffn=SimpleNamespace(experts=SimpleNamespace(format=fmt, arranged=arranged)))
         for fmt, arranged in experts
     ]
-    return SimpleNamespace(
-        groups=SimpleNamespace(mp=mp, exchange=exchange, no_exchange=no_exchange), device=device, ops=ops, blocks=blocks
-    )
+    built: Any = Model.__new__(Model)
+    built.groups = SimpleNamespace(mp=mp, exchange=exchange, no_exchange=no_exchange)
+    built.device, built.ops, built.blocks = device, ops, blocks
+    return cast(Model, built)
 
 
 @pytest.fixture
@@ -55,6 +59,12 @@ def test_experts_that_the_fast_kernels_do_not_read_are_told(card: Device) -> Non
     layers = (("fp4", True), ("fp4", False), ("plain", False), ("fp4", False))
     said = describe_steps(model(card, experts=layers))
     assert said == "captured: CUDAGraph; FP4 experts of 2 layers by slower kernels (docs/engine-internals.md)"
+
+
+def test_steps_of_v41_are_told_to_be_plain(card: Device) -> None:
+    built: Any = V41Model.__new__(V41Model)
+    built.device = card
+    assert describe_steps(built) == "eager: steps of DeepSeek-V4.1 are not captured"
 
 
 def test_eager_for_a_reason(card: Device, monkeypatch: pytest.MonkeyPatch) -> None:

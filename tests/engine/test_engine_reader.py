@@ -17,7 +17,7 @@ from flagrelease import engine
 from flagrelease.bench.dimensions import dimensions
 from flagrelease.bench.synthetic import random_model
 from flagrelease.device import open_device
-from flagrelease.engine.batch import runner as runner_module
+from flagrelease.engine.batch import reader as batch_reader
 from flagrelease.engine.batch.runner import Runner
 from flagrelease.engine.batch.scheduler import Scheduler, generate_each
 from flagrelease.engine.batch.sequence import Generated
@@ -195,7 +195,7 @@ def test_texts_are_those_of_plain_passes(
     requests += [(beginning, Sampling(temperature=0, max_tokens=2, prompt_logprobs=1))]
 
     def answers(*, fixed: bool) -> tuple[list[Generated], int]:
-        monkeypatch.setattr(runner_module, "passes_are_captured", lambda _: fixed)
+        monkeypatch.setattr(batch_reader, "passes_are_captured", lambda _: fixed)
         scheduler = Scheduler(Runner(model, 3, CONTEXT, speculate=speculate), Tokenizer(tmp_path))
         return [each for _, each in sorted(generate_each(scheduler, requests))], scheduler.totals.cached
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -17,6 +18,7 @@ def test_threads_that_ask_together_share_one_result() -> None:
     @once
     def slow(number: int) -> list[int]:
         made.append(number)
+        time.sleep(0.05)  # so that others ask meanwhile
         return [number]
 
     def ask(number: int) -> list[int]:

@@ -7,6 +7,7 @@ one part.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from flagrelease.durable.files import refused
 from flagrelease.durable.folder import WorkFolder
 from flagrelease.errors import ResourceError
 from flagrelease.records.manifest import MANIFEST_NAME, CheckedFileRecord
+from flagrelease.shard.files import CheckpointFiles
 
 DONE_NAME, PROGRESS_NAME = "done.json", "progress"
 # In OUT/parts/ while an engine makes the parts: who shares them out, and the lock that nobody else does.
@@ -39,6 +41,8 @@ class Done(BaseModel):
         checkpoint: digest of the source's identity.
         plans: digest of each release's plan, by the release's folder.
         checked: files of the source that this part compared with a stated digest.
+        listing: digest of what a hub's listing states of the tensor files; None for a folder. A tag or a branch can be
+            moved between two parts, and what neither the identity samples nor this part compares would not be seen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +53,7 @@ class Done(BaseModel):
     checkpoint: str
     plans: dict[str, str]
     checked: tuple[CheckedFileRecord, ...]
+    listing: str | None = None
 
 
 def done_record(plan: Plan, share: Share, checked: Iterable[CheckedFileRecord]) -> Done:
@@ -59,7 +64,15 @@ def done_record(plan: Plan, share: Share, checked: Iterable[CheckedFileRecord]) 
         checkpoint=plan.source.identity.digest,
         plans={release.target.folder: release.digest_without_source for release in plan.releases},
         checked=tuple(checked),
+        listing=_listing_digest(plan.source.files),
     )
+
+
+def _listing_digest(files: CheckpointFiles) -> str | None:
+    if files.hub is None:
+        return None
+    stamps = ((name, files.stamp(name)) for name in files.names() if name.endswith(".safetensors"))
+    return hashlib.sha256("".join(f"{name}\0{stamp}\n" for name, stamp in stamps).encode()).hexdigest()
 
 
 def read_done(folder: Path) -> Done | None:
@@ -85,13 +98,14 @@ def require_same(found: Done, expected: Done, where: Path) -> None:
     """Refuse the record of a part of something else.
 
     Raises:
-        ResourceError: by what differs: version of flagrelease, checkpoint, plan or part.
+        ResourceError: by what differs: version of flagrelease, checkpoint, the hub's listing, plan or part.
     """
     differs = [
         f"{name} ({was} there, {now} here)"
         for name, was, now in (
             ("another version of flagrelease", found.tool, expected.tool),
             ("another checkpoint", found.checkpoint[:16], expected.checkpoint[:16]),
+            ("other files on the hub", str(found.listing)[:16], str(expected.listing)[:16]),
             ("another part", found.part, expected.part),
         )
         if was != now

@@ -9,11 +9,11 @@ from functools import cache
 from importlib import resources
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from flagrelease.errors import UsageError
 from flagrelease.model.v4.efforts import Effort, Efforts, Mode
+from flagrelease.plain_yaml import parse_yaml
 
 LEAST, MOST = 1, 100
 FAMILY = "deepseek_v41"
@@ -29,7 +29,7 @@ class _Table(BaseModel):
 @cache
 def _table() -> _Table:
     return _Table.model_validate(
-        yaml.safe_load(resources.files("flagrelease.model.v41").joinpath("efforts.yaml").read_bytes())
+        parse_yaml(resources.files("flagrelease.model.v41").joinpath("efforts.yaml").read_bytes())
     )
 
 

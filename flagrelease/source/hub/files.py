@@ -285,7 +285,7 @@ def open_hub_files(address: Address) -> HubFiles:
     """The checkpoint at `address`: its revision becomes a commit where the hub has them, and its files are listed.
 
     Raises:
-        CheckpointError: there is no such repository or revision, or it needs a token.
+        CheckpointError: there is no such repository or revision, it needs a token, or a tensor file has no digest.
         ResourceError: the hub's client is not installed.
         NetworkError: the hub refuses, or does not answer.
     """
@@ -295,4 +295,8 @@ def open_hub_files(address: Address) -> HubFiles:
     except VerificationError as error:
         raise CheckpointError(f"{address.hub.scheme}://{error}") from error
     listed = {file.path: file for file in client.list_files(address.repo, revision)}
-    return HubFiles(address.hub, address.repo, revision, listed)
+    files = HubFiles(address.hub, address.repo, revision, listed)
+    for name in files.names():
+        if name.endswith(".safetensors") and name not in files.stated:
+            raise CheckpointError(f"{files.root / name}: the hub's listing states no digest of it to compare it with")
+    return files

@@ -12,7 +12,7 @@ from endpoint_standin import Answer, Standin, completion
 from small_tokenizer import write_tokenizer
 
 from flagrelease.engine.text import Tokenizer
-from flagrelease.model.v4 import chat
+from flagrelease.model import turns
 from flagrelease.model.v4.efforts import Efforts, efforts_of
 from flagrelease.records.rules import PreflightRules
 from flagrelease.validate.endpoint.address import Endpoint
@@ -73,7 +73,7 @@ def test_a_server_with_another_chat_encoding_is_caught(
     folder: Path, good: PreflightReplies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a template that writes the begin token, before a tokenizer that adds it."""
-    monkeypatch.setattr(chat, "BOS", 2 * chat.BOS)
+    monkeypatch.setattr(turns, "BOS", 2 * turns.BOS)
     doubled = asked(folder)
     pairs = zip(good.prompts, doubled.prompts, strict=True)
     served = tuple(replace(right, reply=wrong.reply) for right, wrong in pairs)

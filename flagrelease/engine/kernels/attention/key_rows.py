@@ -26,7 +26,7 @@ from flagrelease.model.v4.cache_size import index_key_row_bytes, key_row_bytes
 # BF16's exponent and mantissa, are its value times 2^-120, subnormal ones included. Where the scale is zero, as it is
 # of the rotated columns alone, the numbers are put together of their low and high bytes. Each of the four asks its own
 # scale, for as operands of the matrix unit they lie in several rows, of which some may not be there: m is all ones
-# under a scale, as 0x7F80 added to any but zero reaches the half's top bit, which prmt copies to all others.
+# under a scale, as 0x7F80 added to any normal number reaches the half's top bit, which prmt copies to all others.
 _PTX_E4M3 = tl.constexpr(
     "{ .reg .b32 t, a, c, m; mov.b32 c, 0x7B807B80;"
     + "".join(
